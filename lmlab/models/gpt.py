@@ -1,0 +1,108 @@
+"""The mini-GPT: a transformer that reads the text so far and scores every next token.
+
+Letters in shapes: B sequences in a batch, T tokens in a sequence (time), C numbers that stand for
+a token (channels, `n_embd`), H attention heads (`n_head`), V tokens in the vocabulary.
+
+The architecture is GPT-2's (Radford et al. 2019, "Language Models are Unsupervised Multitask
+Learners"): the transformer decoder of Vaswani et al. 2017 with the norm before each sublayer.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lmlab.config import GPTConfig
+
+
+class CausalSelfAttention(nn.Module):
+    """Each token gathers what it needs from itself and the tokens before it, never from later ones.
+
+    A token sends out a query; every token so far answers with a key; where the two agree, that
+    token's value flows over. Each head does this in a slice of the channels, for a purpose of its own.
+    """
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.n_head = config.n_head
+        self.dropout = config.dropout
+        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, T, C = x.shape
+        q, k, v = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (B, H, T, C/H)
+        # softmax(q k^T / sqrt(C/H)) v, with the scores of later tokens set to -inf
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=self.dropout if self.training else 0.0)
+        y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side
+        return F.dropout(self.proj(y), self.dropout, self.training)  # (B, T, C)
+
+
+class MLP(nn.Module):
+    """What each token makes of what it gathered: widen, bend, narrow, one token at a time."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.dropout = config.dropout
+        self.widen = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.gelu(self.widen(x))  # (B, T, 4C)
+        return F.dropout(self.proj(x), self.dropout, self.training)  # (B, T, C)
+
+
+class Block(nn.Module):
+    """Attention, then MLP. Each reads a normalised copy of x and adds its answer to x (the residual),
+
+    so gradients have a straight way down, and depth adds refinements, not rewrites.
+    """
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.norm_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.attention = CausalSelfAttention(config)
+        self.norm_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norm_1(x))
+        x = x + self.mlp(self.norm_2(x))
+        return x  # (B, T, C)
+
+
+class GPT(nn.Module):
+    """Embeddings, `n_layer` blocks, and a head that turns each token's channels into scores."""
+
+    def __init__(self, config: GPTConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.dropout = config.dropout
+        self.token_embedding = nn.Embedding(vocab_size, config.n_embd)
+        self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.norm = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.head = nn.Linear(config.n_embd, vocab_size, bias=False)
+        self.head.weight = self.token_embedding.weight  # tied: what a token means, read both ways (Press and Wolf 2017)
+        self.apply(init_weights)
+        for name, weight in self.named_parameters():
+            if name.endswith("proj.weight"):  # 2 * n_layer answers add up in x: keep the sum's spread at one's
+                nn.init.normal_(weight, std=0.02 / math.sqrt(2 * config.n_layer))
+
+    def forward(self, idx: Tensor) -> Tensor:
+        positions = torch.arange(idx.shape[1], device=idx.device)  # (T,), T at most block_size
+        x = self.token_embedding(idx) + self.position_embedding(positions)  # (B, T, C) + (T, C)
+        x = F.dropout(x, self.dropout, self.training)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x))  # (B, T, V)
+
+
+def init_weights(module: nn.Module) -> None:
+    """GPT-2's: small random weights, so that at first every token is about equally likely."""
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)

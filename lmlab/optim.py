@@ -1,0 +1,48 @@
+"""From gradients to weights: the optimizers, and the learning rate as a function of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from lmlab.config import AdamWConfig, RunConfig, SGDConfig
+
+
+def sgd(groups: list[dict], config: SGDConfig) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+
+
+def adamw(groups: list[dict], config: AdamWConfig) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
+
+
+OPTIMIZERS: dict[type, Callable[..., torch.optim.Optimizer]] = {SGDConfig: sgd, AdamWConfig: adamw}
+
+
+def build_optimizer(model: nn.Module, config: SGDConfig | AdamWConfig) -> torch.optim.Optimizer:
+    """Weight decay pulls on matrices and embeddings only, not on gains and biases (Brown et al. 2020)."""
+    weights = list(model.parameters())
+    groups = [
+        {"params": [w for w in weights if w.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [w for w in weights if w.dim() < 2], "weight_decay": 0.0},
+    ]
+    return OPTIMIZERS[type(config)]([group for group in groups if group["params"]], config)
+
+
+def learning_rate(step: int, lr: float, run: RunConfig) -> float:
+    """The rate of update `step`, counted from 0.
+
+    Linear warm-up to `lr`; then constant, or half a cosine down to `min_lr` at `decay_steps`
+    (Loshchilov and Hutter 2017, one cycle), where it stays.
+    """
+    if step < run.warmup_steps:
+        return lr * (step + 1) / (run.warmup_steps + 1)
+    if run.schedule == "constant":
+        return lr
+    if step >= run.decay_steps:
+        return run.min_lr
+    done = (step - run.warmup_steps) / (run.decay_steps - run.warmup_steps)
+    return run.min_lr + (lr - run.min_lr) * (1 + math.cos(math.pi * done)) / 2
