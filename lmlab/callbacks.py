@@ -1,6 +1,4 @@
-"""What happens beside training: losses are noted, the model is evaluated, checkpoints are kept."""
-
-from __future__ import annotations
+"""What happens beside training: losses are noted, the model is evaluated and sampled, checkpoints are kept."""
 
 import math
 import time
@@ -10,53 +8,47 @@ import torch
 from pytorch_lightning import Callback, Trainer
 from torch.utils.tensorboard import SummaryWriter
 
-from lmlab import generate, pictures
+from lmlab import evaluate, generate, pictures
 from lmlab.data import CharDataModule
-from lmlab.evaluate import log_probs, metrics
-from lmlab.module import LanguageModule
 from lmlab.models.bigram import Bigram
+from lmlab.module import LanguageModule
 from lmlab.runs import RunDirectory
-from lmlab.terminal import Terminal, one_line
+from lmlab.terminal import Terminal
 
-SAMPLE_TOKENS = 100  # drawn at every evaluation
+SAMPLE_TOKENS = 100  # at each evaluation
 
 
 class Recorder(Callback):
-    """Writes everything measured to history.jsonl, metrics.json, TensorBoard and the terminal."""
+    """Takes all that is measured to history.jsonl, metrics.json, TensorBoard and the terminal."""
 
     def __init__(self, run: RunDirectory, data: CharDataModule, terminal: Terminal) -> None:
         self.run, self.data, self.terminal, self.config = run, data, terminal, data.config
-        self.tokens_per_step = math.prod(
-            (self.config.run.batch_size, self.config.run.grad_accumulation, self.config.model.block_size)
-        )
-        self.step = 0
-        self.train_seconds = 0.0
-        self.train_loss = math.nan
-        self.best = math.inf
-        self.diverged: int | None = None
+        keys = self.config.run
+        self.tokens_per_step = keys.batch_size * keys.grad_accumulation * self.config.model.block_size
+        self.step, self.train_seconds, self.train_loss = 0, 0.0, math.nan
+        self.best, self.diverged = math.inf, False
 
     def on_train_start(self, trainer: Trainer, module: LanguageModule) -> None:
         self.board = SummaryWriter(self.run.path, purge_step=0)
-        rows = "\n".join(f"|{key}|{value}|" for key, value in self.config.flat().items())
+        rows = "".join(f"|{key}|{value}|\n" for key, value in self.config.flat().items())
         self.board.add_text("config", f"|key|value|\n|-|-|\n{rows}", 0)
-        self.terminal.progress.start()
+        self.terminal.bar.start()
         self.evaluate(trainer, module)
         self.clock = time.perf_counter()
 
     def on_train_batch_end(self, trainer: Trainer, module: LanguageModule, *_: object) -> None:
         if trainer.global_step == self.step:
-            return  # a batch of several that make one step
-        self.step = trainer.global_step
-        run = self.config.run
-        late = run.max_minutes is not None and self.seconds() >= 60 * run.max_minutes
-        last = late or self.step == run.max_steps
-        if last or self.step % run.log_interval == 0:
+            return  # one of several batches of a step
+        self.step, keys = trainer.global_step, self.config.run
+        late = keys.max_minutes is not None and self.seconds() >= 60 * keys.max_minutes
+        last = late or self.step == keys.max_steps
+        if last or self.step % keys.log_interval == 0:
             self.point(module)
-        if self.diverged is None and (last or self.step % run.eval_interval == 0):
+        if last or self.step % keys.eval_interval == 0:
             self.train_seconds = self.seconds()
             self.evaluate(trainer, module)
             self.clock = time.perf_counter()
-        trainer.should_stop = late or self.diverged is not None
+        trainer.should_stop = late or self.diverged
 
     def seconds(self) -> float:
         """Seconds of training so far, evaluations left out."""
@@ -64,18 +56,12 @@ class Recorder(Callback):
 
     def point(self, module: LanguageModule) -> None:
         """A point of train/loss: the mean over the steps since the last one."""
-        self.train_loss = module.take_loss()
-        seconds = self.seconds()
-        values = {
-            "train/loss": self.train_loss,
-            "lr": module.lr(self.step - 1),
-            "grad_norm": float(module.grad_norm),
-            "tokens_per_second": self.step * self.tokens_per_step / seconds,
-        }
-        self.note(values, train_seconds=seconds)
-        self.terminal.advance(self.step, self.train_loss, values["tokens_per_second"])
-        if not math.isfinite(self.train_loss):
-            self.diverged = self.step
+        self.train_loss, seconds = module.take_loss(), self.seconds()
+        speed = self.step * self.tokens_per_step / seconds
+        self.note({"train/loss": self.train_loss, "lr": module.lr(self.step - 1), "tokens_per_second": speed,
+                   "grad_norm": float(module.grad_norm)}, train_seconds=seconds)
+        self.terminal.advance(self.step, self.train_loss, speed)
+        self.diverged = not math.isfinite(self.train_loss)
 
     def note(self, values: dict[str, float], **others: float) -> None:
         self.run.record(step=self.step, **values, **others)
@@ -83,16 +69,16 @@ class Recorder(Callback):
             self.board.add_scalar(key, value, self.step)
 
     def evaluate(self, trainer: Trainer, module: LanguageModule) -> None:
-        """Validation loss by evaluate.py's rule, a sample, a checkpoint; diverged if the weights are."""
-        if not all(torch.isfinite(weight).all() for weight in module.model.parameters()):
-            self.diverged = self.step
+        """Validation, a sample and a checkpoint; none of them once the loss or a weight is not finite."""
+        self.diverged |= not all(torch.isfinite(weight).all() for weight in module.parameters())
+        if self.diverged:
             return
-        tokens = self.data.splits["val"]
-        precision = self.config.device.precision
-        values = {}
+        values, tokens = {}, self.data.splits["val"]
         if len(tokens):
-            answers = log_probs(module.model, tokens, self.config.model.block_size, precision)
-            values = {f"val/{key}": value for key, value in metrics(answers, tokens, self.data.tokenizer).items()}
+            answers = evaluate.log_probs(
+                module.model, tokens, self.config.model.block_size, self.config.device.precision)
+            numbers = evaluate.metrics(answers, tokens, self.data.tokenizer)
+            values = {f"val/{key}": value for key, value in numbers.items()}
             self.note(values)
         sample = self.sample(module, SAMPLE_TOKENS)
         self.board.add_text("sample", f"```\n{sample}\n```", self.step)
@@ -101,39 +87,31 @@ class Recorder(Callback):
             picture = pictures.bigram(probs, self.data.tokenizer.chars)
             self.board.add_image("bigram", picture, self.step, dataformats="HWC")
         self.keep(trainer, values)
-        losses = [f"{name} {value:.4f}" for name, value in
-                  (("train", self.train_loss), ("val", values.get("val/loss", math.nan))) if not math.isnan(value)]
-        self.terminal.say(f"step {self.step:>5}  {'  '.join(losses)}  {one_line(sample)}")
+        losses = {"train": self.train_loss, "val": values.get("val/loss", math.nan)}
+        shown = "".join(f"  {name} {loss:.4f}" for name, loss in losses.items() if not math.isnan(loss))
+        self.terminal.say(f"step {self.step:>5}{shown}  {sample[:60].replace(chr(10), '↵')}")
 
     def sample(self, module: LanguageModule, length: int) -> str:
-        return generate.text(
-            module.model, self.data.tokenizer, "", length, self.config.model.block_size,
-            seed=self.config.run.seed, temperature=0.8, precision=self.config.device.precision,
-        )
+        pieces = generate.stream(module.model, self.data.tokenizer, "", length, self.config.model.block_size,
+                                 seed=self.config.run.seed, temperature=0.8, precision=self.config.device.precision)
+        return "".join(piece for (piece,) in pieces)
 
-    def keep(self, trainer: Trainer, values: dict[str, Any]) -> None:
-        """Writes the numbers so far, last.ckpt, and best.ckpt if validation was never better."""
-        loss = values.get("val/loss")
+    def keep(self, trainer: Trainer, values: dict[str, float]) -> None:
+        """The numbers so far, last.ckpt, and best.ckpt if validation was never better."""
+        trainer.save_checkpoint(self.run.path / "checkpoints/last.ckpt")
+        loss = values.get("val/loss", math.inf)
+        if loss < self.best:
+            trainer.save_checkpoint(self.run.path / "checkpoints/best.ckpt")
+            self.best, values = loss, values | {"best/val/loss": loss, "best/step": self.step}
         self.run.update(**self.totals(), **values)
-        trainer.save_checkpoint(self.run.checkpoint("last"))
-        if loss is not None and loss < self.best:
-            self.best = loss
-            trainer.save_checkpoint(self.run.checkpoint("best"))
-            self.run.update(**{"best/val/loss": loss, "best/step": self.step})
 
     def totals(self) -> dict[str, Any]:
         tokens = self.step * self.tokens_per_step
-        return {
-            "step": self.step,
-            "train/loss": self.train_loss,
-            "tokens": tokens,
-            "train_seconds": self.train_seconds,
-            "tokens_per_second": tokens / self.train_seconds if self.train_seconds else math.nan,
-        }
+        speed = tokens / self.train_seconds if self.train_seconds else math.nan
+        return {"step": self.step, "train/loss": self.train_loss, "tokens": tokens,
+                "train_seconds": self.train_seconds, "tokens_per_second": speed}
 
     def on_train_end(self, *_: object) -> None:
-        self.terminal.progress.stop()
         self.board.close()
 
-    def on_exception(self, *_: object) -> None:
-        self.on_train_end()
+    on_exception = on_train_end

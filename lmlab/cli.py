@@ -1,25 +1,23 @@
-"""The door of train.py: what was typed is checked as a whole before anything starts.
+"""What is typed, checked as a whole before anything starts, torch included.
 
-Hydra composes the configuration and runs the sweeps; its complaints, and ours, become one line
-and exit status 2. torch is imported only after the check.
+Hydra composes and sweeps; its complaints, and ours, become one line and exit status 2.
 """
 
-from __future__ import annotations
-
-import argparse
+import itertools
 import os
 import sys
 import traceback
+from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeVar, get_type_hints
 
 import hydra
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+import yaml
 from hydra._internal.utils import get_args_parser
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -28,29 +26,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lmlab.config import GROUPS, Config, UserError, all_keys, check_key, from_flat, keys_of, nearest
+from lmlab.config import CHOICES, GROUPS, Config, UserError, check_key, check_value, from_flat, keys_of, nearest
 
 CONF = Path(__file__).parent.parent / "conf"
-OUTPUTS = Path("outputs")
-CHOICES = (*GROUPS, "experiment")
-
-
-def main(argv: list[str] | None = None) -> None:
-    """What train.py does. Exits with 2 after one line on stderr for anything a user can get wrong."""
-    argv = sys.argv[1:] if argv is None else argv
-    with one_line_errors():
-        parser = get_args_parser()
-        parser.error = usage_error
-        args = parser.parse_args(argv)
-        if args.help:
-            print(help_page())
-            return
-        sys.argv = ["train.py", *argv, *checked(args)]
-    hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(task)()
-
-
-def usage_error(message: str) -> None:
-    raise UserError(f"{message}; see python train.py --help")
+T = TypeVar("T")
 
 
 @contextmanager
@@ -65,134 +44,137 @@ def one_line_errors() -> Iterator[None]:
         raise SystemExit(2) from None
 
 
+def main(argv: list[str] | None = None) -> None:
+    """What train.py does."""
+    with one_line_errors():
+        argv, parser = sys.argv[1:] if argv is None else argv, get_args_parser()
+        parser.error = usage_error
+        args = parser.parse_args(argv)
+        if args.help:
+            return print(help_page())
+        sys.argv = ["train.py", *argv, *checked(args)]
+    return hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(task)()
+
+
+def usage_error(message: str) -> NoReturn:
+    raise UserError(f"{message}; see python train.py --help")
+
+
 def task(cfg: DictConfig) -> None:
     """One run, as Hydra calls it: for the command itself, or for each cell of a sweep."""
     job = HydraConfig.get()
     with one_line_errors():
-        config, _ = read(OmegaConf.to_container(cfg, resolve=False), chosen(job))
-        # idle threads wait awake, which saves a tenth of a small step; to be said before torch comes
-        os.environ.setdefault("OMP_WAIT_POLICY", "active")
+        config, _ = read(OmegaConf.to_container(cfg), {group: job.runtime.choices[group] for group in CHOICES})
+        os.environ.setdefault("OMP_WAIT_POLICY", "active")  # must be said before torch comes
         from lmlab import experiment
 
-        if job.mode == RunMode.MULTIRUN:
-            cell = ",".join(o for o in job.overrides.task if not o.startswith("name="))
-            experiment.run(config, Path(job.sweep.dir) / (cell.replace("/", "_") or config.choices["model"]))
-        else:
-            now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-            if experiment.run(config, OUTPUTS / config.run.name / now) == "diverged":
-                raise SystemExit(1)
+        folder = job.sweep.dir if job.mode == RunMode.MULTIRUN else f"outputs/{config.run.name}"
+        cell = ",".join(text.replace("/", "_") for text in job.overrides.task if not text.startswith("name="))
+        stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+        status = experiment.run(config, Path(folder, cell if job.mode == RunMode.MULTIRUN and cell else stamp))
+        if status == "diverged" and job.mode == RunMode.RUN:
+            raise SystemExit(1)
 
 
-def chosen(hydra_config: Any) -> dict[str, str]:
-    return {group: hydra_config.runtime.choices[group] for group in CHOICES}
-
-
-def checked(args: argparse.Namespace) -> list[str]:
-    """Raises UserError unless every run that `args` asks for holds. Returns what a sweep adds for Hydra."""
-    for flag in ("config_path", "config_name", "config_dir", "experimental_rerun"):
-        if getattr(args, flag):
-            raise UserError(f"--{flag.replace('_', '-')}: not taken; what can be chosen stands in {CONF}")
-    overrides = parse(args.overrides)
-    cells = BasicSweeper.split_arguments(overrides, None)[0] if args.multirun else [args.overrides]
+def checked(args: Namespace) -> list[str]:
+    """Raises UserError unless every run that was asked for holds. Returns what Hydra is told beside."""
+    overrides = [parse(text) for text in args.overrides]
     swept = [o.key_or_group for o in overrides if o.is_sweep_override()]
     if swept and not args.multirun:
-        raise UserError(f"{swept[0]}: several values make a sweep; add -m, or quote the value: {swept[0]}=\"'…'\"")
+        raise UserError(f"{swept[0]}: several values are a sweep; add -m, or quote the value twice: {swept[0]}=\"'…'\"")
     if "name" in swept:
-        raise UserError("name: a sweep has one name; sweep another key")
-    notices: dict[str, None] = {}
-    composed: dict[tuple[str, ...], tuple[dict[str, Any], dict[str, str]]] = {}
-    for cell in cells:
-        typed = parse(cell)
-        groups = tuple(o.input_line for o in typed if o.key_or_group in CHOICES or is_hydras(o))
-        if groups not in composed:
-            composed[groups] = compose(list(groups))
-        values, choices = composed[groups]
-        own = {o.key_or_group: o.value() for o in typed if o.input_line not in groups}
-        for override in typed:
-            if override.input_line not in groups:
-                check_key(override.key_or_group, choices)
-            if not is_hydras(override) and (override.is_add() or override.is_delete() or override.is_force_add()):
-                raise UserError(f"{override.input_line}: every key has a value; write {override.key_or_group}=…")
-        config, notice = read(values | own, choices)
-        notices |= dict.fromkeys(notice)
-    for notice in notices:
-        print(notice)
-    if not args.multirun:
-        return []
-    name = own.get("name") or "-".join(swept) or config.run.name
-    return [*([] if "name" in own else [f"name={name}"]), f"hydra.sweep.dir={OUTPUTS / 'sweeps' / name}"]
+        raise UserError("name: a sweep has one name; it can't be swept")
+    notices = {}
+    for cell in itertools.product(*map(cell_texts, overrides)):
+        typed = [parse(text) for text in cell]
+        groups = [o for o in typed if o.key_or_group in CHOICES or o.key_or_group.startswith(("hydra.", "hydra/"))]
+        values, choices = compose(tuple(o.input_line for o in groups))
+        plain = {o.key_or_group: o.value() for o in typed if o not in groups}
+        for key, value in plain.items():
+            check_key(key, value, choices)
+        for o in typed:
+            if o.input_line[0] in "+~" and not o.key_or_group.startswith("hydra"):
+                raise UserError(f"{o.input_line}: keys are not added or removed; give {o.key_or_group}=… a value")
+        config, notice = read(values | plain, choices)
+        notices[notice] = None
+    print("".join(f"{notice}\n" for notice in notices if notice), end="")
+    name = config.run.name if "name" in plain or not swept else "-".join(swept)
+    return [f"++name={name}", f"hydra.sweep.dir=outputs/sweeps/{name}"] if args.multirun else []
 
 
-def is_hydras(override: Override) -> bool:
-    return override.key_or_group.split(".")[0].split("/")[0] == "hydra"
+def parse(text: str) -> Override:
+    try:
+        return OverridesParser.create().parse_override(text)
+    except HydraException:
+        raise UserError(f"{text}: not of the form key=value; a value with spaces, commas, quotes or braces is "
+                        f"quoted twice: {text.partition('=')[0]}=\"'…'\"") from None
 
 
-def parse(overrides: list[str]) -> list[Override]:
-    """Hydra's reading of what was typed, each key known and each choice there."""
-    parsed = []
-    for text in overrides:
-        if "${" in text:
-            raise UserError(f"{text}: no interpolation; write the value itself")
-        try:
-            override = OverridesParser.create().parse_override(text)
-        except HydraException:
-            key, _, value = text.partition("=")
-            raise UserError(f"{text}: not of the form key=value; a value with spaces, commas, quotes "
-                            f"or braces is quoted twice: {key}=\"'{value}'\"") from None
-        key = override.key_or_group
-        if override.package is not None or (not is_hydras(override) and key not in {*CHOICES, *all_keys()}):
-            raise UserError(f"{text}: there is no such key{nearest(key.split('.')[-1], {*CHOICES, *all_keys()})}; "
-                            "python train.py --help lists them")
-        if key in CHOICES and not override.is_delete():
-            there = sorted(path.stem for path in (CONF / key).glob("*.yaml"))
-            values = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
-            for value in values:
-                if value not in there and not (key == "experiment" and value is None):
-                    raise UserError(f"{key}={value}: there is no such {key}{nearest(str(value), there)}; "
-                                    f"allowed are {', '.join(there) or 'none'}")
-        parsed.append(override)
-    return parsed
+def cell_texts(override: Override) -> list[str]:
+    """What an argument says in each cell of a sweep."""
+    if not override.is_sweep_override():
+        return [override.input_line]
+    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
 
 
-def compose(overrides: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The keys and choices that Hydra composes for these choices of groups."""
-    GlobalHydra.instance().clear()
+@lru_cache
+def compose(overrides: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The keys and the choices that Hydra composes from choices of groups."""
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = hydra.compose("config", overrides, return_hydra_config=True)
-            choices = chosen(cfg.hydra)
-        values = OmegaConf.to_container(cfg, resolve=False)
-        del values["hydra"]
-        return values, choices
+            values = OmegaConf.to_container(hydra.compose("config", list(overrides), return_hydra_config=True))
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(str(error)) from None
+        raise UserError(str(error).split("Config search path")[0]) from None
+    chosen = values.pop("hydra")["runtime"]["choices"]
+    return values, {group: chosen[group] for group in CHOICES}
 
 
-def read(values: dict[str, Any], choices: dict[str, str]) -> tuple[Config, list[str]]:
-    """The checked configuration, and what to tell about an experiment of which a part was replaced.
-
-    Keys that the experiment sets for its own model or optimizer, and that the one put in its
-    place doesn't take, are left out; the notice says so.
+def read(values: dict[str, Any], choices: dict[str, str]) -> tuple[Config, str]:
+    """The checked configuration; and what to tell where a choice replaces one of the experiment's own:
+    the keys that only the replaced one takes are left out, all others stay.
     """
-    if not choices["experiment"]:
-        return from_flat(values, choices), []
-    recipe = OmegaConf.to_container(OmegaConf.load(CONF / "experiment" / f"{choices['experiment']}.yaml"))
-    defaults = {key.removeprefix("override /"): value for entry in recipe.pop("defaults", []) for key, value in entry.items()}
-    replaced = {group: own for group, own in defaults.items() if choices[group] != own}
+    recipe = {"defaults": []}
+    if choices["experiment"]:
+        recipe = yaml.safe_load((CONF / "experiment" / f"{choices['experiment']}.yaml").read_text())
+    made_for = {key.removeprefix("override /"): own for entry in recipe.pop("defaults") for key, own in entry.items()}
+    replaced = {group: own for group, own in made_for.items() if choices[group] != own}
     if not replaced:
-        return from_flat(values, choices), []
+        return from_flat(values, choices), ""
     taken = {key for group in GROUPS for key in keys_of(GROUPS[group][choices[group]])}
-    of_replaced = {key for group, own in replaced.items() for key in keys_of(GROUPS[group][own])}
-    dropped = [key for key in recipe if key in of_replaced - taken]
-    kept = " ".join(f"{key}={values[key]}" for key in recipe if key not in dropped)
-    notice = (
-        f"experiment={choices['experiment']} is made for {' '.join(f'{g}={own}' for g, own in replaced.items())}; "
-        f"with {' '.join(f'{g}={choices[g]}' for g in replaced)} it keeps its other values ({kept})"
-        + (f" and leaves out {', '.join(dropped)}" if dropped else "")
-    )
-    return from_flat({key: value for key, value in values.items() if key not in dropped}, choices), [notice]
+    lost = {key for group, own in replaced.items() for key in keys_of(GROUPS[group][own])} & {*recipe} - taken
+    notice = (f"experiment={choices['experiment']} is made for {' '.join(f'{g}={own}' for g, own in replaced.items())}; "
+              f"with {' '.join(f'{g}={choices[g]}' for g in replaced)} it keeps its other values: "
+              f"{' '.join(f'{key}={values[key]}' for key in recipe if key not in lost)}")
+    return from_flat({key: values[key] for key in values if key not in lost}, choices), notice
 
 
 def help_page() -> str:
-    """What can be typed, read from conf/ itself."""
-    return ""
+    """conf/help.txt, then what the files of conf/ themselves say."""
+    lines = [(CONF / "help.txt").read_text()]
+    for group in CHOICES:
+        lines.append(f"{group}=")
+        for path in sorted((CONF / group).glob("*.yaml")):
+            lines.append(f"  {path.stem:<18}{path.read_text().splitlines()[1][2:]}")
+    for name in ("config", "model/gpt", "optimizer/adamw", "optimizer/sgd", "data/file", "device/auto"):
+        lines.append(f"\nKeys of {'every run' if name == 'config' else name.replace('/', '=')}")
+        text = (CONF / f"{name}.yaml").read_text().split("\nhydra:")[0].splitlines()
+        lines += [f"  {line}" for line in text if line[:1].islower() and line != "defaults:"]
+    return "\n".join(lines)
+
+
+def parse_script(options: type[T], page: str, argv: list[str]) -> T:
+    """The dataclass `options` from key=value arguments, each checked against its annotation.
+
+    All behind the first `=` is the value, whatever it holds. --help prints `page` and exits.
+    """
+    if {"-h", "--help"} & set(argv):
+        print(page.strip())
+        raise SystemExit
+    hints, values = get_type_hints(options, include_extras=True), {}
+    for argument in argv:
+        key, equals, text = argument.partition("=")
+        if not equals or key not in hints:
+            raise UserError(f"{argument}: needs key=value{nearest(key, hints)}; keys are {', '.join(hints)}")
+        is_text = "str" in str(hints[key]) or "Literal" in str(hints[key])
+        values[key] = check_value(key, text if is_text else yaml.safe_load(text), hints[key])
+    return options(**values)

@@ -3,26 +3,23 @@
 No torch here, so that a wrong key is answered at once.
 """
 
-from __future__ import annotations
-
 import difflib
-import math
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-
-class UserError(Exception):
-    """Something the user can put right, in one line: the key, the value, what is allowed."""
-
-
-# The text is the allowed interval, checked by `check_value` and shown in its error.
+# The text is the interval that `check_value` allows and names.
 Count = Annotated[int, "[1, inf)"]
 CountOrZero = Annotated[int, "[0, inf)"]
 Positive = Annotated[float, "(0, inf)"]
 PositiveOrZero = Annotated[float, "[0, inf)"]
 Share = Annotated[float, "[0, 1)"]
+
+
+class UserError(Exception):
+    """What the user can put right, in one line: the key, the value, what is allowed."""
 
 
 @dataclass(frozen=True)
@@ -31,33 +28,18 @@ class BigramConfig:
 
 
 @dataclass(frozen=True)
-class GPTConfig:
-    block_size: Count
+class GPTConfig(BigramConfig):
     n_layer: Count
     n_head: Count
     n_embd: Count
     dropout: Share
     bias: bool
 
-    def __post_init__(self) -> None:
-        if self.n_embd % self.n_head:
-            raise UserError(
-                f"n_embd={self.n_embd} n_head={self.n_head}: n_embd must be a multiple of n_head, "
-                "since each head gets an equal slice of it"
-            )
-
 
 @dataclass(frozen=True)
 class CorpusConfig:
     val_fraction: Share
     test_fraction: Share
-
-    def __post_init__(self) -> None:
-        if self.val_fraction + self.test_fraction >= 1:
-            raise UserError(
-                f"val_fraction={self.val_fraction} test_fraction={self.test_fraction}: "
-                "together they must stay below 1, or nothing is left to train on"
-            )
 
 
 @dataclass(frozen=True)
@@ -102,102 +84,76 @@ class RunConfig:
     log_interval: Count
     eval_interval: Count
 
-    def __post_init__(self) -> None:
-        if not re.fullmatch(r"\w[\w.,=+-]*", self.name):
-            raise UserError(f"name={self.name!r}: letters, digits and _ . , = + - only; it names a folder")
 
-
-# Which choices each group has, and the keys each choice takes.
+# Which choices each group has, and what each choice takes.
 GROUPS: dict[str, dict[str, type]] = {
-    "model": {
-        "bigram": BigramConfig,
-        "gpt": GPTConfig,
-        "gpt_nano": GPTConfig,
-        "gpt_baby": GPTConfig,
-        "gpt2": GPTConfig,
-    },
-    "data": {
-        "sentence": CorpusConfig,
-        "tales": CorpusConfig,
-        "pydoc": CorpusConfig,
-        "shakespeare": CorpusConfig,
-        "file": FileConfig,
-    },
-    "device": {choice: DeviceConfig for choice in ("auto", "cpu", "cuda", "mps")},
+    "model": {"bigram": BigramConfig} | dict.fromkeys(("gpt", "gpt_nano", "gpt_baby", "gpt2"), GPTConfig),
+    "data": dict.fromkeys(("sentence", "tales", "pydoc", "shakespeare"), CorpusConfig) | {"file": FileConfig},
+    "device": dict.fromkeys(("auto", "cpu", "cuda", "mps"), DeviceConfig),
     "optimizer": {"sgd": SGDConfig, "adamw": AdamWConfig},
 }
+CHOICES = (*GROUPS, "experiment")
 
 
 @dataclass(frozen=True)
 class Config:
-    """A checked run. `choices` holds what was chosen of each group, the rest what that choice takes."""
+    """A checked run. `choices` says what was chosen of each group, the parts hold what that choice takes."""
 
     choices: dict[str, str]
     run: RunConfig
     model: Any
-    data: CorpusConfig
+    data: Any
     device: DeviceConfig
     optimizer: Any
 
     def flat(self) -> dict[str, Any]:
         """Choices and keys as one flat mapping: what config.yaml holds."""
-        parts = (self.run, self.model, self.data, self.device, self.optimizer)
-        return self.choices | {key: value for part in parts for key, value in asdict(part).items()}
+        parts = (self.choices, *(asdict(vars(self)[part]) for part in ("run", *GROUPS)))
+        return {key: value for part in parts for key, value in part.items()}
 
 
 def keys_of(part: type) -> list[str]:
     return [field.name for field in fields(part)]
 
 
-def all_keys() -> set[str]:
-    """Every key that some choice takes."""
-    parts = [RunConfig, *(part for choices in GROUPS.values() for part in choices.values())]
-    return {key for part in parts for key in keys_of(part)}
-
-
-def nearest(word: str, words: Any) -> str:
-    """' (did you mean …?)', or nothing where no word is near."""
+def nearest(word: str, words: Iterable[str]) -> str:
     near = difflib.get_close_matches(word, list(words), n=1)
     return f" (did you mean {near[0]}?)" if near else ""
 
 
-def check_key(key: str, choices: dict[str, str]) -> None:
+def check_key(key: str, value: Any, choices: dict[str, str]) -> None:
     """Raises UserError unless the run or one of the choices takes `key`."""
-    if any(key in keys_of(GROUPS[group][choices[group]]) for group in GROUPS) or key in keys_of(RunConfig):
-        return
+    known = {*CHOICES, *keys_of(RunConfig)}
     for group, parts in GROUPS.items():
         takers = [choice for choice, part in parts.items() if key in keys_of(part)]
-        if takers:
-            choice = choices[group]
-            raise UserError(
-                f"{key}: {group}={choice} doesn't take it; it takes {', '.join(keys_of(parts[choice]))} "
-                f"({key} goes with {group}={'|'.join(takers)})"
-            )
-    raise UserError(f"{key}: there is no such key{nearest(key, all_keys() | {*GROUPS, 'experiment'})}; "
-                    "python train.py --help lists them")
+        if takers and choices[group] not in takers:
+            taken = ", ".join(keys_of(parts[choices[group]]))
+            raise UserError(f"{key}={value}: {group}={choices[group]} doesn't take {key}, it takes {taken}; "
+                            f"{key} goes with {group}={'|'.join(takers)}")
+        known.update(*map(keys_of, parts.values()))
+    if key not in known:
+        raise UserError(f"{key}={value}: there is no key {key}{nearest(key, known)}; --help lists them all")
 
 
 def check_value(key: str, value: Any, hint: Any) -> Any:
-    """`value` if it is of the annotated type and in range, else UserError. Integers pass as floats."""
-    kinds = [kind for kind in get_args(hint) if kind is not NoneType] if NoneType in get_args(hint) else [hint]
-    if value is None and kinds != [hint]:
-        return None
-    hint = kinds[0]
+    """`value` if it is of the annotated type and in range, else UserError. A whole number passes as float."""
+    if NoneType in get_args(hint):
+        if value is None:
+            return None
+        hint = get_args(hint)[0]
     if get_origin(hint) is Literal:
-        if value in get_args(hint):
-            return value
-        raise UserError(f"{key}={value}: allowed are {', '.join(get_args(hint))}")
-    kind, interval = get_args(hint) if get_origin(hint) is Annotated else (hint, "")
-    if kind is float and type(value) is int:
-        value = float(value)
-    if type(value) is not kind or (kind is float and not math.isfinite(value)):
-        words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-        where = f" in {interval}" if interval else ""
-        quoting = f"""; text that looks like something else is quoted: {key}="'{value}'\"""" if kind is str else ""
-        raise UserError(f"{key}={value}: needs {words[kind]}{where}{quoting}")
+        if value not in get_args(hint):
+            raise UserError(f"{key}={value}: allowed are {', '.join(get_args(hint))}")
+        return value
+    kind, interval = get_args(hint) if get_origin(hint) is Annotated else (hint, None)
+    value = float(value) if kind is float and type(value) is int else value
+    if type(value) is not kind or value != value:
+        needed = {int: f"a whole number in {interval}", float: f"a number in {interval}", bool: "true or false",
+                  str: f"text; what looks like something else is quoted twice: {key}=\"'{value}'\""}
+        raise UserError(f"{key}={value}: needs {needed[kind]}")
     if interval:
         low, high = (float(end) for end in interval[1:-1].split(","))
-        if not (low < value < high or (value == low and interval[0] == "[")):
+        if not (low < value < high or (value == low and interval[0] == "[") or (value == high and interval[-1] == "]")):
             raise UserError(f"{key}={value}: out of range; allowed is {interval}")
     return value
 
@@ -209,30 +165,29 @@ def build(part: type, values: dict[str, Any]) -> Any:
 
 
 def from_flat(values: dict[str, Any], choices: dict[str, str]) -> Config:
-    """The one way from names and values, typed or read from config.yaml, to a `Config`.
+    """The one way from keys and values, typed or read from a config.yaml, to a `Config`.
 
-    Raises UserError for a key that nothing takes, a wrong type, a value out of range, an
-    impossible combination, or an interpolation (a value is data, never a lookup elsewhere).
+    Raises UserError for a key that nothing takes, a wrong type, a value out of range, an impossible
+    combination, or an interpolation: a value is data, never a lookup elsewhere.
     """
-    for group, parts in GROUPS.items():
-        if choices.get(group) not in parts:
-            raise UserError(f"{group}={choices.get(group)}: allowed are {', '.join(parts)}")
     for key, value in values.items():
-        check_key(key, choices)
+        check_key(key, value, choices)
         if "${" in str(value):
             raise UserError(f"{key}={value}: no interpolation; write the value itself")
         if value == "???":
-            raise UserError(f"{key}: {' '.join(f'{g}={c}' for g, c in choices.items() if g == 'data')} needs {key}=…")
-    values = dict(values)
+            raise UserError(f"{key}: data={choices['data']} needs {key}=…")
     optimizer = build(GROUPS["optimizer"][choices["optimizer"]], values)
-    if values.get("name") is None:
-        values["name"] = choices["model"]
-    if values.get("decay_steps") is None:
-        values["decay_steps"] = values.get("max_steps")
-    if values.get("min_lr") is None:
-        values["min_lr"] = optimizer.lr / 10
-    parts = {group: build(GROUPS[group][choices[group]], values) for group in ("model", "data", "device")}
-    run = build(RunConfig, values)
+    derived = {"name": choices["model"], "decay_steps": values["max_steps"], "min_lr": optimizer.lr / 10}
+    values = values | {key: value for key, value in derived.items() if values[key] is None}
+    parts = {group: build(GROUPS[group][choices[group]], values) for group in GROUPS}
+    config = Config(choices, build(RunConfig, values), **parts)
+    run, model, data = config.run, config.model, config.data
+    if isinstance(model, GPTConfig) and model.n_embd % model.n_head:
+        raise UserError(f"n_embd={model.n_embd} n_head={model.n_head}: n_embd must be a multiple of n_head")
+    if data.val_fraction + data.test_fraction >= 1:
+        raise UserError(f"val_fraction={data.val_fraction} test_fraction={data.test_fraction}: the sum must be below 1")
     if run.min_lr > optimizer.lr:
         raise UserError(f"min_lr={run.min_lr} lr={optimizer.lr}: min_lr can't be above lr")
-    return Config(dict(choices), run, optimizer=optimizer, **parts)
+    if not re.fullmatch(r"\w[\w.,=+-]*", run.name):
+        raise UserError(f"name={run.name}: it names a folder; allowed are letters, digits and _ . , = + -")
+    return config

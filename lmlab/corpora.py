@@ -1,12 +1,11 @@
 """The texts. A corpus is a function from its configuration to one string."""
 
-from __future__ import annotations
-
 import glob
 import hashlib
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+
+import torch
 
 from lmlab import files
 from lmlab.config import CorpusConfig, FileConfig, UserError
@@ -17,8 +16,8 @@ SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2d
 
 
 def sentence(config: CorpusConfig) -> str:
-    # Nine distinct characters. After h, e, r, w, d, the space and the line's end the next one is
-    # certain, after l and o it isn't: the best a bigram can do is 0.39 nats a character.
+    # Nine distinct characters. After l and o the next one is open, after the others it is certain:
+    # the best that a bigram can do is 0.39 nats a character.
     return "hello world\n" * 16
 
 
@@ -35,71 +34,47 @@ def pydoc(config: CorpusConfig) -> str:
 def shakespeare(config: CorpusConfig) -> str:
     path = files.cache_dir() / "tinyshakespeare.txt"
     if not path.exists():
-        download(SHAKESPEARE_URL, path, SHAKESPEARE_SHA256)
-    elif sha256(path.read_bytes()) != SHAKESPEARE_SHA256:
-        raise UserError(f"data=shakespeare: {path} is not tiny-shakespeare (wrong sha256); delete it")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(SHAKESPEARE_URL, str(path), hash_prefix=SHAKESPEARE_SHA256)
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"data=shakespeare: no download ({error}); fetch {SHAKESPEARE_URL} yourself "
+                            f"and put it at {path}") from None
+    if sha256(path.read_bytes()) != SHAKESPEARE_SHA256:
+        raise UserError(f"data=shakespeare: {path} is something else (wrong sha256); delete it and start again")
     return decode(path)
 
 
 def file(config: FileConfig) -> str:
-    """All of `path`: a file; a folder's files, hidden ones left out, in sorted order; or a glob's."""
+    """All of `path`: a file, the files of a folder (hidden ones left out) or of a glob, sorted by name."""
     path = Path(config.path).expanduser()
     if path.is_dir():
-        found = [p for p in sorted(path.rglob("*")) if not any(s[0] == "." for s in p.relative_to(path).parts)]
+        found = [p for p in path.rglob("*") if not any(name[0] == "." for name in p.relative_to(path).parts)]
     else:
-        found = [path] if path.exists() else [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
-    found = [p for p in found if p.is_file()]
-    if not found:
+        found = [path] if path.exists() else [Path(name) for name in glob.glob(str(path), recursive=True)]
+    texts = [decode(p) for p in sorted(found) if p.is_file()]
+    if not texts:
         raise UserError(f"path={config.path}: no file there; give a UTF-8 text file, a folder of them, or a glob")
-    return "\n".join(decode(p) for p in found)
+    return "\n".join(texts)
 
 
 CORPORA: dict[str, Callable[..., str]] = {
-    "sentence": sentence,
-    "tales": tales,
-    "pydoc": pydoc,
-    "shakespeare": shakespeare,
-    "file": file,
+    "sentence": sentence, "tales": tales, "pydoc": pydoc, "shakespeare": shakespeare, "file": file,
 }
-
-
-def read(choice: str, config: CorpusConfig) -> str:
-    """The text of a corpus. Raises UserError if it can't be had, is not UTF-8, or is empty."""
-    text = CORPORA[choice](config)
-    if not text:
-        raise UserError(f"path={getattr(config, 'path', choice)}: the text is empty")
-    return text
-
-
-def decode(path: Path) -> str:
-    """A file's text, every character kept but a byte-order mark."""
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"path={path}: not UTF-8 text (byte {error.start}); convert it or leave it out") from None
-    except OSError as error:
-        raise UserError(f"path={path}: can't be read ({error.strerror})") from None
 
 
 def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def download(url: str, path: Path, expected: str) -> None:
-    """Fetches `url` into `path`, with a progress bar, if its sha256 is the expected one."""
-    from rich.console import Console
-    from rich.progress import wrap_file
-
+def decode(path: Path) -> str:
+    """A file's text, every character kept but a byte-order mark. Raises UserError if it has none."""
     try:
-        with urllib.request.urlopen(url, timeout=30) as answer:
-            total = int(answer.headers.get("Content-Length") or 0)
-            with wrap_file(answer, total=total, description=path.name, console=Console(stderr=True)) as source:
-                content = source.read()
-        reason = "" if sha256(content) == expected else "what came has the wrong sha256"
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"path={path}: byte {error.start} is not UTF-8 text; convert the file") from None
     except OSError as error:
-        reason = str(getattr(error, "reason", error))
-    if reason:
-        raise UserError(
-            f"data=shakespeare: download failed ({reason}); fetch {url} yourself and put it at {path}"
-        )
-    files.write(path, content)
+        raise UserError(f"path={path}: can't be read ({error.strerror})") from None
+    if not text:
+        raise UserError(f"path={path}: the file is empty")
+    return text

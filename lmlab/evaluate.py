@@ -1,7 +1,5 @@
 """How good a model is: one number for every token of a text, the same whoever asks."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -9,53 +7,64 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lmlab.config import UserError, from_flat
+from lmlab.data import CharDataModule
 from lmlab.device import autocast
+from lmlab.runs import Run
 from lmlab.tokenizers import CharTokenizer
 
-TOKENS_AT_ONCE = 2048  # a fixed size, so that the sums of a matrix product don't depend on batch_size
+TOKENS_AT_ONCE = 2048  # fixed, since the rounding of a matrix product depends on its size
 
 
 @torch.inference_mode()
 def log_probs(model: nn.Module, tokens: np.ndarray, block_size: int, precision: str = "32-true") -> Tensor:
-    """Log-probability of each token but the first, (N - 1,) float32 on the CPU, nats.
+    """Log-probability (nats) of each token but the first, (N - 1,) float32 on the CPU.
 
-    The text is cut into windows of `block_size` that don't overlap, the last one shorter, so every
+    The text is cut into windows of `block_size` that don't overlap, the last one shorter, so each
     token is predicted once. Dropout is off; no random number is drawn.
     """
-    device = next(model.parameters()).device
-    ids = torch.from_numpy(tokens.astype(np.int64))
+    device, training, answers = next(model.parameters()).device, model.training, []
+    ids = torch.from_numpy(tokens.astype(np.int64)).to(device)
     whole = (len(ids) - 1) // block_size * block_size
-    windows = [
-        *zip(
-            ids[:whole].view(-1, block_size).split(max(1, TOKENS_AT_ONCE // block_size)),
-            ids[1 : whole + 1].view(-1, block_size).split(max(1, TOKENS_AT_ONCE // block_size)),
-            strict=True,
-        ),
-        (ids[None, whole:-1], ids[None, whole + 1 :]),
-    ]
-    training = model.training
     model.eval()
-    answers = []
-    for idx, targets in windows:
-        if idx.numel():
-            with autocast(device, precision):
-                logits = model(idx.to(device))
-            loss = F.cross_entropy(logits.float().flatten(0, 1), targets.to(device).flatten(), reduction="none")
-            answers.append(-loss.cpu())
+    for start, end, T in ((0, whole, block_size), (whole, len(ids) - 1, len(ids) - 1 - whole)):
+        if start < end:
+            inputs, targets = (part.view(-1, T).split(max(1, TOKENS_AT_ONCE // T))
+                               for part in (ids[start:end], ids[start + 1 : end + 1]))
+            for idx, wanted in zip(inputs, targets, strict=True):
+                with autocast(device, precision):
+                    logits = model(idx)
+                answers.append(-F.cross_entropy(logits.float().flatten(0, 1), wanted.flatten(), reduction="none"))
     model.train(training)
-    return torch.cat(answers)
+    return torch.cat(answers).cpu()
 
 
 def metrics(answers: Tensor, tokens: np.ndarray, tokenizer: CharTokenizer) -> dict[str, float]:
-    """From `log_probs` of a text to its mean loss (nats per token), perplexity and bits per UTF-8 byte.
-
-    Overflow of the perplexity gives infinity.
-    """
-    total = -answers.double().sum().item()
-    loss = total / len(answers)
-    n_bytes = int(tokenizer.byte_lengths[tokens[1:]].sum())
+    """From `log_probs` of a text to its loss (mean, nats per token), perplexity and bits per UTF-8 byte."""
+    total = -answers.double().sum()
+    loss, n_bytes = total / len(answers), int(tokenizer.byte_lengths[tokens[1:]].sum())
     return {
-        "loss": loss,
-        "perplexity": math.exp(loss) if loss < 700 else math.inf if loss == loss else math.nan,
-        "bits_per_byte": total / math.log(2) / n_bytes,
+        "loss": loss.item(),
+        "perplexity": loss.exp().item(),
+        "bits_per_byte": total.item() / math.log(2) / n_bytes,
     }
+
+
+def text_of(run: Run, split: str, data: str | None, path: str | None) -> tuple[np.ndarray, str]:
+    """Tokens and sha256 of a part of the run's own text, or of all of the corpus `data`.
+
+    Raises UserError for a part that is not there, text changed since the run, unknown characters.
+    """
+    config = run.config
+    if data or path:
+        values = {"val_fraction": 0.0, "test_fraction": 0.0} | ({"path": path} if path or data == "file" else {})
+        others = {key: value for key, value in config.flat().items() if key not in (*vars(config.data), *config.choices)}
+        config = from_flat(others | values, config.choices | {"data": data or config.choices["data"]})
+        split = "train"
+    text = CharDataModule(config, run.tokenizer)
+    if config is run.config and text.sha256 != run.metrics["data_sha256"]:
+        raise UserError(f"run={run.path}: its text is another since; data=… evaluates on other text")
+    if len(text.splits[split]) < 2:
+        there = ", ".join(name for name, tokens in text.splits.items() if len(tokens) > 1)
+        raise UserError(f"split={split}: the run kept no text for it; allowed are {there}")
+    return text.splits[split], text.sha256

@@ -1,6 +1,4 @@
-"""One run from end to end: a checked configuration in, a run directory and a results table out."""
-
-from __future__ import annotations
+"""One run from end to end: a checked configuration in, a run directory and its results out."""
 
 import logging
 import math
@@ -9,7 +7,6 @@ import shlex
 import subprocess
 import warnings
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -21,75 +18,58 @@ from lmlab.data import CharDataModule
 from lmlab.models import build_model
 from lmlab.module import LanguageModule
 from lmlab.runs import AtomicCheckpointIO, RunDirectory
-from lmlab.terminal import Terminal, grid
-
-FINAL_TOKENS = 300  # length of the sample at the end
+from lmlab.terminal import Terminal, table
 
 
 def run(config: Config, path: Path) -> str:
     """Trains, and returns the status: 'finished' or 'diverged'.
 
-    The directory, `path` or the next free name, comes into being once all that can be wrong with
-    the configuration, the device and the text has been checked. Raises UserError before that.
+    The directory, `path` or the next free name, comes into being once the device and the text are
+    known to do. Raises UserError before that.
     """
     config = device.resolve(config)
     torch.set_num_threads(config.run.threads)
     data = CharDataModule(config)
+    data.setup("fit")
     pl.seed_everything(config.run.seed, verbose=False)
     module = LanguageModule(build_model(config.model, data.tokenizer.vocab_size), config)
     directory = RunDirectory(path, config, data.tokenizer)
     terminal = Terminal(directory.path / "train.log", config.run.max_steps)
-    n_params = sum(weight.numel() for weight in module.parameters())
-    terminal.say(introduction(config, data, n_params, directory.path))
-    directory.update(
-        status="running",
-        seed=config.run.seed,
-        n_params=n_params,
-        data_sha256=data.sha256,
-        device=config.choices["device"],
-        **versions(),
-    )
     recorder = Recorder(directory, data, terminal)
+    n_params = sum(weight.numel() for weight in module.parameters())
+    directory.update(status="running", seed=config.run.seed, n_params=n_params, data_sha256=data.sha256, **versions())
+    terminal.say(introduction(config, data, n_params, directory.path))
     try:
         trainer(config, recorder).fit(module, data)
+        status = "diverged" if recorder.diverged else "finished"
+        directory.update(status=status, **recorder.totals())
+        terminal.say(trouble(recorder) if recorder.diverged else results(directory, recorder, module))
+        where, above = (shlex.quote(str(folder)) for folder in (directory.path, directory.path.parent))
+        terminal.say(f"\nsaved in      {directory.path}\nmore samples  python scripts/sample.py run={where}\n"
+                     f"curves        tensorboard --logdir {above}")
     except BaseException as error:
-        interrupted = isinstance(error, (SystemExit, KeyboardInterrupt))  # Lightning turns Ctrl-C into exit(1)
-        directory.update(status="interrupted" if interrupted else "failed", **recorder.totals())
+        stopped = isinstance(error, SystemExit | KeyboardInterrupt)  # Lightning turns Ctrl-C into exit(1)
+        directory.update(status="interrupted" if stopped else "failed", **recorder.totals())
         raise
-    status = "finished" if recorder.diverged is None else "diverged"
-    directory.update(status=status, **recorder.totals())
-    if recorder.diverged is not None:
-        terminal.say(
-            f"diverged: the loss is no finite number at step {recorder.diverged}. Try a smaller lr "
-            f"(it was {config.optimizer.lr:g}), a longer warmup_steps, or grad_clip=1. "
-            "Checkpoints are from before."
-        )
-    else:
-        terminal.say(results(directory.metrics, recorder))
-        terminal.say("\nA sample:\n" + recorder.sample(module, FINAL_TOKENS))
-    where = shlex.quote(str(directory.path))
-    terminal.say(
-        f"\nSaved in {directory.path}\n"
-        f"More samples:  python scripts/sample.py run={where}\n"
-        f"Curves:        tensorboard --logdir {shlex.quote(str(directory.path.parent))}"
-    )
+    finally:
+        directory.history.close()
+        terminal.close()
     return status
 
 
 def trainer(config: Config, recorder: Recorder) -> pl.Trainer:
-    """Lightning's Trainer, with everything off that the Recorder does."""
+    """Lightning's Trainer, with all that the Recorder does switched off."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module="pytorch_lightning")  # advice on workers and loggers
-    cpu = config.choices["device"] == "cpu"
-    torch.utils.deterministic.fill_uninitialized_memory = False  # costs a pass over every new tensor
+    warnings.filterwarnings("ignore", module="pytorch_lightning")  # advice on loaders and loggers
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a pass over every new tensor, for nothing
     return pl.Trainer(
-        accelerator={"cuda": "gpu"}.get(config.choices["device"], config.choices["device"]),
+        accelerator="gpu" if config.choices["device"] == "cuda" else config.choices["device"],
         devices=1,
         precision=config.device.precision,
         max_epochs=-1,
         max_steps=config.run.max_steps,
         accumulate_grad_batches=config.run.grad_accumulation,
-        deterministic=cpu,
+        deterministic=config.choices["device"] == "cpu",
         callbacks=[recorder],
         plugins=[AtomicCheckpointIO()],
         logger=False,
@@ -99,42 +79,44 @@ def trainer(config: Config, recorder: Recorder) -> pl.Trainer:
     )
 
 
-def introduction(config: Config, data: CharDataModule, n_params: int, path: Path) -> Any:
-    size = {split: f"{len(tokens):,}" for split, tokens in data.splits.items()}
-    shape = ", ".join(f"{key} {value}" for key, value in vars(config.model).items())
-    run = config.run
-    return grid([
-        ("model", f"{config.choices['model']}: {n_params:,} parameters ({shape})"),
-        ("data", f"{config.choices['data']}: {size['train']} characters train, {size['val']} validate, "
-                 f"{data.tokenizer.vocab_size} distinct"),
-        ("device", f"{config.choices['device']}, {run.threads} threads, precision {config.device.precision}"),
-        ("training", f"{run.max_steps:,} steps of {run.batch_size * run.grad_accumulation} x {config.model.block_size}"
-                     f" characters, {config.choices['optimizer']}, lr {config.optimizer.lr:g}, seed {run.seed}"),
-        ("run", str(path)),
+def introduction(config: Config, data: CharDataModule, n_params: int, path: Path) -> str:
+    choices, keys, shape = config.choices, config.run, " ".join(f"{k}={v}" for k, v in vars(config.model).items())
+    train, val = (f"{len(data.splits[split]):,}" for split in ("train", "val"))
+    size = f"{keys.batch_size * keys.grad_accumulation} x {config.model.block_size}"
+    return table([
+        ("model", f"{choices['model']}, {n_params:,} parameters: {shape}"),
+        ("data", f"{choices['data']}, {train} characters to train, {val} to validate, {data.tokenizer.vocab_size} distinct"),
+        ("device", f"{choices['device']}, precision {config.device.precision}, {keys.threads} threads"),
+        ("training", f"{keys.max_steps:,} steps of {size} characters, {choices['optimizer']}, seed {keys.seed}"),
+        ("run", f"{path}\n"),
     ])
 
 
-def results(metrics: dict[str, Any], recorder: Recorder) -> Any:
-    """The table at the end: the final numbers, and the best validation loss on the way."""
-    rows = [("train/loss", f"{metrics['train/loss']:.4f}", "")]
+def results(directory: RunDirectory, recorder: Recorder, module: LanguageModule) -> str:
+    """The table at the end, with the best validation on the way, and a sample."""
+    metrics = directory.metrics
+    rows = [("", "final", ""), ("train/loss", f"{metrics['train/loss']:.4f}", "")]
     if "val/loss" in metrics:
         best = metrics["best/val/loss"]
+        rows[0] = ("", "final", f"best, step {metrics['best/step']}")
         rows += [
-            ("val/loss (nats per character)", f"{metrics['val/loss']:.4f}", f"{best:.4f} at step {metrics['best/step']}"),
+            ("val/loss", f"{metrics['val/loss']:.4f}", f"{best:.4f}"),
             ("val/perplexity", f"{metrics['val/perplexity']:.3f}", f"{math.exp(best):.3f}"),
             ("val/bits_per_byte", f"{metrics['val/bits_per_byte']:.4f}", ""),
         ]
     rows.append(("training", f"{metrics['train_seconds']:.1f} s", f"{metrics['tokens_per_second']:,.0f} tokens/s"))
-    return grid(rows, header=("", "final", "best" if "val/loss" in metrics else ""))
+    return f"\n{table(rows)}\n\n{recorder.sample(module, 300)}"
+
+
+def trouble(recorder: Recorder) -> str:
+    keys = recorder.config
+    return (f"diverged: at step {recorder.step} the loss is not finite. Try a smaller lr (it was {keys.optimizer.lr:g}), "
+            "more warmup_steps or grad_clip=1. What is saved is from before.")
 
 
 def versions() -> dict[str, str | None]:
-    """What the numbers may depend on, beside the configuration."""
-    root = Path(__file__).parent
-    git = subprocess.run(["git", "rev-parse", "--verify", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "pytorch_lightning": pl.__version__,
-        "git_commit": git.stdout.strip() or None,
-    }
+    """What the numbers depend on beside the configuration."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--verify", "HEAD"]
+    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return {"python": platform.python_version(), "torch": torch.__version__, "git_commit": commit or None,
+            "pytorch_lightning": pl.__version__}

@@ -1,7 +1,5 @@
 """The training step: predict the next token, measure the loss, nudge the weights. Lightning repeats it."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from pytorch_lightning import LightningModule
@@ -49,10 +47,9 @@ class LanguageModule(LightningModule):
         return build_optimizer(self.model, self.config.optimizer)
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, **_: object) -> None:
-        """Clips, and keeps the gradient's length from before; measures it only where it is logged."""
-        run, step = self.config.run, self.global_step + 1
-        if run.grad_clip or step % run.log_interval == 0 or step == run.max_steps:
-            self.grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), run.grad_clip or float("inf"))
+        """Clips, and keeps the gradient's length from before."""
+        longest = self.config.run.grad_clip or float("inf")
+        self.grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), longest)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer, closure: object) -> None:
         for group in optimizer.param_groups:

@@ -1,9 +1,8 @@
 """From gradients to weights: the optimizers, and the learning rate as a function of the step."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,27 +21,21 @@ def adamw(groups: list[dict], config: AdamWConfig) -> torch.optim.Optimizer:
 OPTIMIZERS: dict[type, Callable[..., torch.optim.Optimizer]] = {SGDConfig: sgd, AdamWConfig: adamw}
 
 
-def build_optimizer(model: nn.Module, config: SGDConfig | AdamWConfig) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, config: Any) -> torch.optim.Optimizer:
     """Weight decay pulls on matrices and embeddings only, not on gains and biases (Brown et al. 2020)."""
-    weights = list(model.parameters())
-    groups = [
-        {"params": [w for w in weights if w.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [w for w in weights if w.dim() < 2], "weight_decay": 0.0},
-    ]
-    return OPTIMIZERS[type(config)]([group for group in groups if group["params"]], config)
+    matrices = [weight for weight in model.parameters() if weight.dim() >= 2]
+    others = [weight for weight in model.parameters() if weight.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return OPTIMIZERS[type(config)](groups, config)
 
 
 def learning_rate(step: int, lr: float, run: RunConfig) -> float:
-    """The rate of update `step`, counted from 0.
-
-    Linear warm-up to `lr`; then constant, or half a cosine down to `min_lr` at `decay_steps`
-    (Loshchilov and Hutter 2017, one cycle), where it stays.
+    """The rate of update `step`, counted from 0: linear warm-up to `lr`, then constant, or half a cosine
+    down to `min_lr` at `decay_steps`, where it stays (Loshchilov and Hutter 2017, one cycle).
     """
     if step < run.warmup_steps:
         return lr * (step + 1) / (run.warmup_steps + 1)
     if run.schedule == "constant":
         return lr
-    if step >= run.decay_steps:
-        return run.min_lr
-    done = (step - run.warmup_steps) / (run.decay_steps - run.warmup_steps)
+    done = min(1.0, (step - run.warmup_steps) / max(1, run.decay_steps - run.warmup_steps))
     return run.min_lr + (lr - run.min_lr) * (1 + math.cos(math.pi * done)) / 2

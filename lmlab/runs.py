@@ -1,12 +1,9 @@
-"""A run's directory: everything that sampling, evaluating and comparing need, and nothing else."""
+"""A run's directory: all that sampling, evaluating and comparing need."""
 
-from __future__ import annotations
-
-import hashlib
 import io
+import itertools
 import json
 import math
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,26 +14,29 @@ from lightning_fabric.plugins import CheckpointIO
 from torch import nn
 
 from lmlab import device, files
-from lmlab.config import GROUPS, Config, UserError, from_flat
+from lmlab.config import CHOICES, Config, UserError, from_flat
+from lmlab.corpora import sha256
 from lmlab.models import build_model
 from lmlab.tokenizers import CharTokenizer
 
 
 class RunDirectory:
-    """What a run writes, while it runs. Raises UserError where the folder can't be made."""
+    """What a run writes while it runs, at `path` or the next free name. Raises UserError if it can't."""
 
     def __init__(self, path: Path, config: Config, tokenizer: CharTokenizer) -> None:
-        try:
-            self.path = files.fresh_dir(path)
-        except OSError as error:
-            raise UserError(f"{path}: the run's folder can't be made ({error.strerror})") from None
-        files.write(self.path / "config.yaml", yaml.safe_dump(config.flat(), sort_keys=False, allow_unicode=True))
-        files.write(self.path / "tokenizer.json", tokenizer.to_json())
+        for self.path in itertools.chain([path], (path.with_name(f"{path.name}-{n}") for n in itertools.count(2))):
+            try:
+                self.path.mkdir(parents=True)
+                break
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise UserError(f"{path}: the run's folder can't be made ({error.strerror})") from None
+        text = yaml.safe_dump(config.flat(), sort_keys=False, allow_unicode=True)
+        files.write(self.path / "config.yaml", text.encode())
+        files.write(self.path / "tokenizer.json", tokenizer.to_json().encode())
         self.metrics: dict[str, Any] = {}
         self.history = open(self.path / "history.jsonl", "a", buffering=1)
-
-    def checkpoint(self, name: str) -> Path:
-        return self.path / "checkpoints" / f"{name}.ckpt"
 
     def record(self, **values: float) -> None:
         """A line for history.jsonl."""
@@ -45,7 +45,7 @@ class RunDirectory:
     def update(self, **values: Any) -> None:
         """Merges `values` into metrics.json."""
         self.metrics |= values
-        files.write(self.path / "metrics.json", to_json(self.metrics, indent=2) + "\n")
+        files.write(self.path / "metrics.json", to_json(self.metrics, indent=2).encode())
 
 
 def to_json(values: dict[str, Any], **options: Any) -> str:
@@ -55,76 +55,52 @@ def to_json(values: dict[str, Any], **options: Any) -> str:
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Lightning's checkpoints, written whole or not at all, with a sha256 beside them."""
+    """Lightning's checkpoints, written whole or not at all, a sha256 beside them, tensors and plain data only."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str, storage_options: Any = None) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Path, storage_options: Any = None) -> None:
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
-        files.write(Path(path), buffer.getbuffer())
-        files.write(Path(f"{path}.sha256"), hashlib.sha256(buffer.getbuffer()).hexdigest() + "\n")
+        files.write(Path(path), buffer.getvalue())
+        files.write(Path(f"{path}.sha256"), sha256(buffer.getvalue()).encode())
 
-    def load_checkpoint(self, path: str, map_location: Any = None, **_: Any) -> dict[str, Any]:
-        """Raises UserError for a file that is damaged, or holds more than tensors and plain data."""
-        try:
-            content = Path(path).read_bytes()
-            if hashlib.sha256(content).hexdigest() != Path(f"{path}.sha256").read_text().strip():
-                raise UserError(f"{path}: damaged, its sha256 differs from the one beside it")
-            return torch.load(io.BytesIO(content), map_location=map_location, weights_only=True)
-        except OSError as error:
-            raise UserError(f"{error.filename}: can't be read ({error.strerror})") from None
-        except (RuntimeError, pickle.UnpicklingError, EOFError):
-            raise UserError(f"{path}: not a checkpoint of tensors and plain data") from None
+    def load_checkpoint(self, path: Path, map_location: Any = None, **_: Any) -> dict[str, Any]:
+        return torch.load(path, map_location=map_location, weights_only=True)
 
-    def remove_checkpoint(self, path: str) -> None:
-        for name in (path, f"{path}.sha256"):
-            Path(name).unlink(missing_ok=True)
+    def remove_checkpoint(self, path: Path) -> None:
+        Path(path).unlink()
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run read back: its configuration, its tokenizer, and the model of one of its checkpoints."""
+    """A run read back, with the model of one of its checkpoints, in the precision it can have here."""
 
     path: Path
     config: Config
     tokenizer: CharTokenizer
+    metrics: dict[str, Any]
     model: nn.Module
     checkpoint: str
+    precision: str
 
 
-def load(path: Path, checkpoint: str, device_choice: str = "auto") -> Run:
-    """Opens a run directory. `checkpoint`: 'last', or 'best', which is last where nothing validated."""
-    path = newest(path)
-    config = read_config(path)
-    tokenizer = CharTokenizer.from_json((path / "tokenizer.json").read_text())
-    if checkpoint == "best" and not (path / "checkpoints" / "best.ckpt").exists():
-        checkpoint = "last"
-    file = path / "checkpoints" / f"{checkpoint}.ckpt"
-    state = AtomicCheckpointIO().load_checkpoint(str(file), "cpu").get("state_dict", {})
-    model = build_model(config.model, tokenizer.vocab_size)
-    try:
-        model.load_state_dict({key.removeprefix("model."): value for key, value in state.items()})
-    except RuntimeError:
-        raise UserError(f"{file}: its weights don't fit the model that {path / 'config.yaml'} describes") from None
-    return Run(path, config, tokenizer, model.to(device.pick(device_choice)).eval(), checkpoint)
+def load(path: Path, checkpoint: str = "best", device_choice: str = "auto") -> Run:
+    """Opens the run at `path`, or the one below it that started last.
 
-
-def read_config(path: Path) -> Config:
-    """The checked configuration of a run directory, read as plain data."""
-    try:
-        values = yaml.safe_load((path / "config.yaml").read_text())
-        choices = {group: values.pop(group) for group in (*GROUPS, "experiment")}
-        return from_flat(values, choices)
-    except UserError as error:
-        raise UserError(f"{path / 'config.yaml'}: {error}") from None
-    except (yaml.YAMLError, AttributeError, KeyError):
-        raise UserError(f"{path / 'config.yaml'}: not a configuration that lmlab wrote") from None
-
-
-def newest(path: Path) -> Path:
-    """`path` if it is a run directory, else the run below it that started last."""
-    if (path / "config.yaml").exists():
-        return path
-    found = [p.parent for p in path.rglob("config.yaml") if (p.parent / "checkpoints").exists()]
+    `checkpoint`: 'last', or 'best', which is last where nothing validated. Raises UserError.
+    """
+    found = [config.parent for config in path.rglob("config.yaml") if (config.parent / "checkpoints/last.ckpt").exists()]
     if not found:
-        raise UserError(f"run={path}: no run there; python train.py makes one")
-    return max(found, key=lambda run: (run / "config.yaml").stat().st_mtime_ns)
+        raise UserError(f"run={path}: no trained run there; python train.py makes one")
+    path = max(found, key=lambda run: (run / "config.yaml").stat().st_mtime_ns)
+    values = yaml.safe_load((path / "config.yaml").read_text())
+    choices = {group: values.pop(group) for group in CHOICES}
+    config = from_flat(values, choices)
+    tokenizer = CharTokenizer.from_json((path / "tokenizer.json").read_text())
+    checkpoint = checkpoint if (path / f"checkpoints/{checkpoint}.ckpt").exists() else "last"
+    place = device.pick(device_choice)
+    state = AtomicCheckpointIO().load_checkpoint(path / f"checkpoints/{checkpoint}.ckpt", place)["state_dict"]
+    model = build_model(config.model, tokenizer.vocab_size)
+    model.load_state_dict({key.removeprefix("model."): value for key, value in state.items()})
+    metrics = json.loads((path / "metrics.json").read_text())
+    precision = config.device.precision if config.device.precision in device.precisions(place) else "32-true"
+    return Run(path, config, tokenizer, metrics, model.to(place).eval(), checkpoint, precision)

@@ -1,7 +1,5 @@
 """The bigram: the next character guessed from the current one alone."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
@@ -9,14 +7,11 @@ from lmlab.config import BigramConfig
 
 
 class Bigram(nn.Module):
-    """Row c of the table holds a score for each character that may follow c.
-
-    All scores start at zero, so every character is equally likely and the first loss is ln V.
-    """
+    """A table in which row c scores each character as the one after c; all alike at first, so the first loss is ln V."""
 
     def __init__(self, config: BigramConfig, vocab_size: int) -> None:
         super().__init__()
-        self.table = nn.Embedding(vocab_size, vocab_size, _weight=torch.zeros(vocab_size, vocab_size))
+        self.table = nn.Embedding.from_pretrained(torch.zeros(vocab_size, vocab_size), freeze=False)
 
     def forward(self, idx: Tensor) -> Tensor:
         return self.table(idx)  # (B, T) -> (B, T, V)

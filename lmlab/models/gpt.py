@@ -7,8 +7,6 @@ The architecture is GPT-2's (Radford et al. 2019, "Language Models are Unsupervi
 Learners"): the transformer decoder of Vaswani et al. 2017 with the norm before each sublayer.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -56,9 +54,8 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then MLP. Each reads a normalised copy of x and adds its answer to x (the residual),
-
-    so gradients have a straight way down, and depth adds refinements, not rewrites.
+    """Attention, then MLP. Each reads a normalised copy of x and adds its answer to x (the residual), so
+    that gradients have a straight way down.
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -70,8 +67,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.norm_1(x))
-        x = x + self.mlp(self.norm_2(x))
-        return x  # (B, T, C)
+        return x + self.mlp(self.norm_2(x))  # (B, T, C)
 
 
 class GPT(nn.Module):

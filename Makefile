@@ -1,0 +1,30 @@
+# Each verb sets up what it needs. PYTHON chooses the interpreter that .venv is made from.
+PYTHON ?= python3
+BIN := .venv/bin
+
+help:     ## this list
+	@grep -E '^[a-z]+: ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+install: .venv/installed  ## make .venv with the tested versions
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[sweeps,dev]'
+	touch $@
+
+train: install  ## train the default mini-GPT and print a sample
+	$(BIN)/python train.py
+
+test: install  ## run the tests
+	$(BIN)/python -m pytest
+
+lint: install  ## check style
+	$(BIN)/ruff check .
+
+board: install  ## look at all runs in TensorBoard
+	$(BIN)/tensorboard --logdir outputs
+
+clean:  ## remove .venv and caches; outputs stay
+	rm -rf .venv *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+.PHONY: help install train test lint board clean
