@@ -60,7 +60,7 @@ class Recorder(Callback):
         speed = self.step * self.tokens_per_step / seconds
         self.note({"train/loss": self.train_loss, "lr": module.lr(self.step - 1), "tokens_per_second": speed,
                    "grad_norm": float(module.grad_norm)}, train_seconds=seconds)
-        self.terminal.advance(self.step, self.train_loss, speed)
+        self.terminal.bar.update(self.terminal.task, completed=self.step, loss=self.train_loss, speed=speed)
         self.diverged = not math.isfinite(self.train_loss)
 
     def note(self, values: dict[str, float], **others: float) -> None:

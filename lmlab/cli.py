@@ -79,22 +79,22 @@ def task(cfg: DictConfig) -> None:
 def checked(args: Namespace) -> list[str]:
     """Raises UserError unless every run that was asked for holds. Returns what Hydra is told beside."""
     overrides = [parse(text) for text in args.overrides]
-    swept = [o.key_or_group for o in overrides if o.is_sweep_override()]
+    swept = {o.key_or_group: o.input_line for o in overrides if o.is_sweep_override()}
     if swept and not args.multirun:
-        raise UserError(f"{swept[0]}: several values are a sweep; add -m, or quote the value twice: {swept[0]}=\"'…'\"")
+        key, text = swept.popitem()
+        raise UserError(f"{text}: several values are a sweep; add -m, or quote the value twice: {key}=\"'…'\"")
     if "name" in swept:
-        raise UserError("name: a sweep has one name; it can't be swept")
+        raise UserError(f"{swept['name']}: a sweep has one name; it can't be swept")
     notices = {}
     for cell in itertools.product(*map(cell_texts, overrides)):
         typed = [parse(text) for text in cell]
         groups = [o for o in typed if o.key_or_group in CHOICES or o.key_or_group.startswith(("hydra.", "hydra/"))]
+        refuse_signs(groups)
         values, choices = compose(tuple(o.input_line for o in groups))
         plain = {o.key_or_group: o.value() for o in typed if o not in groups}
         for key, value in plain.items():
             check_key(key, value, choices)
-        for o in typed:
-            if o.input_line[0] in "+~" and not o.key_or_group.startswith("hydra"):
-                raise UserError(f"{o.input_line}: keys are not added or removed; give {o.key_or_group}=… a value")
+        refuse_signs(typed)
         config, notice = read(values | plain, choices)
         notices[notice] = None
     print("".join(f"{notice}\n" for notice in notices if notice), end="")
@@ -108,6 +108,12 @@ def parse(text: str) -> Override:
     except HydraException:
         raise UserError(f"{text}: not of the form key=value; a value with spaces, commas, quotes or braces is "
                         f"quoted twice: {text.partition('=')[0]}=\"'…'\"") from None
+
+
+def refuse_signs(overrides: list[Override]) -> None:
+    for o in overrides:
+        if o.input_line[0] in "+~" and not o.key_or_group.startswith("hydra"):
+            raise UserError(f"{o.input_line}: keys are not added or removed; give {o.key_or_group}=… a value")
 
 
 def cell_texts(override: Override) -> list[str]:

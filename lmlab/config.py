@@ -146,15 +146,15 @@ def check_value(key: str, value: Any, hint: Any) -> Any:
             raise UserError(f"{key}={value}: allowed are {', '.join(get_args(hint))}")
         return value
     kind, interval = get_args(hint) if get_origin(hint) is Annotated else (hint, None)
-    value = float(value) if kind is float and type(value) is int else value
+    given, value = value, float(str(value)) if kind is float and type(value) is int else value
     if type(value) is not kind or value != value:
         needed = {int: f"a whole number in {interval}", float: f"a number in {interval}", bool: "true or false",
                   str: f"text; what looks like something else is quoted twice: {key}=\"'{value}'\""}
-        raise UserError(f"{key}={value}: needs {needed[kind]}")
+        raise UserError(f"{key}={given}: needs {needed[kind]}")
     if interval:
         low, high = (float(end) for end in interval[1:-1].split(","))
         if not (low < value < high or (value == low and interval[0] == "[") or (value == high and interval[-1] == "]")):
-            raise UserError(f"{key}={value}: out of range; allowed is {interval}")
+            raise UserError(f"{key}={given}: out of range; allowed is {interval}")
     return value
 
 

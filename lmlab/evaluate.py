@@ -1,5 +1,6 @@
 """How good a model is: one number for every token of a text, the same whoever asks."""
 
+import json
 import math
 
 import numpy as np
@@ -25,16 +26,15 @@ def log_probs(model: nn.Module, tokens: np.ndarray, block_size: int, precision: 
     """
     device, training, answers = next(model.parameters()).device, model.training, []
     ids = torch.from_numpy(tokens.astype(np.int64)).to(device)
-    whole = (len(ids) - 1) // block_size * block_size
+    whole = (len(ids) - 1) // block_size * block_size  # tokens in windows of full length
     model.eval()
     for start, end, T in ((0, whole, block_size), (whole, len(ids) - 1, len(ids) - 1 - whole)):
-        if start < end:
-            inputs, targets = (part.view(-1, T).split(max(1, TOKENS_AT_ONCE // T))
-                               for part in (ids[start:end], ids[start + 1 : end + 1]))
-            for idx, wanted in zip(inputs, targets, strict=True):
-                with autocast(device, precision):
-                    logits = model(idx)
-                answers.append(-F.cross_entropy(logits.float().flatten(0, 1), wanted.flatten(), reduction="none"))
+        inputs, targets = ids[start:end].view(-1, max(T, 1)), ids[start + 1 : end + 1].view(-1, max(T, 1))
+        n = max(1, TOKENS_AT_ONCE // block_size)
+        for row in range(0, len(inputs), n):
+            with autocast(device, precision):
+                logits = model(inputs[row : row + n]).float().flatten(0, 1)
+            answers.append(-F.cross_entropy(logits, targets[row : row + n].flatten(), reduction="none"))
     model.train(training)
     return torch.cat(answers).cpu()
 
@@ -42,12 +42,9 @@ def log_probs(model: nn.Module, tokens: np.ndarray, block_size: int, precision: 
 def metrics(answers: Tensor, tokens: np.ndarray, tokenizer: CharTokenizer) -> dict[str, float]:
     """From `log_probs` of a text to its loss (mean, nats per token), perplexity and bits per UTF-8 byte."""
     total = -answers.double().sum()
-    loss, n_bytes = total / len(answers), int(tokenizer.byte_lengths[tokens[1:]].sum())
-    return {
-        "loss": loss.item(),
-        "perplexity": loss.exp().item(),
-        "bits_per_byte": total.item() / math.log(2) / n_bytes,
-    }
+    loss, n_bytes = total / len(answers), tokenizer.byte_lengths[tokens[1:]].sum()
+    bits_per_byte = total.item() / math.log(2) / int(n_bytes)
+    return {"loss": loss.item(), "perplexity": loss.exp().item(), "bits_per_byte": bits_per_byte}
 
 
 def text_of(run: Run, split: str, data: str | None, path: str | None) -> tuple[np.ndarray, str]:
@@ -57,13 +54,14 @@ def text_of(run: Run, split: str, data: str | None, path: str | None) -> tuple[n
     """
     config = run.config
     if data or path:
-        values = {"val_fraction": 0.0, "test_fraction": 0.0} | ({"path": path} if path or data == "file" else {})
-        others = {key: value for key, value in config.flat().items() if key not in (*vars(config.data), *config.choices)}
-        config = from_flat(others | values, config.choices | {"data": data or config.choices["data"]})
+        choices, values = config.choices | {"data": data or config.choices["data"]}, config.flat()
+        values |= {"val_fraction": 0, "test_fraction": 0, "path": path or "???"}
+        unwanted = {*choices, *([] if path or data == "file" else ["path"])}
+        config = from_flat({key: value for key, value in values.items() if key not in unwanted}, choices)
         split = "train"
     text = CharDataModule(config, run.tokenizer)
-    if config is run.config and text.sha256 != run.metrics["data_sha256"]:
-        raise UserError(f"run={run.path}: its text is another since; data=… evaluates on other text")
+    if config is run.config and text.sha256 != json.loads((run.path / "metrics.json").read_text())["data_sha256"]:
+        raise UserError(f"run={run.path}: its text has changed since; data=… evaluates on other text")
     if len(text.splits[split]) < 2:
         there = ", ".join(name for name, tokens in text.splits.items() if len(tokens) > 1)
         raise UserError(f"split={split}: the run kept no text for it; allowed are {there}")

@@ -62,20 +62,12 @@ def trainer(config: Config, recorder: Recorder) -> pl.Trainer:
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="pytorch_lightning")  # advice on loaders and loggers
     torch.utils.deterministic.fill_uninitialized_memory = False  # a pass over every new tensor, for nothing
+    kind = config.choices["device"]
     return pl.Trainer(
-        accelerator="gpu" if config.choices["device"] == "cuda" else config.choices["device"],
-        devices=1,
-        precision=config.device.precision,
-        max_epochs=-1,
-        max_steps=config.run.max_steps,
-        accumulate_grad_batches=config.run.grad_accumulation,
-        deterministic=config.choices["device"] == "cpu",
-        callbacks=[recorder],
-        plugins=[AtomicCheckpointIO()],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        accelerator="gpu" if kind == "cuda" else kind, devices=1, precision=config.device.precision,
+        deterministic=kind == "cpu", max_epochs=-1, max_steps=config.run.max_steps,
+        accumulate_grad_batches=config.run.grad_accumulation, callbacks=[recorder], plugins=[AtomicCheckpointIO()],
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )
 
 
@@ -85,7 +77,7 @@ def introduction(config: Config, data: CharDataModule, n_params: int, path: Path
     size = f"{keys.batch_size * keys.grad_accumulation} x {config.model.block_size}"
     return table([
         ("model", f"{choices['model']}, {n_params:,} parameters: {shape}"),
-        ("data", f"{choices['data']}, {train} characters to train, {val} to validate, {data.tokenizer.vocab_size} distinct"),
+        ("data", f"{choices['data']}: {train} characters train, {val} validate; {data.tokenizer.vocab_size} distinct"),
         ("device", f"{choices['device']}, precision {config.device.precision}, {keys.threads} threads"),
         ("training", f"{keys.max_steps:,} steps of {size} characters, {choices['optimizer']}, seed {keys.seed}"),
         ("run", f"{path}\n"),
@@ -94,29 +86,26 @@ def introduction(config: Config, data: CharDataModule, n_params: int, path: Path
 
 def results(directory: RunDirectory, recorder: Recorder, module: LanguageModule) -> str:
     """The table at the end, with the best validation on the way, and a sample."""
-    metrics = directory.metrics
-    rows = [("", "final", ""), ("train/loss", f"{metrics['train/loss']:.4f}", "")]
-    if "val/loss" in metrics:
-        best = metrics["best/val/loss"]
-        rows[0] = ("", "final", f"best, step {metrics['best/step']}")
-        rows += [
-            ("val/loss", f"{metrics['val/loss']:.4f}", f"{best:.4f}"),
-            ("val/perplexity", f"{metrics['val/perplexity']:.3f}", f"{math.exp(best):.3f}"),
-            ("val/bits_per_byte", f"{metrics['val/bits_per_byte']:.4f}", ""),
-        ]
-    rows.append(("training", f"{metrics['train_seconds']:.1f} s", f"{metrics['tokens_per_second']:,.0f} tokens/s"))
+    final = directory.metrics
+    rows = [("train/loss", f"{final['train/loss']:.4f}", "")]
+    if "val/loss" in final:
+        best = final["best/val/loss"]
+        rows = [("", "final", f"best, step {final['best/step']}"), *rows,
+                ("val/loss", f"{final['val/loss']:.4f}", f"{best:.4f}"),
+                ("val/perplexity", f"{final['val/perplexity']:.3f}", f"{math.exp(best):.3f}"),
+                ("val/bits_per_byte", f"{final['val/bits_per_byte']:.4f}", "")]
+    rows.append(("training", f"{final['train_seconds']:.1f} s", f"{final['tokens_per_second']:,.0f} tokens/s"))
     return f"\n{table(rows)}\n\n{recorder.sample(module, 300)}"
 
 
 def trouble(recorder: Recorder) -> str:
-    keys = recorder.config
-    return (f"diverged: at step {recorder.step} the loss is not finite. Try a smaller lr (it was {keys.optimizer.lr:g}), "
-            "more warmup_steps or grad_clip=1. What is saved is from before.")
+    return (f"diverged: at step {recorder.step} the loss is not finite. Try a smaller lr (it was "
+            f"{recorder.config.optimizer.lr:g}), more warmup_steps or grad_clip=1. What is saved is from before.")
 
 
 def versions() -> dict[str, str | None]:
     """What the numbers depend on beside the configuration."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--verify", "HEAD"]
     commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    return {"python": platform.python_version(), "torch": torch.__version__, "git_commit": commit or None,
-            "pytorch_lightning": pl.__version__}
+    return {"python": platform.python_version(), "torch": torch.__version__, "pytorch_lightning": pl.__version__,
+            "git_commit": commit or None}

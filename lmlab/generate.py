@@ -19,7 +19,8 @@ def next_token_probs(logits: Tensor, temperature: float, top_k: int | None, top_
     if temperature == 0:
         return torch.zeros_like(logits).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
     probs, order = (logits.float() / temperature).softmax(-1).sort(descending=True, stable=True)
-    probs[:, top_k:] = 0
+    if top_k is not None:
+        probs[:, top_k:] = 0
     if top_p is not None:
         probs /= probs.sum(-1, keepdim=True)
         probs[probs.cumsum(-1) - probs >= top_p] = 0  # those before it reach p already

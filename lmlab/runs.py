@@ -4,13 +4,13 @@ import io
 import itertools
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from lightning_fabric.plugins import CheckpointIO
+from lightning_fabric.plugins import TorchCheckpointIO
 from torch import nn
 
 from lmlab import device, files
@@ -32,8 +32,7 @@ class RunDirectory:
                 continue
             except OSError as error:
                 raise UserError(f"{path}: the run's folder can't be made ({error.strerror})") from None
-        text = yaml.safe_dump(config.flat(), sort_keys=False, allow_unicode=True)
-        files.write(self.path / "config.yaml", text.encode())
+        files.write(self.path / "config.yaml", yaml.safe_dump(config.flat(), sort_keys=False).encode())
         files.write(self.path / "tokenizer.json", tokenizer.to_json().encode())
         self.metrics: dict[str, Any] = {}
         self.history = open(self.path / "history.jsonl", "a", buffering=1)
@@ -54,8 +53,8 @@ def to_json(values: dict[str, Any], **options: Any) -> str:
     return json.dumps(finite, allow_nan=False, **options)
 
 
-class AtomicCheckpointIO(CheckpointIO):
-    """Lightning's checkpoints, written whole or not at all, a sha256 beside them, tensors and plain data only."""
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's checkpoints, written whole or not at all, a sha256 beside them."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Path, storage_options: Any = None) -> None:
         buffer = io.BytesIO()
@@ -63,44 +62,39 @@ class AtomicCheckpointIO(CheckpointIO):
         files.write(Path(path), buffer.getvalue())
         files.write(Path(f"{path}.sha256"), sha256(buffer.getvalue()).encode())
 
-    def load_checkpoint(self, path: Path, map_location: Any = None, **_: Any) -> dict[str, Any]:
-        return torch.load(path, map_location=map_location, weights_only=True)
-
-    def remove_checkpoint(self, path: Path) -> None:
-        Path(path).unlink()
-
 
 @dataclass(frozen=True)
 class Run:
-    """A run read back, with the model of one of its checkpoints, in the precision it can have here."""
+    """A run read back, with the model of one of its checkpoints, and the precision that it can have here."""
 
     path: Path
     config: Config
     tokenizer: CharTokenizer
-    metrics: dict[str, Any]
     model: nn.Module
     checkpoint: str
-    precision: str
 
 
-def load(path: Path, checkpoint: str = "best", device_choice: str = "auto") -> Run:
-    """Opens the run at `path`, or the one below it that started last.
-
-    `checkpoint`: 'last', or 'best', which is last where nothing validated. Raises UserError.
-    """
-    found = [config.parent for config in path.rglob("config.yaml") if (config.parent / "checkpoints/last.ckpt").exists()]
+def newest(path: Path) -> Path:
+    """The run at `path`, or of those below it the one that started last. Raises UserError where there is none."""
+    found = [config for config in path.rglob("config.yaml") if (config.parent / "checkpoints/last.ckpt").exists()]
     if not found:
         raise UserError(f"run={path}: no trained run there; python train.py makes one")
-    path = max(found, key=lambda run: (run / "config.yaml").stat().st_mtime_ns)
-    values = yaml.safe_load((path / "config.yaml").read_text())
-    choices = {group: values.pop(group) for group in CHOICES}
-    config = from_flat(values, choices)
+    return max(found, key=lambda config: config.stat().st_mtime_ns).parent
+
+
+def load(path: Path, checkpoint: str = "best", choice: str = "auto") -> Run:
+    """Opens the newest run of `path` on the device of a choice. Raises UserError.
+
+    `checkpoint`: 'last', or 'best', which is last where nothing validated.
+    """
+    path = newest(path)
+    values, place = yaml.safe_load((path / "config.yaml").read_text()), device.pick(choice)
+    config = from_flat(values, {group: values.pop(group) for group in CHOICES})
+    if config.device.precision not in device.precisions(place):
+        config = replace(config, device=replace(config.device, precision="32-true"))
     tokenizer = CharTokenizer.from_json((path / "tokenizer.json").read_text())
     checkpoint = checkpoint if (path / f"checkpoints/{checkpoint}.ckpt").exists() else "last"
-    place = device.pick(device_choice)
-    state = AtomicCheckpointIO().load_checkpoint(path / f"checkpoints/{checkpoint}.ckpt", place)["state_dict"]
+    state = torch.load(path / f"checkpoints/{checkpoint}.ckpt", map_location=place, weights_only=True)["state_dict"]
     model = build_model(config.model, tokenizer.vocab_size)
-    model.load_state_dict({key.removeprefix("model."): value for key, value in state.items()})
-    metrics = json.loads((path / "metrics.json").read_text())
-    precision = config.device.precision if config.device.precision in device.precisions(place) else "32-true"
-    return Run(path, config, tokenizer, metrics, model.to(place).eval(), checkpoint, precision)
+    model.load_state_dict({key.removeprefix("model."): weight for key, weight in state.items()})
+    return Run(path, config, tokenizer, model.to(place).eval(), checkpoint)

@@ -1,4 +1,4 @@
-"""What a person sees: a progress bar on a terminal, lines anywhere; and all lines again in train.log."""
+"""What a person sees: a progress bar on a terminal, lines anywhere; the lines again in train.log."""
 
 import math
 from pathlib import Path
@@ -6,23 +6,19 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+NUMBERS = "loss {task.fields[loss]:.3f}  {task.fields[speed]:,.0f} tokens/s  left"
+
 
 class Terminal:
     def __init__(self, log: Path, max_steps: int) -> None:
-        self.log = open(log, "a", buffering=1)
-        console = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
-        numbers = TextColumn("loss {task.fields[loss]:.3f}  {task.fields[speed]:,.0f} tokens/s  left")
-        columns = TextColumn("step {task.completed}/{task.total}"), BarColumn(), numbers, TimeRemainingColumn()
-        self.bar = Progress(*columns, console=console, refresh_per_second=4, transient=True, disable=not console.is_terminal)
+        self.log, console = open(log, "a", buffering=1), Console(markup=False, highlight=False, soft_wrap=True)
+        columns = TextColumn("step {task.completed}/{task.total}"), BarColumn(), TextColumn(NUMBERS), TimeRemainingColumn()
+        self.bar = Progress(*columns, console=console, refresh_per_second=4, disable=not console.is_terminal)
         self.task = self.bar.add_task("", total=max_steps, loss=math.nan, speed=0.0)
 
     def say(self, text: str) -> None:
         self.bar.console.print(text)
         self.log.write(text + "\n")
-
-    def advance(self, step: int, loss: float, speed: float) -> None:
-        """Moves the bar, which draws itself four times a second."""
-        self.bar.update(self.task, completed=step, loss=loss, speed=speed)
 
     def close(self) -> None:
         self.bar.stop()

@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lmlab.arguments import one_line_errors, parse
+from lmlab.cli import one_line_errors, parse_script
 
 
 @dataclass(frozen=True)
 class Options:
     run: str = "outputs"
-    split: Literal["train", "val", "test"] | None = None
+    split: Literal["train", "val", "test"] = "val"
     data: Literal["sentence", "tales", "pydoc", "shakespeare", "file"] | None = None
     path: str | None = None
     checkpoint: Literal["last", "best"] = "last"
@@ -33,19 +33,21 @@ class Options:
 
 
 def main(argv: list[str]) -> None:
-    options = parse(Options, __doc__, argv)
+    options = parse_script(Options, __doc__, argv)
     from lmlab import evaluate, runs  # imports torch: after the arguments hold
 
     run = runs.load(Path(options.run), options.checkpoint, options.device)
-    text = evaluate.text_of(run, options.split, options.data, options.path)
-    answers = evaluate.log_probs(run.model, text.tokens, run.config.model.block_size, run.precision)
-    numbers = evaluate.metrics(answers, text.tokens, run.tokenizer)
-    numbers = {f"{text.split}/{key}": value for key, value in numbers.items()}
-    where = f"{run.path} ({run.checkpoint}.ckpt) on {text.name}, {text.split}: {len(text.tokens):,} characters"
-    print(where, file=sys.stderr)
+    tokens, sha256 = evaluate.text_of(run, options.split, options.data, options.path)
+    answers = evaluate.log_probs(run.model, tokens, run.config.model.block_size, run.config.device.precision)
+    numbers = evaluate.metrics(answers, tokens, run.tokenizer)
+    part = options.path or options.data or options.split
+    numbers = {f"{'text' if options.data or options.path else part}/{key}": value for key, value in numbers.items()}
+    print(f"{run.path} ({run.checkpoint}.ckpt) on {part}: {len(tokens):,} characters", file=sys.stderr)
     for key, value in numbers.items():
         print(f"{key:<20}{value:.6f}")
-    run.append("evaluations.jsonl", checkpoint=run.checkpoint, text=text.name, sha256=text.sha256, **numbers)
+    with open(run.path / "evaluations.jsonl", "a") as file:
+        about = {"checkpoint": run.checkpoint, "text": part, "sha256": sha256}
+        file.write(runs.to_json(about | numbers) + "\n")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from torch import nn
 block_size = 64  # T: how many characters it sees at once
 batch_size = 12  # B: pieces of text a step
 n_layer, n_head, n_embd = 3, 4, 64  # blocks; attention heads a block; C: numbers that stand for a character
-steps, lr = 1000, 3e-3
+steps, lr = 1000, 1e-3
 
 
 class Attention(nn.Module):

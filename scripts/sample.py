@@ -26,7 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from lmlab.arguments import one_line_errors, parse
+from lmlab.cli import one_line_errors, parse_script
+
 from lmlab.config import Count, PositiveOrZero
 
 
@@ -46,25 +47,25 @@ class Options:
 
 
 def main(argv: list[str]) -> None:
-    options = parse(Options, __doc__, argv)
+    options = parse_script(Options, __doc__, argv)
     from lmlab import generate, runs  # imports torch: after the arguments hold
 
     run = runs.load(Path(options.run), options.checkpoint, options.device)
     seed = secrets.randbelow(2**32) if options.seed is None else options.seed
-    print(f"{run.path} ({run.checkpoint}.ckpt), seed={seed}", file=sys.stderr)
-    texts = [options.prompt] * options.samples
-    print(options.prompt, end="", flush=True)
+    texts, begun = [options.prompt] * options.samples, False
     for pieces in generate.stream(
         run.model, run.tokenizer, options.prompt, options.max_tokens, run.config.model.block_size,
         samples=options.samples, seed=seed, stop=options.stop, temperature=options.temperature,
-        top_k=options.top_k, top_p=options.top_p, precision=run.precision,
+        top_k=options.top_k, top_p=options.top_p, precision=run.config.device.precision,
     ):
-        print(pieces[0], end="", flush=True)
+        print(pieces[0] if begun else options.prompt + pieces[0], end="", flush=True)
+        begun = True
         texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
     print()
     for n, text in enumerate(texts[1:], start=2):  # only one text can be written as it is drawn
         print(f"--- {n} of {options.samples}", file=sys.stderr)
         print(text)
+    print(f"({run.path}, {run.checkpoint}.ckpt, seed={seed})", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,51 @@
+"""Loss curves of some runs in one picture:
+
+  python scripts/plot.py runs=outputs/bigram,outputs/gpt out=curves.png
+
+runs  folders of runs, with commas between them; of each the newest run is drawn (outputs)
+out   the picture, .png or .svg (curves.png)
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from lmlab.cli import one_line_errors, parse_script
+
+
+@dataclass(frozen=True)
+class Options:
+    runs: str = "outputs"
+    out: str = "curves.png"
+
+
+def main(argv: list[str]) -> None:
+    options = parse_script(Options, __doc__, argv)
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    from lmlab.runs import newest
+
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    for n, folder in enumerate(options.runs.split(",")):
+        run = newest(Path(folder))
+        lines = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+        for key, style in (("train/loss", {"alpha": 0.35, "linewidth": 1}), ("val/loss", {"marker": "o", "markersize": 4})):
+            points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+            if points:
+                axes.plot(*zip(*points, strict=True), color=f"C{n}", label=f"{run.parent.name}, {key}", **style)
+    axes.set(xlabel="step", ylabel="loss, nats per character", ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    figure.savefig(options.out, dpi=120)
+    print(options.out)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main(sys.argv[1:])

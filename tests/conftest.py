@@ -1,0 +1,83 @@
+"""What tests share: a place of their own, and the program as a user runs it, in this process."""
+
+import importlib.util
+import json
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, settings
+
+from lmlab import cli, corpora
+
+# A slow machine is no failure, and a failure comes back at the next run.
+settings.register_profile("lab", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("lab")
+ROOT = Path(__file__).parent.parent
+NANO = "model=gpt_nano threads=1 batch_size=4 max_steps=4 eval_interval=2 log_interval=1 device=cpu "
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """A cache of the tests' own, with a text in the place of tiny-shakespeare."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("LMLAB_CACHE", str(folder))
+        text = "First Citizen:\nBefore we proceed any further, hear me speak.\n\n" * 60
+        (folder / "tinyshakespeare.txt").write_text(text)
+        patch.setattr(corpora, "SHAKESPEARE_SHA256", corpora.sha256(text.encode()))
+        yield folder
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty folder to work in."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["pytest"])
+    return tmp_path
+
+
+@pytest.fixture
+def train(here):
+    """Runs `train.py` with a line of arguments and returns the new run's folder, or of a sweep all of them."""
+
+    def train(line):
+        before = set(here.rglob("config.yaml"))
+        cli.main(shlex.split(line))
+        new = sorted(path.parent for path in set(here.rglob("config.yaml")) - before)
+        return new if "-m " in f"{line} " else new[0]
+
+    return train
+
+
+def history(run, key):
+    """The values of a key in a run's history, by step."""
+    lines = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    return {line["step"]: line[key] for line in lines if key in line}
+
+
+def metrics(run):
+    return json.loads((run / "metrics.json").read_text())
+
+
+def config(run):
+    return yaml.safe_load((run / "config.yaml").read_text())
+
+
+def script(name):
+    """A script as a module, without running it."""
+    spec = importlib.util.spec_from_file_location(f"script_{name}", ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def some_config():
+    """A checked configuration: a tiny GPT on the stories."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["pytest"])
+        return cli.read(*cli.compose(("model=gpt_nano", "device=cpu")))[0]

@@ -1,0 +1,145 @@
+"""Whatever a user can get wrong: one line on stderr, exit status 2, no traceback, nothing left behind."""
+
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from lmlab import cli
+from lmlab.config import GROUPS, RunConfig, keys_of
+from tests.conftest import NANO, ROOT, config
+
+WRONG = {
+    # a key that the chosen model, optimizer or text doesn't take
+    "model=bigram n_layer=4": ["n_layer=4", "model=bigram", "block_size", "model=gpt|"],
+    "model=bigram +n_layer=4": ["n_layer=4", "model=bigram", "block_size"],
+    "model=bigram ++n_layer=4": ["n_layer=4", "model=bigram", "block_size"],
+    "model=bigram ~n_layer": ["n_layer", "model=bigram", "block_size"],
+    "optimizer=sgd beta1=0.5": ["beta1=0.5", "optimizer=sgd", "momentum", "optimizer=adamw"],
+    "path=my.txt": ["path=my.txt", "data=tales", "data=file"],
+    # a key that is not there, or is not to be taken away
+    "n_layr=4": ["n_layr=4", "did you mean n_layer?"],
+    "+n_layr=4": ["n_layr=4", "did you mean n_layer?"],
+    "model.n_layer=4": ["model.n_layer=4", "did you mean"],
+    "+seed=4": ["+seed=4", "seed=…"],
+    "~seed": ["~seed", "seed=…"],
+    "~model": ["~model"],
+    "vocab_size=9": ["vocab_size=9", "no key"],
+    # a choice that is not there
+    "model=gtp": ["model/gtp", "gpt", "bigram"],
+    "experiment=tiny": ["experiment/tiny", "tiny_lm"],
+    "hydra/launcher=none_such": ["none_such", "basic"],
+    # a wrong type, a value out of range, an impossible combination
+    "n_layer=four": ["n_layer=four", "whole number"],
+    "n_layer=2.5": ["n_layer=2.5", "whole number"],
+    "lr=fast": ["lr=fast", "number in (0, inf)"],
+    "bias=1": ["bias=1", "true or false"],
+    "name=7": ["name=7", "text", "\"'7'\""],
+    "n_layer=[1]": ["n_layer=[1]", "whole number"],
+    "n_layer=0": ["n_layer=0", "[1, inf)"],
+    "dropout=1": ["dropout=1", "[0, 1)"],
+    "lr=inf": ["lr=inf", "(0, inf)"],
+    "lr=nan": ["lr=nan", "number"],
+    "seed=-1": ["seed=-1", "[0, 4294967296)"],
+    "schedule=linear": ["schedule=linear", "cosine, constant"],
+    "n_embd=130 n_head=4": ["n_embd=130 n_head=4", "multiple"],
+    "val_fraction=0.6 test_fraction=0.4": ["val_fraction=0.6 test_fraction=0.4", "below 1"],
+    "lr=0.1 min_lr=0.2": ["min_lr=0.2 lr=0.1"],
+    "name=../up": ["name=../up", "letters"],
+    # what the machine or the text can't do
+    "device=cuda": ["device=cuda", "auto, cpu"],
+    "device=mps": ["device=mps", "auto, cpu"],
+    "precision=16-mixed": ["precision=16-mixed", "32-true, bf16-mixed"],
+    "block_size=300000": ["block_size=300000", "259488", "259487"],
+    "data=file": ["path", "data=file"],
+    "data=file path=missing.txt": ["path=missing.txt", "no file there"],
+    "data=file path=empty.txt": ["path=empty.txt", "empty"],
+    "data=file path=latin1.txt": ["path=latin1.txt", "byte 3"],
+    "data=file path=short.txt": ["block_size=64", "allowed for it are 1 to"],
+    "data=file path=short.txt block_size=2 val_fraction=0.05": ["val_fraction=0.05"],
+    # not of the form that is read
+    "name=${oc.env:HOME}": ["name=${oc.env:HOME}", "interpolation"],
+    "seed=${oc.env:HOME}": ["seed=${oc.env:HOME}", "interpolation"],
+    "seed": ["seed", "key=value"],
+    "data=file 'path=a b(c'": ["path=a b(c", "quoted twice", "path=\"'…'\""],
+    "data=file 'path=a,b'": ["path=a,b", "quote the value twice", "path=\"'…'\""],
+    "lr=0.1,0.2": ["lr=0.1,0.2", "add -m"],
+    "-m name=a,b": ["name=a,b", "swept"],
+    "-m model=bigram,gpt n_layer=2": ["n_layer=2", "model=bigram"],  # a cell that is wrong: none is run
+    "-m n_embd=128,130": ["n_embd=130", "multiple"],
+    "--no-such-flag": ["--no-such-flag", "--help"],
+}
+
+
+@pytest.fixture
+def texts(here):
+    (here / "empty.txt").write_text("")
+    (here / "latin1.txt").write_bytes(b"caf\xe9 and more")
+    (here / "short.txt").write_text("a short text")
+    return here
+
+
+def check(left, code, stderr, words):
+    assert code == 2
+    assert stderr.startswith("error: ") and stderr.count("\n") == 1
+    for word in words:
+        assert word in stderr
+    assert sorted(path.name for path in left.iterdir()) == ["empty.txt", "latin1.txt", "short.txt"]
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_wrong_input_is_answered_by_one_line(texts, capsys, line):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(shlex.split(line))
+    check(texts, stop.value.code, capsys.readouterr().err, WRONG[line])
+
+
+@pytest.mark.parametrize("line", ["model=bigram n_layer=4", "device=cuda", "data=file path=empty.txt"])
+def test_so_is_it_in_a_process_of_its_own(texts, line):
+    done = subprocess.run([sys.executable, ROOT / "train.py", *line.split()], capture_output=True, text=True, check=False)
+    check(texts, done.returncode, done.stderr, WRONG[line])
+    assert done.stdout == ""
+
+
+def test_a_wrong_key_is_answered_without_torch(texts):
+    code = "import sys; from lmlab import cli\ntry: cli.main(['n_layr=4'])\nfinally: assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], cwd=texts, capture_output=True, text=True, check=False,
+                          env={"PYTHONPATH": str(ROOT)})
+    check(texts, done.returncode, done.stderr, ["n_layr=4"])
+
+
+def test_the_trace_is_there_for_who_asks(here, capsys, monkeypatch):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["n_layr=4"])
+    assert stop.value.code == 2 and "Traceback" in capsys.readouterr().err
+
+
+def test_a_run_that_cannot_make_its_folder_says_so(here, capsys):
+    (here / "outputs").write_text("in the way")
+    with pytest.raises(SystemExit) as stop:
+        cli.main((NANO + "name=x").split())
+    assert stop.value.code == 2 and "outputs/x" in capsys.readouterr().err
+
+
+def test_help_is_a_page_with_every_key_and_choice(capsys):
+    cli.main(["--help"])
+    page = capsys.readouterr().out
+    for group, choices in GROUPS.items():
+        assert f"{group}=" in page
+        for choice, part in choices.items():
+            assert all(f"  {word}" in page for word in [choice, *keys_of(part)])
+    assert all(f"  {key}: " in page for key in keys_of(RunConfig))
+    assert "tiny_lm" in page and "hydra:" not in page
+
+
+def test_an_experiment_with_another_model_keeps_the_rest_and_says_so(train, capsys):
+    run = train("experiment=tiny_lm model=gpt_nano max_steps=1 threads=1")
+    assert "made for model=bigram; with model=gpt_nano it keeps its other values: lr=10" in capsys.readouterr().out
+    values = config(run)
+    assert (values["model"], values["data"], values["optimizer"]) == ("gpt_nano", "sentence", "sgd")
+    assert (values["lr"], values["block_size"], values["schedule"]) == (10, 191, "constant")
+    run = train("experiment=nanogpt_mini model=bigram max_steps=1 threads=1")
+    assert config(run)["batch_size"] == 12 and "n_embd" not in config(run)
+    assert "n_embd" not in capsys.readouterr().out.splitlines()[0]

@@ -1,0 +1,48 @@
+"""Every command of the README runs."""
+
+import re
+import shlex
+
+import pytest
+
+from lmlab import cli
+from tests.conftest import ROOT, script
+
+README = (ROOT / "README.md").read_text()
+COMMANDS = [line.split("  #")[0].strip() for block in re.findall(r"```sh\n(.*?)```", README, re.S)
+            for line in block.splitlines() if line.strip()]
+
+
+def test_there_are_commands():
+    assert {"make train", "make test", "python train.py model=gpt n_layer=4"} <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", dict.fromkeys(COMMANDS))
+def test_a_command_of_the_readme_runs(here, capsys, command):
+    program, *arguments = shlex.split(command)
+    if program in ("make", "tensorboard", "."):
+        verbs = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M)
+        assert program != "make" or arguments[0] in verbs
+        return
+    assert program == "python"
+    (here / "my.txt").write_text("The text of somebody else, long enough. " * 50)
+    if arguments[0] == "train.py":
+        cli.main([*arguments[1:], *([] if "--help" in arguments else ["max_steps=2", "threads=1"])])
+        return
+    name = arguments[0].removeprefix("scripts/").removesuffix(".py")
+    module = script(name)
+    if name == "tiny_lm":
+        module.train(steps=2)
+    elif name == "nanogpt_mini":
+        module.train(module.GPT(9), lambda _: torch_ids(), 2)
+    else:
+        runs = [cli.main(f"model={model} max_steps=2 threads=1".split()) for model in ("bigram", "gpt")]
+        assert len(runs) == 2
+        module.main([re.sub(r"outputs/\S*", "outputs", argument) for argument in arguments[1:]])
+    assert capsys.readouterr().out
+
+
+def torch_ids():
+    import torch
+
+    return torch.zeros(2, 8, dtype=torch.long), torch.ones(2, 8, dtype=torch.long)

@@ -1,0 +1,130 @@
+"""The scripts as a user runs them, and the course's two programs against the Lightning runs."""
+
+import json
+import shlex
+
+import pytest
+import torch
+
+from lmlab import corpora, experiment, runs
+from lmlab.data import CharDataModule
+from tests.conftest import NANO, ROOT, history, metrics, script
+
+
+@pytest.fixture
+def run_script(here, capsys):
+    """Runs a script's main with a line of arguments; returns its stdout and stderr."""
+
+    def run_script(name, line):
+        capsys.readouterr()
+        module = script(name)
+        with module.one_line_errors():
+            module.main(shlex.split(line))
+        return capsys.readouterr()
+
+    return run_script
+
+
+def test_tiny_lm_and_its_lightning_run_follow_the_same_losses(train, capsys):
+    tiny = script("tiny_lm")
+    assert tiny.text == corpora.sentence(None)
+    losses = tiny.train()
+    run = train("experiment=tiny_lm threads=1")
+    assert losses[0] == pytest.approx(2.197, abs=1e-3) and losses[-1] <= 0.5
+    assert list(history(run, "train/loss").values()) == pytest.approx(losses, abs=1e-4)
+    assert set(tiny.generate(100)) <= set(tiny.chars)
+
+
+def test_nanogpt_mini_and_its_lightning_run_follow_the_same_losses(train, monkeypatch):
+    """Given the same first weights and the same batches."""
+    mini, started = script("nanogpt_mini"), {}
+
+    def build_and_remember(*args):
+        started["model"] = runs.build_model(*args)
+        started["weights"] = {name: weight.clone() for name, weight in started["model"].state_dict().items()}
+        return started["model"]
+
+    monkeypatch.setattr(experiment, "build_model", build_and_remember)
+    run = train("experiment=nanogpt_mini threads=2 max_steps=50 log_interval=1 eval_interval=50")
+    data = CharDataModule(runs.load(run).config)
+    data.setup("fit")
+    model = mini.GPT(data.tokenizer.vocab_size)
+    model.load_state_dict(started["weights"])
+    losses = mini.train(model, data.batches.__getitem__, 50)
+    assert list(history(run, "train/loss").values()) == pytest.approx(losses, abs=1e-4)
+    assert mini.generate(model, torch.zeros(1, 1, dtype=torch.long), 5).shape == (1, 6)
+
+
+@pytest.mark.parametrize("name", ["tiny_lm", "nanogpt_mini"])
+def test_the_courses_programs_need_nothing_of_ours(name):
+    source = (ROOT / "scripts" / f"{name}.py").read_text()
+    assert "lmlab" not in source and "open(" not in source
+
+
+def test_sample_writes_the_text_to_stdout_and_the_same_text_again(train, run_script):
+    run = train(NANO)
+    one = run_script("sample", f"run={run} prompt='The cat' max_tokens=50 seed=3")
+    assert one.out.startswith("The cat") and len(one.out) == len("The cat") + 50 + 1
+    assert str(run) in one.err and "seed=3" in one.err
+    assert run_script("sample", f"run={run.parent} prompt='The cat' max_tokens=50 seed=3").out == one.out
+    assert run_script("sample", "prompt='The cat' max_tokens=50 seed=4").out != one.out
+    several = run_script("sample", "prompt='The cat' max_tokens=50 seed=3 samples=2 temperature=2 top_k=5 top_p=0.9")
+    assert several.out.count("The cat") == 2 and "2 of 2" in several.err
+    greedy = run_script("sample", "prompt=a max_tokens=20 temperature=0 stop=zz")
+    assert greedy.out == run_script("sample", "prompt=a max_tokens=20 temperature=0 seed=9").out
+
+
+def test_the_newest_run_of_a_folder_is_taken(train, run_script):
+    train(NANO + "name=one")
+    newer = train(NANO + "name=two")
+    assert str(newer.relative_to(newer.parents[2])) in run_script("sample", "max_tokens=1").err
+
+
+def test_evaluate_says_what_the_run_said(train, run_script, here):
+    run = train(NANO + "test_fraction=0.1")
+    numbers = dict(line.split() for line in run_script("evaluate", f"run={run}").out.splitlines())
+    assert set(numbers) == {"val/loss", "val/perplexity", "val/bits_per_byte"}
+    for key, value in numbers.items():
+        assert float(value) == pytest.approx(metrics(run)[key], abs=1e-6)
+    best = run_script("evaluate", f"run={run} checkpoint=best").out
+    assert float(best.split()[1]) == pytest.approx(metrics(run)["best/val/loss"], abs=1e-6)
+    assert "test/loss" in run_script("evaluate", f"run={run} split=test").out
+    (here / "my.txt").write_text("The cat sat.")
+    assert "text/loss" in run_script("evaluate", f"run={run} data=file path=my.txt").out
+    written = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
+    assert written[0]["val/loss"] == metrics(run)["val/loss"] and written[0]["checkpoint"] == "last"
+    assert [line["text"] for line in written] == ["val", "val", "test", "my.txt"]
+
+
+@pytest.mark.parametrize(("name", "line", "words"), [
+    ("sample", "run=nowhere", ["run=nowhere", "no trained run"]),
+    ("sample", "promt=x", ["promt=x", "did you mean prompt?"]),
+    ("sample", "temperature=-1", ["temperature=-1", "[0, inf)"]),
+    ("sample", "top_p=1.5", ["top_p=1.5", "(0, 1]"]),
+    ("sample", "max_tokens=many", ["max_tokens=many", "whole number"]),
+    ("sample", "prompt=日本", ["prompt=日本", "'日本'"]),
+    ("sample", "device=cuda", ["device=cuda", "auto, cpu"]),
+    ("sample", "checkpoint=worst", ["checkpoint=worst", "best, last"]),
+    ("evaluate", "split=test", ["split=test", "train, val"]),
+    ("evaluate", "split=all", ["split=all", "train, val, test"]),
+    ("evaluate", "data=file path=nowhere", ["path=nowhere", "no file there"]),
+    ("evaluate", "data=file", ["path", "data=file"]),
+    ("evaluate", "path=x", ["path=x", "data=file"]),
+    ("evaluate", "data=shakespeare", ["outside the vocabulary", "':'"]),
+])
+def test_wrong_arguments_are_answered_by_one_line(train, run_script, capsys, name, line, words):
+    train(NANO)
+    with pytest.raises(SystemExit) as stop:
+        run_script(name, line)
+    stderr = capsys.readouterr().err
+    assert stop.value.code == 2 and stderr.startswith("error: ") and stderr.count("\n") == 1
+    assert all(word in stderr for word in words), stderr
+
+
+@pytest.mark.parametrize("name", ["sample", "evaluate", "plot"])
+def test_help_names_every_argument(run_script, capsys, name):
+    with pytest.raises(SystemExit) as stop:
+        run_script(name, "--help")
+    page = capsys.readouterr().out
+    assert not stop.value.code
+    assert all(field in page for field in script(name).Options.__dataclass_fields__)

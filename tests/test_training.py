@@ -1,0 +1,184 @@
+"""Whole runs in this process: what is computed, and what is left behind."""
+
+import math
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lmlab import cli, evaluate, experiment, runs
+from lmlab.data import CharDataModule
+from tests.conftest import NANO, config, history, metrics
+
+BIGRAM = "model=bigram threads=1 device=cpu log_interval=1 "
+
+
+def weights(run, checkpoint="last"):
+    return torch.load(run / f"checkpoints/{checkpoint}.ckpt", weights_only=True)["state_dict"]
+
+
+def test_same_seed_same_run_bit_for_bit(train):
+    line = NANO + "dropout=0.2 grad_accumulation=2 "
+    one, two, other = train(line), train(line), train(line + "seed=1")
+    for name, weight in weights(one).items():
+        assert weight.equal(weights(two)[name])
+    assert history(one, "train/loss") == history(two, "train/loss") != history(other, "train/loss")
+    assert history(one, "val/loss") == history(two, "val/loss")
+
+
+def test_what_is_watched_changes_nothing(train):
+    often, seldom = train(NANO), train(NANO + "eval_interval=4 log_interval=4")
+    assert all(weight.equal(weights(seldom)[name]) for name, weight in weights(often).items())
+
+
+def test_accumulated_batches_are_one_large_batch(train):
+    """Batch t is cut in the same order whether 2 x 4 or 8 sequences are asked for."""
+    two, one = train(NANO + "grad_accumulation=2"), train(NANO + "batch_size=8")
+    assert history(two, "train/loss") == pytest.approx(history(one, "train/loss"), abs=1e-5)
+    assert metrics(two)["tokens"] == metrics(one)["tokens"] == 4 * 8 * 32
+    for name, weight in weights(two).items():
+        torch.testing.assert_close(weight, weights(one)[name], rtol=0, atol=1e-4)
+
+
+def test_a_run_equals_a_loop_written_out(train, some_config):
+    run = train(NANO + "grad_clip=0.05 optimizer=sgd lr=0.5 schedule=constant warmup_steps=0")
+    loaded = runs.load(run)
+    torch.manual_seed(0)
+    model = runs.build_model(loaded.config.model, 60)
+    data = CharDataModule(loaded.config)
+    data.setup("fit")
+    losses = {}
+    for step in range(4):
+        idx, targets = data.batches[step]
+        loss = F.cross_entropy(model(idx).flatten(0, 1), targets.flatten())
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        length = math.sqrt(sum(gradient.square().sum().item() for gradient in gradients))
+        with torch.no_grad():
+            for weight, gradient in zip(model.parameters(), gradients, strict=True):
+                weight -= 0.5 * gradient * min(1, 0.05 / length)
+        losses[step + 1] = loss.item()
+    assert history(run, "train/loss") == pytest.approx(losses, abs=1e-5)
+    assert history(run, "grad_norm")[4] == pytest.approx(length, rel=1e-4)
+
+
+def test_the_trained_bigram_is_the_table_of_counts(train):
+    run = train("experiment=tiny_lm max_steps=3000 lr=10 log_interval=1000 eval_interval=3000 threads=1")
+    loaded = runs.load(run)
+    tokens = CharDataModule(loaded.config).splits["train"]
+    counts = torch.zeros(9, 9)
+    for now, following in zip(tokens[:-1], tokens[1:], strict=True):
+        counts[now, following] += 1
+    torch.testing.assert_close(loaded.model.table.weight.softmax(-1), counts / counts.sum(1, keepdim=True),
+                               rtol=0, atol=2e-3)
+
+
+def test_a_run_directory_holds_what_the_design_says(train):
+    run = train(NANO + "name=mine seed=0")
+    assert run.parent == run.parents[2] / "outputs" / "mine" and re.fullmatch(r"[\d-]{10}_[\d-]{8}", run.name)
+    files = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
+    assert len([name for name in files if name.startswith("events.out.tfevents.")]) == 1
+    assert {name for name in files if "tfevents" not in name} == {
+        "config.yaml", "tokenizer.json", "metrics.json", "history.jsonl", "train.log",
+        *(f"checkpoints/{name}.ckpt{end}" for name in ("last", "best") for end in ("", ".sha256"))}
+    values, numbers = config(run), metrics(run)
+    assert (values["model"], values["seed"], values["precision"], values["device"]) == ("gpt_nano", 0, "32-true", "cpu")
+    assert (values["decay_steps"], values["min_lr"]) == (4, values["lr"] / 10)
+    assert numbers["status"] == "finished" and numbers["step"] == 4
+    assert numbers["n_params"] == sum(weight.numel() for weight in runs.load(run).model.parameters())
+    assert numbers["val/perplexity"] == pytest.approx(math.exp(numbers["val/loss"]))
+    assert numbers["val/bits_per_byte"] == pytest.approx(numbers["val/loss"] / math.log(2))
+    assert numbers["tokens_per_second"] == pytest.approx(4 * 4 * 32 / numbers["train_seconds"])
+    assert sorted(history(run, "val/loss")) == [0, 2, 4] and sorted(history(run, "train/loss")) == [1, 2, 3, 4]
+    assert min(history(run, "val/loss").values()) == numbers["best/val/loss"]
+    assert history(run, "val/loss")[numbers["best/step"]] == numbers["best/val/loss"]
+    for name in ("last", "best"):
+        digest = runs.sha256((run / f"checkpoints/{name}.ckpt").read_bytes())
+        assert (run / f"checkpoints/{name}.ckpt.sha256").read_text() == digest
+    log = (run / "train.log").read_text()
+    assert str(run.name) in log and "scripts/sample.py" in log and "tensorboard" in log
+
+
+def test_best_is_where_validation_was_lowest(train):
+    run = train(NANO + "max_steps=12 lr=20 optimizer=sgd schedule=constant warmup_steps=0")  # overshoots
+    losses, numbers = history(run, "val/loss"), metrics(run)
+    assert numbers["best/val/loss"] == min(losses.values()) < numbers["val/loss"] == losses[12]
+    for checkpoint, key in (("best", "best/val/loss"), ("last", "val/loss")):
+        loaded = runs.load(run, checkpoint)
+        tokens = CharDataModule(loaded.config).splits["val"]
+        answers = evaluate.log_probs(loaded.model, tokens, loaded.config.model.block_size)
+        assert evaluate.metrics(answers, tokens, loaded.tokenizer)["loss"] == numbers[key]
+
+
+def test_tensorboard_shows_it(train):
+    run = train(BIGRAM + "max_steps=4 eval_interval=2")
+    board = EventAccumulator(str(run)).Reload()
+    tags = board.Tags()
+    assert set(tags["scalars"]) == {"train/loss", "val/loss", "val/perplexity", "val/bits_per_byte", "lr", "grad_norm",
+                                    "tokens_per_second"}
+    assert tags["images"] == ["bigram"] and len(board.Images("bigram")) == 3
+    assert set(tags["tensors"]) == {"config/text_summary", "sample/text_summary"}
+    assert {e.step: e.value for e in board.Scalars("val/loss")} == pytest.approx(history(run, "val/loss"))
+    assert {e.step: e.value for e in board.Scalars("train/loss")} == pytest.approx(history(run, "train/loss"))
+
+
+def test_without_validation_text_best_is_last(train, capsys):
+    run = train("experiment=tiny_lm max_steps=3 eval_interval=2 threads=1")
+    assert not [key for key in metrics(run) if "val" in key]
+    assert not (run / "checkpoints/best.ckpt").exists()
+    assert runs.load(run, "best").checkpoint == "last"
+    assert "val" not in capsys.readouterr().out.split("step ", 1)[1]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(here, capsys):
+    line = "model=gpt_nano optimizer=sgd lr=1e30 warmup_steps=0 grad_clip=0 threads=1 device=cpu batch_size=4 "
+    with pytest.raises(SystemExit) as stop:
+        cli.main((line + "max_steps=100 log_interval=5 eval_interval=50").split())
+    assert stop.value.code == 1
+    (run,) = (here / "outputs/gpt_nano").iterdir()
+    numbers = metrics(run)
+    assert numbers["status"] == "diverged" and numbers["step"] == 5 and numbers["train/loss"] is None
+    assert "diverged: at step 5" in capsys.readouterr().out
+    assert all(torch.isfinite(weight).all() for weight in weights(run).values())  # what is saved is from before
+
+
+def test_weights_that_are_not_finite_are_not_saved(here):
+    """The loss of the last step is still fine, the update after it isn't."""
+    with pytest.raises(SystemExit):
+        cli.main((BIGRAM + "optimizer=sgd lr=1e39 warmup_steps=0 grad_clip=0 max_steps=1").split())
+    (run,) = (here / "outputs/bigram").iterdir()
+    assert metrics(run)["status"] == "diverged"
+    assert all(torch.isfinite(weight).all() for weight in weights(run).values())
+
+
+def test_max_minutes_ends_a_run_if_it_comes_first(train):
+    run = train(BIGRAM + "max_steps=100000 max_minutes=0.02 eval_interval=100000 log_interval=100")
+    numbers = metrics(run)
+    assert numbers["status"] == "finished" and 0 < numbers["step"] < 100_000
+    assert 1.2 <= numbers["train_seconds"] < 2.4
+    assert max(history(run, "val/loss")) == numbers["step"]
+
+
+def test_two_runs_of_one_second_get_folders_of_their_own(some_config, here):
+    paths = [runs.RunDirectory(here / "x" / "now", some_config, runs.CharTokenizer("ab")) for _ in range(3)]
+    assert [path.path.name for path in paths] == ["now", "now-2", "now-3"]
+    for path in paths:
+        path.history.close()
+
+
+def test_a_crash_leaves_its_status(here, monkeypatch):
+    monkeypatch.setattr(experiment.Recorder, "on_train_batch_end", lambda *_: 1 / 0)
+    with pytest.raises(SystemExit):
+        cli.main(NANO.split())
+    (run,) = (here / "outputs/gpt_nano").iterdir()
+    assert metrics(run)["status"] == "failed"
+
+
+def test_a_sweep_runs_every_cell_in_a_folder_named_after_it(train):
+    cells = train("-m " + BIGRAM + "max_steps=1 seed=0,1 lr=0.1,0.2")
+    assert all(cell.parent.parent.name == "sweeps" and cell.parent.name == "seed-lr" for cell in cells)
+    assert [(config(cell)["seed"], config(cell)["lr"]) for cell in cells] == [(0, 0.1), (0, 0.2), (1, 0.1), (1, 0.2)]
+    assert all("seed=0" in cell.name or "seed=1" in cell.name for cell in cells)
+    (more,) = train("-m " + BIGRAM + "max_steps=1 seed=7 name=mine")
+    assert more.parent.name == "mine"
