@@ -4,35 +4,38 @@ import math
 import time
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image, ImageDraw
 from pytorch_lightning import Callback, Trainer
+from rich.progress import Progress
 from torch.utils.tensorboard import SummaryWriter
 
-from lmlab import evaluate, generate, pictures
+from lmlab import evaluate, generate
 from lmlab.data import CharDataModule
 from lmlab.models.bigram import Bigram
 from lmlab.module import LanguageModule
 from lmlab.runs import RunDirectory
-from lmlab.terminal import Terminal
 
 SAMPLE_TOKENS = 100  # at each evaluation
-
 
 class Recorder(Callback):
     """Takes all that is measured to history.jsonl, metrics.json, TensorBoard and the terminal."""
 
-    def __init__(self, run: RunDirectory, data: CharDataModule, terminal: Terminal) -> None:
-        self.run, self.data, self.terminal, self.config = run, data, terminal, data.config
-        keys = self.config.run
-        self.tokens_per_step = keys.batch_size * keys.grad_accumulation * self.config.model.block_size
+    def __init__(self, run: RunDirectory, data: CharDataModule) -> None:
+        self.run, self.data, self.config = run, data, data.config
+        keys, block_size = self.config.run, self.config.model.block_size
+        self.tokens_per_step = keys.batch_size * keys.grad_accumulation * block_size
         self.step, self.train_seconds, self.train_loss = 0, 0.0, math.nan
         self.best, self.diverged = math.inf, False
+        self.bar = Progress(console=run.console, refresh_per_second=4, disable=not run.console.is_terminal)
+        self.task = self.bar.add_task("", total=keys.max_steps)
 
     def on_train_start(self, trainer: Trainer, module: LanguageModule) -> None:
         self.board = SummaryWriter(self.run.path, purge_step=0)
         rows = "".join(f"|{key}|{value}|\n" for key, value in self.config.flat().items())
         self.board.add_text("config", f"|key|value|\n|-|-|\n{rows}", 0)
-        self.terminal.bar.start()
+        self.bar.start()
         self.evaluate(trainer, module)
         self.clock = time.perf_counter()
 
@@ -43,7 +46,7 @@ class Recorder(Callback):
         late = keys.max_minutes is not None and self.seconds() >= 60 * keys.max_minutes
         last = late or self.step == keys.max_steps
         if last or self.step % keys.log_interval == 0:
-            self.point(module)
+            self.point(trainer, module)
         if last or self.step % keys.eval_interval == 0:
             self.train_seconds = self.seconds()
             self.evaluate(trainer, module)
@@ -54,13 +57,14 @@ class Recorder(Callback):
         """Seconds of training so far, evaluations left out."""
         return self.train_seconds + time.perf_counter() - self.clock
 
-    def point(self, module: LanguageModule) -> None:
+    def point(self, trainer: Trainer, module: LanguageModule) -> None:
         """A point of train/loss: the mean over the steps since the last one."""
         self.train_loss, seconds = module.take_loss(), self.seconds()
         speed = self.step * self.tokens_per_step / seconds
-        self.note({"train/loss": self.train_loss, "lr": module.lr(self.step - 1), "tokens_per_second": speed,
-                   "grad_norm": float(module.grad_norm)}, train_seconds=seconds)
-        self.terminal.bar.update(self.terminal.task, completed=self.step, loss=self.train_loss, speed=speed)
+        self.note({"train/loss": self.train_loss, "lr": trainer.optimizers[0].param_groups[0]["lr"],
+                   "grad_norm": float(module.grad_norm), "tokens_per_second": speed}, train_seconds=seconds)
+        shown = f"step {self.step}  loss {self.train_loss:.3f}  {speed:,.0f} tokens/s"
+        self.bar.update(self.task, completed=self.step, description=shown)
         self.diverged = not math.isfinite(self.train_loss)
 
     def note(self, values: dict[str, float], **others: float) -> None:
@@ -75,21 +79,19 @@ class Recorder(Callback):
             return
         values, tokens = {}, self.data.splits["val"]
         if len(tokens):
-            answers = evaluate.log_probs(
-                module.model, tokens, self.config.model.block_size, self.config.device.precision)
-            numbers = evaluate.metrics(answers, tokens, self.data.tokenizer)
-            values = {f"val/{key}": value for key, value in numbers.items()}
+            block_size, precision = self.config.model.block_size, self.config.device.precision
+            answers = evaluate.log_probs(module.model, tokens, block_size, precision)
+            values = evaluate.metrics(answers, tokens, self.data.tokenizer, "val")
             self.note(values)
         sample = self.sample(module, SAMPLE_TOKENS)
         self.board.add_text("sample", f"```\n{sample}\n```", self.step)
         if isinstance(module.model, Bigram):
-            probs = module.model.table.weight.detach().softmax(-1).cpu().numpy()
-            picture = pictures.bigram(probs, self.data.tokenizer.chars)
+            picture = bigram_picture(module.model, self.data.tokenizer.chars)
             self.board.add_image("bigram", picture, self.step, dataformats="HWC")
         self.keep(trainer, values)
-        losses = {"train": self.train_loss, "val": values.get("val/loss", math.nan)}
-        shown = "".join(f"  {name} {loss:.4f}" for name, loss in losses.items() if not math.isnan(loss))
-        self.terminal.say(f"step {self.step:>5}{shown}  {sample[:60].replace(chr(10), '↵')}")
+        losses = {"train/loss": self.train_loss} | values if self.step else values
+        shown = "".join(f"{key} {losses[key]:.4f}  " for key in ("train/loss", "val/loss") if key in losses)
+        self.run.say(f"step {self.step:>5}  {shown}{sample[:60].replace(chr(10), '↵')}")
 
     def sample(self, module: LanguageModule, length: int) -> str:
         pieces = generate.stream(module.model, self.data.tokenizer, "", length, self.config.model.block_size,
@@ -106,12 +108,23 @@ class Recorder(Callback):
         self.run.update(**self.totals(), **values)
 
     def totals(self) -> dict[str, Any]:
-        tokens = self.step * self.tokens_per_step
-        speed = tokens / self.train_seconds if self.train_seconds else math.nan
-        return {"step": self.step, "train/loss": self.train_loss, "tokens": tokens,
-                "train_seconds": self.train_seconds, "tokens_per_second": speed}
+        tokens, seconds = self.step * self.tokens_per_step, self.train_seconds
+        return {"step": self.step, "train/loss": self.train_loss, "tokens": tokens, "train_seconds": seconds,
+                "tokens_per_second": tokens / seconds if seconds else math.nan}
 
     def on_train_end(self, *_: object) -> None:
+        self.bar.stop()
         self.board.close()
 
     on_exception = on_train_end
+
+def bigram_picture(model: Bigram, chars: str) -> np.ndarray:
+    """The table as an image (H, W, 3): a row a character, the darker a column, the likelier its character next."""
+    shades = 255 * (1 - model.table.weight.detach().cpu().softmax(-1).sqrt())  # the root lets the rare show
+    cell, size = 14, 14 * len(chars)  # pixels
+    picture = Image.new("RGB", (size + cell, size + cell), "white")
+    picture.paste(Image.fromarray(shades.numpy().astype(np.uint8)).resize((size, size), 0), (cell, cell))
+    for i, char in enumerate(chars, start=1):
+        for place in ((3, i * cell), (i * cell + 3, 0)):
+            ImageDraw.Draw(picture).text(place, repr(char)[1:-1] if char.isascii() else "?", fill="black")
+    return np.asarray(picture)

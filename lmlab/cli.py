@@ -1,19 +1,15 @@
-"""What is typed, checked as a whole before anything starts, torch included.
-
-Hydra composes and sweeps; its complaints, and ours, become one line and exit status 2.
-"""
+"""What is typed, checked as a whole before anything starts, torch included. Hydra composes and sweeps."""
 
 import itertools
 import os
 import sys
-import traceback
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 import hydra
 import yaml
@@ -22,7 +18,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -31,34 +26,27 @@ from lmlab.config import CHOICES, GROUPS, Config, UserError, check_key, check_va
 CONF = Path(__file__).parent.parent / "conf"
 T = TypeVar("T")
 
-
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """A UserError becomes its line and exit status 2; HYDRA_FULL_ERROR=1 shows the trace as well."""
+    """A UserError becomes its line and exit status 2, or with HYDRA_FULL_ERROR=1 its trace."""
     try:
         yield
     except UserError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            traceback.print_exc()
+            raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
 
-
 def main(argv: list[str] | None = None) -> None:
     """What train.py does."""
+    argv, parser = sys.argv[1:] if argv is None else argv, get_args_parser()
+    parser.prog, parser.print_usage = "train.py", lambda _: None  # a wrong flag too gets one line
+    args = parser.parse_args(argv)
+    if args.help:
+        return print(help_page())
     with one_line_errors():
-        argv, parser = sys.argv[1:] if argv is None else argv, get_args_parser()
-        parser.error = usage_error
-        args = parser.parse_args(argv)
-        if args.help:
-            return print(help_page())
         sys.argv = ["train.py", *argv, *checked(args)]
     return hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(task)()
-
-
-def usage_error(message: str) -> NoReturn:
-    raise UserError(f"{message}; see python train.py --help")
-
 
 def task(cfg: DictConfig) -> None:
     """One run, as Hydra calls it: for the command itself, or for each cell of a sweep."""
@@ -68,39 +56,39 @@ def task(cfg: DictConfig) -> None:
         os.environ.setdefault("OMP_WAIT_POLICY", "active")  # must be said before torch comes
         from lmlab import experiment
 
-        folder = job.sweep.dir if job.mode == RunMode.MULTIRUN else f"outputs/{config.run.name}"
-        cell = ",".join(text.replace("/", "_") for text in job.overrides.task if not text.startswith("name="))
-        stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-        status = experiment.run(config, Path(folder, cell if job.mode == RunMode.MULTIRUN and cell else stamp))
-        if status == "diverged" and job.mode == RunMode.RUN:
+        path = Path("outputs", config.run.name, datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+        if job.mode.name == "MULTIRUN":
+            cell = ",".join(text.replace("/", "_") for text in job.overrides.task if "name=" not in text)
+            path = Path(job.sweep.dir, cell or path.name)
+        if experiment.run(config, path) == "diverged" and job.mode.name == "RUN":
             raise SystemExit(1)
-
 
 def checked(args: Namespace) -> list[str]:
     """Raises UserError unless every run that was asked for holds. Returns what Hydra is told beside."""
     overrides = [parse(text) for text in args.overrides]
     swept = {o.key_or_group: o.input_line for o in overrides if o.is_sweep_override()}
-    if swept and not args.multirun:
-        key, text = swept.popitem()
+    for key, text in swept.items() if not args.multirun else ():
         raise UserError(f"{text}: several values are a sweep; add -m, or quote the value twice: {key}=\"'…'\"")
     if "name" in swept:
         raise UserError(f"{swept['name']}: a sweep has one name; it can't be swept")
     notices = {}
-    for cell in itertools.product(*map(cell_texts, overrides)):
+    for cell in itertools.product(*([f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
+                                    if o.is_sweep_override() else [o.input_line] for o in overrides)):
         typed = [parse(text) for text in cell]
-        groups = [o for o in typed if o.key_or_group in CHOICES or o.key_or_group.startswith(("hydra.", "hydra/"))]
-        refuse_signs(groups)
-        values, choices = compose(tuple(o.input_line for o in groups))
-        plain = {o.key_or_group: o.value() for o in typed if o not in groups}
+        hydras = [o for o in typed if o.key_or_group.startswith(("hydra.", "hydra/"))]
+        signed = [o for o in typed if o.input_line[0] in "+~" and o not in hydras]
+        groups = [o for o in typed if o.key_or_group in CHOICES and o not in signed]
+        values, choices = compose(tuple(o.input_line for o in hydras + groups))
+        plain = {o.key_or_group: o.value() for o in typed if o not in hydras and o.key_or_group not in CHOICES}
         for key, value in plain.items():
             check_key(key, value, choices)
-        refuse_signs(typed)
+        for o in signed:
+            raise UserError(f"{o.input_line}: keys are not added or removed; give {o.key_or_group}=… a value")
         config, notice = read(values | plain, choices)
         notices[notice] = None
     print("".join(f"{notice}\n" for notice in notices if notice), end="")
     name = config.run.name if "name" in plain or not swept else "-".join(swept)
     return [f"++name={name}", f"hydra.sweep.dir=outputs/sweeps/{name}"] if args.multirun else []
-
 
 def parse(text: str) -> Override:
     try:
@@ -108,20 +96,6 @@ def parse(text: str) -> Override:
     except HydraException:
         raise UserError(f"{text}: not of the form key=value; a value with spaces, commas, quotes or braces is "
                         f"quoted twice: {text.partition('=')[0]}=\"'…'\"") from None
-
-
-def refuse_signs(overrides: list[Override]) -> None:
-    for o in overrides:
-        if o.input_line[0] in "+~" and not o.key_or_group.startswith("hydra"):
-            raise UserError(f"{o.input_line}: keys are not added or removed; give {o.key_or_group}=… a value")
-
-
-def cell_texts(override: Override) -> list[str]:
-    """What an argument says in each cell of a sweep."""
-    if not override.is_sweep_override():
-        return [override.input_line]
-    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
-
 
 @lru_cache
 def compose(overrides: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -134,44 +108,37 @@ def compose(overrides: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str]]
     chosen = values.pop("hydra")["runtime"]["choices"]
     return values, {group: chosen[group] for group in CHOICES}
 
-
 def read(values: dict[str, Any], choices: dict[str, str]) -> tuple[Config, str]:
-    """The checked configuration; and what to tell where a choice replaces one of the experiment's own:
-    the keys that only the replaced one takes are left out, all others stay.
+    """The checked configuration. Where a choice replaces one of the experiment's own, the keys that only the
+    replaced one takes are left out, all others stay; the second value tells so.
     """
     recipe = {"defaults": []}
     if choices["experiment"]:
         recipe = yaml.safe_load((CONF / "experiment" / f"{choices['experiment']}.yaml").read_text())
     made_for = {key.removeprefix("override /"): own for entry in recipe.pop("defaults") for key, own in entry.items()}
     replaced = {group: own for group, own in made_for.items() if choices[group] != own}
-    if not replaced:
-        return from_flat(values, choices), ""
     taken = {key for group in GROUPS for key in keys_of(GROUPS[group][choices[group]])}
     lost = {key for group, own in replaced.items() for key in keys_of(GROUPS[group][own])} & {*recipe} - taken
-    notice = (f"experiment={choices['experiment']} is made for {' '.join(f'{g}={own}' for g, own in replaced.items())}; "
-              f"with {' '.join(f'{g}={choices[g]}' for g in replaced)} it keeps its other values: "
-              f"{' '.join(f'{key}={values[key]}' for key in recipe if key not in lost)}")
-    return from_flat({key: values[key] for key in values if key not in lost}, choices), notice
-
+    old, new = (" ".join(f"{g}={chosen[g]}" for g in replaced) for chosen in (made_for, choices))
+    kept = " ".join(f"{key}={values[key]}" for key in recipe if key not in lost)
+    notice = f"experiment={choices['experiment']} is made for {old}; with {new} it keeps its other values: {kept}"
+    return from_flat({key: values[key] for key in values if key not in lost}, choices), notice if replaced else ""
 
 def help_page() -> str:
     """conf/help.txt, then what the files of conf/ themselves say."""
-    lines = [(CONF / "help.txt").read_text()]
+    page = (CONF / "help.txt").read_text()
     for group in CHOICES:
-        lines.append(f"{group}=")
-        for path in sorted((CONF / group).glob("*.yaml")):
-            lines.append(f"  {path.stem:<18}{path.read_text().splitlines()[1][2:]}")
+        files = sorted((CONF / group).glob("*.yaml"))
+        page += f"\n{group}=\n" + "".join(f"  {p.stem:<18}{p.read_text().splitlines()[1][2:]}\n" for p in files)
     for name in ("config", "model/gpt", "optimizer/adamw", "optimizer/sgd", "data/file", "device/auto"):
-        lines.append(f"\nKeys of {'every run' if name == 'config' else name.replace('/', '=')}")
-        text = (CONF / f"{name}.yaml").read_text().split("\nhydra:")[0].splitlines()
-        lines += [f"  {line}" for line in text if line[:1].islower() and line != "defaults:"]
-    return "\n".join(lines)
-
+        page += f"\nKeys of {'every run' if name == 'config' else name.replace('/', '=')}\n"
+        lines = (CONF / f"{name}.yaml").read_text().split("\nhydra:")[0].splitlines()
+        page += "".join(f"  {line}\n" for line in lines if line[:1].islower() and line != "defaults:")
+    return page
 
 def parse_script(options: type[T], page: str, argv: list[str]) -> T:
-    """The dataclass `options` from key=value arguments, each checked against its annotation.
-
-    All behind the first `=` is the value, whatever it holds. --help prints `page` and exits.
+    """The dataclass `options` from key=value arguments, each checked against its annotation. All behind the first
+    `=` is the value, whatever it holds. --help prints `page` and exits.
     """
     if {"-h", "--help"} & set(argv):
         print(page.strip())

@@ -1,7 +1,4 @@
-"""What a run is: the types and ranges of its keys. Their values stand in conf/ and only there.
-
-No torch here, so that a wrong key is answered at once.
-"""
+"""What a run is: the types and ranges of its keys. Their values stand in conf/. No torch: errors come at once."""
 
 import difflib
 import re
@@ -12,20 +9,16 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 # The text is the interval that `check_value` allows and names.
 Count = Annotated[int, "[1, inf)"]
-CountOrZero = Annotated[int, "[0, inf)"]
 Positive = Annotated[float, "(0, inf)"]
 PositiveOrZero = Annotated[float, "[0, inf)"]
 Share = Annotated[float, "[0, 1)"]
 
-
 class UserError(Exception):
     """What the user can put right, in one line: the key, the value, what is allowed."""
-
 
 @dataclass(frozen=True)
 class BigramConfig:
     block_size: Count
-
 
 @dataclass(frozen=True)
 class GPTConfig(BigramConfig):
@@ -35,22 +28,18 @@ class GPTConfig(BigramConfig):
     dropout: Share
     bias: bool
 
-
 @dataclass(frozen=True)
 class CorpusConfig:
     val_fraction: Share
     test_fraction: Share
 
-
 @dataclass(frozen=True)
 class FileConfig(CorpusConfig):
     path: str
 
-
 @dataclass(frozen=True)
 class DeviceConfig:
     precision: Literal["auto", "32-true", "bf16-mixed"]
-
 
 @dataclass(frozen=True)
 class SGDConfig:
@@ -58,14 +47,12 @@ class SGDConfig:
     momentum: Share
     weight_decay: PositiveOrZero
 
-
 @dataclass(frozen=True)
 class AdamWConfig:
     lr: Positive
     beta1: Share
     beta2: Share
     weight_decay: PositiveOrZero
-
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -78,12 +65,11 @@ class RunConfig:
     grad_accumulation: Count
     grad_clip: PositiveOrZero
     schedule: Literal["cosine", "constant"]
-    warmup_steps: CountOrZero
+    warmup_steps: Annotated[int, "[0, inf)"]
     decay_steps: Count
     min_lr: PositiveOrZero
     log_interval: Count
     eval_interval: Count
-
 
 # Which choices each group has, and what each choice takes.
 GROUPS: dict[str, dict[str, type]] = {
@@ -93,7 +79,6 @@ GROUPS: dict[str, dict[str, type]] = {
     "optimizer": {"sgd": SGDConfig, "adamw": AdamWConfig},
 }
 CHOICES = (*GROUPS, "experiment")
-
 
 @dataclass(frozen=True)
 class Config:
@@ -111,15 +96,12 @@ class Config:
         parts = (self.choices, *(asdict(vars(self)[part]) for part in ("run", *GROUPS)))
         return {key: value for part in parts for key, value in part.items()}
 
-
 def keys_of(part: type) -> list[str]:
     return [field.name for field in fields(part)]
-
 
 def nearest(word: str, words: Iterable[str]) -> str:
     near = difflib.get_close_matches(word, list(words), n=1)
     return f" (did you mean {near[0]}?)" if near else ""
-
 
 def check_key(key: str, value: Any, choices: dict[str, str]) -> None:
     """Raises UserError unless the run or one of the choices takes `key`."""
@@ -133,7 +115,6 @@ def check_key(key: str, value: Any, choices: dict[str, str]) -> None:
         known.update(*map(keys_of, parts.values()))
     if key not in known:
         raise UserError(f"{key}={value}: there is no key {key}{nearest(key, known)}; --help lists them all")
-
 
 def check_value(key: str, value: Any, hint: Any) -> Any:
     """`value` if it is of the annotated type and in range, else UserError. A whole number passes as float."""
@@ -157,18 +138,14 @@ def check_value(key: str, value: Any, hint: Any) -> Any:
             raise UserError(f"{key}={given}: out of range; allowed is {interval}")
     return value
 
-
 def build(part: type, values: dict[str, Any]) -> Any:
     """The dataclass `part` from its keys among `values`, each checked."""
     hints = get_type_hints(part, include_extras=True)
     return part(**{key: check_value(key, values.get(key), hints[key]) for key in keys_of(part)})
 
-
 def from_flat(values: dict[str, Any], choices: dict[str, str]) -> Config:
-    """The one way from keys and values, typed or read from a config.yaml, to a `Config`.
-
-    Raises UserError for a key that nothing takes, a wrong type, a value out of range, an impossible
-    combination, or an interpolation: a value is data, never a lookup elsewhere.
+    """The one way from keys and values, typed or read from a config.yaml, to a `Config`. Raises UserError for a key
+    that nothing takes, a wrong type, a value out of range, an impossible combination, an interpolation.
     """
     for key, value in values.items():
         check_key(key, value, choices)

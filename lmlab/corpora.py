@@ -2,7 +2,6 @@
 
 import glob
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,22 +13,18 @@ TALES = Path(__file__).parent / "texts" / "tales.txt"
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
-
 def sentence(config: CorpusConfig) -> str:
     # Nine distinct characters. After l and o the next one is open, after the others it is certain:
     # the best that a bigram can do is 0.39 nats a character.
     return "hello world\n" * 16
 
-
 def tales(config: CorpusConfig) -> str:
     return decode(TALES)
-
 
 def pydoc(config: CorpusConfig) -> str:
     from pydoc_data.topics import topics
 
     return "\n".join(topics[name] for name in sorted(topics))
-
 
 def shakespeare(config: CorpusConfig) -> str:
     path = files.cache_dir() / "tinyshakespeare.txt"
@@ -44,7 +39,6 @@ def shakespeare(config: CorpusConfig) -> str:
         raise UserError(f"data=shakespeare: {path} is something else (wrong sha256); delete it and start again")
     return decode(path)
 
-
 def file(config: FileConfig) -> str:
     """All of `path`: a file, the files of a folder (hidden ones left out) or of a glob, sorted by name."""
     path = Path(config.path).expanduser()
@@ -57,15 +51,10 @@ def file(config: FileConfig) -> str:
         raise UserError(f"path={config.path}: no file there; give a UTF-8 text file, a folder of them, or a glob")
     return "\n".join(texts)
 
-
-CORPORA: dict[str, Callable[..., str]] = {
-    "sentence": sentence, "tales": tales, "pydoc": pydoc, "shakespeare": shakespeare, "file": file,
-}
-
+CORPORA = {corpus.__name__: corpus for corpus in (sentence, tales, pydoc, shakespeare, file)}
 
 def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
 
 def decode(path: Path) -> str:
     """A file's text, every character kept but a byte-order mark. Raises UserError if it has none."""

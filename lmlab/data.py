@@ -11,12 +11,9 @@ from lmlab import corpora, files
 from lmlab.config import Config, UserError
 from lmlab.tokenizers import CharTokenizer
 
-
 def token_file(text: str, tokenizer: CharTokenizer) -> np.ndarray:
-    """The tokens of `text`, (N,), as a read-only memory map.
-
-    The file is named after the content it was made from: changed text is a new file, and of two
-    runs that make it at once the later replaces it by the same bytes.
+    """The tokens of `text`, (N,), as a read-only memory map of a file named after the content it was made from:
+    changed text is a new file, and of two runs that make one at once the later replaces it by the same bytes.
     """
     content = corpora.sha256((tokenizer.to_json() + text).encode("utf-8", "surrogatepass"))
     dtype = np.min_scalar_type(tokenizer.vocab_size - 1)
@@ -25,13 +22,10 @@ def token_file(text: str, tokenizer: CharTokenizer) -> np.ndarray:
         files.write(path, tokenizer.encode(text).tobytes())
     return np.memmap(path, dtype=dtype, mode="r")
 
-
 class Batches(Dataset):
-    """Batch t is a pure function of (tokens, B, T, seed, t), whatever was asked for before.
-
-    An epoch lays windows of T tokens end to end from a random phase on and serves them in random
-    order; batches run on across the ends of epochs. So every token but at most 2T is seen once
-    before any is seen twice.
+    """Batch t is a pure function of (tokens, B, T, seed, t), whatever was asked for before. An epoch lays windows of
+    T tokens end to end from a random phase on and serves them in random order; batches run on across the ends of
+    epochs. So every token but at most 2T is seen once before any is seen twice.
     """
 
     def __init__(self, tokens: np.ndarray, batch_size: int, block_size: int, seed: int) -> None:
@@ -56,12 +50,9 @@ class Batches(Dataset):
         pieces = torch.from_numpy(pieces.astype(np.int64))
         return pieces[:, :-1], pieces[:, 1:]
 
-
 class CharDataModule(LightningDataModule):
-    """A corpus as training batches, and its parts as token arrays: `splits` train, val and test.
-
-    `tokenizer`: another run's, for text that its model shall read; default is the text's own.
-    Raises UserError for text that can't be had, encoded or divided.
+    """A corpus as training batches, and its parts as token arrays: `splits` train, val and test. `tokenizer` is
+    that of the model that shall read it, if there is one. Raises UserError for text that can't be had or divided.
     """
 
     def __init__(self, config: Config, tokenizer: CharTokenizer | None = None) -> None:

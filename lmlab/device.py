@@ -9,7 +9,6 @@ from lmlab.config import Config, UserError
 
 CORES = torch.get_num_threads()  # torch's own count, before anybody sets another
 
-
 def pick(choice: str) -> torch.device:
     """The device of a choice. Raises UserError where there is none such."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
@@ -18,13 +17,11 @@ def pick(choice: str) -> torch.device:
         raise UserError(f"device={choice}: there is none on this machine; usable here are auto, {', '.join(usable)}")
     return torch.device(usable[0] if choice == "auto" else choice)
 
-
 def precisions(device: torch.device) -> list[str]:
     """What the device can do, the one to take by default first."""
     if device.type == "cuda" and torch.cuda.is_bf16_supported():
         return ["bf16-mixed", "32-true"]
     return ["32-true", "bf16-mixed"] if device.type == "cpu" else ["32-true"]
-
 
 def resolve(config: Config) -> Config:
     """`config` with the device, precision and threads that it gets here. Raises UserError."""
@@ -32,13 +29,9 @@ def resolve(config: Config) -> Config:
     allowed = precisions(device)
     if precision not in ("auto", *allowed):
         raise UserError(f"precision={precision}: {device.type} can't do it; allowed are auto, {', '.join(allowed)}")
-    return replace(
-        config,
-        choices=config.choices | {"device": device.type},
-        device=replace(config.device, precision=allowed[0] if precision == "auto" else precision),
-        run=replace(config.run, threads=threads or CORES),
-    )
-
+    run, precision = replace(config.run, threads=threads or CORES), allowed[0] if precision == "auto" else precision
+    choices, own = config.choices | {"device": device.type}, replace(config.device, precision=precision)
+    return replace(config, choices=choices, run=run, device=own)
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     """What Lightning wraps training steps in, for forward passes outside of them."""

@@ -4,12 +4,10 @@ import os
 import uuid
 from pathlib import Path
 
-
 def cache_dir() -> Path:
     """$LMLAB_CACHE, else lmlab in the user's cache folder."""
     base = os.environ.get("LMLAB_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "lmlab")
     return Path(base).expanduser()
-
 
 def write(path: Path, content: bytes) -> None:
     """`content` into `path`: all of it and safe on disk, or nothing."""

@@ -9,12 +9,9 @@ from lmlab.config import UserError
 from lmlab.device import autocast
 from lmlab.tokenizers import CharTokenizer
 
-
 def next_token_probs(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
-    """From logits (B, V) to the probabilities (B, V) to draw from.
-
-    temperature: below 1 the likely gets likelier, above 1 all evens out, at 0 the likeliest is certain.
-    top_k: only the k likeliest. top_p: only the fewest that together reach p (Holtzman et al. 2020).
+    """From logits (B, V) to the probabilities (B, V) to draw from. temperature: below 1 the likely gets likelier, at 0
+    certain. top_k: only the k likeliest. top_p: only the fewest that together reach p (Holtzman et al. 2020).
     """
     if temperature == 0:
         return torch.zeros_like(logits).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
@@ -26,16 +23,13 @@ def next_token_probs(logits: Tensor, temperature: float, top_k: int | None, top_
         probs[probs.cumsum(-1) - probs >= top_p] = 0  # those before it reach p already
     return torch.zeros_like(probs).scatter(-1, order, probs / probs.sum(-1, keepdim=True))
 
-
 @torch.inference_mode()
 def generate(
     model: nn.Module, idx: Tensor, max_tokens: int, block_size: int, *, seed: int = 0, temperature: float = 1.0,
     top_k: int | None = None, top_p: float | None = None, precision: str = "32-true",
 ) -> Iterator[Tensor]:
-    """Continues idx (B, T), yielding the next token of each sequence, (B,), `max_tokens` times.
-
-    The model sees the last `block_size` tokens. Draws come from a generator of its own, on the CPU,
-    so that training's random numbers stay untouched and all devices draw alike.
+    """Continues idx (B, T), yielding the next token of each sequence, (B,), `max_tokens` times, from the last
+    `block_size` tokens. Draws on a random generator of its own, on the CPU, so that all devices draw alike.
     """
     device, training = next(model.parameters()).device, model.training
     random = torch.Generator().manual_seed(seed)
@@ -48,15 +42,12 @@ def generate(
         idx = torch.cat([idx, token], dim=1)
         yield token[:, 0]
 
-
 def stream(
     model: nn.Module, tokenizer: CharTokenizer, prompt: str, max_tokens: int, block_size: int, *,
     samples: int = 1, stop: str | None = None, **options: object,
 ) -> Iterator[list[str]]:
-    """Yields the new text of each sample, piece by piece; a sample ends before the string `stop`.
-
-    An empty prompt starts after a line's end, or else after the vocabulary's first character.
-    `options` are those of `generate`. Raises UserError naming characters unknown to the tokenizer.
+    """Yields the new text of each sample, piece by piece; a sample ends before the string `stop`. An empty prompt
+    starts after a line's end, or else after the first known character. Raises UserError naming unknown ones.
     """
     try:
         ids = tokenizer.encode(prompt or ("\n" if "\n" in tokenizer.chars else tokenizer.chars[0]))

@@ -8,11 +8,9 @@ from torch import Tensor, nn
 from lmlab.config import Config
 from lmlab.optim import build_optimizer, learning_rate
 
-
 class LanguageModule(LightningModule):
-    """Wraps any model from token ids (B, T) to logits (B, T, V) for Lightning's Trainer.
-
-    Losses add up on the device, so that no step waits for a number; `take_loss` reads them.
+    """Wraps any model from token ids (B, T) to logits (B, T, V) for Lightning's Trainer. Losses add up on the device,
+    so that no step waits for a number; `take_loss` reads them.
     """
 
     def __init__(self, model: nn.Module, config: Config) -> None:
@@ -26,8 +24,7 @@ class LanguageModule(LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Mean cross-entropy of a batch, nats per token."""
         idx, targets = batch
-        logits = self.model(idx)
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        loss = F.cross_entropy(self.model(idx).flatten(0, 1), targets.flatten())
         self.loss_sum += loss.detach()
         self.losses += 1
         return loss
@@ -39,19 +36,14 @@ class LanguageModule(LightningModule):
         self.losses = 0
         return mean
 
-    def lr(self, step: int) -> float:
-        """Learning rate of the update after `step` updates."""
-        return learning_rate(step, self.config.optimizer.lr, self.config.run)
-
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return build_optimizer(self.model, self.config.optimizer)
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, **_: object) -> None:
         """Clips, and keeps the gradient's length from before."""
-        longest = self.config.run.grad_clip or float("inf")
-        self.grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), longest)
+        self.grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.run.grad_clip or float("inf"))
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer, closure: object) -> None:
         for group in optimizer.param_groups:
-            group["lr"] = self.lr(self.global_step)
+            group["lr"] = learning_rate(self.global_step, self.config.optimizer.lr, self.config.run)
         optimizer.step(closure=closure)

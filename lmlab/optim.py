@@ -9,17 +9,10 @@ from torch import nn
 
 from lmlab.config import AdamWConfig, RunConfig, SGDConfig
 
-
-def sgd(groups: list[dict], config: SGDConfig) -> torch.optim.Optimizer:
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
-
-
-def adamw(groups: list[dict], config: AdamWConfig) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
-
-
-OPTIMIZERS: dict[type, Callable[..., torch.optim.Optimizer]] = {SGDConfig: sgd, AdamWConfig: adamw}
-
+OPTIMIZERS: dict[type, Callable[[list[dict], Any], torch.optim.Optimizer]] = {
+    SGDConfig: lambda groups, c: torch.optim.SGD(groups, lr=c.lr, momentum=c.momentum, fused=True),
+    AdamWConfig: lambda groups, c: torch.optim.AdamW(groups, lr=c.lr, betas=(c.beta1, c.beta2), fused=True),
+}
 
 def build_optimizer(model: nn.Module, config: Any) -> torch.optim.Optimizer:
     """Weight decay pulls on matrices and embeddings only, not on gains and biases (Brown et al. 2020)."""
@@ -27,7 +20,6 @@ def build_optimizer(model: nn.Module, config: Any) -> torch.optim.Optimizer:
     others = [weight for weight in model.parameters() if weight.dim() < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     return OPTIMIZERS[type(config)](groups, config)
-
 
 def learning_rate(step: int, lr: float, run: RunConfig) -> float:
     """The rate of update `step`, counted from 0: linear warm-up to `lr`, then constant, or half a cosine
@@ -37,5 +29,7 @@ def learning_rate(step: int, lr: float, run: RunConfig) -> float:
         return lr * (step + 1) / (run.warmup_steps + 1)
     if run.schedule == "constant":
         return lr
-    done = min(1.0, (step - run.warmup_steps) / max(1, run.decay_steps - run.warmup_steps))
+    if step >= run.decay_steps:
+        return run.min_lr
+    done = (step - run.warmup_steps) / (run.decay_steps - run.warmup_steps)
     return run.min_lr + (lr - run.min_lr) * (1 + math.cos(math.pi * done)) / 2

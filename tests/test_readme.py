@@ -12,10 +12,8 @@ README = (ROOT / "README.md").read_text()
 COMMANDS = [line.split("  #")[0].strip() for block in re.findall(r"```sh\n(.*?)```", README, re.S)
             for line in block.splitlines() if line.strip()]
 
-
 def test_there_are_commands():
     assert {"make train", "make test", "python train.py model=gpt n_layer=4"} <= set(COMMANDS)
-
 
 @pytest.mark.parametrize("command", dict.fromkeys(COMMANDS))
 def test_a_command_of_the_readme_runs(here, capsys, command):
@@ -40,7 +38,6 @@ def test_a_command_of_the_readme_runs(here, capsys, command):
         assert len(runs) == 2
         module.main([re.sub(r"outputs/\S*", "outputs", argument) for argument in arguments[1:]])
     assert capsys.readouterr().out
-
 
 def torch_ids():
     import torch

@@ -8,10 +8,9 @@ from lmlab.config import CHOICES, GROUPS
 from tests.conftest import ROOT, config, metrics
 
 FILES = sorted(path.relative_to(ROOT / "conf") for path in (ROOT / "conf").glob("*/*.yaml"))
-SMALL = {"model/gpt2": "n_layer=1 block_size=64 batch_size=2 data=sentence", "data/file": "path=my.txt",
+SMALL = {"model/gpt2": "n_layer=1 block_size=64 batch_size=2 data=sentence", "data/file": "path=my.txt model=bigram",
          "model/gpt_baby": "n_layer=1 block_size=64 batch_size=2 data=sentence",
          "experiment/shakespeare_baby": "n_layer=1 batch_size=2"}
-
 
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_it_composes_and_trains_a_step(train, here, path):
@@ -20,15 +19,14 @@ def test_it_composes_and_trains_a_step(train, here, path):
         assert cli.read(*cli.compose((f"{group}={name}",)))[0].choices["device"] == name
         return
     (here / "my.txt").write_text("my own text " * 100)
-    run = train(f"{group}={name} max_steps=1 threads=1 {SMALL.get(f'{group}/{name}', '')}")
+    quick = "" if group in ("model", "experiment") else "model=gpt_nano"
+    run = train(f"{group}={name} max_steps=1 threads=1 {SMALL.get(f'{group}/{name}', quick)}")
     assert metrics(run)["status"] == "finished" and metrics(run)["step"] == 1
     assert config(run)[group] == ("cpu" if group == "device" else name)
-
 
 def test_each_choice_has_a_file_and_each_file_a_choice():
     for group, choices in GROUPS.items():
         assert {path.stem for path in FILES if path.parts[0] == group} == set(choices)
-
 
 def test_a_key_is_set_in_one_place():
     """In config.yaml or in the files of one group, never in both; recipes may set any."""
@@ -38,7 +36,6 @@ def test_a_key_is_set_in_one_place():
             owners.setdefault(key, set()).add(str(path).split("/")[0])
     assert {key: places for key, places in owners.items() if len(places) > 1} == {}
     assert not {*CHOICES} & {*owners}
-
 
 @pytest.mark.parametrize("path", [path for path in FILES if path.parts[0] == "experiment"], ids=str)
 def test_a_recipe_says_how_it_is_run_and_what_was_seen(path):

@@ -10,7 +10,6 @@ from lmlab import corpora, experiment, runs
 from lmlab.data import CharDataModule
 from tests.conftest import NANO, ROOT, history, metrics, script
 
-
 @pytest.fixture
 def run_script(here, capsys):
     """Runs a script's main with a line of arguments; returns its stdout and stderr."""
@@ -24,7 +23,6 @@ def run_script(here, capsys):
 
     return run_script
 
-
 def test_tiny_lm_and_its_lightning_run_follow_the_same_losses(train, capsys):
     tiny = script("tiny_lm")
     assert tiny.text == corpora.sentence(None)
@@ -33,7 +31,6 @@ def test_tiny_lm_and_its_lightning_run_follow_the_same_losses(train, capsys):
     assert losses[0] == pytest.approx(2.197, abs=1e-3) and losses[-1] <= 0.5
     assert list(history(run, "train/loss").values()) == pytest.approx(losses, abs=1e-4)
     assert set(tiny.generate(100)) <= set(tiny.chars)
-
 
 def test_nanogpt_mini_and_its_lightning_run_follow_the_same_losses(train, monkeypatch):
     """Given the same first weights and the same batches."""
@@ -54,12 +51,10 @@ def test_nanogpt_mini_and_its_lightning_run_follow_the_same_losses(train, monkey
     assert list(history(run, "train/loss").values()) == pytest.approx(losses, abs=1e-4)
     assert mini.generate(model, torch.zeros(1, 1, dtype=torch.long), 5).shape == (1, 6)
 
-
 @pytest.mark.parametrize("name", ["tiny_lm", "nanogpt_mini"])
 def test_the_courses_programs_need_nothing_of_ours(name):
     source = (ROOT / "scripts" / f"{name}.py").read_text()
     assert "lmlab" not in source and "open(" not in source
-
 
 def test_sample_writes_the_text_to_stdout_and_the_same_text_again(train, run_script):
     run = train(NANO)
@@ -73,12 +68,10 @@ def test_sample_writes_the_text_to_stdout_and_the_same_text_again(train, run_scr
     greedy = run_script("sample", "prompt=a max_tokens=20 temperature=0 stop=zz")
     assert greedy.out == run_script("sample", "prompt=a max_tokens=20 temperature=0 seed=9").out
 
-
 def test_the_newest_run_of_a_folder_is_taken(train, run_script):
     train(NANO + "name=one")
     newer = train(NANO + "name=two")
     assert str(newer.relative_to(newer.parents[2])) in run_script("sample", "max_tokens=1").err
-
 
 def test_evaluate_says_what_the_run_said(train, run_script, here):
     run = train(NANO + "test_fraction=0.1")
@@ -94,7 +87,6 @@ def test_evaluate_says_what_the_run_said(train, run_script, here):
     written = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
     assert written[0]["val/loss"] == metrics(run)["val/loss"] and written[0]["checkpoint"] == "last"
     assert [line["text"] for line in written] == ["val", "val", "test", "my.txt"]
-
 
 @pytest.mark.parametrize(("name", "line", "words"), [
     ("sample", "run=nowhere", ["run=nowhere", "no trained run"]),
@@ -119,7 +111,6 @@ def test_wrong_arguments_are_answered_by_one_line(train, run_script, capsys, nam
     stderr = capsys.readouterr().err
     assert stop.value.code == 2 and stderr.startswith("error: ") and stderr.count("\n") == 1
     assert all(word in stderr for word in words), stderr
-
 
 @pytest.mark.parametrize("name", ["sample", "evaluate", "plot"])
 def test_help_names_every_argument(run_script, capsys, name):

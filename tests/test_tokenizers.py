@@ -8,7 +8,6 @@ from lmlab.tokenizers import CharTokenizer
 
 ANY_CHAR = st.characters(codec=None, exclude_categories=())  # lone surrogates included
 
-
 @given(st.text(ANY_CHAR, min_size=1), st.data())
 def test_any_text_round_trips(text, data):
     tokenizer = CharTokenizer.from_text(text)
@@ -21,7 +20,6 @@ def test_any_text_round_trips(text, data):
     part = data.draw(st.text(st.sampled_from(text)))
     assert again.decode(again.encode(part)) == part
 
-
 @given(st.text(min_size=1), st.characters())
 def test_a_character_outside_the_vocabulary_is_named(text, char):
     tokenizer = CharTokenizer.from_text(text)
@@ -31,7 +29,6 @@ def test_a_character_outside_the_vocabulary_is_named(text, char):
         with pytest.raises(UserError) as error:
             tokenizer.encode(text + char)
         assert repr(char) in str(error.value)
-
 
 def test_ids_take_the_smallest_type():
     assert CharTokenizer(chars="".join(map(chr, range(256)))).encode("a").dtype == np.uint8

@@ -10,6 +10,5 @@ from lmlab.models.gpt import GPT
 
 MODELS: dict[type, type[nn.Module]] = {BigramConfig: Bigram, GPTConfig: GPT}
 
-
 def build_model(config: Any, vocab_size: int) -> nn.Module:
     return MODELS[type(config)](config, vocab_size)

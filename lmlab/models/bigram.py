@@ -5,9 +5,8 @@ from torch import Tensor, nn
 
 from lmlab.config import BigramConfig
 
-
 class Bigram(nn.Module):
-    """A table in which row c scores each character as the one after c; all alike at first, so the first loss is ln V."""
+    """A table: row c scores every character as the next after c. All alike at first, so that the first loss is ln V."""
 
     def __init__(self, config: BigramConfig, vocab_size: int) -> None:
         super().__init__()

@@ -1,10 +1,8 @@
 """The mini-GPT: a transformer that reads the text so far and scores every next token.
 
-Letters in shapes: B sequences in a batch, T tokens in a sequence (time), C numbers that stand for
-a token (channels, `n_embd`), H attention heads (`n_head`), V tokens in the vocabulary.
-
-The architecture is GPT-2's (Radford et al. 2019, "Language Models are Unsupervised Multitask
-Learners"): the transformer decoder of Vaswani et al. 2017 with the norm before each sublayer.
+Letters in shapes: B sequences in a batch, T tokens in a sequence (time), C numbers that stand for a token (channels,
+`n_embd`), H attention heads (`n_head`), V tokens in the vocabulary. The architecture is GPT-2's (Radford et al. 2019):
+the transformer decoder of Vaswani et al. 2017, with the norm before attention and MLP instead of after.
 """
 
 import math
@@ -14,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmlab.config import GPTConfig
-
 
 class CausalSelfAttention(nn.Module):
     """Each token gathers what it needs from itself and the tokens before it, never from later ones.
@@ -38,7 +35,6 @@ class CausalSelfAttention(nn.Module):
         y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side
         return F.dropout(self.proj(y), self.dropout, self.training)  # (B, T, C)
 
-
 class MLP(nn.Module):
     """What each token makes of what it gathered: widen, bend, narrow, one token at a time."""
 
@@ -51,7 +47,6 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.gelu(self.widen(x))  # (B, T, 4C)
         return F.dropout(self.proj(x), self.dropout, self.training)  # (B, T, C)
-
 
 class Block(nn.Module):
     """Attention, then MLP. Each reads a normalised copy of x and adds its answer to x (the residual), so
@@ -69,7 +64,6 @@ class Block(nn.Module):
         x = x + self.attention(self.norm_1(x))
         return x + self.mlp(self.norm_2(x))  # (B, T, C)
 
-
 class GPT(nn.Module):
     """Embeddings, `n_layer` blocks, and a head that turns each token's channels into scores."""
 
@@ -82,10 +76,11 @@ class GPT(nn.Module):
         self.norm = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.head = nn.Linear(config.n_embd, vocab_size, bias=False)
         self.head.weight = self.token_embedding.weight  # tied: what a token means, read both ways (Press and Wolf 2017)
-        self.apply(init_weights)
-        for name, weight in self.named_parameters():
-            if name.endswith("proj.weight"):  # 2 * n_layer answers add up in x: keep the sum's spread at one's
-                nn.init.normal_(weight, std=0.02 / math.sqrt(2 * config.n_layer))
+        for name, weight in self.named_parameters():  # GPT-2's start: at first all tokens are about equally likely
+            if name.endswith("bias"):
+                nn.init.zeros_(weight)
+            elif weight.dim() == 2:  # 2 * n_layer answers add up in x, so each starts smaller
+                nn.init.normal_(weight, std=0.02 / math.sqrt(2 * config.n_layer) if "proj" in name else 0.02)
 
     def forward(self, idx: Tensor) -> Tensor:
         positions = torch.arange(idx.shape[1], device=idx.device)  # (T,), T at most block_size
@@ -94,11 +89,3 @@ class GPT(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x))  # (B, T, V)
-
-
-def init_weights(module: nn.Module) -> None:
-    """GPT-2's: small random weights, so that at first every token is about equally likely."""
-    if isinstance(module, (nn.Linear, nn.Embedding)):
-        nn.init.normal_(module.weight, std=0.02)
-    if isinstance(module, nn.Linear) and module.bias is not None:
-        nn.init.zeros_(module.bias)
