@@ -17,11 +17,8 @@ from lmlab.models.bigram import Bigram
 from lmlab.module import LanguageModule
 from lmlab.runs import RunDirectory
 
-SAMPLE_TOKENS = 100  # at each evaluation
-
 class Recorder(Callback):
     """Takes all that is measured to history.jsonl, metrics.json, TensorBoard and the terminal."""
-
     def __init__(self, run: RunDirectory, data: CharDataModule) -> None:
         self.run, self.data, self.config = run, data, data.config
         keys, block_size = self.config.run, self.config.model.block_size
@@ -83,7 +80,7 @@ class Recorder(Callback):
             answers = evaluate.log_probs(module.model, tokens, block_size, precision)
             values = evaluate.metrics(answers, tokens, self.data.tokenizer, "val")
             self.note(values)
-        sample = self.sample(module, SAMPLE_TOKENS)
+        sample = self.sample(module, 100)
         self.board.add_text("sample", f"```\n{sample}\n```", self.step)
         if isinstance(module.model, Bigram):
             picture = bigram_picture(module.model, self.data.tokenizer.chars)

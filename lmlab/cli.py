@@ -3,13 +3,12 @@
 import itertools
 import os
 import sys
-from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, get_type_hints
 
 import hydra
 import yaml
@@ -24,7 +23,6 @@ from omegaconf.errors import OmegaConfBaseException
 from lmlab.config import CHOICES, GROUPS, Config, UserError, check_key, check_value, from_flat, keys_of, nearest
 
 CONF = Path(__file__).parent.parent / "conf"
-T = TypeVar("T")
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
@@ -45,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.help:
         return print(help_page())
     with one_line_errors():
-        sys.argv = ["train.py", *argv, *checked(args)]
+        sys.argv = ["train.py", *argv, *checked(args.overrides, args.multirun)]
     return hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(task)()
 
 def task(cfg: DictConfig) -> None:
@@ -63,11 +61,11 @@ def task(cfg: DictConfig) -> None:
         if experiment.run(config, path) == "diverged" and job.mode.name == "RUN":
             raise SystemExit(1)
 
-def checked(args: Namespace) -> list[str]:
+def checked(arguments: list[str], multirun: bool) -> list[str]:
     """Raises UserError unless every run that was asked for holds. Returns what Hydra is told beside."""
-    overrides = [parse(text) for text in args.overrides]
+    overrides = [parse(text) for text in arguments]
     swept = {o.key_or_group: o.input_line for o in overrides if o.is_sweep_override()}
-    for key, text in swept.items() if not args.multirun else ():
+    for key, text in swept.items() if not multirun else ():
         raise UserError(f"{text}: several values are a sweep; add -m, or quote the value twice: {key}=\"'…'\"")
     if "name" in swept:
         raise UserError(f"{swept['name']}: a sweep has one name; it can't be swept")
@@ -88,7 +86,7 @@ def checked(args: Namespace) -> list[str]:
         notices[notice] = None
     print("".join(f"{notice}\n" for notice in notices if notice), end="")
     name = config.run.name if "name" in plain or not swept else "-".join(swept)
-    return [f"++name={name}", f"hydra.sweep.dir=outputs/sweeps/{name}"] if args.multirun else []
+    return [f"++name={name}", f"hydra.sweep.dir=outputs/sweeps/{name}"] if multirun else []
 
 def parse(text: str) -> Override:
     try:
@@ -112,9 +110,8 @@ def read(values: dict[str, Any], choices: dict[str, str]) -> tuple[Config, str]:
     """The checked configuration. Where a choice replaces one of the experiment's own, the keys that only the
     replaced one takes are left out, all others stay; the second value tells so.
     """
-    recipe = {"defaults": []}
-    if choices["experiment"]:
-        recipe = yaml.safe_load((CONF / "experiment" / f"{choices['experiment']}.yaml").read_text())
+    path = CONF / "experiment" / f"{choices['experiment']}.yaml"
+    recipe = yaml.safe_load(path.read_text()) if choices["experiment"] else {"defaults": []}
     made_for = {key.removeprefix("override /"): own for entry in recipe.pop("defaults") for key, own in entry.items()}
     replaced = {group: own for group, own in made_for.items() if choices[group] != own}
     taken = {key for group in GROUPS for key in keys_of(GROUPS[group][choices[group]])}
@@ -136,7 +133,7 @@ def help_page() -> str:
         page += "".join(f"  {line}\n" for line in lines if line[:1].islower() and line != "defaults:")
     return page
 
-def parse_script(options: type[T], page: str, argv: list[str]) -> T:
+def parse_script(options: type, page: str, argv: list[str]) -> Any:
     """The dataclass `options` from key=value arguments, each checked against its annotation. All behind the first
     `=` is the value, whatever it holds. --help prints `page` and exits.
     """

@@ -15,7 +15,6 @@ Share = Annotated[float, "[0, 1)"]
 
 class UserError(Exception):
     """What the user can put right, in one line: the key, the value, what is allowed."""
-
 @dataclass(frozen=True)
 class BigramConfig:
     block_size: Count
@@ -83,7 +82,6 @@ CHOICES = (*GROUPS, "experiment")
 @dataclass(frozen=True)
 class Config:
     """A checked run. `choices` says what was chosen of each group, the parts hold what that choice takes."""
-
     choices: dict[str, str]
     run: RunConfig
     model: Any
@@ -123,9 +121,9 @@ def check_value(key: str, value: Any, hint: Any) -> Any:
             return None
         hint = get_args(hint)[0]
     if get_origin(hint) is Literal:
-        if value not in get_args(hint):
-            raise UserError(f"{key}={value}: allowed are {', '.join(get_args(hint))}")
-        return value
+        if value in get_args(hint):
+            return value
+        raise UserError(f"{key}={value}: allowed are {', '.join(get_args(hint))}")
     kind, interval = get_args(hint) if get_origin(hint) is Annotated else (hint, None)
     given, value = value, float(str(value)) if kind is float and type(value) is int else value
     if type(value) is not kind or value != value:

@@ -27,7 +27,6 @@ class Batches(Dataset):
     T tokens end to end from a random phase on and serves them in random order; batches run on across the ends of
     epochs. So every token but at most 2T is seen once before any is seen twice.
     """
-
     def __init__(self, tokens: np.ndarray, batch_size: int, block_size: int, seed: int) -> None:
         spare = len(tokens) - block_size
         if spare < 1:
@@ -54,7 +53,6 @@ class CharDataModule(LightningDataModule):
     """A corpus as training batches, and its parts as token arrays: `splits` train, val and test. `tokenizer` is
     that of the model that shall read it, if there is one. Raises UserError for text that can't be had or divided.
     """
-
     def __init__(self, config: Config, tokenizer: CharTokenizer | None = None) -> None:
         super().__init__()
         self.config = config

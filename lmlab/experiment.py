@@ -19,9 +19,6 @@ from lmlab.models import build_model
 from lmlab.module import LanguageModule
 from lmlab.runs import AtomicCheckpointIO, RunDirectory
 
-TROUBLE = ("diverged: at step {} the loss is not finite. Try a smaller lr, more warmup_steps or grad_clip=1. "
-           "What is saved is from before.")
-
 def run(config: Config, path: Path) -> str:
     """Trains, and returns the status: 'finished' or 'diverged'. The directory, `path` or the next free name,
     comes into being once device and text are known to do; UserError is raised before that.
@@ -33,18 +30,18 @@ def run(config: Config, path: Path) -> str:
     pl.seed_everything(config.run.seed, verbose=False)
     module = LanguageModule(build_model(config.model, data.tokenizer.vocab_size), config)
     directory = RunDirectory(path, config, data.tokenizer)
+    path = directory.path
     recorder = Recorder(directory, data)
     n_params = sum(weight.numel() for weight in module.parameters())
     directory.update(status="running", seed=config.run.seed, n_params=n_params, data_sha256=data.sha256, **versions())
-    directory.say(introduction(config, data, n_params, directory.path))
+    directory.say(introduction(config, data, n_params, path))
     try:
         trainer(config, recorder).fit(module, data)
         status = "diverged" if recorder.diverged else "finished"
         directory.update(status=status, **recorder.totals())
-        directory.say(TROUBLE.format(recorder.step) if recorder.diverged else results(directory, recorder, module))
-        where, above = (shlex.quote(str(folder)) for folder in (directory.path, directory.path.parent))
-        directory.say(f"\nsaved in      {directory.path}\nmore samples  python scripts/sample.py run={where}\n"
-                      f"curves        tensorboard --logdir {above}")
+        directory.say(results(directory, recorder, module))
+        directory.say(f"\nsaved in      {path}\nmore samples  python scripts/sample.py run={shlex.quote(str(path))}\n"
+                      "curves        tensorboard --logdir outputs")
     except BaseException as error:
         stopped = isinstance(error, SystemExit | KeyboardInterrupt)  # Lightning turns Ctrl-C into exit(1)
         directory.update(status="interrupted" if stopped else "failed", **recorder.totals())
@@ -79,6 +76,9 @@ def introduction(config: Config, data: CharDataModule, n_params: int, path: Path
 
 def results(directory: RunDirectory, recorder: Recorder, module: LanguageModule) -> str:
     """The table at the end, with the best validation on the way, and a sample."""
+    if recorder.diverged:
+        return (f"diverged: at step {recorder.step} the loss or a weight is not finite. Try a smaller lr, more "
+                "warmup_steps, or grad_clip=1. What is saved is from before.")
     final, keys = directory.metrics, ("train/loss", "val/loss", "val/perplexity", "val/bits_per_byte")
     best = {f"best/{key}": f"{final.get(f'best/{key}', math.nan):.4f}".replace("nan", "") for key in keys}
     rows = [("", "final", f"best, step {final['best/step']}" if "best/step" in final else "")]
@@ -93,6 +93,5 @@ def table(rows: list[tuple[str, ...]]) -> str:
 def versions() -> dict[str, str | None]:
     """What the numbers depend on beside the configuration."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--verify", "HEAD"]
-    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
     return {"python": platform.python_version(), "torch": torch.__version__, "pytorch_lightning": pl.__version__,
-            "git_commit": commit}
+            "git_commit": subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None}

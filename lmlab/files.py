@@ -6,8 +6,8 @@ from pathlib import Path
 
 def cache_dir() -> Path:
     """$LMLAB_CACHE, else lmlab in the user's cache folder."""
-    base = os.environ.get("LMLAB_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "lmlab")
-    return Path(base).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    return Path(os.environ.get("LMLAB_CACHE", f"{base}/lmlab")).expanduser()
 
 def write(path: Path, content: bytes) -> None:
     """`content` into `path`: all of it and safe on disk, or nothing."""

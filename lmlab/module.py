@@ -12,7 +12,6 @@ class LanguageModule(LightningModule):
     """Wraps any model from token ids (B, T) to logits (B, T, V) for Lightning's Trainer. Losses add up on the device,
     so that no step waits for a number; `take_loss` reads them.
     """
-
     def __init__(self, model: nn.Module, config: Config) -> None:
         super().__init__()
         self.model = model

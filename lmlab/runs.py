@@ -22,7 +22,6 @@ from lmlab.tokenizers import CharTokenizer
 
 class RunDirectory:
     """What a run writes while it runs, at `path` or the next free name. Raises UserError if it can't."""
-
     def __init__(self, path: Path, config: Config, tokenizer: CharTokenizer) -> None:
         names = (path.with_name(f"{path.name}-{n}") for n in itertools.count(2))
         self.path = next(name for name in itertools.chain([path], names) if not name.exists())
@@ -61,7 +60,6 @@ def to_json(values: dict[str, Any], **options: Any) -> str:
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Lightning's checkpoints, written whole or not at all, a sha256 beside them."""
-
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Path, storage_options: Any = None) -> None:
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
@@ -71,7 +69,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 @dataclass(frozen=True)
 class Run:
     """A run read back, with the model of one of its checkpoints, and the precision that it can have here."""
-
     path: Path
     config: Config
     tokenizer: CharTokenizer

@@ -9,7 +9,6 @@ from lmlab.config import UserError
 
 class CharTokenizer:
     """One token a character, numbered in the characters' sorted order."""
-
     def __init__(self, chars: str) -> None:
         self.chars, self.vocab_size = chars, len(chars)
         self.codes = code_points(chars)  # (V,)

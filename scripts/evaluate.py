@@ -62,7 +62,8 @@ def text_of(run: Run, options: Options) -> tuple[CharDataModule, str]:
     from lmlab.data import CharDataModule
 
     if options.data:
-        other = {"val_fraction": 0.0, "test_fraction": 0.0} | ({"path": options.path or "???"} if options.data == "file" else {})
+        other = {"val_fraction": 0.0, "test_fraction": 0.0}
+        other |= {"path": options.path or "???"} if options.data == "file" else {}
         kept = {key: value for key, value in run.config.flat().items()
                 if key not in (*run.config.choices, *vars(run.config.data))}
         config = from_flat(kept | other, run.config.choices | {"data": options.data})

@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
     for n, folder in enumerate(options.runs.split(",")):
         run = newest(Path(folder))
         lines = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
-        for key, style in (("train/loss", {"alpha": 0.35, "linewidth": 1}), ("val/loss", {"marker": "o", "markersize": 4})):
+        for key, style in {"train/loss": {"alpha": 0.35, "lw": 1}, "val/loss": {"marker": "o", "ms": 4}}.items():
             points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
             if points:
                 axes.plot(*zip(*points, strict=True), color=f"C{n}", label=f"{run.parent.name}, {key}", **style)

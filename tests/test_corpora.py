@@ -35,7 +35,8 @@ def test_a_file_is_read_to_the_letter(tmp_path):
     assert read(tmp_path / "bom.txt") == text
 
 def test_a_folder_or_a_glob_is_read_in_order(tmp_path):
-    for name, text in {"b.txt": "second", "a.txt": "first", "deep/c.md": "third", ".hidden": "no", ".git/x": "no"}.items():
+    texts = {"b.txt": "second", "a.txt": "first", "deep/c.md": "third", ".hidden": "no", ".git/x": "no"}
+    for name, text in texts.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     assert read(tmp_path) == "first\nsecond\nthird"

@@ -3,7 +3,6 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from lmlab.config import BigramConfig, GPTConfig
 from lmlab.models import build_model
@@ -76,25 +75,25 @@ def test_a_batch_can_be_learnt_by_heart():
         optimizer.step()
     assert loss.item() < 0.05
 
-def test_gpt_equals_an_independent_gpt_2():
-    """The same weights in transformers' GPT-2, which stores its matrices the other way round."""
-    config = CONFIGS["gpt-bias"]
+def test_gpt_equals_an_independent_implementation():
+    """The same weights in PyTorch's own transformer, between embeddings and a head of its own."""
     torch.manual_seed(0)
-    ours = build_model(config, V).eval()
+    ours = build_model(CONFIGS["gpt-bias"], V).eval()
     for weight in ours.parameters():  # biases and gains too shall matter
         torch.nn.init.normal_(weight, std=0.3)
-    theirs = GPT2LMHeadModel(GPT2Config(
-        vocab_size=V, n_positions=T, n_embd=24, n_layer=3, n_head=2, activation_function="gelu",
-        bos_token_id=0, eos_token_id=0)).eval()
-    state, wanted = ours.state_dict(), theirs.state_dict()
-    names = {"wte": "token_embedding", "wpe": "position_embedding", "ln_f": "norm", "h": "blocks", "ln_1": "norm_1",
-             "ln_2": "norm_2", "attn": "attention", "c_attn": "qkv", "c_proj": "proj", "c_fc": "widen", "lm_head": "head"}
-    for name in wanted:
-        value = state[".".join(names.get(part, part) for part in name.removeprefix("transformer.").split("."))]
-        wanted[name] = value.T if "c_" in name and value.dim() == 2 else value
-    theirs.load_state_dict(wanted)
+    layer = torch.nn.TransformerEncoderLayer(24, 2, 4 * 24, activation="gelu", batch_first=True, norm_first=True)
+    theirs = torch.nn.TransformerEncoder(layer, 3, norm=torch.nn.LayerNorm(24), enable_nested_tensor=False).eval()
+    names = {"blocks": "layers", "attention": "self_attn", "qkv.weight": "in_proj_weight", "qkv.bias": "in_proj_bias",
+             "norm_1": "norm1", "norm_2": "norm2", "mlp.widen": "linear1", "mlp.proj": "linear2", "proj": "out_proj"}
+    state = ours.state_dict()
+    tokens, positions = state.pop("token_embedding.weight"), state.pop("position_embedding.weight")
+    head = state.pop("head.weight")
+    for old, new in names.items():
+        state = {key if "_proj_" in key or new in key else key.replace(old, new): w for key, w in state.items()}
+    theirs.load_state_dict(state)
     idx = some_ids(3, T)
-    torch.testing.assert_close(ours(idx), theirs(idx).logits, rtol=1e-4, atol=1e-4)
+    mask = torch.full((T, T), float("-inf")).triu(1)
+    torch.testing.assert_close(ours(idx), theirs(tokens[idx] + positions, mask=mask) @ head.T, rtol=1e-4, atol=1e-4)
 
 def test_gpt_starts_as_gpt_2_does():
     torch.manual_seed(0)

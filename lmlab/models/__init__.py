@@ -1,7 +1,5 @@
 """The models: plain modules from token ids (B, T) to next-token logits (B, T, V)."""
 
-from typing import Any
-
 from torch import nn
 
 from lmlab.config import BigramConfig, GPTConfig
@@ -10,5 +8,5 @@ from lmlab.models.gpt import GPT
 
 MODELS: dict[type, type[nn.Module]] = {BigramConfig: Bigram, GPTConfig: GPT}
 
-def build_model(config: Any, vocab_size: int) -> nn.Module:
+def build_model(config: BigramConfig | GPTConfig, vocab_size: int) -> nn.Module:
     return MODELS[type(config)](config, vocab_size)

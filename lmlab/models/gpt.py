@@ -19,7 +19,6 @@ class CausalSelfAttention(nn.Module):
     A token sends out a query; every token so far answers with a key; where the two agree, that
     token's value flows over. Each head does this in a slice of the channels, for a purpose of its own.
     """
-
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.n_head = config.n_head
@@ -37,7 +36,6 @@ class CausalSelfAttention(nn.Module):
 
 class MLP(nn.Module):
     """What each token makes of what it gathered: widen, bend, narrow, one token at a time."""
-
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.dropout = config.dropout
@@ -52,7 +50,6 @@ class Block(nn.Module):
     """Attention, then MLP. Each reads a normalised copy of x and adds its answer to x (the residual), so
     that gradients have a straight way down.
     """
-
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.norm_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
@@ -66,7 +63,6 @@ class Block(nn.Module):
 
 class GPT(nn.Module):
     """Embeddings, `n_layer` blocks, and a head that turns each token's channels into scores."""
-
     def __init__(self, config: GPTConfig, vocab_size: int) -> None:
         super().__init__()
         self.dropout = config.dropout
