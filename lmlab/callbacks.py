@@ -80,7 +80,7 @@ class Recorder(Callback):
             answers = evaluate.log_probs(module.model, tokens, block_size, precision)
             values = evaluate.metrics(answers, tokens, self.data.tokenizer, "val")
             self.note(values)
-        sample = self.sample(module, 100)
+        sample = self.sample(module, 60)
         self.board.add_text("sample", f"```\n{sample}\n```", self.step)
         if isinstance(module.model, Bigram):
             picture = bigram_picture(module.model, self.data.tokenizer.chars)
@@ -88,7 +88,7 @@ class Recorder(Callback):
         self.keep(trainer, values)
         losses = {"train/loss": self.train_loss} | values if self.step else values
         shown = "".join(f"{key} {losses[key]:.4f}  " for key in ("train/loss", "val/loss") if key in losses)
-        self.run.say(f"step {self.step:>5}  {shown}{sample[:60].replace(chr(10), '↵')}")
+        self.run.say(f"step {self.step:>5}  {shown}{sample.replace(chr(10), '↵')}")
 
     def sample(self, module: LanguageModule, length: int) -> str:
         pieces = generate.stream(module.model, self.data.tokenizer, "", length, self.config.model.block_size,
