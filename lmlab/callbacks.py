@@ -21,15 +21,15 @@ class Recorder(Callback):
     """Takes all that is measured to history.jsonl, metrics.json, TensorBoard and the terminal."""
     def __init__(self, run: RunDirectory, data: CharDataModule) -> None:
         self.run, self.data, self.config = run, data, data.config
-        keys, block_size = self.config.run, self.config.model.block_size
-        self.tokens_per_step = keys.batch_size * keys.grad_accumulation * block_size
+        keys = self.config.run
+        self.tokens_per_step = keys.batch_size * keys.grad_accumulation * self.config.model.block_size
         self.step, self.train_seconds, self.train_loss = 0, 0.0, math.nan
-        self.best, self.diverged = math.inf, False
+        self.best, self.diverged, self.clock = math.inf, False, None
+        self.board = SummaryWriter(run.path, purge_step=0)
         self.bar = Progress(console=run.console, refresh_per_second=4, disable=not run.console.is_terminal)
         self.task = self.bar.add_task("", total=keys.max_steps)
 
     def on_train_start(self, trainer: Trainer, module: LanguageModule) -> None:
-        self.board = SummaryWriter(self.run.path, purge_step=0)
         rows = "".join(f"|{key}|{value}|\n" for key, value in self.config.flat().items())
         self.board.add_text("config", f"|key|value|\n|-|-|\n{rows}", 0)
         self.bar.start()
@@ -42,17 +42,18 @@ class Recorder(Callback):
         self.step, keys = trainer.global_step, self.config.run
         late = keys.max_minutes is not None and self.seconds() >= 60 * keys.max_minutes
         last = late or self.step == keys.max_steps
-        if last or self.step % keys.log_interval == 0:
+        due = last or self.step % keys.eval_interval == 0
+        if due or self.step % keys.log_interval == 0:
             self.point(trainer, module)
-        if last or self.step % keys.eval_interval == 0:
-            self.train_seconds = self.seconds()
+        if due:
+            self.train_seconds, self.clock = self.seconds(), None
             self.evaluate(trainer, module)
             self.clock = time.perf_counter()
         trainer.should_stop = late or self.diverged
 
     def seconds(self) -> float:
         """Seconds of training so far, evaluations left out."""
-        return self.train_seconds + time.perf_counter() - self.clock
+        return self.train_seconds + (time.perf_counter() - self.clock if self.clock else 0.0)
 
     def point(self, trainer: Trainer, module: LanguageModule) -> None:
         """A point of train/loss: the mean over the steps since the last one."""
@@ -76,8 +77,8 @@ class Recorder(Callback):
             return
         values, tokens = {}, self.data.splits["val"]
         if len(tokens):
-            block_size, precision = self.config.model.block_size, self.config.device.precision
-            answers = evaluate.log_probs(module.model, tokens, block_size, precision)
+            keys = self.config
+            answers = evaluate.log_probs(module.model, tokens, keys.model.block_size, keys.device.precision)
             values = evaluate.metrics(answers, tokens, self.data.tokenizer, "val")
             self.note(values)
         sample = self.sample(module, 60)
@@ -101,24 +102,26 @@ class Recorder(Callback):
         loss = values.get("val/loss", math.inf)
         if loss < self.best:
             trainer.save_checkpoint(self.run.path / "checkpoints/best.ckpt")
-            self.best, values = loss, values | {"best/val/loss": loss, "best/step": self.step}
+            self.best, values["best/step"] = loss, self.step
+            values |= {f"best/{key}": value for key, value in values.items() if key.startswith("val/")}
         self.run.update(**self.totals(), **values)
 
     def totals(self) -> dict[str, Any]:
-        tokens, seconds = self.step * self.tokens_per_step, self.train_seconds
+        tokens, seconds = self.step * self.tokens_per_step, self.seconds()
         return {"step": self.step, "train/loss": self.train_loss, "tokens": tokens, "train_seconds": seconds,
                 "tokens_per_second": tokens / seconds if seconds else math.nan}
 
     def on_train_end(self, *_: object) -> None:
+        self.train_seconds, self.clock = self.seconds(), None
         self.bar.stop()
         self.board.close()
-
     on_exception = on_train_end
 
 def bigram_picture(model: Bigram, chars: str) -> np.ndarray:
     """The table as an image (H, W, 3): a row a character, the darker a column, the likelier its character next."""
     shades = 255 * (1 - model.table.weight.detach().cpu().softmax(-1).sqrt())  # the root lets the rare show
-    cell, size = 14, 14 * len(chars)  # pixels
+    cell = max(1, min(14, 1400 // len(chars)))  # pixels
+    size = cell * len(chars)
     picture = Image.new("RGB", (size + cell, size + cell), "white")
     picture.paste(Image.fromarray(shades.numpy().astype(np.uint8)).resize((size, size), 0), (cell, cell))
     for i, char in enumerate(chars, start=1):

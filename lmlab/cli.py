@@ -3,12 +3,13 @@
 import itertools
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import hydra
 import yaml
@@ -29,7 +30,7 @@ def one_line_errors() -> Iterator[None]:
     """A UserError becomes its line and exit status 2, or with HYDRA_FULL_ERROR=1 its trace."""
     try:
         yield
-    except UserError as error:
+    except (UserError, HydraException) as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -43,7 +44,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.help:
         return print(help_page())
     with one_line_errors():
-        sys.argv = ["train.py", *argv, *checked(args.overrides, args.multirun)]
+        flags = [argument for argument in argv if argument not in args.overrides]
+        sys.argv = ["train.py", *flags, *args.overrides, *checked(args.overrides, args.multirun)]
     return hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(task)()
 
 def task(cfg: DictConfig) -> None:
@@ -53,11 +55,10 @@ def task(cfg: DictConfig) -> None:
         config, _ = read(OmegaConf.to_container(cfg), {group: job.runtime.choices[group] for group in CHOICES})
         os.environ.setdefault("OMP_WAIT_POLICY", "active")  # must be said before torch comes
         from lmlab import experiment
-
         path = Path("outputs", config.run.name, datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
         if job.mode.name == "MULTIRUN":
             cell = ",".join(text.replace("/", "_") for text in job.overrides.task if "name=" not in text)
-            path = Path(job.sweep.dir, cell or path.name)
+            path = Path("outputs", "sweeps", config.run.name, cell or path.name)
         if experiment.run(config, path) == "diverged" and job.mode.name == "RUN":
             raise SystemExit(1)
 
@@ -65,10 +66,10 @@ def checked(arguments: list[str], multirun: bool) -> list[str]:
     """Raises UserError unless every run that was asked for holds. Returns what Hydra is told beside."""
     overrides = [parse(text) for text in arguments]
     swept = {o.key_or_group: o.input_line for o in overrides if o.is_sweep_override()}
-    for key, text in swept.items() if not multirun else ():
-        raise UserError(f"{text}: several values are a sweep; add -m, or quote the value twice: {key}=\"'…'\"")
-    if "name" in swept:
-        raise UserError(f"{swept['name']}: a sweep has one name; it can't be swept")
+    for key, text in swept.items():
+        if not multirun or key == "name":
+            raise UserError(f"{text}: several values are a sweep, of any key but name; add -m, or quote the value "
+                            f"twice: {key}=\"'…'\"")
     notices = {}
     for cell in itertools.product(*([f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
                                     if o.is_sweep_override() else [o.input_line] for o in overrides)):
@@ -76,6 +77,9 @@ def checked(arguments: list[str], multirun: bool) -> list[str]:
         hydras = [o for o in typed if o.key_or_group.startswith(("hydra.", "hydra/"))]
         signed = [o for o in typed if o.input_line[0] in "+~" and o not in hydras]
         groups = [o for o in typed if o.key_or_group in CHOICES and o not in signed]
+        recipes = [None, *sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))]
+        for o in groups:
+            check_value(o.key_or_group, o.value(), Literal[*GROUPS.get(o.key_or_group, recipes)])
         values, choices = compose(tuple(o.input_line for o in hydras + groups))
         plain = {o.key_or_group: o.value() for o in typed if o not in hydras and o.key_or_group not in CHOICES}
         for key, value in plain.items():
@@ -86,7 +90,7 @@ def checked(arguments: list[str], multirun: bool) -> list[str]:
         notices[notice] = None
     print("".join(f"{notice}\n" for notice in notices if notice), end="")
     name = config.run.name if "name" in plain or not swept else "-".join(swept)
-    return [f"++name={name}", f"hydra.sweep.dir=outputs/sweeps/{name}"] if multirun else []
+    return [f"++name='{name}'", f"hydra.sweep.dir='{tempfile.gettempdir()}/lmlab'"] if multirun else []
 
 def parse(text: str) -> Override:
     try:
@@ -101,18 +105,17 @@ def compose(overrides: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str]]
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             values = OmegaConf.to_container(hydra.compose("config", list(overrides), return_hydra_config=True))
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UserError(str(error).split("Config search path")[0]) from None
     chosen = values.pop("hydra")["runtime"]["choices"]
     return values, {group: chosen[group] for group in CHOICES}
 
 def read(values: dict[str, Any], choices: dict[str, str]) -> tuple[Config, str]:
-    """The checked configuration. Where a choice replaces one of the experiment's own, the keys that only the
-    replaced one takes are left out, all others stay; the second value tells so.
-    """
+    """The checked configuration; and, where a choice replaces one of the experiment's own, what of the rest stays."""
     path = CONF / "experiment" / f"{choices['experiment']}.yaml"
     recipe = yaml.safe_load(path.read_text()) if choices["experiment"] else {"defaults": []}
-    made_for = {key.removeprefix("override /"): own for entry in recipe.pop("defaults") for key, own in entry.items()}
+    entries = [entry for entry in recipe.pop("defaults", []) if isinstance(entry, dict)]
+    made_for = {key.removeprefix("override /"): own for entry in entries for key, own in entry.items()}
     replaced = {group: own for group, own in made_for.items() if choices[group] != own}
     taken = {key for group in GROUPS for key in keys_of(GROUPS[group][choices[group]])}
     lost = {key for group, own in replaced.items() for key in keys_of(GROUPS[group][own])} & {*recipe} - taken
@@ -125,8 +128,9 @@ def help_page() -> str:
     """conf/help.txt, then what the files of conf/ themselves say."""
     page = (CONF / "help.txt").read_text()
     for group in CHOICES:
-        files = sorted((CONF / group).glob("*.yaml"))
-        page += f"\n{group}=\n" + "".join(f"  {p.stem:<18}{p.read_text().splitlines()[1][2:]}\n" for p in files)
+        page += f"\n{group}=\n"
+        for p in sorted((CONF / group).glob("*.yaml")):
+            page += f"  {p.stem:<18}{p.read_text().splitlines()[1][2:]}\n"
     for name in ("config", "model/gpt", "optimizer/adamw", "optimizer/sgd", "data/file", "device/auto"):
         page += f"\nKeys of {'every run' if name == 'config' else name.replace('/', '=')}\n"
         lines = (CONF / f"{name}.yaml").read_text().split("\nhydra:")[0].splitlines()
@@ -134,9 +138,7 @@ def help_page() -> str:
     return page
 
 def parse_script(options: type, page: str, argv: list[str]) -> Any:
-    """The dataclass `options` from key=value arguments, each checked against its annotation. All behind the first
-    `=` is the value, whatever it holds. --help prints `page` and exits.
-    """
+    """The dataclass `options` from key=value arguments, split at the first `=` and checked; --help prints `page`."""
     if {"-h", "--help"} & set(argv):
         print(page.strip())
         raise SystemExit
@@ -146,5 +148,5 @@ def parse_script(options: type, page: str, argv: list[str]) -> Any:
         if not equals or key not in hints:
             raise UserError(f"{argument}: needs key=value{nearest(key, hints)}; keys are {', '.join(hints)}")
         is_text = "str" in str(hints[key]) or "Literal" in str(hints[key])
-        values[key] = check_value(key, text if is_text else yaml.safe_load(text), hints[key])
+        values[key] = check_value(key, text if is_text else parse(argument).value(), hints[key])
     return options(**values)

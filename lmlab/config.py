@@ -70,8 +70,7 @@ class RunConfig:
     log_interval: Count
     eval_interval: Count
 
-# Which choices each group has, and what each choice takes.
-GROUPS: dict[str, dict[str, type]] = {
+GROUPS: dict[str, dict[str, type]] = {  # the choices of each group, and what each of them takes
     "model": {"bigram": BigramConfig} | dict.fromkeys(("gpt", "gpt_nano", "gpt_baby", "gpt2"), GPTConfig),
     "data": dict.fromkeys(("sentence", "tales", "pydoc", "shakespeare"), CorpusConfig) | {"file": FileConfig},
     "device": dict.fromkeys(("auto", "cpu", "cuda", "mps"), DeviceConfig),
@@ -91,8 +90,7 @@ class Config:
 
     def flat(self) -> dict[str, Any]:
         """Choices and keys as one flat mapping: what config.yaml holds."""
-        parts = (self.choices, *(asdict(vars(self)[part]) for part in ("run", *GROUPS)))
-        return {key: value for part in parts for key, value in part.items()}
+        return self.choices | {k: v for part in ("run", *GROUPS) for k, v in asdict(vars(self)[part]).items()}
 
 def keys_of(part: type) -> list[str]:
     return [field.name for field in fields(part)]
@@ -123,7 +121,8 @@ def check_value(key: str, value: Any, hint: Any) -> Any:
     if get_origin(hint) is Literal:
         if value in get_args(hint):
             return value
-        raise UserError(f"{key}={value}: allowed are {', '.join(get_args(hint))}")
+        words = [str(word) for word in get_args(hint)]
+        raise UserError(f"{key}={value}: allowed are {', '.join(words)}{nearest(str(value), words)}")
     kind, interval = get_args(hint) if get_origin(hint) is Annotated else (hint, None)
     given, value = value, float(str(value)) if kind is float and type(value) is int else value
     if type(value) is not kind or value != value:
@@ -142,9 +141,7 @@ def build(part: type, values: dict[str, Any]) -> Any:
     return part(**{key: check_value(key, values.get(key), hints[key]) for key in keys_of(part)})
 
 def from_flat(values: dict[str, Any], choices: dict[str, str]) -> Config:
-    """The one way from keys and values, typed or read from a config.yaml, to a `Config`. Raises UserError for a key
-    that nothing takes, a wrong type, a value out of range, an impossible combination, an interpolation.
-    """
+    """The one way from keys and values, typed or read from a config.yaml, to a `Config`. Raises UserError."""
     for key, value in values.items():
         check_key(key, value, choices)
         if "${" in str(value):

@@ -28,8 +28,8 @@ def pydoc(config: CorpusConfig) -> str:
 def shakespeare(config: CorpusConfig) -> str:
     path = files.cache_dir() / "tinyshakespeare.txt"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(SHAKESPEARE_URL, str(path), hash_prefix=SHAKESPEARE_SHA256)
         except (OSError, RuntimeError) as error:
             raise UserError(f"data=shakespeare: no download ({error}); fetch {SHAKESPEARE_URL} yourself "

@@ -30,8 +30,8 @@ class Batches(Dataset):
     def __init__(self, tokens: np.ndarray, batch_size: int, block_size: int, seed: int) -> None:
         spare = len(tokens) - block_size
         if spare < 1:
-            raise UserError(f"block_size={block_size}: the training text has {len(tokens)} characters; "
-                            f"allowed for it are 1 to {len(tokens) - 1}")
+            raise UserError(f"block_size={block_size}: needs at least {block_size + 1} characters of training text, "
+                            f"here are {len(tokens)}")
         self.tokens, self.batch_size, self.block_size, self.seed = tokens, batch_size, block_size, seed
         self.phases, self.windows = min(block_size, spare), max(1, spare // block_size)
         self.starts = lru_cache(maxsize=2)(self.starts)

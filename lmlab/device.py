@@ -19,7 +19,7 @@ def pick(choice: str) -> torch.device:
 
 def precisions(device: torch.device) -> list[str]:
     """What the device can do, the one to take by default first."""
-    if device.type == "cuda" and torch.cuda.is_bf16_supported():
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return ["bf16-mixed", "32-true"]
     return ["32-true", "bf16-mixed"] if device.type == "cpu" else ["32-true"]
 

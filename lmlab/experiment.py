@@ -1,7 +1,6 @@
 """One run from end to end: a checked configuration in, a run directory and its results out."""
 
 import logging
-import math
 import platform
 import shlex
 import subprocess
@@ -20,9 +19,7 @@ from lmlab.module import LanguageModule
 from lmlab.runs import AtomicCheckpointIO, RunDirectory
 
 def run(config: Config, path: Path) -> str:
-    """Trains, and returns the status: 'finished' or 'diverged'. The directory, `path` or the next free name,
-    comes into being once device and text are known to do; UserError is raised before that.
-    """
+    """Trains, and returns 'finished' or 'diverged'. Raises UserError before a directory is made, at `path` or beside."""
     config = device.resolve(config)
     torch.set_num_threads(config.run.threads)
     data = CharDataModule(config)
@@ -30,21 +27,20 @@ def run(config: Config, path: Path) -> str:
     pl.seed_everything(config.run.seed, verbose=False)
     module = LanguageModule(build_model(config.model, data.tokenizer.vocab_size), config)
     directory = RunDirectory(path, config, data.tokenizer)
-    path = directory.path
     recorder = Recorder(directory, data)
     n_params = sum(weight.numel() for weight in module.parameters())
     directory.update(status="running", seed=config.run.seed, n_params=n_params, data_sha256=data.sha256, **versions())
-    directory.say(introduction(config, data, n_params, path))
+    directory.say(introduction(config, data, n_params, directory.path))
     try:
         trainer(config, recorder).fit(module, data)
         status = "diverged" if recorder.diverged else "finished"
         directory.update(status=status, **recorder.totals())
         directory.say(results(directory, recorder, module))
-        directory.say(f"\nsaved in      {path}\nmore samples  python scripts/sample.py run={shlex.quote(str(path))}\n"
-                      "curves        tensorboard --logdir outputs")
+        directory.say(f"\nsaved in      {directory.path}\ncurves        tensorboard --logdir outputs\n"
+                      f"more samples  python scripts/sample.py run={shlex.quote(str(directory.path))}")
     except BaseException as error:
-        stopped = isinstance(error, SystemExit | KeyboardInterrupt)  # Lightning turns Ctrl-C into exit(1)
-        directory.update(status="interrupted" if stopped else "failed", **recorder.totals())
+        status = "interrupted" if isinstance(error, SystemExit) else "failed"  # Lightning turns Ctrl-C into exit(1)
+        directory.update(status=status, **recorder.totals())
         raise
     finally:
         directory.close()
@@ -80,9 +76,9 @@ def results(directory: RunDirectory, recorder: Recorder, module: LanguageModule)
         return (f"diverged: at step {recorder.step} the loss or a weight is not finite. Try a smaller lr, more "
                 "warmup_steps, or grad_clip=1. What is saved is from before.")
     final, keys = directory.metrics, ("train/loss", "val/loss", "val/perplexity", "val/bits_per_byte")
-    best = {f"best/{key}": f"{final.get(f'best/{key}', math.nan):.4f}".replace("nan", "") for key in keys}
     rows = [("", "final", f"best, step {final['best/step']}" if "best/step" in final else "")]
-    rows += [(key, f"{final[key]:.4f}", best[f"best/{key}"]) for key in keys if key in final]
+    shown = {key: f"{value:.4f}" for key, value in final.items() if isinstance(value, float)}
+    rows += [(key, shown[key], shown.get(f"best/{key}", "")) for key in keys if key in shown]
     rows.append(("training", f"{final['train_seconds']:.1f} s", f"{final['tokens_per_second']:,.0f} tokens/s"))
     return f"\n{table(rows)}\n\n{recorder.sample(module, 300)}"
 
@@ -92,6 +88,6 @@ def table(rows: list[tuple[str, ...]]) -> str:
 
 def versions() -> dict[str, str | None]:
     """What the numbers depend on beside the configuration."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--verify", "HEAD"]
+    git = f"git -C {shlex.quote(str(Path(__file__).parent))} rev-parse --verify HEAD"  # in a shell: git may be missing
     return {"python": platform.python_version(), "torch": torch.__version__, "pytorch_lightning": pl.__version__,
-            "git_commit": subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None}
+            "git_commit": subprocess.run(git, shell=True, capture_output=True, text=True).stdout.strip() or None}

@@ -1,7 +1,6 @@
 """From gradients to weights: the optimizers, and the learning rate as a function of the step."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,7 +8,7 @@ from torch import nn
 
 from lmlab.config import AdamWConfig, RunConfig, SGDConfig
 
-OPTIMIZERS: dict[type, Callable[[list[dict], Any], torch.optim.Optimizer]] = {
+OPTIMIZERS = {
     SGDConfig: lambda groups, c: torch.optim.SGD(groups, lr=c.lr, momentum=c.momentum, fused=True),
     AdamWConfig: lambda groups, c: torch.optim.AdamW(groups, lr=c.lr, betas=(c.beta1, c.beta2), fused=True),
 }

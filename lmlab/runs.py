@@ -24,8 +24,8 @@ class RunDirectory:
     """What a run writes while it runs, at `path` or the next free name. Raises UserError if it can't."""
     def __init__(self, path: Path, config: Config, tokenizer: CharTokenizer) -> None:
         names = (path.with_name(f"{path.name}-{n}") for n in itertools.count(2))
-        self.path = next(name for name in itertools.chain([path], names) if not name.exists())
         try:
+            self.path = next(name for name in itertools.chain([path], names) if not name.exists())
             self.path.mkdir(parents=True)
         except OSError as error:
             raise UserError(f"{path}: the run's folder can't be made ({error.strerror})") from None
@@ -33,7 +33,7 @@ class RunDirectory:
         files.write(self.path / "tokenizer.json", tokenizer.to_json().encode())
         self.metrics: dict[str, Any] = {}
         self.history, self.log = (open(self.path / name, "a", buffering=1) for name in ("history.jsonl", "train.log"))
-        self.console = Console(markup=False, highlight=False, soft_wrap=True)
+        self.console = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
         """A line for the terminal and train.log."""
@@ -83,9 +83,7 @@ def newest(path: Path) -> Path:
     return max(found, key=lambda config: config.stat().st_mtime_ns).parent
 
 def load(path: Path, checkpoint: str = "best", choice: str = "auto") -> Run:
-    """Opens the newest run of `path` on the device of a choice. `checkpoint`: 'last', or 'best', which is last where
-    nothing validated. Raises UserError.
-    """
+    """Opens the newest run of `path`. `checkpoint`: 'last', or 'best' (last where none validated). Raises UserError."""
     path = newest(path)
     values, place = yaml.safe_load((path / "config.yaml").read_text()), device.pick(choice)
     config = from_flat(values, {group: values.pop(group) for group in CHOICES})

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Options:
     run: str = "outputs"
-    split: Literal["train", "val", "test"] = "val"
+    split: Literal["train", "val", "test"] | None = None
     data: Literal["sentence", "tales", "pydoc", "shakespeare", "file"] | None = None
     path: str | None = None
     checkpoint: Literal["last", "best"] = "last"
@@ -61,22 +61,25 @@ def text_of(run: Run, options: Options) -> tuple[CharDataModule, str]:
     """The run's own text and the part of it to read, or another text, of which all is read."""
     from lmlab.data import CharDataModule
 
+    if options.data and options.split:
+        raise UserError(f"split={options.split}: goes with the run's own text; data={options.data} is read whole")
     if options.data:
         other = {"val_fraction": 0.0, "test_fraction": 0.0}
-        other |= {"path": options.path or "???"} if options.data == "file" else {}
+        other |= {"path": options.path or "???"} if options.data == "file" or options.path else {}
         kept = {key: value for key, value in run.config.flat().items()
                 if key not in (*run.config.choices, *vars(run.config.data))}
         config = from_flat(kept | other, run.config.choices | {"data": options.data})
-        return CharDataModule(config, run.tokenizer), "train"
-    if options.path:
+        text, split = CharDataModule(config, run.tokenizer), "train"
+    elif options.path:
         raise UserError(f"path={options.path}: goes with data=file")
-    text = CharDataModule(run.config, run.tokenizer)
-    if text.sha256 != json.loads((run.path / "metrics.json").read_text())["data_sha256"]:
+    else:
+        text, split = CharDataModule(run.config, run.tokenizer), options.split or "val"
+    if not options.data and text.sha256 != json.loads((run.path / "metrics.json").read_text())["data_sha256"]:
         raise UserError(f"run={run.path}: its text has changed since; data=… evaluates on another text")
-    if len(text.splits[options.split]) < 2:
+    if len(text.splits[split]) < 2:
         there = ", ".join(name for name, tokens in text.splits.items() if len(tokens) > 1)
-        raise UserError(f"split={options.split}: the run kept no text for it; allowed are {there}")
-    return text, options.split
+        raise UserError(f"split={split}: there are no two characters of it; allowed are {there or 'none'}")
+    return text, split
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Loss curves of some runs in one picture:
 
-  python scripts/plot.py runs=outputs/bigram,outputs/gpt out=curves.png
+  python scripts/plot.py runs="outputs/bigram outputs/gpt" out=curves.png
 
-runs  folders of runs, with commas between them; of each the newest run is drawn (outputs)
+runs  folders of runs, with spaces between them; of each the newest run is drawn (outputs)
 out   the picture, .png or .svg (curves.png)
 """
 
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lmlab.cli import one_line_errors, parse_script
+from lmlab.config import UserError
 
 @dataclass(frozen=True)
 class Options:
@@ -31,17 +32,21 @@ def main(argv: list[str]) -> None:
     from lmlab.runs import newest
 
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    for n, folder in enumerate(options.runs.split(",")):
+    for n, folder in enumerate(options.runs.split()):
         run = newest(Path(folder))
         lines = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
         for key, style in {"train/loss": {"alpha": 0.35, "lw": 1}, "val/loss": {"marker": "o", "ms": 4}}.items():
             points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
             if points:
-                axes.plot(*zip(*points, strict=True), color=f"C{n}", label=f"{run.parent.name}, {key}", **style)
+                label = f"{run.parent.name}/{run.name}  {key}"
+                axes.plot(*zip(*points, strict=True), color=f"C{n}", label=label, **style)
     axes.set(xlabel="step", ylabel="loss, nats per character", ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    figure.savefig(options.out, dpi=120)
+    try:
+        figure.savefig(options.out, dpi=120)
+    except (OSError, ValueError) as error:
+        raise UserError(f"out={options.out}: {error}") from None
     print(options.out)
 
 

@@ -39,7 +39,7 @@ class Options:
     top_k: Count | None = None
     top_p: Annotated[float, "(0, 1]"] | None = None
     stop: str | None = None
-    seed: Annotated[int, "[0, inf)"] | None = None
+    seed: Annotated[int, "[0, 4294967296)"] | None = None
     checkpoint: Literal["best", "last"] = "best"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
 

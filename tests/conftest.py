@@ -24,6 +24,8 @@ def cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("LMLAB_CACHE", str(folder))
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")  # the tests are about the CPU, whatever else there is
+        patch.setattr("torch.backends.mps.is_available", lambda: False)
         text = "First Citizen:\nBefore we proceed any further, hear me speak.\n\n" * 60
         (folder / "tinyshakespeare.txt").write_text(text)
         patch.setattr(corpora, "SHAKESPEARE_SHA256", corpora.sha256(text.encode()))

@@ -27,8 +27,11 @@ WRONG = {
     "~model": ["~model"],
     "vocab_size=9": ["vocab_size=9", "no key"],
     # a choice that is not there
-    "model=gtp": ["model/gtp", "gpt", "bigram"],
-    "experiment=tiny": ["experiment/tiny", "tiny_lm"],
+    "model=gtp": ["model=gtp", "did you mean gpt?", "bigram"],
+    "experiment=tiny": ["experiment=tiny", "tiny_lm"],
+    "device=0": ["device=0", "auto, cpu, cuda, mps"],
+    "model=null": ["model=None", "bigram"],
+    "model=[gpt]": ["model=['gpt']", "bigram"],
     "hydra/launcher=none_such": ["none_such", "basic"],
     # a wrong type, a value out of range, an impossible combination
     "n_layer=four": ["n_layer=four", "whole number"],
@@ -51,21 +54,24 @@ WRONG = {
     "device=cuda": ["device=cuda", "auto, cpu"],
     "device=mps": ["device=mps", "auto, cpu"],
     "precision=16-mixed": ["precision=16-mixed", "32-true, bf16-mixed"],
-    "block_size=300000": ["block_size=300000", "259488", "259487"],
+    "block_size=300000": ["block_size=300000", "300001", "259488"],
     "data=file": ["path", "data=file"],
     "data=file path=missing.txt": ["path=missing.txt", "no file there"],
     "data=file path=empty.txt": ["path=empty.txt", "empty"],
     "data=file path=latin1.txt": ["path=latin1.txt", "byte 3"],
-    "data=file path=short.txt": ["block_size=64", "allowed for it are 1 to"],
+    "data=file path=short.txt": ["block_size=64", "at least 65", "are 10"],
     "data=file path=short.txt block_size=2 val_fraction=0.05": ["val_fraction=0.05"],
     # not of the form that is read
     "name=${oc.env:HOME}": ["name=${oc.env:HOME}", "interpolation"],
     "seed=${oc.env:HOME}": ["seed=${oc.env:HOME}", "interpolation"],
+    "model=${oc.env:HOME}": ["model=${oc.env:HOME}"],
     "seed": ["seed", "key=value"],
+    "-m data=file path=missing.txt seed=0,1": ["path=missing.txt"],
+    "-m lr='interval(0.1,1)'": ["INTERVAL"],
     "data=file 'path=a b(c'": ["path=a b(c", "quoted twice", "path=\"'…'\""],
-    "data=file 'path=a,b'": ["path=a,b", "quote the value twice", "path=\"'…'\""],
+    "data=file 'path=a,b'": ["path=a,b", "twice", "path=\"'…'\""],
     "lr=0.1,0.2": ["lr=0.1,0.2", "add -m"],
-    "-m name=a,b": ["name=a,b", "swept"],
+    "-m name=a,b": ["name=a,b", "any key but name"],
     "-m model=bigram,gpt n_layer=2": ["n_layer=2", "model=bigram"],  # a cell that is wrong: none is run
     "-m n_embd=128,130": ["n_embd=130", "multiple"],
     "--no-such-flag": ["--no-such-flag"],
@@ -108,6 +114,12 @@ def test_the_trace_is_there_for_who_asks(here, monkeypatch):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(UserError, match="n_layr=4"):
         cli.main(["n_layr=4"])
+
+def test_a_precision_that_the_device_cannot_do(texts, capsys, monkeypatch):
+    monkeypatch.setattr("lmlab.device.precisions", lambda device: ["32-true"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["precision=bf16-mixed"])
+    check(texts, stop.value.code, capsys.readouterr().err, ["precision=bf16-mixed", "cpu", "auto, 32-true"])
 
 def test_a_run_that_cannot_make_its_folder_says_so(here, capsys):
     (here / "outputs").write_text("in the way")

@@ -94,9 +94,9 @@ def read_new_text(barrier, results):
     results.put(tokenizer.decode(token_file(text, tokenizer)) == text)
 
 def test_two_runs_can_start_at_once_on_new_data(cache):
-    fork = multiprocessing.get_context("spawn")
-    barrier, results = fork.Barrier(2), fork.Queue()
-    both = [fork.Process(target=read_new_text, args=(barrier, results)) for _ in range(2)]
+    spawn = multiprocessing.get_context("spawn")
+    barrier, results = spawn.Barrier(2), spawn.Queue()
+    both = [spawn.Process(target=read_new_text, args=(barrier, results)) for _ in range(2)]
     for process in both:
         process.start()
     assert [results.get(timeout=60), results.get(timeout=60)] == [True, True]

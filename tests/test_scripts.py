@@ -63,7 +63,7 @@ def test_sample_writes_the_text_to_stdout_and_the_same_text_again(train, run_scr
     assert str(run) in one.err and "seed=3" in one.err
     assert run_script("sample", f"run={run.parent} prompt='The cat' max_tokens=50 seed=3").out == one.out
     assert run_script("sample", "prompt='The cat' max_tokens=50 seed=4").out != one.out
-    several = run_script("sample", "prompt='The cat' max_tokens=50 seed=3 samples=2 temperature=2 top_k=5 top_p=0.9")
+    several = run_script("sample", "prompt='The cat' max_tokens=50 seed=3 samples=2 temperature=2e0 top_k=5 top_p=0.9")
     assert several.out.count("The cat") == 2 and "2 of 2" in several.err
     greedy = run_script("sample", "prompt=a max_tokens=20 temperature=0 stop=zz")
     assert greedy.out == run_script("sample", "prompt=a max_tokens=20 temperature=0 seed=9").out
@@ -92,6 +92,7 @@ def test_evaluate_says_what_the_run_said(train, run_script, here):
     ("sample", "run=nowhere", ["run=nowhere", "no trained run"]),
     ("sample", "promt=x", ["promt=x", "did you mean prompt?"]),
     ("sample", "temperature=-1", ["temperature=-1", "[0, inf)"]),
+    ("sample", "temperature=${x}", ["temperature=${x}", "number"]),
     ("sample", "top_p=1.5", ["top_p=1.5", "(0, 1]"]),
     ("sample", "max_tokens=many", ["max_tokens=many", "whole number"]),
     ("sample", "prompt=日本", ["prompt=日本", "'日本'"]),
@@ -102,6 +103,8 @@ def test_evaluate_says_what_the_run_said(train, run_script, here):
     ("evaluate", "data=file path=nowhere", ["path=nowhere", "no file there"]),
     ("evaluate", "data=file", ["path", "data=file"]),
     ("evaluate", "path=x", ["path=x", "data=file"]),
+    ("evaluate", "data=tales path=x", ["path=x", "data=file"]),
+    ("evaluate", "data=tales split=test", ["split=test", "data=tales"]),
     ("evaluate", "data=shakespeare", ["outside the vocabulary", "':'"]),
 ])
 def test_wrong_arguments_are_answered_by_one_line(train, run_script, capsys, name, line, words):

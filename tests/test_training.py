@@ -129,6 +129,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(here, capsys):
     (run,) = (here / "outputs/gpt_nano").iterdir()
     numbers = metrics(run)
     assert numbers["status"] == "diverged" and numbers["step"] == 5 and numbers["train/loss"] is None
+    assert numbers["train_seconds"] > 0
     assert "diverged: at step 5" in capsys.readouterr().out
     assert all(torch.isfinite(weight).all() for weight in weights(run).values())  # what is saved is from before
 
@@ -161,7 +162,7 @@ def test_a_crash_leaves_its_status(here, monkeypatch):
     assert metrics(run)["status"] == "failed"
 
 def test_a_sweep_runs_every_cell_in_a_folder_named_after_it(train):
-    cells = train("-m " + BIGRAM + "max_steps=1 seed=0,1 lr=0.1,0.2")
+    cells = train(BIGRAM + "max_steps=1 seed=0,1 lr=0.1,0.2 -m ")
     assert all(cell.parent.parent.name == "sweeps" and cell.parent.name == "seed-lr" for cell in cells)
     assert [(config(cell)["seed"], config(cell)["lr"]) for cell in cells] == [(0, 0.1), (0, 0.2), (1, 0.1), (1, 0.2)]
     assert all("seed=0" in cell.name or "seed=1" in cell.name for cell in cells)
