@@ -19,7 +19,7 @@ from lmlab.module import LanguageModule
 from lmlab.runs import AtomicCheckpointIO, RunDirectory
 
 def run(config: Config, path: Path) -> str:
-    """Trains, and returns 'finished' or 'diverged'. Raises UserError before a directory is made, at `path` or beside."""
+    """Trains; returns 'finished' or 'diverged'. Raises UserError before a directory is made, at `path` or beside."""
     config = device.resolve(config)
     torch.set_num_threads(config.run.threads)
     data = CharDataModule(config)
