@@ -39,7 +39,8 @@ def run(config: Config, path: Path) -> str:
         directory.say(f"\nsaved in      {directory.path}\ncurves        tensorboard --logdir outputs\n"
                       f"more samples  python scripts/sample.py run={shlex.quote(str(directory.path))}")
     except BaseException as error:
-        status = "interrupted" if isinstance(error, SystemExit) else "failed"  # Lightning turns Ctrl-C into exit(1)
+        stopped = isinstance(error, SystemExit | KeyboardInterrupt)  # Lightning turns Ctrl-C into exit(1)
+        status = "interrupted" if stopped else "failed"
         directory.update(status=status, **recorder.totals())
         raise
     finally:
