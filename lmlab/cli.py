@@ -53,7 +53,6 @@ def task(cfg: DictConfig) -> None:
     job = HydraConfig.get()
     with one_line_errors():
         config, _ = read(OmegaConf.to_container(cfg), {group: job.runtime.choices[group] for group in CHOICES})
-        os.environ.setdefault("OMP_WAIT_POLICY", "active")  # must be said before torch comes
         from lmlab import experiment
         path = Path("outputs", config.run.name, datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
         if job.mode.name == "MULTIRUN":
