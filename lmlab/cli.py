@@ -56,7 +56,8 @@ def task(cfg: DictConfig) -> None:
         from lmlab import experiment
         path = Path("outputs", config.run.name, datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
         if job.mode.name == "MULTIRUN":
-            cell = ",".join(text.replace("/", "_") for text in job.overrides.task if "name=" not in text)
+            typed = [text for text in job.overrides.task if not text.lstrip("+").startswith("name=")]
+            cell = ",".join(typed).replace("/", "_")
             path = Path("outputs", "sweeps", config.run.name, cell or path.name)
         if experiment.run(config, path) == "diverged" and job.mode.name == "RUN":
             raise SystemExit(1)

@@ -1,4 +1,3 @@
-from dataclasses import replace
 from typing import get_type_hints
 
 import pytest
@@ -63,6 +62,3 @@ def test_derived_values(some_config):
 def test_a_value_is_no_lookup(some_config, value, key):
     with pytest.raises(UserError, match="no interpolation"):
         from_flat(values_of(some_config) | {key: value}, some_config.choices)
-
-def test_seed_zero_is_a_seed(some_config):
-    assert from_flat(values_of(replace(some_config)) | {"seed": 0}, some_config.choices).run.seed == 0
