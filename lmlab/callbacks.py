@@ -1,6 +1,9 @@
 """What happens beside training: losses are noted, the model is evaluated and sampled, checkpoints are kept."""
 
 import math
+import os
+import signal
+import threading
 import time
 from typing import Any
 
@@ -11,53 +14,88 @@ from pytorch_lightning import Callback, Trainer
 from rich.progress import Progress
 from torch.utils.tensorboard import SummaryWriter
 
-from lmlab import evaluate, generate
+from lmlab import checkpoints, evaluate, generate
 from lmlab.data import CharDataModule
 from lmlab.models.bigram import Bigram
 from lmlab.module import LanguageModule
 from lmlab.runs import RunDirectory
 
 class Recorder(Callback):
-    """Takes all that is measured to history.jsonl, metrics.json, TensorBoard and the terminal."""
-    def __init__(self, run: RunDirectory, data: CharDataModule) -> None:
-        self.run, self.data, self.config = run, data, data.config
+    """Takes all that is measured to history.jsonl, metrics.json, TensorBoard and the terminal, and what the next step
+    depends on to checkpoints. `saved` is what `on_save_checkpoint` put into the one to go on from, `source` the
+    validation tokens of the run that the weights come from.
+    """
+    def __init__(self, run: RunDirectory, data: CharDataModule, source: np.ndarray | None = None,
+                 saved: dict[str, Any] | None = None) -> None:
+        self.run, self.data, self.config, self.source, self.saved = run, data, data.config, source, saved
         keys = self.config.run
         self.tokens_per_step = keys.batch_size * keys.grad_accumulation * self.config.model.block_size
-        self.step, self.train_seconds, self.train_loss = 0, 0.0, math.nan
-        self.best, self.diverged, self.clock = math.inf, False, None
-        self.board = SummaryWriter(run.path, purge_step=0)
+        state = saved or {"step": 0, "train_seconds": 0.0, "train_loss": math.nan, "best": math.inf}
+        self.step, self.train_seconds, self.train_loss, self.best = (
+            state[key] for key in ("step", "train_seconds", "train_loss", "best"))
+        self.started = self.last = self.diverged = False
+        self.signal: int | None = None
+        self.clock: float | None = None
+        self.board = SummaryWriter(run.path, purge_step=self.step + 1 if saved else 0)
         self.bar = Progress(console=run.console, refresh_per_second=4, disable=not run.console.is_terminal)
         self.task = self.bar.add_task("", total=keys.max_steps)
 
     def on_train_start(self, trainer: Trainer, module: LanguageModule) -> None:
-        rows = "".join(f"|{key}|{value}|\n" for key, value in self.config.flat().items())
-        self.board.add_text("config", f"|key|value|\n|-|-|\n{rows}", 0)
+        self.started, self.signal = True, signal.SIGTERM if trainer.received_sigterm else None
+        if threading.current_thread() is threading.main_thread():  # Lightning takes them back at its end
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, self.on_signal)
         self.bar.start()
-        self.evaluate(trainer, module)
+        self.saved_at = time.monotonic()
+        if self.saved:
+            module.loss_sum.copy_(self.saved["loss_sum"])
+            module.losses = self.saved["losses"]
+            checkpoints.set_random_state(self.saved["random_state"])
+        else:
+            facts = {"config": self.config.flat(), "provenance": self.run.metrics}
+            for name, values in facts.items():
+                rows = "".join(f"|{key}|{value}|\n" for key, value in values.items() if "/" not in key)
+                self.board.add_text(name, f"|key|value|\n|-|-|\n{rows}", 0)
+            self.evaluate(trainer, module)
+            self.save(trainer, module)
         self.clock = time.perf_counter()
+
+    def on_signal(self, number: int, frame: object) -> None:
+        """The first one lets the step end, the second doesn't wait."""
+        if self.signal:
+            raise SystemExit(128 + number)
+        self.signal = number
+        os.write(2, b"\nstopping after this step; once more stops at once\n")  # nothing that could be busy
 
     def on_train_batch_end(self, trainer: Trainer, module: LanguageModule, *_: object) -> None:
         if trainer.global_step == self.step:
             return  # one of several batches of a step
         self.step, keys = trainer.global_step, self.config.run
         late = keys.max_minutes is not None and self.seconds() >= 60 * keys.max_minutes
-        last = late or self.step == keys.max_steps
-        due = last or self.step % keys.eval_interval == 0
-        if due or self.step % keys.log_interval == 0:
+        self.last = late or self.step >= keys.max_steps
+        minutes = (time.monotonic() - self.saved_at) / 60
+        evaluating = self.last or self.step % keys.eval_interval == 0
+        saving = (self.last or self.signal or self.step % keys.checkpoint_interval == 0
+                  or minutes >= keys.checkpoint_minutes)
+        if evaluating or self.step % keys.log_interval == 0:
             self.point(trainer, module)
-        if due:
+        if evaluating or saving:
             self.train_seconds, self.clock = self.seconds(), None
-            self.evaluate(trainer, module)
+            if evaluating:
+                self.evaluate(trainer, module)
+            if saving:
+                self.save(trainer, module)
             self.clock = time.perf_counter()
-        trainer.should_stop = late or self.diverged
+        trainer.should_stop = bool(late or self.diverged or self.signal)
 
     def seconds(self) -> float:
-        """Seconds of training so far, evaluations left out."""
+        """Seconds of training so far, evaluations and checkpoints left out."""
         return self.train_seconds + (time.perf_counter() - self.clock if self.clock else 0.0)
 
     def point(self, trainer: Trainer, module: LanguageModule) -> None:
-        """A point of train/loss: the mean over the steps since the last one."""
-        self.train_loss, seconds = module.take_loss(), self.seconds()
+        """A point of train/loss: the mean over the steps since the last multiple of `log_interval`."""
+        self.train_loss = module.take_loss(begin_anew=self.step % self.config.run.log_interval == 0)
+        seconds = self.seconds()
         speed = self.step * self.tokens_per_step / seconds
         self.note({"train/loss": self.train_loss, "lr": trainer.optimizers[0].param_groups[0]["lr"],
                    "grad_norm": float(module.grad_norm), "tokens_per_second": speed}, train_seconds=seconds)
@@ -70,41 +108,61 @@ class Recorder(Callback):
         for key, value in values.items():
             self.board.add_scalar(key, value, self.step)
 
-    def evaluate(self, trainer: Trainer, module: LanguageModule) -> None:
-        """Validation, a sample and a checkpoint; none of them once the loss or a weight is not finite."""
+    def sound(self, module: LanguageModule) -> bool:
+        """False once the loss or a weight is not finite: then nothing is evaluated or saved any more."""
         self.diverged |= not all(torch.isfinite(weight).all() for weight in module.parameters())
-        if self.diverged:
+        return not self.diverged
+
+    def evaluate(self, trainer: Trainer, module: LanguageModule) -> None:
+        """Validation, a sample, and best.ckpt if validation was never better."""
+        if not self.sound(module):
             return
         values, tokens = {}, self.data.splits["val"]
         if len(tokens):
-            keys = self.config
-            answers = evaluate.log_probs(module.model, tokens, keys.model.block_size, keys.device.precision)
-            values = evaluate.metrics(answers, tokens, self.data.tokenizer, "val")
+            values = self.measure(module, tokens)
+            if self.source is not None:
+                values["val/loss_source"] = self.measure(module, self.source)["val/loss"]
             self.note(values)
         sample = self.sample(module, 60)
         self.board.add_text("sample", f"```\n{sample}\n```", self.step)
         if isinstance(module.model, Bigram):
             picture = bigram_picture(module.model, self.data.tokenizer.chars)
             self.board.add_image("bigram", picture, self.step, dataformats="HWC")
-        self.keep(trainer, values)
         losses = {"train/loss": self.train_loss} | values if self.step else values
-        shown = "".join(f"{key} {losses[key]:.4f}  " for key in ("train/loss", "val/loss") if key in losses)
+        if values.get("val/loss", math.inf) < self.best:
+            self.best = values["val/loss"]
+            trainer.save_checkpoint(self.run.path / "checkpoints/best.ckpt")
+            values |= {f"best/{key}": value for key, value in values.items()} | {"best/step": self.step}
+        self.run.update(**self.totals(), **values)
+        named = ("train/loss", "val/loss", "val/loss_source")
+        shown = "".join(f"{key} {losses[key]:.4f}  " for key in named if key in losses)
         self.run.say(f"step {self.step:>5}  {shown}{sample.replace(chr(10), '↵')}")
+
+    def measure(self, module: LanguageModule, tokens: np.ndarray) -> dict[str, float]:
+        answers = evaluate.log_probs(module.model, tokens, self.config.model.block_size, self.config.device.precision)
+        return evaluate.metrics(answers, tokens, self.data.tokenizer, "val")
 
     def sample(self, module: LanguageModule, length: int) -> str:
         pieces = generate.stream(module.model, self.data.tokenizer, "", length, self.config.model.block_size,
                                  seed=self.config.run.seed, temperature=0.8, precision=self.config.device.precision)
         return "".join(piece for (piece,) in pieces)
 
-    def keep(self, trainer: Trainer, values: dict[str, float]) -> None:
-        """The numbers so far, last.ckpt, and best.ckpt if validation was never better."""
-        trainer.save_checkpoint(self.run.path / "checkpoints/last.ckpt")
-        loss = values.get("val/loss", math.inf)
-        if loss < self.best:
-            trainer.save_checkpoint(self.run.path / "checkpoints/best.ckpt")
-            self.best, values["best/step"] = loss, self.step
-            values |= {f"best/{key}": value for key, value in values.items() if key.startswith("val/")}
-        self.run.update(**self.totals(), **values)
+    def save(self, trainer: Trainer, module: LanguageModule) -> None:
+        """last.ckpt, from which a run goes on as if it had never stopped."""
+        if self.sound(module):
+            self.run.update(**self.totals())
+            self.board.flush()
+            trainer.save_checkpoint(self.run.path / "checkpoints/last.ckpt")
+            self.saved_at = time.monotonic()
+
+    def on_save_checkpoint(self, trainer: Trainer, module: LanguageModule, checkpoint: dict[str, Any]) -> None:
+        """Adds what Lightning leaves out."""
+        checkpoint["lmlab"] = {
+            "config": self.config.flat(), "tokenizer": self.data.tokenizer.to_json(), "data_sha256": self.data.sha256,
+            "metrics": self.run.metrics, "history_bytes": self.run.settle(), "step": self.step, "best": self.best,
+            "train_seconds": self.train_seconds, "train_loss": self.train_loss, "loss_sum": module.loss_sum,
+            "losses": module.losses, "random_state": checkpoints.random_state(),
+        }
 
     def totals(self) -> dict[str, Any]:
         tokens, seconds = self.step * self.tokens_per_step, self.seconds()

@@ -1,29 +1,22 @@
-"""What is typed, checked as a whole before anything starts, torch included. Hydra composes and sweeps."""
+"""The door: what is typed goes to the one who answers it. Nothing imports torch before the arguments hold."""
 
-import itertools
 import os
+import shlex
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, get_type_hints
 
 import hydra
-import yaml
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from lmlab.config import CHOICES, GROUPS, Config, UserError, check_key, check_value, from_flat, keys_of, nearest
-
-CONF = Path(__file__).parent.parent / "conf"
+from lmlab import runs
+from lmlab.config import CHOICES, UserError, check_value, nearest
+from lmlab.overrides import CONF, checked, inherited, parse, read, repeated
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
@@ -43,86 +36,49 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.help:
         return print(help_page())
-    with one_line_errors():
-        flags = [argument for argument in argv if argument not in args.overrides]
-        sys.argv = ["train.py", *flags, *args.overrides, *checked(args.overrides, args.multirun)]
-    return hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(task)()
+    command = shlex.join(["python", "train.py", *argv])
+    try:
+        with one_line_errors():
+            flags = [argument for argument in argv if argument not in args.overrides]
+            if again(args.overrides, flags, command):
+                return None
+            beside = inherited(args.overrides)
+            overrides = [*args.overrides, *beside]
+            sys.argv = ["train.py", *flags, *overrides, *checked(overrides, args.multirun)]
 
-def task(cfg: DictConfig) -> None:
-    """One run, as Hydra calls it: for the command itself, or for each cell of a sweep."""
+        def one_run(cfg: DictConfig) -> None:
+            task(cfg, command, beside)
+
+        return hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(one_run)()
+    except KeyboardInterrupt:  # before the first step there is nothing to save
+        raise SystemExit(130) from None
+
+def again(arguments: list[str], flags: list[str], command: str) -> bool:
+    """Does what resume= or replay= of a run's folder asks for; False if neither is there."""
+    asked = repeated(arguments, flags)
+    if not asked:
+        return False
+    verb, path, config = asked
+    from lmlab import experiment
+    if verb == "resume" and experiment.resume(path, config, command) == "diverged":
+        raise SystemExit(1)
+    if verb == "replay" and not experiment.replay(path, config, command):
+        raise SystemExit(1)
+    return True
+
+def task(cfg: DictConfig, command: str, beside: list[str]) -> None:
+    """One run, as Hydra calls it: for the command itself, or for each cell of a sweep. `beside` wasn't typed."""
     job = HydraConfig.get()
     with one_line_errors():
         config, _ = read(OmegaConf.to_container(cfg), {group: job.runtime.choices[group] for group in CHOICES})
         from lmlab import experiment
-        path = Path("outputs", config.run.name, datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+        path = Path("outputs", config.run.name, runs.now())
         if job.mode.name == "MULTIRUN":
-            typed = [text for text in job.overrides.task if not text.lstrip("+").startswith("name=")]
+            typed = [o for o in job.overrides.task if not o.lstrip("+").startswith("name=") and o not in beside]
             cell = ",".join(typed).replace("/", "_")
             path = Path("outputs", "sweeps", config.run.name, cell or path.name)
-        if experiment.run(config, path) == "diverged" and job.mode.name == "RUN":
+        if experiment.run(config, path, command)[0] == "diverged" and job.mode.name == "RUN":
             raise SystemExit(1)
-
-def checked(arguments: list[str], multirun: bool) -> list[str]:
-    """Raises UserError unless every run that was asked for holds. Returns what Hydra is told beside."""
-    overrides = [parse(text) for text in arguments]
-    swept = {o.key_or_group: o.input_line for o in overrides if o.is_sweep_override()}
-    for key, text in swept.items():
-        if not multirun or key == "name":
-            raise UserError(f"{text}: several values are a sweep, of any key but name; add -m, or quote the value "
-                            f"twice: {key}=\"'…'\"")
-    notices = {}
-    for cell in itertools.product(*([f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
-                                    if o.is_sweep_override() else [o.input_line] for o in overrides)):
-        typed = [parse(text) for text in cell]
-        hydras = [o for o in typed if o.key_or_group.startswith(("hydra.", "hydra/"))]
-        signed = [o for o in typed if o.input_line[0] in "+~" and o not in hydras]
-        groups = [o for o in typed if o.key_or_group in CHOICES and o not in signed]
-        recipes = [None, *sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))]
-        for o in groups:
-            check_value(o.key_or_group, o.value(), Literal[*GROUPS.get(o.key_or_group, recipes)])
-        values, choices = compose(tuple(o.input_line for o in hydras + groups))
-        plain = {o.key_or_group: o.value() for o in typed if o not in hydras and o.key_or_group not in CHOICES}
-        for key, value in plain.items():
-            check_key(key, value, choices)
-        for o in signed:
-            raise UserError(f"{o.input_line}: keys are not added or removed; give {o.key_or_group}=… a value")
-        config, notice = read(values | plain, choices)
-        notices[notice] = None
-    print("".join(f"{notice}\n" for notice in notices if notice), end="")
-    name = config.run.name if "name" in plain or not swept else "-".join(swept)
-    return [f"++name='{name}'", f"hydra.sweep.dir='{tempfile.gettempdir()}/lmlab'"] if multirun else []
-
-def parse(text: str) -> Override:
-    try:
-        return OverridesParser.create().parse_override(text)
-    except HydraException:
-        raise UserError(f"{text}: not of the form key=value; a value with spaces, commas, quotes or braces is "
-                        f"quoted twice: {text.partition('=')[0]}=\"'…'\"") from None
-
-@lru_cache
-def compose(overrides: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The keys and the choices that Hydra composes from choices of groups."""
-    try:
-        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            values = OmegaConf.to_container(hydra.compose("config", list(overrides), return_hydra_config=True))
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise UserError(str(error).split("Config search path")[0]) from None
-    chosen = values.pop("hydra")["runtime"]["choices"]
-    return values, {group: chosen[group] for group in CHOICES}
-
-def read(values: dict[str, Any], choices: dict[str, str]) -> tuple[Config, str]:
-    """The checked configuration; and, where a choice replaces one of the experiment's own, what of the rest stays."""
-    path = CONF / "experiment" / f"{choices['experiment']}.yaml"
-    recipe = yaml.safe_load(path.read_text()) if choices["experiment"] else {"defaults": []}
-    entries = [entry for entry in recipe.pop("defaults", []) if isinstance(entry, dict)]
-    made_for = {key.removeprefix("override /"): own for entry in entries for key, own in entry.items()}
-    replaced = {group: own for group, own in made_for.items() if choices[group] != own}
-    taken = {key for group in GROUPS for key in keys_of(GROUPS[group][choices[group]])}
-    lost = {key for group, own in replaced.items() for key in keys_of(GROUPS[group][own])} & {*recipe} - taken
-    old, new = (" ".join(f"{g}={chosen[g]}" for g in replaced) for chosen in (made_for, choices))
-    kept = " ".join(f"{key}={values[key]}" for key in recipe if key not in lost)
-    notice = f"experiment={choices['experiment']} is made for {old}; with {new} it keeps its other values: {kept}"
-    return from_flat({key: values[key] for key in values if key not in lost}, choices), notice if replaced else ""
 
 def help_page() -> str:
     """conf/help.txt, then what the files of conf/ themselves say."""

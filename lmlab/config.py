@@ -21,9 +21,9 @@ class BigramConfig:
 
 @dataclass(frozen=True)
 class GPTConfig(BigramConfig):
-    n_layer: Count
-    n_head: Count
-    n_embd: Count
+    n_layer: Annotated[int, "[1, 1000]"]
+    n_head: Annotated[int, "[1, 1000]"]
+    n_embd: Annotated[int, "[1, 100000]"]
     dropout: Share
     bias: bool
 
@@ -69,6 +69,16 @@ class RunConfig:
     min_lr: PositiveOrZero
     log_interval: Count
     eval_interval: Count
+    checkpoint_interval: Count
+    checkpoint_minutes: Positive
+    init_from: str | None
+    unknown: Literal["error", "drop"]
+    resume: str | None
+    replay: str | None
+
+# What a resumed run may change: when it ends, what is written when, and where its text (of the same content) lies.
+CHANGEABLE = ("max_steps", "max_minutes", "log_interval", "eval_interval", "checkpoint_interval", "checkpoint_minutes",
+              "path")
 
 GROUPS: dict[str, dict[str, type]] = {  # the choices of each group, and what each of them takes
     "model": {"bigram": BigramConfig} | dict.fromkeys(("gpt", "gpt_nano", "gpt_baby", "gpt2"), GPTConfig),
@@ -158,6 +168,8 @@ def from_flat(values: dict[str, Any], choices: dict[str, str]) -> Config:
         raise UserError(f"n_embd={model.n_embd} n_head={model.n_head}: n_embd must be a multiple of n_head")
     if data.val_fraction + data.test_fraction >= 1:
         raise UserError(f"val_fraction={data.val_fraction} test_fraction={data.test_fraction}: the sum must be below 1")
+    if run.unknown == "drop" and not run.init_from:
+        raise UserError("unknown=drop: goes with init_from=…, whose vocabulary may lack characters")
     if run.min_lr > optimizer.lr:
         raise UserError(f"min_lr={run.min_lr} lr={optimizer.lr}: min_lr can't be above lr")
     if not re.fullmatch(r"\w[\w.,=+-]*", run.name):

@@ -1,7 +1,6 @@
 """The texts. A corpus is a function from its configuration to one string."""
 
 import glob
-import hashlib
 from pathlib import Path
 
 import torch
@@ -34,7 +33,7 @@ def shakespeare(config: CorpusConfig) -> str:
         except (OSError, RuntimeError) as error:
             raise UserError(f"data=shakespeare: no download ({error}); fetch {SHAKESPEARE_URL} yourself "
                             f"and put it at {path}") from None
-    if sha256(path.read_bytes()) != SHAKESPEARE_SHA256:
+    if files.sha256(path.read_bytes()) != SHAKESPEARE_SHA256:
         raise UserError(f"data=shakespeare: {path} is something else (wrong sha256); delete it and start again")
     return decode(path)
 
@@ -51,9 +50,6 @@ def file(config: FileConfig) -> str:
     return "\n".join(texts)
 
 CORPORA = {corpus.__name__: corpus for corpus in (sentence, tales, pydoc, shakespeare, file)}
-
-def sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 def decode(path: Path) -> str:
     """A file's text, every character kept but a byte-order mark. Raises UserError if it has none."""

@@ -15,8 +15,10 @@ def token_file(text: str, tokenizer: CharTokenizer) -> np.ndarray:
     """The tokens of `text`, (N,), as a read-only memory map of a file named after the content it was made from:
     changed text is a new file, and of two runs that make one at once the later replaces it by the same bytes.
     """
-    content = corpora.sha256((tokenizer.to_json() + text).encode("utf-8", "surrogatepass"))
+    content = files.sha256((tokenizer.to_json() + text).encode("utf-8", "surrogatepass"))
     dtype = np.min_scalar_type(tokenizer.vocab_size - 1)
+    if not text:
+        raise UserError("none of its characters is in the vocabulary")
     path = files.cache_dir() / "tokens" / f"{content}.{dtype}"
     if not path.exists():
         files.write(path, tokenizer.encode(text).tobytes())
@@ -50,16 +52,27 @@ class Batches(Dataset):
         return pieces[:, :-1], pieces[:, 1:]
 
 class CharDataModule(LightningDataModule):
-    """A corpus as training batches, and its parts as token arrays: `splits` train, val and test. `tokenizer` is
-    that of the model that shall read it, if there is one. Raises UserError for text that can't be had or divided.
+    """A corpus as training batches from step `start` on, and its parts as token arrays: `splits` train, val and test.
+    `tokenizer` is that of the model that shall read it, if there is one; `sha256` what the text has to have. Raises
+    UserError for text that can't be had, read or divided, or is another.
     """
-    def __init__(self, config: Config, tokenizer: CharTokenizer | None = None) -> None:
+    def __init__(self, config: Config, tokenizer: CharTokenizer | None = None, sha256: str | None = None) -> None:
         super().__init__()
-        self.config = config
-        text = corpora.CORPORA[config.choices["data"]](config.data)
-        self.sha256 = corpora.sha256(text.encode("utf-8", "surrogatepass"))
+        self.config, self.start, choice = config, 0, config.choices["data"]
+        whole = text = corpora.CORPORA[choice](config.data)
+        self.sha256 = files.sha256(text.encode("utf-8", "surrogatepass"))
+        if sha256 not in (None, self.sha256):
+            raise UserError(f"data={choice}: the text is not the one that the run was trained on (sha256 "
+                            f"{self.sha256[:12]}…, then {sha256[:12]}…)")
         self.tokenizer = tokenizer or CharTokenizer.from_text(text)
-        tokens = token_file(text, self.tokenizer)
+        if config.run.unknown == "drop":
+            text = self.tokenizer.without_unknown(text)
+        self.dropped = len(whole) - len(text)
+        try:
+            tokens = token_file(text, self.tokenizer)
+        except UserError as error:
+            hint = "; unknown=drop leaves them out" if config.run.init_from else ""
+            raise UserError(f"data={choice}: {error}{hint}") from None
         fractions = {"val": config.data.val_fraction, "test": config.data.test_fraction}
         ends = [int(len(tokens) * (1 - share) + 1e-6) for share in (sum(fractions.values()), fractions["test"])]
         self.splits = dict(zip(("train", "val", "test"), np.split(tokens, ends), strict=True))
@@ -74,5 +87,5 @@ class CharDataModule(LightningDataModule):
         self.batches = Batches(self.splits["train"], run.batch_size, self.config.model.block_size, run.seed)
 
     def train_dataloader(self) -> DataLoader:
-        run = self.config.run
-        return DataLoader(self.batches, batch_size=None, sampler=range(run.max_steps * run.grad_accumulation))
+        first = self.start * self.config.run.grad_accumulation
+        return DataLoader(self.batches, batch_size=None, sampler=range(first, 2**62))  # max_steps ends it

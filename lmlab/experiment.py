@@ -1,50 +1,166 @@
 """One run from end to end: a checked configuration in, a run directory and its results out."""
 
 import logging
-import platform
 import shlex
-import subprocess
+import signal
 import warnings
+from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from lmlab import device
+from lmlab import checkpoints, device, runs
 from lmlab.callbacks import Recorder
-from lmlab.config import Config
+from lmlab.checkpoints import SealedCheckpointIO
+from lmlab.config import Config, UserError
 from lmlab.data import CharDataModule
 from lmlab.models import build_model
 from lmlab.module import LanguageModule
-from lmlab.runs import AtomicCheckpointIO, RunDirectory
+from lmlab.provenance import PACKAGES, provenance
+from lmlab.runs import RunDirectory
+from lmlab.tokenizers import CharTokenizer
 
-def run(config: Config, path: Path) -> str:
-    """Trains; returns 'finished' or 'diverged'. Raises UserError before a directory is made, at `path` or beside."""
-    config = device.resolve(config)
+def run(config: Config, path: Path, command: str, sha256: str | None = None) -> tuple[str, Path]:
+    """Trains; returns 'finished' or 'diverged', and the run's folder: `path` or one beside it. `sha256` is what the
+    text has to have. Raises UserError before a folder is made.
+    """
+    config, start, facts = device.resolve(config), None, {}
+    if config.run.init_from:
+        start = checkpoints.load(Path(config.run.init_from), choice="cpu")
+        config = replace(config, run=replace(config.run, init_from=str(start.path)))
+        facts["source_sha256"] = runs.read_metrics(start.path).get("data_sha256")
+    data, module = prepare(config, start and start.tokenizer, sha256)
+    if start:
+        inherit(module, start)
+    n_params = sum(weight.numel() for weight in module.parameters())
+    facts |= {"status": "running", "seed": config.run.seed, "n_params": n_params, "data_sha256": data.sha256}
+    facts |= {f"config/{key}": value for key, value in config.flat().items()} | provenance(command)
+    with closing(RunDirectory.create(path, config, data.tokenizer, facts, start and start.config)) as directory:
+        directory.say(introduction(config, data, n_params, directory.path))
+        return train(directory, data, module, None), directory.path
+
+def resume(path: Path, config: Config, command: str) -> str:
+    """Goes on with the run at `path` as if it had never stopped; `config` is its own, but for what may change."""
+    with closing(RunDirectory(path)) as directory:
+        tokenizer, metrics, config = runs.read_tokenizer(path), runs.read_metrics(path), device.resolve(config)
+        checkpoint = checkpoints.latest(path, config, tokenizer, directory.say)
+        saved = checkpoint["lmlab"] if checkpoint else None
+        step, max_steps = saved["step"] if saved else 0, config.run.max_steps
+        minutes = saved["train_seconds"] / 60 if saved else 0
+        over = step == max_steps or minutes >= (config.run.max_minutes or float("inf"))
+        if metrics.get("status") == "diverged":
+            raise UserError(f"resume={path}: the run diverged, and would again; start anew with a smaller lr")
+        if over and metrics.get("status") == "finished":
+            directory.say(f"{path}: finished already, at step {step}; max_steps={2 * step} would go on")
+            return "finished"
+        if step > max_steps:
+            raise UserError(f"max_steps={max_steps}: the run has made {step} steps already; allowed are {step} or more")
+        data, module = prepare(config, tokenizer, saved["data_sha256"] if saved else metrics.get("data_sha256"))
+        if not saved and config.run.init_from:
+            inherit(module, checkpoints.load(Path(config.run.init_from), choice="cpu"))
+        directory.metrics = saved["metrics"] if saved else metrics
+        directory.rewind(saved["history_bytes"] if saved else 0)
+        if config != runs.read_config(path):
+            runs.write_config(path, config)
+        facts = {f"config/{key}": value for key, value in config.flat().items()} | provenance(command)
+        then = {key: directory.metrics.get(key) for key in (*PACKAGES, "git_commit", "machine")}
+        changed = [f"{key} {then[key]}, now {facts[key]}" for key in then if then[key] != facts[key]]
+        directory.update(**facts | {"status": "running"})
+        directory.say(f"{path}: goes on at step {step} of {max_steps}"
+                      + "; the last bits may come out differently, since something changed: " * bool(changed)
+                      + "; ".join(changed))
+        data.start = step
+        return train(directory, data, module, saved, over)
+
+def replay(path: Path, config: Config, command: str) -> bool:
+    """Runs the run at `path` anew in a folder of its own and says whether the losses are the same to the bit."""
+    old, metrics = losses(path), runs.read_metrics(path)
+    if metrics.get("status") == "finished":  # as many steps as were made, if minutes ended it
+        config = replace(config, run=replace(config.run, max_steps=metrics["step"], max_minutes=None))
+    name = Path("outputs", config.run.name, runs.now())
+    _, new_path = run(config, name, command, metrics.get("data_sha256"))
+    new = losses(new_path)
+    both = sorted({*old} & {*new})
+    print(f"\nreplay of {path}: ", end="")
+    if not both:
+        print("the two have no loss in common")
+        return False
+    for step, key in both:
+        if old[step, key] != new[step, key]:
+            print(f"the losses part at step {step}: {key} {old[step, key]!r} there, {new[step, key]!r} in {new_path}")
+            return False
+    print(f"all {len(both)} losses, up to step {both[-1][0]}, are the same to the bit")
+    return True
+
+def losses(path: Path) -> dict[tuple[int, str], float | None]:
+    """By step and name, the losses that the run at `path` noted."""
+    keys = ("train/loss", "val/loss", "val/loss_source")
+    return {(line["step"], key): line[key] for line in runs.read_history(path) for key in keys if key in line}
+
+def prepare(config: Config, tokenizer: CharTokenizer | None,
+            sha256: str | None) -> tuple[CharDataModule, LanguageModule]:
+    """The text and the untrained model. All that is random in a run follows from the seed that is set here."""
     torch.set_num_threads(config.run.threads)
-    data = CharDataModule(config)
+    data = CharDataModule(config, tokenizer, sha256)
     data.setup("fit")
     pl.seed_everything(config.run.seed, verbose=False)
-    module = LanguageModule(build_model(config.model, data.tokenizer.vocab_size), config)
-    directory = RunDirectory(path, config, data.tokenizer)
-    recorder = Recorder(directory, data)
-    n_params = sum(weight.numel() for weight in module.parameters())
-    directory.update(status="running", seed=config.run.seed, n_params=n_params, data_sha256=data.sha256, **versions())
-    directory.say(introduction(config, data, n_params, directory.path))
+    return data, LanguageModule(build_model(config.model, data.tokenizer.vocab_size), config)
+
+def inherit(module: LanguageModule, start: checkpoints.Run) -> None:
+    """The weights of another run. Raises UserError if they don't fit."""
     try:
-        trainer(config, recorder).fit(module, data)
-        status = "diverged" if recorder.diverged else "finished"
+        module.model.load_state_dict(start.model.state_dict())
+    except RuntimeError:
+        raise UserError(f"init_from={start.path}: its weights fit only a model like its own, "
+                        + " ".join(f"{key}={value}" for key, value in vars(start.config.model).items())) from None
+
+def source_tokens(directory: RunDirectory, tokenizer: CharTokenizer) -> np.ndarray | None:
+    """What the run that the weights come from was validated on; None, which is said, if its text can't be had."""
+    if not (directory.path / "source.yaml").exists():
+        return None
+    try:
+        source = runs.read_config(directory.path, "source.yaml")
+        tokens = CharDataModule(source, tokenizer, directory.metrics["source_sha256"]).splits["val"]
+        return tokens if len(tokens) else None
+    except UserError as error:
+        directory.say(f"val/loss_source is not tracked: {error}")
+        return None
+
+def train(directory: RunDirectory, data: CharDataModule, module: LanguageModule, saved: dict[str, Any] | None,
+          over: bool = False) -> str:
+    """Steps until the end, from `saved` on; returns 'finished' or 'diverged'. `over`: only the results are missing."""
+    recorder = Recorder(directory, data, source_tokens(directory, data.tokenizer), saved)
+    config, path = data.config, shlex.quote(str(directory.path))
+    try:
+        if not over:
+            last = directory.path / "checkpoints/last.ckpt" if saved else None
+            trainer(config, recorder).fit(module, data, ckpt_path=last, weights_only=True)
+        ended = over or recorder.last or recorder.diverged
+        status = "diverged" if recorder.diverged else "finished" if ended else "interrupted"
         directory.update(status=status, **recorder.totals())
-        directory.say(results(directory, recorder, module))
-        directory.say(f"\nsaved in      {directory.path}\ncurves        tensorboard --logdir outputs\n"
-                      f"more samples  python scripts/sample.py run={shlex.quote(str(directory.path))}")
     except BaseException as error:
         stopped = isinstance(error, SystemExit | KeyboardInterrupt)  # Lightning turns Ctrl-C into exit(1)
-        status = "interrupted" if stopped else "failed"
-        directory.update(status=status, **recorder.totals())
+        with suppress(UserError):  # on a full disk the status can't be written either
+            directory.update(status="interrupted" if stopped else "failed", **recorder.totals())
+        if stopped:
+            raise SystemExit(128 + (recorder.signal or signal.SIGINT)) from None
+        if isinstance(error, OSError):
+            raise UserError(f"{directory.path}: can't be written ({error.strerror}); what was saved before is "
+                            "intact") from None
+        if saved and not recorder.started:
+            raise UserError(f"{directory.path / 'checkpoints/last.ckpt'}: can't be restored ({error})") from None
         raise
-    finally:
-        directory.close()
+    if ended:
+        directory.say(results(directory, recorder, module))
+        directory.say(f"\nsaved in      {directory.path}\ncurves        tensorboard --logdir outputs\n"
+                      f"more samples  python scripts/sample.py run={path}")
+    if recorder.signal:
+        ended or directory.say(f"interrupted at step {recorder.step}; to go on: python train.py resume={path}")
+        raise SystemExit(128 + recorder.signal)
     return status
 
 def trainer(config: Config, recorder: Recorder) -> pl.Trainer:
@@ -56,7 +172,7 @@ def trainer(config: Config, recorder: Recorder) -> pl.Trainer:
     return pl.Trainer(
         accelerator="gpu" if kind == "cuda" else kind, devices=1, precision=config.device.precision,
         deterministic=kind == "cpu", max_epochs=-1, max_steps=config.run.max_steps,
-        accumulate_grad_batches=config.run.grad_accumulation, callbacks=[recorder], plugins=[AtomicCheckpointIO()],
+        accumulate_grad_batches=config.run.grad_accumulation, callbacks=[recorder], plugins=[SealedCheckpointIO()],
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )
 
@@ -65,7 +181,8 @@ def introduction(config: Config, data: CharDataModule, n_params: int, path: Path
     sizes, n = ", ".join(f"{k} {len(v):,}" for k, v in data.splits.items()), keys.batch_size * keys.grad_accumulation
     return table([
         ("model", f"{choices['model']}, {n_params:,} parameters: {shape}"),
-        ("data", f"{choices['data']}, {data.tokenizer.vocab_size} distinct characters: {sizes}"),
+        ("data", f"{choices['data']}, {data.tokenizer.vocab_size} distinct characters: {sizes}"
+                 + f"; {data.dropped:,} characters that the vocabulary lacks were left out" * bool(data.dropped)),
         ("device", f"{choices['device']}, precision {config.device.precision}, {keys.threads} threads"),
         ("training", f"{keys.max_steps:,} steps of {n} x {config.model.block_size} characters, {choices['optimizer']}"),
         ("run", f"{path}\n"),
@@ -76,7 +193,8 @@ def results(directory: RunDirectory, recorder: Recorder, module: LanguageModule)
     if recorder.diverged:
         return (f"diverged: at step {recorder.step} the loss or a weight is not finite. Try a smaller lr, more "
                 "warmup_steps, or grad_clip=1. What is saved is from before.")
-    final, keys = directory.metrics, ("train/loss", "val/loss", "val/perplexity", "val/bits_per_byte")
+    final, keys = directory.metrics, ("train/loss", "val/loss", "val/loss_source", "val/perplexity",
+                                       "val/bits_per_byte")
     rows = [("", "final", f"best, step {final['best/step']}" if "best/step" in final else "")]
     shown = {key: f"{value:.4f}" for key, value in final.items() if isinstance(value, float)}
     rows += [(key, shown[key], shown.get(f"best/{key}", "")) for key in keys if key in shown]
@@ -86,9 +204,3 @@ def results(directory: RunDirectory, recorder: Recorder, module: LanguageModule)
 def table(rows: list[tuple[str, ...]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("   ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-
-def versions() -> dict[str, str | None]:
-    """What the numbers depend on beside the configuration."""
-    git = f"git -C {shlex.quote(str(Path(__file__).parent))} rev-parse --verify HEAD"  # in a shell: git may be missing
-    return {"python": platform.python_version(), "torch": torch.__version__, "pytorch_lightning": pl.__version__,
-            "git_commit": subprocess.run(git, shell=True, capture_output=True, text=True).stdout.strip() or None}

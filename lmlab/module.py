@@ -28,11 +28,12 @@ class LanguageModule(LightningModule):
         self.losses += 1
         return loss
 
-    def take_loss(self) -> float:
-        """Mean loss since the last call. The one place where training waits for the device."""
+    def take_loss(self, begin_anew: bool) -> float:
+        """Mean loss since it last began anew. The one place where training waits for the device."""
         mean = (self.loss_sum / self.losses).item()
-        self.loss_sum.zero_()
-        self.losses = 0
+        if begin_anew:
+            self.loss_sum.zero_()
+            self.losses = 0
         return mean
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

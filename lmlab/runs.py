@@ -1,39 +1,67 @@
-"""A run's directory: all that sampling, evaluating and comparing need."""
+"""A run's directory: all that sampling, evaluating, resuming and comparing need. What stands in it is data, maybe a
+stranger's: it is parsed, checked and limited in size, never executed.
+"""
 
-import io
+import fcntl
 import itertools
 import json
 import math
-from dataclasses import dataclass, replace
+import os
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
-import torch
 import yaml
-from lightning_fabric.plugins import TorchCheckpointIO
 from rich.console import Console
-from torch import nn
 
-from lmlab import device, files
-from lmlab.config import CHOICES, Config, UserError, from_flat
-from lmlab.corpora import sha256
-from lmlab.models import build_model
+from lmlab import files
+from lmlab.config import CHOICES, GROUPS, Config, RunConfig, UserError, check_value, from_flat, keys_of
 from lmlab.tokenizers import CharTokenizer
 
+LIMITS = {"config.yaml": 2**16, "source.yaml": 2**16, "tokenizer.json": 2**25, "metrics.json": 2**20,
+          "history.jsonl": 2**32}  # bytes; a vocabulary of all characters there are takes 14 MB
+
 class RunDirectory:
-    """What a run writes while it runs, at `path` or the next free name. Raises UserError if it can't."""
-    def __init__(self, path: Path, config: Config, tokenizer: CharTokenizer) -> None:
+    """What a run writes while it runs. Its lock is held until `close` or the process's end, however that comes;
+    raises UserError where another process holds it.
+    """
+    def __init__(self, path: Path) -> None:
+        self.path, self.log = path, open(path / "train.log", "a", buffering=1)
+        try:
+            fcntl.flock(self.log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{path}: another process is at work on this run") from None
+        self.console = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
+        self.metrics: dict[str, Any] = {}
+        self.history = open(path / "history.jsonl", "a", buffering=1)
+
+    @classmethod
+    def create(cls, path: Path, config: Config, tokenizer: CharTokenizer, facts: dict[str, Any],
+               source: Config | None = None) -> Self:
+        """A new one at `path` or the next free name. `facts` is what metrics.json begins with, `source` the
+        configuration of the run whose weights it starts from.
+        """
         names = (path.with_name(f"{path.name}-{n}") for n in itertools.count(2))
         try:
-            self.path = next(name for name in itertools.chain([path], names) if not name.exists())
-            self.path.mkdir(parents=True)
+            path = next(name for name in itertools.chain([path], names) if not name.exists())
+            path.mkdir(parents=True)
+            directory = cls(path)
         except OSError as error:
             raise UserError(f"{path}: the run's folder can't be made ({error.strerror})") from None
-        files.write(self.path / "config.yaml", yaml.safe_dump(config.flat(), sort_keys=False).encode())
-        files.write(self.path / "tokenizer.json", tokenizer.to_json().encode())
-        self.metrics: dict[str, Any] = {}
-        self.history, self.log = (open(self.path / name, "a", buffering=1) for name in ("history.jsonl", "train.log"))
-        self.console = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
+        files.write_sealed(path / "tokenizer.json", tokenizer.to_json().encode())
+        directory.update(**facts)
+        if source:
+            write_config(path, source, "source.yaml")
+        write_config(path, config)  # the last of them: what has none is no run
+        return directory
+
+    def rewind(self, history_bytes: int) -> None:
+        """Forgets what was noted behind a checkpoint, and what a killed process had only begun to write."""
+        if history_bytes > os.fstat(self.history.fileno()).st_size:
+            raise UserError(f"{self.path / 'history.jsonl'}: is shorter than when the checkpoint was made")
+        self.history.truncate(history_bytes)
+        for begun in self.path.rglob(f".*.{'?' * 32}"):
+            begun.unlink()
 
     def say(self, text: str) -> None:
         """A line for the terminal and train.log."""
@@ -43,6 +71,14 @@ class RunDirectory:
     def record(self, **values: float) -> None:
         """A line for history.jsonl."""
         self.history.write(to_json(values) + "\n")
+
+    def settle(self) -> int:
+        """Waits until all that was noted is on disk; returns the length of history.jsonl."""
+        self.history.flush()
+        for path in (self.path / "history.jsonl", *self.path.glob("events.out.tfevents.*")):
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        return os.fstat(self.history.fileno()).st_size
 
     def update(self, **values: Any) -> None:
         """Merges `values` into metrics.json."""
@@ -58,22 +94,12 @@ def to_json(values: dict[str, Any], **options: Any) -> str:
     finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
     return json.dumps(finite, allow_nan=False, **options)
 
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoints, written whole or not at all, a sha256 beside them."""
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Path, storage_options: Any = None) -> None:
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
-        files.write(Path(path), buffer.getvalue())
-        files.write(Path(f"{path}.sha256"), sha256(buffer.getvalue()).encode())
+def now() -> str:
+    """The name of a run that starts now."""
+    return datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
 
-@dataclass(frozen=True)
-class Run:
-    """A run read back, with the model of one of its checkpoints, and the precision that it can have here."""
-    path: Path
-    config: Config
-    tokenizer: CharTokenizer
-    model: nn.Module
-    checkpoint: str
+def write_config(path: Path, config: Config, name: str = "config.yaml") -> None:
+    files.write_sealed(path / name, yaml.safe_dump(config.flat(), sort_keys=False, allow_unicode=True).encode())
 
 def newest(path: Path) -> Path:
     """The run at `path`, or of those below it the one that started last. Raises UserError where there is none."""
@@ -82,16 +108,63 @@ def newest(path: Path) -> Path:
         raise UserError(f"run={path}: no trained run there; python train.py makes one")
     return max(found, key=lambda config: config.stat().st_mtime_ns).parent
 
-def load(path: Path, checkpoint: str = "best", choice: str = "auto") -> Run:
-    """Opens the newest run of `path`. `checkpoint`: 'last', or 'best' (last where none validated). Raises UserError."""
-    path = newest(path)
-    values, place = yaml.safe_load((path / "config.yaml").read_text()), device.pick(choice)
-    config = from_flat(values, {group: values.pop(group) for group in CHOICES})
-    if config.device.precision not in device.precisions(place):
-        config = replace(config, device=replace(config.device, precision="32-true"))
-    tokenizer = CharTokenizer.from_json((path / "tokenizer.json").read_text())
-    checkpoint = checkpoint if (path / f"checkpoints/{checkpoint}.ckpt").exists() else "last"
-    state = torch.load(path / f"checkpoints/{checkpoint}.ckpt", map_location=place, weights_only=True)["state_dict"]
-    model = build_model(config.model, tokenizer.vocab_size)
-    model.load_state_dict({key.removeprefix("model."): weight for key, weight in state.items()})
-    return Run(path, config, tokenizer, model.to(place).eval(), checkpoint)
+def read_config(path: Path, name: str = "config.yaml") -> Config:
+    """The configuration of the run at `path`. Raises UserError for what the lab would not have written."""
+    if not (path / "config.yaml").exists():
+        raise UserError(f"{path}: is not a run's folder (no config.yaml); runs are outputs/<name>/<time>")
+    links = [entry for entry in path.rglob("*") if entry.is_symlink()]
+    if links:
+        raise UserError(f"{links[0]}: is a link; all that belongs to a run lies in its own folder")
+    content = files.read_sealed(path / name, LIMITS[name])
+    try:
+        values = yaml.safe_load(content)
+        if not isinstance(values, dict) or set(map(type, values)) != {str}:
+            raise UserError("needs key: value, one a line")
+        for key, value in values.items():
+            if not isinstance(value, str | int | float | None):
+                raise UserError(f"{key}: needs a plain value, not {type(value).__name__}")
+        choices = {group: values.pop(group, None) for group in CHOICES}
+        for group, parts in GROUPS.items():
+            check_value(group, choices[group], Literal[*parts])
+        missing = {*keys_of(RunConfig)} - {*values}
+        if missing:
+            raise UserError(f"{min(missing)} is missing")
+        return from_flat(values, choices)
+    except (UserError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"{path / name}: {' '.join(str(error).split())}") from None
+
+def read_tokenizer(path: Path) -> CharTokenizer:
+    """The vocabulary of the run at `path`. Raises UserError."""
+    try:
+        return CharTokenizer.from_json(files.read_sealed(path / "tokenizer.json", LIMITS["tokenizer.json"]).decode())
+    except (UserError, ValueError, RecursionError) as error:
+        raise UserError(f"{path / 'tokenizer.json'}: {error}") from None
+
+def read_metrics(path: Path) -> dict[str, Any]:
+    """metrics.json, in which what no process is at work on is not 'running' but 'interrupted'. Raises UserError."""
+    try:
+        metrics = json.loads(files.read(path / "metrics.json", LIMITS["metrics.json"]))
+        if not isinstance(metrics, dict) or any(isinstance(value, dict | list) for value in metrics.values()):
+            raise UserError("needs one flat JSON object")
+    except (UserError, ValueError, RecursionError) as error:
+        raise UserError(f"{path / 'metrics.json'}: {error}") from None
+    if metrics.get("status") == "running" and not is_locked(path):
+        metrics["status"] = "interrupted"
+    return metrics
+
+def is_locked(path: Path) -> bool:
+    """Whether a process is at work on the run."""
+    with open(path / "train.log") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """The lines of history.jsonl, without a last one that a kill tore. Raises UserError."""
+    lines = files.read(path / "history.jsonl", LIMITS["history.jsonl"]).decode(errors="replace").split("\n")[:-1]
+    try:
+        return [json.loads(line) for line in lines]
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path / 'history.jsonl'}: {error}") from None

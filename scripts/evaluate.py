@@ -14,7 +14,6 @@ Prints the numbers and appends them, one line of JSON, to evaluations.jsonl in t
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +23,8 @@ from lmlab.cli import one_line_errors, parse_script
 from lmlab.config import UserError, from_flat
 
 if TYPE_CHECKING:
+    from lmlab.checkpoints import Run
     from lmlab.data import CharDataModule
-    from lmlab.runs import Run
 
 
 @dataclass(frozen=True)
@@ -40,9 +39,9 @@ class Options:
 
 def main(argv: list[str]) -> None:
     options = parse_script(Options, __doc__, argv)
-    from lmlab import evaluate, runs  # imports torch: after the arguments hold
+    from lmlab import checkpoints, evaluate, runs  # imports torch: after the arguments hold
 
-    run = runs.load(Path(options.run), options.checkpoint, options.device)
+    run = checkpoints.load(Path(options.run), options.checkpoint, options.device)
     text, split = text_of(run, options)
     tokens = text.splits[split]
     answers = evaluate.log_probs(run.model, tokens, run.config.model.block_size, run.config.device.precision)
@@ -59,12 +58,13 @@ def main(argv: list[str]) -> None:
 
 def text_of(run: Run, options: Options) -> tuple[CharDataModule, str]:
     """The run's own text and the part of it to read, or another text, of which all is read."""
+    from lmlab import runs
     from lmlab.data import CharDataModule
 
     if options.data and options.split:
         raise UserError(f"split={options.split}: goes with the run's own text; data={options.data} is read whole")
     if options.data:
-        other = {"val_fraction": 0.0, "test_fraction": 0.0}
+        other = {"val_fraction": 0.0, "test_fraction": 0.0, "init_from": None, "unknown": "error"}
         other |= {"path": options.path or "???"} if options.data == "file" or options.path else {}
         kept = {key: value for key, value in run.config.flat().items()
                 if key not in (*run.config.choices, *vars(run.config.data))}
@@ -73,9 +73,8 @@ def text_of(run: Run, options: Options) -> tuple[CharDataModule, str]:
     elif options.path:
         raise UserError(f"path={options.path}: goes with data=file")
     else:
-        text, split = CharDataModule(run.config, run.tokenizer), options.split or "val"
-    if not options.data and text.sha256 != json.loads((run.path / "metrics.json").read_text())["data_sha256"]:
-        raise UserError(f"run={run.path}: its text has changed since; data=… evaluates on another text")
+        expected = runs.read_metrics(run.path).get("data_sha256")
+        text, split = CharDataModule(run.config, run.tokenizer, expected), options.split or "val"
     if len(text.splits[split]) < 2:
         there = ", ".join(name for name, tokens in text.splits.items() if len(tokens) > 1)
         raise UserError(f"split={split}: there are no two characters of it; allowed are {there or 'none'}")

@@ -46,9 +46,9 @@ class Options:
 
 def main(argv: list[str]) -> None:
     options = parse_script(Options, __doc__, argv)
-    from lmlab import generate, runs  # imports torch: after the arguments hold
+    from lmlab import checkpoints, generate  # imports torch: after the arguments hold
 
-    run = runs.load(Path(options.run), options.checkpoint, options.device)
+    run = checkpoints.load(Path(options.run), options.checkpoint, options.device)
     seed = secrets.randbelow(2**32) if options.seed is None else options.seed
     texts, begun = [options.prompt] * options.samples, False
     for pieces in generate.stream(

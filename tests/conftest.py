@@ -10,7 +10,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, settings
 
-from lmlab import cli, corpora
+from lmlab import cli, corpora, files, overrides
 
 # A slow machine is no failure, and a failure comes back at the next run.
 settings.register_profile("lab", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -28,7 +28,7 @@ def cache(tmp_path_factory):
         patch.setattr("torch.backends.mps.is_available", lambda: False)
         text = "First Citizen:\nBefore we proceed any further, hear me speak.\n\n" * 60
         (folder / "tinyshakespeare.txt").write_text(text)
-        patch.setattr(corpora, "SHAKESPEARE_SHA256", corpora.sha256(text.encode()))
+        patch.setattr(corpora, "SHAKESPEARE_SHA256", files.sha256(text.encode()))
         yield folder
 
 @pytest.fixture
@@ -74,4 +74,7 @@ def some_config():
     """A checked configuration: a tiny GPT on the stories."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["pytest"])
-        return cli.read(*cli.compose(("model=gpt_nano", "device=cpu")))[0]
+        return overrides.read(*overrides.compose(("model=gpt_nano", "device=cpu")))[0]
+
+def pytest_addoption(parser):
+    parser.addoption("--kills", type=int, default=1, help="how many kills at random moments (tests/test_resume.py)")

@@ -40,7 +40,7 @@ WRONG = {
     "bias=1": ["bias=1", "true or false"],
     "name=7": ["name=7", "text", "\"'7'\""],
     "n_layer=[1]": ["n_layer=[1]", "whole number"],
-    "n_layer=0": ["n_layer=0", "[1, inf)"],
+    "n_layer=0": ["n_layer=0", "[1, 1000]"],
     "dropout=1": ["dropout=1", "[0, 1)"],
     "lr=inf": ["lr=inf", "(0, inf)"],
     "lr=nan": ["lr=nan", "number"],

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from lmlab import corpora
+from lmlab import corpora, files
 from lmlab.config import CorpusConfig, FileConfig, UserError
 
 WHOLE = CorpusConfig(val_fraction=0.1, test_fraction=0.0)
@@ -21,7 +21,7 @@ def test_sentence_has_nine_characters_and_suits_a_bigram():
 
 def test_tales_are_the_package_data_as_delivered():
     text = corpora.tales(WHOLE)
-    assert corpora.sha256(text.encode()) == "ef752551f06e31d7419ae8a9d2a9e299abac2bb0dc0bb2dc71e5d9e0a30634cd"
+    assert files.sha256(text.encode()) == "ef752551f06e31d7419ae8a9d2a9e299abac2bb0dc0bb2dc71e5d9e0a30634cd"
     assert len(text.split("\n\n")) == 464
 
 def test_pydoc_is_half_a_megabyte_of_this_python():
@@ -59,7 +59,7 @@ def server(tmp_path, monkeypatch):
     source = tmp_path / "input.txt"
     source.write_text("To be, or not to be")
     monkeypatch.setattr(corpora, "SHAKESPEARE_URL", source.as_uri())
-    monkeypatch.setattr(corpora, "SHAKESPEARE_SHA256", corpora.sha256(source.read_bytes()))
+    monkeypatch.setattr(corpora, "SHAKESPEARE_SHA256", files.sha256(source.read_bytes()))
     return source
 
 def test_shakespeare_is_downloaded_once(server):

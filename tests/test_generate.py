@@ -74,5 +74,5 @@ def test_a_sample_ends_before_the_stop_string(model, stop):
         assert stopped == free.split(stop)[0]
 
 def test_a_strange_character_in_the_prompt_is_named(model):
-    with pytest.raises(UserError, match=r"prompt=he\?x: .*'\?x'"):
+    with pytest.raises(UserError, match=r"prompt=he\?x: 2 .*'\?' \(1\), 'x' \(1\)"):
         texts(model, prompt="he?x")

@@ -15,15 +15,26 @@ COMMANDS = [line.split("  #")[0].strip() for block in re.findall(r"```sh\n(.*?)`
 def test_there_are_commands():
     assert {"make train", "make test", "python train.py model=gpt n_layer=4"} <= set(COMMANDS)
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where somebody has trained before."""
+    folder = tmp_path_factory.mktemp("readme")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr("sys.argv", ["pytest"])
+        (folder / "my.txt").write_text("The text of somebody else, long enough. " * 50)
+        for model in ("bigram", "gpt"):
+            cli.main(f"model={model} max_steps=2 threads=1".split())
+        yield folder
+
 @pytest.mark.parametrize("command", dict.fromkeys(COMMANDS))
-def test_a_command_of_the_readme_runs(here, capsys, command):
+def test_a_command_of_the_readme_runs(folder, capsys, command):
     program, *arguments = shlex.split(command)
     if program in ("make", "tensorboard", "."):
         verbs = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M)
         assert program != "make" or arguments[0] in verbs
         return
     assert program == "python"
-    (here / "my.txt").write_text("The text of somebody else, long enough. " * 50)
     if arguments[0] == "train.py":
         cli.main([*arguments[1:], *([] if "--help" in arguments else ["max_steps=2", "threads=1"])])
         return
@@ -34,8 +45,6 @@ def test_a_command_of_the_readme_runs(here, capsys, command):
     elif name == "nanogpt_mini":
         module.train(module.GPT(9), lambda _: torch_ids(), 2)
     else:
-        for model in ("bigram", "gpt"):
-            cli.main(f"model={model} max_steps=2 threads=1".split())
         module.main(arguments[1:])
     assert capsys.readouterr().out
 

@@ -6,7 +6,7 @@ import shlex
 import pytest
 import torch
 
-from lmlab import corpora, experiment, runs
+from lmlab import checkpoints, corpora, experiment
 from lmlab.data import CharDataModule
 from tests.conftest import NANO, ROOT, history, metrics, script
 
@@ -37,13 +37,13 @@ def test_nanogpt_mini_and_its_lightning_run_follow_the_same_losses(train, monkey
     mini, started = script("nanogpt_mini"), {}
 
     def build_and_remember(*args):
-        started["model"] = runs.build_model(*args)
+        started["model"] = checkpoints.build_model(*args)
         started["weights"] = {name: weight.clone() for name, weight in started["model"].state_dict().items()}
         return started["model"]
 
     monkeypatch.setattr(experiment, "build_model", build_and_remember)
     run = train("experiment=nanogpt_mini threads=2 max_steps=50 log_interval=1 eval_interval=50")
-    data = CharDataModule(runs.load(run).config)
+    data = CharDataModule(checkpoints.load(run).config)
     data.setup("fit")
     model = mini.GPT(data.tokenizer.vocab_size)
     model.load_state_dict(started["weights"])
@@ -95,7 +95,7 @@ def test_evaluate_says_what_the_run_said(train, run_script, here):
     ("sample", "temperature=${x}", ["temperature=${x}", "number"]),
     ("sample", "top_p=1.5", ["top_p=1.5", "(0, 1]"]),
     ("sample", "max_tokens=many", ["max_tokens=many", "whole number"]),
-    ("sample", "prompt=日本", ["prompt=日本", "'日本'"]),
+    ("sample", "prompt=日本", ["prompt=日本", "'日' (1)"]),
     ("sample", "device=cuda", ["device=cuda", "auto, cpu"]),
     ("sample", "checkpoint=worst", ["checkpoint=worst", "best, last"]),
     ("evaluate", "split=test", ["split=test", "train, val"]),

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lmlab import cli, evaluate, experiment, runs
+from lmlab import checkpoints, cli, evaluate, experiment, runs
 from lmlab.data import CharDataModule
 from tests.conftest import NANO, config, history, metrics
 
@@ -40,9 +40,9 @@ def test_accumulated_batches_are_one_large_batch(train):
 
 def test_a_run_equals_a_loop_written_out(train, some_config):
     run = train(NANO + "grad_clip=0.05 optimizer=sgd lr=0.5 schedule=constant warmup_steps=0")
-    loaded = runs.load(run)
+    loaded = checkpoints.load(run)
     torch.manual_seed(0)
-    model = runs.build_model(loaded.config.model, 60)
+    model = checkpoints.build_model(loaded.config.model, 60)
     data = CharDataModule(loaded.config)
     data.setup("fit")
     losses = {}
@@ -60,7 +60,7 @@ def test_a_run_equals_a_loop_written_out(train, some_config):
 
 def test_the_trained_bigram_is_the_table_of_counts(train):
     run = train("experiment=tiny_lm max_steps=3000 lr=10 log_interval=1000 eval_interval=3000 threads=1")
-    loaded = runs.load(run)
+    loaded = checkpoints.load(run)
     tokens = CharDataModule(loaded.config).splits["train"]
     counts = torch.zeros(9, 9)
     for now, following in itertools.pairwise(tokens):
@@ -71,16 +71,17 @@ def test_the_trained_bigram_is_the_table_of_counts(train):
 def test_a_run_directory_holds_what_the_design_says(train):
     run = train(NANO + "name=mine seed=0")
     assert run.parent == run.parents[2] / "outputs" / "mine" and re.fullmatch(r"[\d-]{10}_[\d-]{8}", run.name)
-    files = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
-    assert len([name for name in files if name.startswith("events.out.tfevents.")]) == 1
-    assert {name for name in files if "tfevents" not in name} == {
-        "config.yaml", "tokenizer.json", "metrics.json", "history.jsonl", "train.log",
-        *(f"checkpoints/{name}.ckpt{end}" for name in ("last", "best") for end in ("", ".sha256"))}
+    found = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
+    assert len([name for name in found if name.startswith("events.out.tfevents.")]) == 1
+    assert {name for name in found if "tfevents" not in name} == {
+        "metrics.json", "history.jsonl", "train.log",
+        *(f"{name}{end}" for name in ("config.yaml", "tokenizer.json", "checkpoints/last.ckpt", "checkpoints/best.ckpt",
+                                      "checkpoints/previous.ckpt") for end in ("", ".sha256"))}
     values, numbers = config(run), metrics(run)
     assert (values["model"], values["seed"], values["precision"], values["device"]) == ("gpt_nano", 0, "32-true", "cpu")
     assert (values["decay_steps"], values["min_lr"]) == (4, values["lr"] / 10)
     assert numbers["status"] == "finished" and numbers["step"] == 4
-    assert numbers["n_params"] == sum(weight.numel() for weight in runs.load(run).model.parameters())
+    assert numbers["n_params"] == sum(weight.numel() for weight in checkpoints.load(run).model.parameters())
     assert numbers["val/perplexity"] == pytest.approx(math.exp(numbers["val/loss"]))
     assert numbers["val/bits_per_byte"] == pytest.approx(numbers["val/loss"] / math.log(2))
     assert numbers["tokens_per_second"] == pytest.approx(4 * 4 * 32 / numbers["train_seconds"])
@@ -88,7 +89,7 @@ def test_a_run_directory_holds_what_the_design_says(train):
     assert min(history(run, "val/loss").values()) == numbers["best/val/loss"]
     assert history(run, "val/loss")[numbers["best/step"]] == numbers["best/val/loss"]
     for name in ("last", "best"):
-        digest = runs.sha256((run / f"checkpoints/{name}.ckpt").read_bytes())
+        digest = files.sha256((run / f"checkpoints/{name}.ckpt").read_bytes())
         assert (run / f"checkpoints/{name}.ckpt.sha256").read_text() == digest
     log = (run / "train.log").read_text()
     assert str(run.name) in log and "scripts/sample.py" in log and "tensorboard" in log
@@ -98,7 +99,7 @@ def test_best_is_where_validation_was_lowest(train):
     losses, numbers = history(run, "val/loss"), metrics(run)
     assert numbers["best/val/loss"] == min(losses.values()) < numbers["val/loss"] == losses[12]
     for checkpoint, key in (("best", "best/val/loss"), ("last", "val/loss")):
-        loaded = runs.load(run, checkpoint)
+        loaded = checkpoints.load(run, checkpoint)
         tokens = CharDataModule(loaded.config).splits["val"]
         answers = evaluate.log_probs(loaded.model, tokens, loaded.config.model.block_size)
         assert evaluate.metrics(answers, tokens, loaded.tokenizer, "val")["val/loss"] == numbers[key]
@@ -110,15 +111,15 @@ def test_tensorboard_shows_it(train):
     assert set(tags["scalars"]) == {"train/loss", "val/loss", "val/perplexity", "val/bits_per_byte", "lr", "grad_norm",
                                     "tokens_per_second"}
     assert tags["images"] == ["bigram"] and len(board.Images("bigram")) == 3
-    assert set(tags["tensors"]) == {"config/text_summary", "sample/text_summary"}
+    assert set(tags["tensors"]) == {"config/text_summary", "provenance/text_summary", "sample/text_summary"}
     assert {e.step: e.value for e in board.Scalars("val/loss")} == pytest.approx(history(run, "val/loss"))
     assert {e.step: e.value for e in board.Scalars("train/loss")} == pytest.approx(history(run, "train/loss"))
 
 def test_without_validation_text_best_is_last(train, capsys):
     run = train("experiment=tiny_lm max_steps=3 eval_interval=2 threads=1")
-    assert not [key for key in metrics(run) if "val" in key]
+    assert not [key for key in metrics(run) if "val/" in key]
     assert not (run / "checkpoints/best.ckpt").exists()
-    assert runs.load(run, "best").checkpoint == "last"
+    assert checkpoints.load(run, "best").checkpoint == "last"
     assert "val" not in capsys.readouterr().out.split("step ", 1)[1]
 
 def test_a_loss_that_is_not_finite_stops_the_run(here, capsys):
@@ -149,7 +150,7 @@ def test_max_minutes_ends_a_run_if_it_comes_first(train):
     assert max(history(run, "val/loss")) == numbers["step"]
 
 def test_two_runs_of_one_second_get_folders_of_their_own(some_config, here):
-    paths = [runs.RunDirectory(here / "x" / "now", some_config, runs.CharTokenizer("ab")) for _ in range(3)]
+    paths = [runs.RunDirectory.create(here / "x" / "now", some_config, runs.CharTokenizer("ab"), {}) for _ in range(3)]
     assert [path.path.name for path in paths] == ["now", "now-2", "now-3"]
     for path in paths:
         path.close()

@@ -1,0 +1,124 @@
+"""What is typed, as Hydra's overrides: checked as a whole before anything starts. Hydra composes and sweeps."""
+
+import itertools
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import hydra
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lmlab import runs
+from lmlab.config import CHANGEABLE, CHOICES, GROUPS, Config, UserError, check_key, check_value, from_flat, keys_of
+
+CONF = Path(__file__).parent.parent / "conf"
+
+def checked(arguments: list[str], multirun: bool) -> list[str]:
+    """Raises UserError unless every run that was asked for holds. Returns what Hydra is told beside."""
+    overrides = [parse(text) for text in arguments]
+    swept = {o.key_or_group: o.input_line for o in overrides if o.is_sweep_override()}
+    for key, text in swept.items():
+        if not multirun or key == "name":
+            raise UserError(f"{text}: several values are a sweep, of any key but name; add -m, or quote the value "
+                            f"twice: {key}=\"'…'\"")
+    notices = {}
+    for cell in itertools.product(*([f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
+                                    if o.is_sweep_override() else [o.input_line] for o in overrides)):
+        typed = [parse(text) for text in cell]
+        hydras = [o for o in typed if o.key_or_group.startswith(("hydra.", "hydra/"))]
+        signed = [o for o in typed if o.input_line[0] in "+~" and o not in hydras]
+        groups = [o for o in typed if o.key_or_group in CHOICES and o not in signed]
+        recipes = [None, *sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))]
+        for o in groups:
+            check_value(o.key_or_group, o.value(), Literal[*GROUPS.get(o.key_or_group, recipes)])
+        values, choices = compose(tuple(o.input_line for o in hydras + groups))
+        plain = {o.key_or_group: o.value() for o in typed if o not in hydras and o.key_or_group not in CHOICES}
+        for key, value in plain.items():
+            check_key(key, value, choices)
+        for o in signed:
+            raise UserError(f"{o.input_line}: keys are not added or removed; give {o.key_or_group}=… a value")
+        config, notice = read(values | plain, choices)
+        notices[notice] = None
+    print("".join(f"{notice}\n" for notice in notices if notice), end="")
+    name = config.run.name if "name" in plain or not swept else "-".join(swept)
+    return [f"++name='{name}'", f"hydra.sweep.dir='{tempfile.gettempdir()}/lmlab'"] if multirun else []
+
+def parse(text: str) -> Override:
+    try:
+        return OverridesParser.create().parse_override(text)
+    except HydraException:
+        raise UserError(f"{text}: not of the form key=value; a value with spaces, commas, quotes or braces is "
+                        f"quoted twice: {text.partition('=')[0]}=\"'…'\"") from None
+
+@lru_cache
+def compose(overrides: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The keys and the choices that Hydra composes from choices of groups."""
+    try:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            values = OmegaConf.to_container(hydra.compose("config", list(overrides), return_hydra_config=True))
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise UserError(str(error).split("Config search path")[0]) from None
+    chosen = values.pop("hydra")["runtime"]["choices"]
+    return values, {group: chosen[group] for group in CHOICES}
+
+def read(values: dict[str, Any], choices: dict[str, str]) -> tuple[Config, str]:
+    """The checked configuration; and, where a choice replaces one of the experiment's own, what of the rest stays."""
+    path = CONF / "experiment" / f"{choices['experiment']}.yaml"
+    recipe = yaml.safe_load(path.read_text()) if choices["experiment"] else {"defaults": []}
+    entries = [entry for entry in recipe.pop("defaults", []) if isinstance(entry, dict)]
+    made_for = {key.removeprefix("override /"): own for entry in entries for key, own in entry.items()}
+    replaced = {group: own for group, own in made_for.items() if choices[group] != own}
+    taken = {key for group in GROUPS for key in keys_of(GROUPS[group][choices[group]])}
+    lost = {key for group, own in replaced.items() for key in keys_of(GROUPS[group][own])} & {*recipe} - taken
+    old, new = (" ".join(f"{g}={chosen[g]}" for g in replaced) for chosen in (made_for, choices))
+    kept = " ".join(f"{key}={values[key]}" for key in recipe if key not in lost)
+    notice = f"experiment={choices['experiment']} is made for {old}; with {new} it keeps its other values: {kept}"
+    return from_flat({key: values[key] for key in values if key not in lost}, choices), notice if replaced else ""
+
+def inherited(arguments: list[str]) -> list[str]:
+    """The model of the run that init_from= names, as arguments. Raises UserError if another model was asked for."""
+    overrides = {o.key_or_group: o for o in map(parse, arguments)}
+    start = overrides["init_from"].value() if "init_from" in overrides else None
+    if start is None:
+        return []
+    if overrides["init_from"].is_sweep_override():
+        raise UserError(f"{overrides['init_from'].input_line}: a sweep starts from one run")
+    path = runs.newest(Path(check_value("init_from", start, str)))
+    saved = runs.read_config(path)
+    own = {"model": saved.choices["model"], **vars(saved.model)}
+    free = {"dropout"} | ({"block_size"} if own["model"] == "bigram" else set())
+    for key in own:
+        if key in overrides and key not in free and overrides[key].value() != own[key]:
+            raise UserError(f"{overrides[key].input_line}: the run at {path} has {key}={own[key]}, and its weights fit "
+                            "no other model")
+    return [f"{key}={value}" for key, value in own.items() if key not in overrides]
+
+def repeated(arguments: list[str], flags: list[str]) -> tuple[str, Path, Config] | None:
+    """What resume= or replay= asks for: which of them, the run's folder, and its configuration with what may change.
+    None if neither is there. Raises UserError.
+    """
+    overrides = {o.key_or_group: o for o in map(parse, arguments)}
+    verb = next((key for key in ("resume", "replay") if key in overrides), None)
+    if verb is None or overrides[verb].value() is None:
+        return None
+    others = {key: o for key, o in overrides.items() if key != verb}
+    unfit = [*flags, *(o.input_line for o in overrides.values() if o.is_sweep_override() or o.input_line[0] in "+~"),
+             *(o.input_line for o in others.values() if verb == "replay")]
+    if unfit:
+        raise UserError(f"{unfit[0]}: can't go with {verb}=…, which takes one run as it was started")
+    path = Path(check_value(verb, overrides[verb].value(), str))
+    saved = runs.read_config(path)
+    values = saved.flat()
+    for key, override in others.items():
+        check_key(key, override.value(), saved.choices)
+        if key not in CHANGEABLE and override.value() != values[key]:
+            raise UserError(f"{key}={override.value()}: the run was started with {key}={values[key]} and keeps it; "
+                            f"init_from={path} starts a new one from its weights")
+        values[key] = override.value()
+    return verb, path, from_flat({key: values[key] for key in values if key not in CHOICES}, saved.choices)

@@ -1,0 +1,131 @@
+"""A run that was stopped, however, goes on as if it had never been: the same weights, losses and TensorBoard points."""
+
+import itertools
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+from tensorboard.util.tensor_util import make_ndarray
+
+from lmlab import cli, experiment, files, runs
+from lmlab.callbacks import Recorder
+from lmlab.module import LanguageModule
+from tests.conftest import metrics
+
+COMMON = ("device=cpu threads=1 max_steps=60 eval_interval=15 checkpoint_interval=7 log_interval=4 name=x "
+          "val_fraction=0.01 warmup_steps=10 ")
+RUNS = {"bigram": COMMON + "model=bigram",
+        "gpt": COMMON + "model=gpt_nano dropout=0.2 grad_accumulation=3 schedule=cosine"}
+TIMINGS = {"tokens_per_second", "train_seconds"}
+POINTS = ["training_step 1", "training_step 40", "evaluate 1", "evaluate 3", "write 3", "write 14", "write 15",
+          "write 16", "write 30", "replace 20", "replace 25", "replace 26", "replace 27", "save_checkpoint 5"]
+
+def child(folder, arguments, point):
+    """train.py in a process of its own, which ends itself at the n-th call of a function, if it is told to."""
+    os.chdir(folder)
+    out = os.open("out.txt", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(out, 1), os.dup2(out, 2)
+    sys.stdout, sys.stderr, sys.argv = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1), ["pytest"]
+    if point:
+        name, calls = point.split()
+        place = {"training_step": LanguageModule, "evaluate": Recorder, "write": files, "replace": os,
+                 "save_checkpoint": experiment.SealedCheckpointIO}[name]
+        original, left = getattr(place, name), [int(calls)]
+
+        def deadly(*args, **kwargs):
+            left[0] -= 1
+            if not left[0]:
+                if name == "write":  # half of it is there
+                    args[0].with_name(f".{args[0].name}.{'0' * 32}").write_bytes(args[1][: len(args[1]) // 2])
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*args, **kwargs)
+
+        setattr(place, name, deadly)
+    cli.main(arguments.split())
+
+@pytest.fixture(scope="module")
+def start(cache):
+    """Starts train.py in a folder, as a fresh process forked from one that has imported everything."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["lmlab.experiment", "tests.test_resume"])
+
+    def start(folder, arguments, point=None):
+        process = context.Process(target=child, args=(folder, arguments, point))
+        process.start()
+        return process
+
+    return start
+
+@pytest.fixture(scope="module")
+def undisturbed(start, tmp_path_factory):
+    """Of each kind of run one that nothing happened to, and how long it took."""
+    found = {}
+    for kind, line in RUNS.items():
+        folder, begun = tmp_path_factory.mktemp(kind), time.perf_counter()
+        start(folder, line).join()
+        found[kind] = next(folder.glob("outputs/x/*")), time.perf_counter() - begun
+    return found
+
+def finish(start, folder, kind, run=None):
+    """What a person does after a stop: resume, or if nothing was there yet, start again."""
+    run = run or next((path.parent for path in folder.glob("outputs/x/*/config.yaml")), None)
+    process = start(folder, f"resume={run}" if run else RUNS[kind])
+    process.join()
+    assert process.exitcode == 0, (folder / "out.txt").read_text()
+    return run or next(path.parent for path in folder.glob("outputs/x/*/config.yaml"))
+
+def points(run):
+    """All that TensorBoard shows when it reads as with --load_fast=false, but timings: by name, (step, value)."""
+    board = EventAccumulator(str(run), size_guidance={"tensors": 0}).Reload()
+    return {name: [(e.step, make_ndarray(e.tensor_proto).tolist()) for e in board.Tensors(name)]
+            for name in board.Tags()["tensors"] if name not in {*TIMINGS, "provenance/text_summary"}}
+
+def lines(run):
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMINGS}
+            for line in (run / "history.jsonl").read_text().splitlines()]
+
+def assert_same(run, other):
+    for name in ("last", "best"):
+        one, two = (torch.load(r / f"checkpoints/{name}.ckpt", weights_only=True)["state_dict"] for r in (run, other))
+        assert one.keys() == two.keys() and all(weight.equal(two[key]) for key, weight in one.items())
+    assert lines(run) == lines(other)
+    assert points(run) == points(other)
+    same = {"step", "status", "val/loss", "train/loss", "best/val/loss", "best/step", "tokens", "n_params"}
+    assert {key: metrics(run)[key] for key in same} == {key: metrics(other)[key] for key in same}
+    assert not [path for path in run.rglob(".*")]
+
+def test_a_kill_at_any_point_loses_nothing_but_time(start, undisturbed, tmp_path):
+    def kill(kind, point):
+        folder = tmp_path / f"{kind} {point}"
+        folder.mkdir()
+        process = start(folder, RUNS[kind], point)
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, (kind, point)
+        for path in folder.glob("outputs/x/*/config.yaml"):
+            assert metrics(path.parent)["status"] == "running"
+            assert runs.read_metrics(path.parent)["status"] == "interrupted"
+        assert_same(finish(start, folder, kind), undisturbed[kind][0])
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(kill, *zip(*itertools.product(RUNS, POINTS), strict=True)))
+
+def test_so_does_one_at_any_moment(start, undisturbed, tmp_path, request):
+    """python -m pytest tests/test_resume.py --kills 20"""
+    moments = random.Random(0)
+    for kind, n in itertools.product(RUNS, range(request.config.getoption("--kills"))):
+        run, seconds = undisturbed[kind]
+        folder = tmp_path / f"{kind} {n}"
+        folder.mkdir()
+        process = start(folder, RUNS[kind])
+        time.sleep(moments.uniform(0, seconds))
+        process.kill()
+        process.join()
+        assert_same(finish(start, folder, kind), run)
