@@ -52,9 +52,9 @@ class Recorder(Callback):
             module.losses = self.saved["losses"]
             checkpoints.set_random_state(self.saved["random_state"])
         else:
-            facts = {"config": self.config.flat(), "provenance": self.run.metrics}
-            for name, values in facts.items():
-                rows = "".join(f"|{key}|{value}|\n" for key, value in values.items() if "/" not in key)
+            facts = {key: value for key, value in self.run.metrics.items() if "/" not in key and key != "status"}
+            for name, values in (("config", self.config.flat()), ("provenance", facts)):
+                rows = "".join(f"|{key}|{value}|\n" for key, value in values.items())
                 self.board.add_text(name, f"|key|value|\n|-|-|\n{rows}", 0)
             self.evaluate(trainer, module)
             self.save(trainer, module)

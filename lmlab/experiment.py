@@ -4,7 +4,8 @@ import logging
 import shlex
 import signal
 import warnings
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,19 +40,22 @@ def run(config: Config, path: Path, command: str, sha256: str | None = None) -> 
     n_params = sum(weight.numel() for weight in module.parameters())
     facts |= {"status": "running", "seed": config.run.seed, "n_params": n_params, "data_sha256": data.sha256}
     facts |= {f"config/{key}": value for key, value in config.flat().items()} | provenance(command)
-    with closing(RunDirectory.create(path, config, data.tokenizer, facts, start and start.config)) as directory:
+    with disk_errors(path), closing(
+            RunDirectory.create(path, config, data.tokenizer, facts, start and start.config)) as directory:
         directory.say(introduction(config, data, n_params, directory.path))
         return train(directory, data, module, None), directory.path
 
 def resume(path: Path, config: Config, command: str) -> str:
     """Goes on with the run at `path` as if it had never stopped; `config` is its own, but for what may change."""
-    with closing(RunDirectory(path)) as directory:
+    with disk_errors(path), closing(RunDirectory(path)) as directory:
         tokenizer, metrics, config = runs.read_tokenizer(path), runs.read_metrics(path), device.resolve(config)
         checkpoint = checkpoints.latest(path, config, tokenizer, directory.say)
         saved = checkpoint["lmlab"] if checkpoint else None
         step, max_steps = saved["step"] if saved else 0, config.run.max_steps
         minutes = saved["train_seconds"] / 60 if saved else 0
         over = step == max_steps or minutes >= (config.run.max_minutes or float("inf"))
+        if not saved and metrics.get("step"):
+            raise UserError(f"{path / 'checkpoints/last.ckpt'}: is missing, and so is previous.ckpt")
         if metrics.get("status") == "diverged":
             raise UserError(f"resume={path}: the run diverged, and would again; start anew with a smaller lr")
         if over and metrics.get("status") == "finished":
@@ -63,9 +67,9 @@ def resume(path: Path, config: Config, command: str) -> str:
         if not saved and config.run.init_from:
             inherit(module, checkpoints.load(Path(config.run.init_from), choice="cpu"))
         directory.metrics = saved["metrics"] if saved else metrics
-        directory.rewind(saved["history_bytes"] if saved else 0)
         if config != runs.read_config(path):
             runs.write_config(path, config)
+        directory.rewind(saved["history_bytes"] if saved else 0)
         facts = {f"config/{key}": value for key, value in config.flat().items()} | provenance(command)
         then = {key: directory.metrics.get(key) for key in (*PACKAGES, "git_commit", "machine")}
         changed = [f"{key} {then[key]}, now {facts[key]}" for key in then if then[key] != facts[key]]
@@ -75,6 +79,14 @@ def resume(path: Path, config: Config, command: str) -> str:
                       + "; ".join(changed))
         data.start = step
         return train(directory, data, module, saved, over)
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """A full disk, or a folder that can't be written, is one line. What was saved before is intact."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{error.filename or path}: can't be written ({error.strerror})") from None
 
 def replay(path: Path, config: Config, command: str) -> bool:
     """Runs the run at `path` anew in a folder of its own and says whether the losses are the same to the bit."""
@@ -147,11 +159,9 @@ def train(directory: RunDirectory, data: CharDataModule, module: LanguageModule,
         with suppress(UserError):  # on a full disk the status can't be written either
             directory.update(status="interrupted" if stopped else "failed", **recorder.totals())
         if stopped:
+            directory.say(f"stopped; from what was saved last it goes on with: python train.py resume={path}")
             raise SystemExit(128 + (recorder.signal or signal.SIGINT)) from None
-        if isinstance(error, OSError):
-            raise UserError(f"{directory.path}: can't be written ({error.strerror}); what was saved before is "
-                            "intact") from None
-        if saved and not recorder.started:
+        if saved and not recorder.started and not isinstance(error, OSError | UserError):
             raise UserError(f"{directory.path / 'checkpoints/last.ckpt'}: can't be restored ({error})") from None
         raise
     if ended:

@@ -89,7 +89,7 @@ def inherited(arguments: list[str]) -> list[str]:
         return []
     if overrides["init_from"].is_sweep_override():
         raise UserError(f"{overrides['init_from'].input_line}: a sweep starts from one run")
-    path = runs.newest(Path(check_value("init_from", start, str)))
+    path = runs.newest(Path(check_value("init_from", start, str)), "init_from")
     saved = runs.read_config(path)
     own = {"model": saved.choices["model"], **vars(saved.model)}
     free = {"dropout"} | ({"block_size"} if own["model"] == "bigram" else set())
@@ -113,6 +113,9 @@ def repeated(arguments: list[str], flags: list[str]) -> tuple[str, Path, Config]
     if unfit:
         raise UserError(f"{unfit[0]}: can't go with {verb}=…, which takes one run as it was started")
     path = Path(check_value(verb, overrides[verb].value(), str))
+    if not (path / "config.yaml").exists():
+        such = max((str(found.parent) for found in path.rglob("config.yaml")), default="outputs/<name>/<time>")
+        raise UserError(f"{verb}={path}: is not a run's folder, as {such} would be")
     saved = runs.read_config(path)
     values = saved.flat()
     for key, override in others.items():

@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -26,14 +27,14 @@ class RunDirectory:
     raises UserError where another process holds it.
     """
     def __init__(self, path: Path) -> None:
-        self.path, self.log = path, open(path / "train.log", "a", buffering=1)
+        self.path = path
+        self.log, self.history = (open(path / name, "a", buffering=1) for name in ("train.log", "history.jsonl"))
         try:
             fcntl.flock(self.log, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{path}: another process is at work on this run") from None
         self.console = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
         self.metrics: dict[str, Any] = {}
-        self.history = open(path / "history.jsonl", "a", buffering=1)
 
     @classmethod
     def create(cls, path: Path, config: Config, tokenizer: CharTokenizer, facts: dict[str, Any],
@@ -45,14 +46,18 @@ class RunDirectory:
         try:
             path = next(name for name in itertools.chain([path], names) if not name.exists())
             path.mkdir(parents=True)
-            directory = cls(path)
         except OSError as error:
             raise UserError(f"{path}: the run's folder can't be made ({error.strerror})") from None
-        files.write_sealed(path / "tokenizer.json", tokenizer.to_json().encode())
-        directory.update(**facts)
-        if source:
-            write_config(path, source, "source.yaml")
-        write_config(path, config)  # the last of them: what has none is no run
+        try:
+            directory = cls(path)
+            files.write_sealed(path / "tokenizer.json", tokenizer.to_json().encode())
+            directory.update(**facts)
+            if source:
+                write_config(path, source, "source.yaml")
+            write_config(path, config)  # the last of them: what has none is no run
+        except (OSError, UserError):
+            shutil.rmtree(path)
+            raise
         return directory
 
     def rewind(self, history_bytes: int) -> None:
@@ -86,8 +91,8 @@ class RunDirectory:
         files.write(self.path / "metrics.json", to_json(self.metrics, indent=2).encode())
 
     def close(self) -> None:
-        self.history.close()
-        self.log.close()
+        with self.log, self.history:
+            pass
 
 def to_json(values: dict[str, Any], **options: Any) -> str:
     """JSON in which a number that is not finite is null."""
@@ -101,17 +106,15 @@ def now() -> str:
 def write_config(path: Path, config: Config, name: str = "config.yaml") -> None:
     files.write_sealed(path / name, yaml.safe_dump(config.flat(), sort_keys=False, allow_unicode=True).encode())
 
-def newest(path: Path) -> Path:
+def newest(path: Path, key: str = "run") -> Path:
     """The run at `path`, or of those below it the one that started last. Raises UserError where there is none."""
     found = [config for config in path.rglob("config.yaml") if (config.parent / "checkpoints/last.ckpt").exists()]
     if not found:
-        raise UserError(f"run={path}: no trained run there; python train.py makes one")
+        raise UserError(f"{key}={path}: no trained run there; python train.py makes one")
     return max(found, key=lambda config: config.stat().st_mtime_ns).parent
 
 def read_config(path: Path, name: str = "config.yaml") -> Config:
     """The configuration of the run at `path`. Raises UserError for what the lab would not have written."""
-    if not (path / "config.yaml").exists():
-        raise UserError(f"{path}: is not a run's folder (no config.yaml); runs are outputs/<name>/<time>")
     links = [entry for entry in path.rglob("*") if entry.is_symlink()]
     if links:
         raise UserError(f"{links[0]}: is a link; all that belongs to a run lies in its own folder")

@@ -34,7 +34,16 @@ def child(folder, arguments, point):
     out = os.open("out.txt", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(out, 1), os.dup2(out, 2)
     sys.stdout, sys.stderr, sys.argv = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1), ["pytest"]
-    if point:
+    if point in ("slow", "stuck"):  # a step takes long, or never ends
+        step = LanguageModule.training_step
+
+        def training_step(self, batch, batch_idx):
+            print("batch")
+            time.sleep(60 if point == "stuck" else 0.05)
+            return step(self, batch, batch_idx)
+
+        LanguageModule.training_step = training_step
+    elif point:
         name, calls = point.split()
         place = {"training_step": LanguageModule, "evaluate": Recorder, "write": files, "replace": os,
                  "save_checkpoint": experiment.SealedCheckpointIO}[name]
@@ -56,6 +65,9 @@ def start(cache):
     """Starts train.py in a folder, as a fresh process forked from one that has imported everything."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["lmlab.experiment", "tests.test_resume"])
+    first = context.Process(target=os.getpid)  # waits for the imports
+    first.start()
+    first.join()
 
     def start(folder, arguments, point=None):
         process = context.Process(target=child, args=(folder, arguments, point))
@@ -100,11 +112,11 @@ def assert_same(run, other):
     assert points(run) == points(other)
     same = {"step", "status", "val/loss", "train/loss", "best/val/loss", "best/step", "tokens", "n_params"}
     assert {key: metrics(run)[key] for key in same} == {key: metrics(other)[key] for key in same}
-    assert not [path for path in run.rglob(".*")]
+    assert not list(run.rglob(".*"))
 
 def test_a_kill_at_any_point_loses_nothing_but_time(start, undisturbed, tmp_path):
     def kill(kind, point):
-        folder = tmp_path / f"{kind} {point}"
+        folder = tmp_path / f"{kind} {point}".replace(" ", "-")
         folder.mkdir()
         process = start(folder, RUNS[kind], point)
         process.join()
@@ -122,10 +134,52 @@ def test_so_does_one_at_any_moment(start, undisturbed, tmp_path, request):
     moments = random.Random(0)
     for kind, n in itertools.product(RUNS, range(request.config.getoption("--kills"))):
         run, seconds = undisturbed[kind]
-        folder = tmp_path / f"{kind} {n}"
+        folder = tmp_path / f"{kind}-{n}"
         folder.mkdir()
         process = start(folder, RUNS[kind])
         time.sleep(moments.uniform(0, seconds))
         process.kill()
         process.join()
         assert_same(finish(start, folder, kind), run)
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_stops_moves_and_resumes_in_a_row_lose_nothing(start, undisturbed, tmp_path, kind):
+    """Each stop lets the step end, saves, says how to go on, and has its own exit status."""
+    out, run, steps = tmp_path / "out.txt", None, 0
+    for n, number in enumerate((signal.SIGTERM, signal.SIGINT, signal.SIGTERM)):
+        begun = out.read_text().count("batch") if n else 0
+        process = start(tmp_path, f"resume={run}" if run else RUNS[kind], "slow")
+        wait_for(lambda begun=begun: out.exists() and out.read_text().count("batch") > begun + 6)
+        if run:  # nobody else may have it meanwhile
+            other = start(tmp_path, f"resume={run}")
+            other.join()
+            assert other.exitcode == 2 and "another process is at work" in out.read_text()
+        os.kill(process.pid, number)
+        process.join()
+        assert process.exitcode == 128 + number, out.read_text()
+        (run,) = (path.parent for path in tmp_path.glob("**/config.yaml"))
+        saved = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"]
+        assert metrics(run)["status"] == "interrupted" and steps < metrics(run)["step"] == saved < 60
+        name = run.relative_to(tmp_path)
+        assert f"interrupted at step {saved}; to go on: python train.py resume=" in out.read_text()
+        assert f"{name}\n" in out.read_text().split("interrupted")[-1]
+        steps, run = saved, run.rename(tmp_path / f"moved-{n}")  # each time to another place
+    assert_same(finish(start, tmp_path, kind, run), undisturbed[kind][0])
+
+def test_a_second_signal_does_not_wait(start, tmp_path):
+    process = start(tmp_path, RUNS["bigram"] + " max_steps=1000000", "stuck")
+    wait_for(lambda: (tmp_path / "out.txt").exists() and "batch" in (tmp_path / "out.txt").read_text())
+    os.kill(process.pid, signal.SIGINT)
+    process.join(0.5)
+    assert process.is_alive() and "once more" in (tmp_path / "out.txt").read_text()
+    os.kill(process.pid, signal.SIGINT)
+    process.join(5)
+    (run,) = tmp_path.glob("outputs/x/*")
+    assert process.exitcode == 130 and metrics(run)["status"] == "interrupted"
+    assert "resume=" in (tmp_path / "out.txt").read_text()
+
+def wait_for(condition):
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lmlab import checkpoints, cli, evaluate, experiment, runs
+from lmlab import checkpoints, cli, evaluate, experiment, files, runs
 from lmlab.data import CharDataModule
 from tests.conftest import NANO, config, history, metrics
 

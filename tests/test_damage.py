@@ -1,0 +1,281 @@
+"""Files that are damaged, exchanged or made by a stranger: named in one line, nothing lost, nothing executed."""
+
+import errno
+import io
+import os
+import pickle
+import shutil
+import zipfile
+
+import pytest
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmlab import checkpoints, cli, files, runs
+from lmlab.config import UserError
+from tests.conftest import metrics, script
+
+LINE = ("model=bigram data=sentence val_fraction=0.2 block_size=8 batch_size=2 threads=1 device=cpu eval_interval=10 "
+        "checkpoint_interval=5 log_interval=1 max_steps=20 name=x")
+LAST, *_ = CHECKPOINTS = [f"checkpoints/{name}.ckpt" for name in ("last", "previous", "best")]
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of 20 steps, one like it but for its seed, and one that went on to 30."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr("sys.argv", ["pytest"])
+        for name, more in (("run", ""), ("other", " seed=1"), ("longer", " max_steps=30 decay_steps=20")):
+            cli.main((LINE + more).split())
+            shutil.move(next((folder / "outputs/x").iterdir()), folder / name)
+    return folder
+
+@pytest.fixture
+def run(trained, here):
+    return shutil.copytree(trained / "run", here / "run", symlinks=True)
+
+def content(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+def refused(capsys, command, words):
+    """The one line with which a command is refused."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        command()
+    stderr = capsys.readouterr().err
+    assert stop.value.code == 2 and stderr.startswith("error: ") and stderr.count("\n") == 1, stderr
+    assert all(word in stderr for word in words), stderr
+
+def sample(run):
+    module = script("sample")
+    with module.one_line_errors():
+        module.main([f"run={run}"])
+
+def flip(path, byte=-1000, bit=3):
+    damaged = bytearray(path.read_bytes())
+    damaged[byte] ^= 1 << bit
+    path.write_bytes(damaged)
+
+def sealed(path, content):
+    """What a stranger can do: any content, with its right checksum."""
+    path.write_bytes(content)
+    files.seal(path).write_text(files.sha256(content))
+
+def change(path, **values):
+    sealed(path, yaml.safe_dump(yaml.safe_load(path.read_text()) | values).encode())
+
+class Payload:
+    def __reduce__(self):
+        return os.system, ("touch canary",)
+
+def payload(run):
+    buffer = io.BytesIO()
+    torch.save({"lmlab": Payload(), "state_dict": {}}, buffer)
+    return buffer.getvalue()
+
+def packed(run):
+    """The same checkpoint, compressed: from few bytes, many."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(run / LAST) as old, zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as new:
+        for entry in old.infolist():
+            new.writestr(entry.filename, old.read(entry))
+    return buffer.getvalue()
+
+def altered(run, **parts):
+    checkpoint, buffer = torch.load(run / LAST, weights_only=True), io.BytesIO()
+    torch.save(checkpoint | parts, buffer)
+    return buffer.getvalue()
+
+def giant(run):
+    """A checkpoint of few bytes that claims to hold many weights."""
+    config, checkpoint = runs.read_config(run), torch.load(run / LAST, weights_only=True)
+    with torch.device("meta"):
+        asked = checkpoints.build_model(config.model, 9).state_dict()
+    weights = {f"model.{name}": torch.zeros(1).expand(weight.shape) for name, weight in asked.items()}
+    return altered(run, state_dict=weights, lmlab=checkpoint["lmlab"] | {"config": config.flat()})
+
+def exchange(run, name, trained):
+    for end in ("", ".sha256"):
+        shutil.copy(trained / "other" / f"{name}{end}", run / f"{name}{end}")
+
+def each(damage):
+    """Every checkpoint, since the previous one stands in for the last."""
+    def damage_each(run, trained):
+        for name in CHECKPOINTS:
+            damage(run, name, trained)
+    return damage_each
+
+DAMAGES = {
+    "truncated": (each(lambda run, name, _: os.truncate(run / name, 500)), ["last.ckpt", "previous.ckpt: damaged"]),
+    "empty": (each(lambda run, name, _: os.truncate(run / name, 0)), ["last.ckpt", "damaged"]),
+    "bit flipped": (each(lambda run, name, _: flip(run / name)), ["last.ckpt", "damaged"]),
+    "checksum flipped": (each(lambda run, name, _: flip(run / f"{name}.sha256", 3)), ["last.ckpt", "damaged"]),
+    "no checksum": (each(lambda run, name, _: (run / f"{name}.sha256").unlink()), ["last.ckpt.sha256"]),
+    "of another run": (each(lambda run, name, trained: exchange(run, name, trained)), ["last.ckpt", "seed=1 there"]),
+    "code": (each(lambda run, name, _: sealed(run / name, payload(run))), ["last.ckpt", "nothing of it was loaded"]),
+    "pickle": (each(lambda run, name, _: sealed(run / name, pickle.dumps(Payload()))), ["last.ckpt", "no checkpoint"]),
+    "packed": (each(lambda run, name, _: sealed(run / name, packed(run))), ["last.ckpt", "packed"]),
+    "of no lab": (each(lambda run, name, _: sealed(run / name, altered(run, lmlab=[]))),
+                  ["last.ckpt", "no checkpoint"]),
+    "no weights": (each(lambda run, name, _: sealed(run / name, altered(run, state_dict={}))),
+                   ["last.ckpt", "its weights are not those"]),
+    "few bytes, many weights": (each(lambda run, name, _: (
+        change(run / "config.yaml", model="gpt", n_layer=1, n_head=1, n_embd=2000, dropout=0.0, bias=False),
+        sealed(run / name, giant(run)))), ["last.ckpt", "more memory than the file"]),
+    "wrong weights": (each(lambda run, name, _: sealed(run / name, altered(
+        run, state_dict={"model.table.weight": torch.zeros(9, 8)}))), ["last.ckpt", "weights"]),
+    "tokenizer flipped": (lambda run, _: flip(run / "tokenizer.json", 20), ["tokenizer.json", "damaged"]),
+    "tokenizer truncated": (lambda run, _: os.truncate(run / "tokenizer.json", 9), ["tokenizer.json", "damaged"]),
+    "tokenizer missing": (lambda run, _: (run / "tokenizer.json").unlink(), ["tokenizer.json", "can't be read"]),
+    "tokenizer of another": (lambda run, _: sealed(run / "tokenizer.json", b'{"type": "char", "chars": ["a", "b"]}'),
+                             ["last.ckpt", "vocabulary"]),
+    "tokenizer not JSON": (lambda run, _: sealed(run / "tokenizer.json", b"import os"), ["tokenizer.json"]),
+    "tokenizer deep": (lambda run, _: sealed(run / "tokenizer.json", b"[" * 100_000), ["tokenizer.json"]),
+    "tokenizer unsorted": (lambda run, _: sealed(run / "tokenizer.json", b'{"type": "char", "chars": ["b", "a"]}'),
+                           ["tokenizer.json", "is no vocabulary"]),
+    "tokenizer large": (lambda run, _: sealed(run / "tokenizer.json", b" " * (2**25 + 1)), ["tokenizer.json", "bytes"]),
+    "config flipped": (lambda run, _: flip(run / "config.yaml", 7), ["config.yaml", "damaged"]),
+    "config truncated": (lambda run, _: os.truncate(run / "config.yaml", 99), ["config.yaml", "damaged"]),
+    "config of another": (lambda run, trained: exchange(run, "config.yaml", trained), ["last.ckpt", "seed=0 there"]),
+    "config with code": (lambda run, _: sealed(run / "config.yaml", b"model: !!python/object/apply:os.system "
+                                               b"['touch canary']"), ["config.yaml", "os.system"]),
+    "config names code": (lambda run, _: change(run / "config.yaml", _target_="os.system"),
+                          ["config.yaml", "_target_"]),
+    "config interpolates": (lambda run, _: change(run / "config.yaml", name="${oc.env:HOME}"),
+                            ["config.yaml", "no interpolation"]),
+    "config escapes": (lambda run, _: change(run / "config.yaml", name="../../x"), ["config.yaml", "name=../../x"]),
+    "config explodes": (lambda run, _: sealed(run / "config.yaml", b"a: &a [x,x,x,x,x,x,x,x,x]\n" + b"".join(
+        b"%c: &%c [%s]\n" % (i, i, b",".join([b"*%c" % (i - 1)] * 9)) for i in range(98, 112))), ["config.yaml"]),
+    "config deep": (lambda run, _: sealed(run / "config.yaml", b"a: " + b"[" * 60_000), ["config.yaml"]),
+    "config large": (lambda run, _: sealed(run / "config.yaml", b"#" * 2**17), ["config.yaml", "bytes"]),
+    "config of nothing": (lambda run, _: sealed(run / "config.yaml", b""), ["config.yaml"]),
+    "config lacks a key": (lambda run, _: sealed(run / "config.yaml", b"\n".join(
+        line for line in (run / "config.yaml").read_bytes().splitlines() if not line.startswith(b"seed"))),
+        ["config.yaml", "seed"]),
+    "config with a date": (lambda run, _: change(run / "config.yaml", seed=__import__("datetime").date(2026, 1, 1)),
+                           ["config.yaml", "seed"]),
+    "config of a giant": (lambda run, _: change(run / "config.yaml", model="gpt", n_layer=10**9, n_head=1, n_embd=8,
+                                                dropout=0.0, bias=False), ["config.yaml", "n_layer=1000000000"]),
+    "link": (lambda run, _: ((run / "history.jsonl").unlink(), (run / "history.jsonl").symlink_to("../precious")),
+             ["history.jsonl", "is a link"]),
+    "folder link": (lambda run, _: ((run / "checkpoints").rename(run.parent / "away"),
+                                    (run / "checkpoints").symlink_to("../away")), ["checkpoints", "is a link"]),
+    "pipe": (lambda run, _: ((run / "config.yaml").unlink(), os.mkfifo(run / "config.yaml")),
+             ["config.yaml", "plain file"]),
+}
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_or_hostile_file_is_named_and_nothing_is_lost(trained, run, here, capsys, name):
+    damage, words = DAMAGES[name]
+    (here / "precious").write_text("precious")
+    damage(run, trained)
+    before = content(here)
+    refused(capsys, lambda: cli.main([f"resume={run.name}", "max_steps=30"]), words)
+    words = [word.replace("last.ckpt", "best.ckpt").replace("previous.ckpt", "best.ckpt") for word in words]
+    refused(capsys, lambda: sample(run), words)
+    refused(capsys, lambda: cli.main([f"init_from={run.name}", "max_steps=1"]), words)
+    assert content(here) == before
+    assert not list(here.parent.rglob("canary"))
+
+def test_sixty_flipped_bits_are_sixty_refusals(run):
+    size = (run / LAST).stat().st_size
+    for n in range(60):
+        flip(run / LAST, byte=n * size // 60 + n % 7, bit=n % 8)
+        with pytest.raises(UserError, match=r"last\.ckpt: damaged"):
+            checkpoints.read(run / LAST)
+        flip(run / LAST, byte=n * size // 60 + n % 7, bit=n % 8)
+    checkpoints.read(run / LAST)
+
+@given(st.data())
+def test_any_prefix_of_a_checkpoint_is_refused(trained, tmp_path_factory, data):
+    """By its checksum; and if that is made to fit, by its form."""
+    whole, path = (trained / "run" / LAST).read_bytes(), tmp_path_factory.mktemp("prefix") / "last.ckpt"
+    prefix = whole[: data.draw(st.integers(0, len(whole) - 1))]
+    path.write_bytes(prefix)
+    files.seal(path).write_text(files.sha256(whole))
+    with pytest.raises(UserError, match="damaged"):
+        checkpoints.read(path)
+    sealed(path, prefix)
+    with pytest.raises(UserError, match="no checkpoint"):
+        checkpoints.read(path)
+
+@pytest.mark.parametrize("damage", [flip, lambda path: os.truncate(path, 77), lambda path: path.unlink()])
+def test_previous_stands_in_for_a_damaged_last(trained, run, capsys, damage):
+    damage(run / LAST)
+    cli.main(["resume=run", "max_steps=30"])
+    said = capsys.readouterr().out
+    assert "last.ckpt: " in said and "going on from previous.ckpt" in said and "goes on at step 15" in said
+    assert metrics(run)["val/loss"] == metrics(trained / "longer")["val/loss"]
+    one, two = (torch.load(r / LAST, weights_only=True)["state_dict"] for r in (run, trained / "longer"))
+    assert all(weight.equal(two[key]) for key, weight in one.items())
+
+def test_a_history_that_is_shorter_than_the_checkpoint_knows_is_named(run, capsys):
+    os.truncate(run / "history.jsonl", 50)
+    refused(capsys, lambda: cli.main(["resume=run", "max_steps=30"]), ["history.jsonl", "shorter"])
+    assert metrics(run)["step"] == 20
+
+def test_a_run_whose_checkpoints_are_gone_does_not_start_anew(run, capsys):
+    shutil.rmtree(run / "checkpoints")
+    before = content(run)
+    refused(capsys, lambda: cli.main(["resume=run", "max_steps=30"]), ["last.ckpt", "missing"])
+    refused(capsys, lambda: sample(run), ["no trained run there"])
+    assert content(run) == before
+
+def test_metrics_that_are_none_are_named(run, capsys):
+    for wrong in (b"[]", b'{"a": [1]}', b"{", b"[" * 10**5):
+        (run / "metrics.json").write_bytes(wrong)
+        refused(capsys, lambda: cli.main(["resume=run", "max_steps=30"]), ["metrics.json"])
+
+def test_changed_text_is_named(here, capsys):
+    (here / "my.txt").write_text("The text of today. " * 20)
+    cli.main([*LINE.replace("data=sentence", "data=file path=my.txt").split(), "max_steps=6"])
+    (run,) = (here / "outputs/x").iterdir()
+    (here / "moved.txt").write_text((here / "my.txt").read_text())
+    (here / "my.txt").write_text("The text of tomorrow. " * 20)
+    before = content(run)
+    for line in (f"resume={run} max_steps=9", f"replay={run}"):
+        refused(capsys, lambda line=line: cli.main(line.split()), ["data=file", "not the one"])
+    assert content(run) == before and len(list((here / "outputs/x").iterdir())) == 1
+    cli.main(f"resume={run} max_steps=9 path=moved.txt".split())
+    assert metrics(run)["step"] == 9
+
+def test_a_full_disk_is_one_line_and_what_was_saved_is_intact(trained, here, capsys, monkeypatch):
+    """The disk is full at the n-th write, and stays so; with room again the run goes on to the same end."""
+    done, calls, room = 0, 0, 10**9
+
+    def fsync(descriptor):
+        nonlocal calls
+        calls += 1
+        if calls > room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    for limit in (1, 4, 9, 16, 18, 20, 24, 28, 31, 37, 44, 50, 57, 63):
+        calls, room = 0, limit
+        refused(capsys, lambda: cli.main(LINE.split()), ["can't be written (No space left on device)"])
+        room = 10**9
+        for run in (here / "outputs").rglob("x/*"):
+            assert not list(run.rglob(".*"))
+            for path in run.rglob("*.ckpt"):
+                checkpoints.read(path)
+            cli.main([f"resume={run}"])
+            one, two = (torch.load(r / LAST, weights_only=True)["state_dict"] for r in (run, trained / "run"))
+            assert all(weight.equal(two[key]) for key, weight in one.items())
+            done += 1
+        shutil.rmtree(here / "outputs", ignore_errors=True)
+    assert done > 5
+
+def test_a_folder_that_cannot_be_written_is_named(run, capsys, monkeypatch):
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(errno.EROFS, os.strerror(errno.EROFS))))
+    refused(capsys, lambda: cli.main(["resume=run", "max_steps=30"]), ["config.yaml", "Read-only file system"])
+    (run / "train.log").unlink()
+    (run / "train.log").mkdir()
+    refused(capsys, lambda: cli.main(["resume=run", "max_steps=30"]), ["train.log", "can't be written"])
+
+def test_an_unpicklable_canary_would_sing(here):
+    """The payload of these tests does what it says, if somebody lets it."""
+    pickle.loads(pickle.dumps(Payload()))
+    assert (here / "canary").exists()
