@@ -21,7 +21,7 @@ lint: install  ## check style
 	$(BIN)/ruff check .
 
 board: install  ## look at all runs in TensorBoard
-	$(BIN)/tensorboard --logdir outputs
+	$(BIN)/tensorboard --logdir outputs --host localhost
 
 clean:  ## remove .venv and caches; outputs stay
 	rm -rf .venv *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -20,6 +20,11 @@ from lmlab.models import build_model
 from lmlab.tokenizers import CharTokenizer
 
 LIMIT = 2**38  # bytes
+OWN = {  # what a checkpoint of the lab holds beside Lightning's own
+    "config": dict, "tokenizer": str, "data_sha256": str, "metrics": dict, "history_bytes": int, "step": int,
+    "best": float, "train_seconds": float, "train_loss": float, "loss_sum": torch.Tensor, "losses": int,
+    "random_state": dict,
+}
 
 class SealedCheckpointIO(TorchCheckpointIO):
     """Lightning's checkpoints, written whole or not at all and read only if nothing in them was changed. The last
@@ -43,10 +48,10 @@ def read(path: Path) -> dict[str, Any]:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
             raise UserError("packed; a checkpoint of the lab isn't")  # a few bytes could become terabytes
         checkpoint = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        own = checkpoint["lmlab"]
-        if not all(isinstance(part, dict) for part in (own, own["config"], own["metrics"],
-                                                   checkpoint["state_dict"])):
-            raise UserError("its parts are not where they belong")
+        own, state = checkpoint["lmlab"], checkpoint["state_dict"]
+        fits = isinstance(state, dict) and {*own} == {*OWN} and all(isinstance(own[key], OWN[key]) for key in OWN)
+        if not fits or not all(isinstance(value, str | int | float | None) for value in own["metrics"].values()):
+            raise UserError("its parts are not what they should be")
     except pickle.UnpicklingError:
         raise UserError(f"{path}: holds more than tensors and plain data, so nothing of it was loaded") from None
     except (UserError, zipfile.BadZipFile, RuntimeError, LookupError, TypeError, ValueError) as error:

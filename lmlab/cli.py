@@ -59,10 +59,10 @@ def again(arguments: list[str], flags: list[str], command: str) -> bool:
     if not asked:
         return False
     verb, path, config = asked
-    from lmlab import experiment
-    if verb == "resume" and experiment.resume(path, config, command) == "diverged":
-        raise SystemExit(1)
-    if verb == "replay" and not experiment.replay(path, config, command):
+    from lmlab import experiment, replay
+    well = (replay.replay(path, config, command) if verb == "replay"
+            else experiment.resume(path, config, command) == "finished")
+    if not well:
         raise SystemExit(1)
     return True
 

@@ -3,6 +3,7 @@
 import logging
 import shlex
 import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -23,6 +24,7 @@ from lmlab.models import build_model
 from lmlab.module import LanguageModule
 from lmlab.provenance import PACKAGES, provenance
 from lmlab.runs import RunDirectory
+from lmlab.summary import introduction, results
 from lmlab.tokenizers import CharTokenizer
 
 def run(config: Config, path: Path, command: str, sha256: str | None = None) -> tuple[str, Path]:
@@ -83,35 +85,17 @@ def resume(path: Path, config: Config, command: str) -> str:
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """A full disk, or a folder that can't be written, is one line. What was saved before is intact."""
+    def hook(thread: threading.ExceptHookArgs) -> None:
+        """TensorBoard's writing thread prints its error, and hands it on to the next call."""
+        issubclass(thread.exc_type, OSError) or threading.__excepthook__(thread)
+
+    threading.excepthook = hook
     try:
         yield
     except OSError as error:
         raise UserError(f"{error.filename or path}: can't be written ({error.strerror})") from None
-
-def replay(path: Path, config: Config, command: str) -> bool:
-    """Runs the run at `path` anew in a folder of its own and says whether the losses are the same to the bit."""
-    old, metrics = losses(path), runs.read_metrics(path)
-    if metrics.get("status") == "finished":  # as many steps as were made, if minutes ended it
-        config = replace(config, run=replace(config.run, max_steps=metrics["step"], max_minutes=None))
-    name = Path("outputs", config.run.name, runs.now())
-    _, new_path = run(config, name, command, metrics.get("data_sha256"))
-    new = losses(new_path)
-    both = sorted({*old} & {*new})
-    print(f"\nreplay of {path}: ", end="")
-    if not both:
-        print("the two have no loss in common")
-        return False
-    for step, key in both:
-        if old[step, key] != new[step, key]:
-            print(f"the losses part at step {step}: {key} {old[step, key]!r} there, {new[step, key]!r} in {new_path}")
-            return False
-    print(f"all {len(both)} losses, up to step {both[-1][0]}, are the same to the bit")
-    return True
-
-def losses(path: Path) -> dict[tuple[int, str], float | None]:
-    """By step and name, the losses that the run at `path` noted."""
-    keys = ("train/loss", "val/loss", "val/loss_source")
-    return {(line["step"], key): line[key] for line in runs.read_history(path) for key in keys if key in line}
+    finally:
+        threading.excepthook = threading.__excepthook__
 
 def prepare(config: Config, tokenizer: CharTokenizer | None,
             sha256: str | None) -> tuple[CharDataModule, LanguageModule]:
@@ -185,32 +169,3 @@ def trainer(config: Config, recorder: Recorder) -> pl.Trainer:
         accumulate_grad_batches=config.run.grad_accumulation, callbacks=[recorder], plugins=[SealedCheckpointIO()],
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )
-
-def introduction(config: Config, data: CharDataModule, n_params: int, path: Path) -> str:
-    choices, keys, shape = config.choices, config.run, " ".join(f"{k}={v}" for k, v in vars(config.model).items())
-    sizes, n = ", ".join(f"{k} {len(v):,}" for k, v in data.splits.items()), keys.batch_size * keys.grad_accumulation
-    return table([
-        ("model", f"{choices['model']}, {n_params:,} parameters: {shape}"),
-        ("data", f"{choices['data']}, {data.tokenizer.vocab_size} distinct characters: {sizes}"
-                 + f"; {data.dropped:,} characters that the vocabulary lacks were left out" * bool(data.dropped)),
-        ("device", f"{choices['device']}, precision {config.device.precision}, {keys.threads} threads"),
-        ("training", f"{keys.max_steps:,} steps of {n} x {config.model.block_size} characters, {choices['optimizer']}"),
-        ("run", f"{path}\n"),
-    ])
-
-def results(directory: RunDirectory, recorder: Recorder, module: LanguageModule) -> str:
-    """The table at the end, with the best validation on the way, and a sample."""
-    if recorder.diverged:
-        return (f"diverged: at step {recorder.step} the loss or a weight is not finite. Try a smaller lr, more "
-                "warmup_steps, or grad_clip=1. What is saved is from before.")
-    final, keys = directory.metrics, ("train/loss", "val/loss", "val/loss_source", "val/perplexity",
-                                       "val/bits_per_byte")
-    rows = [("", "final", f"best, step {final['best/step']}" if "best/step" in final else "")]
-    shown = {key: f"{value:.4f}" for key, value in final.items() if isinstance(value, float)}
-    rows += [(key, shown[key], shown.get(f"best/{key}", "")) for key in keys if key in shown]
-    rows.append(("training", f"{final['train_seconds']:.1f} s", f"{final['tokens_per_second']:,.0f} tokens/s"))
-    return f"\n{table(rows)}\n\n{recorder.sample(module, 300)}"
-
-def table(rows: list[tuple[str, ...]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("   ".join(map(str.ljust, row, widths)).rstrip() for row in rows)

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shutil
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -32,6 +33,7 @@ class RunDirectory:
         try:
             fcntl.flock(self.log, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            self.close()
             raise UserError(f"{path}: another process is at work on this run") from None
         self.console = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
         self.metrics: dict[str, Any] = {}
@@ -48,16 +50,16 @@ class RunDirectory:
             path.mkdir(parents=True)
         except OSError as error:
             raise UserError(f"{path}: the run's folder can't be made ({error.strerror})") from None
-        try:
+        with ExitStack() as undo:
+            undo.callback(shutil.rmtree, path)
             directory = cls(path)
+            undo.callback(directory.close)
             files.write_sealed(path / "tokenizer.json", tokenizer.to_json().encode())
             directory.update(**facts)
             if source:
                 write_config(path, source, "source.yaml")
             write_config(path, config)  # the last of them: what has none is no run
-        except (OSError, UserError):
-            shutil.rmtree(path)
-            raise
+            undo.pop_all()
         return directory
 
     def rewind(self, history_bytes: int) -> None:
@@ -166,8 +168,12 @@ def is_locked(path: Path) -> bool:
 
 def read_history(path: Path) -> list[dict[str, Any]]:
     """The lines of history.jsonl, without a last one that a kill tore. Raises UserError."""
-    lines = files.read(path / "history.jsonl", LIMITS["history.jsonl"]).decode(errors="replace").split("\n")[:-1]
-    try:
-        return [json.loads(line) for line in lines]
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path / 'history.jsonl'}: {error}") from None
+    name, found = path / "history.jsonl", []
+    for n, line in enumerate(files.read(name, LIMITS[name.name]).decode(errors="replace").split("\n")[:-1], start=1):
+        try:
+            found.append(json.loads(line))
+        except (ValueError, RecursionError):
+            found.append(None)
+        if not isinstance(found[-1], dict) or type(found[-1].get("step")) is not int:
+            raise UserError(f"{name}: line {n} is no line of the lab's")
+    return found

@@ -1,0 +1,32 @@
+"""The same run again: whether its losses come out the same to the bit."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from lmlab import experiment, runs
+from lmlab.config import Config
+
+def replay(path: Path, config: Config, command: str) -> bool:
+    """Runs the run at `path` anew, in a folder of its own, and says at which step the losses part, if they do."""
+    old = losses(path)
+    if config.run.max_minutes:  # as many steps as there was time for
+        steps = max((step for step, _ in old), default=1)
+        config = replace(config, run=replace(config.run, max_steps=max(1, steps), max_minutes=None))
+    place = Path("outputs", config.run.name, runs.now())
+    _, place = experiment.run(config, place, command, runs.read_metrics(path).get("data_sha256"))
+    new = losses(place)
+    both = sorted({*old} & {*new})
+    parted = next(((step, key) for step, key in both if old[step, key] != new[step, key]), None)
+    if parted:
+        verdict = f"the losses part at step {parted[0]}: {parted[1]} {old[parted]!r} there, {new[parted]!r} here"
+    elif both:
+        verdict = f"all {len(both)} losses, up to step {both[-1][0]}, are the same to the bit"
+    else:
+        verdict = "that run has noted no loss"
+    print(f"\nreplay of {path}: {verdict}")
+    return bool(both) and not parted
+
+def losses(path: Path) -> dict[tuple[int, str], float | None]:
+    """By step and name, the losses that the run at `path` noted."""
+    keys = ("train/loss", "val/loss", "val/loss_source")
+    return {(line["step"], key): line[key] for line in runs.read_history(path) for key in keys if key in line}
