@@ -23,12 +23,14 @@ def folder(tmp_path_factory):
         patch.chdir(folder)
         patch.setattr("sys.argv", ["pytest"])
         (folder / "my.txt").write_text("The text of somebody else, long enough. " * 50)
-        for model in ("bigram", "gpt"):
-            cli.main(f"model={model} max_steps=2 threads=1".split())
+        for line in ("model=bigram", "model=gpt_nano name=gpt", "model=gpt_nano name=pydoc"):
+            cli.main(f"{line} max_steps=1 threads=1".split())
         yield folder
 
 @pytest.mark.parametrize("command", dict.fromkeys(COMMANDS))
 def test_a_command_of_the_readme_runs(folder, capsys, command):
+    run = next((folder / "outputs/gpt").iterdir())
+    command = re.sub(r"outputs/gpt/[\d_-]+", str(run), re.sub(r"max_steps=\d+", "max_steps=2", command))
     program, *arguments = shlex.split(command)
     if program in ("make", "tensorboard", "."):
         verbs = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M)
@@ -36,7 +38,9 @@ def test_a_command_of_the_readme_runs(folder, capsys, command):
         return
     assert program == "python"
     if arguments[0] == "train.py":
-        cli.main([*arguments[1:], *([] if "--help" in arguments else ["max_steps=2", "threads=1"])])
+        as_it_is = any(word in command for word in ("--help", "replay=", "resume="))
+        small = [] if "model=" in command or "experiment=" in command else ["model=gpt_nano"]
+        cli.main(arguments[1:] if as_it_is else [*arguments[1:], *small, "max_steps=2", "threads=1"])
         return
     name = arguments[0].removeprefix("scripts/").removesuffix(".py")
     module = script(name)

@@ -25,8 +25,8 @@ COMMON = ("device=cpu threads=1 max_steps=60 eval_interval=15 checkpoint_interva
 RUNS = {"bigram": COMMON + "model=bigram",
         "gpt": COMMON + "model=gpt_nano dropout=0.2 grad_accumulation=3 schedule=cosine"}
 TIMINGS = {"tokens_per_second", "train_seconds"}
-POINTS = ["training_step 1", "training_step 40", "evaluate 1", "evaluate 3", "write 3", "write 14", "write 15",
-          "write 16", "write 30", "replace 20", "replace 25", "replace 26", "replace 27", "save_checkpoint 5"]
+POINTS = ["training_step 1", "training_step 40", "evaluate 3", "write 3", "write 14", "write 16", "write 30",
+          "replace 20", "replace 25", "replace 27", "save_checkpoint 5"]
 
 def child(folder, arguments, point):
     """train.py in a process of its own, which ends itself at the n-th call of a function, if it is told to."""
