@@ -41,16 +41,19 @@ class Recorder(Callback):
         self.task = self.bar.add_task("", total=keys.max_steps)
 
     def on_train_start(self, trainer: Trainer, module: LanguageModule) -> None:
-        self.started, self.signal = True, signal.SIGTERM if trainer.received_sigterm else None
+        self.signal = signal.SIGTERM if trainer.received_sigterm else None
         if threading.current_thread() is threading.main_thread():  # Lightning takes them back at its end
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, self.on_signal)
         self.bar.start()
         self.saved_at = time.monotonic()
         if self.saved:
-            module.loss_sum.copy_(self.saved["loss_sum"])
+            if trainer.global_step != self.step:
+                raise ValueError("its parts are of different steps")
+            module.loss_sum.fill_(self.saved["loss_sum"])
             module.losses = self.saved["losses"]
             checkpoints.set_random_state(self.saved["random_state"])
+            self.started = True
         else:
             facts = {key: value for key, value in self.run.metrics.items() if "/" not in key and key != "status"}
             for name, values in (("config", self.config.flat()), ("provenance", facts)):
@@ -94,11 +97,13 @@ class Recorder(Callback):
 
     def point(self, trainer: Trainer, module: LanguageModule) -> None:
         """A point of train/loss: the mean over the steps since the last multiple of `log_interval`."""
+        steps = module.losses // self.config.run.grad_accumulation
         self.train_loss = module.take_loss(begin_anew=self.step % self.config.run.log_interval == 0)
         seconds = self.seconds()
         speed = self.step * self.tokens_per_step / seconds
         self.note({"train/loss": self.train_loss, "lr": trainer.optimizers[0].param_groups[0]["lr"],
-                   "grad_norm": float(module.grad_norm), "tokens_per_second": speed}, train_seconds=seconds)
+                   "grad_norm": float(module.grad_norm), "tokens_per_second": speed}, train_seconds=seconds,
+                  steps=steps)
         shown = f"step {self.step}  loss {self.train_loss:.3f}  {speed:,.0f} tokens/s"
         self.bar.update(self.task, completed=self.step, description=shown)
         self.diverged = not math.isfinite(self.train_loss)
@@ -159,9 +164,10 @@ class Recorder(Callback):
         """Adds what Lightning leaves out."""
         checkpoint["lmlab"] = {
             "config": self.config.flat(), "tokenizer": self.data.tokenizer.to_json(), "data_sha256": self.data.sha256,
-            "metrics": self.run.metrics, "history_bytes": self.run.settle(), "step": self.step, "best": self.best,
-            "train_seconds": self.train_seconds, "train_loss": self.train_loss, "loss_sum": module.loss_sum,
-            "losses": module.losses, "random_state": checkpoints.random_state(),
+            "metrics": self.run.metrics, "history_bytes": self.run.settle(), "step": self.step, "last": self.last,
+            "best": self.best, "train_seconds": self.train_seconds, "train_loss": self.train_loss,
+            "loss_sum": module.loss_sum.item(), "losses": module.losses,
+            "random_state": checkpoints.random_state(module.device.type),
         }
 
     def totals(self) -> dict[str, Any]:

@@ -19,10 +19,9 @@ from lmlab.config import CHANGEABLE, Config, UserError
 from lmlab.models import build_model
 from lmlab.tokenizers import CharTokenizer
 
-LIMIT = 2**38  # bytes
 OWN = {  # what a checkpoint of the lab holds beside Lightning's own
     "config": dict, "tokenizer": str, "data_sha256": str, "metrics": dict, "history_bytes": int, "step": int,
-    "best": float, "train_seconds": float, "train_loss": float, "loss_sum": torch.Tensor, "losses": int,
+    "last": bool, "best": float, "train_seconds": float, "train_loss": float, "loss_sum": float, "losses": int,
     "random_state": dict,
 }
 
@@ -40,9 +39,11 @@ class SealedCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(self, path: Path, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
         return read(Path(path))
 
-def read(path: Path) -> dict[str, Any]:
-    """A checkpoint's tensors and plain data. Raises UserError for one that is damaged, foreign, or carries code."""
-    content = files.read_sealed(path, LIMIT)
+def read(path: Path, limit: int = 2**40) -> dict[str, Any]:
+    """A checkpoint's tensors and plain data. Raises UserError for one that is damaged, foreign, or carries code, or
+    has more than `limit` bytes.
+    """
+    content = files.read_sealed(path, limit)
     try:
         entries = zipfile.ZipFile(io.BytesIO(content)).infolist()
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
@@ -54,29 +55,47 @@ def read(path: Path) -> dict[str, Any]:
             raise UserError("its parts are not what they should be")
     except pickle.UnpicklingError:
         raise UserError(f"{path}: holds more than tensors and plain data, so nothing of it was loaded") from None
-    except (UserError, zipfile.BadZipFile, RuntimeError, LookupError, TypeError, ValueError) as error:
+    except Exception as error:  # whatever somebody has put there
         raise UserError(f"{path}: is no checkpoint of the lab ({' '.join(str(error).split())})") from None
     return checkpoint
 
 def read_for(path: Path, config: Config, tokenizer: CharTokenizer) -> dict[str, Any]:
-    """`read`, of a checkpoint that belongs to a run. Raises UserError, before a model takes any memory."""
-    checkpoint = read(path)
-    own, state = checkpoint["lmlab"], {k.removeprefix("model."): w for k, w in checkpoint["state_dict"].items()}
-    for key, value in config.flat().items():
-        if key not in CHANGEABLE and (there := own["config"].get(key)) != value:
-            raise UserError(f"{path}: belongs to another run ({key}={there} there, {key}={value} in config.yaml)")
-    if own.get("tokenizer") != tokenizer.to_json():
-        raise UserError(f"{path}: belongs to another run, whose vocabulary is not that of tokenizer.json")
+    """`read`, of a checkpoint that belongs to a run. Raises UserError before anything takes more memory than it may."""
     with torch.device("meta"):
-        asked = build_model(config.model, tokenizer.vocab_size).state_dict()
-    if {name: kind(weight) for name, weight in asked.items()} != {name: kind(weight) for name, weight in state.items()}:
+        asked = build_model(config.model, tokenizer.vocab_size)
+    size = sum(weight.nbytes for weight in asked.parameters())
+    checkpoint = read(path, 4 * size + 2**24)  # weights and what Adam keeps of them, and the rest
+    own, state = checkpoint["lmlab"], {str(k).removeprefix("model."): w for k, w in checkpoint["state_dict"].items()}
+    for key, value in config.flat().items():
+        if key not in CHANGEABLE and repr(there := own["config"].get(key)) != repr(value):
+            raise UserError(f"{path}: belongs to another run ({key}={there} there, {key}={value} in config.yaml)")
+    if own["tokenizer"] != tokenizer.to_json():
+        raise UserError(f"{path}: belongs to another run, whose vocabulary is not that of tokenizer.json")
+    wanted = asked.state_dict()
+    if {*wanted} != {*state} or not all(alike(state[name], weight) for name, weight in wanted.items()):
         raise UserError(f"{path}: its weights are not those that config.yaml and tokenizer.json ask for")
-    if sum(weight.nbytes for weight in state.values()) > 2 * path.stat().st_size:  # twice: heads may be tied
-        raise UserError(f"{path}: its weights would take more memory than the file")
     return checkpoint
 
-def kind(weight: Any) -> tuple[Any, ...] | None:
-    return (weight.shape, weight.dtype, weight.layout) if isinstance(weight, torch.Tensor) else None
+def alike(tensor: Any, weight: torch.Tensor) -> bool:
+    """Whether `tensor` has a weight's shape and type, with all its numbers in the file."""
+    return isinstance(tensor, torch.Tensor) and tensor.device.type == "cpu" and tensor.is_contiguous() and (
+        tensor.shape, tensor.dtype, tensor.layout) == (weight.shape, weight.dtype, torch.strided)
+
+def check_optimizer(checkpoint: dict[str, Any], optimizer: torch.optim.Optimizer, path: Path) -> None:
+    """Raises UserError unless the optimizer's state in a checkpoint is one that it could have come to by itself. The
+    fused ones trust what they are given, and would read beyond its end.
+    """
+    try:
+        (there,), own = checkpoint["optimizer_states"], optimizer.state_dict()["param_groups"]
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        same = [repr(group | {"lr": 0}) for group in there["param_groups"]] == [repr(g | {"lr": 0}) for g in own]
+        for number, state in there["state"].items():
+            for name, value in state.items():
+                same &= value is None or alike(value, torch.zeros(()) if name == "step" else weights[number])
+    except Exception:  # whatever somebody has put there
+        same = False
+    if not same:
+        raise UserError(f"{path}: its optimizer's state doesn't fit config.yaml")
 
 def latest(path: Path, config: Config, tokenizer: CharTokenizer, say: Callable[[str], None]) -> dict[str, Any] | None:
     """What the run at `path` has saved last, None if nothing. previous.ckpt stands in for a last.ckpt that is damaged,
@@ -98,21 +117,22 @@ def latest(path: Path, config: Config, tokenizer: CharTokenizer, say: Callable[[
         files.copy_sealed(previous, last)
         return checkpoint
 
-def random_state() -> dict[str, Any]:
+def random_state(device: str) -> dict[str, Any]:
     """The state of every random generator that a training step could draw on, as plain data."""
     _, keys, *others = np.random.get_state()
-    state = {"python": random.getstate(), "numpy": [keys.tolist(), *others], "torch": torch.get_rng_state(),
-             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
-    return state | ({"mps": torch.mps.get_rng_state()} if torch.backends.mps.is_available() else {})
+    return {"python": random.getstate(), "numpy": [keys.tolist(), *others], "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if device == "cuda" else [],
+            "mps": [torch.mps.get_rng_state()] if device == "mps" else []}
 
 def set_random_state(state: dict[str, Any]) -> None:
     random.setstate(state["python"])
     keys, *others = state["numpy"]
     np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), *others))
     torch.set_rng_state(state["torch"])
-    torch.cuda.set_rng_state_all(state["cuda"])
-    if "mps" in state:
-        torch.mps.set_rng_state(state["mps"])
+    for i, own in enumerate(state["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(own, i)
+    for own in state["mps"]:
+        torch.mps.set_rng_state(own)
 
 @dataclass(frozen=True)
 class Run:

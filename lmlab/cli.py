@@ -16,7 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from lmlab import runs
 from lmlab.config import CHOICES, UserError, check_value, nearest
-from lmlab.overrides import CONF, checked, inherited, parse, read, repeated
+from lmlab.overrides import CONF, checked, inherited, literal, parse, read, repeated
+from lmlab.tokenizers import printable
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
@@ -26,7 +27,7 @@ def one_line_errors() -> Iterator[None]:
     except (UserError, HydraException) as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         raise SystemExit(2) from None
 
 def main(argv: list[str] | None = None) -> None:
@@ -40,10 +41,11 @@ def main(argv: list[str] | None = None) -> None:
     try:
         with one_line_errors():
             flags = [argument for argument in argv if argument not in args.overrides]
-            if again(args.overrides, flags, command):
+            typed = [literal(argument) for argument in args.overrides]
+            if again(typed, flags, command):
                 return None
-            beside = inherited(args.overrides)
-            overrides = [*args.overrides, *beside]
+            typed, beside = inherited(typed)
+            overrides = [*typed, *beside]
             sys.argv = ["train.py", *flags, *overrides, *checked(overrides, args.multirun)]
 
         def one_run(cfg: DictConfig) -> None:

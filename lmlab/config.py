@@ -139,6 +139,8 @@ def check_value(key: str, value: Any, hint: Any) -> Any:
         needed = {int: f"a whole number in {interval}", float: f"a number in {interval}", bool: "true or false",
                   str: f"text; what looks like something else is quoted twice: {key}=\"'{value}'\""}
         raise UserError(f"{key}={given}: needs {needed[kind]}")
+    if kind is str and len(value.splitlines()) > 1:
+        raise UserError(f"{key}={value}: needs text of one line")
     if interval:
         low, high = (float(end) for end in interval[1:-1].split(","))
         if not (low < value < high or (value == low and interval[0] == "[") or (value == high and interval[-1] == "]")):

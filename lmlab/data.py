@@ -20,8 +20,8 @@ def token_file(text: str, tokenizer: CharTokenizer) -> np.ndarray:
     if not text:
         raise UserError("none of its characters is in the vocabulary")
     path = files.cache_dir() / "tokens" / f"{content}.{dtype}"
-    if not path.exists():
-        files.write(path, tokenizer.encode(text).tobytes())
+    if not files.is_intact(path):
+        files.write_sealed(path, tokenizer.encode(text).tobytes())
     return np.memmap(path, dtype=dtype, mode="r")
 
 class Batches(Dataset):

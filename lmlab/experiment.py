@@ -35,7 +35,7 @@ def run(config: Config, path: Path, command: str, sha256: str | None = None) -> 
     if config.run.init_from:
         start = checkpoints.load(Path(config.run.init_from), choice="cpu")
         config = replace(config, run=replace(config.run, init_from=str(start.path)))
-        facts["source_sha256"] = runs.read_metrics(start.path).get("data_sha256")
+        facts["source_sha256"] = runs.text_sha256(runs.read_metrics(start.path), start.path)
     data, module = prepare(config, start and start.tokenizer, sha256)
     if start:
         inherit(module, start)
@@ -51,51 +51,56 @@ def resume(path: Path, config: Config, command: str) -> str:
     """Goes on with the run at `path` as if it had never stopped; `config` is its own, but for what may change."""
     with disk_errors(path), closing(RunDirectory(path)) as directory:
         tokenizer, metrics, config = runs.read_tokenizer(path), runs.read_metrics(path), device.resolve(config)
+        last = path / "checkpoints/last.ckpt"
         checkpoint = checkpoints.latest(path, config, tokenizer, directory.say)
         saved = checkpoint["lmlab"] if checkpoint else None
-        step, max_steps = saved["step"] if saved else 0, config.run.max_steps
-        minutes = saved["train_seconds"] / 60 if saved else 0
-        over = step == max_steps or minutes >= (config.run.max_minutes or float("inf"))
         if not saved and metrics.get("step"):
-            raise UserError(f"{path / 'checkpoints/last.ckpt'}: is missing, and so is previous.ckpt")
+            raise UserError(f"{last}: is missing, and so is previous.ckpt")
         if metrics.get("status") == "diverged":
             raise UserError(f"resume={path}: the run diverged, and would again; start anew with a smaller lr")
+        step, keys = saved["step"] if saved else 0, config.run
+        late = bool(saved and keys.max_minutes and saved["train_seconds"] >= 60 * keys.max_minutes)
+        over = bool(saved and saved["last"] and (late or step == keys.max_steps))
         if over and metrics.get("status") == "finished":
-            directory.say(f"{path}: finished already, at step {step}; max_steps={2 * step} would go on")
+            longer = f"max_minutes={2 * keys.max_minutes:g}" if late else f"max_steps={2 * step}"
+            directory.say(f"{path}: finished already, at step {step}; {longer} would go on")
             return "finished"
-        if step > max_steps:
-            raise UserError(f"max_steps={max_steps}: the run has made {step} steps already; allowed are {step} or more")
-        data, module = prepare(config, tokenizer, saved["data_sha256"] if saved else metrics.get("data_sha256"))
-        if not saved and config.run.init_from:
+        if not over and step >= keys.max_steps:
+            raise UserError(f"max_steps={keys.max_steps}: the run has made {step} steps; allowed are more than that")
+        data, module = prepare(config, tokenizer, saved["data_sha256"] if saved else runs.text_sha256(metrics, path))
+        if checkpoint:
+            checkpoints.check_optimizer(checkpoint, module.configure_optimizers(), last)
+            del checkpoint  # Lightning reads it again, and no more memory than that is needed
+        elif config.run.init_from:
             inherit(module, checkpoints.load(Path(config.run.init_from), choice="cpu"))
         directory.metrics = saved["metrics"] if saved else metrics
         if config != runs.read_config(path):
             runs.write_config(path, config)
         directory.rewind(saved["history_bytes"] if saved else 0)
-        facts = {f"config/{key}": value for key, value in config.flat().items()} | provenance(command)
+        now = provenance(command)
         then = {key: directory.metrics.get(key) for key in (*PACKAGES, "git_commit", "machine")}
-        changed = [f"{key} {then[key]}, now {facts[key]}" for key in then if then[key] != facts[key]]
-        directory.update(**facts | {"status": "running"})
-        directory.say(f"{path}: goes on at step {step} of {max_steps}"
-                      + "; the last bits may come out differently, since something changed: " * bool(changed)
-                      + "; ".join(changed))
+        changed = "; ".join(f"{key} {then[key]}, now {now[key]}" for key in then if then[key] != now[key])
+        directory.update(status="running", **{f"config/{key}": value for key, value in config.flat().items()},
+                         **{f"resumed/{key}": value for key, value in now.items()})
+        directory.say(f"{path}: goes on at step {step} of {keys.max_steps}"
+                      + f"; the last bits may come out differently, since something changed: {changed}" * bool(changed))
         data.start = step
         return train(directory, data, module, saved, over)
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """A full disk, or a folder that can't be written, is one line. What was saved before is intact."""
+    """A full disk, or a folder that can't be read or written, is one line. What was saved before is intact."""
     def hook(thread: threading.ExceptHookArgs) -> None:
         """TensorBoard's writing thread prints its error, and hands it on to the next call."""
-        issubclass(thread.exc_type, OSError) or threading.__excepthook__(thread)
+        issubclass(thread.exc_type, OSError) or before(thread)
 
-    threading.excepthook = hook
+    before, threading.excepthook = threading.excepthook, hook
     try:
         yield
     except OSError as error:
-        raise UserError(f"{error.filename or path}: can't be written ({error.strerror})") from None
+        raise UserError(f"{error.filename or path}: {error.strerror}") from None
     finally:
-        threading.excepthook = threading.__excepthook__
+        threading.excepthook = before
 
 def prepare(config: Config, tokenizer: CharTokenizer | None,
             sha256: str | None) -> tuple[CharDataModule, LanguageModule]:
@@ -120,7 +125,8 @@ def source_tokens(directory: RunDirectory, tokenizer: CharTokenizer) -> np.ndarr
         return None
     try:
         source = runs.read_config(directory.path, "source.yaml")
-        tokens = CharDataModule(source, tokenizer, directory.metrics["source_sha256"]).splits["val"]
+        sha256 = runs.text_sha256(directory.metrics, directory.path, "source_sha256")
+        tokens = CharDataModule(source, tokenizer, sha256).splits["val"]
         return tokens if len(tokens) else None
     except UserError as error:
         directory.say(f"val/loss_source is not tracked: {error}")
@@ -135,6 +141,8 @@ def train(directory: RunDirectory, data: CharDataModule, module: LanguageModule,
         if not over:
             last = directory.path / "checkpoints/last.ckpt" if saved else None
             trainer(config, recorder).fit(module, data, ckpt_path=last, weights_only=True)
+        else:
+            recorder.on_train_end()
         ended = over or recorder.last or recorder.diverged
         status = "diverged" if recorder.diverged else "finished" if ended else "interrupted"
         directory.update(status=status, **recorder.totals())

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import shutil
 import uuid
 from pathlib import Path
 
@@ -55,17 +54,28 @@ def seal(path: Path) -> Path:
 
 def write_sealed(path: Path, content: bytes) -> None:
     """`write`, with the checksum beside it. Raises UserError."""
-    old = seal(path).read_bytes() if seal(path).exists() else b""
-    write(seal(path), sha256(content).encode() + b" " + old)
+    write(seal(path), sha256(content).encode() + b" " + sums(path))
     write(path, content)
     write(seal(path), sha256(content).encode())
 
+def sums(path: Path) -> bytes:
+    """The checksums beside `path`, if there are any. Raises UserError."""
+    return read(seal(path), 4096) if seal(path).exists() else b""
+
 def read_sealed(path: Path, limit: int) -> bytes:
     """`read`. Raises UserError if the content is not what its checksum says, or if it has none."""
-    content = read(path, limit)
-    if sha256(content).encode() not in read(seal(path), 4096).split():
-        raise UserError(f"{path}: damaged or exchanged, its content doesn't match {seal(path).name}")
-    return content
+    for _ in range(3):  # between the two reads another process may have replaced both
+        content = read(path, limit)
+        if sha256(content).encode() in read(seal(path), 4096).split():
+            return content
+    raise UserError(f"{path}: damaged or exchanged, its content doesn't match {seal(path).name}")
+
+def is_intact(path: Path) -> bool:
+    """Whether a sealed file of any size is there and is what its checksum says. Raises UserError."""
+    if not path.exists():
+        return False
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest().encode() in sums(path).split()
 
 def copy_sealed(path: Path, copy: Path) -> None:
     """A second name for a sealed file that is about to be replaced. Raises UserError."""
@@ -74,10 +84,10 @@ def copy_sealed(path: Path, copy: Path) -> None:
         try:
             os.link(path, temporary)
         except OSError:
-            shutil.copyfile(path, temporary)  # a disk that knows no second names
-        write(seal(copy), read(seal(path), 4096) + b" " + (seal(copy).read_bytes() if seal(copy).exists() else b""))
+            write(temporary, path.read_bytes())  # a disk that knows no second names
+        write(seal(copy), sums(path) + b" " + sums(copy))
         os.replace(temporary, copy)
-        write(seal(copy), read(seal(path), 4096))
+        write(seal(copy), sums(path))
     except OSError as error:
         raise UserError(f"{copy}: can't be written ({error.strerror})") from None
     finally:

@@ -1,6 +1,7 @@
 """What is typed, as Hydra's overrides: checked as a whole before anything starts. Hydra composes and sweeps."""
 
 import itertools
+import re
 import tempfile
 from functools import lru_cache
 from pathlib import Path
@@ -81,14 +82,22 @@ def read(values: dict[str, Any], choices: dict[str, str]) -> tuple[Config, str]:
     notice = f"experiment={choices['experiment']} is made for {old}; with {new} it keeps its other values: {kept}"
     return from_flat({key: values[key] for key in values if key not in lost}, choices), notice if replaced else ""
 
-def inherited(arguments: list[str]) -> list[str]:
-    """The model of the run that init_from= names, as arguments. Raises UserError if another model was asked for."""
+def literal(argument: str) -> str:
+    """An argument that names a run, quoted for Hydra: folders of sweeps have its signs in their names."""
+    key, _, text = argument.partition("=")
+    if key not in ("resume", "replay", "init_from") or text == "null" or text[:1] in ("'", '"'):
+        return argument
+    escaped = re.sub(r"\\*'|\\+$", lambda found: "".join(f"\\{sign}" for sign in found[0]), text)
+    return f"{key}='{escaped}'"
+
+def inherited(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The arguments with init_from= as the folder of one run, and that run's model as further arguments. Raises
+    UserError if another model was asked for.
+    """
     overrides = {o.key_or_group: o for o in map(parse, arguments)}
     start = overrides["init_from"].value() if "init_from" in overrides else None
     if start is None:
-        return []
-    if overrides["init_from"].is_sweep_override():
-        raise UserError(f"{overrides['init_from'].input_line}: a sweep starts from one run")
+        return arguments, []
     path = runs.newest(Path(check_value("init_from", start, str)), "init_from")
     saved = runs.read_config(path)
     own = {"model": saved.choices["model"], **vars(saved.model)}
@@ -97,15 +106,16 @@ def inherited(arguments: list[str]) -> list[str]:
         if key in overrides and key not in free and overrides[key].value() != own[key]:
             raise UserError(f"{overrides[key].input_line}: the run at {path} has {key}={own[key]}, and its weights fit "
                             "no other model")
-    return [f"{key}={value}" for key, value in own.items() if key not in overrides]
+    resolved = [literal(f"init_from={path}") if text.startswith("init_from=") else text for text in arguments]
+    return resolved, [f"{key}={value}" for key, value in own.items() if key not in overrides]
 
 def repeated(arguments: list[str], flags: list[str]) -> tuple[str, Path, Config] | None:
     """What resume= or replay= asks for: which of them, the run's folder, and its configuration with what may change.
     None if neither is there. Raises UserError.
     """
     overrides = {o.key_or_group: o for o in map(parse, arguments)}
-    verb = next((key for key in ("resume", "replay") if key in overrides), None)
-    if verb is None or overrides[verb].value() is None:
+    verb = next((key for key in ("resume", "replay") if key in overrides and overrides[key].value() is not None), None)
+    if verb is None:
         return None
     others = {key: o for key, o in overrides.items() if key != verb}
     unfit = [*flags, *(o.input_line for o in overrides.values() if o.is_sweep_override() or o.input_line[0] in "+~"),

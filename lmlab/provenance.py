@@ -14,8 +14,9 @@ PACKAGES = ("torch", "pytorch_lightning", "hydra_core", "tensorboard", "numpy")
 
 def provenance(command: str) -> dict[str, Any]:
     """Packages, code, machine, and the command that was typed."""
+    changes = git("status --porcelain")
     return {"command": command, "python": platform.python_version(), **{name: version(name) for name in PACKAGES},
-            "git_commit": git("rev-parse --verify HEAD"), "git_dirty": git("status --porcelain") not in (None, ""),
+            "git_commit": git("rev-parse --verify HEAD"), "git_dirty": changes if changes is None else bool(changes),
             "machine": machine()}
 
 def git(command: str) -> str | None:

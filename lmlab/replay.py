@@ -8,25 +8,27 @@ from lmlab.config import Config
 
 def replay(path: Path, config: Config, command: str) -> bool:
     """Runs the run at `path` anew, in a folder of its own, and says at which step the losses part, if they do."""
-    old = losses(path)
+    old, metrics = losses(path), runs.read_metrics(path)
     if config.run.max_minutes:  # as many steps as there was time for
-        steps = max((step for step, _ in old), default=1)
+        steps = max((step for step, *_ in old), default=1)
         config = replace(config, run=replace(config.run, max_steps=max(1, steps), max_minutes=None))
     place = Path("outputs", config.run.name, runs.now())
-    _, place = experiment.run(config, place, command, runs.read_metrics(path).get("data_sha256"))
+    _, place = experiment.run(config, place, command, runs.text_sha256(metrics, path))
     new = losses(place)
     both = sorted({*old} & {*new})
-    parted = next(((step, key) for step, key in both if old[step, key] != new[step, key]), None)
+    parted = next((point for point in both if old[point] != new[point]), None)
     if parted:
         verdict = f"the losses part at step {parted[0]}: {parted[1]} {old[parted]!r} there, {new[parted]!r} here"
     elif both:
         verdict = f"all {len(both)} losses, up to step {both[-1][0]}, are the same to the bit"
+        verdict += f" ({len(old) - len(both)} others have no counterpart)" if len(old) > len(both) else ""
     else:
         verdict = "that run has noted no loss"
     print(f"\nreplay of {path}: {verdict}")
     return bool(both) and not parted
 
-def losses(path: Path) -> dict[tuple[int, str], float | None]:
-    """By step and name, the losses that the run at `path` noted."""
+def losses(path: Path) -> dict[tuple[int, str, int], float | None]:
+    """By step, name, and how many steps it is the mean of, the losses that the run at `path` noted."""
     keys = ("train/loss", "val/loss", "val/loss_source")
-    return {(line["step"], key): line[key] for line in runs.read_history(path) for key in keys if key in line}
+    return {(line["step"], key, line.get("steps", 0)): line[key] for line in runs.read_history(path)
+            for key in keys if key in line}

@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import os
+import re
 import shutil
 from contextlib import ExitStack
 from datetime import datetime
@@ -18,10 +19,12 @@ from rich.console import Console
 
 from lmlab import files
 from lmlab.config import CHOICES, GROUPS, Config, RunConfig, UserError, check_value, from_flat, keys_of
-from lmlab.tokenizers import CharTokenizer
+from lmlab.tokenizers import CharTokenizer, printable
 
 LIMITS = {"config.yaml": 2**16, "source.yaml": 2**16, "tokenizer.json": 2**25, "metrics.json": 2**20,
           "history.jsonl": 2**32}  # bytes; a vocabulary of all characters there are takes 14 MB
+
+PLAIN_LINE = r"\w+: [^\s\[{&*!|>%@`].*"  # of config.yaml: no nesting, no reference, no tag
 
 class RunDirectory:
     """What a run writes while it runs. Its lock is held until `close` or the process's end, however that comes;
@@ -44,12 +47,15 @@ class RunDirectory:
         """A new one at `path` or the next free name. `facts` is what metrics.json begins with, `source` the
         configuration of the run whose weights it starts from.
         """
-        names = (path.with_name(f"{path.name}-{n}") for n in itertools.count(2))
-        try:
-            path = next(name for name in itertools.chain([path], names) if not name.exists())
-            path.mkdir(parents=True)
-        except OSError as error:
-            raise UserError(f"{path}: the run's folder can't be made ({error.strerror})") from None
+        name = path.name
+        for n in itertools.count(2):
+            try:
+                path.mkdir(parents=True)
+                break
+            except FileExistsError:
+                path = path.with_name(f"{name}-{n}")
+            except OSError as error:
+                raise UserError(f"{path}: the run's folder can't be made ({error.strerror})") from None
         with ExitStack() as undo:
             undo.callback(shutil.rmtree, path)
             directory = cls(path)
@@ -72,6 +78,7 @@ class RunDirectory:
 
     def say(self, text: str) -> None:
         """A line for the terminal and train.log."""
+        text = printable(text)
         self.console.print(text)
         self.log.write(text + "\n")
 
@@ -106,25 +113,32 @@ def now() -> str:
     return datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
 
 def write_config(path: Path, config: Config, name: str = "config.yaml") -> None:
-    files.write_sealed(path / name, yaml.safe_dump(config.flat(), sort_keys=False, allow_unicode=True).encode())
+    content = yaml.safe_dump(config.flat(), sort_keys=False, allow_unicode=True, width=2**30)
+    files.write_sealed(path / name, content.encode())
 
 def newest(path: Path, key: str = "run") -> Path:
     """The run at `path`, or of those below it the one that started last. Raises UserError where there is none."""
-    found = [config for config in path.rglob("config.yaml") if (config.parent / "checkpoints/last.ckpt").exists()]
+    def started(run: Path) -> int:
+        tokenizer = run / "tokenizer.json"  # written once, at the start
+        return tokenizer.stat().st_mtime_ns if tokenizer.exists() else 0
+
+    found = [config.parent for config in path.rglob("config.yaml")]
+    found = [run for run in found if (run / "checkpoints/last.ckpt").exists()]
     if not found:
         raise UserError(f"{key}={path}: no trained run there; python train.py makes one")
-    return max(found, key=lambda config: config.stat().st_mtime_ns).parent
+    return max(found, key=started)
 
 def read_config(path: Path, name: str = "config.yaml") -> Config:
     """The configuration of the run at `path`. Raises UserError for what the lab would not have written."""
-    links = [entry for entry in path.rglob("*") if entry.is_symlink()]
-    if links:
-        raise UserError(f"{links[0]}: is a link; all that belongs to a run lies in its own folder")
+    for entry in path.rglob("*"):
+        if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
+            raise UserError(f"{entry}: is a link, or no plain file; all that belongs to a run lies in its own folder")
     content = files.read_sealed(path / name, LIMITS[name])
     try:
-        values = yaml.safe_load(content)
-        if not isinstance(values, dict) or set(map(type, values)) != {str}:
-            raise UserError("needs key: value, one a line")
+        for n, line in enumerate(content.decode().splitlines(), start=1):
+            if not re.fullmatch(PLAIN_LINE, line):  # with which few bytes can become many, or take hours
+                raise UserError(f"line {n} is not of the form key: value, with a plain value")
+        values = yaml.safe_load(content) or {}
         for key, value in values.items():
             if not isinstance(value, str | int | float | None):
                 raise UserError(f"{key}: needs a plain value, not {type(value).__name__}")
@@ -157,8 +171,16 @@ def read_metrics(path: Path) -> dict[str, Any]:
         metrics["status"] = "interrupted"
     return metrics
 
+def text_sha256(metrics: dict[str, Any], path: Path, key: str = "data_sha256") -> str:
+    """What the text of the run at `path` has to have. Raises UserError if the run doesn't say."""
+    if not re.fullmatch(r"[0-9a-f]{64}", str(metrics.get(key))):
+        raise UserError(f"{path / 'metrics.json'}: has no {key}, so no text can be taken for the run's own")
+    return metrics[key]
+
 def is_locked(path: Path) -> bool:
     """Whether a process is at work on the run."""
+    if not (path / "train.log").exists():
+        return False
     with open(path / "train.log") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -1,6 +1,7 @@
 """From text to numbers and back."""
 
 import json
+import re
 from collections import Counter
 from typing import Self
 
@@ -52,6 +53,10 @@ class CharTokenizer:
         if not single or not chars or chars != sorted(set(chars)):
             raise UserError('is no vocabulary; that is {"type": "char", "chars": [distinct characters, sorted]}')
         return cls("".join(chars))
+
+def printable(text: str) -> str:
+    """`text` without power over the terminal: control characters but newline and tab become their names."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)
 
 def code_points(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)

@@ -52,8 +52,11 @@ def main(argv: list[str]) -> None:
         print(f"{key:<20}{value:.6f}")
     print(f"({run.path}, {run.checkpoint}.ckpt, {part}: {len(tokens):,} characters)", file=sys.stderr)
     about = {"checkpoint": run.checkpoint, "text": part, "sha256": text.sha256}
-    with open(run.path / "evaluations.jsonl", "a") as file:
-        file.write(runs.to_json(about | numbers) + "\n")
+    try:
+        with open(run.path / "evaluations.jsonl", "a") as file:
+            file.write(runs.to_json(about | numbers) + "\n")
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror}; the numbers above were not kept") from None
 
 
 def text_of(run: Run, options: Options) -> tuple[CharDataModule, str]:
@@ -73,7 +76,7 @@ def text_of(run: Run, options: Options) -> tuple[CharDataModule, str]:
     elif options.path:
         raise UserError(f"path={options.path}: goes with data=file")
     else:
-        expected = runs.read_metrics(run.path).get("data_sha256")
+        expected = runs.text_sha256(runs.read_metrics(run.path), run.path)
         text, split = CharDataModule(run.config, run.tokenizer, expected), options.split or "val"
     if len(text.splits[split]) < 2:
         there = ", ".join(name for name, tokens in text.splits.items() if len(tokens) > 1)

@@ -8,7 +8,6 @@ out   the picture, .png or .svg (curves.png)
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,12 +28,12 @@ def main(argv: list[str]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    from lmlab.runs import newest
+    from lmlab.runs import newest, read_history
 
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
     for n, folder in enumerate(options.runs.split()):
         run = newest(Path(folder))
-        lines = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+        lines = read_history(run)
         for key, style in {"train/loss": {"alpha": 0.35, "lw": 1}, "val/loss": {"marker": "o", "ms": 4}}.items():
             points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
             if points:

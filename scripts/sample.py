@@ -47,22 +47,24 @@ class Options:
 def main(argv: list[str]) -> None:
     options = parse_script(Options, __doc__, argv)
     from lmlab import checkpoints, generate  # imports torch: after the arguments hold
+    from lmlab.tokenizers import printable
 
     run = checkpoints.load(Path(options.run), options.checkpoint, options.device)
     seed = secrets.randbelow(2**32) if options.seed is None else options.seed
     texts, begun = [options.prompt] * options.samples, False
+    shown = printable if sys.stdout.isatty() else str  # a file gets what was drawn, a terminal nothing that steers it
     for pieces in generate.stream(
         run.model, run.tokenizer, options.prompt, options.max_tokens, run.config.model.block_size,
         samples=options.samples, seed=seed, stop=options.stop, temperature=options.temperature,
         top_k=options.top_k, top_p=options.top_p, precision=run.config.device.precision,
     ):
-        print(pieces[0] if begun else options.prompt + pieces[0], end="", flush=True)
+        print(shown(pieces[0] if begun else options.prompt + pieces[0]), end="", flush=True)
         begun = True
         texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
     print()
     for n, text in enumerate(texts[1:], start=2):  # only one text can be written as it is drawn
         print(f"--- {n} of {options.samples}", file=sys.stderr)
-        print(text)
+        print(shown(text))
     print(f"({run.path}, {run.checkpoint}.ckpt, seed={seed})", file=sys.stderr)
 
 

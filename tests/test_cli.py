@@ -5,8 +5,10 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from lmlab import cli
+from lmlab import cli, overrides
 from lmlab.config import GROUPS, RunConfig, UserError, keys_of
 from tests.conftest import NANO, ROOT, config
 
@@ -109,6 +111,12 @@ def test_a_wrong_key_is_answered_without_torch(texts):
     done = subprocess.run([sys.executable, "-c", code], cwd=texts, capture_output=True, text=True, check=False,
                           env={"PYTHONPATH": str(ROOT)})
     check(texts, done.returncode, done.stderr, ["n_layr=4"])
+
+@given(st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1))
+def test_the_folder_of_a_run_is_taken_as_it_is_typed(text):
+    """Folders of sweeps have Hydra's own signs in their names."""
+    if text != "null" and text[0] not in "'\"":
+        assert overrides.parse(overrides.literal(f"resume={text}")).value() == text
 
 def test_the_trace_is_there_for_who_asks(here, monkeypatch):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")

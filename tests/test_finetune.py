@@ -1,12 +1,15 @@
 """Runs that come from runs: fine-tuned from one's weights, and replayed."""
 
 import json
+import os
+import signal
 
 import pytest
 import torch
 
 from lmlab import checkpoints, cli, evaluate
 from lmlab.data import CharDataModule
+from lmlab.module import LanguageModule
 from tests.conftest import NANO, config, history, metrics
 
 @pytest.fixture
@@ -60,7 +63,6 @@ def test_other_shapes_are_refused(source, capsys):
     for asked, there in other.items():
         error = said(capsys, f"init_from={source} {NEW} {asked}")
         assert asked in error and there in error
-    assert "one run" in said(capsys, f"-m init_from={source},x")
     assert "init_from=nowhere" in said(capsys, "init_from=nowhere")
     assert "unknown=drop" in said(capsys, "unknown=drop")
 
@@ -86,13 +88,48 @@ def test_replay_says_whether_the_losses_are_the_same(train, here, capsys):
     cli.main([f"replay={run}"])
     assert "all 7 losses, up to step 4, are the same to the bit" in capsys.readouterr().out
     lines = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
-    lines[4]["train/loss"] += 1e-9
+    lines = [line | {"train/loss": line["train/loss"] + 1e-9} if "train/loss" in line and line["step"] == 3 else line
+             for line in lines]
     (run / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(SystemExit) as stop:
         cli.main([f"replay={run}"])
     assert stop.value.code == 1
-    assert f"part at step {lines[4]['step']}: train/loss" in capsys.readouterr().out
+    assert "part at step 3: train/loss" in capsys.readouterr().out
     assert "max_steps=9" in said(capsys, f"replay={run} max_steps=9")
+
+def test_what_may_change_on_the_way_is_no_difference_to_replay(train, capsys):
+    run = train(NANO + "log_interval=2")
+    cli.main(f"resume={run} max_steps=6 log_interval=3".split())
+    capsys.readouterr()
+    cli.main([f"replay={run}"])
+    assert "are the same to the bit (2 others have no counterpart)" in capsys.readouterr().out
+
+def test_every_cell_of_a_sweep_starts_from_the_same_run_and_can_be_resumed(train, here, capsys):
+    source = train(NANO)
+    cells = train("-m init_from=outputs seed=1,2 max_steps=2 eval_interval=2 threads=1 device=cpu name=s ")
+    assert [config(cell)["init_from"] for cell in cells] == [str(source.relative_to(here))] * 2
+    cli.main([f"resume={cells[0].relative_to(here)}", "max_steps=3"])
+    assert metrics(cells[0])["step"] == 3
+    assert metrics(cells[0])["command"].startswith("python train.py -m") and "resume=" in metrics(
+        cells[0])["resumed/command"]
+
+def test_a_run_is_not_made_shorter_than_it_is(train, here, capsys, monkeypatch):
+    """The last numbers of a finished run are those of its last step."""
+    run = train(NANO + "max_steps=3")
+    for line in ("max_steps=3", "max_minutes=1e-6"):
+        cli.main([f"resume={run}", line])
+        assert "finished already" in capsys.readouterr().out
+    assert "max_steps=2: the run has made 3 steps" in said(capsys, f"resume={run} max_steps=2")
+    step = LanguageModule.training_step
+    monkeypatch.setattr(LanguageModule, "training_step", lambda self, batch, t: (
+        os.kill(os.getpid(), signal.SIGINT) if t == 4 else None, step(self, batch, t))[1])
+    with pytest.raises(SystemExit) as stop:
+        cli.main((NANO + "max_steps=9 eval_interval=9 name=y").split())
+    (run,) = (here / "outputs/y").iterdir()
+    assert stop.value.code == 130 and metrics(run)["step"] == 5 and history(run, "val/loss").keys() == {0}
+    assert "max_steps=5: the run has made 5 steps" in said(capsys, f"resume={run} max_steps=5")
+    cli.main(f"resume={run} max_steps=6".split())
+    assert history(run, "val/loss").keys() == {0, 6}
 
 def test_a_run_says_what_produced_it(train):
     run = train(NANO + "seed=3")

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import random
+import resource
 import signal
 import sys
 import time
@@ -34,7 +35,11 @@ def child(folder, arguments, point):
     out = os.open("out.txt", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(out, 1), os.dup2(out, 2)
     sys.stdout, sys.stderr, sys.argv = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1), ["pytest"]
-    if point in ("slow", "stuck"):  # a step takes long, or never ends
+    if point and point.startswith("limit"):  # no file may grow larger, as if the disk were full
+        pipe = os.open("pipe", os.O_WRONLY)
+        os.dup2(pipe, 1), os.dup2(pipe, 2)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(point.split()[1]),) * 2)
+    elif point in ("slow", "stuck"):  # a step takes long, or never ends
         step = LanguageModule.training_step
 
         def training_step(self, batch, batch_idx):
@@ -177,6 +182,27 @@ def test_a_second_signal_does_not_wait(start, tmp_path):
     (run,) = tmp_path.glob("outputs/x/*")
     assert process.exitcode == 130 and metrics(run)["status"] == "interrupted"
     assert "resume=" in (tmp_path / "out.txt").read_text()
+
+@pytest.mark.parametrize("limit", [100, 700, 1200, 3000, 6000, 20_000, 45_000, 70_000])
+def test_a_file_that_cannot_grow_is_one_line_and_what_was_saved_goes_on(start, undisturbed, tmp_path, limit):
+    """The system refuses to write, in whatever file comes first: text, log, history, TensorBoard's, checkpoint."""
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    process = start(tmp_path, RUNS["bigram"] + " log_interval=1", f"limit {limit}")
+    process.join()
+    said = os.read(reader, 2**16).decode()
+    os.close(reader)
+    assert process.exitcode == 2, said
+    assert said.count("error: ") == 1 and "File too large" in said.splitlines()[-1] and "Traceback" not in said
+    run = next((path.parent for path in tmp_path.glob("outputs/x/*/config.yaml")), None)
+    assert run or not list(tmp_path.glob("outputs/x/*"))
+    if run:
+        process = start(tmp_path, f"resume={run} log_interval=4")
+        process.join()
+        assert process.exitcode == 0
+        one, two = (torch.load(r / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+                    for r in (run, undisturbed["bigram"][0]))
+        assert all(weight.equal(two[key]) for key, weight in one.items())
 
 def wait_for(condition):
     end = time.monotonic() + 30
