@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -49,6 +50,39 @@ def train(here):
         return new if "-m " in f"{line} " else new[0]
 
     return train
+
+SMALL_RUN = ("model=bigram data=sentence val_fraction=0.2 block_size=8 batch_size=2 threads=1 device=cpu "
+             "eval_interval=10 checkpoint_interval=5 log_interval=1 max_steps=20 name=x")
+LAST, *_ = CHECKPOINTS = [f"checkpoints/{name}.ckpt" for name in ("last", "previous", "best")]
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of 20 steps, one like it but for its seed, and one that went on to 30."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr("sys.argv", ["pytest"])
+        for name, more in (("run", ""), ("other", " seed=1"), ("longer", " max_steps=30 decay_steps=20")):
+            cli.main((SMALL_RUN + more).split())
+            shutil.move(next((folder / "outputs/x").iterdir()), folder / name)
+    return folder
+
+@pytest.fixture
+def run(trained, here):
+    """A copy of the first of them, to damage."""
+    return shutil.copytree(trained / "run", here / "run", symlinks=True)
+
+def content(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+def refused(capsys, command, words):
+    """The one line with which a command is refused."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        command()
+    stderr = capsys.readouterr().err
+    assert stop.value.code == 2 and stderr.startswith("error: ") and stderr.count("\n") == 1, stderr
+    assert all(word in stderr for word in words), stderr
 
 def history(run, key):
     """The values of a key in a run's history, by step."""

@@ -1,6 +1,5 @@
 """Files that are damaged, exchanged or made by a stranger: named in one line, nothing lost, nothing executed."""
 
-import errno
 import io
 import json
 import os
@@ -16,39 +15,7 @@ from hypothesis import strategies as st
 
 from lmlab import checkpoints, cli, files, runs
 from lmlab.config import UserError
-from tests.conftest import metrics, script
-
-LINE = ("model=bigram data=sentence val_fraction=0.2 block_size=8 batch_size=2 threads=1 device=cpu eval_interval=10 "
-        "checkpoint_interval=5 log_interval=1 max_steps=20 name=x")
-LAST, *_ = CHECKPOINTS = [f"checkpoints/{name}.ckpt" for name in ("last", "previous", "best")]
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A run of 20 steps, one like it but for its seed, and one that went on to 30."""
-    folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr("sys.argv", ["pytest"])
-        for name, more in (("run", ""), ("other", " seed=1"), ("longer", " max_steps=30 decay_steps=20")):
-            cli.main((LINE + more).split())
-            shutil.move(next((folder / "outputs/x").iterdir()), folder / name)
-    return folder
-
-@pytest.fixture
-def run(trained, here):
-    return shutil.copytree(trained / "run", here / "run", symlinks=True)
-
-def content(folder):
-    return {p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-def refused(capsys, command, words):
-    """The one line with which a command is refused."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        command()
-    stderr = capsys.readouterr().err
-    assert stop.value.code == 2 and stderr.startswith("error: ") and stderr.count("\n") == 1, stderr
-    assert all(word in stderr for word in words), stderr
+from tests.conftest import CHECKPOINTS, LAST, SMALL_RUN, content, metrics, refused, script
 
 def sample(run):
     module = script("sample")
@@ -275,7 +242,7 @@ def test_metrics_that_are_none_are_named(run, capsys):
 
 def test_changed_text_is_named(here, capsys):
     (here / "my.txt").write_text("The text of today. " * 20)
-    cli.main([*LINE.replace("data=sentence", "data=file path=my.txt").split(), "max_steps=6"])
+    cli.main([*SMALL_RUN.replace("data=sentence", "data=file path=my.txt").split(), "max_steps=6"])
     (run,) = (here / "outputs/x").iterdir()
     (here / "moved.txt").write_text((here / "my.txt").read_text())
     (here / "my.txt").write_text("The text of tomorrow. " * 20)
@@ -285,39 +252,6 @@ def test_changed_text_is_named(here, capsys):
     assert content(run) == before and len(list((here / "outputs/x").iterdir())) == 1
     cli.main(f"resume={run} max_steps=9 path=moved.txt".split())
     assert metrics(run)["step"] == 9
-
-def test_a_full_disk_is_one_line_and_what_was_saved_is_intact(trained, here, capsys, monkeypatch):
-    """The disk is full at the n-th write, and stays so; with room again the run goes on to the same end."""
-    done, calls, room = 0, 0, 10**9
-
-    def fsync(descriptor):
-        nonlocal calls
-        calls += 1
-        if calls > room:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    for limit in (1, 4, 9, 16, 18, 20, 24, 28, 31, 37, 44, 50, 57, 63):
-        calls, room = 0, limit
-        refused(capsys, lambda: cli.main(LINE.split()), ["No space left on device"])
-        room = 10**9
-        for run in (here / "outputs").rglob("x/*"):
-            assert not list(run.rglob(".*"))
-            for path in run.rglob("*.ckpt"):
-                checkpoints.read(path)
-            cli.main([f"resume={run}"])
-            one, two = (torch.load(r / LAST, weights_only=True)["state_dict"] for r in (run, trained / "run"))
-            assert all(weight.equal(two[key]) for key, weight in one.items())
-            done += 1
-        shutil.rmtree(here / "outputs", ignore_errors=True)
-    assert done > 5
-
-def test_a_folder_that_cannot_be_written_is_named(run, capsys, monkeypatch):
-    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(errno.EROFS, os.strerror(errno.EROFS))))
-    refused(capsys, lambda: cli.main(["resume=run", "max_steps=30"]), ["config.yaml", "Read-only file system"])
-    (run / "train.log").unlink()
-    (run / "train.log").mkdir()
-    refused(capsys, lambda: cli.main(["resume=run", "max_steps=30"]), ["train.log", "Is a directory"])
 
 def test_an_unpicklable_canary_would_sing(here):
     """The payload of these tests does what it says, if somebody lets it."""
