@@ -1,6 +1,9 @@
-"""The door: python train.py key=value …   (python train.py --help says which)"""
-
-from lmlab.cli import main
+"""The door: python train.py --help"""
 
 if __name__ == "__main__":
-    main()
+    try:
+        from lmlab.cli import main
+
+        main()
+    except KeyboardInterrupt:  # before the first step, when there is nothing to save
+        raise SystemExit(130) from None

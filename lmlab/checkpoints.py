@@ -112,7 +112,7 @@ def latest(path: Path, config: Config, tokenizer: CharTokenizer, say: Callable[[
         try:
             checkpoint = read_for(previous, config, tokenizer)
         except UserError as other:
-            raise UserError(f"{fault}; {other}") from None
+            raise UserError(f"{fault}; {other}; a new run can start from its best.ckpt: init_from={path}") from None
         say(f"{fault}; going on from previous.ckpt")
         files.copy_sealed(previous, last)
         return checkpoint

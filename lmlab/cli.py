@@ -38,22 +38,19 @@ def main(argv: list[str] | None = None) -> None:
     if args.help:
         return print(help_page())
     command = shlex.join(["python", "train.py", *argv])
-    try:
-        with one_line_errors():
-            flags = [argument for argument in argv if argument not in args.overrides]
-            typed = [literal(argument) for argument in args.overrides]
-            if again(typed, flags, command):
-                return None
-            typed, beside = inherited(typed)
-            overrides = [*typed, *beside]
-            sys.argv = ["train.py", *flags, *overrides, *checked(overrides, args.multirun)]
+    with one_line_errors():
+        flags = [argument for argument in argv if argument not in args.overrides]
+        typed = [literal(argument) for argument in args.overrides]
+        if again(typed, flags, command):
+            return None
+        typed, beside = inherited(typed)
+        overrides = [*typed, *beside]
+        sys.argv = ["train.py", *flags, *overrides, *checked(overrides, args.multirun)]
 
-        def one_run(cfg: DictConfig) -> None:
-            task(cfg, command, beside)
+    def one_run(cfg: DictConfig) -> None:
+        task(cfg, command, beside)
 
-        return hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(one_run)()
-    except KeyboardInterrupt:  # before the first step there is nothing to save
-        raise SystemExit(130) from None
+    return hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(one_run)()
 
 def again(arguments: list[str], flags: list[str], command: str) -> bool:
     """Does what resume= or replay= of a run's folder asks for; False if neither is there."""

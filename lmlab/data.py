@@ -62,8 +62,9 @@ class CharDataModule(LightningDataModule):
         whole = text = corpora.CORPORA[choice](config.data)
         self.sha256 = files.sha256(text.encode("utf-8", "surrogatepass"))
         if sha256 not in (None, self.sha256):
-            raise UserError(f"data={choice}: the text is not the one that the run was trained on (sha256 "
-                            f"{self.sha256[:12]}…, then {sha256[:12]}…)")
+            name = f"{choice} path={config.data.path}" if choice == "file" else choice
+            raise UserError(f"data={name}: the text is not the one that the run was trained on (sha256 "
+                            f"{self.sha256[:12]}…, that one had {sha256[:12]}…)")
         self.tokenizer = tokenizer or CharTokenizer.from_text(text)
         if config.run.unknown == "drop":
             text = self.tokenizer.without_unknown(text)

@@ -135,9 +135,9 @@ def source_tokens(directory: RunDirectory, tokenizer: CharTokenizer) -> np.ndarr
 def train(directory: RunDirectory, data: CharDataModule, module: LanguageModule, saved: dict[str, Any] | None,
           over: bool = False) -> str:
     """Steps until the end, from `saved` on; returns 'finished' or 'diverged'. `over`: only the results are missing."""
-    recorder = Recorder(directory, data, source_tokens(directory, data.tokenizer), saved)
-    config, path = data.config, shlex.quote(str(directory.path))
+    config, path, recorder = data.config, shlex.quote(str(directory.path)), None
     try:
+        recorder = Recorder(directory, data, source_tokens(directory, data.tokenizer), saved)
         if not over:
             last = directory.path / "checkpoints/last.ckpt" if saved else None
             trainer(config, recorder).fit(module, data, ckpt_path=last, weights_only=True)
@@ -149,11 +149,11 @@ def train(directory: RunDirectory, data: CharDataModule, module: LanguageModule,
     except BaseException as error:
         stopped = isinstance(error, SystemExit | KeyboardInterrupt)  # Lightning turns Ctrl-C into exit(1)
         with suppress(UserError):  # on a full disk the status can't be written either
-            directory.update(status="interrupted" if stopped else "failed", **recorder.totals())
+            directory.update(status="interrupted" if stopped else "failed", **(recorder.totals() if recorder else {}))
         if stopped:
             directory.say(f"stopped; from what was saved last it goes on with: python train.py resume={path}")
-            raise SystemExit(128 + (recorder.signal or signal.SIGINT)) from None
-        if saved and not recorder.started and not isinstance(error, OSError | UserError):
+            raise SystemExit(128 + ((recorder and recorder.signal) or signal.SIGINT)) from None
+        if saved and not (recorder and recorder.started) and not isinstance(error, OSError | UserError):
             raise UserError(f"{directory.path / 'checkpoints/last.ckpt'}: can't be restored ({error})") from None
         raise
     if ended:

@@ -119,19 +119,20 @@ def repeated(arguments: list[str], flags: list[str]) -> tuple[str, Path, Config]
         return None
     others = {key: o for key, o in overrides.items() if key != verb}
     unfit = [*flags, *(o.input_line for o in overrides.values() if o.is_sweep_override() or o.input_line[0] in "+~"),
-             *(o.input_line for o in others.values() if verb == "replay")]
+             *(o.input_line for key, o in others.items() if verb == "replay" or key in ("replay", "init_from"))]
     if unfit:
         raise UserError(f"{unfit[0]}: can't go with {verb}=…, which takes one run as it was started")
-    path = Path(check_value(verb, overrides[verb].value(), str))
-    if not (path / "config.yaml").exists():
+    typed = check_value(verb, overrides[verb].value(), str)
+    path = Path(typed)
+    if not typed or not (path / "config.yaml").exists():
         such = max((str(found.parent) for found in path.rglob("config.yaml")), default="outputs/<name>/<time>")
-        raise UserError(f"{verb}={path}: is not a run's folder, as {such} would be")
+        raise UserError(f"{verb}={typed}: is not a run's folder, as {such} would be")
     saved = runs.read_config(path)
     values = saved.flat()
     for key, override in others.items():
         check_key(key, override.value(), saved.choices)
         if key not in CHANGEABLE and override.value() != values[key]:
-            raise UserError(f"{key}={override.value()}: the run was started with {key}={values[key]} and keeps it; "
-                            f"init_from={path} starts a new one from its weights")
+            raise UserError(f"{key}={override.value()}: the run was started with {key}={values[key]} and keeps it; a "
+                            f"new run can have another, and with init_from={path} its weights")
         values[key] = override.value()
     return verb, path, from_flat({key: values[key] for key in values if key not in CHOICES}, saved.choices)

@@ -21,7 +21,8 @@ def replay(path: Path, config: Config, command: str) -> bool:
         verdict = f"the losses part at step {parted[0]}: {parted[1]} {old[parted]!r} there, {new[parted]!r} here"
     elif both:
         verdict = f"all {len(both)} losses, up to step {both[-1][0]}, are the same to the bit"
-        verdict += f" ({len(old) - len(both)} others have no counterpart)" if len(old) > len(both) else ""
+        if len(old) > len(both):
+            verdict += f"; {len(old) - len(both)} more have no counterpart, since that run was changed on its way"
     else:
         verdict = "that run has noted no loss"
     print(f"\nreplay of {path}: {verdict}")

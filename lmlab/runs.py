@@ -154,15 +154,17 @@ def read_config(path: Path, name: str = "config.yaml") -> Config:
 
 def read_tokenizer(path: Path) -> CharTokenizer:
     """The vocabulary of the run at `path`. Raises UserError."""
+    content = files.read_sealed(path / "tokenizer.json", LIMITS["tokenizer.json"])
     try:
-        return CharTokenizer.from_json(files.read_sealed(path / "tokenizer.json", LIMITS["tokenizer.json"]).decode())
+        return CharTokenizer.from_json(content.decode())
     except (UserError, ValueError, RecursionError) as error:
         raise UserError(f"{path / 'tokenizer.json'}: {error}") from None
 
 def read_metrics(path: Path) -> dict[str, Any]:
     """metrics.json, in which what no process is at work on is not 'running' but 'interrupted'. Raises UserError."""
+    content = files.read(path / "metrics.json", LIMITS["metrics.json"])
     try:
-        metrics = json.loads(files.read(path / "metrics.json", LIMITS["metrics.json"]))
+        metrics = json.loads(content)
         if not isinstance(metrics, dict) or any(isinstance(value, dict | list) for value in metrics.values()):
             raise UserError("needs one flat JSON object")
     except (UserError, ValueError, RecursionError) as error:

@@ -102,7 +102,7 @@ def test_what_may_change_on_the_way_is_no_difference_to_replay(train, capsys):
     cli.main(f"resume={run} max_steps=6 log_interval=3".split())
     capsys.readouterr()
     cli.main([f"replay={run}"])
-    assert "are the same to the bit (2 others have no counterpart)" in capsys.readouterr().out
+    assert "are the same to the bit; 2 more have no counterpart" in capsys.readouterr().out
 
 def test_every_cell_of_a_sweep_starts_from_the_same_run_and_can_be_resumed(train, here, capsys):
     source = train(NANO)
@@ -158,4 +158,6 @@ def test_what_extends_a_run_changes_nothing_before(train, here, capsys):
     for line in ("max_steps=5", "lr=1", "n_layer=1", "seed=4", "optimizer=sgd", "+lr=1", "~lr", "lr=1,2", "-m"):
         assert line.split("=")[0].strip("+~") in said(capsys, f"resume={part} {line}")
     assert "init_from" in said(capsys, f"resume={part} n_layer=1")
+    for line in (f"init_from={part}", f"replay={part}"):
+        assert "can't go with resume=" in said(capsys, f"resume={part} {line}")
     assert "outputs" in said(capsys, f"resume={here}")
