@@ -53,7 +53,6 @@ class Recorder(Callback):
             module.loss_sum.fill_(self.saved["loss_sum"])
             module.losses = self.saved["losses"]
             checkpoints.set_random_state(self.saved["random_state"])
-            self.started = True
         else:
             facts = {key: value for key, value in self.run.metrics.items() if "/" not in key and key != "status"}
             for name, values in (("config", self.config.flat()), ("provenance", facts)):
@@ -73,7 +72,7 @@ class Recorder(Callback):
     def on_train_batch_end(self, trainer: Trainer, module: LanguageModule, *_: object) -> None:
         if trainer.global_step == self.step:
             return  # one of several batches of a step
-        self.step, keys = trainer.global_step, self.config.run
+        self.started, self.step, keys = True, trainer.global_step, self.config.run
         late = keys.max_minutes is not None and self.seconds() >= 60 * keys.max_minutes
         self.last = late or self.step >= keys.max_steps
         minutes = (time.monotonic() - self.saved_at) / 60

@@ -154,7 +154,7 @@ def train(directory: RunDirectory, data: CharDataModule, module: LanguageModule,
             directory.say(f"stopped; from what was saved last it goes on with: python train.py resume={path}")
             raise SystemExit(128 + ((recorder and recorder.signal) or signal.SIGINT)) from None
         if saved and not (recorder and recorder.started) and not isinstance(error, OSError | UserError):
-            raise UserError(f"{directory.path / 'checkpoints/last.ckpt'}: can't be restored ({error})") from None
+            raise UserError(f"{directory.path / 'checkpoints/last.ckpt'}: can't be restored ({error!r})") from error
         raise
     if ended:
         directory.say(results(directory, recorder, module))

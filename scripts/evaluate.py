@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from lmlab import runs
 from lmlab.cli import one_line_errors, parse_script
 from lmlab.config import UserError, from_flat
 
@@ -39,7 +40,7 @@ class Options:
 
 def main(argv: list[str]) -> None:
     options = parse_script(Options, __doc__, argv)
-    from lmlab import checkpoints, evaluate, runs  # imports torch: after the arguments hold
+    from lmlab import checkpoints, evaluate  # imports torch: after the arguments hold
 
     run = checkpoints.load(Path(options.run), options.checkpoint, options.device)
     text, split = text_of(run, options)
@@ -61,7 +62,6 @@ def main(argv: list[str]) -> None:
 
 def text_of(run: Run, options: Options) -> tuple[CharDataModule, str]:
     """The run's own text and the part of it to read, or another text, of which all is read."""
-    from lmlab import runs
     from lmlab.data import CharDataModule
 
     if options.data and options.split:

@@ -28,6 +28,7 @@ from typing import Annotated, Literal
 
 from lmlab.cli import one_line_errors, parse_script
 from lmlab.config import Count, PositiveOrZero
+from lmlab.tokenizers import printable
 
 @dataclass(frozen=True)
 class Options:
@@ -47,7 +48,6 @@ class Options:
 def main(argv: list[str]) -> None:
     options = parse_script(Options, __doc__, argv)
     from lmlab import checkpoints, generate  # imports torch: after the arguments hold
-    from lmlab.tokenizers import printable
 
     run = checkpoints.load(Path(options.run), options.checkpoint, options.device)
     seed = secrets.randbelow(2**32) if options.seed is None else options.seed

@@ -153,7 +153,7 @@ def test_a_damaged_or_hostile_file_is_named_and_nothing_is_lost(trained, run, he
     refused(capsys, lambda: sample(run), words)
     refused(capsys, lambda: cli.main([f"init_from={run.name}", "max_steps=1"]), words)
     assert content(here) == before
-    assert not list(here.parent.rglob("canary"))
+    assert not list(here.rglob("canary"))
 
 def test_sixty_flipped_bits_are_sixty_refusals(run):
     size = (run / LAST).stat().st_size
@@ -216,11 +216,14 @@ def test_an_optimizer_that_does_not_fit_is_named(run, capsys, wrong):
     refused(capsys, lambda: cli.main(["resume=run", "max_steps=30"]), ["last.ckpt", "optimizer"])
     assert content(run) == before
 
-@pytest.mark.parametrize("name", ["random_state", "loops"])
+@pytest.mark.parametrize("name", ["random_state", "loops", "optimizer_states"])
 def test_a_state_that_cannot_be_restored_is_named(run, capsys, name):
-    own = torch.load(run / LAST, weights_only=True)["lmlab"]
-    parts = {"loops": {"fit_loop": {}}} if name == "loops" else {"lmlab": own | {"random_state": {"python": 1}}}
-    sealed(run / LAST, altered(run, **parts))
+    checkpoint = torch.load(run / LAST, weights_only=True)
+    checkpoint["optimizer_states"][0]["state"][0].pop("exp_avg")  # noticed by the first step
+    parts = {"random_state": {"lmlab": checkpoint["lmlab"] | {"random_state": {"python": 1}}},
+             "loops": {"loops": {"fit_loop": {}}},
+             "optimizer_states": {"optimizer_states": checkpoint["optimizer_states"]}}
+    sealed(run / LAST, altered(run, **parts[name]))
     refused(capsys, lambda: cli.main(["resume=run", "max_steps=30"]), ["last.ckpt", "can't be restored"])
 
 def test_a_run_that_does_not_say_what_its_text_was_gets_none(run, capsys):

@@ -35,8 +35,8 @@ def test_it_starts_from_the_best_weights_with_the_old_vocabulary(source, train, 
     values, old = config(run), config(source)
     assert (values["model"], values["n_embd"], values["block_size"]) == ("gpt_nano", old["n_embd"], old["block_size"])
     assert values["init_from"] == str(source)
-    start, data = checkpoints.load(source, "best"), CharDataModule(checkpoints.load(run).config, checkpoints.load(
-        run).tokenizer)
+    start, tuned = checkpoints.load(source, "best"), checkpoints.load(run)
+    data = CharDataModule(tuned.config, tuned.tokenizer)
     for key, tokens in (("val/loss", data.splits["val"]),
                         ("val/loss_source", CharDataModule(start.config, start.tokenizer).splits["val"])):
         answers = evaluate.log_probs(start.model, tokens, 32)
