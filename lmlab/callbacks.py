@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from pytorch_lightning import Callback, Trainer
 from rich.progress import Progress
 from torch.utils.tensorboard import SummaryWriter
 
-from lmlab import checkpoints, evaluate, generate
+from lmlab import checkpoints, evaluate, generate, hparams
 from lmlab.data import CharDataModule
 from lmlab.models.bigram import Bigram
 from lmlab.module import LanguageModule
@@ -23,17 +24,18 @@ from lmlab.runs import RunDirectory
 class Recorder(Callback):
     """Takes all that is measured to history.jsonl, metrics.json, TensorBoard and the terminal, and what the next step
     depends on to checkpoints. `saved` is what `on_save_checkpoint` put into the one to go on from, `source` the
-    validation tokens of the run that the weights come from.
+    validation tokens of the run that the weights come from, `watch` says after an evaluation whether to go on.
     """
     def __init__(self, run: RunDirectory, data: CharDataModule, source: np.ndarray | None = None,
-                 saved: dict[str, Any] | None = None) -> None:
+                 saved: dict[str, Any] | None = None, watch: Callable[[int, float], bool] | None = None) -> None:
         self.run, self.data, self.config, self.source, self.saved = run, data, data.config, source, saved
+        self.watch = watch
         keys = self.config.run
         self.tokens_per_step = keys.batch_size * keys.grad_accumulation * self.config.model.block_size
         state = saved or {"step": 0, "train_seconds": 0.0, "train_loss": math.nan, "best": math.inf}
         self.step, self.train_seconds, self.train_loss, self.best = (
             state[key] for key in ("step", "train_seconds", "train_loss", "best"))
-        self.started = self.last = self.diverged = False
+        self.started = self.last = self.diverged = self.pruned = False
         self.signal: int | None = None
         self.clock: float | None = None
         self.board = SummaryWriter(run.path, purge_step=self.step + 1 if saved else 0)
@@ -88,7 +90,7 @@ class Recorder(Callback):
             if saving:
                 self.save(trainer, module)
             self.clock = time.perf_counter()
-        trainer.should_stop = bool(late or self.diverged or self.signal)
+        trainer.should_stop = bool(late or self.diverged or self.pruned or self.signal)
 
     def seconds(self) -> float:
         """Seconds of training so far, evaluations and checkpoints left out."""
@@ -137,10 +139,14 @@ class Recorder(Callback):
             self.best = values["val/loss"]
             trainer.save_checkpoint(self.run.path / "checkpoints/best.ckpt")
             values |= {f"best/{key}": value for key, value in values.items()} | {"best/step": self.step}
+        if "val/loss" in values:
+            self.board.add_scalar("best/val/loss", self.best, self.step)
         self.run.update(**self.totals(), **values)
         named = ("train/loss", "val/loss", "val/loss_source")
         shown = "".join(f"{key} {losses[key]:.4f}  " for key in named if key in losses)
         self.run.say(f"step {self.step:>5}  {shown}{sample.replace(chr(10), '↵')}")
+        if self.watch and "val/loss" in values and not self.last:
+            self.pruned = not self.watch(self.step, values["val/loss"])
 
     def measure(self, module: LanguageModule, tokens: np.ndarray) -> dict[str, float]:
         answers = evaluate.log_probs(module.model, tokens, self.config.model.block_size, self.config.device.precision)
@@ -171,14 +177,22 @@ class Recorder(Callback):
 
     def totals(self) -> dict[str, Any]:
         tokens, seconds = self.step * self.tokens_per_step, self.seconds()
-        return {"step": self.step, "train/loss": self.train_loss, "tokens": tokens, "train_seconds": seconds,
+        return {"step": self.step, "train/loss": self.train_loss, "tokens": tokens,
+                "flops": tokens * self.run.metrics.get("flops_per_token", 0), "train_seconds": seconds,
                 "tokens_per_second": tokens / seconds if seconds else math.nan}
 
+    def status(self) -> str:
+        return "diverged" if self.diverged else "pruned" if self.pruned else "finished"
+
     def on_train_end(self, *_: object) -> None:
+        if "group" in self.run.metrics and (self.last or self.diverged or self.pruned):
+            hparams.write(self.board, self.run.metrics["group"], self.config, self.status(), self.step)
+        self.on_exception()
+
+    def on_exception(self, *_: object) -> None:
         self.train_seconds, self.clock = self.seconds(), None
         self.bar.stop()
         self.board.close()
-    on_exception = on_train_end
 
 def bigram_picture(model: Bigram, chars: str) -> np.ndarray:
     """The table as an image (H, W, 3): a row a character, the darker a column, the likelier its character next."""

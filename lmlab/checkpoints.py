@@ -143,6 +143,11 @@ class Run:
     model: nn.Module
     checkpoint: str
 
+    @property
+    def sha256(self) -> str:
+        """That of the checkpoint's file."""
+        return files.sha256((self.path / f"checkpoints/{self.checkpoint}.ckpt").read_bytes())
+
 def load(path: Path, checkpoint: str = "best", choice: str = "auto") -> Run:
     """Opens the newest run of `path`. `checkpoint`: 'last', or 'best' (last where none validated). Raises UserError."""
     path, place = runs.newest(path), device.pick(choice)

@@ -11,12 +11,14 @@ from typing import Any, get_type_hints
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from lmlab import runs
 from lmlab.config import CHOICES, UserError, check_value, nearest
-from lmlab.overrides import CONF, checked, inherited, literal, parse, read, repeated
+from lmlab.overrides import CONF, Asked, checked, inherited, literal, parse, read, repeated
+from lmlab.sweep.cells import Cell, Sweep
 from lmlab.tokenizers import printable
 
 @contextmanager
@@ -45,12 +47,37 @@ def main(argv: list[str] | None = None) -> None:
             return None
         typed, beside = inherited(typed)
         overrides = [*typed, *beside]
-        sys.argv = ["train.py", *flags, *overrides, *checked(overrides, args.multirun)]
+        asked = checked(overrides, args.multirun)
+        sweep = Sweep(asked.name, command, tuple(beside))
+        swept = args.multirun and not args.cfg and not args.info
+        if swept:
+            if not prepared(asked, sweep):
+                return None
+            overrides = [text for text in overrides if parse(text).key_or_group != "name"]
+            overrides += [f"name='{asked.name}'", f"hydra.sweep.dir='{sweep.own}'"]
+        sys.argv = ["train.py", *flags, *overrides]
 
-    def one_run(cfg: DictConfig) -> None:
-        task(cfg, command, beside)
+    def one_run(cfg: DictConfig) -> Cell | None:
+        return task(cfg, sweep)
 
-    return hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(one_run)()
+    one_run.sweep = sweep  # for the launchers and sweepers, which Hydra hands the function
+    begin = hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(one_run)
+    if not swept:
+        return begin()
+    with one_line_errors():
+        begin()
+        from lmlab.sweep import report
+        raise SystemExit(report.finish(sweep, asked.launcher))
+
+def prepared(asked: Asked, sweep: Sweep) -> bool:
+    """Registers our plugins with Hydra and looks at each cell. False if that was all that was asked for."""
+    from lmlab.sweep import launcher, search
+    for plugin in (launcher.LocalLauncher, search.SearchSweeper):
+        Plugins.instance().register(plugin)  # and under the name of the one package from which Hydra takes them
+        Plugins.instance().class_name_to_class[f"hydra_plugins.lmlab.{plugin.__name__}"] = plugin
+    if asked.launcher == "local":
+        launcher.start_server()
+    return launcher.look(asked, sweep)
 
 def again(arguments: list[str], flags: list[str], command: str) -> bool:
     """Does what resume= or replay= of a run's folder asks for; False if neither is there."""
@@ -65,19 +92,22 @@ def again(arguments: list[str], flags: list[str], command: str) -> bool:
         raise SystemExit(1)
     return True
 
-def task(cfg: DictConfig, command: str, beside: list[str]) -> None:
-    """One run, as Hydra calls it: for the command itself, or for each cell of a sweep. `beside` wasn't typed."""
+def task(cfg: DictConfig, sweep: Sweep) -> Cell | None:
+    """One run, as Hydra calls it: for the command itself, or for each cell of a sweep, which is returned."""
     job = HydraConfig.get()
     with one_line_errors():
         config, _ = read(OmegaConf.to_container(cfg), {group: job.runtime.choices[group] for group in CHOICES})
+        if job.mode.name == "MULTIRUN":
+            from lmlab.sweep import cells, plan, search
+            cell = plan.identify(config, list(job.overrides.task), sweep)
+            with search.watching(config.sweep.trial) as watch:
+                cells.run_when_free(cell, watch)
+            return cell
         from lmlab import experiment
         path = Path("outputs", config.run.name, runs.now())
-        if job.mode.name == "MULTIRUN":
-            typed = [o for o in job.overrides.task if not o.lstrip("+").startswith("name=") and o not in beside]
-            cell = ",".join(typed).replace("/", "_")
-            path = Path("outputs", "sweeps", config.run.name, cell or path.name)
-        if experiment.run(config, path, command)[0] == "diverged" and job.mode.name == "RUN":
+        if experiment.run(config, path, sweep.command)[0] == "diverged":
             raise SystemExit(1)
+        return None
 
 def help_page() -> str:
     """conf/help.txt, then what the files of conf/ themselves say."""

@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -76,9 +76,38 @@ class RunConfig:
     resume: str | None
     replay: str | None
 
+@dataclass(frozen=True)
+class SweepConfig:
+    """What a sweep is told beside its runs; no run keeps it."""
+    retries: Annotated[int, "[0, 100]"]
+    dry_run: bool
+    trial: str | None
+
+@dataclass(frozen=True)
+class LocalConfig:
+    n_jobs: Count | None
+    time_limit: Positive | None
+
+@dataclass(frozen=True)
+class SearchConfig:
+    n_trials: Count
+    objective: Literal["val/loss", "best/val/loss", "val/bits_per_byte", "train/loss", "tokens_per_second"]
+    direction: Literal["minimize", "maximize"]
+    sampler: Literal["tpe", "random"]
+    pruner: Literal["median", "hyperband", "none"]
+    storage: str | None
+    batch: Count
+    seed: Annotated[int, "[0, 4294967296)"]
+
+SETTINGS: dict[str, type] = {"local": LocalConfig, "search": SearchConfig}  # of hydra/launcher and hydra/sweeper
+
 # What a resumed run may change: when it ends, what is written when, and where its text (of the same content) lies.
 CHANGEABLE = ("max_steps", "max_minutes", "log_interval", "eval_interval", "checkpoint_interval", "checkpoint_minutes",
               "path")
+
+# Keys that the lab gained after 0.1. At these values a run is what it was without the key: a config.yaml that lacks it
+# has the value, and the names of a sweep's cells leave it out.
+NEUTRAL: dict[str, Any] = {}
 
 GROUPS: dict[str, dict[str, type]] = {  # the choices of each group, and what each of them takes
     "model": {"bigram": BigramConfig} | dict.fromkeys(("gpt", "gpt_nano", "gpt_baby", "gpt2"), GPTConfig),
@@ -90,20 +119,29 @@ CHOICES = (*GROUPS, "experiment")
 
 @dataclass(frozen=True)
 class Config:
-    """A checked run. `choices` says what was chosen of each group, the parts hold what that choice takes."""
+    """A checked run. `choices` says what was chosen of each group, the parts hold what that choice takes. `sweep` is
+    None where it is read from a run's folder.
+    """
     choices: dict[str, str]
     run: RunConfig
     model: Any
     data: Any
     device: DeviceConfig
     optimizer: Any
+    sweep: SweepConfig | None = field(default=None, compare=False)
 
     def flat(self) -> dict[str, Any]:
         """Choices and keys as one flat mapping: what config.yaml holds."""
         return self.choices | {k: v for part in ("run", *GROUPS) for k, v in asdict(vars(self)[part]).items()}
 
 def keys_of(part: type) -> list[str]:
-    return [field.name for field in fields(part)]
+    return [own.name for own in fields(part)]
+
+def kind_of(key: str) -> type | None:
+    """The type of a key's values, whichever choice takes it."""
+    parts = (RunConfig, *(part for choices in GROUPS.values() for part in choices.values()))
+    hint = next((get_type_hints(part)[key] for part in parts if key in keys_of(part)), None)
+    return next((kind for kind in get_args(hint) if kind is not NoneType), None) if get_args(hint) else hint
 
 def nearest(word: str, words: Iterable[str]) -> str:
     near = difflib.get_close_matches(word, list(words), n=1)
@@ -111,7 +149,7 @@ def nearest(word: str, words: Iterable[str]) -> str:
 
 def check_key(key: str, value: Any, choices: dict[str, str]) -> None:
     """Raises UserError unless the run or one of the choices takes `key`."""
-    known = {*CHOICES, *keys_of(RunConfig)}
+    known = {*CHOICES, *keys_of(RunConfig), *keys_of(SweepConfig)}
     for group, parts in GROUPS.items():
         takers = [choice for choice, part in parts.items() if key in keys_of(part)]
         if takers and choices[group] not in takers:
@@ -147,10 +185,10 @@ def check_value(key: str, value: Any, hint: Any) -> Any:
             raise UserError(f"{key}={given}: out of range; allowed is {interval}")
     return value
 
-def build(part: type, values: dict[str, Any]) -> Any:
-    """The dataclass `part` from its keys among `values`, each checked."""
+def build(part: type, values: dict[str, Any], prefix: str = "") -> Any:
+    """The dataclass `part` from its keys among `values`, each checked; errors name them with the prefix."""
     hints = get_type_hints(part, include_extras=True)
-    return part(**{key: check_value(key, values.get(key), hints[key]) for key in keys_of(part)})
+    return part(**{key: check_value(prefix + key, values.get(key), hints[key]) for key in keys_of(part)})
 
 def from_flat(values: dict[str, Any], choices: dict[str, str]) -> Config:
     """The one way from keys and values, typed or read from a config.yaml, to a `Config`. Raises UserError."""
@@ -164,7 +202,8 @@ def from_flat(values: dict[str, Any], choices: dict[str, str]) -> Config:
     derived = {"name": choices["model"], "decay_steps": values["max_steps"], "min_lr": optimizer.lr / 10}
     values = values | {key: value for key, value in derived.items() if values[key] is None}
     parts = {group: build(GROUPS[group][choices[group]], values) for group in GROUPS}
-    config = Config(choices, build(RunConfig, values), **parts)
+    sweep = build(SweepConfig, values) if "retries" in values else None
+    config = Config(choices, build(RunConfig, values), **parts, sweep=sweep)
     run, model, data = config.run, config.model, config.data
     if isinstance(model, GPTConfig) and model.n_embd % model.n_head:
         raise UserError(f"n_embd={model.n_embd} n_head={model.n_head}: n_embd must be a multiple of n_head")

@@ -1,12 +1,15 @@
 """How good a model is: one number for every token of a text, the same whoever asks."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lmlab import runs
+from lmlab.config import UserError
 from lmlab.device import autocast
 from lmlab.tokenizers import CharTokenizer
 
@@ -37,3 +40,11 @@ def metrics(answers: Tensor, tokens: np.ndarray, tokenizer: CharTokenizer, split
     loss, n_bytes = total / len(answers), tokenizer.byte_lengths[tokens[1:]].sum()
     return {f"{split}/loss": loss.item(), f"{split}/perplexity": loss.exp().item(),
             f"{split}/bits_per_byte": total.item() / math.log(2) / int(n_bytes)}
+
+def keep(path: Path, about: dict[str, str], numbers: dict[str, float]) -> None:
+    """Adds a line to evaluations.jsonl of the run at `path`. Raises UserError."""
+    try:
+        with open(path / "evaluations.jsonl", "a") as file:
+            file.write(runs.to_json(about | numbers) + "\n")
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror}; the numbers were not kept") from None

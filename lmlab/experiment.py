@@ -5,7 +5,7 @@ import shlex
 import signal
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,34 +20,40 @@ from lmlab.callbacks import Recorder
 from lmlab.checkpoints import SealedCheckpointIO
 from lmlab.config import Config, UserError
 from lmlab.data import CharDataModule
-from lmlab.models import build_model
+from lmlab.models import build_model, flops_per_token
 from lmlab.module import LanguageModule
 from lmlab.provenance import PACKAGES, provenance
 from lmlab.runs import RunDirectory
 from lmlab.summary import introduction, results
 from lmlab.tokenizers import CharTokenizer
 
-def run(config: Config, path: Path, command: str, sha256: str | None = None) -> tuple[str, Path]:
-    """Trains; returns 'finished' or 'diverged', and the run's folder: `path` or one beside it. `sha256` is what the
-    text has to have. Raises UserError before a folder is made.
+Watch = Callable[[int, float], bool]  # is told step and val/loss, and says whether to go on
+
+def run(config: Config, path: Path, command: str, sha256: str | None = None, cell: dict[str, Any] | None = None,
+        watch: Watch | None = None) -> tuple[str, Path]:
+    """Trains; returns 'finished', 'diverged' or 'pruned', and the run's folder: `path` or one beside it. `sha256` is
+    what the text has to have, `cell` what metrics.json shall say of the run's place in a sweep. Raises UserError before
+    a folder is made.
     """
-    config, start, facts = device.resolve(config), None, {}
+    config, start, facts = device.resolve(config), None, dict(cell or {})
     if config.run.init_from:
         start = checkpoints.load(Path(config.run.init_from), choice="cpu")
         config = replace(config, run=replace(config.run, init_from=str(start.path)))
+        facts["init_sha256"] = start.sha256
         facts["source_sha256"] = runs.text_sha256(runs.read_metrics(start.path), start.path)
     data, module = prepare(config, start and start.tokenizer, sha256)
     if start:
         inherit(module, start)
     n_params = sum(weight.numel() for weight in module.parameters())
-    facts |= {"status": "running", "seed": config.run.seed, "n_params": n_params, "data_sha256": data.sha256}
+    facts |= {"status": "running", "seed": config.run.seed, "n_params": n_params, "data_sha256": data.sha256,
+              "flops_per_token": flops_per_token(module.model, config.model)}
     facts |= {f"config/{key}": value for key, value in config.flat().items()} | provenance(command)
     with disk_errors(path), closing(
             RunDirectory.create(path, config, data.tokenizer, facts, start and start.config)) as directory:
         directory.say(introduction(config, data, n_params, directory.path))
-        return train(directory, data, module, None), directory.path
+        return train(directory, data, module, None, watch=watch), directory.path
 
-def resume(path: Path, config: Config, command: str) -> str:
+def resume(path: Path, config: Config, command: str, watch: Watch | None = None) -> str:
     """Goes on with the run at `path` as if it had never stopped; `config` is its own, but for what may change."""
     with disk_errors(path), closing(RunDirectory(path)) as directory:
         tokenizer, metrics, config = runs.read_tokenizer(path), runs.read_metrics(path), device.resolve(config)
@@ -74,6 +80,7 @@ def resume(path: Path, config: Config, command: str) -> str:
         elif config.run.init_from:
             inherit(module, checkpoints.load(Path(config.run.init_from), choice="cpu"))
         directory.metrics = saved["metrics"] if saved else metrics
+        directory.metrics.pop("reason", None)
         if config != runs.read_config(path):
             runs.write_config(path, config)
         directory.rewind(saved["history_bytes"] if saved else 0)
@@ -85,7 +92,7 @@ def resume(path: Path, config: Config, command: str) -> str:
         directory.say(f"{path}: goes on at step {step} of {keys.max_steps}"
                       + f"; the last bits may come out differently, since something changed: {changed}" * bool(changed))
         data.start = step
-        return train(directory, data, module, saved, over)
+        return train(directory, data, module, saved, over, watch)
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
@@ -133,18 +140,21 @@ def source_tokens(directory: RunDirectory, tokenizer: CharTokenizer) -> np.ndarr
         return None
 
 def train(directory: RunDirectory, data: CharDataModule, module: LanguageModule, saved: dict[str, Any] | None,
-          over: bool = False) -> str:
-    """Steps until the end, from `saved` on; returns 'finished' or 'diverged'. `over`: only the results are missing."""
+          over: bool = False, watch: Watch | None = None) -> str:
+    """Steps until the end, from `saved` on; returns 'finished', 'diverged' or 'pruned'. `over`: only the results are
+    missing.
+    """
     config, path, recorder = data.config, shlex.quote(str(directory.path)), None
     try:
-        recorder = Recorder(directory, data, source_tokens(directory, data.tokenizer), saved)
+        recorder = Recorder(directory, data, source_tokens(directory, data.tokenizer), saved, watch)
         if not over:
             last = directory.path / "checkpoints/last.ckpt" if saved else None
             trainer(config, recorder).fit(module, data, ckpt_path=last, weights_only=True)
         else:
+            recorder.last = True
             recorder.on_train_end()
-        ended = over or recorder.last or recorder.diverged
-        status = "diverged" if recorder.diverged else "finished" if ended else "interrupted"
+        ended = recorder.last or recorder.diverged or recorder.pruned
+        status = recorder.status() if ended else "interrupted"
         directory.update(status=status, **recorder.totals())
     except BaseException as error:
         stopped = isinstance(error, SystemExit | KeyboardInterrupt)  # Lightning turns Ctrl-C into exit(1)

@@ -1,8 +1,10 @@
 """What is typed, as Hydra's overrides: checked as a whole before anything starts. Hydra composes and sweeps."""
 
 import itertools
+import math
 import re
-import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -10,46 +12,114 @@ from typing import Any, Literal
 import hydra
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lmlab import runs
-from lmlab.config import CHANGEABLE, CHOICES, GROUPS, Config, UserError, check_key, check_value, from_flat, keys_of
+from lmlab.config import (
+    CHANGEABLE,
+    CHOICES,
+    GROUPS,
+    SETTINGS,
+    Config,
+    SweepConfig,
+    UserError,
+    build,
+    check_key,
+    check_value,
+    from_flat,
+    keys_of,
+    kind_of,
+    nearest,
+)
+
+ONCE = ("name", *keys_of(SweepConfig))  # what a sweep has one of
 
 CONF = Path(__file__).parent.parent / "conf"
 
-def checked(arguments: list[str], multirun: bool) -> list[str]:
-    """Raises UserError unless every run that was asked for holds. Returns what Hydra is told beside."""
+@dataclass(frozen=True)
+class Asked:
+    """A command that holds: what each of its runs was given, composed; and of a sweep its name and how it is run."""
+    runs: list[tuple[Config, list[str]]]
+    name: str
+    launcher: str
+    sweeper: str
+    hydra: dict[str, Any]
+
+def checked(arguments: list[str], multirun: bool) -> Asked:
+    """Raises UserError unless every run that was asked for holds. Of the numbers that a search may try, the ends are
+    looked at.
+    """
     overrides = [parse(text) for text in arguments]
     swept = {o.key_or_group: o.input_line for o in overrides if o.is_sweep_override()}
-    for key, text in swept.items():
-        if not multirun or key == "name":
-            raise UserError(f"{text}: several values are a sweep, of any key but name; add -m, or quote the value "
-                            f"twice: {key}=\"'…'\"")
-    notices = {}
-    for cell in itertools.product(*([f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
-                                    if o.is_sweep_override() else [o.input_line] for o in overrides)):
-        typed = [parse(text) for text in cell]
-        hydras = [o for o in typed if o.key_or_group.startswith(("hydra.", "hydra/"))]
-        signed = [o for o in typed if o.input_line[0] in "+~" and o not in hydras]
-        groups = [o for o in typed if o.key_or_group in CHOICES and o not in signed]
-        recipes = [None, *sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))]
-        for o in groups:
-            check_value(o.key_or_group, o.value(), Literal[*GROUPS.get(o.key_or_group, recipes)])
-        values, choices = compose(tuple(o.input_line for o in hydras + groups))
-        plain = {o.key_or_group: o.value() for o in typed if o not in hydras and o.key_or_group not in CHOICES}
-        for key, value in plain.items():
-            check_key(key, value, choices)
-        for o in signed:
-            raise UserError(f"{o.input_line}: keys are not added or removed; give {o.key_or_group}=… a value")
-        config, notice = read(values | plain, choices)
+    hydras = compose(tuple(o.input_line for o in overrides if is_hydras(o)))
+    launcher, sweeper = (str(hydras[1][f"hydra/{kind}"]) for kind in ("launcher", "sweeper"))
+    for kind, choice in (("launcher", launcher), ("sweeper", sweeper)):
+        if choice in SETTINGS:
+            own = {key: value for key, value in hydras[2][kind].items() if key != "_target_"}
+            for key in {*own} - {*keys_of(SETTINGS[choice])}:
+                raise UserError(f"hydra.{kind}.{key}={own[key]}: there is no such key{nearest(key, keys_of(SETTINGS[choice]))}")
+            build(SETTINGS[choice], own, f"hydra.{kind}.")
+    for o in overrides:
+        key, text = o.key_or_group, o.input_line
+        if o.is_sweep_override() and (not multirun or key in ONCE or is_hydras(o)):
+            raise UserError(f"{text}: several values are a sweep, of any key but {' '.join(ONCE)}; add -m, or quote "
+                            f"the value twice: {key}=\"'…'\"")
+        if o.is_sweep_override() and sweeper == "search" and key == "seed":
+            raise UserError(f"{text}: a search would take the luckiest seed for the best; give it one")
+        if not multirun and (key in keys_of(SweepConfig) or key.startswith(("hydra/launcher", "hydra.launcher"))):
+            raise UserError(f"{text}: goes with a sweep; add -m")
+        if key == "trial":
+            raise UserError(f"{text}: is set by hydra/sweeper=search alone")
+    found, notices = [], {}
+    values = [ends(o) if sweeper == "search" else [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
+              for o in overrides if o.is_sweep_override()]
+    few = math.prod(map(len, values)) <= 4096
+    for chosen in itertools.product(*values) if few or sweeper != "search" else zip(*(v[:1] + v[-1:] for v in values)):
+        own = iter(chosen)
+        cell = [next(own) if o.is_sweep_override() else o.input_line for o in overrides]
+        config, notice = resolved(cell)
+        found.append((config, cell))
         notices[notice] = None
     print("".join(f"{notice}\n" for notice in notices if notice), end="")
-    name = config.run.name if "name" in plain or not swept else "-".join(swept)
-    return [f"++name='{name}'", f"hydra.sweep.dir='{tempfile.gettempdir()}/lmlab'"] if multirun else []
+    named = any(o.key_or_group == "name" for o in overrides)
+    name = found[0][0].run.name if named or not swept else re.sub(r"[^\w.,=+-]", ".", "-".join(swept))
+    named = [(replace(config, run=replace(config.run, name=name)), [text for text in cell if not is_hydras(parse(text))])
+             for config, cell in found]
+    return Asked(named, name, launcher, sweeper, hydras[2])
 
+def resolved(cell: Sequence[str]) -> tuple[Config, str]:
+    """The checked configuration of one run's overrides, and what is to be said of it. Raises UserError."""
+    typed = [parse(text) for text in cell]
+    hydras = [o for o in typed if is_hydras(o)]
+    signed = [o for o in typed if o.input_line[0] in "+~" and o not in hydras]
+    groups = [o for o in typed if o.key_or_group in CHOICES and o not in signed]
+    recipes = [None, *sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))]
+    for o in groups:
+        check_value(o.key_or_group, o.value(), Literal[*GROUPS.get(o.key_or_group, recipes)])
+    values, choices, _ = compose(tuple(o.input_line for o in hydras + groups))
+    plain = {o.key_or_group: o.value() for o in typed if o not in hydras and o.key_or_group not in CHOICES}
+    for key, value in plain.items():
+        check_key(key, value, choices)
+    for o in signed:
+        raise UserError(f"{o.input_line}: keys are not added or removed; give {o.key_or_group}=… a value")
+    return read(values | plain, {group: choices[group] for group in CHOICES})
+
+def is_hydras(override: Override) -> bool:
+    return override.key_or_group.startswith(("hydra.", "hydra/"))
+
+def ends(override: Override) -> list[str]:
+    """Of what a search may choose from: each of single values, of an interval its ends."""
+    value = override.value()
+    key = override.get_key_element()
+    if isinstance(value, IntervalSweep):
+        kind = int if kind_of(key) is int and value.start % 1 == value.end % 1 == 0 else float
+        return [f"{key}={kind(end)}" for end in (value.start, value.end)]
+    return [f"{key}={value}" for value in override.sweep_string_iterator()]
+
+@lru_cache(maxsize=4096)
 def parse(text: str) -> Override:
     try:
         return OverridesParser.create().parse_override(text)
@@ -58,15 +128,15 @@ def parse(text: str) -> Override:
                         f"quoted twice: {text.partition('=')[0]}=\"'…'\"") from None
 
 @lru_cache
-def compose(overrides: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The keys and the choices that Hydra composes from choices of groups."""
+def compose(overrides: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
+    """What Hydra composes from choices of groups: the keys, all choices, and Hydra's own settings."""
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             values = OmegaConf.to_container(hydra.compose("config", list(overrides), return_hydra_config=True))
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UserError(str(error).split("Config search path")[0]) from None
-    chosen = values.pop("hydra")["runtime"]["choices"]
-    return values, {group: chosen[group] for group in CHOICES}
+    own = values.pop("hydra")
+    return values, own["runtime"]["choices"], own
 
 def read(values: dict[str, Any], choices: dict[str, str]) -> tuple[Config, str]:
     """The checked configuration; and, where a choice replaces one of the experiment's own, what of the rest stays."""
@@ -119,7 +189,8 @@ def repeated(arguments: list[str], flags: list[str]) -> tuple[str, Path, Config]
         return None
     others = {key: o for key, o in overrides.items() if key != verb}
     unfit = [*flags, *(o.input_line for o in overrides.values() if o.is_sweep_override() or o.input_line[0] in "+~"),
-             *(o.input_line for key, o in others.items() if verb == "replay" or key in ("replay", "init_from"))]
+             *(o.input_line for key, o in others.items()
+               if verb == "replay" or key in ("replay", "init_from", *keys_of(SweepConfig)))]
     if unfit:
         raise UserError(f"{unfit[0]}: can't go with {verb}=…, which takes one run as it was started")
     typed = check_value(verb, overrides[verb].value(), str)

@@ -18,11 +18,11 @@ import yaml
 from rich.console import Console
 
 from lmlab import files
-from lmlab.config import CHOICES, GROUPS, Config, RunConfig, UserError, check_value, from_flat, keys_of
+from lmlab.config import CHOICES, GROUPS, NEUTRAL, Config, RunConfig, UserError, check_value, from_flat, keys_of
 from lmlab.tokenizers import CharTokenizer, printable
 
 LIMITS = {"config.yaml": 2**16, "source.yaml": 2**16, "tokenizer.json": 2**25, "metrics.json": 2**20,
-          "history.jsonl": 2**32}  # bytes; a vocabulary of all characters there are takes 14 MB
+          "history.jsonl": 2**32, "evaluations.jsonl": 2**24}  # bytes; a vocabulary of all characters there are takes 14 MB
 
 PLAIN_LINE = r"\w+: [^\s\[{&*!|>%@`].*"  # of config.yaml: no nesting, no reference, no tag
 
@@ -145,6 +145,9 @@ def read_config(path: Path, name: str = "config.yaml") -> Config:
         choices = {group: values.pop(group, None) for group in CHOICES}
         for group, parts in GROUPS.items():
             check_value(group, choices[group], Literal[*parts])
+        taken = {key for group, parts in GROUPS.items() for key in keys_of(parts[choices[group]])}
+        values |= {key: value for key, value in NEUTRAL.items()
+                   if key not in values and key in taken | {*keys_of(RunConfig)}}
         missing = {*keys_of(RunConfig)} - {*values}
         if missing:
             raise UserError(f"{min(missing)} is missing")

@@ -53,11 +53,7 @@ def main(argv: list[str]) -> None:
         print(f"{key:<20}{value:.6f}")
     print(f"({run.path}, {run.checkpoint}.ckpt, {part}: {len(tokens):,} characters)", file=sys.stderr)
     about = {"checkpoint": run.checkpoint, "text": part, "sha256": text.sha256}
-    try:
-        with open(run.path / "evaluations.jsonl", "a") as file:
-            file.write(runs.to_json(about | numbers) + "\n")
-    except OSError as error:
-        raise UserError(f"{error.filename}: {error.strerror}; the numbers above were not kept") from None
+    evaluate.keep(run.path, about, numbers)
 
 
 def text_of(run: Run, options: Options) -> tuple[CharDataModule, str]:

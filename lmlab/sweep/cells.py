@@ -1,0 +1,181 @@
+"""A cell of a sweep: one run whose folder is named after what it computes. So asking for it again skips it, goes on
+with it or tries it again, whichever launcher asks and however many do at once. No torch before a cell runs.
+"""
+
+import fcntl
+import hashlib
+import json
+import re
+import shutil
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lmlab import files, runs
+from lmlab.config import NEUTRAL, Config, SweepConfig, UserError, keys_of
+from lmlab.overrides import parse
+
+# Keys that name, place or watch a run without touching what it computes. What lies at `path` and `init_from`, and what
+# `data` makes of it, enters by its sha256.
+UNTOUCHING = ("name", "experiment", "data", "path", "init_from", "resume", "replay", "log_interval",
+              "checkpoint_interval", "checkpoint_minutes")
+
+ENDED = ("finished", "diverged", "pruned")  # what is not run again
+
+class Busy(Exception):
+    """Another process is at work on the cell."""
+
+@dataclass(frozen=True)
+class Sweep:
+    """What all cells of one command share. `beside` are the overrides that the door added to those typed."""
+    name: str
+    command: str
+    beside: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        return Path("outputs", "sweeps", self.name)
+
+    @property
+    def own(self) -> Path:
+        """Where the sweep keeps what belongs to no run: locks, logs, Hydra's notes."""
+        return self.folder / ".sweep"
+
+@dataclass(frozen=True)
+class Cell:
+    """A run to be made. `config` has the device, precision and threads that it gets; `hash` tells it from all others,
+    `group` is that of all which differ only in their seed; sizes are those of the whole run.
+    """
+    config: Config
+    sweep: Sweep
+    label: str
+    hash: str
+    group: str
+    data_sha256: str
+    n_params: int
+    tokens: int
+    flops: int
+
+    @property
+    def path(self) -> Path:
+        """Its folder: the one that has its hash, however the command was worded that made it."""
+        found = sorted(self.sweep.folder.glob(f"*-{self.hash}"))
+        return found[0] if found else self.sweep.folder / f"{self.label[:150]}-{self.hash}"
+
+    @property
+    def log(self) -> Path:
+        return self.sweep.own / "logs" / f"{self.path.name}.log"
+
+    def metrics(self) -> dict[str, Any]:
+        """What its folder says of it; nothing where there is none yet, or one that can't be read."""
+        try:
+            return runs.read_metrics(self.path)
+        except UserError:
+            return {}
+
+    def status(self) -> str:
+        return str(self.metrics().get("status", "new"))
+
+def identity(flat: dict[str, Any], data_sha256: str, init_sha256: str | None) -> tuple[str, str]:
+    """The hash of a run's configuration and data, and that of its group, whose members differ in their seeds."""
+    touching = {key: value for key, value in flat.items() if key not in UNTOUCHING
+                and not (key in NEUTRAL and NEUTRAL[key] == value)}
+    touching |= {"data_sha256": data_sha256} | ({"init_sha256": init_sha256} if init_sha256 else {})
+
+    def short(values: dict[str, Any]) -> str:
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+
+    return short(touching), short({key: value for key, value in touching.items() if key != "seed"})
+
+def label(overrides: list[str], sweep: Sweep) -> str:
+    """The overrides as part of a folder's name; the model where there are none."""
+    hidden = ("name", *keys_of(SweepConfig))
+    typed = [text for text in overrides if text not in sweep.beside and parse(text).key_or_group not in hidden]
+    return re.sub(r"[^\w.,=+-]", "_", ",".join(typed), flags=re.ASCII)
+
+@contextmanager
+def locked(cell: Cell) -> Iterator[None]:
+    """While it is held nobody else runs the cell. Raises Busy at once if somebody does. Death releases it."""
+    path = cell.sweep.own / "locks" / cell.hash
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Busy(cell.path) from None
+        yield
+
+def is_busy(cell: Cell) -> bool:
+    try:
+        with locked(cell):
+            return False
+    except Busy:
+        return True
+
+def run(cell: Cell, watch: Callable[[int, float], bool] | None = None) -> str:
+    """Does what is left to do of the cell and returns its status. What goes wrong is noted in its folder and printed;
+    only what stops the program is raised, and Busy. `watch` is told (step, val/loss) and may end the run early.
+    """
+    with locked(cell):
+        path, tries = cell.path, 1 + (cell.config.sweep.retries if cell.config.sweep else 0)
+        if cell.status() in ENDED:
+            return cell.status()
+        if runs.is_locked(path):  # somebody resumes it by hand
+            raise Busy(path)
+        for _ in range(tries):
+            try:
+                status = attempt(cell, path, watch)
+                break
+            except Exception as error:
+                traceback.print_exc()
+                status = fail(cell, reason(error))
+        return status
+
+def run_when_free(cell: Cell, watch: Callable[[int, float], bool] | None = None) -> str:
+    """`run`, after whoever else is at work on the cell."""
+    while True:
+        try:
+            return run(cell, watch)
+        except Busy:
+            time.sleep(0.5)
+
+def attempt(cell: Cell, path: Path, watch: Callable[[int, float], bool] | None) -> str:
+    """One try: on from the last checkpoint if there is one, else from the beginning."""
+    from lmlab import experiment
+
+    if (path / "checkpoints/last.ckpt").exists():
+        saved = runs.read_config(path)
+        if hasattr(saved.data, "path"):  # the text may have been moved
+            saved = replace(saved, data=replace(saved.data, path=cell.config.data.path))
+        return experiment.resume(path, saved, cell.sweep.command, watch)
+    if path.exists():  # ended before there was anything to go on from
+        shutil.rmtree(path)
+    facts = {"cell": cell.hash, "group": cell.group, "label": cell.label}
+    return experiment.run(cell.config, path, cell.sweep.command, cell.data_sha256, facts, watch)[0]
+
+def fail(cell: Cell, why: str) -> str:
+    """Notes that the cell failed, and why; makes its folder if it had not come so far."""
+    path, config = cell.path, cell.config
+    metrics = cell.metrics()
+    if not (path / "config.yaml").exists():
+        path.mkdir(parents=True, exist_ok=True)
+        runs.write_config(path, config)
+    if not metrics:
+        metrics = {"step": 0, "seed": config.run.seed, "n_params": cell.n_params, "data_sha256": cell.data_sha256,
+                   "cell": cell.hash, "group": cell.group, "label": cell.label}
+    metrics |= {"status": "failed", "reason": why}
+    files.write(path / "metrics.json", runs.to_json(metrics, indent=2).encode())
+    return "failed"
+
+def reason(error: BaseException) -> str:
+    """An error in one line, the first of what it says."""
+    said = " ".join(str(error).split())[:300]
+    short = isinstance(error, MemoryError) or any(
+        sign in said.lower() for sign in ("out of memory", "can't allocate memory", "not enough memory"))
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    return f"{'out of memory: ' * short}{kind}{said}"
+

@@ -1,0 +1,255 @@
+"""Cells on this machine: each in a fresh process forked from a server that has imported torch, several at a time. The
+launcher itself never imports it.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cache
+from multiprocessing import connection
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+from rich.console import Console
+
+from lmlab.config import UserError
+from lmlab.overrides import Asked, resolved
+from lmlab.sweep import cells, worker
+from lmlab.sweep.cells import ENDED, Cell, Sweep
+from lmlab.sweep.view import View
+
+POLL = 0.2  # seconds between two looks at the cells
+
+@cache
+def server() -> multiprocessing.context.BaseContext:
+    """Where new processes come from. On Linux the server that they are forked from; macOS's libraries forbid a fork."""
+    if sys.platform == "darwin":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["lmlab.sweep.warm"])
+    return context
+
+def start_server() -> None:
+    """Lets it begin to import, which takes seconds, while the caller goes on."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # threads that it had started would be missing in its children
+    if sys.platform != "darwin":
+        server()
+        multiprocessing.forkserver.ensure_running()
+
+def ask(name: str, *arguments: Any) -> Any:
+    """The answer of lmlab.sweep.plan's function `name`, computed in another process. Raises UserError as it does."""
+    ours, theirs = server().Pipe(duplex=False)
+    process = server().Process(target=worker.answer, args=(theirs, name, *arguments))
+    process.start()
+    theirs.close()
+    try:
+        result = ours.recv()
+    except EOFError:
+        raise UserError(f"looking at the sweep's cells: the process ended with {process.wait()}") from None
+    process.join()
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+def answer(launcher: str) -> Callable[..., Any]:
+    """`ask`; or the same in this process, where the launcher runs cells in it, or is about to wait for others."""
+    if launcher == "local":
+        return ask
+    from lmlab.sweep import plan
+
+    return lambda name, *arguments: getattr(plan, name)(*arguments)
+
+@dataclass
+class Looked:
+    """What was found out about the sweep before it started."""
+    cells: dict[str, Cell] = field(default_factory=dict)  # by configuration
+    gpus: int = 0
+
+LOOKED = Looked()
+
+def look(asked: Asked, sweep: Sweep) -> bool:
+    """Looks at each cell as it will be run: its text, its device, its size. False if dry_run=true asked for no more.
+    Raises UserError for the first that can't be run.
+    """
+    dry, local = asked.runs[0][0].sweep.dry_run, asked.launcher == "local"
+    elsewhere = asked.launcher not in ("local", "basic")
+    found, LOOKED.gpus = answer(asked.launcher)("identify_all", asked.runs, sweep, elsewhere)
+    LOOKED.cells = {repr(config): cell for (config, _), cell in zip(asked.runs, found, strict=True)}
+    states = Counter(cell.status() for cell in {cell.hash: cell for cell in found}.values())
+    done = sum(states[status] for status in ENDED)
+    print(f"{sweep.folder}: {states.total()} cells" * (asked.sweeper != "search")
+          + f"{sweep.folder}: a search" * (asked.sweeper == "search")
+          + f", {done} of them done already" * bool(done), flush=True)
+    if dry:
+        n_jobs = slots(found, asked.hydra["launcher"].get("n_jobs") if local else 1)
+        Console(width=None if sys.stdout.isatty() else 200).print(answer(asked.launcher)("table", found, n_jobs, elsewhere))
+    return not dry
+
+def slots(found: Sequence[Cell], n_jobs: int | None) -> int:
+    """How many cells run at a time: one a GPU, else as many as the cores have room for."""
+    threads = max((cell.config.run.threads for cell in found), default=1)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    on_gpu = any(cell.config.choices["device"] == "cuda" for cell in found)
+    return n_jobs or (on_gpu and LOOKED.gpus) or max(1, cores // threads)
+
+@dataclass
+class Job:
+    """A cell on its way. `handle` is the caller's own."""
+    cell: Cell
+    handle: Any
+    tries: int  # how many more it has
+    process: Any = None
+    gpu: str | None = None
+    begun: float = 0.0
+    told: float | None = None  # when it was told to stop
+    late: bool = False
+
+class LocalLauncher(Launcher):
+    """Hydra's launcher, hydra/launcher=local."""
+    def __init__(self, n_jobs: int | None, time_limit: float | None) -> None:
+        self.n_jobs, self.time_limit = n_jobs, time_limit
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.sweep: Sweep = task_function.sweep
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Runs them all, in any order; what goes wrong in a cell stands in its folder."""
+        left, answers = deque(enumerate(job_overrides)), {}
+        self.stream(lambda: left.popleft() if left else None, lambda i, cell: answers.update({i: cell}), len(left))
+        return [JobReturn(overrides=list(own), status=JobStatus.COMPLETED, _return_value=answers.get(i))
+                for i, own in enumerate(job_overrides)]
+
+    def stream(self, following: Callable[[], tuple[Any, Sequence[str]] | None], ended: Callable[[Any, Cell], None],
+               total: int) -> None:
+        """Runs what `following` hands out as (handle, overrides), one whenever there is room, until it has none and all
+        are done; `ended` is told each handle and its cell's status. A cell that another process is at work on waits.
+        """
+        self.jobs, self.waiting, self.ended = [], deque(), ended
+        self.signal, self.view = 0, View(total, [cell.label for cell in LOOKED.cells.values()])
+        n_jobs = slots(list(LOOKED.cells.values()), self.n_jobs)
+        with self.signals(), self.view:
+            try:
+                while True:
+                    while not self.signal and len(self.jobs) < n_jobs and (job := self.ready(following)):
+                        self.start(job)
+                    if not self.jobs and (self.signal or not self.waiting):
+                        break
+                    connection.wait([job.process.sentinel for job in self.jobs], timeout=POLL)
+                    if not self.jobs:
+                        time.sleep(POLL)
+                    for job in list(self.jobs):
+                        self.attend(job)
+                    self.view.show(self.jobs, self.waiting)
+            finally:
+                for job in self.jobs:  # only if the launcher itself failed
+                    job.process.kill()
+        if self.signal:
+            print(f"stopped; the same command goes on. So far: python scripts/compare.py {self.sweep.folder}")
+            raise SystemExit(128 + self.signal)
+
+    def ready(self, following: Callable[[], tuple[Any, Sequence[str]] | None]) -> Job | None:
+        """The next job that can start now; those that need not are answered."""
+        for _ in range(len(self.waiting)):
+            job = self.waiting.popleft()
+            if not cells.is_busy(job.cell):
+                if job.cell.status() not in ENDED:
+                    return job
+                self.done(job, "by another process")
+            else:
+                self.waiting.append(job)
+        while len(self.waiting) < 10_000 and (one := following()):
+            config = resolved(one[1])[0]
+            cell = LOOKED.cells.get(repr(config)) or ask("identify", config, list(one[1]), self.sweep)
+            tries = config.sweep.retries
+            cell = replace(cell, config=replace(cell.config, sweep=replace(config.sweep, retries=0)))
+            job = Job(cell, one[0], tries)
+            if cell.status() in ENDED:
+                self.done(job, "already")
+            elif cells.is_busy(cell):
+                self.waiting.append(job)
+            else:
+                return job
+        return None
+
+    def start(self, job: Job) -> None:
+        if job.cell.config.choices["device"] == "cuda":
+            ids = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(LOOKED.gpus)))).split(",")
+            job.gpu = min(ids, key=[other.gpu for other in self.jobs].count)
+        job.process = server().Process(target=worker.work, args=(job.cell, job.gpu), daemon=False)
+        job.process.start()
+        job.begun, job.told, job.late = time.monotonic(), None, False
+        self.jobs.append(job)
+
+    def attend(self, job: Job) -> None:
+        """Ends what takes too long, and takes note of what has ended."""
+        now, code = time.monotonic(), job.process.exitcode
+        if code is None:
+            late = self.time_limit is not None and now - job.begun > 60 * self.time_limit
+            if job.told is None and (late or self.signal):
+                job.told, job.late = now, late
+                job.process.terminate()
+            elif job.told is not None and now - job.told > worker.GRACE:
+                job.process.kill()
+            return
+        self.jobs.remove(job)
+        job.process.close()
+        status = job.cell.status()
+        if status in ENDED:
+            return self.done(job)
+        if code == worker.BUSY:
+            return self.waiting.append(job)
+        if self.signal and not job.late:
+            return None
+        if status != "failed" or code < 0 or job.late:
+            try:
+                with cells.locked(job.cell):
+                    status = cells.fail(job.cell, self.why(job, code))
+            except cells.Busy:
+                return self.waiting.append(job)
+        if job.tries:
+            job.tries -= 1
+            self.view.say(f"{self.view.name(job.cell)}: {job.cell.metrics().get('reason')}; tried again")
+            return self.waiting.appendleft(job)
+        return self.done(job)
+
+    def why(self, job: Job, code: int) -> str:
+        if job.late:
+            return f"took longer than its time limit of {self.time_limit:g} minutes"
+        if code < 0:
+            memory = ", as the system does where memory runs out" if code == -signal.SIGKILL else ""
+            return f"killed by {signal.Signals(-code).name}{memory}"
+        if code > 128:
+            return f"stopped by {signal.Signals(code - 128).name} from outside"
+        return f"its process ended with exit status {code}; {job.cell.log} has what it said"
+
+    def done(self, job: Job, how: str = "") -> None:
+        status = job.cell.status()
+        self.view.ended(job.cell, status, how)
+        self.ended(job.handle, job.cell)
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """The first Ctrl-C or SIGTERM lets every cell end its step and save, the second doesn't wait."""
+        def on_signal(number: int, frame: object) -> None:
+            if self.signal:
+                for job in self.jobs:
+                    job.process.kill()
+            else:
+                os.write(2, b"\nstopping the cells after their step; once more stops at once\n")
+            self.signal = number
+
+        before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

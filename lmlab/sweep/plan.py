@@ -1,0 +1,144 @@
+"""What a sweep would do, before it does it: every cell's folder, size and cost, and whether its text and machine hold."""
+
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from rich.table import Table
+
+from lmlab import checkpoints, device, evaluate, runs
+from lmlab.config import Config, UserError
+from lmlab.data import Batches, CharDataModule
+from lmlab.models import build_model, flops_per_token
+from lmlab.optim import build_optimizer
+from lmlab.sweep import cells
+from lmlab.sweep.cells import ENDED, Cell, Sweep
+
+TEXTS: dict[tuple[object, ...], tuple[CharDataModule, str | None, str | None]] = {}  # read once for all cells
+
+def identify(config: Config, overrides: list[str], sweep: Sweep, elsewhere: bool = False) -> Cell:
+    """The cell of a composed configuration. Raises UserError for what its text or this machine can't do. `elsewhere`:
+    another machine will run it, and identify it again.
+    """
+    keys = replace(config.run, threads=config.run.threads or 1)  # so that many fit, and all launchers agree
+    config = replace(config, run=keys)
+    if not elsewhere:
+        config = device.resolve(config)
+    source = config.choices["data"], config.data, keys.init_from, keys.unknown
+    if source not in TEXTS:
+        start = checkpoints.load(Path(keys.init_from), choice="cpu") if keys.init_from else None
+        TEXTS[source] = CharDataModule(config, start and start.tokenizer), start and str(start.path), start and start.sha256
+    text, init_from, init_sha256 = TEXTS[source]
+    config = replace(config, run=replace(keys, init_from=init_from))
+    Batches(text.splits["train"], keys.batch_size, config.model.block_size, keys.seed)  # raises if the text is too short
+    with torch.device("meta"):
+        model = build_model(config.model, text.tokenizer.vocab_size)
+    tokens = keys.max_steps * keys.batch_size * keys.grad_accumulation * config.model.block_size
+    return Cell(config, sweep, cells.label(overrides, sweep) or config.choices["model"],
+                *cells.identity(config.flat(), text.sha256, init_sha256), text.sha256,
+                sum(weight.numel() for weight in model.parameters()), tokens,
+                tokens * flops_per_token(model, config.model))
+
+def identify_all(asked: list[tuple[Config, list[str]]], sweep: Sweep, elsewhere: bool) -> tuple[list[Cell], int]:
+    """The cell of each, and how many GPUs there are here."""
+    return [identify(*one, sweep, elsewhere) for one in asked], torch.cuda.device_count()
+
+def seconds_per_step(cell: Cell) -> tuple[float, float]:
+    """Measured here: seconds of a training step, and of the evaluation of a token. Large steps are scaled up from one
+    sequence.
+    """
+    config, torch_threads = cell.config, torch.get_num_threads()
+    torch.set_num_threads(config.run.threads)
+    place, keys = device.pick(config.choices["device"]), config.run
+    text, *_ = TEXTS[config.choices["data"], config.data, keys.init_from, keys.unknown]
+    model = build_model(config.model, text.tokenizer.vocab_size).to(place)
+    optimizer, B, T = build_optimizer(model, config.optimizer), keys.batch_size, config.model.block_size
+    steps = keys.max_steps * keys.grad_accumulation
+    rows = B if cell.flops / steps < 1e10 else 1
+    idx = torch.randint(text.tokenizer.vocab_size, (rows, T), device=place)
+
+    def seconds(training: bool, repeats: int = 5) -> float:
+        taken = []
+        for _ in range(repeats):
+            begun = time.perf_counter()
+            with device.autocast(place, config.device.precision), torch.set_grad_enabled(training):
+                loss = F.cross_entropy(model(idx).flatten(0, 1), idx.flatten())
+            if training:
+                loss.backward()
+                optimizer.step()
+            loss.item()
+            taken.append(time.perf_counter() - begun)
+        return sorted(taken)[repeats // 2]
+
+    try:
+        return seconds(True) * B / rows * keys.grad_accumulation, seconds(False) / (rows * T)
+    finally:
+        torch.set_num_threads(torch_threads)
+
+def costs(found: list[Cell]) -> dict[str, tuple[float, int]]:
+    """By hash, estimates of a cell's seconds and bytes on disk; cells of one shape are measured once."""
+    measured: dict[tuple[object, ...], tuple[float, float]] = {}
+    answers = {}
+    for cell in found:
+        config, keys = cell.config, cell.config.run
+        shape = config.model, config.optimizer.__class__, keys.batch_size, keys.grad_accumulation, keys.threads
+        if shape not in measured:
+            measured[shape] = seconds_per_step(cell)
+        step, token = measured[shape]
+        text, *_ = TEXTS[config.choices["data"], config.data, keys.init_from, keys.unknown]
+        evaluations = 2 + keys.max_steps // keys.eval_interval
+        with torch.device("meta"):
+            model = build_model(config.model, text.tokenizer.vocab_size)
+        kept = 2 if hasattr(config.optimizer, "beta1") else int(config.optimizer.momentum > 0)  # beside each weight
+        checkpoint = sum(weight.nbytes for weight in model.parameters()) * (1 + kept) + 2**14
+        answers[cell.hash] = (keys.max_steps * step + evaluations * len(text.splits["val"]) * token,
+                              3 * checkpoint + 150 * keys.max_steps // keys.log_interval + 2**15)
+    return answers
+
+def table(found: list[Cell], n_jobs: int, elsewhere: bool) -> Table:
+    """What dry_run=true shows."""
+    if elsewhere:
+        raise UserError("dry_run=true: times are measured here; add hydra/launcher=local")
+    found = list({cell.hash: cell for cell in found}.values())
+    for cell in found:
+        identify(cell.config, [], cell.sweep)  # reads the text, in a process that has not
+    estimates = costs(found)
+    states = {cell.hash: cell.status() for cell in found}
+    left = [cell for cell in found if states[cell.hash] not in ENDED]
+    total = sum(estimates[cell.hash][0] for cell in left) / n_jobs
+    kinds = ", ".join(f"{n} {state}" for state, n in Counter(states.values()).items())
+    shown = Table(title=f"{found[0].sweep.folder}: {len(found)} cells, {kinds}", title_justify="left",
+                  caption=f"{n_jobs} at a time; what is left takes about {duration(total)} and "
+                          f"{si(sum(estimates[cell.hash][1] for cell in left))}B of disk", caption_justify="left")
+    for name in ("cell", "state", "parameters", "tokens", "FLOPs", "time", "disk"):
+        shown.add_column(name, justify="left" if name in ("cell", "state") else "right", overflow="fold")
+    for cell in found:
+        seconds, size = estimates[cell.hash]
+        shown.add_row(cell.path.name, states[cell.hash], si(cell.n_params), si(cell.tokens), si(cell.flops),
+                      duration(seconds), f"{si(size)}B")
+    return shown
+
+def test_losses(paths: list[str]) -> None:
+    """Evaluates the last weights of runs on their test split and notes it in their evaluations.jsonl."""
+    for path in paths:
+        run = checkpoints.load(Path(path), "last")
+        text = CharDataModule(run.config, run.tokenizer, runs.text_sha256(runs.read_metrics(run.path), run.path))
+        tokens = text.splits["test"]
+        answers = evaluate.log_probs(run.model, tokens, run.config.model.block_size, run.config.device.precision)
+        evaluate.keep(run.path, {"checkpoint": "last", "text": "test", "sha256": text.sha256},
+                      evaluate.metrics(answers, tokens, run.tokenizer, "test"))
+
+def si(number: float) -> str:
+    """1234567 as 1.23 M."""
+    for factor, sign in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= factor:
+            return f"{number / factor:.3g} {sign}"
+    return f"{number:.3g} "
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{seconds:.1f} s"

@@ -1,0 +1,175 @@
+"""What a sweep ends with: the leaderboard in the terminal, as CSV, Markdown, and one HTML page that needs no other."""
+
+import html
+import json
+import math
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from lmlab import files, runs
+from lmlab.sweep import table as tables
+from lmlab.sweep.cells import Sweep
+
+PAGE = Path(__file__).with_name("report.html")
+POINTS = 200  # of a curve
+
+def finish(sweep: Sweep, launcher: str) -> int:
+    """Shows and writes what came of the sweep, and returns its exit status: 1 if some cell failed or isn't there."""
+    table = tables.load_runs(sweep.folder)
+    board = tables.leaderboard(table)
+    winner = table[(table["group"] == board["group"][0]) & (table["status"] == "finished")]
+    todo = [path for path in winner["path"][winner["test_fraction"] > 0] if "test/loss" not in tables.load_run(Path(path))]
+    if todo:  # the winner was chosen on the validation split, which flatters it
+        from lmlab.sweep import launcher as local
+
+        local.answer(launcher)("test_losses", todo)
+        table = tables.load_runs(sweep.folder)
+    show(table)
+    write(table, sweep.folder, sweep.name)
+    return int(not table["status"].isin(("finished", "diverged", "pruned")).all())
+
+def show(table: pd.DataFrame) -> None:
+    """The leaderboard, and what isn't finished with its reason, in the terminal."""
+    board, keys = tables.leaderboard(table), tables.varied(table)
+    shown = columns(board, keys)
+    rich = Table(caption=footnote(board), caption_justify="left", box=None, header_style="bold")
+    for name in shown.columns:
+        rich.add_column(name, justify="left" if name in keys or name == "not finished" else "right", overflow="fold")
+    for n, row in enumerate(shown.itertuples(index=False)):
+        rich.add_row(*map(str, row), style="bold" if n == 0 else None)
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False, emoji=False)
+    console.print()
+    console.print(rich)
+    failed = list(tables.unfinished(table))
+    if failed:
+        rows = Table(box=None, header_style="bold")
+        for name in ("not finished", "status", "why"):
+            rows.add_column(name, overflow="fold")
+        for row in failed:
+            rows.add_row(*row)
+        console.print()
+        console.print(rows)
+
+def columns(board: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """The leaderboard as people read it, all of it text. The last column alone is about time."""
+    loss, rows = tables.objective(board), []
+    for n, row in board.iterrows():
+        ranked = not math.isnan(row[loss])
+        p, like = row["p"], row["like_best"]
+        rows.append({
+            "": str(n + 1) if ranked else "–", **{key: value(row[key]) for key in keys},
+            loss: number(row[loss]), "±": number(row["se"]), "n": str(row["n"]),
+            "like the best": "best" if n == 0 and ranked else "" if not ranked else "one seed" if like is None else
+            f"{'yes' if like else 'no'} (p {p:.2g})",
+            **({"best val/loss": number(row["best/val/loss"])} if "best/val/loss" in row else {}),
+            **({"test/loss": number(row["test/loss"])} if "test/loss" in row and board["test/loss"].notna().any() else {}),
+            "parameters": f"{row['n_params']:,.0f}" if row.get("n_params") == row.get("n_params") else "",
+            "not finished": row["not_finished"], "seconds": number(row.get("train_seconds", math.nan), 1),
+        })
+    shown = pd.DataFrame(rows)
+    return shown if board["not_finished"].any() else shown.drop(columns="not finished")
+
+def number(x: float, digits: int = 4) -> str:
+    return "" if x is None or math.isnan(x) else f"{x:.{digits}f}"
+
+def value(x: Any) -> str:
+    if isinstance(x, float | np.floating):
+        return "" if math.isnan(x) else f"{x:.6g}"
+    return "null" if x is None else str(x)
+
+def footnote(board: pd.DataFrame) -> str:
+    text = (f"{tables.objective(board)} at the end: mean over n seeds, ± its standard error. Like the best: not to be told "
+            f"from it ({tables.TEST}; a p is after correction).")
+    ranked = int(board[tables.objective(board)].notna().sum())
+    if "test/loss" in board and board["test/loss"].notna().any():
+        return f"{text} test/loss is that of the best alone, on text that chose nothing."
+    if ranked > 1:
+        return f"{text} The best of {ranked} on one split flatters; with test_fraction=0.1 the best is measured on another."
+    return text
+
+def write(table: pd.DataFrame, folder: Path, title: str) -> None:
+    """leaderboard.csv (numbers as they are), leaderboard.md and report.html into `folder`."""
+    board = tables.leaderboard(table)
+    shown = columns(board, tables.varied(table))
+    lines = ["| " + " | ".join(map(str, row)) + " |" for row in
+             (shown.columns, ["---"] * len(shown.columns), *shown.itertuples(index=False))]
+    rows = [f"- {label}: {status}" + f", {why}" * bool(why) for label, status, why in tables.unfinished(table)]
+    markdown = "\n".join([*lines, "", footnote(board), *([""] + rows if rows else []), ""])
+    files.write(folder / "leaderboard.csv", board.to_csv(index=False).encode())
+    files.write(folder / "leaderboard.md", markdown.encode())
+    content = json.dumps(plain(page_data(table, board, title)), allow_nan=False).replace("<", "\\u003c")
+    page = PAGE.read_text().replace("<!--title-->", html.escape(title)).replace("/*data*/", content)
+    files.write(folder / "report.html", page.encode())
+    print(f"\nreport        {folder / 'report.html'}\ncurves        tensorboard --logdir {folder}")
+
+def page_data(table: pd.DataFrame, board: pd.DataFrame, title: str) -> dict[str, Any]:
+    """All that the page draws."""
+    keys, loss = tables.varied(table), tables.objective(table)
+    shown = columns(board, keys)
+    configuration = [key for key in table.columns[: table.columns.get_loc("reason")] if key not in ("seed", "name")]
+    rows = []
+    for n, row in board.iterrows():
+        members = table[table["group"] == row["group"]]
+        first = members.iloc[0]
+        rows.append({
+            "name": ", ".join(f"{key}={value(row[key])}" for key in keys) or str(first["model"]),
+            "cells": list(shown.iloc[n]), "values": {key: row[key] for key in keys},
+            "loss": row[loss], "se": row["se"], "like_best": row["like_best"],
+            "config": {key: value(first[key]) for key in configuration}, "curves": curves(members),
+            "runs": [{"seed": run["seed"], "status": run["status"], "loss": run[loss] if run["status"] == "finished"
+                      else None, "label": run["label"]} for _, run in members.iterrows()],
+        })
+    made = {key: sorted({str(run) for run in table[key].dropna()}) for key in ("torch", "git_commit", "machine", "command")
+            if key in table}
+    return {"title": title, "made": datetime.now().strftime("%Y-%m-%d %H:%M"), "columns": list(shown.columns),
+            "keys": keys, "loss": loss, "footnote": footnote(board), "rows": rows, "from": made,
+            "unfinished": [list(one) for one in tables.unfinished(table)]}
+
+def curves(members: pd.DataFrame) -> dict[str, Any]:
+    """Of the finished seeds, at the steps that all have: the mean of each loss and its standard error. Of what diverged,
+    where. A step's tokens and FLOPs are fixed, its seconds a mean.
+    """
+    done, marks = [], []
+    for _, run in members.iterrows():
+        lines = runs.read_history(Path(run["path"])) if (Path(run["path"]) / "history.jsonl").exists() else []
+        if run["status"] == "finished":
+            done.append(lines)
+        elif run["status"] == "diverged":
+            last = [line["val/loss"] for line in lines if line.get("val/loss") is not None]
+            marks.append({"step": run["step"], "seed": run["seed"], "loss": last[-1] if last else None})
+    per_step = {}
+    first = members.iloc[0]
+    for key in ("tokens", "flops"):
+        per_step[key] = first[key] / first["step"] if first.get("step") and first.get(key) == first.get(key) else None
+    answer = {"marks": marks, "per_step": per_step}
+    for key in ("val/loss", "train/loss"):
+        found = [{line["step"]: line[key] for line in lines if line.get(key) is not None} for lines in done]
+        steps = sorted(set.intersection(*map(set, found))) if found else []
+        steps = [steps[i] for i in sorted(set(np.linspace(0, len(steps) - 1, min(POINTS, len(steps))).astype(int)))]
+        values = np.array([[one[step] for step in steps] for one in found]) if steps else np.zeros((1, 0))
+        spread = values.std(axis=0, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else np.zeros(len(steps))
+        clocks = [np.interp(steps, [0, *(line["step"] for line in lines if "train_seconds" in line)],
+                            [0, *(line["train_seconds"] for line in lines if "train_seconds" in line)]) for lines in done]
+        answer[key] = {"step": steps, "mean": values.mean(axis=0), "se": spread,
+                       "seconds": np.mean(clocks, axis=0) if steps else []}
+    return answer
+
+def plain(x: Any) -> Any:
+    """JSON's own types; numbers of six digits, null for those that aren't finite."""
+    if isinstance(x, dict):
+        return {str(key): plain(item) for key, item in x.items()}
+    if isinstance(x, list | tuple | np.ndarray):
+        return [plain(item) for item in x]
+    if isinstance(x, np.generic):
+        x = x.item()
+    if isinstance(x, float):
+        return float(f"{x:.6g}") if math.isfinite(x) else None
+    return x if isinstance(x, str | int | bool | None) else str(x)

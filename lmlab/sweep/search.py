@@ -1,0 +1,209 @@
+"""A search instead of a grid: Optuna proposes, cells answer. The study's database is what all processes share."""
+
+import fcntl
+import json
+import time
+import uuid
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra.core.override_parser.types import IntervalSweep, Override, QuotedString, RangeSweep
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from lmlab.config import SearchConfig, UserError, kind_of
+from lmlab.overrides import parse
+from lmlab.sweep.cells import Cell, Sweep
+from lmlab.sweep.launcher import LOOKED, LocalLauncher
+
+if TYPE_CHECKING:
+    import optuna
+
+LOSSES = ("val/loss", "best/val/loss", "val/bits_per_byte")  # objectives that show on the way, so that trials can be cut
+
+class SearchSweeper(Sweeper):
+    """Hydra's sweeper, hydra/sweeper=search; settings as in conf/hydra/sweeper/search.yaml."""
+    def __init__(self, **settings: Any) -> None:
+        self.settings = SearchConfig(**settings)
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.sweep_of: Sweep = task_function.sweep
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config)
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Trials until the study has `n_trials`. What a dead process left behind is taken up."""
+        overrides = [parse(text) for text in arguments]
+        self.fixed = [o.input_line for o in overrides if not o.is_sweep_override()]
+        self.space = {o.key_or_group: Dimension(o) for o in overrides if o.is_sweep_override()}
+        if not self.space:
+            raise UserError("hydra/sweeper=search: needs a key with several values, as lr='tag(log,interval(1e-4,1e-2))'")
+        config = next(iter(LOOKED.cells.values())).config
+        if config.data.val_fraction == 0 and self.settings.objective in LOSSES:
+            raise UserError(f"hydra.sweeper.objective={self.settings.objective}: needs val_fraction above 0")
+        url = self.settings.storage or f"sqlite:///{self.sweep_of.folder}/study.db"
+        self.pruner = self.settings.pruner if self.settings.objective in LOSSES else "none"
+        self.about = {"study": self.sweep_of.name, "storage": url, "pruner": self.pruner,
+                      "steps": [config.run.eval_interval, config.run.max_steps]}
+        self.me, folder = uuid.uuid4().hex, self.sweep_of.own / "searches"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.study = open_study(self.about, self.settings)
+        with ExitStack() as stack:
+            fcntl.flock(stack.enter_context(open(folder / self.me, "w")), fcntl.LOCK_EX)  # while this process lives
+            while True:
+                if isinstance(self.launcher, LocalLauncher):
+                    self.launcher.stream(self.following, self.ended, self.settings.n_trials)
+                else:
+                    self.batch(1 if isinstance(self.launcher, BasicLauncher) else self.settings.batch)
+                if not any(self.owner(trial) == "other" for trial in self.running()):
+                    break
+                time.sleep(0.5)  # another process is at work on the last ones, and may die
+
+    def batch(self, n: int) -> None:
+        """For launchers that want to know all their cells at once: n at a time."""
+        while batch := [one for one in (self.following() for _ in range(n)) if one]:
+            answers = self.launcher.launch([overrides for _, overrides in batch], initial_job_idx=batch[0][0].number)
+            for (trial, _), answer in zip(batch, answers, strict=True):
+                self.ended(trial, answer.return_value)
+
+    def running(self) -> list["optuna.trial.FrozenTrial"]:
+        return [trial for trial in self.study.get_trials(deepcopy=False) if trial.state.name == "RUNNING"]
+
+    def owner(self, trial: "optuna.trial.FrozenTrial") -> str:
+        """Who runs a trial: 'me', an 'other' process that lives, 'nobody', or 'unknown', on a disk that isn't seen."""
+        by = trial.user_attrs.get("by")
+        if by is None:  # killed, or on another machine between two lines of `following`
+            return "nobody" if datetime.now() - trial.datetime_start > timedelta(seconds=20) else "other"
+        if by == self.me:
+            return "me"
+        path = self.sweep_of.own / "searches" / by
+        if not path.exists():
+            return "unknown"
+        with open(path) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return "nobody"
+            except BlockingIOError:
+                return "other"
+
+    def following(self) -> tuple[Any, list[str]] | None:
+        """A trial that nobody runs any more, else a new one, else None; and its overrides."""
+        import optuna
+
+        with open(self.sweep_of.own / "study.lock", "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # so that no two processes count the same trials
+            left = next((trial for trial in self.running() if self.owner(trial) == "nobody"), None)
+            count = len(self.study.get_trials(deepcopy=False))
+            if left is None and count >= self.settings.n_trials:
+                return None
+            self.study.sampler = sampler(self.settings, left.number if left else count)
+            trial = optuna.trial.Trial(self.study, left._trial_id) if left else self.study.ask()
+            trial.set_user_attr("by", self.me)
+            chosen = [dimension.suggest(trial) for dimension in self.space.values()]
+        note = json.dumps(self.about | {"trial": trial._trial_id}).replace("'", "\\'")
+        return trial, [*self.fixed, *chosen, f"trial='{note}'"]
+
+    def ended(self, trial: Any, cell: Cell) -> None:
+        """Tells the study what came of a trial. One that was interrupted stays open."""
+        metrics = cell.metrics()
+        value, status = metrics.get(self.settings.objective), metrics.get("status")
+        for key, told in (("status", status), ("folder", cell.path.name)):
+            trial.set_user_attr(key, told)
+        state = {"finished": None, "pruned": "PRUNED", "diverged": "FAIL", "failed": "FAIL"}
+        if status in state:
+            tell(self.study, trial, value if status == "finished" else None, state[status])
+
+def tell(study: "optuna.Study", trial: "optuna.Trial", value: float | None, state: str | None) -> None:
+    import optuna
+
+    chosen = optuna.trial.TrialState[state] if state else None if value is not None else optuna.trial.TrialState.FAIL
+    study.tell(trial, value if chosen is None else None, chosen, skip_if_finished=True)
+
+class Dimension:
+    """What a search may give one key: one of several values, or a number of a range."""
+    def __init__(self, override: Override) -> None:
+        self.key, value = override.key_or_group, override.value()
+        self.log, self.step, self.texts = "log" in value.tags, None, {}
+        if isinstance(value, IntervalSweep):
+            low, high = value.start, value.end
+        elif isinstance(value, RangeSweep):
+            numbers = sorted(map(float, override.sweep_string_iterator()))
+            low, high, self.step = numbers[0], numbers[-1], abs(value.step)
+        else:
+            plain = [text.text if isinstance(text, QuotedString) else text for text in value.list]
+            self.texts = dict(zip(plain, override.sweep_string_iterator(), strict=True))
+            return
+        whole = kind_of(self.key) is int
+        self.low, self.high = (int(low), int(high)) if whole else (float(low), float(high))
+        self.step = self.step if self.step is None or not whole else int(self.step)
+
+    def suggest(self, trial: "optuna.Trial") -> str:
+        """The override that gives the key the trial's value."""
+        if self.texts:
+            return f"{self.key}={self.texts[trial.suggest_categorical(self.key, list(self.texts))]}"
+        if isinstance(self.low, int):
+            return f"{self.key}={trial.suggest_int(self.key, self.low, self.high, step=self.step or 1, log=self.log)}"
+        return f"{self.key}={trial.suggest_float(self.key, self.low, self.high, step=self.step, log=self.log)!r}"
+
+def sampler(settings: SearchConfig, number: int) -> "optuna.samplers.BaseSampler":
+    """One for each trial, seeded by its number: so a search that was stopped goes on as it would have."""
+    import optuna
+
+    seed = (settings.seed * 1_000_003 + number) % 2**32
+    if settings.sampler == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    return optuna.samplers.TPESampler(seed=seed, constant_liar=True)  # running trials keep others away
+
+def open_study(about: dict[str, Any], settings: SearchConfig | None = None) -> "optuna.Study":
+    """The study that `about` names; made if there are settings. Raises UserError for a database that can't be had."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    first, steps = about["steps"]
+    pruner = {"median": lambda: optuna.pruners.MedianPruner(),
+              "hyperband": lambda: optuna.pruners.HyperbandPruner(min(first, steps), max(first, steps)),
+              "none": lambda: optuna.pruners.NopPruner()}[about["pruner"]]()
+    options = {"connect_args": {"timeout": 60}} if about["storage"].startswith("sqlite") else {}
+    try:
+        storage = optuna.storages.RDBStorage(about["storage"], engine_kwargs=options)
+        if settings is None:
+            return optuna.load_study(study_name=about["study"], storage=storage, pruner=pruner)
+        study = optuna.create_study(study_name=about["study"], storage=storage, pruner=pruner,
+                                    direction=settings.direction, load_if_exists=True)
+    except Exception as error:  # whatever a database has to say
+        said = " ".join(str(error).split())[:200]
+        raise UserError(f"hydra.sweeper.storage={about['storage']}: no study can be kept there ({said})") from None
+    for key, value in (("objective", settings.objective), ("direction", settings.direction)):
+        before = study.user_attrs.get(key, value)
+        if before != value:
+            raise UserError(f"hydra.sweeper.{key}={value}: the study {about['study']} was begun with {before}; another "
+                            "name= begins another")
+        study.set_user_attr(key, value)
+    return study
+
+@contextmanager
+def watching(trial: str | None) -> Iterator[Callable[[int, float], bool] | None]:
+    """What tells the study a trial's losses on the way, and whether the trial should go on. None outside a search."""
+    if trial is None or (about := json.loads(trial))["pruner"] == "none":
+        yield None
+        return
+    import optuna
+
+    study = open_study(about)
+    own = optuna.trial.Trial(study, about["trial"])
+
+    def watch(step: int, loss: float) -> bool:
+        if step == 0:  # nothing has been learned yet
+            return True
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a resumed trial may tell a step again
+            own.report(loss, step)
+        return not own.should_prune()
+
+    yield watch

@@ -1,0 +1,117 @@
+"""Runs as a table, and configurations over seeds as a leaderboard. Reads run directories and nothing else."""
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from lmlab import files, runs
+from lmlab.config import UserError
+from lmlab.sweep.cells import UNTOUCHING, identity
+
+TEST = "paired t-test over common seeds, Holm's correction, 5 %"
+LEVEL = 0.05
+
+def load_runs(*folders: str | Path) -> pd.DataFrame:
+    """A row for each run below the folders: `path`, its configuration (keys as typed), its metrics.json, `group` (equal
+    for runs that differ only in seed), `reason` (why it isn't finished). Raises UserError where there is no run, or for
+    one that can't be read.
+    """
+    rows = []
+    for folder in dict.fromkeys(map(Path, folders)):
+        found = sorted({config.parent for config in folder.rglob("config.yaml")})
+        if not found:
+            raise UserError(f"{folder}: no run there")
+        rows += [load_run(path) for path in found]
+    return pd.DataFrame(rows).drop_duplicates("path").reset_index(drop=True)
+
+def load_run(path: Path) -> dict[str, Any]:
+    config, metrics = runs.read_config(path), runs.read_metrics(path)
+    flat = config.flat()
+    metrics = {key: value for key, value in metrics.items() if not key.startswith(("config/", "resumed/"))}
+    group = identity(flat, str(metrics.get("data_sha256")), metrics.get("init_sha256"))[1]
+    step, status = metrics.get("step", 0), metrics.get("status")
+    why = {"diverged": f"at step {step} the loss or a weight was not finite", "pruned": f"by the search at step {step}",
+           "interrupted": f"stopped at step {step}; the sweep's command or resume= goes on", "running": f"at step {step}"}
+    if config.data.test_fraction and (path / "evaluations.jsonl").exists():
+        metrics |= tested(path)
+    label = metrics.get("label") or f"{path.parent.name}/{path.name}"
+    return flat | {"reason": why.get(status)} | metrics | {"path": str(path), "group": group, "label": label}
+
+def tested(path: Path) -> dict[str, float]:
+    """test/loss of the run's last weights, as scripts/evaluate.py noted it last."""
+    found = {}
+    for line in files.read(path / "evaluations.jsonl", runs.LIMITS["evaluations.jsonl"]).decode().splitlines():
+        try:
+            noted = json.loads(line)
+        except ValueError:
+            raise UserError(f"{path / 'evaluations.jsonl'}: {line[:40]} is no line of the lab's") from None
+        if noted.get("text") == "test" and noted.get("checkpoint") == "last":
+            found = {"test/loss": noted["test/loss"]}
+    return found
+
+def varied(table: pd.DataFrame) -> list[str]:
+    """The keys of the configuration, but the seed, in which the runs differ."""
+    keys = [key for key in table.columns[: table.columns.get_loc("reason")] if key != "seed" and key not in UNTOUCHING]
+    return [key for key in [*keys, "data", "init_from"] if key in table and table[key].map(repr).nunique() > 1]
+
+def leaderboard(table: pd.DataFrame) -> pd.DataFrame:
+    """A row for each configuration, best first: by the mean of its finished seeds' last `val/loss` (`train/loss` where
+    nothing validates). `se` is the standard error of the mean, nan for one seed. `p` is that of the paired t-test
+    against the first row over the seeds that both have, corrected by Holm 1979; `like_best` whether it is not below 5 %,
+    None where fewer than two seeds are common. Configurations without a finished seed come last.
+    """
+    loss = objective(table)
+    rows = []
+    for group, members in table.groupby("group", sort=False):
+        done = members[(members["status"] == "finished") & members[loss].notna()].drop_duplicates("seed")
+        first = members.iloc[0]
+        row = {"group": group, **{key: first[key] for key in varied(table)}, "n": len(done)}
+        for key in ("val/loss", "best/val/loss", "val/bits_per_byte", "test/loss", "train/loss", "train_seconds"):
+            if key in members:
+                row[key] = done[key].mean() if len(done) else math.nan
+        row["se"] = done[loss].sem() if len(done) > 1 else math.nan
+        row |= {key: int(first[key]) for key in ("n_params", "tokens") if key in members and first[key] == first[key]}
+        row |= {"seeds": ",".join(map(str, sorted(done["seed"]))),
+                "not_finished": ", ".join(f"{n} {status}" for status, n in
+                                          members["status"][members["status"] != "finished"].value_counts().items())}
+        rows.append((row, dict(zip(done["seed"], done[loss], strict=True))))
+    rows.sort(key=lambda pair: (math.isnan(pair[0][loss]), pair[0][loss]))
+    best = rows[0][1]
+    ps = [compare(losses, best) for _, losses in rows]
+    for (row, _), p in zip(rows, holm(ps), strict=True):
+        row["p"], row["like_best"] = p, None if p is None else bool(p >= LEVEL)
+    rows[0][0]["like_best"] = True if best else None
+    return pd.DataFrame([row for row, _ in rows])
+
+def objective(table: pd.DataFrame) -> str:
+    return "val/loss" if "val/loss" in table and table["val/loss"].notna().any() else "train/loss"
+
+def compare(losses: dict[int, float], best: dict[int, float]) -> float | None:
+    """p of the paired t-test over common seeds, two-sided; None for fewer than two of them, or against itself."""
+    common = sorted({*losses} & {*best})
+    if losses is best or len(common) < 2:
+        return None
+    differences = np.array([losses[seed] - best[seed] for seed in common])
+    if np.ptp(differences) == 0:  # no spread to measure against: the same, or different whatever the seed
+        return 1.0 if differences[0] == 0 else 0.0
+    return float(stats.ttest_1samp(differences, 0).pvalue)
+
+def holm(ps: list[float | None]) -> list[float | None]:
+    """Each p times the number of those not smaller (Holm 1979), never below a smaller one's."""
+    order = sorted((i for i, p in enumerate(ps) if p is not None), key=lambda i: ps[i])
+    corrected, highest = list(ps), 0.0
+    for place, i in enumerate(order):
+        highest = max(highest, min(1.0, ps[i] * (len(order) - place)))
+        corrected[i] = highest
+    return corrected
+
+def unfinished(table: pd.DataFrame) -> Iterable[tuple[str, str, str]]:
+    """Label, status and reason of every run that isn't finished."""
+    for _, run in table[table["status"] != "finished"].iterrows():
+        yield run["label"], run["status"], run["reason"] or ""
