@@ -3,6 +3,7 @@
 import os
 import shlex
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,33 +52,42 @@ def main(argv: list[str] | None = None) -> None:
         sweep = Sweep(asked.name, command, tuple(beside))
         swept = args.multirun and not args.cfg and not args.info
         if swept:
-            if not prepared(asked, sweep):
-                return None
+            survey = begun(asked, sweep)
+            if asked.runs[0][0].sweep.dry_run:
+                return survey.show()
             overrides = [text for text in overrides if parse(text).key_or_group != "name"]
-            overrides += [f"name='{asked.name}'", f"hydra.sweep.dir='{sweep.own}'"]
+            place = tempfile.gettempdir() + "/lmlab" if asked.launcher == "local" else sweep.own  # of Hydra's own notes
+            overrides += [f"name='{asked.name}'", f"hydra.sweep.dir='{place}'"]
         sys.argv = ["train.py", *flags, *overrides]
 
     def one_run(cfg: DictConfig) -> Cell | None:
         return task(cfg, sweep)
 
-    one_run.sweep = sweep  # for the launchers and sweepers, which Hydra hands the function
+    one_run.sweep = sweep  # for launchers and sweepers, which are handed the function
     begin = hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(one_run)
     if not swept:
         return begin()
+    if asked.launcher == "local":
+        one_run.survey = survey
+    else:
+        survey.announce()
     with one_line_errors():
+        from lmlab.sweep import report  # while the server imports
         begin()
-        from lmlab.sweep import report
         raise SystemExit(report.finish(sweep, asked.launcher))
 
-def prepared(asked: Asked, sweep: Sweep) -> bool:
-    """Registers our plugins with Hydra and looks at each cell. False if that was all that was asked for."""
-    from lmlab.sweep import launcher, search
-    for plugin in (launcher.LocalLauncher, search.SearchSweeper):
+def begun(asked: Asked, sweep: Sweep) -> Any:
+    """The survey of a sweep that begins: with processes to run it, and Hydra knowing our plugins."""
+    if asked.launcher == "local":
+        from lmlab.sweep.server import server
+        server()
+    from lmlab.sweep.launcher import LocalLauncher
+    from lmlab.sweep.search import SearchSweeper
+    from lmlab.sweep.survey import Survey
+    for plugin in (LocalLauncher, SearchSweeper):
         Plugins.instance().register(plugin)  # and under the name of the one package from which Hydra takes them
         Plugins.instance().class_name_to_class[f"hydra_plugins.lmlab.{plugin.__name__}"] = plugin
-    if asked.launcher == "local":
-        launcher.start_server()
-    return launcher.look(asked, sweep)
+    return Survey(asked, sweep)
 
 def again(arguments: list[str], flags: list[str], command: str) -> bool:
     """Does what resume= or replay= of a run's folder asks for; False if neither is there."""

@@ -2,16 +2,13 @@
 launcher itself never imports it.
 """
 
-import multiprocessing
 import os
 import signal
-import sys
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import cache
+from dataclasses import dataclass, replace
 from multiprocessing import connection
 from typing import Any
 
@@ -19,87 +16,15 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
-from rich.console import Console
 
-from lmlab.config import UserError
-from lmlab.overrides import Asked, resolved
+from lmlab.cli import one_line_errors
 from lmlab.sweep import cells, worker
 from lmlab.sweep.cells import ENDED, Cell, Sweep
+from lmlab.sweep.server import server
+from lmlab.sweep.survey import Survey
 from lmlab.sweep.view import View
 
 POLL = 0.2  # seconds between two looks at the cells
-
-@cache
-def server() -> multiprocessing.context.BaseContext:
-    """Where new processes come from. On Linux the server that they are forked from; macOS's libraries forbid a fork."""
-    if sys.platform == "darwin":
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lmlab.sweep.warm"])
-    return context
-
-def start_server() -> None:
-    """Lets it begin to import, which takes seconds, while the caller goes on."""
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # threads that it had started would be missing in its children
-    if sys.platform != "darwin":
-        server()
-        multiprocessing.forkserver.ensure_running()
-
-def ask(name: str, *arguments: Any) -> Any:
-    """The answer of lmlab.sweep.plan's function `name`, computed in another process. Raises UserError as it does."""
-    ours, theirs = server().Pipe(duplex=False)
-    process = server().Process(target=worker.answer, args=(theirs, name, *arguments))
-    process.start()
-    theirs.close()
-    try:
-        result = ours.recv()
-    except EOFError:
-        raise UserError(f"looking at the sweep's cells: the process ended with {process.wait()}") from None
-    process.join()
-    if isinstance(result, Exception):
-        raise result
-    return result
-
-def answer(launcher: str) -> Callable[..., Any]:
-    """`ask`; or the same in this process, where the launcher runs cells in it, or is about to wait for others."""
-    if launcher == "local":
-        return ask
-    from lmlab.sweep import plan
-
-    return lambda name, *arguments: getattr(plan, name)(*arguments)
-
-@dataclass
-class Looked:
-    """What was found out about the sweep before it started."""
-    cells: dict[str, Cell] = field(default_factory=dict)  # by configuration
-    gpus: int = 0
-
-LOOKED = Looked()
-
-def look(asked: Asked, sweep: Sweep) -> bool:
-    """Looks at each cell as it will be run: its text, its device, its size. False if dry_run=true asked for no more.
-    Raises UserError for the first that can't be run.
-    """
-    dry, local = asked.runs[0][0].sweep.dry_run, asked.launcher == "local"
-    elsewhere = asked.launcher not in ("local", "basic")
-    found, LOOKED.gpus = answer(asked.launcher)("identify_all", asked.runs, sweep, elsewhere)
-    LOOKED.cells = {repr(config): cell for (config, _), cell in zip(asked.runs, found, strict=True)}
-    states = Counter(cell.status() for cell in {cell.hash: cell for cell in found}.values())
-    done = sum(states[status] for status in ENDED)
-    print(f"{sweep.folder}: {states.total()} cells" * (asked.sweeper != "search")
-          + f"{sweep.folder}: a search" * (asked.sweeper == "search")
-          + f", {done} of them done already" * bool(done), flush=True)
-    if dry:
-        n_jobs = slots(found, asked.hydra["launcher"].get("n_jobs") if local else 1)
-        Console(width=None if sys.stdout.isatty() else 200).print(answer(asked.launcher)("table", found, n_jobs, elsewhere))
-    return not dry
-
-def slots(found: Sequence[Cell], n_jobs: int | None) -> int:
-    """How many cells run at a time: one a GPU, else as many as the cores have room for."""
-    threads = max((cell.config.run.threads for cell in found), default=1)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    on_gpu = any(cell.config.choices["device"] == "cuda" for cell in found)
-    return n_jobs or (on_gpu and LOOKED.gpus) or max(1, cores // threads)
 
 @dataclass
 class Job:
@@ -120,6 +45,7 @@ class LocalLauncher(Launcher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.sweep: Sweep = task_function.sweep
+        self.survey: Survey = task_function.survey
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Runs them all, in any order; what goes wrong in a cell stands in its folder."""
@@ -133,9 +59,11 @@ class LocalLauncher(Launcher):
         """Runs what `following` hands out as (handle, overrides), one whenever there is room, until it has none and all
         are done; `ended` is told each handle and its cell's status. A cell that another process is at work on waits.
         """
+        with one_line_errors():
+            self.survey.announce()
         self.jobs, self.waiting, self.ended = [], deque(), ended
-        self.signal, self.view = 0, View(total, [cell.label for cell in LOOKED.cells.values()])
-        n_jobs = slots(list(LOOKED.cells.values()), self.n_jobs)
+        self.signal, self.view = 0, View(total, [cell.label for cell in self.survey.cells.values()])
+        n_jobs = self.survey.slots(self.n_jobs)
         with self.signals(), self.view:
             try:
                 while True:
@@ -167,10 +95,10 @@ class LocalLauncher(Launcher):
             else:
                 self.waiting.append(job)
         while len(self.waiting) < 10_000 and (one := following()):
-            config = resolved(one[1])[0]
-            cell = LOOKED.cells.get(repr(config)) or ask("identify", config, list(one[1]), self.sweep)
-            tries = config.sweep.retries
-            cell = replace(cell, config=replace(cell.config, sweep=replace(config.sweep, retries=0)))
+            cell = self.survey.cell(one[1])
+            settings = cell.config.sweep
+            tries = settings.retries  # here, so that each try has a fresh process
+            cell = replace(cell, config=replace(cell.config, sweep=replace(settings, retries=0)))
             job = Job(cell, one[0], tries)
             if cell.status() in ENDED:
                 self.done(job, "already")
@@ -182,7 +110,7 @@ class LocalLauncher(Launcher):
 
     def start(self, job: Job) -> None:
         if job.cell.config.choices["device"] == "cuda":
-            ids = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(LOOKED.gpus)))).split(",")
+            ids = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(self.survey.gpus)))).split(",")
             job.gpu = min(ids, key=[other.gpu for other in self.jobs].count)
         job.process = server().Process(target=worker.work, args=(job.cell, job.gpu), daemon=False)
         job.process.start()

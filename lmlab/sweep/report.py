@@ -17,6 +17,7 @@ from rich.table import Table
 from lmlab import files, runs
 from lmlab.sweep import table as tables
 from lmlab.sweep.cells import Sweep
+from lmlab.sweep.server import answer
 
 PAGE = Path(__file__).with_name("report.html")
 POINTS = 200  # of a curve
@@ -28,9 +29,7 @@ def finish(sweep: Sweep, launcher: str) -> int:
     winner = table[(table["group"] == board["group"][0]) & (table["status"] == "finished")]
     todo = [path for path in winner["path"][winner["test_fraction"] > 0] if "test/loss" not in tables.load_run(Path(path))]
     if todo:  # the winner was chosen on the validation split, which flatters it
-        from lmlab.sweep import launcher as local
-
-        local.answer(launcher)("test_losses", todo)
+        answer(launcher)("test_losses", todo)
         table = tables.load_runs(sweep.folder)
     show(table)
     write(table, sweep.folder, sweep.name)

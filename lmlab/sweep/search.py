@@ -6,7 +6,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +17,11 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from lmlab.cli import one_line_errors
 from lmlab.config import SearchConfig, UserError, kind_of
-from lmlab.overrides import parse
+from lmlab.overrides import ends, parse, resolved
 from lmlab.sweep.cells import Cell, Sweep
-from lmlab.sweep.launcher import LOOKED, LocalLauncher
+from lmlab.sweep.launcher import LocalLauncher
 
 if TYPE_CHECKING:
     import optuna
@@ -39,23 +40,10 @@ class SearchSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Trials until the study has `n_trials`. What a dead process left behind is taken up."""
-        overrides = [parse(text) for text in arguments]
-        self.fixed = [o.input_line for o in overrides if not o.is_sweep_override()]
-        self.space = {o.key_or_group: Dimension(o) for o in overrides if o.is_sweep_override()}
-        if not self.space:
-            raise UserError("hydra/sweeper=search: needs a key with several values, as lr='tag(log,interval(1e-4,1e-2))'")
-        config = next(iter(LOOKED.cells.values())).config
-        if config.data.val_fraction == 0 and self.settings.objective in LOSSES:
-            raise UserError(f"hydra.sweeper.objective={self.settings.objective}: needs val_fraction above 0")
-        url = self.settings.storage or f"sqlite:///{self.sweep_of.folder}/study.db"
-        self.pruner = self.settings.pruner if self.settings.objective in LOSSES else "none"
-        self.about = {"study": self.sweep_of.name, "storage": url, "pruner": self.pruner,
-                      "steps": [config.run.eval_interval, config.run.max_steps]}
-        self.me, folder = uuid.uuid4().hex, self.sweep_of.own / "searches"
-        folder.mkdir(parents=True, exist_ok=True)
-        self.study = open_study(self.about, self.settings)
-        with ExitStack() as stack:
-            fcntl.flock(stack.enter_context(open(folder / self.me, "w")), fcntl.LOCK_EX)  # while this process lives
+        with one_line_errors():
+            self.begin([parse(text) for text in arguments])
+        with open(self.sweep_of.own / "searches" / self.me, "w") as alive:
+            fcntl.flock(alive, fcntl.LOCK_EX)  # while this process lives
             while True:
                 if isinstance(self.launcher, LocalLauncher):
                     self.launcher.stream(self.following, self.ended, self.settings.n_trials)
@@ -64,6 +52,23 @@ class SearchSweeper(Sweeper):
                 if not any(self.owner(trial) == "other" for trial in self.running()):
                     break
                 time.sleep(0.5)  # another process is at work on the last ones, and may die
+
+    def begin(self, overrides: list[Override]) -> None:
+        """Opens the study. Raises UserError if there is nothing to search, or no place for it."""
+        self.fixed = [o.input_line for o in overrides if not o.is_sweep_override()]
+        self.space = {o.key_or_group: Dimension(o) for o in overrides if o.is_sweep_override()}
+        if not self.space:
+            raise UserError("hydra/sweeper=search: needs a key with several values, as lr='tag(log,interval(1e-4,1e-2))'")
+        config, _ = resolved([*self.fixed, *(ends(o)[0] for o in overrides if o.is_sweep_override())])
+        if config.data.val_fraction == 0 and self.settings.objective in LOSSES:
+            raise UserError(f"hydra.sweeper.objective={self.settings.objective}: needs val_fraction above 0")
+        url = self.settings.storage or f"sqlite:///{self.sweep_of.folder}/study.db"
+        pruner = self.settings.pruner if self.settings.objective in LOSSES else "none"
+        self.about = {"study": self.sweep_of.name, "storage": url, "pruner": pruner,
+                      "steps": [config.run.eval_interval, config.run.max_steps]}
+        self.me, folder = uuid.uuid4().hex, self.sweep_of.own / "searches"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.study = open_study(self.about, self.settings)
 
     def batch(self, n: int) -> None:
         """For launchers that want to know all their cells at once: n at a time."""
