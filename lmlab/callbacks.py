@@ -79,18 +79,19 @@ class Recorder(Callback):
         self.last = late or self.step >= keys.max_steps
         minutes = (time.monotonic() - self.saved_at) / 60
         evaluating = self.last or self.step % keys.eval_interval == 0
-        saving = (self.last or self.signal or self.step % keys.checkpoint_interval == 0
-                  or minutes >= keys.checkpoint_minutes)
+        saving = self.last or self.step % keys.checkpoint_interval == 0 or minutes >= keys.checkpoint_minutes
         if evaluating or self.step % keys.log_interval == 0:
             self.point(trainer, module)
-        if evaluating or saving:
+        stopping = bool(self.signal)
+        if evaluating or saving or stopping:
             self.train_seconds, self.clock = self.seconds(), None
             if evaluating:
                 self.evaluate(trainer, module)
-            if saving:
+            stopping = bool(self.signal)  # looked at once: a signal that comes while saving waits for the next step
+            if saving or stopping:
                 self.save(trainer, module)
             self.clock = time.perf_counter()
-        trainer.should_stop = bool(late or self.diverged or self.pruned or self.signal)
+        trainer.should_stop = late or self.diverged or self.pruned or stopping
 
     def seconds(self) -> float:
         """Seconds of training so far, evaluations and checkpoints left out."""

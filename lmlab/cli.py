@@ -74,7 +74,8 @@ def main(argv: list[str] | None = None) -> None:
     with one_line_errors():
         from lmlab.sweep import report  # while the server imports
         begin()
-        raise SystemExit(report.finish(sweep, asked.launcher))
+        if not report.finish(sweep, asked.launcher):
+            raise SystemExit(1)
 
 def begun(asked: Asked, sweep: Sweep) -> Any:
     """The survey of a sweep that begins: with processes to run it, and Hydra knowing our plugins."""

@@ -190,6 +190,10 @@ def build(part: type, values: dict[str, Any], prefix: str = "") -> Any:
     hints = get_type_hints(part, include_extras=True)
     return part(**{key: check_value(prefix + key, values.get(key), hints[key]) for key in keys_of(part)})
 
+def derived(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of keys that are null where nobody gave them one."""
+    return {"decay_steps": values["max_steps"], "min_lr": values["lr"] / 10}
+
 def from_flat(values: dict[str, Any], choices: dict[str, str]) -> Config:
     """The one way from keys and values, typed or read from a config.yaml, to a `Config`. Raises UserError."""
     for key, value in values.items():
@@ -199,8 +203,8 @@ def from_flat(values: dict[str, Any], choices: dict[str, str]) -> Config:
         if value == "???":
             raise UserError(f"{key}: data={choices['data']} needs {key}=…")
     optimizer = build(GROUPS["optimizer"][choices["optimizer"]], values)
-    derived = {"name": choices["model"], "decay_steps": values["max_steps"], "min_lr": optimizer.lr / 10}
-    values = values | {key: value for key, value in derived.items() if values[key] is None}
+    values = values | {key: value for key, value in derived(values | {"lr": optimizer.lr}).items() if values[key] is None}
+    values["name"] = values["name"] or choices["model"]
     parts = {group: build(GROUPS[group][choices[group]], values) for group in GROUPS}
     sweep = build(SweepConfig, values) if "retries" in values else None
     config = Config(choices, build(RunConfig, values), **parts, sweep=sweep)

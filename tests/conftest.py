@@ -108,7 +108,7 @@ def some_config():
     """A checked configuration: a tiny GPT on the stories."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["pytest"])
-        return overrides.read(*overrides.compose(("model=gpt_nano", "device=cpu")))[0]
+        return overrides.resolved(("model=gpt_nano", "device=cpu"))[0]
 
 def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=1, help="how many kills at random moments (tests/test_resume.py)")

@@ -16,14 +16,14 @@ from rich.table import Table
 
 from lmlab import files, runs
 from lmlab.sweep import table as tables
-from lmlab.sweep.cells import Sweep
+from lmlab.sweep.cells import ENDED, Sweep
 from lmlab.sweep.server import answer
 
 PAGE = Path(__file__).with_name("report.html")
 POINTS = 200  # of a curve
 
-def finish(sweep: Sweep, launcher: str) -> int:
-    """Shows and writes what came of the sweep, and returns its exit status: 1 if some cell failed or isn't there."""
+def finish(sweep: Sweep, launcher: str) -> bool:
+    """Shows and writes what came of the sweep; whether all of its cells have come to an end of their own."""
     table = tables.load_runs(sweep.folder)
     board = tables.leaderboard(table)
     winner = table[(table["group"] == board["group"][0]) & (table["status"] == "finished")]
@@ -33,7 +33,7 @@ def finish(sweep: Sweep, launcher: str) -> int:
         table = tables.load_runs(sweep.folder)
     show(table)
     write(table, sweep.folder, sweep.name)
-    return int(not table["status"].isin(("finished", "diverged", "pruned")).all())
+    return bool(table["status"].isin(ENDED).all())
 
 def show(table: pd.DataFrame) -> None:
     """The leaderboard, and what isn't finished with its reason, in the terminal."""

@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import stats
 
 from lmlab import files, runs
-from lmlab.config import UserError
+from lmlab.config import UserError, derived
 from lmlab.sweep.cells import UNTOUCHING, identity
 
 TEST = "paired t-test over common seeds, Holm's correction, 5 %"
@@ -56,9 +56,12 @@ def tested(path: Path) -> dict[str, float]:
     return found
 
 def varied(table: pd.DataFrame) -> list[str]:
-    """The keys of the configuration, but the seed, in which the runs differ."""
+    """The keys of the configuration, but the seed, in which the runs differ, without those that follow from others."""
     keys = [key for key in table.columns[: table.columns.get_loc("reason")] if key != "seed" and key not in UNTOUCHING]
-    return [key for key in [*keys, "data", "init_from"] if key in table and table[key].map(repr).nunique() > 1]
+    follow = [derived(row) for row in table.to_dict("records")]
+    same = {key for key in follow[0] if table[key].tolist() == [row[key] for row in follow]}
+    return [key for key in [*keys, "data", "init_from"] if key in table and key not in same
+            and table[key].map(repr).nunique() > 1]
 
 def leaderboard(table: pd.DataFrame) -> pd.DataFrame:
     """A row for each configuration, best first: by the mean of its finished seeds' last `val/loss` (`train/loss` where
