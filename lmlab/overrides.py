@@ -4,6 +4,7 @@ import itertools
 import math
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, Literal
 
 import hydra
 import yaml
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
@@ -54,7 +56,8 @@ def checked(arguments: list[str], multirun: bool) -> Asked:
     """
     overrides = [parse(text) for text in arguments]
     swept = {o.key_or_group: o.input_line for o in overrides if o.is_sweep_override()}
-    hydras = compose(tuple(o.input_line for o in overrides if is_hydras(o)))
+    fixed = [o for o in overrides if not o.is_sweep_override()]
+    hydras = compose(tuple(o.input_line for o in [o for o in fixed if is_hydras(o)] + chosen(fixed)))
     launcher, sweeper = (str(hydras[1][f"hydra/{kind}"]) for kind in ("launcher", "sweeper"))
     for kind, choice in (("launcher", launcher), ("sweeper", sweeper)):
         if choice in SETTINGS:
@@ -77,8 +80,8 @@ def checked(arguments: list[str], multirun: bool) -> Asked:
     values = [ends(o) if sweeper == "search" else [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
               for o in overrides if o.is_sweep_override()]
     few = math.prod(map(len, values)) <= 4096
-    for chosen in itertools.product(*values) if few or sweeper != "search" else zip(*(v[:1] + v[-1:] for v in values)):
-        own = iter(chosen)
+    for picked in itertools.product(*values) if few or sweeper != "search" else zip(*(v[:1] + v[-1:] for v in values)):
+        own = iter(picked)
         cell = [next(own) if o.is_sweep_override() else o.input_line for o in overrides]
         config, notice = resolved(cell)
         found.append((config, cell))
@@ -95,17 +98,21 @@ def resolved(cell: Sequence[str]) -> tuple[Config, str]:
     typed = [parse(text) for text in cell]
     hydras = [o for o in typed if is_hydras(o)]
     signed = [o for o in typed if o.input_line[0] in "+~" and o not in hydras]
-    groups = [o for o in typed if o.key_or_group in CHOICES and o not in signed]
-    recipes = [None, *sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))]
-    for o in groups:
-        check_value(o.key_or_group, o.value(), Literal[*GROUPS.get(o.key_or_group, recipes)])
-    values, choices, _ = compose(tuple(o.input_line for o in hydras + groups))
+    values, choices, _ = compose(tuple(o.input_line for o in chosen(typed)))
     plain = {o.key_or_group: o.value() for o in typed if o not in hydras and o.key_or_group not in CHOICES}
     for key, value in plain.items():
         check_key(key, value, choices)
     for o in signed:
         raise UserError(f"{o.input_line}: keys are not added or removed; give {o.key_or_group}=… a value")
     return read(values | plain, {group: choices[group] for group in CHOICES})
+
+def chosen(overrides: list[Override]) -> list[Override]:
+    """Those that choose a file of conf/. Raises UserError if it isn't there."""
+    recipes = [None, *sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))]
+    groups = [o for o in overrides if o.key_or_group in CHOICES and o.input_line[0] not in "+~"]
+    for o in groups:
+        check_value(o.key_or_group, o.value(), Literal[*GROUPS.get(o.key_or_group, recipes)])
+    return groups
 
 def is_hydras(override: Override) -> bool:
     return override.key_or_group.startswith(("hydra.", "hydra/"))
@@ -131,7 +138,8 @@ def parse(text: str) -> Override:
 def compose(overrides: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
     """What Hydra composes from choices of groups: the keys, all choices, and Hydra's own settings."""
     try:
-        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        with nullcontext() if GlobalHydra.instance().is_initialized() else hydra.initialize_config_dir(
+                str(CONF), version_base="1.3"):
             values = OmegaConf.to_container(hydra.compose("config", list(overrides), return_hydra_config=True))
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UserError(str(error).split("Config search path")[0]) from None

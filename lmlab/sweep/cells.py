@@ -92,10 +92,11 @@ def identity(flat: dict[str, Any], data_sha256: str, init_sha256: str | None) ->
     return short(touching), short({key: value for key, value in touching.items() if key != "seed"})
 
 def label(overrides: list[str], sweep: Sweep) -> str:
-    """The overrides as part of a folder's name; the model where there are none."""
+    """The overrides as part of a folder's name, long numbers shortened."""
     hidden = ("name", *keys_of(SweepConfig))
     typed = [text for text in overrides if text not in sweep.beside and parse(text).key_or_group not in hidden]
-    return re.sub(r"[^\w.,=+-]", "_", ",".join(typed), flags=re.ASCII)
+    shorter = re.sub(r"\d\.\d{5,}(e-?\d+)?", lambda found: f"{float(found[0]):.4g}", ",".join(typed))
+    return re.sub(r"[^\w.,=+-]", "_", shorter, flags=re.ASCII)
 
 @contextmanager
 def locked(cell: Cell) -> Iterator[None]:
@@ -173,7 +174,7 @@ def fail(cell: Cell, why: str) -> str:
 
 def reason(error: BaseException) -> str:
     """An error in one line, the first of what it says."""
-    said = " ".join(str(error).split())[:300]
+    said = re.sub(r"\[enforce fail[^]]*\] err == 0\. ", "", " ".join(str(error).split()))[:300]  # torch's line number
     short = isinstance(error, MemoryError) or any(
         sign in said.lower() for sign in ("out of memory", "can't allocate memory", "not enough memory"))
     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "

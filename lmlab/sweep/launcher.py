@@ -60,7 +60,7 @@ class LocalLauncher(Launcher):
         are done; `ended` is told each handle and its cell's status. A cell that another process is at work on waits.
         """
         with one_line_errors():
-            self.survey.announce()
+            self.survey.announce()  # waits for it: here a cell that can't be run is told
         self.jobs, self.waiting, self.ended = [], deque(), ended
         self.signal, self.view = 0, View(total, [cell.label for cell in self.survey.cells.values()])
         n_jobs = self.survey.slots(self.n_jobs)

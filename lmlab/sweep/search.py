@@ -46,7 +46,8 @@ class SearchSweeper(Sweeper):
             fcntl.flock(alive, fcntl.LOCK_EX)  # while this process lives
             while True:
                 if isinstance(self.launcher, LocalLauncher):
-                    self.launcher.stream(self.following, self.ended, self.settings.n_trials)
+                    done = sum(trial.state.is_finished() for trial in self.study.get_trials(deepcopy=False))
+                    self.launcher.stream(self.following, self.ended, self.settings.n_trials - done)
                 else:
                     self.batch(1 if isinstance(self.launcher, BasicLauncher) else self.settings.batch)
                 if not any(self.owner(trial) == "other" for trial in self.running()):
@@ -163,7 +164,7 @@ def sampler(settings: SearchConfig, number: int) -> "optuna.samplers.BaseSampler
     seed = (settings.seed * 1_000_003 + number) % 2**32
     if settings.sampler == "random":
         return optuna.samplers.RandomSampler(seed=seed)
-    return optuna.samplers.TPESampler(seed=seed, constant_liar=True)  # running trials keep others away
+    return optuna.samplers.TPESampler(seed=seed)
 
 def open_study(about: dict[str, Any], settings: SearchConfig | None = None) -> "optuna.Study":
     """The study that `about` names; made if there are settings. Raises UserError for a database that can't be had."""

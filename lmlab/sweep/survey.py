@@ -19,7 +19,7 @@ class Survey:
     caller goes on, until something is asked of it. Raises UserError for the first cell that can't be run.
     """
     def __init__(self, asked: Asked, sweep: Sweep) -> None:
-        self.asked, self.sweep, self.coming = asked, sweep, None
+        self.asked, self.sweep, self.coming, self.announced = asked, sweep, None, False
         self.elsewhere = asked.launcher not in ("local", "basic")
         if asked.launcher == "local":
             pool = ThreadPoolExecutor(1)
@@ -50,7 +50,10 @@ class Survey:
         return known or answer(self.asked.launcher)("identify", config, list(overrides), self.sweep)
 
     def announce(self) -> None:
-        """A line: how many cells there are, and what is done already."""
+        """One line, once: how many cells there are, and what is done already."""
+        if self.announced:
+            return
+        self.announced = True
         states = Counter(cell.status() for cell in {cell.hash: cell for cell in self.cells.values()}.values())
         done = sum(states[status] for status in ENDED)
         what = "a search" if self.asked.sweeper == "search" else f"{states.total()} cells"

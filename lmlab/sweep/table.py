@@ -115,6 +115,9 @@ def holm(ps: list[float | None]) -> list[float | None]:
     return corrected
 
 def unfinished(table: pd.DataFrame) -> Iterable[tuple[str, str, str]]:
-    """Label, status and reason of every run that isn't finished."""
+    """Label, without what all have in it, status and reason of every run that isn't finished."""
+    parts = [label.split(",") for label in table["label"]]
+    common = set.intersection(*map(set, parts)) if len(parts) > 1 else set()
     for _, run in table[table["status"] != "finished"].iterrows():
-        yield run["label"], run["status"], run["reason"] or ""
+        shown = [part for part in run["label"].split(",") if part not in common]
+        yield ",".join(shown) or run["label"], run["status"], run["reason"] or ""

@@ -49,8 +49,9 @@ class View:
         metrics = cell.metrics()
         self.counts[status] += 1
         loss, why = metrics.get("val/loss"), metrics.get("reason")
-        said = (f"{status} {how}".strip() + f": {why}" * bool(why)
-                + f", val/loss {loss:.4f}" * (status in ("finished", "pruned") and loss is not None))
+        said = f"{status} {how}".strip() + (f": {why}" if why else "")
+        if status in ("finished", "pruned") and loss is not None:
+            said += f", val/loss {loss:.4f}"
         self.last.append((self.name(cell), said))
         if not self.live and how != "already":
             of = f" of {self.total}" if self.total else ""
