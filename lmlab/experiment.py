@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments import LightningEnvironment
 
 from lmlab import checkpoints, device, runs
 from lmlab.callbacks import Recorder
@@ -184,6 +185,7 @@ def trainer(config: Config, recorder: Recorder) -> pl.Trainer:
     return pl.Trainer(
         accelerator="gpu" if kind == "cuda" else kind, devices=1, precision=config.device.precision,
         deterministic=kind == "cpu", max_epochs=-1, max_steps=config.run.max_steps,
-        accumulate_grad_batches=config.run.grad_accumulation, callbacks=[recorder], plugins=[SealedCheckpointIO()],
+        accumulate_grad_batches=config.run.grad_accumulation, callbacks=[recorder],
+        plugins=[SealedCheckpointIO(), LightningEnvironment()],  # on Slurm too: there submitit alone requeues
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )

@@ -41,7 +41,7 @@ def show(table: pd.DataFrame) -> None:
     shown = columns(board, keys)
     rich = Table(caption=footnote(board), caption_justify="left", box=None, header_style="bold")
     for name in shown.columns:
-        rich.add_column(name, justify="left" if name in keys or name == "not finished" else "right", overflow="fold")
+        rich.add_column(name, justify="left" if name in (*keys, "like the best", "not finished") else "right", overflow="fold")
     for n, row in enumerate(shown.itertuples(index=False)):
         rich.add_row(*map(str, row), style="bold" if n == 0 else None)
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False, emoji=False)
@@ -64,10 +64,10 @@ def columns(board: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
         ranked = not math.isnan(row[loss])
         p, like = row["p"], row["like_best"]
         rows.append({
-            "": str(n + 1) if ranked else "–", **{key: value(row[key]) for key in keys},
+            "": str(n + 1) if ranked else "–",
             loss: number(row[loss]), "±": number(row["se"]), "n": str(row["n"]),
             "like the best": "best" if n == 0 and ranked else "" if not ranked else "one seed" if like is None else
-            f"{'yes' if like else 'no'} (p {p:.2g})",
+            f"{'yes' if like else 'no'} (p {p:.2g})", **{key: value(row[key]) for key in keys},
             **({"best val/loss": number(row["best/val/loss"])} if "best/val/loss" in row else {}),
             **({"test/loss": number(row["test/loss"])} if "test/loss" in row and board["test/loss"].notna().any() else {}),
             "parameters": f"{row['n_params']:,.0f}" if row.get("n_params") == row.get("n_params") else "",

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pandas as pd
 from scipy import stats
 
 from lmlab import files, runs
-from lmlab.config import UserError, derived
+from lmlab.config import GROUPS, UserError, derived
 from lmlab.sweep.cells import UNTOUCHING, identity
 
 TEST = "paired t-test over common seeds, Holm's correction, 5 %"
@@ -56,12 +57,18 @@ def tested(path: Path) -> dict[str, float]:
     return found
 
 def varied(table: pd.DataFrame) -> list[str]:
-    """The keys of the configuration, but the seed, in which the runs differ, without those that follow from others."""
+    """The keys in which the runs differ, but the seed; without those that nobody typed and that follow from others."""
     keys = [key for key in table.columns[: table.columns.get_loc("reason")] if key != "seed" and key not in UNTOUCHING]
-    follow = [derived(row) for row in table.to_dict("records")]
-    same = {key for key in follow[0] if table[key].tolist() == [row[key] for row in follow]}
-    return [key for key in [*keys, "data", "init_from"] if key in table and key not in same
-            and table[key].map(repr).nunique() > 1]
+    keys = [key for key in [*keys, "data", "init_from"] if key in table and table[key].map(repr).nunique() > 1]
+    chosen = table[list(GROUPS)].agg("|".join, axis=1)
+    rows = table.to_dict("records")
+
+    def follows(key: str) -> bool:
+        same = key in derived(rows[0]) and all(row[key] == derived(row)[key] for row in rows)
+        return same or table[key].map(repr).groupby(chosen).nunique().max() == 1
+
+    typed = ",".join(table["label"])
+    return [key for key in keys if key in GROUPS or re.search(rf"\b{key}=", typed) or not follows(key)]
 
 def leaderboard(table: pd.DataFrame) -> pd.DataFrame:
     """A row for each configuration, best first: by the mean of its finished seeds' last `val/loss` (`train/loss` where
