@@ -70,6 +70,9 @@ def checked(arguments: list[str], multirun: bool) -> Asked:
         if o.is_sweep_override() and (not multirun or key in ONCE or is_hydras(o)):
             raise UserError(f"{text}: several values are a sweep, of any key but {' '.join(ONCE)}; add -m, or quote "
                             f"the value twice: {key}=\"'…'\"")
+        if o.is_sweep_override() and sweeper != "search" and not o.is_discrete_sweep():
+            raise UserError(f"{text}: has no list of values to try one by one; hydra/sweeper=search looks for the best "
+                            "among them")
         if o.is_sweep_override() and sweeper == "search" and key == "seed":
             raise UserError(f"{text}: a search would take the luckiest seed for the best; give it one")
         if not multirun and (key in keys_of(SweepConfig) or key.startswith(("hydra/launcher", "hydra.launcher"))):
@@ -142,7 +145,9 @@ def compose(overrides: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str],
                 str(CONF), version_base="1.3"):
             values = OmegaConf.to_container(hydra.compose("config", list(overrides), return_hydra_config=True))
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise UserError(str(error).split("Config search path")[0]) from None
+        said = re.split("Config search path|To append to your config", str(error))[0]  # + is no way in, here
+        extra = "; it comes with pip install -e '.[slurm]'" if "submitit" in said else ""
+        raise UserError(said.rstrip(". \n") + extra) from None
     own = values.pop("hydra")
     return values, own["runtime"]["choices"], own
 

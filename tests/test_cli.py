@@ -69,7 +69,7 @@ WRONG = {
     "model=${oc.env:HOME}": ["model=${oc.env:HOME}"],
     "seed": ["seed", "key=value"],
     "-m data=file path=missing.txt seed=0,1": ["path=missing.txt"],
-    "-m lr='interval(0.1,1)'": ["INTERVAL"],
+    "-m lr='interval(0.1,1)'": ["lr=interval(0.1,1)", "hydra/sweeper=search"],
     "data=file 'path=a b(c'": ["path=a b(c", "quoted twice", "path=\"'…'\""],
     "data=file 'path=a,b'": ["path=a,b", "twice", "path=\"'…'\""],
     "lr=0.1,0.2": ["lr=0.1,0.2", "add -m"],

@@ -68,8 +68,10 @@ class SearchSweeper(Sweeper):
         self.about = {"study": self.sweep_of.name, "storage": url, "pruner": pruner,
                       "steps": [config.run.eval_interval, config.run.max_steps]}
         self.me, folder = uuid.uuid4().hex, self.sweep_of.own / "searches"
-        folder.mkdir(parents=True, exist_ok=True)
+        if not self.settings.storage:
+            folder.mkdir(parents=True, exist_ok=True)
         self.study = open_study(self.about, self.settings)
+        folder.mkdir(parents=True, exist_ok=True)
 
     def batch(self, n: int) -> None:
         """For launchers that want to know all their cells at once: n at a time."""

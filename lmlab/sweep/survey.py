@@ -64,6 +64,8 @@ class Survey:
         found = list(self.cells.values())
         n_jobs = self.slots(self.asked.hydra["launcher"].get("n_jobs")) if self.asked.launcher == "local" else 1
         table = answer(self.asked.launcher)("table", found, n_jobs, self.elsewhere)
+        if self.asked.sweeper == "search":
+            table.title = f"{self.sweep.folder}: {self.asked.hydra['sweeper']['n_trials']} trials between these ends"
         Console(width=None if sys.stdout.isatty() else 200).print(table)
 
     def slots(self, n_jobs: int | None) -> int:
