@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
         typed, beside = inherited(typed)
         overrides = [*typed, *beside]
         asked = checked(overrides, args.multirun)
-        sweep = Sweep(asked.name, command, tuple(beside))
+        sweep = Sweep(asked.name, command, tuple(beside), asked.swept)
         swept = args.multirun and not args.cfg and not args.info
         if swept:
             survey = begun(asked, sweep)

@@ -179,7 +179,8 @@ def train(directory: RunDirectory, data: CharDataModule, module: LanguageModule,
 def trainer(config: Config, recorder: Recorder) -> pl.Trainer:
     """Lightning's Trainer, with all that the Recorder does switched off."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module="pytorch_lightning")  # advice on loaders and loggers
+    for module in ("pytorch_lightning", "lightning_fabric"):
+        warnings.filterwarnings("ignore", module=module)  # advice on loaders, loggers and clusters
     torch.utils.deterministic.fill_uninitialized_memory = False  # a pass over every new tensor, for nothing
     kind = config.choices["device"]
     return pl.Trainer(

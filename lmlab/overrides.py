@@ -46,6 +46,7 @@ class Asked:
     """A command that holds: what each of its runs was given, composed; and of a sweep its name and how it is run."""
     runs: list[tuple[Config, list[str]]]
     name: str
+    swept: tuple[str, ...]
     launcher: str
     sweeper: str
     hydra: dict[str, Any]
@@ -94,7 +95,7 @@ def checked(arguments: list[str], multirun: bool) -> Asked:
     name = found[0][0].run.name if named or not swept else re.sub(r"[^\w.,=+-]", ".", "-".join(swept))
     named = [(replace(config, run=replace(config.run, name=name)), [text for text in cell if not is_hydras(parse(text))])
              for config, cell in found]
-    return Asked(named, name, launcher, sweeper, hydras[2])
+    return Asked(named, name, tuple(swept), launcher, sweeper, hydras[2])
 
 def resolved(cell: Sequence[str]) -> tuple[Config, str]:
     """The checked configuration of one run's overrides, and what is to be said of it. Raises UserError."""

@@ -31,10 +31,13 @@ class Busy(Exception):
 
 @dataclass(frozen=True)
 class Sweep:
-    """What all cells of one command share. `beside` are the overrides that the door added to those typed."""
+    """What all cells of one command share: among it the overrides that the door added to those typed (`beside`), and
+    the keys that were given several values.
+    """
     name: str
     command: str
     beside: tuple[str, ...] = ()
+    swept: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -92,9 +95,10 @@ def identity(flat: dict[str, Any], data_sha256: str, init_sha256: str | None) ->
     return short(touching), short({key: value for key, value in touching.items() if key != "seed"})
 
 def label(overrides: list[str], sweep: Sweep) -> str:
-    """The overrides as part of a folder's name, long numbers shortened."""
+    """The overrides as part of a folder's name: first those that vary, long numbers shortened."""
     hidden = ("name", *keys_of(SweepConfig))
     typed = [text for text in overrides if text not in sweep.beside and parse(text).key_or_group not in hidden]
+    typed.sort(key=lambda text: parse(text).key_or_group not in sweep.swept)
     shorter = re.sub(r"\d\.\d{5,}(e-?\d+)?", lambda found: f"{float(found[0]):.4g}", ",".join(typed))
     return re.sub(r"[^\w.,=+-]", "_", shorter, flags=re.ASCII)
 
@@ -133,7 +137,7 @@ def run(cell: Cell, watch: Callable[[int, float], bool] | None = None) -> str:
                 break
             except Exception as error:
                 traceback.print_exc()
-                status = fail(cell, reason(error))
+                status = fail(cell, reason(error.__cause__ or error))
         return status
 
 def run_when_free(cell: Cell, watch: Callable[[int, float], bool] | None = None) -> str:

@@ -56,7 +56,8 @@ class Survey:
         self.announced = True
         states = Counter(cell.status() for cell in {cell.hash: cell for cell in self.cells.values()}.values())
         done = sum(states[status] for status in ENDED)
-        what = "a search" if self.asked.sweeper == "search" else f"{states.total()} cells"
+        n = states.total()
+        what = "a search" if self.asked.sweeper == "search" else f"{n} cell{'s' * (n > 1)}"
         print(f"{self.sweep.folder}: {what}" + f", {done} of them done already" * bool(done), flush=True)
 
     def show(self) -> None:

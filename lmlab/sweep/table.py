@@ -17,6 +17,7 @@ from lmlab.sweep.cells import UNTOUCHING, identity
 
 TEST = "paired t-test over common seeds, Holm's correction, 5 %"
 LEVEL = 0.05
+LOSSES = ("val/loss", "train/loss")
 
 def load_runs(*folders: str | Path) -> pd.DataFrame:
     """A row for each run below the folders: `path`, its configuration (keys as typed), its metrics.json, `group` (equal
@@ -29,7 +30,8 @@ def load_runs(*folders: str | Path) -> pd.DataFrame:
         if not found:
             raise UserError(f"{folder}: no run there")
         rows += [load_run(path) for path in found]
-    return pd.DataFrame(rows).drop_duplicates("path").reset_index(drop=True)
+    table = pd.DataFrame(rows).drop_duplicates("path").reset_index(drop=True)
+    return table.assign(**{key: pd.to_numeric(table[key]) for key in LOSSES})
 
 def load_run(path: Path) -> dict[str, Any]:
     config, metrics = runs.read_config(path), runs.read_metrics(path)
@@ -42,7 +44,7 @@ def load_run(path: Path) -> dict[str, Any]:
     if config.data.test_fraction and (path / "evaluations.jsonl").exists():
         metrics |= tested(path)
     label = metrics.get("label") or f"{path.parent.name}/{path.name}"
-    return flat | {"reason": why.get(status)} | metrics | {"path": str(path), "group": group, "label": label}
+    return flat | {"reason": why.get(status, "")} | dict.fromkeys(LOSSES) | metrics | {"path": str(path), "group": group, "label": label}
 
 def tested(path: Path) -> dict[str, float]:
     """test/loss of the run's last weights, as scripts/evaluate.py noted it last."""
@@ -100,7 +102,7 @@ def leaderboard(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame([row for row, _ in rows])
 
 def objective(table: pd.DataFrame) -> str:
-    return "val/loss" if "val/loss" in table and table["val/loss"].notna().any() else "train/loss"
+    return next((key for key in LOSSES if table[key].notna().any()), LOSSES[0])
 
 def compare(losses: dict[int, float], best: dict[int, float]) -> float | None:
     """p of the paired t-test over common seeds, two-sided; None for fewer than two of them, or against itself."""
@@ -127,4 +129,4 @@ def unfinished(table: pd.DataFrame) -> Iterable[tuple[str, str, str]]:
     common = set.intersection(*map(set, parts)) if len(parts) > 1 else set()
     for _, run in table[table["status"] != "finished"].iterrows():
         shown = [part for part in run["label"].split(",") if part not in common]
-        yield ",".join(shown) or run["label"], run["status"], run["reason"] or ""
+        yield ",".join(shown) or run["label"], run["status"], run["reason"]

@@ -1,0 +1,239 @@
+"""Sweeps as a user runs them: faults, kills, company, growth; every launcher ends in the same table."""
+
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from lmlab import cli
+from lmlab.sweep import load_runs, plan, table
+from tests.conftest import ROOT, content, history, metrics
+
+BIGRAM = "-m model=bigram data=sentence val_fraction=0.2 block_size=8 device=cpu eval_interval=50 log_interval=5 "
+TIMES = ["train_seconds", "tokens_per_second"]
+
+@pytest.fixture
+def sweep(here):
+    """Runs train.py in this process; returns its exit status."""
+    def sweep(line):
+        try:
+            cli.main(line.split())
+        except SystemExit as stop:
+            return stop.code
+        return 0
+
+    return sweep
+
+def process(here, line):
+    """train.py as a process of its own."""
+    return subprocess.Popen([sys.executable, ROOT / "train.py", *line.split()], cwd=here, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+def wait_for(condition, seconds=60):
+    for _ in range(seconds * 50):
+        if condition():
+            return
+        time.sleep(0.02)
+    raise AssertionError("did not happen")
+
+def workers(folder):
+    """The processes that are at work on runs below a folder: those that have a train.log open."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            target = os.readlink(entry)
+        except OSError:
+            continue
+        if target.startswith(str(folder)) and target.endswith("train.log"):
+            found[int(entry.parts[2])] = Path(target).parent.name
+    return found
+
+def results(folder):
+    """The leaderboard without what is about time, every number to its last bit."""
+    return table.leaderboard(load_runs(folder)).drop(columns=TIMES, errors="ignore").map(repr).to_dict("records")
+
+def losses(folder):
+    return {run.name.rsplit("-", 1)[1]: history(run, "val/loss") for run in folder.iterdir() if (run / "metrics.json").exists()}
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+
+@linux
+def test_what_happens_to_one_cell_happens_to_no_other(here, sweep, capsys):
+    """One raises, one diverges, one is killed, one takes too long: all others finish, the table has each with why."""
+    def kill():
+        wait_for(lambda: any("seed=1" in name and "max_steps=9" in name for name in workers(here).values()))
+        (pid,) = [pid for pid, name in workers(here).items() if "seed=1" in name and "max_steps=9" in name]
+        os.kill(pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    line = ("-m model=gpt_nano data=sentence val_fraction=0.2 device=cpu optimizer=sgd grad_clip=0 warmup_steps=0 "
+            "eval_interval=1000 log_interval=5 max_steps=10,9000000 n_embd=32,100000 lr=0.1,1e39 seed=0,1 name=f ")
+    assert sweep(line + "hydra.launcher.time_limit=0.04 hydra.launcher.n_jobs=2") == 1
+    killer.join()
+    shown = " ".join(capsys.readouterr().out.split())
+    found = load_runs("outputs/sweeps/f")
+    assert len(found) == 16
+    for _, run in found.iterrows():
+        if run["n_embd"] == 100000:
+            expected = ("failed", "out of memory")
+        elif run["lr"] == 1e39:
+            expected = ("diverged", "at step 5")
+        elif run["max_steps"] == 10:
+            assert run["status"] == "finished" and run["reason"] == ""
+            continue
+        else:
+            expected = ("failed", "killed by SIGKILL" if run["seed"] == 1 else "time limit of 0.04 minutes")
+        assert run["status"] == expected[0] and expected[1] in run["reason"], dict(run)
+        assert expected[1] in shown
+    assert workers(here) == {}
+
+@linux
+def test_a_sweep_in_company_and_killed_ends_as_one_that_nothing_happened_to(here, sweep):
+    """Two processes at once share the cells; one is killed -9, its cells stop by themselves and the other finishes
+    them; then the grid grows. No cell is run twice, no finished file touched.
+    """
+    line = BIGRAM.replace("-m ", "-m max_steps=1500 ") + "lr=0.1,0.2 seed=0,1,2 checkpoint_interval=100 name=k "
+    one, two = process(here, line), process(here, line)
+    folder = here / "outputs/sweeps/k"
+    wait_for(lambda: len(set(workers(here).values())) >= 2 and any(
+        metrics(run.parent).get("step", 0) >= 200 for run in folder.glob("*/metrics.json")))
+    one.kill()
+    said, _ = two.communicate(timeout=100)
+    assert two.returncode == 0, said
+    one.communicate()
+    starts = "".join(path.read_text() for path in (folder / ".sweep/logs").iterdir())
+    assert len(re.findall(r"^run  ", starts, re.M)) == 6  # each begun once, though maybe gone on with
+    assert "6 cells" in said and "report" in said
+    wait_for(lambda: workers(here) == {})
+    before = content(folder)
+    assert sweep(line) == 0
+    assert sweep(line.replace("lr=0.1,0.2", "lr=0.2,0.1,0.4").replace("seed=0,1,2", "seed=2,1,0")) == 0
+    kept = {path: text for path, text in content(folder).items() if path.parts[0] != ".sweep" and len(path.parts) > 1}
+    assert {path: text for path, text in before.items() if path in kept} == {
+        path: kept[path] for path in before if path in kept}
+    assert len(load_runs(folder)) == 9
+    other = line.replace("name=k", "name=other").replace("lr=0.1,0.2", "lr=0.1,0.2,0.4")
+    assert sweep(other) == 0
+    assert losses(folder) == losses(here / "outputs/sweeps/other")
+    assert results(folder) == results(here / "outputs/sweeps/other")
+
+def test_every_launcher_gives_the_same_bits(here, sweep, capsys):
+    line = "-m model=bigram,gpt_nano data=sentence val_fraction=0.2 device=cpu max_steps=6 seed=0,1 eval_interval=3 "
+    assert sweep(line + "name=a") == 0
+    assert sweep(line + "name=b hydra/launcher=basic") == 0
+    a, b = here / "outputs/sweeps/a", here / "outputs/sweeps/b"
+    assert losses(a) == losses(b) and len(losses(a)) == 4 and results(a) == results(b)
+    capsys.readouterr()
+    before = content(a)
+    assert sweep(line + "name=a hydra/launcher=basic") == 0  # what one launcher has finished no other runs again
+    assert "4 of them done already" in capsys.readouterr().out
+    after = content(a)
+    assert all(after[path] == text for path, text in before.items() if "report" not in path.name)
+
+def test_a_cell_that_fails_is_tried_again_as_often_as_asked(here, sweep, capsys):
+    line = "-m model=gpt_nano n_embd=100000 data=sentence val_fraction=0.2 device=cpu seed=0 name=r retries=2"
+    assert sweep(line) == 1
+    assert capsys.readouterr().out.count("tried again") == 2
+
+@linux
+def test_ctrl_c_stops_all_cells_and_the_same_command_goes_on(here, sweep):
+    line = BIGRAM + "max_steps=40000 seed=0,1 name=c hydra.launcher.n_jobs=2 "
+    folder = here / "outputs/sweeps/c"
+
+    def interrupt():
+        wait_for(lambda: len([run for run in folder.glob("*/history.jsonl") if run.stat().st_size > 2000]) == 2)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    assert sweep(line) == 130
+    thread.join()
+    assert workers(here) == {}
+    runs = [path.parent for path in folder.glob("*/metrics.json")]
+    assert [metrics(run)["status"] for run in runs] == ["interrupted"] * 2
+    assert all(0 < metrics(run)["step"] < 40000 for run in runs)
+
+@linux
+def test_the_launcher_stays_as_it_is_however_many_cells_it_runs(here, sweep):
+    """Memory within 20 MB, no file handle, thread or process more from the 10th cell to the 60th."""
+    seen = {}
+
+    def watch():
+        for _ in itertools.count():
+            done = len(list((here / "outputs/sweeps/m").glob("*/metrics.json")))
+            memory = int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+            seen[done] = memory, len(os.listdir("/proc/self/fd")), threading.active_count()
+            if stop.wait(0.02):
+                return
+
+    stop = threading.Event()
+    thread = threading.Thread(target=watch)
+    thread.start()
+    assert sweep(BIGRAM + "max_steps=2 seed=range(60) name=m hydra.launcher.n_jobs=2") == 0
+    stop.set()
+    thread.join()
+    early, late = ([value for n, value in seen.items() if n in span] for span in (range(8, 15), range(54, 60)))
+    for i, allowed in ((0, 20 * 1024), (1, 4), (2, 0)):
+        assert max(value[i] for value in late) - max(value[i] for value in early) <= allowed
+    assert workers(here) == {}
+
+def test_dry_run_lists_the_cells_and_runs_none(here, sweep, capsys):
+    line = "-m model=bigram,gpt_nano data=sentence val_fraction=0.2 device=cpu max_steps=2 seed=0,1 name=d "
+    assert sweep(line + "dry_run=true") == 0
+    shown = capsys.readouterr().out
+    assert shown.count("new") == 5 and not (here / "outputs").exists()
+    sweep(line.replace("seed=0,1", "seed=0"))
+    capsys.readouterr()
+    assert sweep(line + "dry_run=true") == 0
+    shown = capsys.readouterr().out
+    assert shown.count("finished") == 3 and shown.count("new") == 3
+    for run in (here / "outputs/sweeps/d").glob("model=*"):
+        (row,) = [line for line in shown.splitlines() if run.name in line]
+        assert plan.si(metrics(run)["n_params"]).strip() in row and plan.si(metrics(run)["flops"]).strip() in row
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_tensorboard_averages_the_seeds_of_a_configuration(here, sweep):
+    """As its own HParams backend answers over HTTP."""
+    from tensorboard import program
+
+    assert sweep("-m model=bigram,gpt_nano data=sentence val_fraction=0.2 device=cpu max_steps=6 seed=0,1,2 "
+                 "lr=0.01,0.02 eval_interval=3 name=t") == 0
+    assert sweep("-m model=bigram data=sentence val_fraction=0.2 device=cpu max_steps=6 seed=0 grad_clip=0 "
+                 "warmup_steps=0 optimizer=sgd lr=1e39 eval_interval=3 name=t") == 0
+    board = program.TensorBoard()
+    board.configure(argv=[None, "--logdir", "outputs/sweeps/t", "--port", "0", "--load_fast=false"])
+    url = board.launch() + "data/plugin/hparams/"
+
+    def ask(name, **body):
+        request = urllib.request.Request(url + name, json.dumps({"experimentName": "", **body}).encode(),
+                                         {"Content-Type": "application/json"})
+        return json.load(urllib.request.urlopen(request))
+
+    states = [f"STATUS_{name}" for name in ("SUCCESS", "FAILURE", "UNKNOWN", "RUNNING")]
+    wait_for(lambda: len(ask("session_groups", allowedStatuses=states, startIndex=0, sliceSize=99,
+                             aggregationType="AGGREGATION_AVG").get("sessionGroups", [])) == 5)
+    columns = ask("experiment", hparamsLimit=1000, includeMetrics=True)
+    assert {"model", "lr"} <= {one["name"] for one in columns["hparamInfos"] if one.get("differs")}
+    tags = {one["name"]["tag"] for one in columns["metricInfos"]}
+    assert {"val/loss", "best/val/loss", "train/loss"} <= tags and "hp_metric" not in tags
+    groups = {group["name"]: group for group in ask(
+        "session_groups", allowedStatuses=states, startIndex=0, sliceSize=99, aggregationType="AGGREGATION_AVG")["sessionGroups"]}
+    rows = {row["group"]: row for row in table.leaderboard(load_runs("outputs/sweeps/t")).to_dict("records")}
+    (diverged,) = set(groups) - set(rows)
+    assert diverged.endswith("diverged")
+    for name in set(groups) & set(rows):
+        values = {one["name"]["tag"]: one["value"] for one in groups[name]["metricValues"]}
+        assert len(groups[name]["sessions"]) == 3 == rows[name]["n"]
+        for key in ("val/loss", "best/val/loss"):
+            assert values[key] == pytest.approx(rows[name][key], abs=1e-6)
+        assert groups[name]["hparams"]["lr"] == rows[name]["lr"]
