@@ -76,6 +76,7 @@ def main(argv: list[str] | None = None) -> None:
         begin()
         if not report.finish(sweep, asked.launcher):
             raise SystemExit(1)
+    return None
 
 def begun(asked: Asked, sweep: Sweep) -> Any:
     """The survey of a sweep that begins: with processes to run it, and Hydra knowing our plugins."""

@@ -203,8 +203,8 @@ def from_flat(values: dict[str, Any], choices: dict[str, str]) -> Config:
         if value == "???":
             raise UserError(f"{key}: data={choices['data']} needs {key}=…")
     optimizer = build(GROUPS["optimizer"][choices["optimizer"]], values)
-    values = values | {key: value for key, value in derived(values | {"lr": optimizer.lr}).items() if values[key] is None}
-    values["name"] = values["name"] or choices["model"]
+    usual = derived(values | {"lr": optimizer.lr}) | {"name": choices["model"]}
+    values = values | {key: value for key, value in usual.items() if values[key] is None}
     parts = {group: build(GROUPS[group][choices[group]], values) for group in GROUPS}
     sweep = build(SweepConfig, values) if "retries" in values else None
     config = Config(choices, build(RunConfig, values), **parts, sweep=sweep)

@@ -3,7 +3,7 @@
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -56,46 +56,55 @@ def checked(arguments: list[str], multirun: bool) -> Asked:
     looked at.
     """
     overrides = [parse(text) for text in arguments]
-    swept = {o.key_or_group: o.input_line for o in overrides if o.is_sweep_override()}
-    fixed = [o for o in overrides if not o.is_sweep_override()]
-    hydras = compose(tuple(o.input_line for o in [o for o in fixed if is_hydras(o)] + chosen(fixed)))
-    launcher, sweeper = (str(hydras[1][f"hydra/{kind}"]) for kind in ("launcher", "sweeper"))
+    fixed, swept = ([o for o in overrides if o.is_sweep_override() is several] for several in (False, True))
+    _, choices, settings = compose(tuple(o.input_line for o in [o for o in fixed if is_hydras(o)] + chosen(fixed)))
+    launcher, sweeper = (str(choices[f"hydra/{kind}"]) for kind in ("launcher", "sweeper"))
     for kind, choice in (("launcher", launcher), ("sweeper", sweeper)):
         if choice in SETTINGS:
-            own = {key: value for key, value in hydras[2][kind].items() if key != "_target_"}
+            own = {key: value for key, value in settings[kind].items() if key != "_target_"}
             for key in {*own} - {*keys_of(SETTINGS[choice])}:
-                raise UserError(f"hydra.{kind}.{key}={own[key]}: there is no such key{nearest(key, keys_of(SETTINGS[choice]))}")
+                near = nearest(key, keys_of(SETTINGS[choice]))
+                raise UserError(f"hydra.{kind}.{key}={own[key]}: there is no such key{near}")
             build(SETTINGS[choice], own, f"hydra.{kind}.")
     for o in overrides:
-        key, text = o.key_or_group, o.input_line
-        if o.is_sweep_override() and (not multirun or key in ONCE or is_hydras(o)):
-            raise UserError(f"{text}: several values are a sweep, of any key but {' '.join(ONCE)}; add -m, or quote "
-                            f"the value twice: {key}=\"'…'\"")
-        if o.is_sweep_override() and sweeper != "search" and not o.is_discrete_sweep():
-            raise UserError(f"{text}: has no list of values to try one by one; hydra/sweeper=search looks for the best "
-                            "among them")
-        if o.is_sweep_override() and sweeper == "search" and key == "seed":
-            raise UserError(f"{text}: a search would take the luckiest seed for the best; give it one")
-        if not multirun and (key in keys_of(SweepConfig) or key.startswith(("hydra/launcher", "hydra.launcher"))):
-            raise UserError(f"{text}: goes with a sweep; add -m")
-        if key == "trial":
-            raise UserError(f"{text}: is set by hydra/sweeper=search alone")
+        check_place(o, multirun, sweeper)
+    values = [ends(o) if sweeper == "search" else [f"{o.key_or_group}={one}" for one in o.sweep_string_iterator()]
+              for o in swept]
     found, notices = [], {}
-    values = [ends(o) if sweeper == "search" else [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
-              for o in overrides if o.is_sweep_override()]
-    few = math.prod(map(len, values)) <= 4096
-    for picked in itertools.product(*values) if few or sweeper != "search" else zip(*(v[:1] + v[-1:] for v in values)):
+    for picked in combinations(values, limit=4096 if sweeper == "search" else None):
         own = iter(picked)
         cell = [next(own) if o.is_sweep_override() else o.input_line for o in overrides]
         config, notice = resolved(cell)
-        found.append((config, cell))
+        found.append((config, [text for text in cell if not is_hydras(parse(text))]))
         notices[notice] = None
     print("".join(f"{notice}\n" for notice in notices if notice), end="")
-    named = any(o.key_or_group == "name" for o in overrides)
-    name = found[0][0].run.name if named or not swept else re.sub(r"[^\w.,=+-]", ".", "-".join(swept))
-    named = [(replace(config, run=replace(config.run, name=name)), [text for text in cell if not is_hydras(parse(text))])
-             for config, cell in found]
-    return Asked(named, name, tuple(swept), launcher, sweeper, hydras[2])
+    keys = tuple(o.key_or_group for o in swept)
+    named = not swept or any(o.key_or_group == "name" for o in overrides)
+    name = found[0][0].run.name if named else re.sub(r"[^\w.,=+-]", ".", "-".join(keys))
+    found = [(replace(config, run=replace(config.run, name=name)), cell) for config, cell in found]
+    return Asked(found, name, keys, launcher, sweeper, settings)
+
+def check_place(override: Override, multirun: bool, sweeper: str) -> None:
+    """Raises UserError for several values, or a setting of sweeps, where there is none."""
+    key, text, several = override.key_or_group, override.input_line, override.is_sweep_override()
+    if several and (not multirun or key in ONCE or is_hydras(override)):
+        raise UserError(f"{text}: several values are a sweep, of any key but {' '.join(ONCE)}; add -m, or quote the "
+                        f"value twice: {key}=\"'…'\"")
+    if several and sweeper != "search" and not override.is_discrete_sweep():
+        raise UserError(f"{text}: has no list of values to try one by one; hydra/sweeper=search looks for the best "
+                        "among them")
+    if several and sweeper == "search" and key == "seed":
+        raise UserError(f"{text}: a search would take the luckiest seed for the best; give it one")
+    if not multirun and (key in keys_of(SweepConfig) or key.startswith(("hydra/launcher", "hydra.launcher"))):
+        raise UserError(f"{text}: goes with a sweep; add -m")
+    if key == "trial":
+        raise UserError(f"{text}: is set by hydra/sweeper=search alone")
+
+def combinations(values: list[list[str]], limit: int | None) -> Iterable[Sequence[str]]:
+    """One of each; where there are more than `limit`, the first of all and the last of all."""
+    if limit is not None and math.prod(map(len, values)) > limit:
+        return [own[0] for own in values], [own[-1] for own in values]
+    return itertools.product(*values)
 
 def resolved(cell: Sequence[str]) -> tuple[Config, str]:
     """The checked configuration of one run's overrides, and what is to be said of it. Raises UserError."""

@@ -22,7 +22,8 @@ from lmlab.config import CHOICES, GROUPS, NEUTRAL, Config, RunConfig, UserError,
 from lmlab.tokenizers import CharTokenizer, printable
 
 LIMITS = {"config.yaml": 2**16, "source.yaml": 2**16, "tokenizer.json": 2**25, "metrics.json": 2**20,
-          "history.jsonl": 2**32, "evaluations.jsonl": 2**24}  # bytes; a vocabulary of all characters there are takes 14 MB
+          # bytes; a vocabulary of all characters there are takes 14 MB
+          "history.jsonl": 2**32, "evaluations.jsonl": 2**24}
 
 PLAIN_LINE = r"\w+: [^\s\[{&*!|>%@`].*"  # of config.yaml: no nesting, no reference, no tag
 

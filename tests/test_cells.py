@@ -15,8 +15,8 @@ from lmlab.sweep import cells, plan
 from lmlab.sweep.cells import Sweep
 from tests.conftest import content, history, metrics
 
-SMALL = ("model=bigram data=sentence val_fraction=0.2 block_size=8 batch_size=2 threads=1 device=cpu eval_interval=5 "
-         "checkpoint_interval=5 log_interval=1 max_steps=10 name=x ").split()
+SMALL = ["model=bigram", "data=sentence", "val_fraction=0.2", "block_size=8", "batch_size=2", "threads=1", "device=cpu",
+         "eval_interval=5", "checkpoint_interval=5", "log_interval=1", "max_steps=10", "name=x"]
 
 def cell(*more):
     overrides = [*SMALL, *more]

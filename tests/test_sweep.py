@@ -62,7 +62,7 @@ def results(folder):
     return table.leaderboard(load_runs(folder)).drop(columns=TIMES, errors="ignore").map(repr).to_dict("records")
 
 def losses(folder):
-    return {run.name.rsplit("-", 1)[1]: history(run, "val/loss") for run in folder.iterdir() if (run / "metrics.json").exists()}
+    return {run.parent.name.rsplit("-", 1)[1]: history(run.parent, "val/loss") for run in folder.glob("*/metrics.json")}
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 
@@ -102,26 +102,26 @@ def test_a_sweep_in_company_and_killed_ends_as_one_that_nothing_happened_to(here
     """Two processes at once share the cells; one is killed -9, its cells stop by themselves and the other finishes
     them; then the grid grows. No cell is run twice, no finished file touched.
     """
-    line = BIGRAM.replace("-m ", "-m max_steps=1500 ") + "lr=0.1,0.2 seed=0,1,2 checkpoint_interval=100 name=k "
+    line = BIGRAM.replace("-m ", "-m max_steps=900 ") + "lr=0.1,0.2 seed=0,1 checkpoint_interval=100 name=k "
     one, two = process(here, line), process(here, line)
     folder = here / "outputs/sweeps/k"
     wait_for(lambda: len(set(workers(here).values())) >= 2 and any(
-        metrics(run.parent).get("step", 0) >= 200 for run in folder.glob("*/metrics.json")))
+        metrics(run.parent).get("step", 0) >= 100 for run in folder.glob("*/metrics.json")))
     one.kill()
     said, _ = two.communicate(timeout=100)
     assert two.returncode == 0, said
     one.communicate()
     starts = "".join(path.read_text() for path in (folder / ".sweep/logs").iterdir())
-    assert len(re.findall(r"^run  ", starts, re.M)) == 6  # each begun once, though maybe gone on with
-    assert "6 cells" in said and "report" in said
+    assert len(re.findall(r"^run  ", starts, re.M)) == 4  # each begun once, though maybe gone on with
+    assert "4 cells" in said and "report" in said
     wait_for(lambda: workers(here) == {})
     before = content(folder)
     assert sweep(line) == 0
-    assert sweep(line.replace("lr=0.1,0.2", "lr=0.2,0.1,0.4").replace("seed=0,1,2", "seed=2,1,0")) == 0
+    assert sweep(line.replace("lr=0.1,0.2", "lr=0.2,0.1,0.4").replace("seed=0,1", "seed=1,0")) == 0
     kept = {path: text for path, text in content(folder).items() if path.parts[0] != ".sweep" and len(path.parts) > 1}
     assert {path: text for path, text in before.items() if path in kept} == {
         path: kept[path] for path in before if path in kept}
-    assert len(load_runs(folder)) == 9
+    assert len(load_runs(folder)) == 6
     other = line.replace("name=k", "name=other").replace("lr=0.1,0.2", "lr=0.1,0.2,0.4")
     assert sweep(other) == 0
     assert losses(folder) == losses(here / "outputs/sweeps/other")
@@ -165,7 +165,7 @@ def test_ctrl_c_stops_all_cells_and_the_same_command_goes_on(here, sweep):
 
 @linux
 def test_the_launcher_stays_as_it_is_however_many_cells_it_runs(here, sweep):
-    """Memory within 20 MB, no file handle, thread or process more from the 10th cell to the 60th."""
+    """Memory within 20 MB, no file handle, thread or process more from the 10th cell to the 40th."""
     seen = {}
 
     def watch():
@@ -179,10 +179,10 @@ def test_the_launcher_stays_as_it_is_however_many_cells_it_runs(here, sweep):
     stop = threading.Event()
     thread = threading.Thread(target=watch)
     thread.start()
-    assert sweep(BIGRAM + "max_steps=2 seed=range(60) name=m hydra.launcher.n_jobs=2") == 0
+    assert sweep(BIGRAM + "max_steps=2 seed=range(40) name=m hydra.launcher.n_jobs=2") == 0
     stop.set()
     thread.join()
-    early, late = ([value for n, value in seen.items() if n in span] for span in (range(8, 15), range(54, 60)))
+    early, late = ([value for n, value in seen.items() if n in span] for span in (range(8, 15), range(34, 40)))
     for i, allowed in ((0, 20 * 1024), (1, 4), (2, 0)):
         assert max(value[i] for value in late) - max(value[i] for value in early) <= allowed
     assert workers(here) == {}
@@ -220,20 +220,23 @@ def test_tensorboard_averages_the_seeds_of_a_configuration(here, sweep):
         return json.load(urllib.request.urlopen(request))
 
     states = [f"STATUS_{name}" for name in ("SUCCESS", "FAILURE", "UNKNOWN", "RUNNING")]
-    wait_for(lambda: len(ask("session_groups", allowedStatuses=states, startIndex=0, sliceSize=99,
-                             aggregationType="AGGREGATION_AVG").get("sessionGroups", [])) == 5)
+
+    def groups():
+        return ask("session_groups", allowedStatuses=states, startIndex=0, sliceSize=99,
+                   aggregationType="AGGREGATION_AVG").get("sessionGroups", [])
+
+    wait_for(lambda: len(groups()) == 5)
     columns = ask("experiment", hparamsLimit=1000, includeMetrics=True)
     assert {"model", "lr"} <= {one["name"] for one in columns["hparamInfos"] if one.get("differs")}
     tags = {one["name"]["tag"] for one in columns["metricInfos"]}
     assert {"val/loss", "best/val/loss", "train/loss"} <= tags and "hp_metric" not in tags
-    groups = {group["name"]: group for group in ask(
-        "session_groups", allowedStatuses=states, startIndex=0, sliceSize=99, aggregationType="AGGREGATION_AVG")["sessionGroups"]}
+    found = {group["name"]: group for group in groups()}
     rows = {row["group"]: row for row in table.leaderboard(load_runs("outputs/sweeps/t")).to_dict("records")}
-    (diverged,) = set(groups) - set(rows)
+    (diverged,) = set(found) - set(rows)
     assert diverged.endswith("diverged")
-    for name in set(groups) & set(rows):
-        values = {one["name"]["tag"]: one["value"] for one in groups[name]["metricValues"]}
-        assert len(groups[name]["sessions"]) == 3 == rows[name]["n"]
+    for name in set(found) & set(rows):
+        values = {one["name"]["tag"]: one["value"] for one in found[name]["metricValues"]}
+        assert len(found[name]["sessions"]) == 3 == rows[name]["n"]
         for key in ("val/loss", "best/val/loss"):
             assert values[key] == pytest.approx(rows[name][key], abs=1e-6)
-        assert groups[name]["hparams"]["lr"] == rows[name]["lr"]
+        assert found[name]["hparams"]["lr"] == rows[name]["lr"]

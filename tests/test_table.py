@@ -15,9 +15,9 @@ from tests.conftest import script
 
 def frame(losses, **columns):
     """Runs with these losses, a group a row, a seed a column; None is a run that diverged."""
-    rows = [{"lr": 10.0 ** -group, "seed": seed, "reason": "", "status": "finished" if loss is not None else "diverged",
-             "val/loss": 9.0 if loss is None else loss, "train/loss": 1.0, "group": str(group), "label": f"lr={group},seed={seed}",
-             "n_params": 10, "tokens": 20, "path": "", "model": "gpt", "data": "tales", "device": "cpu",
+    rows = [{"lr": 10.0 ** -group, "seed": seed, "reason": "", "status": "diverged" if loss is None else "finished",
+             "val/loss": 9.0 if loss is None else loss, "train/loss": 1.0, "group": str(group),
+             "label": f"lr={group},seed={seed}", "n_params": 10, "tokens": 20, "path": "", "model": "gpt", "data": "tales", "device": "cpu",
              "optimizer": "sgd", "max_steps": 1, **{key: values[group] for key, values in columns.items()}}
             for group, row in enumerate(losses) for seed, loss in enumerate(row)]
     first = ["lr", "model", "data", "device", "optimizer", "max_steps", *columns, "seed", "reason"]
@@ -113,7 +113,8 @@ def test_compare_writes_the_same_table_as_csv_markdown_and_page(sweep, capsys, t
 
 def test_the_page_is_self_contained_and_its_data_is_the_tables(sweep):
     page = (sweep / "report.html").read_text()
-    assert not re.search(r'(src|href)="(?!data:)', page) and "http" not in page.replace("http://www.w3.org/2000/svg", "")
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert "http" not in page.replace("http://www.w3.org/2000/svg", "")  # the name of SVG
     data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.S)[1])
     board = table.leaderboard(load_runs(sweep))
     assert [row["loss"] for row in data["rows"]] == [pytest.approx(loss, rel=1e-5) if loss == loss else None

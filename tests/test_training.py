@@ -108,8 +108,8 @@ def test_tensorboard_shows_it(train):
     run = train(BIGRAM + "max_steps=4 eval_interval=2")
     board = EventAccumulator(str(run)).Reload()
     tags = board.Tags()
-    assert set(tags["scalars"]) == {"train/loss", "val/loss", "best/val/loss", "val/perplexity", "val/bits_per_byte", "lr", "grad_norm",
-                                    "tokens_per_second"}
+    assert set(tags["scalars"]) == {"train/loss", "val/loss", "best/val/loss", "val/perplexity", "val/bits_per_byte",
+                                    "lr", "grad_norm", "tokens_per_second"}
     assert tags["images"] == ["bigram"] and len(board.Images("bigram")) == 3
     assert set(tags["tensors"]) == {"config/text_summary", "provenance/text_summary", "sample/text_summary"}
     assert {e.step: e.value for e in board.Scalars("val/loss")} == pytest.approx(history(run, "val/loss"))

@@ -127,7 +127,7 @@ class LocalLauncher(Launcher):
                 job.process.terminate()
             elif job.told is not None and now - job.told > worker.GRACE:
                 job.process.kill()
-            return
+            return None
         self.jobs.remove(job)
         job.process.close()
         status = job.cell.status()

@@ -1,4 +1,4 @@
-"""What a sweep would do, before it does it: every cell's folder, size and cost, and whether its text and machine hold."""
+"""What a sweep would do, before it does it: every cell's folder, size and cost; whether its text and machine hold."""
 
 import time
 from collections import Counter
@@ -30,10 +30,11 @@ def identify(config: Config, overrides: list[str], sweep: Sweep, elsewhere: bool
     source = config.choices["data"], config.data, keys.init_from, keys.unknown
     if source not in TEXTS:
         start = checkpoints.load(Path(keys.init_from), choice="cpu") if keys.init_from else None
-        TEXTS[source] = CharDataModule(config, start and start.tokenizer), start and str(start.path), start and start.sha256
+        text = CharDataModule(config, start and start.tokenizer)
+        TEXTS[source] = text, start and str(start.path), start and start.sha256
     text, init_from, init_sha256 = TEXTS[source]
     config = replace(config, run=replace(keys, init_from=init_from))
-    Batches(text.splits["train"], keys.batch_size, config.model.block_size, keys.seed)  # raises if the text is too short
+    Batches(text.splits["train"], keys.batch_size, config.model.block_size, keys.seed)  # raises for too short a text
     with torch.device("meta"):
         model = build_model(config.model, text.tokenizer.vocab_size)
     tokens = keys.max_steps * keys.batch_size * keys.grad_accumulation * config.model.block_size

@@ -26,8 +26,8 @@ def finish(sweep: Sweep, launcher: str) -> bool:
     """Shows and writes what came of the sweep; whether all of its cells have come to an end of their own."""
     table = tables.load_runs(sweep.folder)
     board = tables.leaderboard(table)
-    winner = table[(table["group"] == board["group"][0]) & (table["status"] == "finished")]
-    todo = [path for path in winner["path"][winner["test_fraction"] > 0] if "test/loss" not in tables.load_run(Path(path))]
+    winner = table[(table["group"] == board["group"][0]) & (table["status"] == "finished") & (table["test_fraction"] > 0)]
+    todo = [path for path in winner["path"] if "test/loss" not in tables.load_run(Path(path))]
     if todo:  # the winner was chosen on the validation split, which flatters it
         answer(launcher)("test_losses", todo)
         table = tables.load_runs(sweep.folder)
@@ -40,8 +40,9 @@ def show(table: pd.DataFrame) -> None:
     board, keys = tables.leaderboard(table), tables.varied(table)
     shown = columns(board, keys)
     rich = Table(caption=footnote(board), caption_justify="left", box=None, header_style="bold")
+    textual = (*keys, "like the best", "not finished")
     for name in shown.columns:
-        rich.add_column(name, justify="left" if name in (*keys, "like the best", "not finished") else "right", overflow="fold")
+        rich.add_column(name, justify="left" if name in textual else "right", overflow="fold")
     for n, row in enumerate(shown.itertuples(index=False)):
         rich.add_row(*map(str, row), style="bold" if n == 0 else None)
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False, emoji=False)
@@ -68,8 +69,8 @@ def columns(board: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
             loss: number(row[loss]), "±": number(row["se"]), "n": str(row["n"]),
             "like the best": "best" if n == 0 and ranked else "" if not ranked else "one seed" if like is None else
             f"{'yes' if like else 'no'} (p {p:.2g})", **{key: value(row[key]) for key in keys},
-            **({"best val/loss": number(row["best/val/loss"])} if "best/val/loss" in row else {}),
-            **({"test/loss": number(row["test/loss"])} if "test/loss" in row and board["test/loss"].notna().any() else {}),
+            **{name: number(row[key]) for name, key in (("best val/loss", "best/val/loss"), ("test/loss", "test/loss"))
+               if key in board and board[key].notna().any()},
             "parameters": f"{row['n_params']:,.0f}" if row.get("n_params") == row.get("n_params") else "",
             "not finished": row["not_finished"], "seconds": number(row.get("train_seconds", math.nan), 1),
         })
@@ -85,13 +86,14 @@ def value(x: Any) -> str:
     return "null" if x is None else str(x)
 
 def footnote(board: pd.DataFrame) -> str:
-    text = (f"{tables.objective(board)} at the end: mean over n seeds, ± its standard error. Like the best: not to be told "
-            f"from it ({tables.TEST}; a p is after correction).")
+    text = (f"{tables.objective(board)} at the end: mean over n seeds, ± its standard error. Like the best: not to be "
+            f"told from it ({tables.TEST}; a p is after correction).")
     ranked = int(board[tables.objective(board)].notna().sum())
     if "test/loss" in board and board["test/loss"].notna().any():
         return f"{text} test/loss is that of the best alone, on text that chose nothing."
     if ranked > 1:
-        return f"{text} The best of {ranked} on one split flatters; with test_fraction=0.1 the best is measured on another."
+        return (f"{text} The best of {ranked} on one split flatters; with test_fraction=0.1 the best is measured on "
+                "another.")
     return text
 
 def write(table: pd.DataFrame, folder: Path, title: str) -> None:
@@ -101,7 +103,7 @@ def write(table: pd.DataFrame, folder: Path, title: str) -> None:
     lines = ["| " + " | ".join(map(str, row)) + " |" for row in
              (shown.columns, ["---"] * len(shown.columns), *shown.itertuples(index=False))]
     rows = [f"- {label}: {status}" + f", {why}" * bool(why) for label, status, why in tables.unfinished(table)]
-    markdown = "\n".join([*lines, "", footnote(board), *([""] + rows if rows else []), ""])
+    markdown = "\n".join([*lines, "", footnote(board), *(["", *rows] if rows else []), ""])
     files.write(folder / "leaderboard.csv", board.to_csv(index=False).encode())
     files.write(folder / "leaderboard.md", markdown.encode())
     content = json.dumps(plain(page_data(table, board, title)), allow_nan=False).replace("<", "\\u003c")
@@ -126,15 +128,15 @@ def page_data(table: pd.DataFrame, board: pd.DataFrame, title: str) -> dict[str,
             "runs": [{"seed": run["seed"], "status": run["status"], "loss": run[loss] if run["status"] == "finished"
                       else None, "label": run["label"]} for _, run in members.iterrows()],
         })
-    made = {key: sorted({str(run) for run in table[key].dropna()}) for key in ("torch", "git_commit", "machine", "command")
-            if key in table}
+    made = {key: sorted({str(run) for run in table[key].dropna()})
+            for key in ("torch", "git_commit", "machine", "command") if key in table}
     return {"title": title, "made": datetime.now().strftime("%Y-%m-%d %H:%M"), "columns": list(shown.columns),
             "keys": keys, "loss": loss, "footnote": footnote(board), "rows": rows, "from": made,
             "unfinished": [list(one) for one in tables.unfinished(table)]}
 
 def curves(members: pd.DataFrame) -> dict[str, Any]:
-    """Of the finished seeds, at the steps that all have: the mean of each loss and its standard error. Of what diverged,
-    where. A step's tokens and FLOPs are fixed, its seconds a mean.
+    """Of the finished seeds, at the steps that all have: the mean of each loss and its standard error. Of what
+    diverged, where. A step's tokens and FLOPs are fixed, its seconds a mean.
     """
     done, marks = [], []
     for _, run in members.iterrows():
@@ -155,8 +157,9 @@ def curves(members: pd.DataFrame) -> dict[str, Any]:
         steps = [steps[i] for i in sorted(set(np.linspace(0, len(steps) - 1, min(POINTS, len(steps))).astype(int)))]
         values = np.array([[one[step] for step in steps] for one in found]) if steps else np.zeros((1, 0))
         spread = values.std(axis=0, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else np.zeros(len(steps))
-        clocks = [np.interp(steps, [0, *(line["step"] for line in lines if "train_seconds" in line)],
-                            [0, *(line["train_seconds"] for line in lines if "train_seconds" in line)]) for lines in done]
+        timed = [[(0, 0.0), *((line["step"], line["train_seconds"]) for line in lines if "train_seconds" in line)]
+                 for lines in done]
+        clocks = [np.interp(steps, *zip(*points, strict=True)) for points in timed]
         answer[key] = {"step": steps, "mean": values.mean(axis=0), "se": spread,
                        "seconds": np.mean(clocks, axis=0) if steps else []}
     return answer

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.override_parser.types import IntervalSweep, Override, QuotedString, RangeSweep
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
@@ -26,7 +25,7 @@ from lmlab.sweep.launcher import LocalLauncher
 if TYPE_CHECKING:
     import optuna
 
-LOSSES = ("val/loss", "best/val/loss", "val/bits_per_byte")  # objectives that show on the way, so that trials can be cut
+LOSSES = ("val/loss", "best/val/loss", "val/bits_per_byte")  # objectives that show on the way: such trials can be cut
 
 class SearchSweeper(Sweeper):
     """Hydra's sweeper, hydra/sweeper=search; settings as in conf/hydra/sweeper/search.yaml."""
@@ -49,7 +48,8 @@ class SearchSweeper(Sweeper):
                     done = sum(trial.state.is_finished() for trial in self.study.get_trials(deepcopy=False))
                     self.launcher.stream(self.following, self.ended, self.settings.n_trials - done)
                 else:
-                    self.batch(1 if isinstance(self.launcher, BasicLauncher) else self.settings.batch)
+                    one_by_one = type(self.launcher).__name__ == "BasicLauncher"  # Hydra loads a copy of the class
+                    self.batch(1 if one_by_one else self.settings.batch)
                 if not any(self.owner(trial) == "other" for trial in self.running()):
                     break
                 time.sleep(0.5)  # another process is at work on the last ones, and may die
@@ -59,19 +59,26 @@ class SearchSweeper(Sweeper):
         self.fixed = [o.input_line for o in overrides if not o.is_sweep_override()]
         self.space = {o.key_or_group: Dimension(o) for o in overrides if o.is_sweep_override()}
         if not self.space:
-            raise UserError("hydra/sweeper=search: needs a key with several values, as lr='tag(log,interval(1e-4,1e-2))'")
+            raise UserError("hydra/sweeper=search: needs a key with several values, as "
+                            "lr='tag(log,interval(1e-4,1e-2))'")
         config, _ = resolved([*self.fixed, *(ends(o)[0] for o in overrides if o.is_sweep_override())])
         if config.data.val_fraction == 0 and self.settings.objective in LOSSES:
             raise UserError(f"hydra.sweeper.objective={self.settings.objective}: needs val_fraction above 0")
         url = self.settings.storage or f"sqlite:///{self.sweep_of.folder}/study.db"
         pruner = self.settings.pruner if self.settings.objective in LOSSES else "none"
-        self.about = {"study": self.sweep_of.name, "storage": url, "pruner": pruner,
-                      "steps": [config.run.eval_interval, config.run.max_steps]}
+        self.about = {"study": self.sweep_of.name, "storage": url, "direction": self.settings.direction,
+                      "pruner": pruner, "steps": [config.run.eval_interval, config.run.max_steps]}
         self.me, folder = uuid.uuid4().hex, self.sweep_of.own / "searches"
         if not self.settings.storage:
             folder.mkdir(parents=True, exist_ok=True)
-        self.study = open_study(self.about, self.settings)
+        self.study = open_study(self.about)
         folder.mkdir(parents=True, exist_ok=True)
+        for key, value in (("objective", self.settings.objective), ("direction", self.settings.direction)):
+            before = self.study.user_attrs.get(key, value)
+            if before != value:
+                raise UserError(f"hydra.sweeper.{key}={value}: the study {self.study.study_name} was begun with "
+                                f"{before}; another name= begins another")
+            self.study.set_user_attr(key, value)
 
     def batch(self, n: int) -> None:
         """For launchers that want to know all their cells at once: n at a time."""
@@ -87,7 +94,7 @@ class SearchSweeper(Sweeper):
         """Who runs a trial: 'me', an 'other' process that lives, 'nobody', or 'unknown', on a disk that isn't seen."""
         by = trial.user_attrs.get("by")
         if by is None:  # killed, or on another machine between two lines of `following`
-            return "nobody" if datetime.now() - trial.datetime_start > timedelta(seconds=20) else "other"
+            return "nobody" if datetime.now() - trial.datetime_start > timedelta(seconds=5) else "other"
         if by == self.me:
             return "me"
         path = self.sweep_of.own / "searches" / by
@@ -168,8 +175,8 @@ def sampler(settings: SearchConfig, number: int) -> "optuna.samplers.BaseSampler
         return optuna.samplers.RandomSampler(seed=seed)
     return optuna.samplers.TPESampler(seed=seed)
 
-def open_study(about: dict[str, Any], settings: SearchConfig | None = None) -> "optuna.Study":
-    """The study that `about` names; made if there are settings. Raises UserError for a database that can't be had."""
+def open_study(about: dict[str, Any]) -> "optuna.Study":
+    """The study that `about` describes, made if it isn't there. Raises UserError for a database that can't be had."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -178,22 +185,18 @@ def open_study(about: dict[str, Any], settings: SearchConfig | None = None) -> "
               "hyperband": lambda: optuna.pruners.HyperbandPruner(min(first, steps), max(first, steps)),
               "none": lambda: optuna.pruners.NopPruner()}[about["pruner"]]()
     options = {"connect_args": {"timeout": 60}} if about["storage"].startswith("sqlite") else {}
-    try:
-        storage = optuna.storages.RDBStorage(about["storage"], engine_kwargs=options)
-        if settings is None:
-            return optuna.load_study(study_name=about["study"], storage=storage, pruner=pruner)
-        study = optuna.create_study(study_name=about["study"], storage=storage, pruner=pruner,
-                                    direction=settings.direction, load_if_exists=True)
-    except Exception as error:  # whatever a database has to say
-        said = " ".join(str(error).split())[:200]
-        raise UserError(f"hydra.sweeper.storage={about['storage']}: no study can be kept there ({said})") from None
-    for key, value in (("objective", settings.objective), ("direction", settings.direction)):
-        before = study.user_attrs.get(key, value)
-        if before != value:
-            raise UserError(f"hydra.sweeper.{key}={value}: the study {about['study']} was begun with {before}; another "
-                            "name= begins another")
-        study.set_user_attr(key, value)
-    return study
+    for last in (False, False, True):
+        try:
+            storage = optuna.storages.RDBStorage(about["storage"], engine_kwargs=options)
+            return optuna.create_study(study_name=about["study"], storage=storage, pruner=pruner,
+                                       direction=about["direction"], load_if_exists=True)
+        except Exception as error:  # whatever a database has to say; also to two that make its tables at once
+            if last:
+                said = " ".join(str(error).split())[:200]
+                place = f"hydra.sweeper.storage={about['storage']}"
+                raise UserError(f"{place}: no study can be kept there ({said})") from None
+            time.sleep(0.5)
+    raise AssertionError
 
 @contextmanager
 def watching(trial: str | None) -> Iterator[Callable[[int, float], bool] | None]:

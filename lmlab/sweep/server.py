@@ -8,7 +8,6 @@ from functools import cache
 from multiprocessing.context import BaseContext
 from typing import Any
 
-from lmlab.config import UserError
 from lmlab.sweep import worker
 
 @cache

@@ -9,7 +9,6 @@ from functools import cached_property
 
 from rich.console import Console
 
-from lmlab.config import Config
 from lmlab.overrides import Asked, resolved
 from lmlab.sweep.cells import ENDED, Cell, Sweep
 from lmlab.sweep.server import answer
@@ -26,7 +25,7 @@ class Survey:
             self.coming = pool.submit(self.ask)
             pool.shutdown(wait=False)
         else:
-            self.cells  # noqa: B018: now, since it may raise
+            _ = self.cells  # now, since it may raise
 
     def ask(self) -> tuple[list[Cell], int]:
         return answer(self.asked.launcher)("identify_all", self.asked.runs, self.sweep, self.elsewhere)

@@ -39,12 +39,14 @@ def load_run(path: Path) -> dict[str, Any]:
     metrics = {key: value for key, value in metrics.items() if not key.startswith(("config/", "resumed/"))}
     group = identity(flat, str(metrics.get("data_sha256")), metrics.get("init_sha256"))[1]
     step, status = metrics.get("step", 0), metrics.get("status")
-    why = {"diverged": f"at step {step} the loss or a weight was not finite", "pruned": f"by the search at step {step}",
-           "interrupted": f"stopped at step {step}; the sweep's command or resume= goes on", "running": f"at step {step}"}
+    why = {"diverged": f"at step {step} the loss or a weight was not finite", "running": f"at step {step}",
+           "interrupted": f"stopped at step {step}; the sweep's command or resume= goes on",
+           "pruned": f"by the search at step {step}"}
     if config.data.test_fraction and (path / "evaluations.jsonl").exists():
         metrics |= tested(path)
     label = metrics.get("label") or f"{path.parent.name}/{path.name}"
-    return flat | {"reason": why.get(status, "")} | dict.fromkeys(LOSSES) | metrics | {"path": str(path), "group": group, "label": label}
+    about = {"path": str(path), "group": group, "label": label}
+    return flat | {"reason": why.get(status, "")} | dict.fromkeys(LOSSES) | metrics | about
 
 def tested(path: Path) -> dict[str, float]:
     """test/loss of the run's last weights, as scripts/evaluate.py noted it last."""
@@ -75,8 +77,8 @@ def varied(table: pd.DataFrame) -> list[str]:
 def leaderboard(table: pd.DataFrame) -> pd.DataFrame:
     """A row for each configuration, best first: by the mean of its finished seeds' last `val/loss` (`train/loss` where
     nothing validates). `se` is the standard error of the mean, nan for one seed. `p` is that of the paired t-test
-    against the first row over the seeds that both have, corrected by Holm 1979; `like_best` whether it is not below 5 %,
-    None where fewer than two seeds are common. Configurations without a finished seed come last.
+    against the first row over the seeds that both have, corrected by Holm 1979; `like_best` whether it is not below
+    5 %, None where fewer than two seeds are common. Configurations without a finished seed come last.
     """
     loss = objective(table)
     rows = []
