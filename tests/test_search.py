@@ -10,7 +10,7 @@ from lmlab.overrides import ends, parse
 from lmlab.sweep import load_runs
 from lmlab.sweep.search import Dimension, sampler
 from tests.conftest import metrics, refused
-from tests.test_sweep import linux, process, sweep, wait_for, workers  # noqa: F401
+from tests.test_sweep import in_company, linux, sweep  # noqa: F401
 
 LINE = ("-m hydra/sweeper=search model=bigram data=sentence val_fraction=0.2 block_size=8 device=cpu log_interval=5 "
         "optimizer=sgd schedule=constant warmup_steps=0 grad_clip=0 ")
@@ -25,13 +25,8 @@ def states(name):
 def test_searchers_that_share_a_study_and_are_killed_run_each_trial_once(here, sweep):  # noqa: F811
     line = LINE + "max_steps=400 eval_interval=100 lr=tag(log,interval(1e-2,10)) batch_size=2,4 name=s "
     line += "hydra.sweeper.n_trials="
-    one, two = process(here, line + "12"), process(here, line + "12")
     folder = here / "outputs/sweeps/s"
-    wait_for(lambda: len(set(workers(here).values())) >= 2 and len(list(folder.glob("lr=*"))) >= 4)
-    one.kill()
-    said, _ = two.communicate(timeout=100)
-    assert two.returncode == 0, said
-    one.communicate()
+    assert in_company(here, sweep, line + "12", lambda: len(list(folder.glob("lr=*"))) >= 4) == 0
     trials = study("s").trials
     assert len(trials) == 12 and {trial.state.name for trial in trials} <= {"COMPLETE", "PRUNED"}
     logs = [path.read_text() for path in (folder / ".sweep/logs").iterdir()]

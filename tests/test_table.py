@@ -17,7 +17,8 @@ def frame(losses, **columns):
     """Runs with these losses, a group a row, a seed a column; None is a run that diverged."""
     rows = [{"lr": 10.0 ** -group, "seed": seed, "reason": "", "status": "diverged" if loss is None else "finished",
              "val/loss": 9.0 if loss is None else loss, "train/loss": 1.0, "group": str(group),
-             "label": f"lr={group},seed={seed}", "n_params": 10, "tokens": 20, "path": "", "model": "gpt", "data": "tales", "device": "cpu",
+             "label": f"lr={group},seed={seed}",
+             "n_params": 10, "tokens": 20, "path": "", "model": "gpt", "data": "tales", "device": "cpu",
              "optimizer": "sgd", "max_steps": 1, **{key: values[group] for key, values in columns.items()}}
             for group, row in enumerate(losses) for seed, loss in enumerate(row)]
     first = ["lr", "model", "data", "device", "optimizer", "max_steps", *columns, "seed", "reason"]

@@ -26,7 +26,8 @@ def finish(sweep: Sweep, launcher: str) -> bool:
     """Shows and writes what came of the sweep; whether all of its cells have come to an end of their own."""
     table = tables.load_runs(sweep.folder)
     board = tables.leaderboard(table)
-    winner = table[(table["group"] == board["group"][0]) & (table["status"] == "finished") & (table["test_fraction"] > 0)]
+    winner = table[(table["group"] == board["group"][0]) & (table["status"] == "finished")]
+    winner = winner[winner["test_fraction"] > 0]
     todo = [path for path in winner["path"] if "test/loss" not in tables.load_run(Path(path))]
     if todo:  # the winner was chosen on the validation split, which flatters it
         answer(launcher)("test_losses", todo)
