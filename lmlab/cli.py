@@ -22,11 +22,20 @@ from lmlab.overrides import CONF, Asked, checked, inherited, literal, parse, rea
 from lmlab.sweep.cells import Cell, Sweep
 from lmlab.tokenizers import printable
 
+EXTRAS = ("pandas", "scipy", "optuna", "matplotlib")  # what training does without
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """A UserError becomes its line and exit status 2, or with HYDRA_FULL_ERROR=1 its trace."""
+    """A UserError, or a package of an extra that isn't there, becomes its line and exit status 2; a UserError with
+    HYDRA_FULL_ERROR=1 its trace.
+    """
     try:
         yield
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        print(f"error: {error.name} is missing; it comes with: pip install -e '.[sweeps]'", file=sys.stderr)
+        raise SystemExit(2) from None
     except (UserError, HydraException) as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
@@ -124,14 +133,16 @@ def task(cfg: DictConfig, sweep: Sweep) -> Cell | None:
 def help_page() -> str:
     """conf/help.txt, then what the files of conf/ themselves say."""
     page = (CONF / "help.txt").read_text()
-    for group in CHOICES:
+    for group in (*CHOICES, "hydra/launcher", "hydra/sweeper"):
         page += f"\n{group}=\n"
         for p in sorted((CONF / group).glob("*.yaml")):
             page += f"  {p.stem:<18}{p.read_text().splitlines()[1][2:]}\n"
-    for name in ("config", "model/gpt", "optimizer/adamw", "optimizer/sgd", "data/file", "device/auto"):
+    for name in ("config", "model/gpt", "optimizer/adamw", "optimizer/sgd", "data/file", "device/auto",
+                 "hydra/launcher/local", "hydra/sweeper/search"):
         page += f"\nKeys of {'every run' if name == 'config' else name.replace('/', '=')}\n"
         lines = (CONF / f"{name}.yaml").read_text().split("\nhydra:")[0].splitlines()
-        page += "".join(f"  {line}\n" for line in lines if line[:1].islower() and line != "defaults:")
+        prefix = "hydra." + name.split("/")[1] + "." if name.startswith("hydra/") else ""
+        page += "".join(f"  {prefix}{line}\n" for line in lines if line[:1].islower() and line != "defaults:")
     return page
 
 def parse_script(options: type, page: str, argv: list[str]) -> Any:

@@ -12,6 +12,7 @@ import yaml
 from hypothesis import HealthCheck, settings
 
 from lmlab import cli, corpora, files, overrides
+from lmlab.sweep.server import server
 
 # A slow machine is no failure, and a failure comes back at the next run.
 settings.register_profile("lab", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -30,6 +31,7 @@ def cache(tmp_path_factory):
         text = "First Citizen:\nBefore we proceed any further, hear me speak.\n\n" * 60
         (folder / "tinyshakespeare.txt").write_text(text)
         patch.setattr(corpora, "SHAKESPEARE_SHA256", files.sha256(text.encode()))
+        server()  # one for all tests, which imports while the first of them run
         yield folder
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmlab import cli, overrides
-from lmlab.config import GROUPS, RunConfig, UserError, keys_of
+from lmlab.config import GROUPS, SETTINGS, RunConfig, SweepConfig, UserError, keys_of
 from tests.conftest import NANO, ROOT, config
 
 WRONG = {
@@ -76,6 +76,30 @@ WRONG = {
     "-m name=a,b": ["name=a,b", "any key but name"],
     "-m model=bigram,gpt n_layer=2": ["n_layer=2", "model=bigram"],  # a cell that is wrong: none is run
     "-m n_embd=128,130": ["n_embd=130", "multiple"],
+    # of sweeps
+    "dry_run=true": ["dry_run=true", "add -m"],
+    "retries=1": ["retries=1", "add -m"],
+    "hydra.launcher.n_jobs=2": ["hydra.launcher.n_jobs=2", "add -m"],
+    "-m retries=1,2": ["retries=1,2", "any key but"],
+    "-m retries=-1 seed=0,1": ["retries=-1", "[0, 100]"],
+    "-m trial=x": ["trial=x", "search"],
+    "-m hydra.launcher.n_jobs=0 seed=0,1": ["hydra.launcher.n_jobs=0", "[1, inf)"],
+    "-m hydra.launcher.n_job=2 seed=0,1": ["hydra.launcher.n_job"],
+    "-m +hydra.launcher.n_job=2 seed=0,1": ["hydra.launcher.n_job=2", "did you mean n_jobs?"],
+    "-m hydra.launcher.time_limit=soon seed=0,1": ["hydra.launcher.time_limit=soon", "(0, inf)"],
+    "-m hydra/launcher=lokal seed=0,1": ["lokal", "local"],
+    "-m hydra/sweeper=search seed=0,1": ["seed=0,1", "luckiest"],
+    "-m hydra/sweeper=search model=gpt_nano": ["hydra/sweeper=search", "several values"],
+    "-m hydra/sweeper=search lr='interval(0,1)'": ["lr=0", "(0, inf)"],  # an end that is out of range
+    "-m hydra/sweeper=search model=bigram n_layer='range(1,4)'": ["n_layer=1", "model=bigram"],
+    "-m hydra/sweeper=search n_layer='interval(0.5,4)'": ["n_layer=0.5", "whole number"],
+    "-m hydra/sweeper=search lr=1,2 hydra.sweeper.n_trials=0": ["hydra.sweeper.n_trials=0", "[1, inf)"],
+    "-m hydra/sweeper=search lr=1,2 hydra.sweeper.sampler=tpa": ["hydra.sweeper.sampler=tpa", "did you mean tpe?"],
+    "-m hydra/sweeper=search lr=1,2 hydra.sweeper.storage=here": ["hydra.sweeper.storage=here", "no study"],
+    "-m hydra/sweeper=search lr=1,2 data=sentence": ["hydra.sweeper.objective=val/loss", "val_fraction"],
+    "-m block_size=64,300000": ["block_size=300000", "300001"],
+    "-m seed=0,1 device=cuda": ["device=cuda", "auto, cpu"],
+    "-m init_from=nowhere seed=0,1": ["init_from=nowhere", "no trained run"],
     "--no-such-flag": ["--no-such-flag"],
 }
 
@@ -144,6 +168,9 @@ def test_help_is_a_page_with_every_key_and_choice(capsys):
             assert all(f"  {word}" in page for word in [choice, *keys_of(part)])
     assert all(f"  {key}: " in page for key in keys_of(RunConfig))
     assert "tiny_lm" in page and "hydra:" not in page
+    for choice, kind in (("local", "launcher"), ("search", "sweeper")):
+        assert all(f"  hydra.{kind}.{key}: " in page for key in keys_of(SETTINGS[choice])) and f"  {choice} " in page
+    assert all(f"  {key}: " in page for key in keys_of(SweepConfig))
 
 def test_an_experiment_with_another_model_keeps_the_rest_and_says_so(train, capsys):
     run = train("experiment=tiny_lm model=gpt_nano max_steps=1 threads=1")

@@ -2,12 +2,9 @@
 
 import itertools
 import json
-import multiprocessing
 import os
 import random
-import resource
 import signal
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,10 +13,10 @@ import torch
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
-from lmlab import cli, experiment, files, runs
-from lmlab.callbacks import Recorder
-from lmlab.module import LanguageModule
+from lmlab import runs
+from lmlab.sweep.server import server
 from tests.conftest import metrics
+from tests.victim import child
 
 COMMON = ("device=cpu threads=1 max_steps=60 eval_interval=15 checkpoint_interval=7 log_interval=4 name=x "
           "val_fraction=0.01 warmup_steps=10 ")
@@ -29,53 +26,11 @@ TIMINGS = {"tokens_per_second", "train_seconds"}
 POINTS = ["training_step 1", "training_step 40", "evaluate 3", "write 3", "write 14", "write 16", "write 30",
           "replace 20", "replace 25", "replace 27", "save_checkpoint 5"]
 
-def child(folder, arguments, point):
-    """train.py in a process of its own, which ends itself at the n-th call of a function, if it is told to."""
-    os.chdir(folder)
-    out = os.open("out.txt", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-    os.dup2(out, 1), os.dup2(out, 2)
-    sys.stdout, sys.stderr, sys.argv = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1), ["pytest"]
-    if point and point.startswith("limit"):  # no file may grow larger, as if the disk were full
-        pipe = os.open("pipe", os.O_WRONLY)
-        os.dup2(pipe, 1), os.dup2(pipe, 2)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (int(point.split()[1]),) * 2)
-    elif point in ("slow", "stuck"):  # a step takes long, or never ends
-        step = LanguageModule.training_step
-
-        def training_step(self, batch, batch_idx):
-            print("batch")
-            time.sleep(60 if point == "stuck" else 0.05)
-            return step(self, batch, batch_idx)
-
-        LanguageModule.training_step = training_step
-    elif point:
-        name, calls = point.split()
-        place = {"training_step": LanguageModule, "evaluate": Recorder, "write": files, "replace": os,
-                 "save_checkpoint": experiment.SealedCheckpointIO}[name]
-        original, left = getattr(place, name), [int(calls)]
-
-        def deadly(*args, **kwargs):
-            left[0] -= 1
-            if not left[0]:
-                if name == "write":  # half of it is there
-                    args[0].with_name(f".{args[0].name}.{'0' * 32}").write_bytes(args[1][: len(args[1]) // 2])
-                os.kill(os.getpid(), signal.SIGKILL)
-            return original(*args, **kwargs)
-
-        setattr(place, name, deadly)
-    cli.main(arguments.split())
-
 @pytest.fixture(scope="module")
 def start(cache):
     """Starts train.py in a folder, as a fresh process forked from one that has imported everything."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lmlab.experiment", "tests.test_resume"])
-    first = context.Process(target=os.getpid)  # waits for the imports
-    first.start()
-    first.join()
-
     def start(folder, arguments, point=None):
-        process = context.Process(target=child, args=(folder, arguments, point))
+        process = server().Process(target=child, args=(folder, arguments, point))
         process.start()
         return process
 

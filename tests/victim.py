@@ -1,0 +1,47 @@
+"""train.py in a process of its own, for tests that do something to it. Imports little: every such process does."""
+
+import os
+import resource
+import signal
+import sys
+import time
+
+from lmlab import cli, experiment, files
+from lmlab.callbacks import Recorder
+from lmlab.module import LanguageModule
+
+def child(folder, arguments, point):
+    """train.py in a process of its own, which ends itself at the n-th call of a function, if it is told to."""
+    os.chdir(folder)
+    out = os.open("out.txt", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(out, 1), os.dup2(out, 2)
+    sys.stdout, sys.stderr, sys.argv = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1), ["pytest"]
+    if point and point.startswith("limit"):  # no file may grow larger, as if the disk were full
+        pipe = os.open("pipe", os.O_WRONLY)
+        os.dup2(pipe, 1), os.dup2(pipe, 2)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(point.split()[1]),) * 2)
+    elif point in ("slow", "stuck"):  # a step takes long, or never ends
+        step = LanguageModule.training_step
+
+        def training_step(self, batch, batch_idx):
+            print("batch")
+            time.sleep(60 if point == "stuck" else 0.05)
+            return step(self, batch, batch_idx)
+
+        LanguageModule.training_step = training_step
+    elif point:
+        name, calls = point.split()
+        place = {"training_step": LanguageModule, "evaluate": Recorder, "write": files, "replace": os,
+                 "save_checkpoint": experiment.SealedCheckpointIO}[name]
+        original, left = getattr(place, name), [int(calls)]
+
+        def deadly(*args, **kwargs):
+            left[0] -= 1
+            if not left[0]:
+                if name == "write":  # half of it is there
+                    args[0].with_name(f".{args[0].name}.{'0' * 32}").write_bytes(args[1][: len(args[1]) // 2])
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*args, **kwargs)
+
+        setattr(place, name, deadly)
+    cli.main(arguments.split())
