@@ -1,11 +1,8 @@
 """The door: what is typed goes to the one who answers it. Nothing imports torch before the arguments hold."""
 
-import os
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -13,34 +10,13 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from lmlab import runs
 from lmlab.config import CHOICES, UserError, check_value, nearest
 from lmlab.overrides import CONF, Asked, checked, inherited, literal, parse, read, repeated
+from lmlab.refusals import one_line_errors
 from lmlab.sweep.cells import Cell, Sweep
-from lmlab.tokenizers import printable
-
-EXTRAS = ("pandas", "scipy", "optuna", "matplotlib")  # what training does without
-
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """A UserError, or a package of an extra that isn't there, becomes its line and exit status 2; a UserError with
-    HYDRA_FULL_ERROR=1 its trace.
-    """
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if error.name not in EXTRAS:
-            raise
-        print(f"error: {error.name} is missing; it comes with: pip install -e '.[sweeps]'", file=sys.stderr)
-        raise SystemExit(2) from None
-    except (UserError, HydraException) as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            raise
-        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
-        raise SystemExit(2) from None
 
 def main(argv: list[str] | None = None) -> None:
     """What train.py does."""
@@ -119,9 +95,9 @@ def task(cfg: DictConfig, sweep: Sweep) -> Cell | None:
     with one_line_errors():
         config, _ = read(OmegaConf.to_container(cfg), {group: job.runtime.choices[group] for group in CHOICES})
         if job.mode.name == "MULTIRUN":
-            from lmlab.sweep import cells, plan, search
+            from lmlab.sweep import cells, plan, study
             cell = plan.identify(config, list(job.overrides.task), sweep)
-            with search.watching(config.sweep.trial) as watch:
+            with study.watching(config.sweep.trial) as watch:
                 cells.run_when_free(cell, watch)
             return cell
         from lmlab import experiment

@@ -24,7 +24,8 @@ class Options:
 
 
 def main(argv: list[str]) -> None:
-    folders = [argument for argument in argv if Path(argument).exists()]  # its name may contain "="
+    folders = [argument for argument in argv  # the name of one may contain "="
+               if argument[:1] != "-" and ("=" not in argument or Path(argument).exists())]
     options = parse_script(Options, __doc__, [argument for argument in argv if argument not in folders])
     if not folders:
         raise UserError("compare.py needs a folder of runs, as outputs/sweeps/depth")

@@ -1,10 +1,12 @@
 """Every shipped YAML composes and trains a step."""
 
+import importlib.util
+
 import pytest
 import yaml
 
 from lmlab import overrides
-from lmlab.config import CHOICES, GROUPS
+from lmlab.config import CHOICES, GROUPS, UserError
 from tests.conftest import ROOT, config, metrics
 
 FILES = sorted(path.relative_to(ROOT / "conf") for path in (ROOT / "conf").glob("*/*.yaml"))
@@ -24,6 +26,16 @@ def test_it_composes_and_trains_a_step(train, here, path):
     run = train(f"{group}={name} max_steps=1 threads=1 {SMALL.get(f'{group}/{name}', quick)}")
     assert metrics(run)["status"] == "finished" and metrics(run)["step"] == 1
     assert config(run)[group] == ("cpu" if group == "device" else name)
+
+def test_the_cluster_recipe_composes_where_submitit_is_and_says_what_is_missing_elsewhere():
+    if importlib.util.find_spec("submitit"):
+        _, choices, settings = overrides.compose(("hydra/launcher=slurm",))
+        assert choices["hydra/launcher"] == "slurm" and settings["launcher"]["max_num_timeout"] > 0
+        assert {*yaml.safe_load((ROOT / "conf/hydra/launcher/slurm.yaml").read_text())} - {"defaults"} <= {
+            *settings["launcher"]}
+    else:
+        with pytest.raises(UserError, match=r"\[slurm\]"):
+            overrides.compose(("hydra/launcher=slurm",))
 
 def test_each_choice_has_a_file_and_each_file_a_choice():
     for group, choices in GROUPS.items():

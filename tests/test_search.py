@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from lmlab import cli, experiment
 from lmlab.overrides import ends, parse
 from lmlab.sweep import load_runs
-from lmlab.sweep.search import Dimension, sampler
+from lmlab.sweep.search import Dimension
+from lmlab.sweep.study import sampler
 from tests.conftest import metrics, refused
 from tests.test_sweep import in_company, linux, sweep  # noqa: F401
 

@@ -132,7 +132,7 @@ def test_text_from_outside_cannot_become_code(sweep, tmp_path, monkeypatch):
     assert page.count("<script") == 2 and "<img" not in page
 
 @pytest.mark.parametrize(("arguments", "words"), [
-    ([], "needs a folder"), (["nowhere"], "nowhere"), (["ou=x"], "did you mean out?")])
+    ([], "needs a folder"), (["nowhere"], "nowhere: no run there"), (["ou=x"], "did you mean out?")])
 def test_compare_names_what_is_wrong(here, capsys, arguments, words):
     compare = script("compare")
     with pytest.raises(SystemExit) as stop, compare.one_line_errors():

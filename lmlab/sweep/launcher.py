@@ -17,7 +17,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from lmlab.cli import one_line_errors
+from lmlab.refusals import one_line_errors
 from lmlab.sweep import cells, worker
 from lmlab.sweep.cells import ENDED, Cell, Sweep
 from lmlab.sweep.server import server
@@ -76,7 +76,7 @@ class LocalLauncher(Launcher):
                         time.sleep(POLL)
                     for job in list(self.jobs):
                         self.attend(job)
-                    self.view.show(self.jobs, self.waiting)
+                    self.view.show([job.cell for job in self.jobs], [job.cell for job in self.waiting])
             finally:
                 for job in self.jobs:  # only if the launcher itself failed
                     job.process.kill()

@@ -4,9 +4,6 @@ import fcntl
 import json
 import time
 import uuid
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +13,10 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from lmlab.cli import one_line_errors
 from lmlab.config import SearchConfig, UserError, kind_of
 from lmlab.overrides import ends, parse, resolved
+from lmlab.refusals import one_line_errors
+from lmlab.sweep import study
 from lmlab.sweep.cells import Cell, Sweep
 from lmlab.sweep.launcher import LocalLauncher
 
@@ -71,7 +69,7 @@ class SearchSweeper(Sweeper):
         self.me, folder = uuid.uuid4().hex, self.sweep_of.own / "searches"
         if not self.settings.storage:
             folder.mkdir(parents=True, exist_ok=True)
-        self.study = open_study(self.about)
+        self.study = study.open_study(self.about)
         folder.mkdir(parents=True, exist_ok=True)
         for key, value in (("objective", self.settings.objective), ("direction", self.settings.direction)):
             before = self.study.user_attrs.get(key, value)
@@ -117,7 +115,7 @@ class SearchSweeper(Sweeper):
             count = len(self.study.get_trials(deepcopy=False))
             if left is None and count >= self.settings.n_trials:
                 return None
-            self.study.sampler = sampler(self.settings, left.number if left else count)
+            self.study.sampler = study.sampler(self.settings, left.number if left else count)
             trial = optuna.trial.Trial(self.study, left._trial_id) if left else self.study.ask()
             trial.set_user_attr("by", self.me)
             chosen = [dimension.suggest(trial) for dimension in self.space.values()]
@@ -132,13 +130,7 @@ class SearchSweeper(Sweeper):
             trial.set_user_attr(key, told)
         state = {"finished": None, "pruned": "PRUNED", "diverged": "FAIL", "failed": "FAIL"}
         if status in state:
-            tell(self.study, trial, value if status == "finished" else None, state[status])
-
-def tell(study: "optuna.Study", trial: "optuna.Trial", value: float | None, state: str | None) -> None:
-    import optuna
-
-    chosen = optuna.trial.TrialState[state] if state else None if value is not None else optuna.trial.TrialState.FAIL
-    study.tell(trial, value if chosen is None else None, chosen, skip_if_finished=True)
+            study.tell(self.study, trial, value if status == "finished" else None, state[status])
 
 class Dimension:
     """What a search may give one key: one of several values, or a number of a range."""
@@ -165,56 +157,3 @@ class Dimension:
         if isinstance(self.low, int):
             return f"{self.key}={trial.suggest_int(self.key, self.low, self.high, step=self.step or 1, log=self.log)}"
         return f"{self.key}={trial.suggest_float(self.key, self.low, self.high, step=self.step, log=self.log)!r}"
-
-def sampler(settings: SearchConfig, number: int) -> "optuna.samplers.BaseSampler":
-    """One for each trial, seeded by its number: so a search that was stopped goes on as it would have."""
-    import optuna
-
-    seed = (settings.seed * 1_000_003 + number) % 2**32
-    if settings.sampler == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    return optuna.samplers.TPESampler(seed=seed)
-
-def open_study(about: dict[str, Any]) -> "optuna.Study":
-    """The study that `about` describes, made if it isn't there. Raises UserError for a database that can't be had."""
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    first, steps = about["steps"]
-    pruner = {"median": lambda: optuna.pruners.MedianPruner(),
-              "hyperband": lambda: optuna.pruners.HyperbandPruner(min(first, steps), max(first, steps)),
-              "none": lambda: optuna.pruners.NopPruner()}[about["pruner"]]()
-    options = {"connect_args": {"timeout": 60}} if about["storage"].startswith("sqlite") else {}
-    for last in (False, False, True):
-        try:
-            storage = optuna.storages.RDBStorage(about["storage"], engine_kwargs=options)
-            return optuna.create_study(study_name=about["study"], storage=storage, pruner=pruner,
-                                       direction=about["direction"], load_if_exists=True)
-        except Exception as error:  # whatever a database has to say; also to two that make its tables at once
-            if last:
-                said = " ".join(str(error).split())[:200]
-                place = f"hydra.sweeper.storage={about['storage']}"
-                raise UserError(f"{place}: no study can be kept there ({said})") from None
-            time.sleep(0.5)
-    raise AssertionError
-
-@contextmanager
-def watching(trial: str | None) -> Iterator[Callable[[int, float], bool] | None]:
-    """What tells the study a trial's losses on the way, and whether the trial should go on. None outside a search."""
-    if trial is None or (about := json.loads(trial))["pruner"] == "none":
-        yield None
-        return
-    import optuna
-
-    study = open_study(about)
-    own = optuna.trial.Trial(study, about["trial"])
-
-    def watch(step: int, loss: float) -> bool:
-        if step == 0:  # nothing has been learned yet
-            return True
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a resumed trial may tell a step again
-            own.report(loss, step)
-        return not own.should_prune()
-
-    yield watch

@@ -5,7 +5,7 @@ import os
 import time
 from collections import Counter, deque
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -13,9 +13,6 @@ from rich.table import Table
 from rich.text import Text
 
 from lmlab.sweep.cells import Cell
-
-if TYPE_CHECKING:
-    from lmlab.sweep.launcher import Job
 
 LAST = 6  # cells that have ended and are still shown
 
@@ -57,7 +54,7 @@ class View:
             of = f" of {self.total}" if self.total else ""
             self.say(f"{self.counts.total():>3}{of}  {self.name(cell)}: {said}")
 
-    def show(self, jobs: list["Job"], waiting: Iterable["Job"]) -> None:
+    def show(self, running: list[Cell], elsewhere: list[Cell]) -> None:
         """Draws the table, if there is one and it's time."""
         if not self.live or time.monotonic() - self.drawn < 0.5:
             return
@@ -66,11 +63,11 @@ class View:
             table.add_column(name, justify="left" if name in ("cell", "state") else "right", overflow="fold")
         for name, said in self.last:
             table.add_row(name, said, style="dim")
-        for state, shown in (("running", jobs), ("elsewhere", list(waiting)[:LAST])):
-            for job in shown:
-                point, steps = progress(job.cell), job.cell.config.run.max_steps
+        for state, shown in (("running", running), ("elsewhere", elsewhere[:LAST])):
+            for cell in shown:
+                point, steps = progress(cell), cell.config.run.max_steps
                 step, loss, seconds = (point.get(key) for key in ("step", "train/loss", "train_seconds"))
-                table.add_row(self.name(job.cell), state, f"{step or 0:,} / {steps:,}",
+                table.add_row(self.name(cell), state, f"{step or 0:,} / {steps:,}",
                               f"{loss:.4f}" if loss is not None else "",
                               f"{(steps - step) * seconds / step:,.0f} s" if step and seconds else "")
         counts = ", ".join(f"{n} {status}" for status, n in self.counts.items())

@@ -5,7 +5,7 @@ import importlib
 
 from PIL import Image
 
-for name in ("lmlab.experiment", "lmlab.sweep.plan", "lmlab.sweep.search"):
+for name in ("lmlab.experiment", "lmlab.sweep.plan", "lmlab.sweep.study"):
     importlib.import_module(name)
 Image.preinit()  # its formats are modules of their own
 gc.freeze()  # what is there is left alone from here on, so that its memory stays shared

@@ -54,10 +54,10 @@ def work(cell: Cell, gpu: str | None) -> None:
     begin(os.open(cell.log, os.O_CREAT | os.O_WRONLY | os.O_APPEND))
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    from lmlab.sweep import cells, search
+    from lmlab.sweep import cells, study
 
     try:
-        with search.watching(cell.config.sweep.trial) as watch:
+        with study.watching(cell.config.sweep.trial) as watch:
             status = cells.run(cell, watch)
     except Busy:
         raise SystemExit(BUSY) from None
