@@ -1,5 +1,6 @@
 """The door: what is typed goes to the one who answers it. Nothing imports torch before the arguments hold."""
 
+import os
 import shlex
 import sys
 import tempfile
@@ -41,7 +42,8 @@ def main(argv: list[str] | None = None) -> None:
             if asked.runs[0][0].sweep.dry_run:
                 return survey.show()
             overrides = [text for text in overrides if parse(text).key_or_group != "name"]
-            place = tempfile.gettempdir() + "/lmlab" if asked.launcher == "local" else sweep.own  # of Hydra's own notes
+            place = f"{tempfile.gettempdir()}/lmlab-{os.getuid()}"  # of Hydra's own notes
+            place = place if asked.launcher == "local" else sweep.own
             overrides += [f"name='{asked.name}'", f"hydra.sweep.dir='{place}'"]
         sys.argv = ["train.py", *flags, *overrides]
 

@@ -9,6 +9,7 @@ import math
 import os
 import re
 import shutil
+import time
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
@@ -34,11 +35,15 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.log, self.history = (open(path / name, "a", buffering=1) for name in ("train.log", "history.jsonl"))
-        try:
-            fcntl.flock(self.log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.close()
-            raise UserError(f"{path}: another process is at work on this run") from None
+        for last in (False, False, False, False, True):
+            try:
+                fcntl.flock(self.log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if last:
+                    self.close()
+                    raise UserError(f"{path}: another process is at work on this run") from None
+                time.sleep(0.02)  # somebody who only asks whether it is locked holds it for a moment
         self.console = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
         self.metrics: dict[str, Any] = {}
 

@@ -17,6 +17,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from lmlab.config import UserError
 from lmlab.refusals import one_line_errors
 from lmlab.sweep import cells, worker
 from lmlab.sweep.cells import ENDED, Cell, Sweep
@@ -143,6 +144,8 @@ class LocalLauncher(Launcher):
                     status = cells.fail(job.cell, self.why(job, code))
             except cells.Busy:
                 return self.waiting.append(job)
+            except UserError as error:  # a full disk, on which not even that can be noted
+                self.view.say(f"{error}")
         if job.tries:
             job.tries -= 1
             self.view.say(f"{self.view.name(job.cell)}: {job.cell.metrics().get('reason')}; tried again")

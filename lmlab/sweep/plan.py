@@ -25,8 +25,11 @@ def identify(config: Config, overrides: list[str], sweep: Sweep, elsewhere: bool
     """
     keys = replace(config.run, threads=config.run.threads or 1)  # so that many fit, and all launchers agree
     config = replace(config, run=keys)
-    if not elsewhere:
+    try:
         config = device.resolve(config)
+    except UserError:
+        if not elsewhere:
+            raise
     source = config.choices["data"], config.data, keys.init_from, keys.unknown
     if source not in TEXTS:
         start = checkpoints.load(Path(keys.init_from), choice="cpu") if keys.init_from else None
@@ -44,7 +47,8 @@ def identify(config: Config, overrides: list[str], sweep: Sweep, elsewhere: bool
                 tokens * flops_per_token(model, config.model))
 
 def identify_all(asked: list[tuple[Config, list[str]]], sweep: Sweep, elsewhere: bool) -> tuple[list[Cell], int]:
-    """The cell of each, and how many GPUs there are here."""
+    """The cell of each, and how many GPUs there are here. Texts are read anew."""
+    TEXTS.clear()
     return [identify(*one, sweep, elsewhere) for one in asked], torch.cuda.device_count()
 
 def seconds_per_step(cell: Cell) -> tuple[float, float]:

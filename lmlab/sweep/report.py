@@ -34,7 +34,7 @@ def finish(sweep: Sweep, launcher: str) -> bool:
         table = tables.load_runs(sweep.folder)
     show(table)
     write(table, sweep.folder, sweep.name)
-    return bool(table["status"].isin(ENDED).all())
+    return bool(table["status"].isin(ENDED).all()) and not table.attrs["faults"]
 
 def show(table: pd.DataFrame) -> None:
     """The leaderboard, and what isn't finished with its reason, in the terminal."""
@@ -58,6 +58,8 @@ def show(table: pd.DataFrame) -> None:
             rows.add_row(*row)
         console.print()
         console.print(rows)
+    for fault in table.attrs["faults"]:
+        console.print(f"left out      {fault}", soft_wrap=True)
 
 def columns(board: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     """The leaderboard as people read it, all of it text. The last column alone is about time."""

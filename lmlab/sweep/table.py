@@ -21,17 +21,26 @@ LOSSES = ("val/loss", "train/loss")
 
 def load_runs(*folders: str | Path) -> pd.DataFrame:
     """A row for each run below the folders: `path`, its configuration (keys as typed), its metrics.json, `group` (equal
-    for runs that differ only in seed), `reason` (why it isn't finished). Raises UserError where there is no run, or for
-    one that can't be read.
+    for runs that differ only in seed), `reason` (why it isn't finished). What can't be read is left out and told in
+    `.attrs["faults"]`. Raises UserError where there is no run.
     """
-    rows = []
-    for folder in dict.fromkeys(map(Path, folders)):
-        found = sorted({config.parent for config in folder.rglob("config.yaml")})
-        if not found:
+    found, faults = {}, []
+    for folder in map(Path, folders):
+        there = sorted({config.parent for config in folder.rglob("config.yaml")})
+        if not there:
             raise UserError(f"{folder}: no run there")
-        rows += [load_run(path) for path in found]
-    table = pd.DataFrame(rows).drop_duplicates("path").reset_index(drop=True)
-    return table.assign(**{key: pd.to_numeric(table[key]) for key in LOSSES})
+        for path in there:
+            try:
+                found.setdefault(path.resolve(), load_run(path))
+            except UserError as error:
+                if path.exists():  # else another process is about to begin it anew
+                    faults.append(str(error))
+    if not found:
+        raise UserError(faults[0] if faults else f"{folder}: no run there")
+    table = pd.DataFrame(found.values())
+    table = table.assign(**{key: pd.to_numeric(table[key]) for key in LOSSES})
+    table.attrs["faults"] = faults
+    return table
 
 def load_run(path: Path) -> dict[str, Any]:
     config, metrics = runs.read_config(path), runs.read_metrics(path)
