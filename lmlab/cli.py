@@ -14,10 +14,11 @@ from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, OmegaConf
 
 from lmlab import runs
-from lmlab.config import CHOICES, UserError, check_value, nearest
+from lmlab.config import CHOICES, Config, UserError, check_value, nearest
 from lmlab.overrides import CONF, Asked, checked, inherited, literal, parse, read, repeated
 from lmlab.refusals import one_line_errors
 from lmlab.sweep.cells import Cell, Sweep
+from lmlab.tokenizers import printable
 
 def main(argv: list[str] | None = None) -> None:
     """What train.py does."""
@@ -60,7 +61,13 @@ def main(argv: list[str] | None = None) -> None:
         survey.announce()
     with one_line_errors():
         from lmlab.sweep import report  # while the server imports
-        begin()
+        try:
+            begin()
+        except SystemExit as stop:
+            if asked.launcher in ("local", "basic") or stop.code != 1:
+                raise
+            print("error: a job ended without an answer; others may still run, the same command shows them",
+                  file=sys.stderr)
         if not report.finish(sweep, asked.launcher):
             raise SystemExit(1)
     return None
@@ -92,21 +99,31 @@ def again(arguments: list[str], flags: list[str], command: str) -> bool:
     return True
 
 def task(cfg: DictConfig, sweep: Sweep) -> Cell | None:
-    """One run, as Hydra calls it: for the command itself, or for each cell of a sweep, which is returned."""
+    """One run, as Hydra calls it: for the command itself, or for each cell of a sweep, which is returned; None for what
+    turns out to be no run.
+    """
     job = HydraConfig.get()
+
+    def config() -> Config:
+        return read(OmegaConf.to_container(cfg), {group: job.runtime.choices[group] for group in CHOICES})[0]
+
+    if job.mode.name == "MULTIRUN":
+        from lmlab.sweep import cells, plan, study
+        try:
+            cell = plan.identify(config(), list(job.overrides.task), sweep)
+        except UserError as error:
+            print(f"error: {printable(str(error))}", file=sys.stderr)  # the others go on
+            return None
+        with study.watching(cell.config.sweep.trial) as watch:
+            cells.run_when_free(cell, watch)
+        return cell
     with one_line_errors():
-        config, _ = read(OmegaConf.to_container(cfg), {group: job.runtime.choices[group] for group in CHOICES})
-        if job.mode.name == "MULTIRUN":
-            from lmlab.sweep import cells, plan, study
-            cell = plan.identify(config, list(job.overrides.task), sweep)
-            with study.watching(config.sweep.trial) as watch:
-                cells.run_when_free(cell, watch)
-            return cell
+        single = config()
         from lmlab import experiment
-        path = Path("outputs", config.run.name, runs.now())
-        if experiment.run(config, path, sweep.command)[0] == "diverged":
+        path = Path("outputs", single.run.name, runs.now())
+        if experiment.run(single, path, sweep.command)[0] == "diverged":
             raise SystemExit(1)
-        return None
+    return None
 
 def help_page() -> str:
     """conf/help.txt, then what the files of conf/ themselves say."""

@@ -105,6 +105,11 @@ SETTINGS: dict[str, type] = {"local": LocalConfig, "search": SearchConfig}  # of
 CHANGEABLE = ("max_steps", "max_minutes", "log_interval", "eval_interval", "checkpoint_interval", "checkpoint_minutes",
               "path")
 
+# Keys that name, place or watch a run without touching what it computes. What lies at `path` and `init_from`, and what
+# `data` makes of it, enters by its sha256.
+UNTOUCHING = ("name", "experiment", "data", "path", "init_from", "resume", "replay", "log_interval",
+              "checkpoint_interval", "checkpoint_minutes")
+
 # Keys that the lab gained after 0.1. At these values a run is what it was without the key: a config.yaml that lacks it
 # has the value, and the names of a sweep's cells leave it out.
 NEUTRAL: dict[str, Any] = {}

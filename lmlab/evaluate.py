@@ -43,8 +43,10 @@ def metrics(answers: Tensor, tokens: np.ndarray, tokenizer: CharTokenizer, split
 
 def keep(path: Path, about: dict[str, str], numbers: dict[str, float]) -> None:
     """Adds a line to evaluations.jsonl of the run at `path`. Raises UserError."""
+    name = path / "evaluations.jsonl"
     try:
-        with open(path / "evaluations.jsonl", "a") as file:
-            file.write(runs.to_json(about | numbers) + "\n")
+        torn = name.exists() and not name.read_bytes().endswith(b"\n")  # by a kill
+        with open(name, "a") as file:
+            file.write("\n" * torn + runs.to_json(about | numbers) + "\n")
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}; the numbers were not kept") from None

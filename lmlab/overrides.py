@@ -25,6 +25,7 @@ from lmlab.config import (
     CHOICES,
     GROUPS,
     SETTINGS,
+    UNTOUCHING,
     Config,
     SweepConfig,
     UserError,
@@ -228,5 +229,8 @@ def repeated(arguments: list[str], flags: list[str]) -> tuple[str, Path, Config]
         if key not in CHANGEABLE and override.value() != values[key]:
             raise UserError(f"{key}={override.value()}: the run was started with {key}={values[key]} and keeps it; a "
                             f"new run can have another, and with init_from={path} its weights")
+        if key not in UNTOUCHING and override.value() != values[key] and "cell" in runs.read_metrics(path):
+            raise UserError(f"{key}={override.value()}: the run is a sweep's cell, known by {key}={values[key]}; a "
+                            "sweep with another value makes another cell")
         values[key] = override.value()
     return verb, path, from_flat({key: values[key] for key in values if key not in CHOICES}, saved.choices)

@@ -137,7 +137,7 @@ def newest(path: Path, key: str = "run") -> Path:
 def read_config(path: Path, name: str = "config.yaml") -> Config:
     """The configuration of the run at `path`. Raises UserError for what the lab would not have written."""
     for entry in path.rglob("*"):
-        if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
+        if entry.is_symlink() or (entry.exists() and not (entry.is_file() or entry.is_dir())):
             raise UserError(f"{entry}: is a link, or no plain file; all that belongs to a run lies in its own folder")
     content = files.read_sealed(path / name, LIMITS[name])
     try:

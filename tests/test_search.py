@@ -97,23 +97,47 @@ def test_a_trial_that_was_stopped_is_taken_up_again(here, sweep, monkeypatch):  
 def test_a_number_lies_in_its_interval_and_is_typed_to_its_last_bit(low, factor, log, number):
     text = f"interval({low!r},{low * factor!r})"
     override = parse(f"lr={f'tag(log,{text})' if log else text}")
-    trial = optuna.trial.FixedTrial({"lr": low + (low * factor - low) * number / 101})
-    value = float(Dimension(override).suggest(trial).removeprefix("lr="))
-    assert low <= value <= low * factor and value == trial.params["lr"]
+    value = low + (low * factor - low) * number / 101
+    one = Dimension(override)
+    assert float(one.text(value).removeprefix("lr=")) == value and one.distribution._contains(value)
+    assert (one.distribution.low, one.distribution.high, one.distribution.log) == (low, low * factor, log)
     assert [float(end.removeprefix("lr=")) for end in ends(override)] == [low, low * factor]
 
 @pytest.mark.parametrize(("text", "low", "high", "step"), [
-    ("n_layer=interval(1,4)", 1, 4, None), ("n_layer=range(1,9,2)", 1, 7, 2), ("dropout=interval(0,1)", 0.0, 1.0, None),
+    ("n_layer=interval(1,4)", 1, 4, 1), ("n_layer=range(1,9,2)", 1, 7, 2), ("dropout=interval(0,1)", 0.0, 1.0, None),
     ("dropout=range(0,0.5,0.1)", 0.0, 0.4, 0.1)])
 def test_whole_numbers_stay_whole_and_others_do_not(text, low, high, step):
-    one = Dimension(parse(text))
+    one = Dimension(parse(text)).distribution
     assert (one.low, one.high, one.step) == (low, pytest.approx(high), step) and type(one.low) is type(low)
 
 def test_choices_keep_their_types_and_their_quoting():
     one = Dimension(parse("path='a b','c,d'"))
     assert one.texts == {"a b": "'a b'", "c,d": "'c,d'"}
-    assert one.suggest(optuna.trial.FixedTrial({"path": "c,d"})) == "path='c,d'"
-    assert Dimension(parse("bias=true,false")).suggest(optuna.trial.FixedTrial({"bias": False})) == "bias=False"
+    assert one.text("c,d") == "path='c,d'" and one.distribution.choices == ("a b", "c,d")
+    assert Dimension(parse("bias=true,false")).text(False) == "bias=False"
+
+def test_a_proposal_that_is_no_run_is_told_as_failed_and_the_search_goes_on(here, sweep):  # noqa: F811
+    """Between the ends lie widths that n_head doesn't divide."""
+    for more in ("name=i", "name=j hydra/launcher=basic"):
+        assert sweep("-m hydra/sweeper=search model=gpt_nano data=sentence val_fraction=0.2 device=cpu max_steps=1 "
+                     f"n_head=4 n_embd=interval(8,16) hydra.sweeper.n_trials=6 {more}") == 0
+        found = {trial.params["n_embd"] % 4 == 0: trial.state.name for trial in study(more[5]).trials}
+        assert found == {True: "COMPLETE", False: "FAIL"} and len(study(more[5]).trials) == 6
+
+def test_a_study_keeps_its_kind_of_choice(here, sweep, capsys):  # noqa: F811
+    line = LINE + "max_steps=1 name=c hydra.sweeper.n_trials=1 "
+    assert sweep(line + "lr=0.1,1") == 0
+    for other in ("lr=0.1,1,10", "lr=interval(0.1,1)"):
+        refused(capsys, lambda other=other: cli.main((line + other).split()), [other, "another kind", "name="])
+    assert len(study("c").trials) == 1
+
+def test_what_a_search_has_cut_a_grid_finishes(here, sweep):  # noqa: F811
+    line = LINE + "max_steps=30 eval_interval=10 batch_size=2 name=g "
+    assert sweep(line + "lr=5,6 hydra.sweeper.n_trials=5 hydra.sweeper.sampler=random") == 0
+    assert sweep(line + "lr=0.0001,0.0002 hydra.sweeper.n_trials=6".replace("lr=0.0001,0.0002", "lr=5,6")) == 0
+    grid = line.replace("hydra/sweeper=search ", "") + "lr=5,6"
+    assert sweep(grid) == 0
+    assert set(load_runs("outputs/sweeps/g")["status"]) == {"finished"}
 
 def test_each_trial_has_a_sampler_of_its_own(some_config):
     from lmlab.config import SearchConfig

@@ -1,5 +1,6 @@
 """Sweeps as a user runs them: faults, kills, company, growth; every launcher ends in the same table."""
 
+import fcntl
 import itertools
 import json
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from lmlab import cli
+from lmlab import cli, runs
 from lmlab.sweep import load_runs, plan, table
 from tests.conftest import ROOT, content, history, metrics
 
@@ -253,3 +254,43 @@ def test_tensorboard_averages_the_seeds_of_a_configuration(here, sweep):
         for key in ("val/loss", "best/val/loss"):
             assert values[key] == pytest.approx(rows[name][key], abs=1e-6)
         assert found[name]["hparams"]["lr"] == rows[name]["lr"]
+
+def test_a_cell_that_is_resumed_by_hand_holds_up_no_other_and_keeps_its_name(here, sweep, capsys):
+    line = BIGRAM + "max_steps=4 name=h hydra.launcher.n_jobs=1 seed="
+    assert sweep(line + "0") == 0
+    (run,) = [path.parent for path in (here / "outputs/sweeps/h").glob("*/metrics.json")]
+    with pytest.raises(SystemExit) as stop:
+        cli.main([f"resume={run}", "max_steps=8"])
+    assert stop.value.code == 2 and "known by max_steps=4" in capsys.readouterr().err
+    numbers = metrics(run) | {"status": "interrupted"}
+    (run / "metrics.json").write_text(json.dumps(numbers))
+    by_hand = runs.RunDirectory(run)
+    other = threading.Thread(target=lambda: [wait_for(lambda: len(list(run.parent.glob("*/config.yaml"))) == 2),
+                                             by_hand.close()])
+    other.start()
+    assert sweep(line + "0,1") == 0
+    other.join()
+    assert {metrics(path.parent)["status"] for path in run.parent.glob("*/metrics.json")} == {"finished"}
+
+def test_a_cell_that_failed_elsewhere_meanwhile_is_not_tried_again_here(here, sweep, capsys):
+    """Both commands asked for one try, and that has been."""
+    line = "-m model=gpt_nano n_embd=100000 data=sentence val_fraction=0.2 device=cpu seed=0 name=e"
+    assert sweep(line) == 1
+    (cell,) = [path.parent for path in (here / "outputs/sweeps/e").glob("*/metrics.json")]
+    lock = here / "outputs/sweeps/e/.sweep/locks" / cell.name.rsplit("-", 1)[1]
+
+    def fail_elsewhere():
+        with open(lock, "a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            held.set()
+            time.sleep(2)
+            (cell / "metrics.json").write_text(json.dumps(metrics(cell) | {"reason": "of the other process"}))
+
+    held = threading.Event()
+    other = threading.Thread(target=fail_elsewhere)
+    other.start()
+    held.wait()
+    assert sweep(line) == 1
+    other.join()
+    assert metrics(cell)["reason"] == "of the other process"
+    assert "failed by another process: of the other process" in capsys.readouterr().out

@@ -2,13 +2,14 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
-from lmlab import cli
+from lmlab import cli, evaluate
 from lmlab.config import UserError
 from lmlab.sweep import load_runs, report, table
 from tests.conftest import script
@@ -139,3 +140,32 @@ def test_compare_names_what_is_wrong(here, capsys, arguments, words):
         compare.main(arguments)
     stderr = capsys.readouterr().err
     assert stop.value.code == 2 and stderr.count("\n") == 1 and words in stderr
+
+def test_keys_that_only_later_runs_have_are_columns_too(here, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["pytest"])
+    line = "-m data=sentence val_fraction=0.2 device=cpu max_steps=1 name=later "
+    cli.main((line + "model=bigram").split())
+    cli.main((line + "model=gpt_nano n_layer=1,2").split())
+    found = load_runs("outputs/sweeps/later")
+    assert table.varied(found) == ["model", "n_layer"]
+    assert sorted(table.leaderboard(found)["n_layer"].dropna()) == [1, 2]
+
+def test_what_cannot_be_read_is_left_out_and_told(sweep, here, capsys):
+    shutil.copytree(sweep, here / "s")
+    damaged = next((here / "s").glob("seed=0,lr=1,*"))
+    (damaged / "config.yaml").write_text("lr: 5\n")
+    odd = next((here / "s").glob("seed=1,lr=1,*"))
+    (odd / "metrics.json").write_text((odd / "metrics.json").read_text().replace('"step": 20', '"step": "20"'))
+    found = load_runs(here / "s")
+    assert len(found) == 7 and len(found.attrs["faults"]) == 2
+    report.show(found)
+    shown = capsys.readouterr().out
+    assert shown.count("left out") == 2 and "config.yaml" in shown and "step=20 is of another type" in shown
+
+def test_a_torn_line_of_evaluations_loses_itself_alone(here):
+    evaluate.keep(here, {"checkpoint": "last", "text": "test"}, {"test/loss": 1.5})
+    with open(here / "evaluations.jsonl", "a") as file:
+        file.write('{"checkpoint": "last", "te')
+    assert table.tested(here) == {"test/loss": 1.5}
+    evaluate.keep(here, {"checkpoint": "last", "text": "test"}, {"test/loss": 1.25})
+    assert table.tested(here) == {"test/loss": 1.25}

@@ -16,15 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from lmlab import files, runs
-from lmlab.config import NEUTRAL, Config, SweepConfig, UserError, keys_of
+from lmlab.config import NEUTRAL, UNTOUCHING, Config, SweepConfig, UserError, keys_of
 from lmlab.overrides import parse
 
-# Keys that name, place or watch a run without touching what it computes. What lies at `path` and `init_from`, and what
-# `data` makes of it, enters by its sha256.
-UNTOUCHING = ("name", "experiment", "data", "path", "init_from", "resume", "replay", "log_interval",
-              "checkpoint_interval", "checkpoint_minutes")
-
-ENDED = ("finished", "diverged", "pruned")  # what is not run again
+ENDED = ("finished", "diverged", "pruned")  # of its own
 
 class Busy(Exception):
     """Another process is at work on the cell."""
@@ -83,6 +78,12 @@ class Cell:
     def status(self) -> str:
         return str(self.metrics().get("status", "new"))
 
+    def over(self) -> bool:
+        """Whether nothing is left to do. What a search has cut is done for a search that cuts, and for nobody else."""
+        status, trial = self.status(), self.config.sweep and self.config.sweep.trial
+        cuts = bool(trial) and json.loads(trial)["pruner"] != "none"
+        return status in ENDED and (status != "pruned" or cuts)
+
 def identity(flat: dict[str, Any], data_sha256: str, init_sha256: str | None) -> tuple[str, str]:
     """The hash of a run's configuration and data, and that of its group, whose members differ in their seeds."""
     touching = {key: value for key, value in flat.items() if key not in UNTOUCHING
@@ -103,21 +104,28 @@ def label(overrides: list[str], sweep: Sweep) -> str:
     return re.sub(r"[^\w.,=+-]", "_", shorter, flags=re.ASCII)
 
 @contextmanager
-def locked(cell: Cell) -> Iterator[None]:
-    """While it is held nobody else runs the cell. Raises Busy at once if somebody does. Death releases it."""
-    path = cell.sweep.own / "locks" / cell.hash
+def locked(cell: Cell, patience: float = 0.1) -> Iterator[None]:
+    """While it is held nobody else runs the cell. Raises Busy if somebody does, and not only asks whether somebody
+    does, which takes less than `patience` seconds. Death releases it.
+    """
+    path, late = cell.sweep.own / "locks" / cell.hash, time.monotonic() + patience
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Busy(cell.path) from None
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > late:
+                    raise Busy(cell.path) from None
+                time.sleep(0.01)
         yield
 
 def is_busy(cell: Cell) -> bool:
+    """Whether some process runs the cell, as a sweep's or resumed by hand."""
     try:
-        with locked(cell):
-            return False
+        with locked(cell, patience=0):
+            return runs.is_locked(cell.path)
     except Busy:
         return True
 
@@ -127,7 +135,7 @@ def run(cell: Cell, watch: Callable[[int, float], bool] | None = None) -> str:
     """
     with locked(cell):
         path, tries = cell.path, 1 + (cell.config.sweep.retries if cell.config.sweep else 0)
-        if cell.status() in ENDED:
+        if cell.over():
             return cell.status()
         if runs.is_locked(path):  # somebody resumes it by hand
             raise Busy(path)
@@ -154,7 +162,7 @@ def attempt(cell: Cell, path: Path, watch: Callable[[int, float], bool] | None) 
 
     if (path / "checkpoints/last.ckpt").exists():
         saved = runs.read_config(path)
-        if hasattr(saved.data, "path"):  # the text may have been moved
+        if hasattr(saved.data, "path") and hasattr(cell.config.data, "path"):  # the text may have been moved
             saved = replace(saved, data=replace(saved.data, path=cell.config.data.path))
         return experiment.resume(path, saved, cell.sweep.command, watch)
     if path.exists():  # ended before there was anything to go on from

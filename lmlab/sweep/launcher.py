@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from lmlab.config import UserError
 from lmlab.refusals import one_line_errors
 from lmlab.sweep import cells, worker
-from lmlab.sweep.cells import ENDED, Cell, Sweep
+from lmlab.sweep.cells import Cell, Sweep
 from lmlab.sweep.server import server
 from lmlab.sweep.survey import Survey
 from lmlab.sweep.view import View
@@ -38,6 +38,14 @@ class Job:
     begun: float = 0.0
     told: float | None = None  # when it was told to stop
     late: bool = False
+    stamp: int = 0  # of its metrics.json, when this launcher saw it last
+
+def stamp(cell: Cell) -> int:
+    """Changes whenever something is noted about the cell."""
+    try:
+        return (cell.path / "metrics.json").stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 class LocalLauncher(Launcher):
     """Hydra's launcher, hydra/launcher=local."""
@@ -51,14 +59,15 @@ class LocalLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Runs them all, in any order; what goes wrong in a cell stands in its folder."""
         left, answers = deque(enumerate(job_overrides)), {}
-        self.stream(lambda: left.popleft() if left else None, lambda i, cell: answers.update({i: cell}), len(left))
+        self.stream(lambda: left.popleft() if left else None, answers.__setitem__, len(left))
         return [JobReturn(overrides=list(own), status=JobStatus.COMPLETED, _return_value=answers.get(i))
                 for i, own in enumerate(job_overrides)]
 
-    def stream(self, following: Callable[[], tuple[Any, Sequence[str]] | None], ended: Callable[[Any, Cell], None],
-               total: int) -> None:
+    def stream(self, following: Callable[[], tuple[Any, Sequence[str]] | None],
+               ended: Callable[[Any, Cell | None], None], total: int) -> None:
         """Runs what `following` hands out as (handle, overrides), one whenever there is room, until it has none and all
-        are done; `ended` is told each handle and its cell's status. A cell that another process is at work on waits.
+        are done; `ended` is told each handle and its cell, None if it can't be run. A cell that another process is at
+        work on waits.
         """
         with one_line_errors():
             self.survey.announce()  # waits for it: here a cell that can't be run is told
@@ -77,7 +86,7 @@ class LocalLauncher(Launcher):
                         time.sleep(POLL)
                     for job in list(self.jobs):
                         self.attend(job)
-                    self.view.show([job.cell for job in self.jobs], [job.cell for job in self.waiting])
+                    self.view.show(*([job.cell for job in some] for some in (self.jobs, self.waiting)))
             finally:
                 for job in self.jobs:  # only if the launcher itself failed
                     job.process.kill()
@@ -89,19 +98,24 @@ class LocalLauncher(Launcher):
         """The next job that can start now; those that need not are answered."""
         for _ in range(len(self.waiting)):
             job = self.waiting.popleft()
-            if not cells.is_busy(job.cell):
-                if job.cell.status() not in ENDED:
-                    return job
+            if cells.is_busy(job.cell):
+                self.waiting.append(job)
+            elif job.cell.over() or (job.cell.status() == "failed" and stamp(job.cell) != job.stamp):
                 self.done(job, "by another process")
             else:
-                self.waiting.append(job)
+                return job
         while len(self.waiting) < 10_000 and (one := following()):
-            cell = self.survey.cell(one[1])
+            try:
+                cell = self.survey.cell(one[1])
+            except UserError as error:  # what a search proposed can't be run
+                self.view.refused(one[1], str(error))
+                self.ended(one[0], None)
+                continue
             settings = cell.config.sweep
             tries = settings.retries  # here, so that each try has a fresh process
             cell = replace(cell, config=replace(cell.config, sweep=replace(settings, retries=0)))
-            job = Job(cell, one[0], tries)
-            if cell.status() in ENDED:
+            job = Job(cell, one[0], tries, stamp=stamp(cell))
+            if cell.over():
                 self.done(job, "already")
             elif cells.is_busy(cell):
                 self.waiting.append(job)
@@ -115,7 +129,7 @@ class LocalLauncher(Launcher):
             job.gpu = min(ids, key=[other.gpu for other in self.jobs].count)
         job.process = server().Process(target=worker.work, args=(job.cell, job.gpu), daemon=False)
         job.process.start()
-        job.begun, job.told, job.late = time.monotonic(), None, False
+        job.begun, job.told, job.late, job.stamp = time.monotonic(), None, False, stamp(job.cell)
         self.jobs.append(job)
 
     def attend(self, job: Job) -> None:
@@ -131,17 +145,17 @@ class LocalLauncher(Launcher):
             return None
         self.jobs.remove(job)
         job.process.close()
-        status = job.cell.status()
-        if status in ENDED:
+        if job.cell.over():
             return self.done(job)
         if code == worker.BUSY:
             return self.waiting.append(job)
         if self.signal and not job.late:
             return None
-        if status != "failed" or code < 0 or job.late:
+        told = job.cell.status() == "failed" and stamp(job.cell) != job.stamp  # the cell itself said why
+        if not told or code < 0 or job.late:
             try:
                 with cells.locked(job.cell):
-                    status = cells.fail(job.cell, self.why(job, code))
+                    cells.fail(job.cell, self.why(job, code))
             except cells.Busy:
                 return self.waiting.append(job)
             except UserError as error:  # a full disk, on which not even that can be noted
@@ -149,17 +163,19 @@ class LocalLauncher(Launcher):
         if job.tries:
             job.tries -= 1
             self.view.say(f"{self.view.name(job.cell)}: {job.cell.metrics().get('reason')}; tried again")
+            job.stamp = stamp(job.cell)
             return self.waiting.appendleft(job)
         return self.done(job)
 
     def why(self, job: Job, code: int) -> str:
         if job.late:
             return f"took longer than its time limit of {self.time_limit:g} minutes"
-        if code < 0:
+        known = {number.value: number.name for number in signal.Signals}
+        if -code in known:
             memory = ", as the system does where memory runs out" if code == -signal.SIGKILL else ""
-            return f"killed by {signal.Signals(-code).name}{memory}"
-        if code > 128:
-            return f"stopped by {signal.Signals(code - 128).name} from outside"
+            return f"killed by {known[-code]}{memory}"
+        if code - 128 in known:
+            return f"stopped by {known[code - 128]} from outside"
         return f"its process ended with exit status {code}; {job.cell.log} has what it said"
 
     def done(self, job: Job, how: str = "") -> None:

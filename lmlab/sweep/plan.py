@@ -15,7 +15,7 @@ from lmlab.data import Batches, CharDataModule
 from lmlab.models import build_model, flops_per_token
 from lmlab.optim import build_optimizer
 from lmlab.sweep import cells
-from lmlab.sweep.cells import ENDED, Cell, Sweep
+from lmlab.sweep.cells import Cell, Sweep
 
 TEXTS: dict[tuple[object, ...], tuple[CharDataModule, str | None, str | None]] = {}  # read once for all cells
 
@@ -89,7 +89,8 @@ def costs(found: list[Cell]) -> dict[str, tuple[float, int]]:
     answers = {}
     for cell in found:
         config, keys = cell.config, cell.config.run
-        shape = config.model, config.optimizer.__class__, keys.batch_size, keys.grad_accumulation, keys.threads
+        shape = (config.model, config.optimizer.__class__, keys.batch_size, keys.grad_accumulation, keys.threads,
+                 config.device, config.choices["device"], config.choices["data"], config.data)
         if shape not in measured:
             measured[shape] = seconds_per_step(cell)
         step, token = measured[shape]
@@ -112,7 +113,7 @@ def table(found: list[Cell], n_jobs: int, elsewhere: bool) -> Table:
         identify(cell.config, [], cell.sweep)  # reads the text, in a process that has not
     estimates = costs(found)
     states = {cell.hash: cell.status() for cell in found}
-    left = [cell for cell in found if states[cell.hash] not in ENDED]
+    left = [cell for cell in found if not cell.over()]
     total = sum(estimates[cell.hash][0] for cell in left) / n_jobs
     kinds = ", ".join(f"{n} {state}" for state, n in Counter(states.values()).items())
     shown = Table(title=f"{found[0].sweep.folder}: {len(found)} cells, {kinds}", title_justify="left",

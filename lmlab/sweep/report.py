@@ -28,7 +28,7 @@ def finish(sweep: Sweep, launcher: str) -> bool:
     board = tables.leaderboard(table)
     winner = table[(table["group"] == board["group"][0]) & (table["status"] == "finished")]
     winner = winner[winner["test_fraction"] > 0]
-    todo = [path for path in winner["path"] if "test/loss" not in tables.load_run(Path(path))]
+    todo = [path for path in winner["path"] if "test/loss" not in tables.load_run(Path(path))[1]]
     if todo:  # the winner was chosen on the validation split, which flatters it
         answer(launcher)("test_losses", todo)
         table = tables.load_runs(sweep.folder)
@@ -40,7 +40,7 @@ def show(table: pd.DataFrame) -> None:
     """The leaderboard, and what isn't finished with its reason, in the terminal."""
     board, keys = tables.leaderboard(table), tables.varied(table)
     shown = columns(board, keys)
-    rich = Table(caption=footnote(board), caption_justify="left", box=None, header_style="bold")
+    rich = Table(caption=footnote(table, board), caption_justify="left", box=None, header_style="bold")
     textual = (*keys, "like the best", "not finished")
     for name in shown.columns:
         rich.add_column(name, justify="left" if name in textual else "right", overflow="fold")
@@ -70,7 +70,7 @@ def columns(board: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
         rows.append({
             "": str(n + 1) if ranked else "–",
             loss: number(row[loss]), "±": number(row["se"]), "n": str(row["n"]),
-            "like the best": "best" if n == 0 and ranked else "" if not ranked else "one seed" if like is None else
+            "like the best": "best" if n == 0 and ranked else "" if not ranked else "too few seeds" if like is None else
             f"{'yes' if like else 'no'} (p {p:.2g})", **{key: value(row[key]) for key in keys},
             **{name: number(row[key]) for name, key in (("best val/loss", "best/val/loss"), ("test/loss", "test/loss"))
                if key in board and board[key].notna().any()},
@@ -88,9 +88,11 @@ def value(x: Any) -> str:
         return "" if math.isnan(x) else f"{x:.6g}"
     return "null" if x is None else str(x)
 
-def footnote(board: pd.DataFrame) -> str:
+def footnote(table: pd.DataFrame, board: pd.DataFrame) -> str:
     text = (f"{tables.objective(board)} at the end: mean over n seeds, ± its standard error. Like the best: not to be "
             f"told from it ({tables.TEST}; a p is after correction).")
+    if table["data_sha256"].nunique() > 1 or table["val_fraction"].nunique() > 1:
+        text += " Not all were validated on the same text: their losses are no ranking."
     ranked = int(board[tables.objective(board)].notna().sum())
     if "test/loss" in board and board["test/loss"].notna().any():
         return f"{text} test/loss is that of the best alone, on text that chose nothing."
@@ -106,7 +108,7 @@ def write(table: pd.DataFrame, folder: Path, title: str) -> None:
     lines = ["| " + " | ".join(map(str, row)) + " |" for row in
              (shown.columns, ["---"] * len(shown.columns), *shown.itertuples(index=False))]
     rows = [f"- {label}: {status}" + f", {why}" * bool(why) for label, status, why in tables.unfinished(table)]
-    markdown = "\n".join([*lines, "", footnote(board), *(["", *rows] if rows else []), ""])
+    markdown = "\n".join([*lines, "", footnote(table, board), *(["", *rows] if rows else []), ""])
     files.write(folder / "leaderboard.csv", board.to_csv(index=False).encode())
     files.write(folder / "leaderboard.md", markdown.encode())
     content = json.dumps(plain(page_data(table, board, title)), allow_nan=False).replace("<", "\\u003c")
@@ -134,14 +136,16 @@ def page_data(table: pd.DataFrame, board: pd.DataFrame, title: str) -> dict[str,
     made = {key: sorted({str(run) for run in table[key].dropna()})
             for key in ("torch", "git_commit", "machine", "command") if key in table}
     return {"title": title, "made": datetime.now().strftime("%Y-%m-%d %H:%M"), "columns": list(shown.columns),
-            "keys": keys, "loss": loss, "footnote": footnote(board), "rows": rows, "from": made,
+            "keys": keys, "loss": loss, "footnote": footnote(table, board), "rows": rows, "from": made,
             "unfinished": [list(one) for one in tables.unfinished(table)]}
 
 def curves(members: pd.DataFrame) -> dict[str, Any]:
     """Of the finished seeds, at the steps that all have: the mean of each loss and its standard error. Of what
     diverged, where. A step's tokens and FLOPs are fixed, its seconds a mean.
     """
-    done, marks = [], []
+    done, marks, per_step = [], [], {}
+    begun = members[members["step"] > 0]
+    members = members[~((members["status"] == "finished") & members.duplicated(["status", "seed"]))]
     for _, run in members.iterrows():
         lines = runs.read_history(Path(run["path"])) if (Path(run["path"]) / "history.jsonl").exists() else []
         if run["status"] == "finished":
@@ -149,10 +153,9 @@ def curves(members: pd.DataFrame) -> dict[str, Any]:
         elif run["status"] == "diverged":
             last = [line["val/loss"] for line in lines if line.get("val/loss") is not None]
             marks.append({"step": run["step"], "seed": run["seed"], "loss": last[-1] if last else None})
-    per_step = {}
-    first = members.iloc[0]
     for key in ("tokens", "flops"):
-        per_step[key] = first[key] / first["step"] if first.get("step") and first.get(key) == first.get(key) else None
+        known = begun[begun[key].notna()] if key in begun else begun[:0]
+        per_step[key] = known[key].iloc[0] / known["step"].iloc[0] if len(known) else None
     answer = {"marks": marks, "per_step": per_step}
     for key in ("val/loss", "train/loss"):
         found = [{line["step"]: line[key] for line in lines if line.get(key) is not None} for lines in done]

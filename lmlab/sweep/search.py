@@ -71,6 +71,8 @@ class SearchSweeper(Sweeper):
             folder.mkdir(parents=True, exist_ok=True)
         self.study = study.open_study(self.about)
         folder.mkdir(parents=True, exist_ok=True)
+        for dimension in self.space.values():
+            dimension.fits(self.study)
         for key, value in (("objective", self.settings.objective), ("direction", self.settings.direction)):
             before = self.study.user_attrs.get(key, value)
             if before != value:
@@ -98,7 +100,7 @@ class SearchSweeper(Sweeper):
         path = self.sweep_of.own / "searches" / by
         if not path.exists():
             return "unknown"
-        with open(path) as file:
+        with open(path, "r+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return "nobody"
@@ -122,8 +124,12 @@ class SearchSweeper(Sweeper):
         note = json.dumps(self.about | {"trial": trial._trial_id}).replace("'", "\\'")
         return trial, [*self.fixed, *chosen, f"trial='{note}'"]
 
-    def ended(self, trial: Any, cell: Cell) -> None:
-        """Tells the study what came of a trial. One that was interrupted stays open."""
+    def ended(self, trial: Any, cell: Cell | None) -> None:
+        """Tells the study what came of a trial; None: it was no run. One that was interrupted stays open."""
+        if cell is None:
+            trial.set_user_attr("status", "failed")
+            study.tell(self.study, trial, None, "FAIL")
+            return
         metrics = cell.metrics()
         value, status = metrics.get(self.settings.objective), metrics.get("status")
         for key, told in (("status", status), ("folder", cell.path.name)):
@@ -133,27 +139,54 @@ class SearchSweeper(Sweeper):
             study.tell(self.study, trial, value if status == "finished" else None, state[status])
 
 class Dimension:
-    """What a search may give one key: one of several values, or a number of a range."""
+    """What a search may give one key: one of several values, or a number of a range. Raises UserError if there is none
+    such.
+    """
     def __init__(self, override: Override) -> None:
-        self.key, value = override.key_or_group, override.value()
-        self.log, self.step, self.texts = "log" in value.tags, None, {}
+        import optuna
+
+        self.key, self.typed, value = override.key_or_group, override.input_line, override.value()
+        log, self.texts = "log" in value.tags, {}
+        if getattr(value, "shuffle", False):
+            raise UserError(f"{self.typed}: a search has its own order; leave shuffle out")
         if isinstance(value, IntervalSweep):
-            low, high = value.start, value.end
+            low, high, step = value.start, value.end, None
         elif isinstance(value, RangeSweep):
             numbers = sorted(map(float, override.sweep_string_iterator()))
-            low, high, self.step = numbers[0], numbers[-1], abs(value.step)
+            low, high, step = numbers[0], numbers[-1], abs(value.step)
         else:
             plain = [text.text if isinstance(text, QuotedString) else text for text in value.list]
             self.texts = dict(zip(plain, override.sweep_string_iterator(), strict=True))
-            return
-        whole = kind_of(self.key) is int
-        self.low, self.high = (int(low), int(high)) if whole else (float(low), float(high))
-        self.step = self.step if self.step is None or not whole else int(self.step)
+        try:
+            if self.texts:
+                self.distribution = optuna.distributions.CategoricalDistribution(list(self.texts))
+            elif kind_of(self.key) is int:
+                self.distribution = optuna.distributions.IntDistribution(int(low), int(high), log, int(step or 1))
+            else:
+                self.distribution = optuna.distributions.FloatDistribution(float(low), float(high), log, step)
+        except ValueError as error:
+            raise UserError(f"{self.typed}: {error}") from None
+
+    def fits(self, study: "optuna.Study") -> None:
+        """Raises UserError if the study has chosen the key from something else so far."""
+        import optuna
+
+        for trial in study.get_trials(deepcopy=False):
+            before = trial.distributions.get(self.key, self.distribution)
+            try:
+                optuna.distributions.check_distribution_compatibility(before, self.distribution)
+            except ValueError:
+                raise UserError(f"{self.typed}: the study {study.study_name} was begun with another kind of choice; "
+                                "another name= begins another") from None
 
     def suggest(self, trial: "optuna.Trial") -> str:
-        """The override that gives the key the trial's value."""
+        """The override with the value that the trial has for the key, or is given now."""
+        one = self.distribution
         if self.texts:
-            return f"{self.key}={self.texts[trial.suggest_categorical(self.key, list(self.texts))]}"
-        if isinstance(self.low, int):
-            return f"{self.key}={trial.suggest_int(self.key, self.low, self.high, step=self.step or 1, log=self.log)}"
-        return f"{self.key}={trial.suggest_float(self.key, self.low, self.high, step=self.step, log=self.log)!r}"
+            return self.text(trial.suggest_categorical(self.key, one.choices))
+        suggest = trial.suggest_int if isinstance(one.low, int) else trial.suggest_float
+        return self.text(suggest(self.key, one.low, one.high, step=one.step, log=one.log))
+
+    def text(self, value: Any) -> str:
+        """The override that gives the key a value."""
+        return f"{self.key}={self.texts[value] if self.texts else repr(value)}"

@@ -2,7 +2,6 @@
 
 import os
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -10,7 +9,7 @@ from functools import cached_property
 from rich.console import Console
 
 from lmlab.overrides import Asked, resolved
-from lmlab.sweep.cells import ENDED, Cell, Sweep
+from lmlab.sweep.cells import Cell, Sweep
 from lmlab.sweep.server import answer
 
 class Survey:
@@ -53,9 +52,8 @@ class Survey:
         if self.announced:
             return
         self.announced = True
-        states = Counter(cell.status() for cell in {cell.hash: cell for cell in self.cells.values()}.values())
-        done = sum(states[status] for status in ENDED)
-        n = states.total()
+        unique = {cell.hash: cell for cell in self.cells.values()}
+        n, done = len(unique), sum(cell.over() for cell in unique.values())
         what = "a search" if self.asked.sweeper == "search" else f"{n} cell{'s' * (n > 1)}"
         print(f"{self.sweep.folder}: {what}" + f", {done} of them done already" * bool(done), flush=True)
 

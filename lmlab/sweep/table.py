@@ -12,12 +12,14 @@ import pandas as pd
 from scipy import stats
 
 from lmlab import files, runs
-from lmlab.config import GROUPS, UserError, derived
-from lmlab.sweep.cells import UNTOUCHING, identity
+from lmlab.config import GROUPS, UNTOUCHING, UserError, derived
+from lmlab.sweep.cells import identity
 
 TEST = "paired t-test over common seeds, Holm's correction, 5 %"
 LEVEL = 0.05
 LOSSES = ("val/loss", "train/loss")
+NUMBERS = (*LOSSES, "best/val/loss", "val/bits_per_byte", "step", "tokens", "flops", "n_params", "train_seconds")
+TYPES = dict.fromkeys(NUMBERS, int | float | None) | dict.fromkeys(("label", "group", "reason", "status"), str | None)
 
 def load_runs(*folders: str | Path) -> pd.DataFrame:
     """A row for each run below the folders: `path`, its configuration (keys as typed), its metrics.json, `group` (equal
@@ -37,16 +39,22 @@ def load_runs(*folders: str | Path) -> pd.DataFrame:
                     faults.append(str(error))
     if not found:
         raise UserError(faults[0] if faults else f"{folder}: no run there")
-    table = pd.DataFrame(found.values())
+    keys = dict.fromkeys(key for flat, _ in found.values() for key in flat)
+    table = pd.DataFrame([flat | others for flat, others in found.values()])
+    table = table[[*keys, *(column for column in table if column not in keys)]]
     table = table.assign(**{key: pd.to_numeric(table[key]) for key in LOSSES})
     table.attrs["faults"] = faults
     return table
 
-def load_run(path: Path) -> dict[str, Any]:
+def load_run(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The configuration of a run, and all else of its row."""
     config, metrics = runs.read_config(path), runs.read_metrics(path)
     flat = config.flat()
     metrics = {key: value for key, value in metrics.items() if not key.startswith(("config/", "resumed/"))}
-    group = identity(flat, str(metrics.get("data_sha256")), metrics.get("init_sha256"))[1]
+    for key, kinds in TYPES.items():
+        if not isinstance(metrics.get(key), kinds):
+            raise UserError(f"{path / 'metrics.json'}: {key}={metrics[key]} is of another type")
+    group = metrics.get("group") or identity(flat, str(metrics.get("data_sha256")), metrics.get("init_sha256"))[1]
     step, status = metrics.get("step", 0), metrics.get("status")
     why = {"diverged": f"at step {step} the loss or a weight was not finite", "running": f"at step {step}",
            "interrupted": f"stopped at step {step}; the sweep's command or resume= goes on",
@@ -55,7 +63,7 @@ def load_run(path: Path) -> dict[str, Any]:
         metrics |= tested(path)
     label = metrics.get("label") or f"{path.parent.name}/{path.name}"
     about = {"path": str(path), "group": group, "label": label}
-    return flat | {"reason": why.get(status, "")} | dict.fromkeys(LOSSES) | metrics | about
+    return flat, {"reason": why.get(status, "")} | dict.fromkeys(LOSSES) | metrics | about
 
 def tested(path: Path) -> dict[str, float]:
     """test/loss of the run's last weights, as scripts/evaluate.py noted it last."""
@@ -63,10 +71,11 @@ def tested(path: Path) -> dict[str, float]:
     for line in files.read(path / "evaluations.jsonl", runs.LIMITS["evaluations.jsonl"]).decode().splitlines():
         try:
             noted = json.loads(line)
-        except ValueError:
-            raise UserError(f"{path / 'evaluations.jsonl'}: {line[:40]} is no line of the lab's") from None
-        if noted.get("text") == "test" and noted.get("checkpoint") == "last":
-            found = {"test/loss": noted["test/loss"]}
+        except ValueError:  # torn by a kill
+            continue
+        if isinstance(noted, dict) and (noted.get("text"), noted.get("checkpoint")) == ("test", "last"):
+            loss = noted.get("test/loss")
+            found = {"test/loss": loss} if isinstance(loss, float) else found
     return found
 
 def varied(table: pd.DataFrame) -> list[str]:
@@ -106,6 +115,8 @@ def leaderboard(table: pd.DataFrame) -> pd.DataFrame:
         rows.append((row, dict(zip(done["seed"], done[loss], strict=True))))
     rows.sort(key=lambda pair: (math.isnan(pair[0][loss]), pair[0][loss]))
     best = rows[0][1]
+    for row, _ in rows[1:]:  # earlier winners have been tested too
+        row |= {"test/loss": math.nan} if "test/loss" in row else {}
     ps = [compare(losses, best) for _, losses in rows]
     for (row, _), p in zip(rows, holm(ps), strict=True):
         row["p"], row["like_best"] = p, None if p is None else bool(p >= LEVEL)

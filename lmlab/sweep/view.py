@@ -54,6 +54,11 @@ class View:
             of = f" of {self.total}" if self.total else ""
             self.say(f"{self.counts.total():>3}{of}  {self.name(cell)}: {said}")
 
+    def refused(self, overrides: Iterable[str], why: str) -> None:
+        """A proposal of a search that is no run."""
+        self.counts["failed"] += 1
+        self.say(f"{','.join(overrides)[:100]}: {why}")
+
     def show(self, running: list[Cell], elsewhere: list[Cell]) -> None:
         """Draws the table, if there is one and it's time."""
         if not self.live or time.monotonic() - self.drawn < 0.5:

@@ -1,9 +1,13 @@
 """What the server imports before it is forked: all that a cell needs, so that no cell has to."""
 
-import gc
-import importlib
+import signal
 
-from PIL import Image
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the launcher's, also while this imports
+
+import gc  # noqa: E402
+import importlib  # noqa: E402
+
+from PIL import Image  # noqa: E402
 
 for name in ("lmlab.experiment", "lmlab.sweep.plan", "lmlab.sweep.study"):
     importlib.import_module(name)
