@@ -70,7 +70,8 @@ def resume(path: Path, config: Config, command: str, watch: Watch | None = None)
         over = bool(saved and saved["last"] and (late or step == keys.max_steps))
         if over and metrics.get("status") == "finished":
             longer = f"max_minutes={2 * keys.max_minutes:g}" if late else f"max_steps={2 * step}"
-            directory.say(f"{path}: finished already, at step {step}; {longer} would go on")
+            hint = "" if "cell" in metrics else f"; {longer} would go on"  # a sweep's cell is known by when it ends
+            directory.say(f"{path}: finished already, at step {step}{hint}")
             return "finished"
         if not over and step >= keys.max_steps:
             raise UserError(f"max_steps={keys.max_steps}: the run has made {step} steps; allowed are more than that")

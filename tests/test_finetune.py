@@ -10,7 +10,7 @@ import torch
 from lmlab import checkpoints, cli, evaluate
 from lmlab.data import CharDataModule
 from lmlab.module import LanguageModule
-from tests.conftest import NANO, config, history, metrics
+from tests.conftest import NANO, config, history, metrics, refused
 
 @pytest.fixture
 def source(train, here):
@@ -108,8 +108,11 @@ def test_every_cell_of_a_sweep_starts_from_the_same_run_and_can_be_resumed(train
     source = train(NANO)
     cells = train("-m init_from=outputs seed=1,2 max_steps=2 eval_interval=2 threads=1 device=cpu name=s ")
     assert [config(cell)["init_from"] for cell in cells] == [str(source.relative_to(here))] * 2
-    cli.main([f"resume={cells[0].relative_to(here)}", "max_steps=3"])
-    assert metrics(cells[0])["step"] == 3
+    resume = f"resume={cells[0].relative_to(here)}"
+    refused(capsys, lambda: cli.main([resume, "max_steps=3"]), ["max_steps=3", "max_steps=2", "another cell"])
+    (cells[0] / "metrics.json").write_text(json.dumps(metrics(cells[0]) | {"status": "interrupted"}))
+    cli.main([resume])
+    assert metrics(cells[0])["step"] == 2 and metrics(cells[0])["status"] == "finished"
     assert metrics(cells[0])["command"].startswith("python train.py -m") and "resume=" in metrics(
         cells[0])["resumed/command"]
 

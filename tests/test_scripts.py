@@ -42,7 +42,7 @@ def test_nanogpt_mini_and_its_lightning_run_follow_the_same_losses(train, monkey
         return started["model"]
 
     monkeypatch.setattr(experiment, "build_model", build_and_remember)
-    run = train("experiment=nanogpt_mini threads=2 max_steps=50 log_interval=1 eval_interval=50")
+    run = train("experiment=nanogpt_mini threads=1 max_steps=50 log_interval=1 eval_interval=50")
     data = CharDataModule(checkpoints.load(run).config)
     data.setup("fit")
     model = mini.GPT(data.tokenizer.vocab_size)
