@@ -4,13 +4,14 @@
 
 Folders of runs; of every run below them. Then, as key=value:
 
-out  where leaderboard.csv, leaderboard.md and report.html are written (the first folder)
+out  where leaderboard.csv, leaderboard.md and report.html are written (the folder; of several the one they lie in)
 
 Ranked by val/loss at the end of training, the mean over seeds. Only what stands in the runs' folders is read.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ def main(argv: list[str]) -> None:
 
     table = load_runs(*folders)
     report.show(table)
-    out = Path(options.out or folders[0])
+    out = Path(options.out or os.path.commonpath(folders))
     report.write(table, out, ", ".join(Path(folder).name for folder in folders))
 
 

@@ -113,6 +113,13 @@ def test_compare_writes_the_same_table_as_csv_markdown_and_page(sweep, capsys, t
         assert f"{board['val/loss'][0]:.4f}" in text and "Holm" in text and text.count("diverged") >= 4
     assert markdown == (sweep / "leaderboard.md").read_text()
 
+def test_of_several_folders_none_loses_its_own_page(sweep, tmp_path):
+    for name in "ab":
+        shutil.copytree(sweep, tmp_path / name)
+    before = (tmp_path / "a/report.html").read_bytes()
+    script("compare").main([str(tmp_path / "a"), str(tmp_path / "b")])
+    assert (tmp_path / "a/report.html").read_bytes() == before and "a, b" in (tmp_path / "report.html").read_text()
+
 def test_the_page_is_self_contained_and_its_data_is_the_tables(sweep):
     page = (sweep / "report.html").read_text()
     assert not re.search(r'(src|href)="(?!data:)', page)
