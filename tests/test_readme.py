@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 
 import pytest
 
@@ -25,6 +26,8 @@ def folder(tmp_path_factory):
         (folder / "my.txt").write_text("The text of somebody else, long enough. " * 50)
         for line in ("model=bigram", "model=gpt_nano name=gpt", "model=gpt_nano name=pydoc"):
             cli.main(f"{line} max_steps=1 threads=1".split())
+        for name in ("depth", "found"):
+            shutil.copytree(folder / "outputs/gpt", folder / "outputs/sweeps" / name)
         yield folder
 
 @pytest.mark.parametrize("command", dict.fromkeys(COMMANDS))
