@@ -65,6 +65,11 @@ class Cell:
         return found[0] if found else self.sweep.folder / f"{self.label[:150]}-{self.hash}"
 
     @property
+    def facts(self) -> dict[str, str]:
+        """What its metrics.json says of its place in the sweep."""
+        return {"cell": self.hash, "group": self.group, "label": self.label}
+
+    @property
     def log(self) -> Path:
         return self.sweep.own / "logs" / f"{self.path.name}.log"
 
@@ -167,8 +172,7 @@ def attempt(cell: Cell, path: Path, watch: Callable[[int, float], bool] | None) 
         return experiment.resume(path, saved, cell.sweep.command, watch)
     if path.exists():  # ended before there was anything to go on from
         shutil.rmtree(path)
-    facts = {"cell": cell.hash, "group": cell.group, "label": cell.label}
-    return experiment.run(cell.config, path, cell.sweep.command, cell.data_sha256, facts, watch)[0]
+    return experiment.run(cell.config, path, cell.sweep.command, cell.data_sha256, cell.facts, watch)[0]
 
 def fail(cell: Cell, why: str) -> str:
     """Notes that the cell failed, and why; makes its folder if it had not come so far."""
@@ -178,8 +182,8 @@ def fail(cell: Cell, why: str) -> str:
         path.mkdir(parents=True, exist_ok=True)
         runs.write_config(path, config)
     if not metrics:
-        metrics = {"step": 0, "seed": config.run.seed, "n_params": cell.n_params, "data_sha256": cell.data_sha256,
-                   "cell": cell.hash, "group": cell.group, "label": cell.label}
+        metrics = {"step": 0, "seed": config.run.seed, "n_params": cell.n_params, "data_sha256": cell.data_sha256}
+        metrics |= cell.facts
     metrics |= {"status": "failed", "reason": why}
     files.write(path / "metrics.json", runs.to_json(metrics, indent=2).encode())
     return "failed"

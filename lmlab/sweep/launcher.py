@@ -127,7 +127,7 @@ class LocalLauncher(Launcher):
         if job.cell.config.choices["device"] == "cuda":
             ids = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(self.survey.gpus)))).split(",")
             job.gpu = min(ids, key=[other.gpu for other in self.jobs].count)
-        job.process = server().Process(target=worker.work, args=(job.cell, job.gpu), daemon=False)
+        job.process = server().Process(target=worker.work, args=(job.cell, job.gpu))
         job.process.start()
         job.begun, job.told, job.late, job.stamp = time.monotonic(), None, False, stamp(job.cell)
         self.jobs.append(job)

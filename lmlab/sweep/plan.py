@@ -19,6 +19,10 @@ from lmlab.sweep.cells import Cell, Sweep
 
 TEXTS: dict[tuple[object, ...], tuple[CharDataModule, str | None, str | None]] = {}  # read once for all cells
 
+def source(config: Config) -> tuple[object, ...]:
+    """What a text and its vocabulary depend on: its place in TEXTS."""
+    return config.choices["data"], config.data, config.run.init_from, config.run.unknown
+
 def identify(config: Config, overrides: list[str], sweep: Sweep, elsewhere: bool = False) -> Cell:
     """The cell of a composed configuration. Raises UserError for what its text or this machine can't do. `elsewhere`:
     another machine will run it, and identify it again.
@@ -30,12 +34,11 @@ def identify(config: Config, overrides: list[str], sweep: Sweep, elsewhere: bool
     except UserError:
         if not elsewhere:
             raise
-    source = config.choices["data"], config.data, keys.init_from, keys.unknown
-    if source not in TEXTS:
+    if source(config) not in TEXTS:
         start = checkpoints.load(Path(keys.init_from), choice="cpu") if keys.init_from else None
         text = CharDataModule(config, start and start.tokenizer)
-        TEXTS[source] = text, start and str(start.path), start and start.sha256
-    text, init_from, init_sha256 = TEXTS[source]
+        TEXTS[source(config)] = text, start and str(start.path), start and start.sha256
+    text, init_from, init_sha256 = TEXTS[source(config)]
     config = replace(config, run=replace(keys, init_from=init_from))
     Batches(text.splits["train"], keys.batch_size, config.model.block_size, keys.seed)  # raises for too short a text
     with torch.device("meta"):
@@ -58,7 +61,7 @@ def seconds_per_step(cell: Cell) -> tuple[float, float]:
     config, torch_threads = cell.config, torch.get_num_threads()
     torch.set_num_threads(config.run.threads)
     place, keys = device.pick(config.choices["device"]), config.run
-    text, *_ = TEXTS[config.choices["data"], config.data, keys.init_from, keys.unknown]
+    text, *_ = TEXTS[source(config)]
     model = build_model(config.model, text.tokenizer.vocab_size).to(place)
     optimizer, B, T = build_optimizer(model, config.optimizer), keys.batch_size, config.model.block_size
     steps = keys.max_steps * keys.grad_accumulation
@@ -90,11 +93,11 @@ def costs(found: list[Cell]) -> dict[str, tuple[float, int]]:
     for cell in found:
         config, keys = cell.config, cell.config.run
         shape = (config.model, config.optimizer.__class__, keys.batch_size, keys.grad_accumulation, keys.threads,
-                 config.device, config.choices["device"], config.choices["data"], config.data)
+                 config.device, config.choices["device"], *source(config))
         if shape not in measured:
             measured[shape] = seconds_per_step(cell)
         step, token = measured[shape]
-        text, *_ = TEXTS[config.choices["data"], config.data, keys.init_from, keys.unknown]
+        text, *_ = TEXTS[source(config)]
         evaluations = 2 + keys.max_steps // keys.eval_interval
         with torch.device("meta"):
             model = build_model(config.model, text.tokenizer.vocab_size)
