@@ -20,12 +20,25 @@ class BigramConfig:
     block_size: Count
 
 @dataclass(frozen=True)
-class GPTConfig(BigramConfig):
+class TransformerConfig(BigramConfig):
     n_layer: Annotated[int, "[1, 1000]"]
     n_head: Annotated[int, "[1, 1000]"]
     n_embd: Annotated[int, "[1, 100000]"]
     dropout: Share
+
+@dataclass(frozen=True)
+class GPTConfig(TransformerConfig):
     bias: bool
+
+@dataclass(frozen=True)
+class ModernConfig(TransformerConfig):
+    positions: Literal["rotary", "learned"]
+    norm: Literal["rms", "layer"]
+    qk_norm: bool
+    activation: Literal["relu2", "gelu"]
+    zero_init: bool
+    tied: bool
+    embedding_norm: bool
 
 @dataclass(frozen=True)
 class CorpusConfig:
@@ -54,17 +67,25 @@ class AdamWConfig:
     weight_decay: PositiveOrZero
 
 @dataclass(frozen=True)
+class MuonConfig(AdamWConfig):
+    adam_lr: Positive | None
+    momentum: Share
+    ns_steps: Annotated[int, "[1, 20]"]
+
+@dataclass(frozen=True)
 class RunConfig:
     name: str
     seed: Annotated[int, "[0, 4294967296)"]
     threads: Count | None
+    compile: bool | None
     max_steps: Count
     max_minutes: Positive | None
     batch_size: Count
     grad_accumulation: Count
     grad_clip: PositiveOrZero
-    schedule: Literal["cosine", "constant"]
+    schedule: Literal["cosine", "linear", "constant"]
     warmup_steps: Annotated[int, "[0, inf)"]
+    hold_steps: Annotated[int, "[0, inf)"]
     decay_steps: Count
     min_lr: PositiveOrZero
     log_interval: Count
@@ -102,7 +123,7 @@ class SearchConfig:
 SETTINGS: dict[str, type] = {"local": LocalConfig, "search": SearchConfig}  # of hydra/launcher and hydra/sweeper
 
 # What a resumed run may change: when it ends, what is written when, and where its text (of the same content) lies.
-CHANGEABLE = ("max_steps", "max_minutes", "log_interval", "eval_interval", "checkpoint_interval", "checkpoint_minutes",
+CHANGEABLE = ("max_steps", "max_minutes", "compile", "log_interval", "eval_interval", "checkpoint_interval", "checkpoint_minutes",
               "path")
 
 # Keys that name, place or watch a run without touching what it computes. What lies at `path` and `init_from`, and what
@@ -112,13 +133,14 @@ UNTOUCHING = ("name", "experiment", "data", "path", "init_from", "resume", "repl
 
 # Keys that the lab gained after 0.1. At these values a run is what it was without the key: a config.yaml that lacks it
 # has the value, and the names of a sweep's cells leave it out.
-NEUTRAL: dict[str, Any] = {}
+NEUTRAL: dict[str, Any] = {"compile": False, "hold_steps": 0}
 
 GROUPS: dict[str, dict[str, type]] = {  # the choices of each group, and what each of them takes
-    "model": {"bigram": BigramConfig} | dict.fromkeys(("gpt", "gpt_nano", "gpt_baby", "gpt2"), GPTConfig),
+    "model": {"bigram": BigramConfig, **dict.fromkeys(("gpt", "gpt_nano", "gpt_baby", "gpt2"), GPTConfig),
+              "modern": ModernConfig},
     "data": dict.fromkeys(("sentence", "tales", "pydoc", "shakespeare"), CorpusConfig) | {"file": FileConfig},
     "device": dict.fromkeys(("auto", "cpu", "cuda", "mps"), DeviceConfig),
-    "optimizer": {"sgd": SGDConfig, "adamw": AdamWConfig},
+    "optimizer": {"sgd": SGDConfig, "adamw": AdamWConfig, "muon": MuonConfig},
 }
 CHOICES = (*GROUPS, "experiment")
 
@@ -214,12 +236,17 @@ def from_flat(values: dict[str, Any], choices: dict[str, str]) -> Config:
     sweep = build(SweepConfig, values) if "retries" in values else None
     config = Config(choices, build(RunConfig, values), **parts, sweep=sweep)
     run, model, data = config.run, config.model, config.data
-    if isinstance(model, GPTConfig) and model.n_embd % model.n_head:
-        raise UserError(f"n_embd={model.n_embd} n_head={model.n_head}: n_embd must be a multiple of n_head")
+    if isinstance(model, TransformerConfig):
+        times = model.n_head * (1 + (getattr(model, "positions", "") == "rotary"))  # which turns pairs of channels
+        if model.n_embd % times:
+            twice = " twice" * (times > model.n_head)
+            raise UserError(f"n_embd={model.n_embd} n_head={model.n_head}: n_embd must be a multiple of{twice} n_head")
     if data.val_fraction + data.test_fraction >= 1:
         raise UserError(f"val_fraction={data.val_fraction} test_fraction={data.test_fraction}: the sum must be below 1")
     if run.unknown == "drop" and not run.init_from:
         raise UserError("unknown=drop: goes with init_from=…, whose vocabulary may lack characters")
+    if run.hold_steps and run.schedule == "constant":
+        raise UserError(f"hold_steps={run.hold_steps}: goes with schedule=cosine or linear; constant never falls")
     if run.min_lr > optimizer.lr:
         raise UserError(f"min_lr={run.min_lr} lr={optimizer.lr}: min_lr can't be above lr")
     if not re.fullmatch(r"\w[\w.,=+-]*", run.name):

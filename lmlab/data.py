@@ -1,15 +1,20 @@
 """From a corpus to batches of token ids: B sequences a batch, T tokens a sequence."""
 
+import itertools
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
-from torch.utils.data import DataLoader, Dataset
 
 from lmlab import corpora, files
 from lmlab.config import Config, UserError
 from lmlab.tokenizers import CharTokenizer
+
+CUT_AT_ONCE = 2**16  # tokens: many batches of a small run, one of a large
+RESIDENT = 2**28  # bytes of tokens that may lie on the device
 
 def token_file(text: str, tokenizer: CharTokenizer) -> np.ndarray:
     """The tokens of `text`, (N,), as a read-only memory map of a file named after the content it was made from:
@@ -24,7 +29,7 @@ def token_file(text: str, tokenizer: CharTokenizer) -> np.ndarray:
         files.write_sealed(path, tokenizer.encode(text).tobytes())
     return np.memmap(path, dtype=dtype, mode="r")
 
-class Batches(Dataset):
+class Batches:
     """Batch t is a pure function of (tokens, B, T, seed, t), whatever was asked for before. An epoch lays windows of
     T tokens end to end from a random phase on and serves them in random order; batches run on across the ends of
     epochs. So every token but at most 2T is seen once before any is seen twice.
@@ -45,11 +50,42 @@ class Batches(Dataset):
 
     def __getitem__(self, t: int) -> tuple[torch.Tensor, torch.Tensor]:
         """idx and targets of batch t, each (B, T) int64; targets are idx one token later."""
-        epochs, places = np.divmod(np.arange(t * self.batch_size, (t + 1) * self.batch_size), self.windows)
-        starts = np.concatenate([self.starts(e)[places[epochs == e]] for e in range(epochs[0], epochs[-1] + 1)])
-        pieces = self.tokens[starts[:, None] + np.arange(self.block_size + 1)]
-        pieces = torch.from_numpy(pieces.astype(np.int64))
+        pieces = torch.from_numpy(self.tokens[self.places(t, 1)].astype(np.int64))
         return pieces[:, :-1], pieces[:, 1:]
+
+    def places(self, t: int, n: int) -> np.ndarray:
+        """Where the tokens of n batches from batch t on stand, (n B, T + 1)."""
+        epochs, order = np.divmod(np.arange(t * self.batch_size, (t + n) * self.batch_size), self.windows)
+        starts = np.concatenate([self.starts(e)[order[epochs == e]] for e in range(epochs[0], epochs[-1] + 1)])
+        return starts[:, None] + np.arange(self.block_size + 1)
+
+    def stream(self, t: int, device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Batch t and all after it, cut several at a time: from tokens that lie on the device where they fit, else
+        from the disk, by a thread that reads ahead.
+        """
+        n = max(1, CUT_AT_ONCE // (self.batch_size * (self.block_size + 1)))
+        fits = self.tokens.nbytes <= RESIDENT
+        if fits:  # torch can't index all of numpy's types
+            kind = np.uint8 if self.tokens.dtype == np.uint8 else np.int32
+            tokens = torch.from_numpy(self.tokens.astype(kind)).to(device)
+
+        def cut(t: int) -> torch.Tensor:
+            places = self.places(t, n)
+            pieces = (tokens[torch.from_numpy(places).to(device)].long() if fits
+                      else torch.from_numpy(self.tokens[places].astype(np.int64)).to(device))
+            return pieces.view(n, self.batch_size, -1)
+
+        chunks = map(cut, itertools.count(t, n))
+        for pieces in chunks if fits else ahead(chunks):
+            yield from ((piece[:, :-1], piece[:, 1:]) for piece in pieces)
+
+def ahead(items: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """The same items, each made by a thread while the one before it is used."""
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(next, items)
+        while True:
+            item, coming = coming.result(), reader.submit(next, items)
+            yield item
 
 class CharDataModule(LightningDataModule):
     """A corpus as training batches from step `start` on, and its parts as token arrays: `splits` train, val and test.
@@ -87,6 +123,6 @@ class CharDataModule(LightningDataModule):
         run = self.config.run
         self.batches = Batches(self.splits["train"], run.batch_size, self.config.model.block_size, run.seed)
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         first = self.start * self.config.run.grad_accumulation
-        return DataLoader(self.batches, batch_size=None, sampler=range(first, 2**62))  # max_steps ends it
+        return self.batches.stream(first, self.trainer.strategy.root_device)  # max_steps ends it

@@ -1,7 +1,10 @@
 """The machine that a run gets: which device, how precise, how many threads."""
 
+import sys
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import lru_cache
+from importlib.util import find_spec
 
 import torch
 
@@ -17,11 +20,29 @@ def pick(choice: str) -> torch.device:
         raise UserError(f"device={choice}: there is none on this machine; usable here are auto, {', '.join(usable)}")
     return torch.device(usable[0] if choice == "auto" else choice)
 
+@lru_cache
+def has_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 is what the device multiplies fastest."""
+    if device.type == "cpu":  # asked in newer versions of torch only; elsewhere it is taken not to have it
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
 def precisions(device: torch.device) -> list[str]:
     """What the device can do, the one to take by default first."""
-    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        return ["bf16-mixed", "32-true"]
-    return ["32-true", "bf16-mixed"] if device.type == "cpu" else ["32-true"]
+    allowed = ["bf16-mixed", "32-true"] if has_bf16(device) or device.type == "cpu" else ["32-true"]
+    return allowed if has_bf16(device) else allowed[::-1]
+
+def has_compiler(device: torch.device) -> bool:
+    """Whether torch.compile finds what it needs for the device: Triton for a GPU, a C++ compiler in any case."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        return False
+    return device.type != "cuda" or find_spec("triton") is not None
 
 def resolve(config: Config) -> Config:
     """`config` with the device, precision and threads that it gets here. Raises UserError."""
@@ -29,7 +50,12 @@ def resolve(config: Config) -> Config:
     allowed = precisions(device)
     if precision not in ("auto", *allowed):
         raise UserError(f"precision={precision}: {device.type} can't do it; allowed are auto, {', '.join(allowed)}")
-    run, precision = replace(config.run, threads=threads or CORES), allowed[0] if precision == "auto" else precision
+    compiled = config.run.compile if config.run.compile is not None else device.type == "cuda"
+    if compiled and not has_compiler(device):
+        print("warning: no C++ compiler (or no Triton): the model is not compiled, which is slower", file=sys.stderr)
+        compiled = False
+    run = replace(config.run, threads=threads or CORES, compile=compiled)
+    precision = allowed[0] if precision == "auto" else precision
     choices, own = config.choices | {"device": device.type}, replace(config.device, precision=precision)
     return replace(config, choices=choices, run=run, device=own)
 

@@ -185,9 +185,8 @@ def trainer(config: Config, recorder: Recorder) -> pl.Trainer:
     torch.utils.deterministic.fill_uninitialized_memory = False  # a pass over every new tensor, for nothing
     kind = config.choices["device"]
     return pl.Trainer(
-        accelerator="gpu" if kind == "cuda" else kind, devices=1, precision=config.device.precision,
+        accelerator="gpu" if kind == "cuda" else kind, devices=1, callbacks=[recorder],
         deterministic=kind == "cpu", max_epochs=-1, max_steps=config.run.max_steps,
-        accumulate_grad_batches=config.run.grad_accumulation, callbacks=[recorder],
         plugins=[SealedCheckpointIO(), LightningEnvironment()],  # on Slurm too: there submitit alone requeues
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )

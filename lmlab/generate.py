@@ -15,7 +15,10 @@ def next_token_probs(logits: Tensor, temperature: float, top_k: int | None, top_
     """
     if temperature == 0:
         return torch.zeros_like(logits).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
-    probs, order = (logits.float() / temperature).softmax(-1).sort(descending=True, stable=True)
+    probs = (logits.float() / temperature).softmax(-1)
+    if top_k is None and top_p is None:
+        return probs
+    probs, order = probs.sort(descending=True, stable=True)
     if top_k is not None:
         probs[:, top_k:] = 0
     if top_p is not None:
@@ -23,24 +26,39 @@ def next_token_probs(logits: Tensor, temperature: float, top_k: int | None, top_
         probs[probs.cumsum(-1) - probs >= top_p] = 0  # those before it reach p already
     return torch.zeros_like(probs).scatter(-1, order, probs / probs.sum(-1, keepdim=True))
 
+def draw(probs: Tensor, random: torch.Generator) -> Tensor:
+    """One token of each row of probabilities (B, V), as (B, 1): where a uniform number falls among their sums."""
+    sums = probs.cumsum(-1)
+    return torch.searchsorted(sums, torch.rand(len(probs), 1, generator=random) * sums[:, -1:], right=True)
+
 @torch.inference_mode()
 def generate(
     model: nn.Module, idx: Tensor, max_tokens: int, block_size: int, *, seed: int = 0, temperature: float = 1.0,
     top_k: int | None = None, top_p: float | None = None, precision: str = "32-true",
 ) -> Iterator[Tensor]:
-    """Continues idx (B, T), yielding the next token of each sequence, (B,), `max_tokens` times, from the last
-    `block_size` tokens. Draws on a random generator of its own, on the CPU, so that all devices draw alike.
+    """Continues idx (B, T), yielding the next token of each sequence, (B,), `max_tokens` times. Draws on a random
+    generator of its own, on the CPU, so that all devices draw alike. The model sees at most `block_size` tokens. One
+    with a cache reads each token once until it is full, then begins again from the last half of what it saw.
     """
     device, training = next(model.parameters()).device, model.training
-    random = torch.Generator().manual_seed(seed)
-    for _ in range(max_tokens):
-        model.eval()
-        with autocast(device, precision):
-            logits = model(idx[:, -block_size:].to(device))[:, -1].cpu()
+    random, caches = torch.Generator().manual_seed(seed), None
+    model.eval()
+    try:
+        for _ in range(max_tokens):
+            with autocast(device, precision if device.type != "cpu" else "32-true"):  # token by token bf16 is slower
+                if not hasattr(model, "empty_caches"):
+                    logits = model(idx[:, -block_size:].to(device))
+                elif caches and caches[0].length < block_size:
+                    logits = model(idx[:, -1:].to(device), caches)
+                else:
+                    caches, window = model.empty_caches(), block_size if caches is None else max(1, block_size // 2)
+                    logits = model(idx[:, -window:].to(device), caches)
+            probs = next_token_probs(logits[:, -1].cpu(), temperature, top_k, top_p)
+            token = draw(probs, random)
+            idx = torch.cat([idx[:, -block_size:], token], dim=1)
+            yield token[:, 0]
+    finally:
         model.train(training)
-        token = torch.multinomial(next_token_probs(logits, temperature, top_k, top_p), 1, generator=random)
-        idx = torch.cat([idx, token], dim=1)
-        yield token[:, 0]
 
 def stream(
     model: nn.Module, tokenizer: CharTokenizer, prompt: str, max_tokens: int, block_size: int, *,

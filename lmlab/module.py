@@ -6,27 +6,45 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
 from lmlab.config import Config
+from lmlab.device import autocast
 from lmlab.optim import build_optimizer, learning_rate
+
+def cross_entropy(model: nn.Module, idx: Tensor, targets: Tensor) -> Tensor:
+    """Mean over all B x T predictions, nats per token. What torch.compile compiles."""
+    return F.cross_entropy(model(idx).flatten(0, 1), targets.flatten())
 
 class LanguageModule(LightningModule):
     """Wraps any model from token ids (B, T) to logits (B, T, V) for Lightning's Trainer. Losses add up on the device,
     so that no step waits for a number; `take_loss` reads them.
     """
+    automatic_optimization = False  # what Lightning does by itself takes twice as long
+
     def __init__(self, model: nn.Module, config: Config) -> None:
         super().__init__()
         self.model = model
         self.config = config
+        self.cross_entropy = torch.compile(cross_entropy) if config.run.compile else cross_entropy
+        self.weights = list(model.parameters())
         self.register_buffer("loss_sum", torch.zeros(()), persistent=False)
-        self.losses = 0
+        self.losses = self.batches = 0
         self.grad_norm = torch.zeros(())
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Mean cross-entropy of a batch, nats per token."""
-        idx, targets = batch
-        loss = F.cross_entropy(self.model(idx).flatten(0, 1), targets.flatten())
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Gradients of the mean cross-entropy of a batch; after `grad_accumulation` batches the weights' update."""
+        run, optimizer = self.config.run, self.optimizers()
+        with autocast(self.device, self.config.device.precision):
+            loss = self.cross_entropy(self.model, *batch)
+        self.manual_backward(loss / run.grad_accumulation if run.grad_accumulation > 1 else loss)
         self.loss_sum += loss.detach()
         self.losses += 1
-        return loss
+        self.batches += 1
+        if self.batches % run.grad_accumulation == 0:
+            self.grad_norm = nn.utils.clip_grad_norm_(self.weights, run.grad_clip or float("inf"))  # from before
+            lr = learning_rate(self.global_step, self.config.optimizer.lr, run)
+            for group in optimizer.param_groups:
+                group["lr"] = lr * group.get("lr_scale", 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
 
     def take_loss(self, begin_anew: bool) -> float:
         """Mean loss since it last began anew. The one place where training waits for the device."""
@@ -38,12 +56,3 @@ class LanguageModule(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return build_optimizer(self.model, self.config.optimizer)
-
-    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, **_: object) -> None:
-        """Clips, and keeps the gradient's length from before."""
-        self.grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.run.grad_clip or float("inf"))
-
-    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer, closure: object) -> None:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(self.global_step, self.config.optimizer.lr, self.config.run)
-        optimizer.step(closure=closure)

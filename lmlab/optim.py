@@ -6,29 +6,43 @@ from typing import Any
 import torch
 from torch import nn
 
-from lmlab.config import AdamWConfig, RunConfig, SGDConfig
+from lmlab.config import AdamWConfig, MuonConfig, RunConfig, SGDConfig
+from lmlab.muon import Muon
 
 OPTIMIZERS = {
     SGDConfig: lambda groups, c: torch.optim.SGD(groups, lr=c.lr, momentum=c.momentum, fused=True),
     AdamWConfig: lambda groups, c: torch.optim.AdamW(groups, lr=c.lr, betas=(c.beta1, c.beta2), fused=True),
+    MuonConfig: lambda groups, c: Muon(groups, c.lr, (c.beta1, c.beta2), c.momentum, c.ns_steps),
 }
 
 def build_optimizer(model: nn.Module, config: Any) -> torch.optim.Optimizer:
-    """Weight decay pulls on matrices and embeddings only, not on gains and biases (Brown et al. 2020)."""
+    """Weight decay pulls on matrices and embeddings only, not on gains and biases (Brown et al. 2020). With Muon the
+    matrices between embedding and head are a group of their own.
+    """
     matrices = [weight for weight in model.parameters() if weight.dim() >= 2]
     others = [weight for weight in model.parameters() if weight.dim() < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    if isinstance(config, MuonConfig):
+        outer = {id(weight) for name, part in model.named_modules() for weight in part.parameters(recurse=False)
+                 if isinstance(part, nn.Embedding) or name == "head"}
+        scale = (config.adam_lr or config.lr) / config.lr
+        groups = [{**group, "params": weights, "hidden": hidden, "lr_scale": 1.0 if hidden else scale}
+                  for group in groups for hidden in (True, False)
+                  if (weights := [w for w in group["params"] if (w.dim() >= 2 and id(w) not in outer) is hidden])]
     return OPTIMIZERS[type(config)](groups, config)
 
 def learning_rate(step: int, lr: float, run: RunConfig) -> float:
-    """The rate of update `step`, counted from 0: linear warm-up to `lr`, then constant, or half a cosine
-    down to `min_lr` at `decay_steps`, where it stays (Loshchilov and Hutter 2017, one cycle).
+    """The rate of update `step`, counted from 0: linear warm-up to `lr`, where it stays for `hold_steps`; then constant,
+    or a straight line or half a cosine (Loshchilov and Hutter 2017, one cycle) down to `min_lr` at `decay_steps`, where
+    it stays.
     """
     if step < run.warmup_steps:
         return lr * (step + 1) / (run.warmup_steps + 1)
-    if run.schedule == "constant":
+    start = run.warmup_steps + run.hold_steps
+    if run.schedule == "constant" or step < start:
         return lr
     if step >= run.decay_steps:
         return run.min_lr
-    done = (step - run.warmup_steps) / (run.decay_steps - run.warmup_steps)
-    return run.min_lr + (lr - run.min_lr) * (1 + math.cos(math.pi * done)) / 2
+    done = (step - start) / (run.decay_steps - start)
+    left = 1 - done if run.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return run.min_lr + (lr - run.min_lr) * left

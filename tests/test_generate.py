@@ -3,8 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmlab.config import GPTConfig, UserError
-from lmlab.generate import generate, next_token_probs, stream
+from lmlab.config import BigramConfig, GPTConfig, ModernConfig, UserError
+from lmlab.generate import draw, generate, next_token_probs, stream
 from lmlab.models import build_model
 from lmlab.tokenizers import CharTokenizer
 
@@ -17,6 +17,16 @@ def model():
     model = build_model(GPTConfig(block_size=T, n_layer=1, n_head=2, n_embd=16, dropout=0.5, bias=True), 9)
     for weight in model.parameters():
         torch.nn.init.normal_(weight, std=0.5)
+    return model
+
+@pytest.fixture(scope="module")
+def modern():
+    torch.manual_seed(0)
+    model = build_model(ModernConfig(block_size=T, n_layer=2, n_head=2, n_embd=16, dropout=0.5, positions="rotary",
+                                     norm="rms", qk_norm=True, activation="relu2", zero_init=True, tied=False,
+                                     embedding_norm=True), 9)
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.8)
     return model
 
 def texts(model, prompt="he", length=40, samples=1, **options):
@@ -42,16 +52,37 @@ def test_filters_equal_their_definition(logits, temperature, k, p):
     got = next_token_probs(torch.tensor([logits]).float(), temperature, k, p)[0]
     assert got.tolist() == pytest.approx(wanted, abs=1e-5)
 
-def test_temperature_zero_takes_the_likeliest(model):
-    idx = torch.tensor([[0, 1, 2], [3, 4, 5]])
-    wanted = idx
+@pytest.mark.parametrize("length", [3, T, T + 5])
+@pytest.mark.parametrize("kind", ["gpt", "modern"])
+def test_the_cache_changes_nothing(kind, length, model, modern):
+    """Against whole windows: all that was read, of which half is dropped whenever there are more than T."""
+    model = {"gpt": model, "modern": modern}[kind]
+    wanted = idx = torch.randint(9, (2, length), generator=torch.Generator().manual_seed(2))
+    start, random = max(0, length - T), torch.Generator().manual_seed(1)
     model.eval()
-    for _ in range(20):
-        wanted = torch.cat([wanted, model(wanted[:, -T:])[:, -1].argmax(-1, keepdim=True)], dim=1)
+    for _ in range(3 * T):
+        start = wanted.shape[1] - T // 2 if wanted.shape[1] - start > T else start
+        probs = model(wanted[:, start:])[:, -1].div(2).softmax(-1)
+        wanted = torch.cat([wanted, draw(probs, random)], dim=1)
     model.train()
-    tokens = torch.stack(list(generate(model, idx, 20, T, temperature=0, seed=1)), dim=1)
-    assert tokens.equal(wanted[:, 3:])
+    tokens = torch.stack(list(generate(model, idx, 3 * T, T, temperature=2, seed=1)), dim=1)
+    assert tokens.equal(wanted[:, length:]) and len(tokens.unique()) > 4
     assert model.training
+
+def test_models_without_a_cache_are_asked_anew():
+    bigram = build_model(BigramConfig(block_size=T), 9)
+    torch.nn.init.normal_(bigram.table.weight)
+    tokens = torch.stack(list(generate(bigram, torch.zeros(1, 1, dtype=torch.long), 20, T, temperature=0)), dim=1)
+    chain = [0]
+    for _ in range(20):
+        chain.append(int(bigram.table.weight[chain[-1]].argmax()))
+    assert tokens[0].tolist() == chain[1:]
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=6).filter(lambda row: sum(row) > 0.1), st.integers(0, 1000))
+def test_what_has_no_probability_is_never_drawn(row, seed):
+    probs = torch.tensor([row]) / sum(row)
+    token = draw(probs.repeat(50, 1), torch.Generator().manual_seed(seed))
+    assert token.shape == (50, 1) and probs[0, token].gt(0).all()
 
 def test_the_seed_decides_the_text(model):
     state = torch.get_rng_state()

@@ -1,15 +1,24 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from lmlab.config import BigramConfig, GPTConfig
-from lmlab.models import build_model
+from lmlab.config import BigramConfig, GPTConfig, ModernConfig
+from lmlab.models import build_model, flops_per_token
+from lmlab.models.attention import attend
 from lmlab.models.gpt import CausalSelfAttention
 
 V, T = 11, 16
+MODERN = ModernConfig(block_size=T, n_layer=2, n_head=2, n_embd=24, dropout=0.0, positions="rotary", norm="rms",
+                      qk_norm=True, activation="relu2", zero_init=True, tied=False, embedding_norm=True)
 CONFIGS = {
+    "modern": MODERN,
+    "modern-taken-back": replace(MODERN, positions="learned", norm="layer", qk_norm=False, activation="gelu",
+                                 zero_init=False, tied=True, embedding_norm=False),
     "bigram": BigramConfig(block_size=T),
     "gpt": GPTConfig(block_size=T, n_layer=2, n_head=4, n_embd=32, dropout=0.0, bias=False),
     "gpt-bias": GPTConfig(block_size=T, n_layer=3, n_head=2, n_embd=24, dropout=0.1, bias=True),
@@ -46,9 +55,39 @@ def test_no_token_sees_a_later_one(model):
         assert torch.equal(after[:, : t + 1], before[:, : t + 1])
         assert not torch.equal(after[:, t + 1], before[:, t + 1])
 
-def test_more_tokens_than_block_size_are_an_error():
-    with pytest.raises(IndexError):
-        build_model(CONFIGS["gpt"], V)(some_ids(1, T + 1))
+@pytest.mark.parametrize("name", ["gpt", "modern", "modern-taken-back"])
+def test_more_tokens_than_block_size_are_an_error(name):
+    with pytest.raises((IndexError, RuntimeError)):
+        build_model(CONFIGS[name], V)(some_ids(1, T + 1))
+
+@pytest.mark.parametrize("name", ["gpt", "gpt-bias", "modern", "modern-taken-back"])
+def test_a_cache_changes_no_logit(name):
+    """However the tokens are dealt out, one by one or several at once."""
+    model = build_model(CONFIGS[name], V).eval()
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    idx = some_ids(3, T)
+    wanted = model(idx)
+    for sizes in ([1] * T, [T], [5, 1, 1, 6, 3]):
+        caches = model.empty_caches()
+        pieces = [model(piece, caches) for piece in idx.split(sizes, dim=1)]
+        torch.testing.assert_close(torch.cat(pieces, dim=1), wanted, rtol=1e-4, atol=1e-5)
+        assert all(cache.length == T for cache in caches)
+
+@pytest.mark.parametrize("queries", [1, 5, T])
+def test_attention_in_bfloat16_is_attention(queries):
+    """The CPU has a way of its own for it."""
+    q, k, v = (torch.randn(2, 3, n, 8, generator=torch.Generator().manual_seed(n)) for n in (queries, T, T))
+    half = attend(q.bfloat16(), k.bfloat16(), v.bfloat16())
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), attend(q, k, v), rtol=0.02, atol=0.02)
+
+@pytest.mark.parametrize("name", ["gpt", "gpt-bias", "modern"])
+def test_flops_are_those_that_torch_counts(name):
+    model = build_model(CONFIGS[name], V)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # it knows no other on a CPU
+        model(some_ids(3, T)).sum().backward()
+    assert flops_per_token(model, CONFIGS[name]) * 3 * T == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 def test_attention_equals_an_explicit_softmax():
     torch.manual_seed(0)
@@ -94,6 +133,44 @@ def test_gpt_equals_an_independent_implementation():
     idx = some_ids(3, T)
     mask = torch.full((T, T), float("-inf")).triu(1)
     torch.testing.assert_close(ours(idx), theirs(tokens[idx] + positions, mask=mask) @ head.T, rtol=1e-4, atol=1e-4)
+
+def test_modern_equals_an_independent_implementation():
+    """Explicit loops over heads and tokens, channels turned as complex numbers."""
+    torch.manual_seed(0)
+    model, idx = build_model(MODERN, V).eval(), some_ids(T)
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.4)
+    w, half = dict(model.named_parameters()), 6
+
+    def norm(x):
+        return x / (x.square().mean(-1, keepdim=True) + torch.finfo(torch.float32).eps).sqrt()
+
+    turns = torch.polar(torch.ones(T, half), torch.arange(T)[:, None] / 1000 ** (torch.arange(half) / (half - 1)))
+    x = norm(w["token_embedding.weight"][idx])
+    for layer in range(2):
+        name = f"blocks.{layer}."
+        parts = (norm(x) @ w[name + "attention.qkv.weight"].T).view(T, 3, 2, 2 * half)
+        heads = []
+        for head in range(2):
+            q, k, v = parts[:, :, head].unbind(1)
+            q, k = (torch.complex(*norm(each).split(half, dim=-1)) * turns for each in (q, k))
+            rows = []
+            for t in range(T):
+                scores = (q[t] * k[: t + 1].conj()).real.sum(-1) / math.sqrt(2 * half)
+                rows.append(scores.softmax(0) @ v[: t + 1])
+            heads.append(torch.stack(rows))
+        x = x + torch.cat(heads, dim=-1) @ w[name + "attention.proj.weight"].T
+        x = x + (norm(x) @ w[name + "mlp.widen.weight"].T).clamp(min=0) ** 2 @ w[name + "mlp.proj.weight"].T
+    torch.testing.assert_close(model(idx[None])[0], norm(x) @ w["head.weight"].T, rtol=1e-4, atol=1e-4)
+
+def test_modern_starts_as_no_layers_at_all():
+    torch.manual_seed(0)
+    model = build_model(MODERN, V).eval()
+    assert model(some_ids(2, T)).eq(0).all()
+    torch.nn.init.normal_(model.head.weight)
+    x = model.token_embedding(some_ids(2, T))
+    x = x / x.square().mean(-1, keepdim=True).sqrt()
+    torch.testing.assert_close(model(some_ids(2, T)), x @ model.head.weight.T, rtol=1e-4, atol=1e-4)
 
 def test_gpt_starts_as_gpt_2_does():
     torch.manual_seed(0)

@@ -22,6 +22,18 @@ def test_warmup_then_half_a_cosine_then_the_floor(run):
     assert rates[49:] == pytest.approx([0.1] * 151)
     assert all(a >= b for a, b in itertools.pairwise(rates[9:]))
 
+def test_hold_then_a_straight_line_to_the_floor(run):
+    run = replace(run, schedule="linear", hold_steps=10)
+    rates = [learning_rate(step, 1.0, run) for step in range(200)]
+    assert rates[:9] == pytest.approx([(step + 1) / 10 for step in range(9)])
+    assert rates[9:20] == [1.0] * 11
+    assert rates[19:50] == pytest.approx([1.0 - 0.9 * step / 30 for step in range(31)])
+    assert rates[49:] == [0.1] * 151
+
+def test_cosine_too_can_hold(run):
+    rates = [learning_rate(step, 1.0, replace(run, hold_steps=10)) for step in range(200)]
+    assert rates[9:20] == [1.0] * 11 and rates[34] == pytest.approx(0.55) and rates[49:] == [0.1] * 151
+
 def test_constant_stays(run):
     rates = [learning_rate(step, 1.0, replace(run, schedule="constant")) for step in range(200)]
     assert rates[9:] == [1.0] * 191

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmlab.config import GPTConfig
+from lmlab.models.attention import KVCache, attend
 
 class CausalSelfAttention(nn.Module):
     """Each token gathers what it needs from itself and the tokens before it, never from later ones.
@@ -26,11 +27,12 @@ class CausalSelfAttention(nn.Module):
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         B, T, C = x.shape
         q, k, v = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (B, H, T, C/H)
-        # softmax(q k^T / sqrt(C/H)) v, with the scores of later tokens set to -inf
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=self.dropout if self.training else 0.0)
+        if cache is not None:  # when sampling: x are the tokens since the last call
+            k, v = cache.extend(k, v)
+        y = attend(q, k, v, self.dropout if self.training else 0.0)  # softmax(q k^T / sqrt(C/H)) v
         y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side
         return F.dropout(self.proj(y), self.dropout, self.training)  # (B, T, C)
 
@@ -57,15 +59,15 @@ class Block(nn.Module):
         self.norm_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.norm_1(x))
+    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+        x = x + self.attention(self.norm_1(x), cache)
         return x + self.mlp(self.norm_2(x))  # (B, T, C)
 
 class GPT(nn.Module):
     """Embeddings, `n_layer` blocks, and a head that turns each token's channels into scores."""
     def __init__(self, config: GPTConfig, vocab_size: int) -> None:
         super().__init__()
-        self.dropout = config.dropout
+        self.dropout, self.block_size = config.dropout, config.block_size
         self.token_embedding = nn.Embedding(vocab_size, config.n_embd)
         self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
@@ -78,10 +80,15 @@ class GPT(nn.Module):
             elif weight.dim() == 2:  # 2 * n_layer answers add up in x, so each starts smaller
                 nn.init.normal_(weight, std=0.02 / math.sqrt(2 * config.n_layer) if "proj" in name else 0.02)
 
-    def forward(self, idx: Tensor) -> Tensor:
-        positions = torch.arange(idx.shape[1], device=idx.device)  # (T,), T at most block_size
+    def empty_caches(self) -> list[KVCache]:
+        return [KVCache(self.block_size) for _ in self.blocks]
+
+    def forward(self, idx: Tensor, caches: list[KVCache] | None = None) -> Tensor:
+        """Logits (B, T, V) of the tokens idx (B, T), which follow those in the caches, if there are any."""
+        start = caches[0].length if caches else 0
+        positions = torch.arange(start, start + idx.shape[1], device=idx.device)  # (T,), all below block_size
         x = self.token_embedding(idx) + self.position_embedding(positions)  # (B, T, C) + (T, C)
         x = F.dropout(x, self.dropout, self.training)
-        for block in self.blocks:
-            x = block(x)
+        for block, cache in zip(self.blocks, caches or [None] * len(self.blocks), strict=True):
+            x = block(x, cache)
         return self.head(self.norm(x))  # (B, T, V)

@@ -39,7 +39,7 @@ def identify(config: Config, overrides: list[str], sweep: Sweep, elsewhere: bool
         text = CharDataModule(config, start and start.tokenizer)
         TEXTS[source(config)] = text, start and str(start.path), start and start.sha256
     text, init_from, init_sha256 = TEXTS[source(config)]
-    config = replace(config, run=replace(keys, init_from=init_from))
+    config = replace(config, run=replace(config.run, init_from=init_from))
     Batches(text.splits["train"], keys.batch_size, config.model.block_size, keys.seed)  # raises for too short a text
     with torch.device("meta"):
         model = build_model(config.model, text.tokenizer.vocab_size)
