@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lmlab import runs
-from lmlab.cli import one_line_errors, parse_script
+from lmlab.cli import importing, one_line_errors, parse_script
 from lmlab.config import UserError, from_flat
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ class Options:
 
 def main(argv: list[str]) -> None:
     options = parse_script(Options, __doc__, argv)
-    from lmlab import checkpoints, evaluate  # imports torch: after the arguments hold
+    with importing():  # torch: after the arguments hold
+        from lmlab import checkpoints, evaluate
 
     run = checkpoints.load(Path(options.run), options.checkpoint, options.device)
     text, split = text_of(run, options)

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from lmlab.cli import one_line_errors, parse_script
+from lmlab.cli import importing, one_line_errors, parse_script
 from lmlab.config import Count, PositiveOrZero
 from lmlab.tokenizers import printable
 
@@ -47,7 +47,8 @@ class Options:
 
 def main(argv: list[str]) -> None:
     options = parse_script(Options, __doc__, argv)
-    from lmlab import checkpoints, generate  # imports torch: after the arguments hold
+    with importing():  # torch: after the arguments hold
+        from lmlab import checkpoints, generate
 
     run = checkpoints.load(Path(options.run), options.checkpoint, options.device)
     seed = secrets.randbelow(2**32) if options.seed is None else options.seed

@@ -149,10 +149,11 @@ def test_modern_equals_an_independent_implementation():
     x = norm(w["token_embedding.weight"][idx])
     for layer in range(2):
         name = f"blocks.{layer}."
-        parts = (norm(x) @ w[name + "attention.qkv.weight"].T).view(T, 3, 2, 2 * half)
+        parts = [(norm(x) @ w[f"{name}attention.{part}.weight"].T).view(T, 2, 2 * half)
+                 for part in ("query", "key", "value")]
         heads = []
         for head in range(2):
-            q, k, v = parts[:, :, head].unbind(1)
+            q, k, v = (part[:, head] for part in parts)
             q, k = (torch.complex(*norm(each).split(half, dim=-1)) * turns for each in (q, k))
             rows = []
             for t in range(T):

@@ -80,7 +80,7 @@ def test_all_but_hidden_matrices_are_left_to_adamw(name, float32):
         else:
             torch.testing.assert_close(weight, reference[key])
     hidden = [weight for group in muon.param_groups if group["hidden"] for weight in group["params"]]
-    assert len(hidden) == 4 * CONFIGS[name].n_layer and all("momentum_buffer" in muon.state[w] for w in hidden)
+    assert len(hidden) == {"gpt": 4, "modern": 6}[name] * CONFIGS[name].n_layer and all("momentum_buffer" in muon.state[w] for w in hidden)
 
 def test_decay_pulls_on_all_matrices(float32):
     model = build_model(CONFIGS["gpt-bias"], 7)

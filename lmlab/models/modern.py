@@ -39,12 +39,13 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         self.n_head, self.dropout = config.n_head, config.dropout
         self.norm = NORMS[config.norm] if config.qk_norm else None
-        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)
-        self.proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
+        self.query, self.key, self.value, self.proj = (
+            nn.Linear(config.n_embd, config.n_embd, bias=False) for _ in range(4))
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, cache: KVCache | None) -> Tensor:
         B, T, C = x.shape
-        q, k, v = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (B, H, T, C/H)
+        q, k, v = (each(x).view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, H, T, C/H)
+                   for each in (self.query, self.key, self.value))
         if self.norm:
             q, k = self.norm(q), self.norm(k)
         if rotation:

@@ -4,12 +4,13 @@ import signal
 
 signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the launcher's, also while this imports
 
-import gc  # noqa: E402
 import importlib  # noqa: E402
 
-from PIL import Image  # noqa: E402
+from lmlab.cli import importing  # noqa: E402
 
-for name in ("lmlab.experiment", "lmlab.sweep.plan", "lmlab.sweep.study"):
-    importlib.import_module(name)
-Image.preinit()  # its formats are modules of their own
-gc.freeze()  # what is there is left alone from here on, so that its memory stays shared
+with importing():  # what is there is left alone from here on, so that its memory stays shared
+    from PIL import Image
+
+    for name in ("lmlab.experiment", "lmlab.sweep.plan", "lmlab.sweep.study"):
+        importlib.import_module(name)
+    Image.preinit()  # its formats are modules of their own

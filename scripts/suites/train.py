@@ -1,0 +1,150 @@
+"""Training steps: the lab's loop against a loop in the open, the machine's peak, and nanoGPT."""
+
+import contextlib
+import io
+import os
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+
+from lmlab import cli, data, device, evaluate, overrides
+from lmlab.callbacks import Recorder
+from lmlab.config import UserError
+from lmlab.models import build_model, flops_per_token
+from lmlab.optim import build_optimizer
+from suites import commands
+from suites.commands import clock
+
+STEPS = 500
+
+def peak(place: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of the best of twenty products of large matrices."""
+    n = 2048 if place.type == "cpu" else 8192
+    a, b = (torch.randn(n, n, device=place, dtype=dtype) for _ in range(2))
+    times = []
+    for _ in range(20):
+        begun = clock()
+        a @ b
+        times.append(clock() - begun)
+    return 2 * n**3 / min(times)
+
+def in_the_open(arguments: list[str]) -> float:
+    """Seconds a step of a loop in plain PyTorch: the same model, optimizer, precision and batches as the lab's."""
+    config = device.resolve(overrides.resolved(arguments)[0])
+    place, run, T = device.pick(config.choices["device"]), config.run, config.model.block_size
+    text = data.CharDataModule(config)
+    tokens = torch.from_numpy(text.splits["train"].copy()).to(place)
+    model = build_model(config.model, text.tokenizer.vocab_size).to(place)
+    optimizer, weights = build_optimizer(model, config.optimizer), list(model.parameters())
+    for step in range(-20, STEPS):
+        if step == 0:
+            begun = clock()
+        starts = torch.randint(len(tokens) - T, (run.batch_size, 1), device=place)
+        window = tokens[starts + torch.arange(T + 1, device=place)].long()
+        with device.autocast(place, config.device.precision):
+            loss = F.cross_entropy(model(window[:, :-1]).flatten(0, 1), window[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, run.grad_clip)
+        optimizer.step()
+    return (clock() - begun) / STEPS
+
+class Timed(Recorder):
+    """Keeps the seconds between the first step's start and the last one's end, evaluations left out."""
+    taken = 0.0
+
+    def on_train_start(self, *given: object) -> None:
+        super().on_train_start(*given)
+        Timed.taken = -clock()
+
+    def evaluate(self, *given: object) -> None:
+        Timed.taken += clock()
+        super().evaluate(*given)
+        Timed.taken -= clock()
+
+    def on_train_end(self, *given: object) -> None:
+        Timed.taken += clock()
+        super().on_train_end(*given)
+
+def in_the_lab(arguments: list[str]) -> float:
+    """Seconds a step of train.py, with its bar, its points and its checkpoints."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()), \
+            mock.patch.dict(os.environ, FORCE_COLOR="1"), mock.patch("sys.argv", ["train.py"]), \
+            mock.patch("lmlab.experiment.Recorder", Timed):  # FORCE_COLOR: the bar is drawn though nobody looks
+        cli.main([*arguments, f"max_steps={STEPS}", "eval_interval=1000000"])
+    return Timed.taken / STEPS
+
+def measure(repeats: int, nanogpt: Path | None) -> dict[str, float]:
+    place, found = device.pick("auto"), {}
+    config = device.resolve(overrides.resolved(("model=gpt",))[0])
+    half = config.device.precision == "bf16-mixed"
+    found["GFLOP/s, peak in float32"] = peak(place, torch.float32) / 1e9
+    best = peak(place, torch.bfloat16 if half else torch.float32)
+    found["GFLOP/s, peak in the precision of training"] = best / 1e9
+    for name, arguments in (("gpt", ["model=gpt", "compile=false"]), ("bigram", ["model=bigram", "compile=false"]),
+                            ("modern, muon", ["model=modern", "optimizer=muon", "compile=false"])):
+        times = [(in_the_open(arguments), in_the_lab(arguments)) for _ in range(repeats)]
+        found[f"{name}: ms a step, loop in the open"] = 1e3 * median(a for a, _ in times)
+        found[f"{name}: ms a step, lmlab"] = 1e3 * median(b for _, b in times)
+        found[f"{name}: lmlab / loop in the open"] = median(b / a for a, b in times)
+        found[f"{name}: ms beside the loop in the open"] = 1e3 * median(b - a for a, b in times)
+        if name == "gpt":
+            tokens = config.run.batch_size * config.model.block_size / (found[f"{name}: ms a step, lmlab"] / 1e3)
+            flops = flops_per_token(build_model(config.model, 65), config.model)
+            found["gpt: share of the peak (MFU)"] = flops * tokens / best
+    return found | (against_nanogpt(repeats, nanogpt) if nanogpt else {})
+
+def against_nanogpt(repeats: int, clone: Path) -> dict[str, float]:
+    """Whole runs of its recipe in turn with ours, another seed each time."""
+    if not (clone / "data/shakespeare_char/train.bin").exists():
+        raise UserError(f"nanogpt={clone}: its text isn't prepared; run data/shakespeare_char/prepare.py there first")
+    recipe = "shakespeare_baby" if torch.cuda.is_available() else "shakespeare_cpu"
+    tokens = {"shakespeare_cpu": 2000 * 12 * 64, "shakespeare_baby": 1000 * 64 * 256}[recipe]
+    ours_only = "" if recipe == "shakespeare_cpu" else " max_steps=1000 decay_steps=5000"
+    rows = []
+    for seed in range(repeats):
+        with tempfile.TemporaryDirectory() as out:
+            wall, training = commands.train_nanogpt(clone.resolve(), recipe, seed, Path(out))
+            loss = full_pass(clone, Path(out) / "ckpt.pt")
+        ours, metrics = commands.train(f"experiment={recipe} seed={seed}{ours_only}")
+        row = {
+            f"{recipe}: seconds in all, nanoGPT": wall, f"{recipe}: seconds in all, lmlab": ours,
+            f"{recipe}: wall time, lmlab / nanoGPT": ours / wall,
+            f"{recipe}: tokens/s of training, nanoGPT": tokens / training,
+            f"{recipe}: tokens/s of training, lmlab": metrics["tokens_per_second"],
+            f"{recipe}: tokens/s of training, lmlab / nanoGPT": metrics["tokens_per_second"] * training / tokens,
+            f"{recipe}: val/loss, nanoGPT": loss, f"{recipe}: val/loss, lmlab": metrics["val/loss"],
+        }
+        if recipe == "shakespeare_cpu":
+            _, fast = commands.train(f"experiment=shakespeare_fast seed={seed}")
+            row |= {"shakespeare_fast: val/loss": fast["val/loss"],
+                    "shakespeare_fast: seconds of training": fast["train_seconds"],
+                    "shakespeare_fast: seconds of training / nanoGPT's": fast["train_seconds"] / training}
+        rows.append(row)
+    return {key: median(row[key] for row in rows) for key in rows[0]}
+
+def full_pass(clone: Path, checkpoint: Path) -> float:
+    """The loss of nanoGPT's checkpoint on all of the validation text, as the lab evaluates its own."""
+    sys.path.insert(0, str(clone))
+    from model import GPT, GPTConfig
+
+    saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    theirs = GPT(GPTConfig(**saved["model_args"]))
+    theirs.load_state_dict({name.removeprefix("_orig_mod."): weight for name, weight in saved["model"].items()})
+
+    class Logits(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.theirs = theirs
+
+        def forward(self, idx: torch.Tensor) -> torch.Tensor:
+            return self.theirs(idx, idx)[0]  # without targets it answers for the last token alone
+
+    text = data.CharDataModule(overrides.resolved(("experiment=shakespeare_cpu",))[0])
+    answers = evaluate.log_probs(Logits(), text.splits["val"], saved["model_args"]["block_size"])
+    return -answers.double().mean().item()
