@@ -1,32 +1,86 @@
 """From a corpus to batches of token ids: B sequences a batch, T tokens a sequence."""
 
+import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from contextlib import contextmanager
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from lmlab import corpora, files
 from lmlab.config import Config, UserError
-from lmlab.tokenizers import CharTokenizer
+from lmlab.tokenizers import CharTokenizer, UnknownCharacters
 
 CUT_AT_ONCE = 2**16  # tokens: many batches of a small run, one of a large
 RESIDENT = 2**28  # bytes of tokens that may lie on the device
+LARGE = 50_000_000  # bytes of text from which on a bar is worth while
 
-def token_file(text: str, tokenizer: CharTokenizer) -> np.ndarray:
+class Text:
+    """A text that need not fit into memory: what its first reading tells (`sha256` and `size` of its UTF-8 form,
+    `length` in characters, the `vocabulary` of them) and `again` for the second. `pieces` begins to read it.
+    """
+    def __init__(self, pieces: Callable[[], Iterable[str]]) -> None:
+        self.pieces, self.size, self.length, self.mark = pieces, 0, 0, 0
+        digest = hashlib.sha256()
+
+        def first() -> Iterator[str]:
+            with bar("reading") as show:
+                for piece in pieces():
+                    content = piece.encode("utf-8", "surrogatepass")
+                    digest.update(content)
+                    self.size, self.length = self.size + len(content), self.length + len(piece)
+                    self.mark = hash((self.mark, piece))
+                    show(self.size)
+                    yield piece
+
+        self.vocabulary = CharTokenizer.from_pieces(first())
+        self.sha256 = digest.hexdigest()
+
+    def again(self) -> Iterator[str]:
+        """The same pieces once more. Raises UserError at their end if they were others."""
+        done = mark = 0
+        with bar("tokenising", self.size) as show:
+            for piece in self.pieces():
+                done, mark = done + len(piece), hash((mark, piece))  # far faster than sha256
+                show(done * self.size / max(1, self.length))
+                yield piece
+        if mark != self.mark:
+            raise UserError("the text changed while it was read; start again")
+
+@contextmanager
+def bar(doing: str, total: int | None = None) -> Iterator[Callable[[float], None]]:
+    """Takes how many bytes are done, and shows it on a terminal once they are many."""
+    columns, console = (TextColumn(doing), BarColumn(), DownloadColumn(), TransferSpeedColumn()), Console(stderr=True)
+    progress = Progress(*columns, console=console, transient=True, disable=not console.is_interactive)
+    task = progress.add_task("", total=total)
+
+    def show(done: float) -> None:
+        progress.update(task, completed=done)
+        if done > LARGE:
+            progress.start()
+
+    try:
+        yield show
+    finally:
+        progress.stop()
+
+def token_file(text: Text, tokenizer: CharTokenizer, drop: bool = False) -> np.ndarray:
     """The tokens of `text`, (N,), as a read-only memory map of a file named after the content it was made from:
     changed text is a new file, and of two runs that make one at once the later replaces it by the same bytes.
     """
-    content = files.sha256((tokenizer.to_json() + text).encode("utf-8", "surrogatepass"))
+    content = files.sha256(f"{tokenizer.to_json()} {text.sha256} {drop}".encode())
     dtype = np.min_scalar_type(tokenizer.vocab_size - 1)
-    if not text:
-        raise UserError("none of its characters is in the vocabulary")
     path = files.cache_dir() / "tokens" / f"{content}.{dtype}"
     if not files.is_intact(path):
-        files.write_sealed(path, tokenizer.encode(text).tobytes())
+        files.write_sealed(path, map(np.ndarray.tobytes, tokenizer.encode_pieces(text.again(), drop)))
+    if not path.stat().st_size:
+        raise UnknownCharacters("none of its characters is in the vocabulary")
     return np.memmap(path, dtype=dtype, mode="r")
 
 class Batches:
@@ -95,21 +149,18 @@ class CharDataModule(LightningDataModule):
     def __init__(self, config: Config, tokenizer: CharTokenizer | None = None, sha256: str | None = None) -> None:
         super().__init__()
         self.config, self.start, choice = config, 0, config.choices["data"]
-        whole = text = corpora.CORPORA[choice](config.data)
-        self.sha256 = files.sha256(text.encode("utf-8", "surrogatepass"))
+        text = Text(partial(corpora.CORPORA[choice], config.data))
+        self.tokenizer, self.sha256 = tokenizer or text.vocabulary, text.sha256
         if sha256 not in (None, self.sha256):
             name = f"{choice} path={config.data.path}" if choice == "file" else choice
             raise UserError(f"data={name}: the text is not the one that the run was trained on (sha256 "
                             f"{self.sha256[:12]}…, that one had {sha256[:12]}…)")
-        self.tokenizer = tokenizer or CharTokenizer.from_text(text)
-        if config.run.unknown == "drop":
-            text = self.tokenizer.without_unknown(text)
-        self.dropped = len(whole) - len(text)
         try:
-            tokens = token_file(text, self.tokenizer)
-        except UserError as error:
+            tokens = token_file(text, self.tokenizer, config.run.unknown == "drop")
+        except UnknownCharacters as error:
             hint = "; unknown=drop leaves them out" if config.run.init_from else ""
             raise UserError(f"data={choice}: {error}{hint}") from None
+        self.dropped = text.length - len(tokens)
         fractions = {"val": config.data.val_fraction, "test": config.data.test_fraction}
         ends = [int(len(tokens) * (1 - share) + 1e-6) for share in (sum(fractions.values()), fractions["test"])]
         self.splits = dict(zip(("train", "val", "test"), np.split(tokens, ends), strict=True))

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 
 from lmlab.config import UserError
@@ -15,21 +16,25 @@ def cache_dir() -> Path:
 def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
-def write(path: Path, content: bytes) -> None:
-    """`content` into `path`: all of it and safe on disk, or nothing. Raises UserError."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+def write(path: Path, content: bytes | Iterable[bytes], sealed: bool = False) -> None:
+    """`content`, in one piece or many, into `path`: all of it and safe on disk, or nothing. Raises UserError."""
+    temporary, digest = path.with_name(f".{path.name}.{uuid.uuid4().hex}"), hashlib.sha256()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "xb") as file:
-            file.write(content)
+            for piece in [content] if isinstance(content, bytes) else content:
+                file.write(piece)
+                sealed and digest.update(piece)
             file.flush()
             os.fsync(file.fileno())
+        sealed and write(seal(path), digest.hexdigest().encode() + b" " + sums(path))
         os.replace(temporary, path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)  # the new name too survives a power cut
         finally:
             os.close(folder)
+        sealed and write(seal(path), digest.hexdigest().encode())
     except OSError as error:
         raise UserError(f"{path}: can't be written ({error.strerror})") from None
     finally:
@@ -52,11 +57,9 @@ def seal(path: Path) -> Path:
     """
     return path.with_name(f"{path.name}.sha256")
 
-def write_sealed(path: Path, content: bytes) -> None:
+def write_sealed(path: Path, content: bytes | Iterable[bytes]) -> None:
     """`write`, with the checksum beside it. Raises UserError."""
-    write(seal(path), sha256(content).encode() + b" " + sums(path))
-    write(path, content)
-    write(seal(path), sha256(content).encode())
+    write(path, content, sealed=True)
 
 def sums(path: Path) -> bytes:
     """The checksums beside `path`, if there are any. Raises UserError."""

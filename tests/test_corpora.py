@@ -3,29 +3,39 @@ import math
 from collections import Counter
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lmlab import corpora, files
 from lmlab.config import CorpusConfig, FileConfig, UserError
 
 WHOLE = CorpusConfig(val_fraction=0.1, test_fraction=0.0)
 
+def whole(corpus):
+    return "".join(corpus(WHOLE))
+
 def read(path):
-    return corpora.file(FileConfig(val_fraction=0.1, test_fraction=0.0, path=str(path)))
+    return "".join(corpora.file(FileConfig(val_fraction=0.1, test_fraction=0.0, path=str(path))))
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A file to be overwritten: hypothesis runs many examples in one test."""
+    return tmp_path_factory.mktemp("texts") / "x.txt"
 
 def test_sentence_has_nine_characters_and_suits_a_bigram():
-    text = corpora.sentence(WHOLE)
+    text = whole(corpora.sentence)
     pairs, firsts = Counter(itertools.pairwise(text)), Counter(text[:-1])
     optimum = -sum(n * math.log(n / firsts[pair[0]]) for pair, n in pairs.items()) / (len(text) - 1)
     assert len(set(text)) == 9
     assert optimum < 0.5
 
 def test_tales_are_the_package_data_as_delivered():
-    text = corpora.tales(WHOLE)
+    text = whole(corpora.tales)
     assert files.sha256(text.encode()) == "ef752551f06e31d7419ae8a9d2a9e299abac2bb0dc0bb2dc71e5d9e0a30634cd"
     assert len(text.split("\n\n")) == 464
 
 def test_pydoc_is_half_a_megabyte_of_this_python():
-    assert len(corpora.pydoc(WHOLE)) > 400_000
+    assert len(whole(corpora.pydoc)) > 400_000
 
 def test_a_file_is_read_to_the_letter(tmp_path):
     text = "naïve\r\n\tcafé 日本\u2028\n"
@@ -33,6 +43,33 @@ def test_a_file_is_read_to_the_letter(tmp_path):
     assert read(tmp_path / "a.txt") == text
     (tmp_path / "bom.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
     assert read(tmp_path / "bom.txt") == text
+
+@given(st.text(min_size=1).filter(lambda text: text != "\ufeff"), st.booleans(), st.integers(1, 9))
+def test_a_file_read_in_pieces_is_its_text(place, text, marked, size):
+    """Wherever the pieces end, also within a character; a byte-order mark is one at the beginning alone."""
+    place.write_bytes(b"\xef\xbb\xbf" * marked + text.encode())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpora, "PIECE", size)
+        assert read(place) == (text if marked else text.removeprefix("\ufeff"))
+        assert max(map(len, corpora.pieces(place))) <= size
+
+def test_a_byte_order_mark_is_left_out_at_the_beginning_of_each_file_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpora, "PIECE", 4)
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_bytes("\ufeffone\ufefftwo\ufeff".encode())
+    assert read(tmp_path) == "one\ufefftwo\ufeff\none\ufefftwo\ufeff"
+
+WRONG = [b"\xff", b"\xe9 ", b"\xed\xa0\x80", b"\xf0\x9f\x98"]
+
+@given(st.text(), st.sampled_from(WRONG), st.booleans(), st.integers(1, 9))
+def test_the_first_byte_that_is_no_text_is_named_wherever_it_stands(place, text, wrong, marked, size):
+    before = b"\xef\xbb\xbf" * marked + text.encode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpora, "PIECE", size)
+        for after in (b"", b"and more"):
+            place.write_bytes(before + wrong + after)
+            with pytest.raises(UserError, match=f"byte {len(before)} is not UTF-8 text"):
+                read(place)
 
 def test_a_folder_or_a_glob_is_read_in_order(tmp_path):
     texts = {"b.txt": "second", "a.txt": "first", "deep/c.md": "third", ".hidden": "no", ".git/x": "no"}
@@ -44,7 +81,8 @@ def test_a_folder_or_a_glob_is_read_in_order(tmp_path):
     assert read(tmp_path / "**/*.md") == "third"
 
 @pytest.mark.parametrize(
-    ("content", "complaint"), [(b"", "empty"), (b"caf\xe9 and more", "byte 3 is not UTF-8"), (None, "no file there")]
+    ("content", "complaint"),
+    [(b"", "empty"), (b"\xef\xbb\xbf", "empty"), (b"caf\xe9 and more", "byte 3 is not UTF-8"), (None, "no file there")],
 )
 def test_a_file_that_is_no_text_is_named(tmp_path, content, complaint):
     if content is not None:
@@ -63,24 +101,24 @@ def server(tmp_path, monkeypatch):
     return source
 
 def test_shakespeare_is_downloaded_once(server):
-    assert corpora.shakespeare(WHOLE) == "To be, or not to be"
+    assert whole(corpora.shakespeare) == "To be, or not to be"
     server.unlink()
-    assert corpora.shakespeare(WHOLE) == "To be, or not to be"
+    assert whole(corpora.shakespeare) == "To be, or not to be"
 
 def test_without_network_a_line_says_where_to_put_the_file(server, tmp_path):
     server.unlink()
     with pytest.raises(UserError) as error:
-        corpora.shakespeare(WHOLE)
+        whole(corpora.shakespeare)
     place = tmp_path / "cache" / "tinyshakespeare.txt"
     assert str(place) in str(error.value) and server.as_uri() in str(error.value)
     place.write_text("To be, or not to be")
-    assert corpora.shakespeare(WHOLE) == "To be, or not to be"
+    assert whole(corpora.shakespeare) == "To be, or not to be"
 
 def test_a_wrong_download_is_not_kept(server, tmp_path):
     server.write_text("<html>captive portal</html>")
     with pytest.raises(UserError, match="data=shakespeare"):
-        corpora.shakespeare(WHOLE)
+        whole(corpora.shakespeare)
     assert list((tmp_path / "cache").iterdir()) == []
     (tmp_path / "cache" / "tinyshakespeare.txt").write_text("something else")
     with pytest.raises(UserError, match="wrong sha256"):
-        corpora.shakespeare(WHOLE)
+        whole(corpora.shakespeare)

@@ -1,16 +1,20 @@
 import multiprocessing
+import sys
 from dataclasses import replace
+from io import StringIO
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmlab import data
+from lmlab import data, files
 from lmlab.config import CorpusConfig, UserError
-from lmlab.data import Batches, CharDataModule, token_file
-from lmlab.tokenizers import CharTokenizer
+from lmlab.data import Batches, CharDataModule, Text, token_file
+from lmlab.tokenizers import CharTokenizer, UnknownCharacters
 
+ANY_CHAR = st.characters(codec=None, exclude_categories=())  # lone surrogates included
 sizes = st.tuples(st.integers(2, 300), st.integers(1, 300), st.integers(1, 9), st.integers(0, 2**32 - 1)).filter(
     lambda size: size[0] > size[1]
 )
@@ -64,7 +68,7 @@ def test_splits_are_the_text_in_order(some_config, val, test, length):
     text = ("abcdefghij" * 40)[:length]
     config = replace(some_config, data=CorpusConfig(val_fraction=val, test_fraction=test))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(data.corpora.CORPORA, "tales", lambda _: text)
+        patch.setitem(data.corpora.CORPORA, "tales", lambda _: [text])
         if val + test >= 1:
             return
         try:
@@ -77,21 +81,81 @@ def test_splits_are_the_text_in_order(some_config, val, test, length):
     assert abs(len(parts[1]) - val * length) <= 1 and abs(len(parts[2]) - test * length) <= 1
     assert (len(parts[1]) > 0) == (val > 0) and (len(parts[2]) > 0) == (test > 0)
 
+@given(st.lists(st.text(ANY_CHAR)).filter(any), st.text(ANY_CHAR), st.sampled_from(["drop", "error"]))
+def test_a_text_in_pieces_gives_the_same_data(some_config, pieces, known, unknown):
+    text = "".join(pieces)
+    tokenizer = CharTokenizer.from_text(known) if known else None
+    kept = "".join(char for char in text if not known or char in known)
+    config = replace(some_config, run=replace(some_config.run, unknown=unknown),
+                     data=CorpusConfig(val_fraction=0, test_fraction=0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(data.corpora.CORPORA, "tales", lambda _: iter(pieces))
+        if not kept or (unknown == "error" and kept != text):
+            with pytest.raises(UserError, match=r"^data=tales: .* the vocabulary"):
+                CharDataModule(config, tokenizer)
+            return
+        module = CharDataModule(config, tokenizer)
+    assert module.sha256 == files.sha256(text.encode("utf-8", "surrogatepass"))
+    assert module.tokenizer.chars == "".join(sorted(set(known or text)))
+    assert module.tokenizer.decode(module.splits["train"]) == kept
+    assert module.dropped == len(text) - len(kept)
+
 def test_tokens_are_a_small_memory_map_found_again(cache):
-    text = "some text for a map"
-    tokenizer = CharTokenizer.from_text(text)
-    tokens = token_file(text, tokenizer)
+    text = Text(lambda: ["some text ", "for a map"])
+    tokens = token_file(text, text.vocabulary)
     assert isinstance(tokens, np.memmap) and tokens.dtype == np.uint8 and not tokens.flags.writeable
     made = {path: path.stat().st_mtime_ns for path in (cache / "tokens").iterdir()}
-    assert tokenizer.decode(token_file(text, tokenizer)) == text
+    text.pieces = None  # no need to read it again
+    assert text.vocabulary.decode(token_file(text, text.vocabulary)) == "some text for a map"
     assert {path: path.stat().st_mtime_ns for path in (cache / "tokens").iterdir()} == made
-    assert tokenizer.decode(token_file(text[::-1], tokenizer)) == text[::-1]  # changed text is another file
+    changed = Text(lambda: ["some text ", "for a pam"])
+    assert changed.vocabulary.decode(token_file(changed, text.vocabulary)) == "some text for a pam"
+
+def test_tokens_made_with_something_left_out_are_not_those_of_the_text():
+    text, tokenizer = Text(lambda: ["a b c"]), CharTokenizer("abc")
+    assert tokenizer.decode(token_file(text, tokenizer, drop=True)) == "abc"
+    with pytest.raises(UnknownCharacters):
+        token_file(text, tokenizer)
+
+def test_a_damaged_token_file_is_made_anew(cache):
+    text = Text(lambda: ["a text whose tokens ", "are damaged"])
+    path = Path(token_file(text, text.vocabulary).filename)
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    assert text.vocabulary.decode(token_file(text, text.vocabulary)) == "a text whose tokens are damaged"
+
+@pytest.mark.parametrize("later", [["a file that ", "grows", "!"], ["a file that ", "grown"], ["a file that "], [],
+                                   ["a fine that ", "grows"], ["grows", "a file that "]])
+def test_a_text_that_changes_while_it_is_read_is_refused(cache, later):
+    readings = iter([["a file that ", "grows"], later])
+    text = Text(lambda: next(readings))
+    before = set((cache / "tokens").iterdir())
+    with pytest.raises(UserError, match="the text changed while it was read"):
+        token_file(text, text.vocabulary)
+    assert set((cache / "tokens").iterdir()) == before
+
+def test_a_large_text_shows_on_a_terminal_how_far_it_is(monkeypatch):
+    class Terminal(StringIO):
+        def isatty(self):
+            return True
+
+    for large, place in ((-1, Terminal()), (100, Terminal()), (-1, StringIO())):
+        monkeypatch.setattr(data, "LARGE", large)
+        monkeypatch.setattr(sys, "stderr", place)
+        monkeypatch.setenv("TERM", "xterm")
+        text = Text(lambda: ["naïve"] * 10)
+        list(text.again())
+        shown = place.getvalue()
+        if large < 0 and place.isatty():
+            assert all(word in shown for word in ("reading", "tokenising", "60/60 bytes"))
+        else:
+            assert not shown
+
+TWICE = "two at once " * 20_000
 
 def read_new_text(barrier, results):
-    text = "two at once " * 20_000
-    tokenizer = CharTokenizer.from_text(text)
+    text = Text(lambda: [TWICE])
     barrier.wait()
-    results.put(tokenizer.decode(token_file(text, tokenizer)) == text)
+    results.put(text.vocabulary.decode(token_file(text, text.vocabulary)) == TWICE)
 
 def test_two_runs_can_start_at_once_on_new_data(cache):
     spawn = multiprocessing.get_context("spawn")

@@ -1,10 +1,12 @@
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lmlab.config import UserError
-from lmlab.tokenizers import CharTokenizer
+from lmlab.tokenizers import CharTokenizer, UnknownCharacters
 
 ANY_CHAR = st.characters(codec=None, exclude_categories=())  # lone surrogates included
 
@@ -30,6 +32,35 @@ def test_a_character_outside_the_vocabulary_is_named(text, char):
             tokenizer.encode(text + char)
         assert repr(char) in str(error.value)
 
+@given(st.text(ANY_CHAR, min_size=1), st.lists(st.text(ANY_CHAR)), st.data())
+def test_a_text_in_pieces_is_the_same_text(known, pieces, data):
+    """The same vocabulary, ids and complaint, the characters in order of number, then of appearance."""
+    pieces += data.draw(st.lists(st.text(st.sampled_from(known))))
+    text = "".join(pieces)
+    assert CharTokenizer.from_pieces([*pieces, known]).chars == "".join(sorted(set(text + known)))
+    tokenizer = CharTokenizer.from_text(known)
+    kept = [tokenizer.chars.index(char) for char in text if char in known]
+    ids = list(tokenizer.encode_pieces(pieces, drop=True))
+    assert {piece.dtype for piece in ids} <= {tokenizer.encode(known).dtype}
+    assert [int(i) for piece in ids for i in piece] == kept
+    counts = Counter(char for char in text if char not in known)
+    if counts:
+        with pytest.raises(UnknownCharacters) as whole:
+            tokenizer.encode(text)
+        with pytest.raises(UnknownCharacters) as parts:
+            list(tokenizer.encode_pieces(pieces))
+        named = ", ".join(f"{char!r} ({n:,})" for char, n in counts.most_common(20))
+        assert str(parts.value) == str(whole.value)
+        assert str(whole.value).startswith(f"{counts.total():,} characters outside the vocabulary: {named}")
+    else:
+        assert [int(i) for i in tokenizer.encode(text)] == kept
+
+def test_more_than_twenty_unknown_characters_are_summed_up():
+    with pytest.raises(UnknownCharacters, match=r"^1,025 characters .* \(1,001\), .* and 5 more; known are 'ab'"):
+        CharTokenizer("ab").encode("a" + "".join(map(chr, range(1000, 1025))) + "b" + chr(1003) * 1000)
+
 def test_ids_take_the_smallest_type():
     assert CharTokenizer(chars="".join(map(chr, range(256)))).encode("a").dtype == np.uint8
+    with pytest.raises(UnknownCharacters):  # 256 ids leave none over for what is unknown
+        CharTokenizer(chars="".join(map(chr, range(256)))).encode("aĀ")
     assert CharTokenizer(chars="".join(map(chr, range(257)))).encode("a").dtype == np.uint16
