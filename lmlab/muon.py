@@ -6,9 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmlab import device
-
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: pull singular values towards 1 as fast as it goes
+PRECISIONS = {"cuda": torch.bfloat16}  # where that is faster: not on a CPU, for matrices as small as it trains
 
 def orthogonalized(matrices: Tensor, steps: int) -> Tensor:
     """Each of the matrices (N, R, C) with its singular values moved to about 1 (0.7 to 1.2 after five steps), by the
@@ -26,7 +25,7 @@ def orthogonalized(matrices: Tensor, steps: int) -> Tensor:
 class Muon(torch.optim.AdamW):
     """Muon for the groups marked `hidden` (Jordan et al. 2024; momentum as by Nesterov, step size as by Liu et al.
     2025, section 2.2, with which AdamW's `lr` and `weight_decay` fit), AdamW for the rest. Matrices of one shape are
-    multiplied together, in bfloat16 where the device is fast with it.
+    multiplied together.
     """
     def __init__(self, groups: Iterable[dict[str, Any]], lr: float, betas: tuple[float, float], momentum: float,
                  ns_steps: int) -> None:
@@ -57,7 +56,8 @@ class Muon(torch.optim.AdamW):
         buffers = [self.state[weight]["momentum_buffer"] for weight in weights]
         torch._foreach_lerp_(buffers, gradients, 1 - self.momentum)
         ahead = torch.stack(torch._foreach_lerp(gradients, buffers, self.momentum))
-        fast = torch.bfloat16 if device.has_bf16(ahead.device) else torch.float32
-        updates = orthogonalized(ahead.to(fast), self.ns_steps).to(ahead.dtype)
+        precision = PRECISIONS.get(ahead.device.type, torch.float32)
+        matrices = ahead.view(-1, *ahead.shape[-2:]).to(precision)  # a weight may be several of them
+        updates = orthogonalized(matrices, self.ns_steps).to(ahead.dtype).view_as(ahead)
         torch._foreach_mul_(weights, 1 - lr * weight_decay)
-        torch._foreach_add_(weights, list(updates), alpha=-lr * 0.2 * max(weights[0].shape) ** 0.5)
+        torch._foreach_add_(weights, list(updates), alpha=-lr * 0.2 * max(weights[0].shape[-2:]) ** 0.5)

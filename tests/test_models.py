@@ -149,8 +149,7 @@ def test_modern_equals_an_independent_implementation():
     x = norm(w["token_embedding.weight"][idx])
     for layer in range(2):
         name = f"blocks.{layer}."
-        parts = [(norm(x) @ w[f"{name}attention.{part}.weight"].T).view(T, 2, 2 * half)
-                 for part in ("query", "key", "value")]
+        parts = [(norm(x) @ matrix.T).view(T, 2, 2 * half) for matrix in w[name + "attention.qkv"]]
         heads = []
         for head in range(2):
             q, k, v = (part[:, head] for part in parts)

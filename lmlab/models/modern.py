@@ -31,7 +31,7 @@ def rotary_angles(block_size: int, head_size: int) -> Tensor:
 
 def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x (B, H, T, D) with channels d and d + D/2 turned as one point of a plane."""
-    a, b = x.chunk(2, dim=-1)
+    (a, b), cos, sin = x.chunk(2, dim=-1), cos.to(x.dtype), sin.to(x.dtype)
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
 
 class CausalSelfAttention(nn.Module):
@@ -39,18 +39,17 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         self.n_head, self.dropout = config.n_head, config.dropout
         self.norm = NORMS[config.norm] if config.qk_norm else None
-        self.query, self.key, self.value, self.proj = (
-            nn.Linear(config.n_embd, config.n_embd, bias=False) for _ in range(4))
+        self.qkv = nn.Parameter(torch.empty(3, config.n_embd, config.n_embd))  # three matrices in one product
+        self.proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, cache: KVCache | None) -> Tensor:
         B, T, C = x.shape
-        q, k, v = (each(x).view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, H, T, C/H)
-                   for each in (self.query, self.key, self.value))
+        q, k, v = F.linear(x, self.qkv.flatten(0, 1)).view(
+            B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (B, H, T, C/H)
         if self.norm:
             q, k = self.norm(q), self.norm(k)
         if rotation:
             q, k = turned(q, *rotation), turned(k, *rotation)
-        q, k = q.to(v.dtype), k.to(v.dtype)  # the norm and the angles are more precise than autocast's products
         if cache is not None:
             k, v = cache.extend(k, v)
         y = attend(q, k, v, self.dropout if self.training else 0.0)
@@ -88,7 +87,7 @@ class Modern(nn.Module):
             if config.zero_init and ("proj" in name or "head" in name):
                 nn.init.zeros_(weight)
             else:  # embeddings of length 1 a channel; matrices that keep half of that
-                nn.init.normal_(weight, std=1.0 if "embedding" in name else 0.5 * weight.shape[1] ** -0.5)
+                nn.init.normal_(weight, std=1.0 if "embedding" in name else 0.5 * weight.shape[-1] ** -0.5)
         if config.tied:
             nn.init.normal_(self.token_embedding.weight, std=0.02)
             self.head.weight = self.token_embedding.weight
