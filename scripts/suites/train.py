@@ -5,6 +5,7 @@ import io
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from unittest import mock
@@ -20,7 +21,7 @@ from lmlab.optim import build_optimizer
 from suites import commands
 from suites.commands import clock
 
-STEPS = 500
+STEPS, IN_TURN = 500, 10  # of a run, and at a time
 
 def peak(place: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of the best of twenty products of large matrices."""
@@ -33,51 +34,70 @@ def peak(place: torch.device, dtype: torch.dtype) -> float:
         times.append(clock() - begun)
     return 2 * n**3 / min(times)
 
-def in_the_open(arguments: list[str]) -> float:
-    """Seconds a step of a loop in plain PyTorch: the same model, optimizer, precision and batches as the lab's."""
+def in_the_open(arguments: list[str]) -> Callable[[], float]:
+    """A loop in plain PyTorch with the model, optimizer and precision that train.py would have; each call makes some
+    steps more and returns their seconds.
+    """
     config = device.resolve(overrides.resolved(arguments)[0])
     place, run, T = device.pick(config.choices["device"]), config.run, config.model.block_size
     text = data.CharDataModule(config)
     tokens = torch.from_numpy(text.splits["train"].copy()).to(place)
     model = build_model(config.model, text.tokenizer.vocab_size).to(place)
     optimizer, weights = build_optimizer(model, config.optimizer), list(model.parameters())
-    for step in range(-20, STEPS):
-        if step == 0:
-            begun = clock()
-        starts = torch.randint(len(tokens) - T, (run.batch_size, 1), device=place)
-        window = tokens[starts + torch.arange(T + 1, device=place)].long()
-        with device.autocast(place, config.device.precision):
-            loss = F.cross_entropy(model(window[:, :-1]).flatten(0, 1), window[:, 1:].flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, run.grad_clip)
-        optimizer.step()
-    return (clock() - begun) / STEPS
+
+    def steps() -> float:
+        careful = torch.are_deterministic_algorithms_enabled()
+        torch.use_deterministic_algorithms(False)
+        begun = clock()
+        for _ in range(IN_TURN):
+            starts = torch.randint(len(tokens) - T, (run.batch_size, 1), device=place)
+            window = tokens[starts + torch.arange(T + 1, device=place)].long()
+            with device.autocast(place, config.device.precision):
+                loss = F.cross_entropy(model(window[:, :-1]).flatten(0, 1), window[:, 1:].flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(weights, run.grad_clip)
+            optimizer.step()
+        seconds = clock() - begun
+        torch.use_deterministic_algorithms(careful)
+        return seconds
+
+    return steps
 
 class Timed(Recorder):
-    """Keeps the seconds between the first step's start and the last one's end, evaluations left out."""
-    taken = 0.0
+    """Keeps the seconds of the lab's steps, evaluations left out, and makes as many in the open in between."""
+    open_steps: Callable[[], float]
+    lab = openly = 0.0
 
     def on_train_start(self, *given: object) -> None:
         super().on_train_start(*given)
-        Timed.taken = -clock()
+        Timed.openly, _ = 0.0, self.open_steps()  # the first warm up
+        Timed.lab = -clock()
+
+    def on_train_batch_end(self, *given: object) -> None:
+        super().on_train_batch_end(*given)
+        if self.step % IN_TURN == 0:
+            Timed.lab += clock()
+            Timed.openly += self.open_steps()
+            Timed.lab -= clock()
 
     def evaluate(self, *given: object) -> None:
-        Timed.taken += clock()
+        Timed.lab += clock()
         super().evaluate(*given)
-        Timed.taken -= clock()
+        Timed.lab -= clock()
 
     def on_train_end(self, *given: object) -> None:
-        Timed.taken += clock()
+        Timed.lab += clock()
         super().on_train_end(*given)
 
-def in_the_lab(arguments: list[str]) -> float:
-    """Seconds a step of train.py, with its bar, its points and its checkpoints."""
+def in_turn(arguments: list[str]) -> tuple[float, float]:
+    """Seconds a step of train.py, with its bar, its points and its checkpoints, and of the loop in the open."""
+    Timed.open_steps = staticmethod(in_the_open(arguments))
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()), \
             mock.patch.dict(os.environ, FORCE_COLOR="1"), mock.patch("sys.argv", ["train.py"]), \
             mock.patch("lmlab.experiment.Recorder", Timed):  # FORCE_COLOR: the bar is drawn though nobody looks
         cli.main([*arguments, f"max_steps={STEPS}", "eval_interval=1000000"])
-    return Timed.taken / STEPS
+    return Timed.lab / STEPS, Timed.openly / STEPS
 
 def measure(repeats: int, nanogpt: Path | None) -> dict[str, float]:
     place, found = device.pick("auto"), {}
@@ -88,11 +108,11 @@ def measure(repeats: int, nanogpt: Path | None) -> dict[str, float]:
     found["GFLOP/s, peak in the precision of training"] = best / 1e9
     for name, arguments in (("gpt", ["model=gpt", "compile=false"]), ("bigram", ["model=bigram", "compile=false"]),
                             ("modern, muon", ["model=modern", "optimizer=muon", "compile=false"])):
-        times = [(in_the_open(arguments), in_the_lab(arguments)) for _ in range(repeats)]
-        found[f"{name}: ms a step, loop in the open"] = 1e3 * median(a for a, _ in times)
-        found[f"{name}: ms a step, lmlab"] = 1e3 * median(b for _, b in times)
-        found[f"{name}: lmlab / loop in the open"] = median(b / a for a, b in times)
-        found[f"{name}: ms beside the loop in the open"] = 1e3 * median(b - a for a, b in times)
+        times = [in_turn(arguments) for _ in range(repeats)]
+        found[f"{name}: ms a step, loop in the open"] = 1e3 * median(b for _, b in times)
+        found[f"{name}: ms a step, lmlab"] = 1e3 * median(a for a, _ in times)
+        found[f"{name}: lmlab / loop in the open"] = median(a / b for a, b in times)
+        found[f"{name}: ms beside the loop in the open"] = 1e3 * median(a - b for a, b in times)
         if name == "gpt":
             tokens = config.run.batch_size * config.model.block_size / (found[f"{name}: ms a step, lmlab"] / 1e3)
             flops = flops_per_token(build_model(config.model, 65), config.model)
