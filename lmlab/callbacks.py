@@ -176,10 +176,11 @@ class Recorder(Callback):
         }
 
     def on_load_checkpoint(self, trainer: Trainer, module: LanguageModule, checkpoint: dict[str, Any]) -> None:
-        """Lightning counts steps in another place than when the lab's 0.1 let it make them."""
-        done = {"ready": checkpoint["global_step"], "completed": checkpoint["global_step"]}
-        progress = {"total": done, "current": dict(done)}
-        checkpoint["loops"]["fit_loop"]["epoch_loop.manual_optimization.optim_step_progress"] = progress
+        """Steps are counted in another place than when the lab's 0.1 let Lightning make them."""
+        loop = checkpoint["loops"]["fit_loop"]
+        before = loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]
+        if before["completed"]:
+            loop["epoch_loop.manual_optimization.optim_step_progress"] = {"total": before, "current": dict(before)}
 
     def totals(self) -> dict[str, Any]:
         tokens, seconds = self.step * self.tokens_per_step, self.seconds()

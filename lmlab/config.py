@@ -122,9 +122,10 @@ class SearchConfig:
 
 SETTINGS: dict[str, type] = {"local": LocalConfig, "search": SearchConfig}  # of hydra/launcher and hydra/sweeper
 
-# What a resumed run may change: when it ends, what is written when, and where its text (of the same content) lies.
-CHANGEABLE = ("max_steps", "max_minutes", "compile", "log_interval", "eval_interval", "checkpoint_interval", "checkpoint_minutes",
-              "path")
+# What a resumed run may change: when it ends, whether it is compiled, what is written when, and where its text (of the
+# same content) lies.
+CHANGEABLE = ("max_steps", "max_minutes", "compile", "log_interval", "eval_interval", "checkpoint_interval",
+              "checkpoint_minutes", "path")
 
 # Keys that name, place or watch a run without touching what it computes. What lies at `path` and `init_from`, and what
 # `data` makes of it, enters by its sha256.

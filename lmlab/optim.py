@@ -32,9 +32,9 @@ def build_optimizer(model: nn.Module, config: Any) -> torch.optim.Optimizer:
     return OPTIMIZERS[type(config)](groups, config)
 
 def learning_rate(step: int, lr: float, run: RunConfig) -> float:
-    """The rate of update `step`, counted from 0: linear warm-up to `lr`, where it stays for `hold_steps`; then constant,
-    or a straight line or half a cosine (Loshchilov and Hutter 2017, one cycle) down to `min_lr` at `decay_steps`, where
-    it stays.
+    """The rate of update `step`, counted from 0: linear warm-up to `lr`, `hold_steps` of it, then constant, or a
+    straight line or half a cosine (Loshchilov and Hutter 2017, one cycle) down to `min_lr` at `decay_steps`, where it
+    stays.
     """
     if step < run.warmup_steps:
         return lr * (step + 1) / (run.warmup_steps + 1)

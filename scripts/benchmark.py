@@ -12,8 +12,8 @@ Suites (none or all: every one):
            runs of its recipe (on a GPU the first 1,000 steps of its larger one, both compiled) in turn with ours, and
            shakespeare_fast's time to its loss against the time of that recipe's steps
   sample   1,000 characters one by one against the same model without a cache. With nanogpt=: against its generate()
-  sweep    twelve bigram cells of 300 steps: `python train.py -m …` against a shell loop of twelve `python train.py`, and
-           against the same sweep under Hydra's basic launcher; a cell's cost beside its training
+  sweep    twelve bigram cells of 300 steps: `python train.py -m …` against a shell loop of twelve `python train.py`,
+           and against the same sweep under Hydra's basic launcher; a cell's cost beside its training
 
 nanogpt  a clone of github.com/karpathy/nanoGPT whose data/shakespeare_char/prepare.py was run (null: left out)
 repeats  how often each is run, in turn; the medians count, of ratios those of pairs (3)

@@ -18,7 +18,8 @@ from lmlab.sweep.server import server
 settings.register_profile("lab", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("lab")
 ROOT = Path(__file__).parent.parent
-NANO = "model=gpt_nano threads=1 batch_size=4 max_steps=4 eval_interval=2 log_interval=1 device=cpu "
+NANO = ("model=gpt_nano threads=1 batch_size=4 max_steps=4 eval_interval=2 log_interval=1 device=cpu "
+        "precision=32-true ")  # whatever the machine is fastest with
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
@@ -54,6 +55,7 @@ def train(here):
     return train
 
 SMALL_RUN = ("model=bigram data=sentence val_fraction=0.2 block_size=8 batch_size=2 threads=1 device=cpu "
+             "precision=32-true "
              "eval_interval=10 checkpoint_interval=5 log_interval=1 max_steps=20 name=x")
 LAST, *_ = CHECKPOINTS = [f"checkpoints/{name}.ckpt" for name in ("last", "previous", "best")]
 

@@ -16,7 +16,7 @@ from lmlab.sweep.cells import Sweep
 from tests.conftest import content, history, metrics
 
 SMALL = ["model=bigram", "data=sentence", "val_fraction=0.2", "block_size=8", "batch_size=2", "threads=1", "device=cpu",
-         "eval_interval=5", "checkpoint_interval=5", "log_interval=1", "max_steps=10", "name=x"]
+         "precision=32-true", "eval_interval=5", "checkpoint_interval=5", "log_interval=1", "max_steps=10", "name=x"]
 
 def cell(*more):
     overrides = [*SMALL, *more]
@@ -30,7 +30,8 @@ def test_what_touches_the_mathematics_is_another_cell_and_nothing_else_is():
     others = [cell(f"{key}={value}") for key, value in {
         "seed": 1, "lr": 0.006, "max_steps": 11, "batch_size": 3, "block_size": 9, "val_fraction": 0.3, "threads": 2,
         "grad_clip": 0.5, "grad_accumulation": 2, "schedule": "constant", "warmup_steps": 2, "weight_decay": 0.2,
-        "precision": "bf16-mixed", "data": "tales", "optimizer": "sgd", "min_lr": 1e-4, "eval_interval": 4}.items()]
+        "precision": "bf16-mixed", "data": "tales", "optimizer": "sgd", "min_lr": 1e-4, "eval_interval": 4,
+        "compile": True, "hold_steps": 1}.items()]
     assert len({one.hash, *(other.hash for other in others)}) == len(others) + 1
     assert [other.group == one.group for other in others] == [True] + [False] * (len(others) - 1)
 
@@ -48,11 +49,11 @@ def test_the_weights_that_a_cell_starts_from_are_part_of_it(trained, here):
 
 def test_a_key_that_is_gained_later_leaves_old_names_as_they_were(monkeypatch, here):
     old = cells.identity(cell().config.flat(), "data", None)
-    flat = cell().config.flat() | {"compile": False}
+    flat = cell().config.flat() | {"later": False}
     assert cells.identity(flat, "data", None) != old
-    monkeypatch.setattr(cells, "NEUTRAL", {"compile": False})
+    monkeypatch.setattr(cells, "NEUTRAL", cells.NEUTRAL | {"later": False})
     assert cells.identity(flat, "data", None) == old
-    assert cells.identity(flat | {"compile": True}, "data", None) != old
+    assert cells.identity(flat | {"later": True}, "data", None) != old
 
 def test_a_run_from_before_a_key_was_gained_is_read_with_its_neutral_value(run, monkeypatch):
     lines = [line for line in (run / "config.yaml").read_text().splitlines() if not line.startswith("grad_clip:")]

@@ -57,6 +57,9 @@ def altered(run, **parts):
     torch.save(checkpoint | parts, buffer)
     return buffer.getvalue()
 
+def weights(run):
+    return torch.load(run / LAST, weights_only=True)["state_dict"]
+
 def giant(run):
     """A checkpoint of few bytes that claims to hold many weights."""
     config, checkpoint = runs.read_config(run), torch.load(run / LAST, weights_only=True)
@@ -215,6 +218,18 @@ def test_an_optimizer_that_does_not_fit_is_named(run, capsys, wrong):
     before = content(run)
     refused(capsys, lambda: cli.main(["resume=run", "max_steps=30"]), ["last.ckpt", "optimizer"])
     assert content(run) == before
+
+def test_a_checkpoint_from_before_the_lab_made_the_steps_goes_on(run, trained):
+    """Of 0.1, where Lightning made and counted them."""
+    loops = torch.load(run / LAST, weights_only=True)["loops"]
+    loop, none = loops["fit_loop"], {"ready": 0, "completed": 0}
+    steps = loop["epoch_loop.manual_optimization.optim_step_progress"]
+    loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"] = steps
+    loop["epoch_loop.manual_optimization.optim_step_progress"] = {"total": none, "current": none}
+    sealed(run / LAST, altered(run, loops=loops))
+    cli.main(["resume=run", "max_steps=30"])
+    assert weights(run).keys() == weights(trained / "longer").keys()
+    assert all(weight.equal(weights(trained / "longer")[name]) for name, weight in weights(run).items())
 
 @pytest.mark.parametrize("name", ["random_state", "loops", "optimizer_states"])
 def test_a_state_that_cannot_be_restored_is_named(run, capsys, name):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -42,6 +43,21 @@ def test_each_token_of_an_epoch_is_drawn_once(size):
         assert len(set(epoch.tolist())) == windows * T  # none twice
         assert windows * T > N - 2 * T or windows == 1  # all but at most 2T
         assert np.ptp(epoch) == windows * T - 1  # end to end
+
+@pytest.mark.parametrize("resident", [0, 2**20])
+@given(sizes, st.integers(0, 20), st.integers(1, 400), st.sampled_from([np.uint8, np.uint16, np.uint32]))
+def test_a_stream_is_the_batches_one_after_the_other(resident, size, start, at_once, kind):
+    """Whether the tokens lie on the device or are read ahead, and however many are cut at once."""
+    (N, T, B, seed), cpu = size, torch.device("cpu")
+    batches = Batches(np.arange(N).astype(kind), B, T, seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "RESIDENT", resident)
+        patch.setattr(data, "CUT_AT_ONCE", at_once)
+        stream = batches.stream(start, cpu)
+        for t in range(start, start + 5):
+            for mine, wanted in zip(next(stream), batches[t], strict=True):
+                assert mine.dtype == wanted.dtype and mine.equal(wanted)
+        stream.close()
 
 @given(sizes)
 def test_targets_are_the_next_tokens(size):

@@ -26,7 +26,8 @@ def said(capsys, line):
     assert stop.value.code == 2 and error.count("\n") == 1
     return error
 
-NEW = "data=file path=new.txt threads=1 device=cpu batch_size=4 max_steps=4 eval_interval=2 log_interval=1 "
+NEW = ("data=file path=new.txt threads=1 device=cpu precision=32-true batch_size=4 max_steps=4 eval_interval=2 "
+       "log_interval=1 ")
 
 def test_it_starts_from_the_best_weights_with_the_old_vocabulary(source, train, here):
     (here / "new.txt").write_text("a hat, a mat, at the end. " * 20)

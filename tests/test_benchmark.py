@@ -1,0 +1,46 @@
+import importlib
+import time
+
+import pytest
+
+from tests.conftest import ROOT, refused, script
+
+@pytest.fixture
+def suite(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    return lambda name: importlib.import_module(f"suites.{name}")
+
+def test_every_suite_is_there_and_explained(suite):
+    benchmark = script("benchmark")
+    assert {path.stem for path in (ROOT / "scripts/suites").glob("*.py")} == {*benchmark.SUITES, "__init__", "commands"}
+    for name in benchmark.SUITES:
+        assert callable(suite(name).measure) and f"\n  {name} " in benchmark.__doc__
+
+@pytest.mark.parametrize("arguments, words", [
+    (["speed"], ["speed", "startup, data, train, sample, sweep, all"]),
+    (["train", "nanogpt=/nowhere"], ["nanogpt=/nowhere", "model.py"]),
+    (["repeats=0"], ["repeats=0"]),
+])
+def test_wrong_input_is_answered_by_one_line(capsys, arguments, words):
+    benchmark = script("benchmark")
+
+    def with_one_line():
+        with benchmark.one_line_errors():
+            benchmark.main(arguments)
+
+    refused(capsys, with_one_line, words)
+
+def test_sampling_is_compared_with_the_same_model_without_a_cache(suite, monkeypatch):
+    sample = suite("sample")
+    monkeypatch.setattr(sample, "N", 3)
+    found = sample.measure(1, None)
+    assert found["lmlab / without a cache"] == pytest.approx(
+        found["tokens/s, lmlab"] / found["tokens/s, without a cache"])
+
+def test_the_two_loops_share_the_time_of_one_run(suite, monkeypatch, here):
+    train = suite("train")
+    monkeypatch.setattr(train, "STEPS", 40)
+    begun = time.perf_counter()
+    lab, openly = train.in_turn(["model=bigram", "compile=false", "threads=1"])
+    assert 0 < lab * 40 + openly * 40 < time.perf_counter() - begun
+    assert not any(here.iterdir())
