@@ -52,7 +52,8 @@ class Muon(torch.optim.AdamW):
         for weight in weights:
             weight.grad = None
             if weight not in self.state:
-                self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+                # `step` is never read, but AdamW won't load a state without
+                self.state[weight] = {"step": torch.zeros(()), "momentum_buffer": torch.zeros_like(weight)}
         buffers = [self.state[weight]["momentum_buffer"] for weight in weights]
         torch._foreach_lerp_(buffers, gradients, 1 - self.momentum)
         ahead = torch.stack(torch._foreach_lerp(gradients, buffers, self.momentum))
