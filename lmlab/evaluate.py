@@ -13,7 +13,7 @@ from lmlab.config import UserError
 from lmlab.device import autocast
 from lmlab.tokenizers import CharTokenizer
 
-TOKENS_AT_ONCE = 1024  # fixed, since the rounding of a matrix product depends on its size
+TOKENS_AT_ONCE = 4096  # fixed, since the rounding of a matrix product depends on its size
 
 @torch.inference_mode()
 def log_probs(model: nn.Module, tokens: np.ndarray, block_size: int, precision: str = "32-true") -> Tensor:

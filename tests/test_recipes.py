@@ -13,7 +13,9 @@ FILES = sorted(path.relative_to(ROOT / "conf") for path in (ROOT / "conf").glob(
 SMALL = {"model/gpt2": "n_layer=1 n_embd=192 block_size=64 batch_size=2 data=sentence",
          "data/file": "path=my.txt model=bigram",
          "model/gpt_baby": "n_layer=1 block_size=64 batch_size=2 data=sentence",
-         "experiment/shakespeare_baby": "n_layer=1 n_embd=96 batch_size=2", "experiment/finetune_tales": "n_layer=1"}
+         "experiment/shakespeare_baby": "n_layer=1 n_embd=96 batch_size=2",
+         "experiment/shakespeare_baby_modern": "n_layer=1 n_embd=96 batch_size=2",
+         "experiment/finetune_tales": "n_layer=1"}
 
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_it_composes_and_trains_a_step(train, here, path):
