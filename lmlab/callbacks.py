@@ -38,7 +38,7 @@ class Recorder(Callback):
         self.signal: int | None = None
         self.clock: float | None = None
         self.board = SummaryWriter(run.path, purge_step=self.step + 1 if saved else 0)
-        self.bar = Progress(console=run.console, refresh_per_second=4, disable=not run.console.is_terminal)
+        self.bar = Progress(console=run.console, refresh_per_second=1, disable=not run.console.is_terminal)
         self.task = self.bar.add_task("", total=keys.max_steps)
 
     def on_train_start(self, trainer: Trainer, module: LanguageModule) -> None:
@@ -83,6 +83,7 @@ class Recorder(Callback):
             self.point(trainer, module)
         stopping = bool(self.signal)
         if evaluating or saving or stopping:
+            module.loss_sum.item()  # what a GPU still has to do is training
             self.train_seconds, self.clock = self.seconds(), None
             if evaluating:
                 self.evaluate(trainer, module)

@@ -15,7 +15,7 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from torch import nn
 
 from lmlab import device, files, runs
-from lmlab.config import CHANGEABLE, Config, UserError
+from lmlab.config import CHANGEABLE, NEUTRAL, Config, UserError
 from lmlab.models import build_model
 from lmlab.tokenizers import CharTokenizer
 
@@ -67,7 +67,7 @@ def read_for(path: Path, config: Config, tokenizer: CharTokenizer) -> dict[str, 
     checkpoint = read(path, 4 * size + 2**24)  # weights and what Adam keeps of them, and the rest
     own, state = checkpoint["lmlab"], {str(k).removeprefix("model."): w for k, w in checkpoint["state_dict"].items()}
     for key, value in config.flat().items():
-        if key not in CHANGEABLE and repr(there := own["config"].get(key)) != repr(value):
+        if key not in CHANGEABLE and repr(there := own["config"].get(key, NEUTRAL.get(key))) != repr(value):
             raise UserError(f"{path}: belongs to another run ({key}={there} there, {key}={value} in config.yaml)")
     if own["tokenizer"] != tokenizer.to_json():
         raise UserError(f"{path}: belongs to another run, whose vocabulary is not that of tokenizer.json")

@@ -220,7 +220,7 @@ def build(part: type, values: dict[str, Any], prefix: str = "") -> Any:
 
 def derived(values: dict[str, Any]) -> dict[str, Any]:
     """The values of keys that are null where nobody gave them one."""
-    return {"decay_steps": values["max_steps"], "min_lr": values["lr"] / 10}
+    return {"decay_steps": values["max_steps"], "min_lr": values["lr"] / 10, "adam_lr": values["lr"]}
 
 def from_flat(values: dict[str, Any], choices: dict[str, str]) -> Config:
     """The one way from keys and values, typed or read from a config.yaml, to a `Config`. Raises UserError."""
@@ -232,7 +232,7 @@ def from_flat(values: dict[str, Any], choices: dict[str, str]) -> Config:
             raise UserError(f"{key}: data={choices['data']} needs {key}=…")
     optimizer = build(GROUPS["optimizer"][choices["optimizer"]], values)
     usual = derived(values | {"lr": optimizer.lr}) | {"name": choices["model"]}
-    values = values | {key: value for key, value in usual.items() if values[key] is None}
+    values = values | {key: value for key, value in usual.items() if values.get(key) is None}
     parts = {group: build(GROUPS[group][choices[group]], values) for group in GROUPS}
     sweep = build(SweepConfig, values) if "retries" in values else None
     config = Config(choices, build(RunConfig, values), **parts, sweep=sweep)
@@ -248,6 +248,12 @@ def from_flat(values: dict[str, Any], choices: dict[str, str]) -> Config:
         raise UserError("unknown=drop: goes with init_from=…, whose vocabulary may lack characters")
     if run.hold_steps and run.schedule == "constant":
         raise UserError(f"hold_steps={run.hold_steps}: goes with schedule=cosine or linear; constant never falls")
+    if run.hold_steps and run.warmup_steps + run.hold_steps >= run.decay_steps:
+        raise UserError(f"hold_steps={run.hold_steps} warmup_steps={run.warmup_steps} decay_steps={run.decay_steps}: "
+                        "the first two together must be below the third (null: max_steps), or nothing is left to decay")
+    if isinstance(optimizer, MuonConfig) and not isinstance(model, TransformerConfig):
+        raise UserError(f"optimizer=muon: is for the matrices of a transformer; model={choices['model']} has none, "
+                        "allowed are sgd, adamw")
     if run.min_lr > optimizer.lr:
         raise UserError(f"min_lr={run.min_lr} lr={optimizer.lr}: min_lr can't be above lr")
     if not re.fullmatch(r"\w[\w.,=+-]*", run.name):

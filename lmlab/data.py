@@ -104,29 +104,36 @@ class Batches:
 
     def __getitem__(self, t: int) -> tuple[torch.Tensor, torch.Tensor]:
         """idx and targets of batch t, each (B, T) int64; targets are idx one token later."""
-        pieces = torch.from_numpy(self.tokens[self.places(t, 1)].astype(np.int64))
+        pieces = self.windows_at(self.places(t, 1))
         return pieces[:, :-1], pieces[:, 1:]
 
     def places(self, t: int, n: int) -> np.ndarray:
-        """Where the tokens of n batches from batch t on stand, (n B, T + 1)."""
+        """Where the windows of n batches from batch t on start, (n B,)."""
         epochs, order = np.divmod(np.arange(t * self.batch_size, (t + n) * self.batch_size), self.windows)
-        starts = np.concatenate([self.starts(e)[order[epochs == e]] for e in range(epochs[0], epochs[-1] + 1)])
-        return starts[:, None] + np.arange(self.block_size + 1)
+        return np.concatenate([self.starts(e)[order[epochs == e]] for e in range(epochs[0], epochs[-1] + 1)])
+
+    def windows_at(self, starts: np.ndarray) -> torch.Tensor:
+        """The T + 1 tokens from each of them on, int64."""
+        return torch.from_numpy(self.tokens[starts[:, None] + np.arange(self.block_size + 1)].astype(np.int64))
 
     def stream(self, t: int, device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Batch t and all after it, cut several at a time: from tokens that lie on the device where they fit, else
-        from the disk, by a thread that reads ahead.
+        from the disk, by a thread that reads ahead. Nothing waits for a GPU.
         """
         n = max(1, CUT_AT_ONCE // (self.batch_size * (self.block_size + 1)))
-        fits = self.tokens.nbytes <= RESIDENT
-        if fits:  # torch can't index all of numpy's types
-            kind = np.uint8 if self.tokens.dtype == np.uint8 else np.int32
+        kind = np.uint8 if self.tokens.dtype == np.uint8 else np.int32  # torch can't index all of numpy's types
+        fits = len(self.tokens) * np.dtype(kind).itemsize <= RESIDENT
+        if fits:
             tokens = torch.from_numpy(self.tokens.astype(kind)).to(device)
+            window = torch.arange(self.block_size + 1, device=device)
+
+        def sent(tensor: torch.Tensor) -> torch.Tensor:
+            return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
         def cut(t: int) -> torch.Tensor:
-            places = self.places(t, n)
-            pieces = (tokens[torch.from_numpy(places).to(device)].long() if fits
-                      else torch.from_numpy(self.tokens[places].astype(np.int64)).to(device))
+            starts = self.places(t, n)
+            pieces = (tokens[sent(torch.from_numpy(starts))[:, None] + window].long() if fits
+                      else sent(self.windows_at(starts)))
             return pieces.view(n, self.batch_size, -1)
 
         chunks = map(cut, itertools.count(t, n))

@@ -1,10 +1,12 @@
 """The machine that a run gets: which device, how precise, how many threads."""
 
 import sys
+import sysconfig
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import lru_cache
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 
@@ -33,8 +35,11 @@ def precisions(device: torch.device) -> list[str]:
     allowed = ["bf16-mixed", "32-true"] if has_bf16(device) or device.type == "cpu" else ["32-true"]
     return allowed if has_bf16(device) else allowed[::-1]
 
+@lru_cache
 def has_compiler(device: torch.device) -> bool:
-    """Whether torch.compile finds what it needs for the device: Triton for a GPU, a C++ compiler in any case."""
+    """Whether torch.compile finds what it needs for the device: a C++ compiler and Python's headers, and for a GPU
+    Triton, which needs one of compute capability 7.0 or more.
+    """
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 
@@ -42,7 +47,9 @@ def has_compiler(device: torch.device) -> bool:
         get_cpp_compiler()
     except InvalidCxxCompiler:
         return False
-    return device.type != "cuda" or find_spec("triton") is not None
+    headers = Path(sysconfig.get_path("include"), "Python.h").exists()
+    triton = device.type != "cuda" or (find_spec("triton") and torch.cuda.get_device_capability() >= (7, 0))
+    return headers and bool(triton)
 
 def resolve(config: Config) -> Config:
     """`config` with the device, precision and threads that it gets here. Raises UserError."""
@@ -52,7 +59,8 @@ def resolve(config: Config) -> Config:
         raise UserError(f"precision={precision}: {device.type} can't do it; allowed are auto, {', '.join(allowed)}")
     compiled = config.run.compile if config.run.compile is not None else device.type == "cuda"
     if compiled and not has_compiler(device):
-        print("warning: no C++ compiler (or no Triton): the model is not compiled, which is slower", file=sys.stderr)
+        print("warning: compile=true: needs a C++ compiler, Python's headers and, for CUDA, Triton; without them the "
+              "model is not compiled, which is slower", file=sys.stderr)
         compiled = False
     run = replace(config.run, threads=threads or CORES, compile=compiled)
     precision = allowed[0] if precision == "auto" else precision
@@ -60,5 +68,5 @@ def resolve(config: Config) -> Config:
     return replace(config, choices=choices, run=run, device=own)
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    """What Lightning wraps training steps in, for forward passes outside of them."""
+    """What forward passes are wrapped in, in training and outside of it."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16-mixed")

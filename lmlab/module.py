@@ -23,7 +23,10 @@ class LanguageModule(LightningModule):
         super().__init__()
         self.model = model
         self.config = config
-        self.cross_entropy = torch.compile(cross_entropy) if config.run.compile else cross_entropy
+        self.cross_entropy = cross_entropy
+        if config.run.compile:
+            torch.compiler.reset()  # an earlier run of this process would decide what is compiled, and how
+            self.cross_entropy = torch.compile(cross_entropy, dynamic=False)
         self.weights = list(model.parameters())
         self.register_buffer("loss_sum", torch.zeros(()), persistent=False)
         self.losses = self.batches = 0
@@ -47,7 +50,7 @@ class LanguageModule(LightningModule):
             optimizer.zero_grad()
 
     def take_loss(self, begin_anew: bool) -> float:
-        """Mean loss since it last began anew. The one place where training waits for the device."""
+        """Mean loss since it last began anew. Here training waits for the device."""
         mean = (self.loss_sum / self.losses).item()
         if begin_anew:
             self.loss_sum.zero_()
@@ -55,4 +58,4 @@ class LanguageModule(LightningModule):
         return mean
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return build_optimizer(self.model, self.config.optimizer)
+        return build_optimizer(self.model, self.config.optimizer, self.config.device.precision)

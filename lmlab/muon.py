@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: pull singular values towards 1 as fast as it goes
-PRECISIONS = {"cuda": torch.bfloat16}  # where that is faster: not on a CPU, for matrices as small as it trains
+HALF = {"cuda": torch.bfloat16}  # where that is faster: not on a CPU, for matrices as small as it trains
 
 def orthogonalized(matrices: Tensor, steps: int) -> Tensor:
     """Each of the matrices (N, R, C) with its singular values moved to about 1 (0.7 to 1.2 after five steps), by the
@@ -25,12 +25,12 @@ def orthogonalized(matrices: Tensor, steps: int) -> Tensor:
 class Muon(torch.optim.AdamW):
     """Muon for the groups marked `hidden` (Jordan et al. 2024; momentum as by Nesterov, step size as by Liu et al.
     2025, section 2.2, with which AdamW's `lr` and `weight_decay` fit), AdamW for the rest. Matrices of one shape are
-    multiplied together.
+    multiplied together, `half`: in bfloat16 on a GPU.
     """
     def __init__(self, groups: Iterable[dict[str, Any]], lr: float, betas: tuple[float, float], momentum: float,
-                 ns_steps: int) -> None:
+                 ns_steps: int, half: bool = False) -> None:
         super().__init__(groups, lr=lr, betas=betas, fused=True)
-        self.momentum, self.ns_steps = momentum, ns_steps
+        self.momentum, self.ns_steps, self.half = momentum, ns_steps, half
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
@@ -57,7 +57,7 @@ class Muon(torch.optim.AdamW):
         buffers = [self.state[weight]["momentum_buffer"] for weight in weights]
         torch._foreach_lerp_(buffers, gradients, 1 - self.momentum)
         ahead = torch.stack(torch._foreach_lerp(gradients, buffers, self.momentum))
-        precision = PRECISIONS.get(ahead.device.type, torch.float32)
+        precision = HALF.get(ahead.device.type, torch.float32) if self.half else torch.float32
         matrices = ahead.view(-1, *ahead.shape[-2:]).to(precision)  # a weight may be several of them
         updates = orthogonalized(matrices, self.ns_steps).to(ahead.dtype).view_as(ahead)
         torch._foreach_mul_(weights, 1 - lr * weight_decay)

@@ -10,12 +10,12 @@ from lmlab.config import AdamWConfig, MuonConfig, RunConfig, SGDConfig
 from lmlab.muon import Muon
 
 OPTIMIZERS = {
-    SGDConfig: lambda groups, c: torch.optim.SGD(groups, lr=c.lr, momentum=c.momentum, fused=True),
-    AdamWConfig: lambda groups, c: torch.optim.AdamW(groups, lr=c.lr, betas=(c.beta1, c.beta2), fused=True),
-    MuonConfig: lambda groups, c: Muon(groups, c.lr, (c.beta1, c.beta2), c.momentum, c.ns_steps),
+    SGDConfig: lambda groups, c, _: torch.optim.SGD(groups, lr=c.lr, momentum=c.momentum, fused=True),
+    AdamWConfig: lambda groups, c, _: torch.optim.AdamW(groups, lr=c.lr, betas=(c.beta1, c.beta2), fused=True),
+    MuonConfig: lambda groups, c, p: Muon(groups, c.lr, (c.beta1, c.beta2), c.momentum, c.ns_steps, p == "bf16-mixed"),
 }
 
-def build_optimizer(model: nn.Module, config: Any) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, config: Any, precision: str = "32-true") -> torch.optim.Optimizer:
     """Weight decay pulls on matrices and embeddings only, not on gains and biases (Brown et al. 2020). With Muon the
     matrices between embedding and head are a group of their own.
     """
@@ -25,11 +25,11 @@ def build_optimizer(model: nn.Module, config: Any) -> torch.optim.Optimizer:
     if isinstance(config, MuonConfig):
         outer = {id(weight) for name, part in model.named_modules() for weight in part.parameters(recurse=False)
                  if isinstance(part, nn.Embedding) or name == "head"}
-        scale = (config.adam_lr or config.lr) / config.lr
+        scale = config.adam_lr / config.lr
         groups = [{**group, "params": weights, "hidden": hidden, "lr_scale": 1.0 if hidden else scale}
                   for group in groups for hidden in (True, False)
                   if (weights := [w for w in group["params"] if (w.dim() >= 2 and id(w) not in outer) is hidden])]
-    return OPTIMIZERS[type(config)](groups, config)
+    return OPTIMIZERS[type(config)](groups, config, precision)
 
 def learning_rate(step: int, lr: float, run: RunConfig) -> float:
     """The rate of update `step`, counted from 0: linear warm-up to `lr`, `hold_steps` of it, then constant, or a

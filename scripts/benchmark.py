@@ -51,6 +51,8 @@ def main(argv: list[str]) -> None:
         if suite not in (*SUITES, "all"):
             raise UserError(f"{suite}: there is no such suite; allowed are {', '.join(SUITES)}, all")
     clone = options.nanogpt and Path(options.nanogpt)
+    if clone and wanted and not {"train", "sample", "all"} & {*wanted}:
+        raise UserError(f"nanogpt={clone}: goes with train and sample")
     if clone and not (clone / "model.py").exists():
         raise UserError(f"nanogpt={clone}: is no clone of nanoGPT, there is no model.py in it")
     figures = {}

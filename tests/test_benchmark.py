@@ -19,6 +19,7 @@ def test_every_suite_is_there_and_explained(suite):
 @pytest.mark.parametrize("arguments, words", [
     (["speed"], ["speed", "startup, data, train, sample, sweep, all"]),
     (["train", "nanogpt=/nowhere"], ["nanogpt=/nowhere", "model.py"]),
+    (["sweep", "nanogpt=/nowhere"], ["nanogpt=/nowhere", "train and sample"]),
     (["repeats=0"], ["repeats=0"]),
 ])
 def test_wrong_input_is_answered_by_one_line(capsys, arguments, words):
@@ -29,13 +30,6 @@ def test_wrong_input_is_answered_by_one_line(capsys, arguments, words):
             benchmark.main(arguments)
 
     refused(capsys, with_one_line, words)
-
-def test_sampling_is_compared_with_the_same_model_without_a_cache(suite, monkeypatch):
-    sample = suite("sample")
-    monkeypatch.setattr(sample, "N", 3)
-    found = sample.measure(1, None)
-    assert found["lmlab / without a cache"] == pytest.approx(
-        found["tokens/s, lmlab"] / found["tokens/s, without a cache"])
 
 def test_the_two_loops_share_the_time_of_one_run(suite, monkeypatch, here):
     train = suite("train")

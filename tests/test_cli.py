@@ -51,6 +51,8 @@ WRONG = {
     "hold_steps=5 schedule=constant": ["hold_steps=5", "cosine or linear"],
     "model=modern n_embd=36 n_head=4": ["n_embd=36 n_head=4", "multiple of twice n_head"],
     "model=modern bias=true": ["bias=True", "model=modern doesn't take bias"],
+    "hold_steps=90 max_steps=100": ["hold_steps=90 warmup_steps=50 decay_steps=100", "below the third"],
+    "model=bigram optimizer=muon": ["optimizer=muon", "model=bigram", "sgd, adamw"],
     "optimizer=muon ns_steps=0": ["ns_steps=0", "[1, 20]"],
     "n_embd=130 n_head=4": ["n_embd=130 n_head=4", "multiple"],
     "val_fraction=0.6 test_fraction=0.4": ["val_fraction=0.6 test_fraction=0.4", "below 1"],

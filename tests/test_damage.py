@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmlab import checkpoints, cli, files, runs
-from lmlab.config import UserError
+from lmlab.config import NEUTRAL, UserError
 from tests.conftest import CHECKPOINTS, LAST, SMALL_RUN, content, metrics, refused, script
 
 def sample(run):
@@ -226,7 +226,12 @@ def test_a_checkpoint_from_before_the_lab_made_the_steps_goes_on(run, trained):
     steps = loop["epoch_loop.manual_optimization.optim_step_progress"]
     loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"] = steps
     loop["epoch_loop.manual_optimization.optim_step_progress"] = {"total": none, "current": none}
-    sealed(run / LAST, altered(run, loops=loops))
+    own = torch.load(run / LAST, weights_only=True)["lmlab"]
+    for key in NEUTRAL:
+        own["config"].pop(key)
+    lines = (run / "config.yaml").read_text().splitlines()
+    sealed(run / "config.yaml", "\n".join(one for one in lines if one.split(":")[0] not in NEUTRAL).encode())
+    sealed(run / LAST, altered(run, loops=loops, lmlab=own))
     cli.main(["resume=run", "max_steps=30"])
     assert weights(run).keys() == weights(trained / "longer").keys()
     assert all(weight.equal(weights(trained / "longer")[name]) for name, weight in weights(run).items())

@@ -8,12 +8,12 @@ from lmlab.muon import Muon, orthogonalized
 from lmlab.optim import build_optimizer
 from tests.test_models import CONFIGS, some_ids
 
-CONFIG = MuonConfig(lr=0.02, adam_lr=None, momentum=0.9, ns_steps=5, beta1=0.9, beta2=0.99, weight_decay=0.1)
+CONFIG = MuonConfig(lr=0.02, adam_lr=0.02, momentum=0.9, ns_steps=5, beta1=0.9, beta2=0.99, weight_decay=0.1)
 SHAPES = ((6, 8), (8, 6), (6, 8), (32, 8))
 
 @pytest.fixture
 def bfloat16(monkeypatch):
-    monkeypatch.setitem(muon.PRECISIONS, "cpu", torch.bfloat16)
+    monkeypatch.setitem(muon.HALF, "cpu", torch.bfloat16)
 
 def gradients(step):
     random = torch.Generator().manual_seed(step)
@@ -22,7 +22,7 @@ def gradients(step):
 def test_muon_equals_torchs_own_in_the_same_precision(bfloat16):
     ours, theirs = ([torch.nn.Parameter(weight) for weight in gradients(0)] for _ in range(2))
     group = {"params": ours, "hidden": True, "weight_decay": 0.1}
-    own = Muon([group], lr=0.02, betas=(0.9, 0.99), momentum=0.9, ns_steps=4)
+    own = Muon([group], lr=0.02, betas=(0.9, 0.99), momentum=0.9, ns_steps=4, half=True)
     reference = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, momentum=0.9, nesterov=True, ns_steps=4,
                                  adjust_lr_fn="match_rms_adamw")
     for step in range(1, 6):

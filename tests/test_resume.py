@@ -21,6 +21,7 @@ from tests.victim import child
 COMMON = ("device=cpu threads=1 max_steps=60 eval_interval=15 checkpoint_interval=7 log_interval=4 name=x "
           "val_fraction=0.01 warmup_steps=10 ")
 RUNS = {"bigram": COMMON + "model=bigram",
+        "gpt": COMMON + "model=gpt_nano dropout=0.2 grad_accumulation=3 schedule=cosine",
         "modern": COMMON + "model=modern n_layer=2 n_head=2 n_embd=32 block_size=32 dropout=0.2 optimizer=muon "
                            "grad_accumulation=3 schedule=linear hold_steps=10"}
 TIMINGS = {"tokens_per_second", "train_seconds"}

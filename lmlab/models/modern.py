@@ -5,12 +5,12 @@ Read gpt.py first; letters are as there. Each change is a key, so that a sweep c
     positions=rotary     queries and keys are turned by an angle that grows with their place, so that how well they
                          agree depends on their distance (Su et al. 2021)
     norm=rms             each token divided by its root mean square, no mean taken off (Zhang and Sennrich 2019), and
-                         no gains to learn: the next matrix can do their work
+                         no gains to learn: before a matrix they would add nothing
     qk_norm=true         queries and keys are normed too, so that no score can run away (Henry et al. 2020)
     activation=relu2     the MLP bends by the square of a ReLU (So et al. 2021, Primer)
     zero_init=true       what is added to x starts at zero: the network begins as no layers at all (Zhang et al. 2019,
-                         Fixup), and all next tokens begin equally likely
-    tied=false           the head has weights of its own
+                         Fixup)
+    tied=false           the head has weights of its own; with zero_init all next tokens begin equally likely
     embedding_norm=true  tokens are normed before the first block (Dettmers et al. 2021)
 """
 
@@ -105,7 +105,7 @@ class Modern(nn.Module):
     def forward(self, idx: Tensor, caches: list[KVCache] | None = None) -> Tensor:
         """Logits (B, T, V) of the tokens idx (B, T), which follow those in the caches, if there are any."""
         start = caches[0].length if caches else 0
-        places = slice(start, start + idx.shape[1])
+        places = torch.arange(start, start + idx.shape[1], device=idx.device)  # (T,), all below block_size
         x, rotation = self.token_embedding(idx), None  # (B, T, C)
         if self.config.positions == "learned":
             x = x + self.position_embedding.weight[places]

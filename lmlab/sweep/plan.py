@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,26 +64,40 @@ def seconds_per_step(cell: Cell) -> tuple[float, float]:
     place, keys = device.pick(config.choices["device"]), config.run
     text, *_ = TEXTS[source(config)]
     model = build_model(config.model, text.tokenizer.vocab_size).to(place)
-    optimizer, B, T = build_optimizer(model, config.optimizer), keys.batch_size, config.model.block_size
+    optimizer = build_optimizer(model, config.optimizer, config.device.precision)
+    B, T = keys.batch_size, config.model.block_size
     steps = keys.max_steps * keys.grad_accumulation
     rows = B if cell.flops / steps < 1e10 else 1
     idx = torch.randint(text.tokenizer.vocab_size, (rows, T), device=place)
 
-    def seconds(training: bool, repeats: int = 5) -> float:
+    def predict() -> torch.Tensor:
+        with device.autocast(place, config.device.precision):
+            loss = F.cross_entropy(model(idx).flatten(0, 1), idx.flatten())
+        loss.item()
+        return loss
+
+    def seconds(act: Callable[[], object]) -> float:
         taken = []
-        for _ in range(repeats):
+        for _ in range(5):
             begun = time.perf_counter()
-            with device.autocast(place, config.device.precision), torch.set_grad_enabled(training):
-                loss = F.cross_entropy(model(idx).flatten(0, 1), idx.flatten())
-            if training:
-                loss.backward()
-                optimizer.step()
-            loss.item()
+            act()
+            next(model.parameters()).sum().item()  # waits for a GPU
             taken.append(time.perf_counter() - begun)
-        return sorted(taken)[repeats // 2]
+        return sorted(taken)[2]
+
+    def learn() -> None:
+        predict().backward()
+
+    def nudge() -> None:
+        gradients = [weight.grad for weight in model.parameters()]
+        optimizer.step()
+        for weight, gradient in zip(model.parameters(), gradients, strict=True):
+            weight.grad = gradient  # which Muon takes away
 
     try:
-        return seconds(True) * B / rows * keys.grad_accumulation, seconds(False) / (rows * T)
+        with torch.no_grad():
+            evaluating = seconds(predict) / (rows * T)
+        return seconds(learn) * B / rows * keys.grad_accumulation + seconds(nudge), evaluating
     finally:
         torch.set_num_threads(torch_threads)
 
@@ -92,7 +107,7 @@ def costs(found: list[Cell]) -> dict[str, tuple[float, int]]:
     answers = {}
     for cell in found:
         config, keys = cell.config, cell.config.run
-        shape = (config.model, config.optimizer.__class__, keys.batch_size, keys.grad_accumulation, keys.threads,
+        shape = (config.model, config.optimizer, keys.batch_size, keys.grad_accumulation, keys.threads,
                  config.device, config.choices["device"], *source(config))
         if shape not in measured:
             measured[shape] = seconds_per_step(cell)

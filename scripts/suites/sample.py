@@ -6,18 +6,19 @@ from statistics import median
 
 import torch
 
-from lmlab import generate, overrides
+from lmlab import device, generate, overrides
 from lmlab.models import build_model
 from suites.commands import clock
 
 N, V = 1000, 65
 
 def measure(repeats: int, nanogpt: Path | None) -> dict[str, float]:
-    config = overrides.resolved(("experiment=shakespeare_cpu",))[0]
-    model, T, start = build_model(config.model, V), config.model.block_size, torch.zeros(1, 1, dtype=torch.long)
+    config = device.resolve(overrides.resolved(("experiment=shakespeare_cpu",))[0])
+    place, T, precision = device.pick("auto"), config.model.block_size, config.device.precision
+    model, start = build_model(config.model, V).to(place), torch.zeros(1, 1, dtype=torch.long, device=place)
 
     def ours() -> None:
-        list(generate.generate(model, start, N, T, temperature=0.8))
+        list(generate.generate(model, start.cpu(), N, T, temperature=0.8, precision=precision))
 
     @torch.inference_mode()
     def uncached() -> None:
@@ -32,7 +33,7 @@ def measure(repeats: int, nanogpt: Path | None) -> dict[str, float]:
         from model import GPT, GPTConfig
 
         shape = {key: getattr(config.model, key) for key in ("block_size", "n_layer", "n_head", "n_embd", "dropout")}
-        theirs = GPT(GPTConfig(vocab_size=V, bias=False, **shape)).eval()
+        theirs = GPT(GPTConfig(vocab_size=V, bias=False, **shape)).eval().to(place)
         ways["nanoGPT"] = lambda: theirs.generate(start, N, temperature=0.8, top_k=200)
     found = {way: [] for way in ways}
     for turn in range(repeats + 1):
