@@ -31,7 +31,8 @@ def test_what_touches_the_mathematics_is_another_cell_and_nothing_else_is():
         "seed": 1, "lr": 0.006, "max_steps": 11, "batch_size": 3, "block_size": 9, "val_fraction": 0.3, "threads": 2,
         "grad_clip": 0.5, "grad_accumulation": 2, "schedule": "constant", "warmup_steps": 2, "weight_decay": 0.2,
         "precision": "bf16-mixed", "data": "tales", "optimizer": "sgd", "min_lr": 1e-4, "eval_interval": 4,
-        "compile": True, "hold_steps": 1}.items()]
+        "compile": True}.items()]
+    assert cell("warmup_steps=1").hash != cell("warmup_steps=1", "hold_steps=1").hash
     assert len({one.hash, *(other.hash for other in others)}) == len(others) + 1
     assert [other.group == one.group for other in others] == [True] + [False] * (len(others) - 1)
 

@@ -30,7 +30,12 @@ def test_what_cannot_be_compiled_is_said_and_run_as_it_is(some_config, monkeypat
     assert ("warning: compile=true" in capsys.readouterr().err) is (asked is True and not there)
 
 def test_a_missing_compiler_is_found_missing(monkeypatch):
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("/nowhere/c++",))
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    def none() -> str:
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", none)
     assert not device.has_compiler.__wrapped__(CPU)
 
 def test_so_are_missing_headers(monkeypatch):
