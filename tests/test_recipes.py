@@ -14,7 +14,7 @@ SMALL = {"model/gpt2": "n_layer=1 n_embd=192 block_size=64 batch_size=2 data=sen
          "data/file": "path=my.txt model=bigram",
          "model/gpt_baby": "n_layer=1 block_size=64 batch_size=2 data=sentence",
          "experiment/shakespeare_baby": "n_layer=1 n_embd=96 batch_size=2",
-         "experiment/shakespeare_baby_modern": "n_layer=1 n_embd=96 batch_size=2 hold_steps=0",
+         "experiment/shakespeare_baby_modern": "n_layer=1 n_head=2 n_embd=96 batch_size=2 hold_steps=0",
          "experiment/shakespeare_fast": "hold_steps=0",
          "experiment/finetune_tales": "n_layer=1"}
 
