@@ -184,3 +184,7 @@ class CharDataModule(LightningDataModule):
     def train_dataloader(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         first = self.start * self.config.run.grad_accumulation
         return self.batches.stream(first, self.trainer.strategy.root_device)  # max_steps ends it
+
+    def transfer_batch_to_device(self, batch: tuple[torch.Tensor, torch.Tensor], device: torch.device,
+                                 dataloader_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return batch  # it was cut there
