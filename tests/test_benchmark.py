@@ -31,6 +31,17 @@ def test_wrong_input_is_answered_by_one_line(capsys, arguments, words):
 
     refused(capsys, with_one_line, words)
 
+def test_a_clone_without_its_text_is_named_before_anything_is_measured(capsys, here, suite):
+    (here / "model.py").touch()
+    benchmark = script("benchmark")
+
+    def with_one_line():
+        with benchmark.one_line_errors():
+            benchmark.main(["train", f"nanogpt={here}"])
+
+    suite("train")
+    refused(capsys, with_one_line, ["nanogpt=", "prepare.py"])
+
 def test_the_two_loops_share_the_time_of_one_run(suite, monkeypatch, here):
     train = suite("train")
     monkeypatch.setattr(train, "STEPS", 40)

@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from rich.table import Table
 
 from lmlab import checkpoints, device, evaluate, runs
 from lmlab.config import Config, UserError
 from lmlab.data import Batches, CharDataModule
 from lmlab.models import build_model, flops_per_token
+from lmlab.module import cross_entropy
 from lmlab.optim import build_optimizer
 from lmlab.sweep import cells
 from lmlab.sweep.cells import Cell, Sweep
@@ -72,7 +72,7 @@ def seconds_per_step(cell: Cell) -> tuple[float, float]:
 
     def predict() -> torch.Tensor:
         with device.autocast(place, config.device.precision):
-            loss = F.cross_entropy(model(idx).flatten(0, 1), idx.flatten())
+            loss = cross_entropy(model, idx, idx)
         loss.item()
         return loss
 

@@ -43,7 +43,7 @@ def in_the_open(arguments: list[str]) -> Callable[[], float]:
     text = data.CharDataModule(config)
     tokens = torch.from_numpy(text.splits["train"].copy()).to(place)
     model = build_model(config.model, text.tokenizer.vocab_size).to(place)
-    optimizer, weights = build_optimizer(model, config.optimizer), list(model.parameters())
+    optimizer, weights = build_optimizer(model, config.optimizer, config.device.precision), list(model.parameters())
 
     def steps() -> float:
         careful = torch.are_deterministic_algorithms_enabled()
@@ -100,6 +100,8 @@ def in_turn(arguments: list[str]) -> tuple[float, float]:
     return Timed.lab / STEPS, Timed.openly / STEPS
 
 def measure(repeats: int, nanogpt: Path | None) -> dict[str, float]:
+    if nanogpt and not (nanogpt / "data/shakespeare_char/train.bin").exists():
+        raise UserError(f"nanogpt={nanogpt}: its text isn't prepared; run data/shakespeare_char/prepare.py there first")
     place, found = device.pick("auto"), {}
     config = device.resolve(overrides.resolved(("model=gpt",))[0])
     half = config.device.precision == "bf16-mixed"
@@ -121,8 +123,6 @@ def measure(repeats: int, nanogpt: Path | None) -> dict[str, float]:
 
 def against_nanogpt(repeats: int, clone: Path) -> dict[str, float]:
     """Whole runs of its recipe in turn with ours, another seed each time."""
-    if not (clone / "data/shakespeare_char/train.bin").exists():
-        raise UserError(f"nanogpt={clone}: its text isn't prepared; run data/shakespeare_char/prepare.py there first")
     recipe = "shakespeare_baby" if torch.cuda.is_available() else "shakespeare_cpu"
     tokens = {"shakespeare_cpu": 2000 * 12 * 64, "shakespeare_baby": 1000 * 64 * 256}[recipe]
     ours_only = "" if recipe == "shakespeare_cpu" else " max_steps=1000 decay_steps=5000"
