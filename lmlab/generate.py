@@ -2,61 +2,75 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lmlab.config import UserError
+from lmlab.decoder import Decoder
 from lmlab.device import autocast
+from lmlab.models.gpt import GPT
+from lmlab.models.modern import Modern
 from lmlab.tokenizers import CharTokenizer
 
-def next_token_probs(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
+def next_token_probs(logits: np.ndarray, temperature: float, top_k: int | None, top_p: float | None) -> np.ndarray:
     """From logits (B, V) to the probabilities (B, V) to draw from. temperature: below 1 the likely gets likelier, at 0
     certain. top_k: only the k likeliest. top_p: only the fewest that together reach p (Holtzman et al. 2020).
     """
     if temperature == 0:
-        return torch.zeros_like(logits).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
-    probs = (logits.float() / temperature).softmax(-1)
+        return np.eye(logits.shape[1], dtype=np.float32)[logits.argmax(1)]
+    probs = np.exp((logits - np.maximum.reduce(logits, axis=1, keepdims=True)) / np.float32(temperature))
+    probs /= np.add.reduce(probs, axis=1, keepdims=True)
     if top_k is None and top_p is None:
         return probs
-    probs, order = probs.sort(descending=True, stable=True)
+    order = np.argsort(-probs, axis=1, kind="stable")
+    best = np.take_along_axis(probs, order, axis=1)
     if top_k is not None:
-        probs[:, top_k:] = 0
+        best[:, top_k:] = 0
     if top_p is not None:
-        probs /= probs.sum(-1, keepdim=True)
-        probs[probs.cumsum(-1) - probs >= top_p] = 0  # those before it reach p already
-    return torch.zeros_like(probs).scatter(-1, order, probs / probs.sum(-1, keepdim=True))
+        best /= best.sum(1, keepdims=True)
+        best[best.cumsum(1) - best >= top_p] = 0  # those before it reach p already
+    np.put_along_axis(probs, order, best / best.sum(1, keepdims=True), axis=1)
+    return probs
 
-def draw(probs: Tensor, random: torch.Generator) -> Tensor:
-    """One token of each row of probabilities (B, V), as (B, 1): where a uniform number falls among their sums."""
-    sums = probs.cumsum(-1)
-    return torch.searchsorted(sums, torch.rand(len(probs), 1, generator=random) * sums[:, -1:], right=True)
+def draw(probs: np.ndarray, random: torch.Generator) -> np.ndarray:
+    """One token (B,) of each row of probabilities (B, V): where a uniform number falls among their sums."""
+    sums = np.add.accumulate(probs, axis=1)
+    return np.add.reduce(sums <= torch.rand(len(probs), 1, generator=random).numpy() * sums[:, -1:], axis=1)
 
-@torch.inference_mode()
 def generate(
-    model: nn.Module, idx: Tensor, max_tokens: int, block_size: int, *, seed: int = 0, temperature: float = 1.0,
+    model: nn.Module, idx: np.ndarray, max_tokens: int, block_size: int, *, seed: int = 0, temperature: float = 1.0,
     top_k: int | None = None, top_p: float | None = None, precision: str = "32-true",
-) -> Iterator[Tensor]:
+) -> Iterator[np.ndarray]:
     """Continues idx (B, T), yielding the next token of each sequence, (B,), `max_tokens` times. Draws on a random
     generator of its own, on the CPU, so that all devices draw alike. The model sees at most `block_size` tokens. One
-    with a cache reads each token once until it is full, then begins again from the last half of what it saw.
+    with a cache reads each token once until it is full, then begins again from the last quarter of what it saw.
     """
     device, training = next(model.parameters()).device, model.training
-    random, caches = torch.Generator().manual_seed(seed), None
+    random, caches, decoder = torch.Generator().manual_seed(seed), None, None
+    if isinstance(model, GPT | Modern) and device.type == "cpu" and len(idx) == 1:
+        decoder = Decoder(model)
     model.eval()
     try:
         for _ in range(max_tokens):
-            with autocast(device, precision if device.type != "cpu" else "32-true"):  # token by token bf16 is slower
-                if not hasattr(model, "empty_caches"):
-                    logits = model(idx[:, -block_size:].to(device))
-                elif caches and caches[0].length < block_size:
-                    logits = model(idx[:, -1:].to(device), caches)
-                else:
-                    caches, window = model.empty_caches(), block_size if caches is None else max(1, block_size // 2)
-                    logits = model(idx[:, -window:].to(device), caches)
-            probs = next_token_probs(logits[:, -1].cpu(), temperature, top_k, top_p)
-            token = draw(probs, random)
-            idx = torch.cat([idx[:, -block_size:], token], dim=1)
-            yield token[:, 0]
+            if decoder and caches and caches[0].length < block_size:
+                logits = decoder(idx[0, -1])[None]
+            else:
+                window = block_size
+                if caches and caches[0].length < block_size:
+                    window = 1
+                elif hasattr(model, "empty_caches"):
+                    window = max(1, block_size // 4) if caches else block_size
+                    caches = model.empty_caches()
+                place = autocast(device, precision if device.type != "cpu" else "32-true")  # in bf16 a token is slower
+                with torch.inference_mode(), place:
+                    read = torch.from_numpy(idx[:, -window:]).to(device)
+                    logits = (model(read, caches) if caches else model(read))[:, -1].float().cpu().numpy()
+                if decoder:
+                    decoder.follow(caches)
+            tokens = draw(next_token_probs(logits, temperature, top_k, top_p), random)
+            idx = np.concatenate((idx[:, -block_size:], tokens[:, None]), axis=1)
+            yield tokens
     finally:
         model.train(training)
 
@@ -71,7 +85,7 @@ def stream(
         ids = tokenizer.encode(prompt or ("\n" if "\n" in tokenizer.chars else tokenizer.chars[0]))
     except UserError as error:
         raise UserError(f"prompt={prompt}: {error}") from None
-    idx = torch.from_numpy(ids.astype("int64")).repeat(samples, 1)
+    idx = ids.astype("int64")[None].repeat(samples, axis=0)
     held, done = [""] * samples, [False] * samples
     for tokens in generate(model, idx, max_tokens, block_size, **options):
         ready = []

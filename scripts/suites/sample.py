@@ -18,13 +18,13 @@ def measure(repeats: int, nanogpt: Path | None) -> dict[str, float]:
     model, start = build_model(config.model, V).to(place), torch.zeros(1, 1, dtype=torch.long, device=place)
 
     def ours() -> None:
-        list(generate.generate(model, start.cpu(), N, T, temperature=0.8, precision=precision))
+        list(generate.generate(model, start.cpu().numpy(), N, T, temperature=0.8, precision=precision))
 
     @torch.inference_mode()
     def uncached() -> None:
         idx = start
         for _ in range(N):
-            probs = generate.next_token_probs(model(idx[:, -T:])[:, -1], 0.8, None, None)
+            probs = (model(idx[:, -T:])[:, -1].float() / 0.8).softmax(-1)
             idx = torch.cat([idx, torch.multinomial(probs, 1)], dim=1)
 
     ways = {"lmlab": ours, "without a cache": uncached}
