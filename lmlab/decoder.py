@@ -78,6 +78,7 @@ class Decoder:
     def norm(self, x: np.ndarray) -> np.ndarray:
         return x / math.sqrt(x.dot(x) / len(x) + self.eps)
 
+    @np.errstate(all="ignore")  # weights that ran away give nan, as in torch
     def __call__(self, token: int) -> np.ndarray:
         """Logits (V,) after one more token."""
         place = self.caches[0][0].length

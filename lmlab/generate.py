@@ -13,6 +13,7 @@ from lmlab.models.gpt import GPT
 from lmlab.models.modern import Modern
 from lmlab.tokenizers import CharTokenizer
 
+@np.errstate(all="ignore")  # logits that aren't finite give nan, which `draw` takes for its first token
 def next_token_probs(logits: np.ndarray, temperature: float, top_k: int | None, top_p: float | None) -> np.ndarray:
     """From logits (B, V) to the probabilities (B, V) to draw from. temperature: below 1 the likely gets likelier, at 0
     certain. top_k: only the k likeliest. top_p: only the fewest that together reach p (Holtzman et al. 2020).

@@ -109,3 +109,9 @@ def test_a_sample_ends_before_the_stop_string(model, stop):
 def test_a_strange_character_in_the_prompt_is_named(model):
     with pytest.raises(UserError, match=r"prompt=he\?x: 2 .*'\?' \(1\), 'x' \(1\)"):
         texts(model, prompt="he?x")
+
+def test_weights_that_ran_away_still_give_tokens(modern):
+    broken = build_model(modern.config, 9)
+    for weight in broken.parameters():
+        torch.nn.init.constant_(weight, 1e30)
+    assert np.stack(list(generate(broken, np.zeros((1, 1), dtype=np.int64), 20, T))).max() < 9
