@@ -6,7 +6,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.environments import LightningEnvironment
+from pytorch_lightning.profilers import PassThroughProfiler
 
 from lmlab import checkpoints, device, runs
 from lmlab.callbacks import Recorder
@@ -177,6 +178,13 @@ def train(directory: RunDirectory, data: CharDataModule, module: LanguageModule,
         raise SystemExit(128 + recorder.signal)
     return status
 
+class NoProfiler(PassThroughProfiler):
+    """Lightning's own makes a generator for each of a step's thirty hooks, to time nothing with."""
+    nothing = nullcontext()
+
+    def profile(self, action_name: str) -> nullcontext:
+        return self.nothing
+
 def trainer(config: Config, recorder: Recorder) -> pl.Trainer:
     """Lightning's Trainer, with all that the Recorder does switched off."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
@@ -186,7 +194,7 @@ def trainer(config: Config, recorder: Recorder) -> pl.Trainer:
     kind = config.choices["device"]
     return pl.Trainer(
         accelerator="gpu" if kind == "cuda" else kind, devices=1, callbacks=[recorder],
-        deterministic=kind == "cpu", max_epochs=-1, max_steps=config.run.max_steps,
+        deterministic=kind == "cpu", max_epochs=-1, max_steps=config.run.max_steps, profiler=NoProfiler(),
         plugins=[SealedCheckpointIO(), LightningEnvironment()],  # on Slurm too: there submitit alone requeues
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )

@@ -32,13 +32,20 @@ class LanguageModule(LightningModule):
         self.losses = self.batches = 0
         self.grad_norm = torch.zeros(())
 
+    def __setattr__(self, name: str, value: object) -> None:
+        """Lightning notes each hook's name here, thirty times a step; torch would ask each time if it is a weight."""
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Gradients of the mean cross-entropy of a batch; after `grad_accumulation` batches the weights' update."""
         run, optimizer = self.config.run, self.optimizers()
         with autocast(self.device, self.config.device.precision):
             loss = self.cross_entropy(self.model, *batch)
         self.manual_backward(loss / run.grad_accumulation if run.grad_accumulation > 1 else loss)
-        self.loss_sum += loss.detach()
+        self.loss_sum.add_(loss.detach())
         self.losses += 1
         self.batches += 1
         if self.batches % run.grad_accumulation == 0:
