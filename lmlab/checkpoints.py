@@ -17,6 +17,7 @@ from torch import nn
 from lmlab import device, files, runs
 from lmlab.config import CHANGEABLE, NEUTRAL, Config, UserError
 from lmlab.models import build_model
+from lmlab.models.ngram import NGram
 from lmlab.tokenizers import CharTokenizer
 
 OWN = {  # what a checkpoint of the lab holds beside Lightning's own
@@ -64,7 +65,8 @@ def read_for(path: Path, config: Config, tokenizer: CharTokenizer) -> dict[str, 
     with torch.device("meta"):
         asked = build_model(config.model, tokenizer.vocab_size)
     size = sum(weight.nbytes for weight in asked.parameters())
-    checkpoint = read(path, 4 * size + 2**24)  # weights and what Adam keeps of them, and the rest
+    limit = 2**34 if isinstance(asked, NGram) else 4 * size + 2**24  # weights and what Adam keeps of them, and the rest
+    checkpoint = read(path, limit)
     own, state = checkpoint["lmlab"], {str(k).removeprefix("model."): w for k, w in checkpoint["state_dict"].items()}
     for key, value in config.flat().items():
         if key not in CHANGEABLE and repr(there := own["config"].get(key, NEUTRAL.get(key))) != repr(value):
@@ -72,7 +74,8 @@ def read_for(path: Path, config: Config, tokenizer: CharTokenizer) -> dict[str, 
     if own["tokenizer"] != tokenizer.to_json():
         raise UserError(f"{path}: belongs to another run, whose vocabulary is not that of tokenizer.json")
     wanted = asked.state_dict()
-    if {*wanted} != {*state} or not all(alike(state[name], weight) for name, weight in wanted.items()):
+    fits = asked.could_count if isinstance(asked, NGram) else None  # a text of any length
+    if {*wanted} != {*state} or not all(fits(state[n]) if fits else alike(state[n], w) for n, w in wanted.items()):
         raise UserError(f"{path}: its weights are not those that config.yaml and tokenizer.json ask for")
     return checkpoint
 

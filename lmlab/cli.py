@@ -146,8 +146,8 @@ def help_page() -> str:
     for group in (*CHOICES, "hydra/launcher", "hydra/sweeper"):
         page += f"\n{group}=\n"
         for p in sorted((CONF / group).glob("*.yaml")):
-            page += f"  {p.stem:<18}{p.read_text().splitlines()[1][2:]}\n"
-    for name in ("config", "model/gpt", "model/modern", "optimizer/adamw", "optimizer/muon", "optimizer/sgd",
+            page += f"  {p.stem:<24}{p.read_text().splitlines()[1][2:]}\n"
+    for name in ("config", "model/ngram", "model/mlp", "model/lstm", "model/gpt", "model/modern", "optimizer/adamw", "optimizer/muon", "optimizer/sgd",
                  "data/file", "device/auto", "hydra/launcher/local", "hydra/sweeper/search"):
         page += f"\nKeys of {'every run' if name == 'config' else name.replace('/', '=')}\n"
         lines = (CONF / f"{name}.yaml").read_text().split("\nhydra:")[0].splitlines()

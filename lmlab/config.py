@@ -20,6 +20,28 @@ class BigramConfig:
     block_size: Count
 
 @dataclass(frozen=True)
+class NGramConfig:
+    order: Annotated[int, "[1, 20]"]
+
+    @property
+    def block_size(self) -> int:
+        """What it sees at once."""
+        return max(1, self.order - 1)
+
+@dataclass(frozen=True)
+class MLPConfig(BigramConfig):
+    context: Annotated[int, "[1, 1000]"]
+    n_embd: Annotated[int, "[1, 100000]"]
+    n_hidden: Annotated[int, "[1, 1000000]"]
+    dropout: Share
+
+@dataclass(frozen=True)
+class LSTMConfig(BigramConfig):
+    n_layer: Annotated[int, "[1, 1000]"]
+    n_embd: Annotated[int, "[1, 100000]"]
+    dropout: Share
+
+@dataclass(frozen=True)
 class TransformerConfig(BigramConfig):
     n_layer: Annotated[int, "[1, 1000]"]
     n_head: Annotated[int, "[1, 1000]"]
@@ -137,7 +159,8 @@ UNTOUCHING = ("name", "experiment", "data", "path", "init_from", "resume", "repl
 NEUTRAL: dict[str, Any] = {"compile": False, "hold_steps": 0}
 
 GROUPS: dict[str, dict[str, type]] = {  # the choices of each group, and what each of them takes
-    "model": {"bigram": BigramConfig, **dict.fromkeys(("gpt", "gpt_nano", "gpt_baby", "gpt2"), GPTConfig),
+    "model": {"bigram": BigramConfig, "ngram": NGramConfig, "mlp": MLPConfig, "lstm": LSTMConfig,
+              **dict.fromkeys(("gpt", "gpt_nano", "gpt_baby", "gpt2"), GPTConfig),
               "modern": ModernConfig},
     "data": dict.fromkeys(("sentence", "tales", "pydoc", "shakespeare"), CorpusConfig) | {"file": FileConfig},
     "device": dict.fromkeys(("auto", "cpu", "cuda", "mps"), DeviceConfig),
@@ -164,6 +187,10 @@ class Config:
 
 def keys_of(part: type) -> list[str]:
     return [own.name for own in fields(part)]
+
+COUNTED = ("ngram",)  # models that are trained by counting, and what goes with training by steps alone
+STEPWISE = {"optimizer", "precision", *keys_of(RunConfig), *(key for part in GROUPS["optimizer"].values()
+            for key in keys_of(part))} - {"name", "seed", "threads", "resume", "replay"}
 
 def kind_of(key: str) -> type | None:
     """The type of a key's values, whichever choice takes it."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lmlab import runs
 from lmlab.config import UserError
 from lmlab.device import autocast
+from lmlab.models.ngram import NGram
 from lmlab.tokenizers import CharTokenizer
 
 TOKENS_AT_ONCE = 4096  # fixed, since the rounding of a matrix product depends on its size
@@ -18,11 +19,18 @@ TOKENS_AT_ONCE = 4096  # fixed, since the rounding of a matrix product depends o
 @torch.inference_mode()
 def log_probs(model: nn.Module, tokens: np.ndarray, block_size: int, precision: str = "32-true") -> Tensor:
     """Log-probability (nats) of each token but the first, (N - 1,) float32 on the CPU, each predicted once, from the
-    tokens before it in its window: windows of `block_size` don't overlap, the last is shorter. Nothing is random.
+    tokens before it in its window: windows of `block_size` don't overlap, the last is shorter. What has counted sees
+    all that it can, in windows that do. Nothing is random.
     """
     device, training, answers = next(model.parameters()).device, model.training, []
     ids = torch.from_numpy(tokens.astype(np.int64)).to(device)
     whole = (len(ids) - 1) // block_size * block_size  # tokens in windows of full length
+    if isinstance(model, NGram):
+        for start in range(0, len(ids) - 1, TOKENS_AT_ONCE):
+            first, end = max(0, start - block_size), min(start + TOKENS_AT_ONCE, len(ids) - 1)
+            logits = model(ids[None, first:end])[0, start - first :]
+            answers.append(logits.gather(1, ids[start + 1 : end + 1, None])[:, 0])
+        return torch.cat(answers).cpu()
     model.eval()
     for start, end, T in ((0, whole, block_size), (whole, len(ids) - 1, len(ids) - 1 - whole)):
         inputs, targets = ids[start:end].view(-1, max(T, 1)), ids[start + 1 : end + 1].view(-1, max(T, 1))

@@ -20,7 +20,8 @@ from pytorch_lightning.profilers import PassThroughProfiler
 from lmlab import checkpoints, device, runs
 from lmlab.callbacks import Recorder
 from lmlab.checkpoints import SealedCheckpointIO
-from lmlab.config import Config, UserError
+from lmlab.config import COUNTED, Config, UserError
+from lmlab.counting import CountRecorder
 from lmlab.data import CharDataModule
 from lmlab.models import build_model, flops_per_token
 from lmlab.module import LanguageModule
@@ -68,17 +69,18 @@ def resume(path: Path, config: Config, command: str, watch: Watch | None = None)
             raise UserError(f"resume={path}: the run diverged, and would again; start anew with a smaller lr")
         step, keys = saved["step"] if saved else 0, config.run
         late = bool(saved and keys.max_minutes and saved["train_seconds"] >= 60 * keys.max_minutes)
-        over = bool(saved and saved["last"] and (late or step == keys.max_steps))
+        over = bool(saved and saved["last"] and (late or step == keys.max_steps or config.choices["model"] in COUNTED))
         if over and metrics.get("status") == "finished":
             longer = f"max_minutes={2 * keys.max_minutes:g}" if late else f"max_steps={2 * step}"
-            hint = "" if "cell" in metrics else f"; {longer} would go on"  # a sweep's cell is known by when it ends
-            directory.say(f"{path}: finished already, at step {step}{hint}")
+            ends = "cell" in metrics or config.choices["model"] in COUNTED  # a sweep's cell is known by when it ends
+            hint = "" if ends else f"; {longer} would go on"
+            directory.say(f"{path}: finished already{f', at step {step}' if step else ''}{hint}")
             return "finished"
         if not over and step >= keys.max_steps:
             raise UserError(f"max_steps={keys.max_steps}: the run has made {step} steps; allowed are more than that")
         data, module = prepare(config, tokenizer, saved["data_sha256"] if saved else runs.text_sha256(metrics, path))
         if checkpoint:
-            checkpoints.check_optimizer(checkpoint, module.configure_optimizers(), last)
+            over or checkpoints.check_optimizer(checkpoint, module.configure_optimizers(), last)
             del checkpoint  # Lightning reads it again, and no more memory than that is needed
         elif config.run.init_from:
             inherit(module, checkpoints.load(Path(config.run.init_from), choice="cpu"))
@@ -117,7 +119,7 @@ def prepare(config: Config, tokenizer: CharTokenizer | None,
     """The text and the untrained model. All that is random in a run follows from the seed that is set here."""
     torch.set_num_threads(config.run.threads)
     data = CharDataModule(config, tokenizer, sha256)
-    data.setup("fit")
+    config.choices["model"] in COUNTED or data.setup("fit")
     pl.seed_everything(config.run.seed, verbose=False)
     return data, LanguageModule(build_model(config.model, data.tokenizer.vocab_size), config)
 
@@ -149,8 +151,12 @@ def train(directory: RunDirectory, data: CharDataModule, module: LanguageModule,
     """
     config, path, recorder = data.config, shlex.quote(str(directory.path)), None
     try:
-        recorder = Recorder(directory, data, source_tokens(directory, data.tokenizer), saved, watch)
-        if not over:
+        counted = config.choices["model"] in COUNTED
+        kind = CountRecorder if counted else Recorder
+        recorder = kind(directory, data, source_tokens(directory, data.tokenizer), saved, watch)
+        if counted:
+            recorder.count(module)
+        elif not over:
             last = directory.path / "checkpoints/last.ckpt" if saved else None
             trainer(config, recorder).fit(module, data, ckpt_path=last, weights_only=True)
         else:

@@ -23,8 +23,10 @@ from lmlab import runs
 from lmlab.config import (
     CHANGEABLE,
     CHOICES,
+    COUNTED,
     GROUPS,
     SETTINGS,
+    STEPWISE,
     UNTOUCHING,
     Config,
     SweepConfig,
@@ -116,9 +118,18 @@ def resolved(cell: Sequence[str]) -> tuple[Config, str]:
     plain = {o.key_or_group: o.value() for o in typed if o not in hydras and o.key_or_group not in CHOICES}
     for key, value in plain.items():
         check_key(key, value, choices)
+    check_counted(typed, choices)
     for o in signed:
         raise UserError(f"{o.input_line}: keys are not added or removed; give {o.key_or_group}=… a value")
     return read(values | plain, {group: choices[group] for group in CHOICES})
+
+def check_counted(typed: list[Override], choices: dict[str, str]) -> None:
+    """Raises UserError for what has no effect on a model that is trained without steps."""
+    for o in typed:
+        if choices["model"] in COUNTED and o.key_or_group in STEPWISE:
+            own = ", ".join(keys_of(GROUPS["model"][choices["model"]]))
+            raise UserError(f"{o.input_line}: model={choices['model']} is trained by counting, without steps; it goes "
+                            f"with {own} and data, name, seed, threads")
 
 def chosen(overrides: list[Override]) -> list[Override]:
     """Those that choose a file of conf/. Raises UserError if it isn't there."""
@@ -224,6 +235,7 @@ def repeated(arguments: list[str], flags: list[str]) -> tuple[str, Path, Config]
         raise UserError(f"{verb}={typed}: is not a run's folder, as {such} would be")
     saved = runs.read_config(path)
     values = saved.flat()
+    check_counted([*others.values()], saved.choices)
     for key, override in others.items():
         check_key(key, override.value(), saved.choices)
         if key not in CHANGEABLE and override.value() != values[key]:

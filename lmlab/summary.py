@@ -3,20 +3,23 @@
 from pathlib import Path
 
 from lmlab.callbacks import Recorder
-from lmlab.config import Config
+from lmlab.config import COUNTED, Config
 from lmlab.data import CharDataModule
+from lmlab.models.ngram import NGram
 from lmlab.module import LanguageModule
 from lmlab.runs import RunDirectory
 
 def introduction(config: Config, data: CharDataModule, n_params: int, path: Path) -> str:
     choices, keys, shape = config.choices, config.run, " ".join(f"{k}={v}" for k, v in vars(config.model).items())
+    counted = choices["model"] in COUNTED
     sizes, n = ", ".join(f"{k} {len(v):,}" for k, v in data.splits.items()), keys.batch_size * keys.grad_accumulation
     return table([
-        ("model", f"{choices['model']}, {n_params:,} parameters: {shape}"),
+        ("model", f"{choices['model']}{f', {n_params:,} parameters' * (not counted)}: {shape}"),
         ("data", f"{choices['data']}, {data.tokenizer.vocab_size} distinct characters: {sizes}"
                  + f"; {data.dropped:,} characters that the vocabulary lacks were left out" * bool(data.dropped)),
         ("device", f"{choices['device']}, precision {config.device.precision}, {keys.threads} threads"),
-        ("training", f"{keys.max_steps:,} steps of {n} x {config.model.block_size} characters, {choices['optimizer']}"),
+        ("training", "by counting" if counted else f"{keys.max_steps:,} steps of {n} x {config.model.block_size} "
+                     f"characters, {choices['optimizer']}"),
         ("run", f"{path}\n"),
     ])
 
@@ -27,9 +30,10 @@ def results(directory: RunDirectory, recorder: Recorder, module: LanguageModule)
                 "warmup_steps, or grad_clip=1. What is saved is from before.")
     final, keys = directory.metrics, ("train/loss", "val/loss", "val/loss_source", "val/perplexity",
                                        "val/bits_per_byte")
-    rows = [("", "final", f"best, step {final['best/step']}" if "best/step" in final else "")]
+    several = "best/step" in final and not isinstance(module.model, NGram)
+    rows = [("", "final", f"best, step {final['best/step']}" if several else "")]
     shown = {key: f"{value:.4f}" for key, value in final.items() if isinstance(value, float)}
-    rows += [(key, shown[key], shown.get(f"best/{key}", "")) for key in keys if key in shown]
+    rows += [(key, shown[key], shown.get(f"best/{key}", "") * several) for key in keys if key in shown]
     rows.append(("training", f"{final['train_seconds']:.1f} s", f"{final['tokens_per_second']:,.0f} tokens/s"))
     return f"\n{table(rows)}\n\n{recorder.sample(module, 300)}"
 

@@ -14,7 +14,7 @@ from tests.conftest import NANO, ROOT, config
 
 WRONG = {
     # a key that the chosen model, optimizer or text doesn't take
-    "model=bigram n_layer=4": ["n_layer=4", "model=bigram", "block_size", "model=gpt|"],
+    "model=bigram n_layer=4": ["n_layer=4", "model=bigram", "block_size", "|gpt|"],
     "model=bigram +n_layer=4": ["n_layer=4", "model=bigram", "block_size"],
     "model=bigram ++n_layer=4": ["n_layer=4", "model=bigram", "block_size"],
     "model=bigram ~n_layer": ["n_layer", "model=bigram", "block_size"],

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lmlab.config import BigramConfig, GPTConfig, ModernConfig
+from lmlab.config import BigramConfig, GPTConfig, LSTMConfig, MLPConfig, ModernConfig
 from lmlab.models import build_model, flops_per_token
 from lmlab.models.attention import attend
 from lmlab.models.gpt import CausalSelfAttention
@@ -20,6 +20,8 @@ CONFIGS = {
     "modern-taken-back": replace(MODERN, positions="learned", norm="layer", qk_norm=False, activation="gelu",
                                  zero_init=False, tied=True, embedding_norm=False),
     "bigram": BigramConfig(block_size=T),
+    "mlp": MLPConfig(block_size=T, context=5, n_embd=6, n_hidden=20, dropout=0.0),
+    "lstm": LSTMConfig(block_size=T, n_layer=2, n_embd=12, dropout=0.1),
     "gpt": GPTConfig(block_size=T, n_layer=2, n_head=4, n_embd=32, dropout=0.0, bias=False),
     "gpt-bias": GPTConfig(block_size=T, n_layer=3, n_head=2, n_embd=24, dropout=0.1, bias=True),
 }
@@ -61,7 +63,7 @@ def test_more_tokens_than_block_size_are_an_error(name, tokens):
     with pytest.raises(IndexError):
         build_model(replace(CONFIGS[name], block_size=tokens), V)(some_ids(1, tokens + 1))
 
-@pytest.mark.parametrize("name", ["gpt", "gpt-bias", "modern", "modern-taken-back"])
+@pytest.mark.parametrize("name", ["lstm", "gpt", "gpt-bias", "modern", "modern-taken-back"])
 def test_a_cache_changes_no_logit(name):
     """However the tokens are dealt out, one by one or several at once."""
     model = build_model(CONFIGS[name], V).eval()
@@ -83,12 +85,41 @@ def test_attention_in_bfloat16_is_attention(queries):
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.float(), attend(q, k, v), rtol=0.02, atol=0.02)
 
-@pytest.mark.parametrize("name", ["gpt", "gpt-bias", "modern"])
+@pytest.mark.parametrize("name", ["mlp", "lstm", "gpt", "gpt-bias", "modern"])
 def test_flops_are_those_that_torch_counts(name):
     model = build_model(CONFIGS[name], V)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # it knows no other on a CPU
         model(some_ids(3, T)).sum().backward()
     assert flops_per_token(model, CONFIGS[name]) * 3 * T == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+def test_the_lstm_equals_torchs_own():
+    model = build_model(CONFIGS["lstm"], V).eval()
+    torchs, (C, idx) = torch.nn.LSTM(12, 12, num_layers=2, batch_first=True), (12, some_ids(3, T))
+    torch.nn.init.normal_(model.head.weight)
+
+    def ordered(weight):  # torch has the fourth gate in the third place
+        return torch.cat([weight[: 2 * C], weight[3 * C :], weight[2 * C : 3 * C]])
+
+    for i, layer in enumerate(model.layers):
+        own = {"weight_ih": layer.read.weight, "weight_hh": layer.recall.weight, "bias_ih": layer.read.bias,
+               "bias_hh": torch.zeros(4 * C)}
+        for name, weight in own.items():
+            getattr(torchs, f"{name}_l{i}").data = ordered(weight.data)
+    answers, _ = torchs(model.token_embedding(idx))
+    torch.testing.assert_close(model(idx), model.head(answers), rtol=1e-5, atol=1e-6)
+
+def test_the_mlp_equals_explicit_matrices():
+    model, idx = build_model(CONFIGS["mlp"], V).eval(), some_ids(2, T)
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight)
+    logits = model(idx)
+    for b in range(2):
+        for t in range(T):
+            before = [None] * 4 + [*idx[b, : t + 1]]
+            seen = [model.nothing if token is None else model.token_embedding.weight[token] for token in before[-5:]]
+            hidden = torch.tanh(model.hidden.weight @ torch.cat(seen) + model.hidden.bias)
+            wanted = model.head.weight @ hidden + model.head.bias
+            torch.testing.assert_close(logits[b, t], wanted, rtol=1e-4, atol=1e-4)
 
 def test_attention_equals_an_explicit_softmax():
     torch.manual_seed(0)

@@ -2,12 +2,24 @@
 
 from torch import nn
 
-from lmlab.config import BigramConfig, GPTConfig, ModernConfig, TransformerConfig
+from lmlab.config import (
+    BigramConfig,
+    GPTConfig,
+    LSTMConfig,
+    MLPConfig,
+    ModernConfig,
+    NGramConfig,
+    TransformerConfig,
+)
 from lmlab.models.bigram import Bigram
 from lmlab.models.gpt import GPT
+from lmlab.models.lstm import LSTM
+from lmlab.models.mlp import MLP
 from lmlab.models.modern import Modern
+from lmlab.models.ngram import NGram
 
-MODELS: dict[type, type[nn.Module]] = {BigramConfig: Bigram, GPTConfig: GPT, ModernConfig: Modern}
+MODELS: dict[type, type[nn.Module]] = {
+    BigramConfig: Bigram, NGramConfig: NGram, MLPConfig: MLP, LSTMConfig: LSTM, GPTConfig: GPT, ModernConfig: Modern}
 
 def build_model(config: BigramConfig, vocab_size: int) -> nn.Module:
     return MODELS[type(config)](config, vocab_size)

@@ -10,7 +10,7 @@ import torch
 from rich.table import Table
 
 from lmlab import checkpoints, device, evaluate, runs
-from lmlab.config import Config, UserError
+from lmlab.config import COUNTED, Config, UserError
 from lmlab.data import Batches, CharDataModule
 from lmlab.models import build_model, flops_per_token
 from lmlab.module import cross_entropy
@@ -41,10 +41,12 @@ def identify(config: Config, overrides: list[str], sweep: Sweep, elsewhere: bool
         TEXTS[source(config)] = text, start and str(start.path), start and start.sha256
     text, init_from, init_sha256 = TEXTS[source(config)]
     config = replace(config, run=replace(config.run, init_from=init_from))
-    Batches(text.splits["train"], keys.batch_size, config.model.block_size, keys.seed)  # raises for too short a text
+    counted = config.choices["model"] in COUNTED
+    counted or Batches(text.splits["train"], keys.batch_size, config.model.block_size, keys.seed)  # raises if too short
     with torch.device("meta"):
         model = build_model(config.model, text.tokenizer.vocab_size)
     tokens = keys.max_steps * keys.batch_size * keys.grad_accumulation * config.model.block_size
+    tokens = len(text.splits["train"]) if counted else tokens
     return Cell(config, sweep, cells.label(overrides, sweep) or config.choices["model"],
                 *cells.identity(config.flat(), text.sha256, init_sha256), text.sha256,
                 sum(weight.numel() for weight in model.parameters()), tokens,
@@ -101,6 +103,12 @@ def seconds_per_step(cell: Cell) -> tuple[float, float]:
     finally:
         torch.set_num_threads(torch_threads)
 
+def counting(config: Config, text: CharDataModule) -> float:
+    """Seconds to count the text, scaled up from its beginning."""
+    part, begun = text.splits["train"][:100_000], time.perf_counter()
+    build_model(config.model, text.tokenizer.vocab_size).count(part)
+    return (time.perf_counter() - begun) * len(text.splits["train"]) / len(part)
+
 def costs(found: list[Cell]) -> dict[str, tuple[float, int]]:
     """By hash, estimates of a cell's seconds and bytes on disk; cells of one shape are measured once."""
     measured: dict[tuple[object, ...], tuple[float, float]] = {}
@@ -109,10 +117,13 @@ def costs(found: list[Cell]) -> dict[str, tuple[float, int]]:
         config, keys = cell.config, cell.config.run
         shape = (config.model, config.optimizer, keys.batch_size, keys.grad_accumulation, keys.threads,
                  config.device, config.choices["device"], *source(config))
+        text, *_ = TEXTS[source(config)]
+        if config.choices["model"] in COUNTED:
+            answers[cell.hash] = counting(config, text), 12 * cell.tokens + 2**15
+            continue
         if shape not in measured:
             measured[shape] = seconds_per_step(cell)
         step, token = measured[shape]
-        text, *_ = TEXTS[source(config)]
         evaluations = 2 + keys.max_steps // keys.eval_interval
         with torch.device("meta"):
             model = build_model(config.model, text.tokenizer.vocab_size)

@@ -1,0 +1,30 @@
+"""Models that are trained by counting: all at once, with no steps, optimizer or way to go on from the middle."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from lmlab.callbacks import Recorder
+from lmlab.checkpoints import SealedCheckpointIO
+from lmlab.module import LanguageModule
+
+class CountRecorder(Recorder):
+    """Evaluates and keeps what was counted as other models' steps are."""
+    def count(self, module: LanguageModule) -> None:
+        self.module, begun = module, time.perf_counter()
+        module.model.count(self.data.splits["train"])
+        self.train_seconds, self.last = time.perf_counter() - begun, True
+        self.evaluate(self, module)
+        self.save(self, module)
+        self.on_train_end()
+
+    def save_checkpoint(self, path: Path) -> None:
+        """In the place of Lightning's Trainer."""
+        checkpoint = {"state_dict": self.module.state_dict()}
+        self.on_save_checkpoint(None, self.module, checkpoint)
+        SealedCheckpointIO().save_checkpoint(checkpoint, path)
+
+    def totals(self) -> dict[str, Any]:
+        tokens = len(self.data.splits["train"])
+        return {"step": 0, "n_params": self.module.model.n_counts, "tokens": tokens, "flops": 0,
+                "train_seconds": self.train_seconds, "tokens_per_second": tokens / self.train_seconds}

@@ -1,0 +1,109 @@
+import math
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmlab import checkpoints, cli, evaluate, files
+from lmlab.config import NGramConfig
+from lmlab.models.ngram import NGram
+from tests.conftest import history, metrics
+
+V = 5
+TEXTS = st.lists(st.integers(0, V - 1), min_size=2, max_size=120)
+
+def counted(text, order, vocab_size=V):
+    model = NGram(NGramConfig(order), vocab_size)
+    model.count(np.array(text, dtype=np.uint8))
+    return model
+
+def kneser_ney(text, order):
+    """Chen and Goodman's formulas as they stand, one probability at a time: a function of the context and the token."""
+    tables = [Counter(tuple(text[i : i + order]) for i in range(len(text) - order + 1))]
+    for _ in range(order - 1):
+        tables.insert(0, Counter(gram[1:] for gram in tables[0]))  # how many different tokens stood before it
+    discounts, followers = [], []
+    for table in tables:
+        n = [0, *(max(sum(count == k for count in table.values()), 1) for k in (1, 2, 3, 4))]
+        Y = n[1] / (n[1] + 2 * n[2])
+        discounts.append([0] + [min(max(k - (k + 1) * Y * n[k + 1] / n[k], 0), k) for k in (1, 2, 3)])
+        rows = defaultdict(dict)
+        for gram, count in table.items():
+            rows[gram[:-1]][gram[-1]] = count
+        followers.append(rows)
+
+    def prob(context, token):
+        row = followers[len(context)].get(context)
+        lower = prob(context[1:], token) if context else 1 / V
+        if not row:
+            return lower
+        D, total = discounts[len(context)], sum(row.values())
+        count = row.get(token, 0)
+        rest = sum(D[min(c, 3)] for c in row.values())
+        return (count - D[min(count, 3)] + rest * lower) / total
+
+    return prob
+
+@given(TEXTS, st.integers(1, 5), st.lists(st.integers(0, V - 1), min_size=1, max_size=8))
+def test_it_equals_a_slow_direct_computation(text, order, idx):
+    order = min(order, len(text))
+    probs, prob = counted(text, order)(torch.tensor([idx]))[0].exp(), kneser_ney(text, order)
+    for t in range(len(idx)):
+        context = tuple(idx[max(0, t + 2 - order) : t + 1]) if order > 1 else ()
+        assert probs[t].tolist() == pytest.approx([prob(context, token) for token in range(V)], rel=1e-5)
+
+@given(TEXTS, st.integers(1, 12), st.lists(st.integers(0, V - 1), min_size=1, max_size=30))
+def test_probabilities_sum_to_one_after_any_context(text, order, idx):
+    sums = counted(text, order)(torch.tensor([idx, idx[::-1]])).double().exp().sum(-1)
+    assert sums.flatten().tolist() == pytest.approx([1] * 2 * len(idx), abs=1e-6)
+
+@pytest.mark.parametrize("at_once", [1, 7, 4096])
+def test_evaluation_gives_it_its_full_context(monkeypatch, at_once):
+    monkeypatch.setattr(evaluate, "TOKENS_AT_ONCE", at_once)
+    tokens = np.random.default_rng(0).integers(V, size=50).astype(np.uint8)
+    model = counted(np.tile(tokens, 2), 4)
+    wanted = [model(torch.from_numpy(tokens[None, :i].astype(np.int64)))[0, -1, tokens[i]].item() for i in range(1, 50)]
+    assert evaluate.log_probs(model, tokens, 3).tolist() == pytest.approx(wanted, abs=1e-6)
+
+def test_a_run_of_it_has_no_steps_and_all_else(train, capsys):
+    run = train("model=ngram order=4 name=n")
+    numbers, loaded = metrics(run), checkpoints.load(run)
+    assert (numbers["status"], numbers["step"], numbers["tokens"], numbers["flops"]) == ("finished", 0, 259_488, 0)
+    assert numbers["n_params"] == loaded.model.n_counts > 10_000
+    assert history(run, "val/loss") == {0: numbers["val/loss"]}
+    assert numbers["val/loss"] == numbers["best/val/loss"] < 1.6
+    said = capsys.readouterr().out
+    assert "by counting" in said and "parameters" not in said and "best, step" not in said
+    cli.main([f"resume={run}"])
+    assert "finished already\n" in capsys.readouterr().out
+    cli.main([f"replay={run}"])
+    assert "the same to the bit" in capsys.readouterr().out
+
+@pytest.mark.parametrize("typed", ["max_steps=10", "lr=1", "optimizer=sgd", "compile=true", "eval_interval=5"])
+def test_keys_of_steps_are_refused(here, capsys, typed):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["model=ngram", typed])
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and said.startswith(f"error: {typed}: ") and "by counting" in said
+    assert not list(here.iterdir())
+
+def test_a_sweep_of_orders_and_its_plan(train, capsys):
+    cli.main(["-m", "model=ngram", "order=1,3", "data=sentence", "dry_run=true"])
+    assert "2 cells, 2 new" in capsys.readouterr().out
+    short, long = train("-m model=ngram order=1,3 data=sentence val_fraction=0.2")
+    assert metrics(short)["val/loss"] > metrics(long)["val/loss"]
+    assert metrics(long)["val/loss"] < math.log(9)
+
+def test_a_foreign_text_in_a_checkpoint_is_refused(train, capsys):
+    run = train("model=ngram order=2 data=sentence name=n")
+    path = run / "checkpoints/last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    for text in (torch.tensor([0, 9], dtype=torch.int32), torch.tensor([-1], dtype=torch.int32), torch.zeros(3)):
+        checkpoint["state_dict"]["model.text"] = text
+        torch.save(checkpoint, path)
+        files.write_sealed(path, path.read_bytes())
+        with pytest.raises(checkpoints.UserError, match="its weights are not those"):
+            checkpoints.load(run, "last")
