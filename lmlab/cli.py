@@ -147,8 +147,9 @@ def help_page() -> str:
         page += f"\n{group}=\n"
         for p in sorted((CONF / group).glob("*.yaml")):
             page += f"  {p.stem:<24}{p.read_text().splitlines()[1][2:]}\n"
-    for name in ("config", "model/ngram", "model/mlp", "model/lstm", "model/gpt", "model/modern", "optimizer/adamw", "optimizer/muon", "optimizer/sgd",
-                 "data/file", "device/auto", "hydra/launcher/local", "hydra/sweeper/search"):
+    for name in ("config", "model/ngram", "model/mlp", "model/lstm", "model/gpt", "model/modern", "optimizer/adamw",
+                 "optimizer/muon", "optimizer/sgd", "data/file", "device/auto", "hydra/launcher/local",
+                 "hydra/sweeper/search"):
         page += f"\nKeys of {'every run' if name == 'config' else name.replace('/', '=')}\n"
         lines = (CONF / f"{name}.yaml").read_text().split("\nhydra:")[0].splitlines()
         prefix = "hydra." + name.split("/")[1] + "." if name.startswith("hydra/") else ""

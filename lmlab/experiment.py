@@ -26,6 +26,7 @@ from lmlab.data import CharDataModule
 from lmlab.models import build_model, flops_per_token
 from lmlab.module import LanguageModule
 from lmlab.provenance import PACKAGES, provenance
+from lmlab.references import references
 from lmlab.runs import RunDirectory
 from lmlab.summary import introduction, results
 from lmlab.tokenizers import CharTokenizer
@@ -164,7 +165,8 @@ def train(directory: RunDirectory, data: CharDataModule, module: LanguageModule,
             recorder.on_train_end()
         ended = recorder.last or recorder.diverged or recorder.pruned
         status = recorder.status() if ended else "interrupted"
-        directory.update(status=status, **recorder.totals())
+        known = references(data) if status == "finished" else {}
+        directory.update(status=status, **recorder.totals(), **known)
     except BaseException as error:
         stopped = isinstance(error, SystemExit | KeyboardInterrupt)  # Lightning turns Ctrl-C into exit(1)
         with suppress(UserError):  # on a full disk the status can't be written either

@@ -1,6 +1,7 @@
 """What a run says of itself on the terminal: at its start what it is, at its end what came of it."""
 
 from pathlib import Path
+from typing import Any
 
 from lmlab.callbacks import Recorder
 from lmlab.config import COUNTED, Config
@@ -35,7 +36,14 @@ def results(directory: RunDirectory, recorder: Recorder, module: LanguageModule)
     shown = {key: f"{value:.4f}" for key, value in final.items() if isinstance(value, float)}
     rows += [(key, shown[key], shown.get(f"best/{key}", "") * several) for key in keys if key in shown]
     rows.append(("training", f"{final['train_seconds']:.1f} s", f"{final['tokens_per_second']:,.0f} tokens/s"))
-    return f"\n{table(rows)}\n\n{recorder.sample(module, 300)}"
+    return f"\n{table(rows)}\n{compared(final)}\n\n{recorder.sample(module, 300)}"
+
+def compared(final: dict[str, Any]) -> str:
+    """What counting reaches on the same text, so that one can tell how good a val/loss is."""
+    names = {"ngram": f"{final.get('reference/order')} characters at a time", "bigram": "pairs",
+             "unigram": "single characters", "uniform": "guessing"}
+    known = [f"{name} {final[f'reference/{key}']:.3f}" for key, name in names.items() if f"reference/{key}" in final]
+    return f"by counting   {', '.join(known)}" if known else ""
 
 def table(rows: list[tuple[str, ...]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

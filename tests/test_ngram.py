@@ -20,7 +20,7 @@ def counted(text, order, vocab_size=V):
     model.count(np.array(text, dtype=np.uint8))
     return model
 
-def kneser_ney(text, order):
+def kneser_ney(text, order, vocab_size=V):
     """Chen and Goodman's formulas as they stand, one probability at a time: a function of the context and the token."""
     tables = [Counter(tuple(text[i : i + order]) for i in range(len(text) - order + 1))]
     for _ in range(order - 1):
@@ -29,7 +29,7 @@ def kneser_ney(text, order):
     for table in tables:
         n = [0, *(max(sum(count == k for count in table.values()), 1) for k in (1, 2, 3, 4))]
         Y = n[1] / (n[1] + 2 * n[2])
-        discounts.append([0] + [min(max(k - (k + 1) * Y * n[k + 1] / n[k], 0), k) for k in (1, 2, 3)])
+        discounts.append([0] + [min(max(k - (k + 1) * Y * n[k + 1] / n[k], Y), k) for k in (1, 2, 3)])
         rows = defaultdict(dict)
         for gram, count in table.items():
             rows[gram[:-1]][gram[-1]] = count
@@ -37,7 +37,7 @@ def kneser_ney(text, order):
 
     def prob(context, token):
         row = followers[len(context)].get(context)
-        lower = prob(context[1:], token) if context else 1 / V
+        lower = prob(context[1:], token) if context else 1 / vocab_size
         if not row:
             return lower
         D, total = discounts[len(context)], sum(row.values())

@@ -84,9 +84,9 @@ class NGram(nn.Module):
 def level(contexts: np.ndarray, pairs: np.ndarray, counts: np.ndarray, V: int) -> Level:
     """The tables of contexts of one length from the sorted `pairs` (context * V + token) and how often each counts."""
     n1, n2, n3, n4 = (max(int((counts == n).sum()), 1) for n in (1, 2, 3, 4))  # 1 where a short text has none
-    Y = n1 / (n1 + 2 * n2)
-    discounts = np.clip([0, 1 - 2 * Y * n2 / n1, 2 - 3 * Y * n3 / n2, 3 - 4 * Y * n4 / n3], 0, [0, 1, 2, 3])
-    taken = discounts[counts.clip(max=3)]
+    Y = n1 / (n1 + 2 * n2)  # the one discount of Kneser and Ney, for a count of 1 and where a short text allows no more
+    discounts = np.clip([Y, 2 - 3 * Y * n3 / n2, 3 - 4 * Y * n4 / n3], Y, [1, 2, 3])
+    taken = discounts[counts.clip(max=3) - 1]
     rows = pairs // V
     totals, lost = (np.bincount(rows, weights, len(contexts)) for weights in (counts, taken))
     rest = np.where(totals > 0, lost / totals.clip(min=1), 1.0)  # a context that only began the text hands all down
