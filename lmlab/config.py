@@ -66,6 +66,7 @@ class ModernConfig(TransformerConfig):
 class CorpusConfig:
     val_fraction: Share
     test_fraction: Share
+    holdout_fraction: Share
 
 @dataclass(frozen=True)
 class FileConfig(CorpusConfig):
@@ -156,7 +157,7 @@ UNTOUCHING = ("name", "experiment", "data", "path", "init_from", "resume", "repl
 
 # Keys that the lab gained after 0.1. At these values a run is what it was without the key: a config.yaml that lacks it
 # has the value, and the names of a sweep's cells leave it out.
-NEUTRAL: dict[str, Any] = {"compile": False, "hold_steps": 0}
+NEUTRAL: dict[str, Any] = {"compile": False, "hold_steps": 0, "holdout_fraction": 0.0}
 
 GROUPS: dict[str, dict[str, type]] = {  # the choices of each group, and what each of them takes
     "model": {"bigram": BigramConfig, "ngram": NGramConfig, "mlp": MLPConfig, "lstm": LSTMConfig,
@@ -269,8 +270,9 @@ def from_flat(values: dict[str, Any], choices: dict[str, str]) -> Config:
         if model.n_embd % times:
             twice = " twice" * (times > model.n_head)
             raise UserError(f"n_embd={model.n_embd} n_head={model.n_head}: n_embd must be a multiple of{twice} n_head")
-    if data.val_fraction + data.test_fraction >= 1:
-        raise UserError(f"val_fraction={data.val_fraction} test_fraction={data.test_fraction}: the sum must be below 1")
+    if data.val_fraction + data.test_fraction + data.holdout_fraction >= 1:
+        raise UserError(f"val_fraction={data.val_fraction} test_fraction={data.test_fraction} holdout_fraction="
+                        f"{data.holdout_fraction}: the sum must be below 1")
     if run.unknown == "drop" and not run.init_from:
         raise UserError("unknown=drop: goes with init_from=…, whose vocabulary may lack characters")
     if run.hold_steps and run.schedule == "constant":

@@ -149,9 +149,9 @@ def ahead(items: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
             yield item
 
 class CharDataModule(LightningDataModule):
-    """A corpus as training batches from step `start` on, and its parts as token arrays: `splits` train, val and test.
-    `tokenizer` is that of the model that shall read it, if there is one; `sha256` what the text has to have. Raises
-    UserError for text that can't be had, read or divided, or is another.
+    """A corpus as training batches from step `start` on, and its parts as token arrays: `splits` train, holdout, val,
+    test. `tokenizer` is that of the model that shall read it, if there is one; `sha256` what the text has to have.
+    Raises UserError for text that can't be had, read or divided, or is another.
     """
     def __init__(self, config: Config, tokenizer: CharTokenizer | None = None, sha256: str | None = None) -> None:
         super().__init__()
@@ -168,9 +168,10 @@ class CharDataModule(LightningDataModule):
             hint = "; unknown=drop leaves them out" if config.run.init_from else ""
             raise UserError(f"data={choice}: {error}{hint}") from None
         self.dropped = text.length - len(tokens)
-        fractions = {"val": config.data.val_fraction, "test": config.data.test_fraction}
-        ends = [int(len(tokens) * (1 - share) + 1e-6) for share in (sum(fractions.values()), fractions["test"])]
-        self.splits = dict(zip(("train", "val", "test"), np.split(tokens, ends), strict=True))
+        fractions = {name: getattr(config.data, f"{name}_fraction") for name in ("holdout", "val", "test")}
+        shares = [*itertools.accumulate(reversed(fractions.values()))]  # from each part to the end of the text
+        ends = [int(len(tokens) * (1 - share) + 1e-6) for share in reversed(shares)]
+        self.splits = dict(zip(("train", *fractions), np.split(tokens, ends), strict=True))
         for split, fraction in fractions.items():
             if fraction and len(self.splits[split]) < 2:
                 raise UserError(f"{split}_fraction={fraction}: of {len(tokens)} characters that is less than two; "

@@ -19,7 +19,8 @@ def references(data: CharDataModule) -> dict[str, float]:
     of pairs with one added to each count (`/bigram`), and of the n-gram whose order (`/order`) does best (`/ngram`).
     Worked out once and kept in the cache. Nothing where there is no validation text.
     """
-    train, val, V = data.splits["train"][-COUNTED:], data.splits["val"][:PREDICTED], data.tokenizer.vocab_size
+    train = np.concatenate([data.splits["train"], data.splits["holdout"]])[-COUNTED:]
+    val, V = data.splits["val"][:PREDICTED], data.tokenizer.vocab_size
     if len(val) < 2:
         return {}
     key = files.sha256(b"".join([train.tobytes(), b"/", val.tobytes(), str(V).encode()]))

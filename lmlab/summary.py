@@ -13,7 +13,8 @@ from lmlab.runs import RunDirectory
 def introduction(config: Config, data: CharDataModule, n_params: int, path: Path) -> str:
     choices, keys, shape = config.choices, config.run, " ".join(f"{k}={v}" for k, v in vars(config.model).items())
     counted = choices["model"] in COUNTED
-    sizes, n = ", ".join(f"{k} {len(v):,}" for k, v in data.splits.items()), keys.batch_size * keys.grad_accumulation
+    sizes = ", ".join(f"{name} {len(part):,}" for name, part in data.splits.items() if len(part) or name != "holdout")
+    n = keys.batch_size * keys.grad_accumulation
     return table([
         ("model", f"{choices['model']}{f', {n_params:,} parameters' * (not counted)}: {shape}"),
         ("data", f"{choices['data']}, {data.tokenizer.vocab_size} distinct characters: {sizes}"

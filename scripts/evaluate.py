@@ -1,15 +1,17 @@
-"""How good a trained model is, on its own text or on another:
+"""How good a trained model is, or several as a mixture, on their own text or on another:
 
   python scripts/evaluate.py run=outputs/gpt/2026-11-22_10-00-00
   python scripts/evaluate.py run=outputs/gpt data=file path=my.txt
+  python scripts/evaluate.py run=outputs/gpt,outputs/ngram
 
-run         a run's folder, or a folder of runs, of which the newest is taken (outputs)
-split       train | val | test: which part of the run's own text (val)
+run         a run's folder, or a folder of runs, of which the newest is taken (outputs); several with commas between
+            them are a mixture, its weights fitted on the text that holdout_fraction= kept from their training
+split       train | holdout | val | test: which part of the run's own text (val)
 data, path  another text, as for train.py, all of it
 checkpoint  last | best (last)
 device      auto | cpu | cuda | mps (auto)
 
-Prints the numbers and appends them, one line of JSON, to evaluations.jsonl in the run's folder.
+Prints the numbers and appends them, one line of JSON, to evaluations.jsonl in the (first) run's folder.
 """
 
 from __future__ import annotations
@@ -24,6 +26,9 @@ from lmlab.cli import importing, one_line_errors, parse_script
 from lmlab.config import UserError, from_flat
 
 if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
     from lmlab.checkpoints import Run
     from lmlab.data import CharDataModule
 
@@ -31,7 +36,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Options:
     run: str = "outputs"
-    split: Literal["train", "val", "test"] | None = None
+    split: Literal["train", "holdout", "val", "test"] | None = None
     data: Literal["sentence", "tales", "pydoc", "shakespeare", "file"] | None = None
     path: str | None = None
     checkpoint: Literal["last", "best"] = "last"
@@ -41,20 +46,50 @@ class Options:
 def main(argv: list[str]) -> None:
     options = parse_script(Options, __doc__, argv)
     with importing():  # torch: after the arguments hold
-        from lmlab import checkpoints, evaluate
+        import torch
 
-    run = checkpoints.load(Path(options.run), options.checkpoint, options.device)
+        from lmlab import checkpoints, evaluate, mixture
+
+    members = [checkpoints.load(path, options.checkpoint, options.device) for path in paths(options.run)]
+    run = members[0]
     text, split = text_of(run, options)
     tokens = text.splits[split]
-    answers = evaluate.log_probs(run.model, tokens, run.config.model.block_size, run.config.device.precision)
-    part = options.path or options.data or split
-    prefix = "text" if options.data else split
+    part, prefix = options.path or options.data or split, "text" if options.data else split
+    about = {"checkpoint": run.checkpoint, "text": part, "sha256": text.sha256}
+    if len(members) > 1:
+        mixture.check(members, split)
+        holdout = text_of(run, Options(split="holdout"))[0].splits["holdout"]
+        weights = mixture.fit(torch.stack([log_probs(member, holdout) for member in members]))
+        each = torch.stack([log_probs(member, tokens) for member in members])
+        answers = mixture.mix(each, weights)
+        for member, weight, own in zip(members, weights.tolist(), each, strict=True):
+            loss = evaluate.metrics(own, tokens, run.tokenizer, prefix)[f"{prefix}/loss"]
+            print(f"{weight:.3f} of a model of {prefix}/loss {loss:.6f}: {member.path}")
+            about[f"weight of {member.path}"] = f"{weight:.6f}"
+    else:
+        answers = log_probs(run, tokens)
     numbers = evaluate.metrics(answers, tokens, run.tokenizer, prefix)
     for key, value in numbers.items():
         print(f"{key:<20}{value:.6f}")
-    print(f"({run.path}, {run.checkpoint}.ckpt, {part}: {len(tokens):,} characters)", file=sys.stderr)
-    about = {"checkpoint": run.checkpoint, "text": part, "sha256": text.sha256}
+    of = ", ".join(str(member.path) for member in members)
+    print(f"({of}, {run.checkpoint}.ckpt, {part}: {len(tokens):,} characters)", file=sys.stderr)
     evaluate.keep(run.path, about, numbers)
+
+
+def paths(text: str) -> list[Path]:
+    """The folders that are named with commas between them; a sweep's cells have commas in their own names."""
+    found, begun = [], ""
+    for piece in text.split(","):
+        begun = f"{begun},{piece}" if begun else piece
+        if Path(begun).is_dir():
+            found, begun = [*found, Path(begun)], ""
+    return found if found and not begun else [Path(text)]  # which will be refused by name
+
+
+def log_probs(run: Run, tokens: np.ndarray) -> Tensor:
+    from lmlab import evaluate
+
+    return evaluate.log_probs(run.model, tokens, run.config.model.block_size, run.config.device.precision)
 
 
 def text_of(run: Run, options: Options) -> tuple[CharDataModule, str]:
@@ -64,7 +99,8 @@ def text_of(run: Run, options: Options) -> tuple[CharDataModule, str]:
     if options.data and options.split:
         raise UserError(f"split={options.split}: goes with the run's own text; data={options.data} is read whole")
     if options.data:
-        other = {"val_fraction": 0.0, "test_fraction": 0.0, "init_from": None, "unknown": "error"}
+        other = dict.fromkeys(("val_fraction", "test_fraction", "holdout_fraction"), 0.0)
+        other |= {"init_from": None, "unknown": "error"}
         other |= {"path": options.path or "???"} if options.data == "file" or options.path else {}
         kept = {key: value for key, value in run.config.flat().items()
                 if key not in (*run.config.choices, *vars(run.config.data))}

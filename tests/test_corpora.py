@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from lmlab import corpora, files
 from lmlab.config import CorpusConfig, FileConfig, UserError
 
-WHOLE = CorpusConfig(val_fraction=0.1, test_fraction=0.0)
+WHOLE = CorpusConfig(val_fraction=0.1, test_fraction=0.0, holdout_fraction=0.0)
 
 def whole(corpus):
     return "".join(corpus(WHOLE))
 
 def read(path):
-    return "".join(corpora.file(FileConfig(val_fraction=0.1, test_fraction=0.0, path=str(path))))
+    return "".join(corpora.file(FileConfig(val_fraction=0.1, test_fraction=0.0, holdout_fraction=0.0, path=str(path))))
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):

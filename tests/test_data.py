@@ -79,23 +79,23 @@ def test_text_too_short_for_block_size_is_refused(N, more):
     with pytest.raises(UserError, match=f"block_size={N + more}"):
         Batches(np.arange(N), 1, N + more, 0)
 
-@given(val=st.floats(0, 0.9), test=st.floats(0, 0.9), length=st.integers(1, 400))
-def test_splits_are_the_text_in_order(some_config, val, test, length):
+@given(holdout=st.floats(0, 0.5), val=st.floats(0, 0.9), test=st.floats(0, 0.9), length=st.integers(1, 400))
+def test_splits_are_the_text_in_order(some_config, holdout, val, test, length):
     text = ("abcdefghij" * 40)[:length]
-    config = replace(some_config, data=CorpusConfig(val_fraction=val, test_fraction=test))
+    config = replace(some_config, data=CorpusConfig(val_fraction=val, test_fraction=test, holdout_fraction=holdout))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(data.corpora.CORPORA, "tales", lambda _: [text])
-        if val + test >= 1:
+        if holdout + val + test >= 1:
             return
         try:
             module = CharDataModule(config)
         except UserError as error:
             assert "_fraction=" in str(error)
             return
-    parts = [module.splits[split] for split in ("train", "val", "test")]
+    parts = [module.splits[split] for split in ("train", "holdout", "val", "test")]
     assert module.tokenizer.decode(np.concatenate(parts)) == text
-    assert abs(len(parts[1]) - val * length) <= 1 and abs(len(parts[2]) - test * length) <= 1
-    assert (len(parts[1]) > 0) == (val > 0) and (len(parts[2]) > 0) == (test > 0)
+    for part, share in zip(parts[1:], (holdout, val, test), strict=True):
+        assert abs(len(part) - share * length) <= 1 and (len(part) > 0) == (share > 0)
 
 @given(st.lists(st.text(ANY_CHAR)).filter(any), st.text(ANY_CHAR), st.sampled_from(["drop", "error"]))
 def test_a_text_in_pieces_gives_the_same_data(some_config, pieces, known, unknown):
@@ -103,7 +103,7 @@ def test_a_text_in_pieces_gives_the_same_data(some_config, pieces, known, unknow
     tokenizer = CharTokenizer.from_text(known) if known else None
     kept = "".join(char for char in text if not known or char in known)
     config = replace(some_config, run=replace(some_config.run, unknown=unknown),
-                     data=CorpusConfig(val_fraction=0, test_fraction=0))
+                     data=CorpusConfig(val_fraction=0, test_fraction=0, holdout_fraction=0))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(data.corpora.CORPORA, "tales", lambda _: iter(pieces))
         if not kept or (unknown == "error" and kept != text):

@@ -16,7 +16,7 @@ TEXT = st.text(st.characters(exclude_categories=("Cs",)), min_size=1).filter(
 @given(text=TEXT, lr=st.floats(1e-300, 1e300), seed=st.integers(0, 2**32 - 1))
 def test_any_configuration_is_read_back_as_it_was(some_config, tmp_path_factory, text, lr, seed):
     config = replace(
-        some_config, choices=some_config.choices | {"data": "file"}, data=FileConfig(0.1, 0.0, text),
+        some_config, choices=some_config.choices | {"data": "file"}, data=FileConfig(0.1, 0.0, 0.0, text),
         run=replace(some_config.run, seed=seed, init_from=text, min_lr=0.0),
         optimizer=replace(some_config.optimizer, lr=lr))
     folder = tmp_path_factory.mktemp("config")

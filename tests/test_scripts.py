@@ -99,7 +99,7 @@ def test_evaluate_says_what_the_run_said(train, run_script, here):
     ("sample", "device=cuda", ["device=cuda", "auto, cpu"]),
     ("sample", "checkpoint=worst", ["checkpoint=worst", "best, last"]),
     ("evaluate", "split=test", ["split=test", "train, val"]),
-    ("evaluate", "split=all", ["split=all", "train, val, test"]),
+    ("evaluate", "split=all", ["split=all", "train, holdout, val, test"]),
     ("evaluate", "data=file path=nowhere", ["path=nowhere", "no file there"]),
     ("evaluate", "data=file", ["path", "data=file"]),
     ("evaluate", "path=x", ["path=x", "data=file"]),

@@ -1,0 +1,66 @@
+import json
+
+import pytest
+import torch
+
+from lmlab import mixture
+from tests.conftest import metrics, script
+
+SMALL = "holdout_fraction=0.1 threads=1 precision=32-true "
+
+def test_a_mixture_is_the_weighted_mean_of_probabilities():
+    probs = torch.rand(3, 50, generator=torch.Generator().manual_seed(0))
+    weights = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
+    wanted = (probs.double() * weights[:, None]).sum(0).log()
+    torch.testing.assert_close(mixture.mix(probs.log(), weights), wanted, rtol=0, atol=1e-6)
+
+def test_no_other_weights_make_the_text_likelier():
+    answers = torch.rand(3, 400, generator=torch.Generator().manual_seed(1)).pow(3).log()
+    weights = mixture.fit(answers)
+    assert weights.sum().item() == pytest.approx(1) and (weights > 0).all()
+    best = mixture.mix(answers, weights).mean()
+    for i in range(3):
+        for j in range(3):
+            moved = weights.clone()
+            moved[i] += 1e-3
+            moved[j] -= 1e-3
+            assert mixture.mix(answers, moved).mean() <= best + 1e-9
+
+def test_of_two_with_one_always_better_the_other_gets_nothing():
+    answers = torch.tensor([[0.5] * 30, [0.1] * 30]).log()
+    assert mixture.fit(answers).tolist() == pytest.approx([1, 0], abs=1e-6)
+
+@pytest.fixture
+def members(train):
+    return [train(f"model=ngram order=4 name=a {SMALL.replace('precision=32-true', '')}"),
+            train(f"model=bigram lr=0.1 max_steps=40 name=b {SMALL}")]
+
+def evaluated(*arguments):
+    module = script("evaluate")
+    with module.one_line_errors():
+        module.main([*arguments])
+
+def test_runs_are_mixed_and_it_is_noted(members, capsys):
+    capsys.readouterr()
+    evaluated(f"run={members[0]},{members[1]}")
+    said = capsys.readouterr().out
+    first, second = (float(line.split()[0]) for line in said.splitlines()[:2])
+    line = json.loads((members[0] / "evaluations.jsonl").read_text().splitlines()[-1])
+    assert first + second == pytest.approx(1, abs=0.002)
+    assert line["val/loss"] < min(metrics(run)["val/loss"] for run in members) + 1e-6
+    assert float(line[f"weight of {members[1]}"]) == pytest.approx(second, abs=1e-3)
+    evaluated(f"run={members[0]},{members[0]}")  # with itself it is itself
+    line = json.loads((members[0] / "evaluations.jsonl").read_text().splitlines()[-1])
+    assert line["val/loss"] == pytest.approx(metrics(members[0])["val/loss"], abs=1e-6)
+
+@pytest.mark.parametrize(("other", "split", "said"), [
+    ("model=bigram max_steps=1 name=c threads=1", "val", "holdout_fraction=0"),
+    ("model=bigram max_steps=1 name=c threads=1 holdout_fraction=0.05", "val", "another text"),
+    ("model=bigram max_steps=1 name=c threads=1 holdout_fraction=0.1 data=shakespeare", "val", "another text"),
+    ("model=bigram max_steps=1 name=c threads=1 holdout_fraction=0.1", "holdout", "split=holdout"),
+])
+def test_what_can_not_be_mixed_is_refused(members, train, capsys, other, split, said):
+    run = train(other)
+    with pytest.raises(SystemExit) as stopped:
+        evaluated(f"run={members[0]},{run}", f"split={split}")
+    assert stopped.value.code == 2 and said in capsys.readouterr().err
