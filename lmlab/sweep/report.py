@@ -1,7 +1,5 @@
 """What a sweep ends with: the leaderboard in the terminal, as CSV, Markdown, and one HTML page that needs no other."""
 
-import html
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -14,7 +12,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from lmlab import files, runs
+from lmlab import files, pages, runs
 from lmlab.sweep import table as tables
 from lmlab.sweep.cells import ENDED, Sweep
 from lmlab.sweep.server import answer
@@ -111,9 +109,7 @@ def write(table: pd.DataFrame, folder: Path, title: str) -> None:
     markdown = "\n".join([*lines, "", footnote(table, board), *(["", *rows] if rows else []), ""])
     files.write(folder / "leaderboard.csv", board.to_csv(index=False).encode())
     files.write(folder / "leaderboard.md", markdown.encode())
-    content = json.dumps(plain(page_data(table, board, title)), allow_nan=False).replace("<", "\\u003c")
-    page = PAGE.read_text().replace("<!--title-->", html.escape(title)).replace("/*data*/", content)
-    files.write(folder / "report.html", page.encode())
+    files.write(folder / "report.html", pages.fill(PAGE, title, page_data(table, board, title)))
     print(f"\nreport        {folder / 'report.html'}\ncurves        tensorboard --logdir {folder}")
 
 def page_data(table: pd.DataFrame, board: pd.DataFrame, title: str) -> dict[str, Any]:
@@ -169,15 +165,3 @@ def curves(members: pd.DataFrame) -> dict[str, Any]:
         answer[key] = {"step": steps, "mean": values.mean(axis=0), "se": spread,
                        "seconds": np.mean(clocks, axis=0) if steps else []}
     return answer
-
-def plain(x: Any) -> Any:
-    """JSON's own types; numbers of six digits, null for those that aren't finite."""
-    if isinstance(x, dict):
-        return {str(key): plain(item) for key, item in x.items()}
-    if isinstance(x, list | tuple | np.ndarray):
-        return [plain(item) for item in x]
-    if isinstance(x, np.generic):
-        x = x.item()
-    if isinstance(x, float):
-        return float(f"{x:.6g}") if math.isfinite(x) else None
-    return x if isinstance(x, str | int | bool | None) else str(x)
