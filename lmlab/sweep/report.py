@@ -19,6 +19,7 @@ from lmlab.sweep.server import answer
 
 PAGE = Path(__file__).with_name("report.html")
 POINTS = 200  # of a curve
+SAMPLES = 40
 
 def finish(sweep: Sweep, launcher: str) -> bool:
     """Shows and writes what came of the sweep; whether all of its cells have come to an end of their own."""
@@ -133,6 +134,7 @@ def page_data(table: pd.DataFrame, board: pd.DataFrame, title: str) -> dict[str,
             for key in ("torch", "git_commit", "machine", "command") if key in table}
     return {"title": title, "made": datetime.now().strftime("%Y-%m-%d %H:%M"), "columns": list(shown.columns),
             "keys": keys, "loss": loss, "footnote": footnote(table, board), "rows": rows, "from": made,
+            "samples": samples(table[table["group"] == board["group"][0]]),
             "unfinished": [list(one) for one in tables.unfinished(table)]}
 
 def curves(members: pd.DataFrame) -> dict[str, Any]:
@@ -165,3 +167,16 @@ def curves(members: pd.DataFrame) -> dict[str, Any]:
         answer[key] = {"step": steps, "mean": values.mean(axis=0), "se": spread,
                        "seconds": np.mean(clocks, axis=0) if steps else []}
     return answer
+
+def samples(members: pd.DataFrame) -> dict[str, Any] | None:
+    """What the first of the finished seeds wrote at its evaluations, the first and the last among those shown; None
+    where none did.
+    """
+    for _, run in members[members["status"] == "finished"].sort_values("seed").iterrows():
+        name = Path(run["path"]) / "history.jsonl"
+        lines = [line for line in (runs.read_history(name.parent) if name.exists() else []) if "sample" in line]
+        if lines:
+            shown = sorted(set(np.linspace(0, len(lines) - 1, min(SAMPLES, len(lines))).astype(int)))
+            return {"seed": run["seed"], "lines": [{"step": lines[i]["step"], "loss": lines[i].get("val/loss"),
+                                                    "text": str(lines[i]["sample"])} for i in shown]}
+    return None
