@@ -5,20 +5,25 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from pytorch_lightning import Callback, Trainer
 from rich.progress import Progress
+from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from lmlab import checkpoints, evaluate, generate, hparams
+from lmlab import checkpoints, evaluate, generate, hparams, pictures
+from lmlab.attention_maps import attention_maps
 from lmlab.data import CharDataModule
 from lmlab.models.bigram import Bigram
 from lmlab.module import LanguageModule
 from lmlab.runs import RunDirectory
+
+PICTURES = 5  # of attention, after the one of step 0
+PICTURED = 32  # tokens that they show
 
 class Recorder(Callback):
     """Takes all that is measured to history.jsonl, metrics.json, TensorBoard and the terminal, and what the next step
@@ -36,6 +41,8 @@ class Recorder(Callback):
             state[key] for key in ("step", "train_seconds", "train_loss", "best"))
         self.started = self.last = self.diverged = self.pruned = False
         self.signal: int | None = None
+        self.before: dict[str, Tensor] = {}  # weights before a step that is measured
+        self.picture_interval = keys.eval_interval * max(1, -(-keys.max_steps // (keys.eval_interval * PICTURES)))
         self.clock: float | None = None
         self.board = SummaryWriter(run.path, purge_step=self.step + 1 if saved else 0)
         self.bar = Progress(console=run.console, refresh_per_second=1, disable=not run.console.is_terminal)
@@ -61,6 +68,7 @@ class Recorder(Callback):
                 self.board.add_text(name, f"|key|value|\n|-|-|\n{rows}", 0)
             self.evaluate(trainer, module)
             self.save(trainer, module)
+        self.remember(module)
         self.clock = time.perf_counter()
 
     def on_signal(self, number: int, frame: object) -> None:
@@ -91,6 +99,7 @@ class Recorder(Callback):
             if saving or stopping:
                 self.save(trainer, module)
             self.clock = time.perf_counter()
+        self.remember(module)
         trainer.should_stop = late or self.diverged or self.pruned or stopping
 
     def seconds(self) -> float:
@@ -110,7 +119,23 @@ class Recorder(Callback):
         self.bar.update(self.task, completed=self.step, description=shown)
         self.diverged = not math.isfinite(self.train_loss)
 
-    def note(self, values: dict[str, float], **others: float) -> None:
+    def remember(self, module: LanguageModule) -> None:
+        """Keeps the matrices if the next step is one that an evaluation follows."""
+        step, keys = self.step + 1, self.config.run
+        if step % keys.eval_interval == 0 or step == keys.max_steps:
+            self.before = {name: weight.clone() for name, weight in matrices(module.model)}
+
+    def update_ratios(self, module: LanguageModule) -> dict[str, float]:
+        """How much the last step changed each matrix: the norm of the change over the norm of what it became, so that
+        what began at zero has one too. Empty after a step that nobody knew to be the last, by max_minutes.
+        """
+        before, self.before = self.before, {}
+        ratios = {f"update_ratio/{name}": (weight - before[name]).norm() / weight.norm().clamp_min(1e-30)
+                  for name, weight in matrices(module.model) if name in before}
+        numbers = torch.stack([*ratios.values()]).tolist() if ratios else []  # a GPU is waited for once
+        return dict(zip(ratios, numbers, strict=True))
+
+    def note(self, values: dict[str, float], **others: Any) -> None:
         self.run.record(step=self.step, **values, **others)
         for key, value in values.items():
             self.board.add_scalar(key, value, self.step)
@@ -129,12 +154,13 @@ class Recorder(Callback):
             values = self.measure(module, tokens)
             if self.source is not None:
                 values["val/loss_source"] = self.measure(module, self.source)["val/loss"]
-            self.note(values)
         sample = self.sample(module, 60)
+        self.note(values, sample=sample)
         self.board.add_text("sample", f"```\n{sample}\n```", self.step)
-        if isinstance(module.model, Bigram):
-            picture = bigram_picture(module.model, self.data.tokenizer.chars)
-            self.board.add_image("bigram", picture, self.step, dataformats="HWC")
+        for name, ratio in self.update_ratios(module).items():
+            self.board.add_scalar(name, ratio, self.step)
+        for name, picture in self.pictures(module):
+            self.board.add_image(name, picture, self.step, dataformats="HWC")
         losses = {"train/loss": self.train_loss} | values if self.step else values
         if values.get("val/loss", math.inf) < self.best:
             self.best = values["val/loss"]
@@ -148,6 +174,17 @@ class Recorder(Callback):
         self.run.say(f"step {self.step:>5}  {shown}{sample.replace(chr(10), '↵')}")
         if self.watch and "val/loss" in values and not self.last:
             self.pruned = not self.watch(self.step, values["val/loss"])
+
+    def pictures(self, module: LanguageModule) -> Iterator[tuple[str, np.ndarray]]:
+        """A bigram's table; a transformer's attention to one text, now and then."""
+        if isinstance(module.model, Bigram):
+            yield "bigram", pictures.bigram_picture(module.model, self.data.tokenizer.chars)
+        if self.last or self.step % self.picture_interval == 0:
+            tokens = self.data.splits["val" if len(self.data.splits["val"]) else "train"]
+            tokens = tokens[: min(self.config.model.block_size, PICTURED)].astype(np.int64)
+            maps = attention_maps(module.model, torch.from_numpy(tokens).to(module.device))
+            if maps is not None:
+                yield "attention", pictures.attention_picture(maps)
 
     def measure(self, module: LanguageModule, tokens: np.ndarray) -> dict[str, float]:
         answers = evaluate.log_probs(module.model, tokens, self.config.model.block_size, self.config.device.precision)
@@ -202,16 +239,5 @@ class Recorder(Callback):
         self.bar.stop()
         self.board.close()
 
-def bigram_picture(model: Bigram, chars: str) -> np.ndarray:
-    """The table as an image (H, W, 3): a row a character, the darker a column, the likelier its character next."""
-    from PIL import Image, ImageDraw  # which no other model needs
-
-    shades = 255 * (1 - model.table.weight.detach().cpu().softmax(-1).sqrt())  # the root lets the rare show
-    cell = max(1, min(14, 1400 // len(chars)))  # pixels
-    size = cell * len(chars)
-    picture = Image.new("RGB", (size + cell, size + cell), "white")
-    picture.paste(Image.fromarray(shades.numpy().astype(np.uint8)).resize((size, size), 0), (cell, cell))
-    for i, char in enumerate(chars, start=1):
-        for place in ((3, i * cell), (i * cell + 3, 0)):
-            ImageDraw.Draw(picture).text(place, repr(char)[1:-1] if char.isascii() else "?", fill="black")
-    return np.asarray(picture)
+def matrices(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    return ((name, weight.detach()) for name, weight in model.named_parameters() if weight.dim() >= 2)

@@ -88,7 +88,7 @@ class RunDirectory:
         self.console.print(text)
         self.log.write(text + "\n")
 
-    def record(self, **values: float) -> None:
+    def record(self, **values: Any) -> None:
         """A line for history.jsonl."""
         self.history.write(to_json(values) + "\n")
 

@@ -115,7 +115,7 @@ def test_wrong_arguments_are_answered_by_one_line(train, run_script, capsys, nam
     assert stop.value.code == 2 and stderr.startswith("error: ") and stderr.count("\n") == 1
     assert all(word in stderr for word in words), stderr
 
-@pytest.mark.parametrize("name", ["sample", "evaluate", "plot"])
+@pytest.mark.parametrize("name", ["sample", "evaluate", "plot", "explain"])
 def test_help_names_every_argument(run_script, capsys, name):
     with pytest.raises(SystemExit) as stop:
         run_script(name, "--help")

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ from scipy import stats
 from lmlab import cli, evaluate
 from lmlab.config import UserError
 from lmlab.sweep import load_runs, report, table
-from tests.conftest import script
+from tests.conftest import history, script
 
 def frame(losses, **columns):
     """Runs with these losses, a group a row, a seed a column; None is a run that diverged."""
@@ -130,10 +131,26 @@ def test_the_page_is_self_contained_and_its_data_is_the_tables(sweep):
                                                      for loss in board["val/loss"]]
     assert data["rows"][0]["curves"]["val/loss"]["step"] == [0, 5, 10, 15, 20]
     assert [mark["step"] for mark in data["rows"][2]["curves"]["marks"]] == [5, 5, 5]
+    best = load_runs(sweep)[lambda runs: (runs["group"] == board["group"][0]) & (runs["seed"] == 0)]["path"].iloc[0]
+    assert data["samples"]["seed"] == 0
+    assert [(line["step"], line["loss"], line["text"]) for line in data["samples"]["lines"]] == [
+        (step, pytest.approx(history(Path(best), "val/loss")[step], rel=1e-5), text)
+        for step, text in history(Path(best), "sample").items()]
     assert data["keys"] == ["lr"] and {one[1] for one in data["unfinished"]} == {"diverged"}
 
-def test_text_from_outside_cannot_become_code(sweep, tmp_path, monkeypatch):
-    found = load_runs(sweep)
+def test_runs_without_samples_have_a_page_without_them(sweep, here):
+    shutil.copytree(sweep, here / "s")
+    for name in (here / "s").glob("*/history.jsonl"):
+        lines = [json.loads(line) for line in name.read_text().splitlines()]
+        name.write_text("".join(json.dumps({k: v for k, v in line.items() if k != "sample"}) + "\n" for line in lines))
+    found = load_runs(here / "s")
+    assert report.page_data(found, table.leaderboard(found), "s")["samples"] is None
+
+def test_text_from_outside_cannot_become_code(sweep, here, tmp_path, monkeypatch):
+    shutil.copytree(sweep, here / "s")
+    for name in (here / "s").glob("*/history.jsonl"):
+        name.write_text(re.sub('"sample": "', '"sample": "</script><img src=x onerror=alert(1)>', name.read_text()))
+    found = load_runs(here / "s")
     found["label"] = "</script><script>alert(1)</script>"
     report.write(found, tmp_path, "<img src=x onerror=alert(1)>")
     page = (tmp_path / "report.html").read_text()

@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lmlab import checkpoints, cli, evaluate, experiment, files, runs
 from lmlab.data import CharDataModule
+from lmlab.optim import learning_rate
 from tests.conftest import NANO, config, history, metrics
 
 BIGRAM = "model=bigram threads=1 device=cpu log_interval=1 "
@@ -109,11 +110,51 @@ def test_tensorboard_shows_it(train):
     board = EventAccumulator(str(run)).Reload()
     tags = board.Tags()
     assert set(tags["scalars"]) == {"train/loss", "val/loss", "best/val/loss", "val/perplexity", "val/bits_per_byte",
-                                    "lr", "grad_norm", "tokens_per_second"}
+                                    "lr", "grad_norm", "tokens_per_second", "update_ratio/table.weight"}
     assert tags["images"] == ["bigram"] and len(board.Images("bigram")) == 3
     assert set(tags["tensors"]) == {"config/text_summary", "provenance/text_summary", "sample/text_summary"}
     assert {e.step: e.value for e in board.Scalars("val/loss")} == pytest.approx(history(run, "val/loss"))
     assert {e.step: e.value for e in board.Scalars("train/loss")} == pytest.approx(history(run, "train/loss"))
+
+def test_samples_are_kept_as_they_were_printed(train, capsys):
+    run = train(NANO)
+    samples, printed = history(run, "sample"), capsys.readouterr().out
+    assert sorted(samples) == sorted(history(run, "val/loss")) == [0, 2, 4]
+    for step, sample in samples.items():
+        assert len(sample) == 60
+        assert re.search(rf"^step +{step}  .*{re.escape(sample.replace(chr(10), '↵'))}$", printed, re.M)
+    lines = (run / "history.jsonl").read_text().splitlines()
+    assert all("val/loss" in line for line in lines if '"sample"' in line)  # one line an evaluation
+
+def test_without_validation_text_samples_are_kept_too(train):
+    run = train("experiment=tiny_lm max_steps=4 eval_interval=2 threads=1")
+    assert sorted(history(run, "sample")) == [0, 2, 4]
+
+def test_update_ratios_are_those_of_the_step_before_an_evaluation(train):
+    """Of plain gradient descent: lr times the gradient's norm, over the norm of what the table became."""
+    run = train("experiment=tiny_lm max_steps=7 eval_interval=3 grad_accumulation=2 threads=1")
+    loaded, ratios = checkpoints.load(run), {}
+    data = CharDataModule(loaded.config)
+    data.setup("fit")
+    table = torch.zeros(9, 9, requires_grad=True)
+    for step in range(1, 8):
+        losses = [F.cross_entropy(table[idx].flatten(0, 1), targets.flatten())
+                  for idx, targets in (data.batches[2 * step - 2], data.batches[2 * step - 1])]
+        (gradient,) = torch.autograd.grad(sum(losses) / 2, table)
+        change = learning_rate(step - 1, loaded.config.optimizer.lr, loaded.config.run) * gradient
+        table = (table - change).detach().requires_grad_()
+        ratios[step] = (change.norm() / table.norm()).item()
+    board = EventAccumulator(str(run)).Reload()
+    shown = {e.step: e.value for e in board.Scalars("update_ratio/table.weight")}
+    assert shown == pytest.approx({step: ratios[step] for step in (3, 6, 7)}, rel=1e-4)
+
+def test_update_ratios_are_of_every_matrix_and_attention_is_shown_now_and_then(train):
+    run = train(NANO + "max_steps=23 eval_interval=2 log_interval=10")
+    board = EventAccumulator(str(run), size_guidance={"images": 0}).Reload()
+    matrices = {name for name, weight in checkpoints.load(run).model.named_parameters() if weight.dim() >= 2}
+    assert {tag for tag in board.Tags()["scalars"] if "ratio" in tag} == {f"update_ratio/{name}" for name in matrices}
+    assert [e.step for e in board.Scalars("update_ratio/token_embedding.weight")] == [*range(2, 23, 2), 23]
+    assert [e.step for e in board.Images("attention")] == [0, 6, 12, 18, 23]
 
 def test_without_validation_text_best_is_last(train, capsys):
     run = train("experiment=tiny_lm max_steps=3 eval_interval=2 threads=1")

@@ -1,7 +1,5 @@
 """What a sweep ends with: the leaderboard in the terminal, as CSV, Markdown, and one HTML page that needs no other."""
 
-import html
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -14,13 +12,14 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from lmlab import files, runs
+from lmlab import files, pages, runs
 from lmlab.sweep import table as tables
 from lmlab.sweep.cells import ENDED, Sweep
 from lmlab.sweep.server import answer
 
 PAGE = Path(__file__).with_name("report.html")
 POINTS = 200  # of a curve
+SAMPLES = 40
 
 def finish(sweep: Sweep, launcher: str) -> bool:
     """Shows and writes what came of the sweep; whether all of its cells have come to an end of their own."""
@@ -111,9 +110,7 @@ def write(table: pd.DataFrame, folder: Path, title: str) -> None:
     markdown = "\n".join([*lines, "", footnote(table, board), *(["", *rows] if rows else []), ""])
     files.write(folder / "leaderboard.csv", board.to_csv(index=False).encode())
     files.write(folder / "leaderboard.md", markdown.encode())
-    content = json.dumps(plain(page_data(table, board, title)), allow_nan=False).replace("<", "\\u003c")
-    page = PAGE.read_text().replace("<!--title-->", html.escape(title)).replace("/*data*/", content)
-    files.write(folder / "report.html", page.encode())
+    files.write(folder / "report.html", pages.fill(PAGE, title, page_data(table, board, title)))
     print(f"\nreport        {folder / 'report.html'}\ncurves        tensorboard --logdir {folder}")
 
 def page_data(table: pd.DataFrame, board: pd.DataFrame, title: str) -> dict[str, Any]:
@@ -137,6 +134,7 @@ def page_data(table: pd.DataFrame, board: pd.DataFrame, title: str) -> dict[str,
             for key in ("torch", "git_commit", "machine", "command") if key in table}
     return {"title": title, "made": datetime.now().strftime("%Y-%m-%d %H:%M"), "columns": list(shown.columns),
             "keys": keys, "loss": loss, "footnote": footnote(table, board), "rows": rows, "from": made,
+            "samples": samples(table[table["group"] == board["group"][0]]),
             "unfinished": [list(one) for one in tables.unfinished(table)]}
 
 def curves(members: pd.DataFrame) -> dict[str, Any]:
@@ -170,14 +168,15 @@ def curves(members: pd.DataFrame) -> dict[str, Any]:
                        "seconds": np.mean(clocks, axis=0) if steps else []}
     return answer
 
-def plain(x: Any) -> Any:
-    """JSON's own types; numbers of six digits, null for those that aren't finite."""
-    if isinstance(x, dict):
-        return {str(key): plain(item) for key, item in x.items()}
-    if isinstance(x, list | tuple | np.ndarray):
-        return [plain(item) for item in x]
-    if isinstance(x, np.generic):
-        x = x.item()
-    if isinstance(x, float):
-        return float(f"{x:.6g}") if math.isfinite(x) else None
-    return x if isinstance(x, str | int | bool | None) else str(x)
+def samples(members: pd.DataFrame) -> dict[str, Any] | None:
+    """What the first of the finished seeds wrote at its evaluations, the first and the last among those shown; None
+    where none did.
+    """
+    for _, run in members[members["status"] == "finished"].sort_values("seed").iterrows():
+        name = Path(run["path"]) / "history.jsonl"
+        lines = [line for line in (runs.read_history(name.parent) if name.exists() else []) if "sample" in line]
+        if lines:
+            shown = sorted(set(np.linspace(0, len(lines) - 1, min(SAMPLES, len(lines))).astype(int)))
+            return {"seed": run["seed"], "lines": [{"step": lines[i]["step"], "loss": lines[i].get("val/loss"),
+                                                    "text": str(lines[i]["sample"])} for i in shown]}
+    return None
