@@ -136,7 +136,17 @@ def test_the_page_is_self_contained_and_its_data_is_the_tables(sweep):
     assert [(line["step"], line["loss"], line["text"]) for line in data["samples"]["lines"]] == [
         (step, pytest.approx(history(Path(best), "val/loss")[step], rel=1e-5), text)
         for step, text in history(Path(best), "sample").items()]
+    numbers = metrics(best)
+    assert [loss for _, loss in data["references"]] == pytest.approx(
+        [numbers[f"reference/{key}"] for key in ("ngram", "bigram", "unigram", "uniform")], rel=1e-5)
+    assert str(numbers["reference/order"]) in data["references"][0][0]
     assert data["keys"] == ["lr"] and {one[1] for one in data["unfinished"]} == {"diverged"}
+
+def test_runs_on_different_texts_have_no_reference_in_common(sweep):
+    found = load_runs(sweep)
+    assert report.references(found)
+    found.loc[found["status"] == "finished", "reference/bigram"] = range((found["status"] == "finished").sum())
+    assert report.references(found) == report.references(found.drop(columns="reference/order")) == []
 
 def test_runs_without_samples_have_a_page_without_them(sweep, here):
     shutil.copytree(sweep, here / "s")

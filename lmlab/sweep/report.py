@@ -133,9 +133,19 @@ def page_data(table: pd.DataFrame, board: pd.DataFrame, title: str) -> dict[str,
     made = {key: sorted({str(run) for run in table[key].dropna()})
             for key in ("torch", "git_commit", "machine", "command") if key in table}
     return {"title": title, "made": datetime.now().strftime("%Y-%m-%d %H:%M"), "columns": list(shown.columns),
-            "keys": keys, "loss": loss, "footnote": footnote(table, board), "rows": rows, "from": made,
+            "references": references(table), "keys": keys, "loss": loss,
+            "footnote": footnote(table, board), "rows": rows, "from": made,
             "samples": samples(table[table["group"] == board["group"][0]]),
             "unfinished": [list(one) for one in tables.unfinished(table)]}
+
+def references(table: pd.DataFrame) -> list[list[Any]]:
+    """What counting reaches, name and loss, if all runs were validated on the same text."""
+    known = table[[key for key in tables.REFERENCES if key in table]].dropna().drop_duplicates()
+    if known.shape != (1, len(tables.REFERENCES)):
+        return []
+    ngram, order, *others = known.iloc[0]
+    names = ("counting pairs", "counting single characters", "guessing")
+    return [[f"counting {order:.0f} characters at a time", ngram], *map(list, zip(names, others, strict=True))]
 
 def curves(members: pd.DataFrame) -> dict[str, Any]:
     """Of the finished seeds, at the steps that all have: the mean of each loss and its standard error. Of what

@@ -18,7 +18,9 @@ from lmlab.sweep.cells import identity
 TEST = "paired t-test over common seeds, Holm's correction, 5 %"
 LEVEL = 0.05
 LOSSES = ("val/loss", "train/loss")
-NUMBERS = (*LOSSES, "best/val/loss", "val/bits_per_byte", "step", "tokens", "flops", "n_params", "train_seconds")
+REFERENCES = tuple(f"reference/{name}" for name in ("ngram", "order", "bigram", "unigram", "uniform"))
+NUMBERS = (*LOSSES, *REFERENCES, "best/val/loss", "val/bits_per_byte", "step", "tokens", "flops", "n_params",
+           "train_seconds")
 TYPES = dict.fromkeys(NUMBERS, int | float | None) | dict.fromkeys(("label", "group", "reason", "status"), str | None)
 
 def load_runs(*folders: str | Path) -> pd.DataFrame:
