@@ -76,7 +76,7 @@ def read(model: nn.Module, ids: np.ndarray, block_size: int) -> tuple[Tensor, li
     log-probabilities of all tokens in its place, (N - 1, V); and how the last token before it shared its attention
     among the S, N - 1 times (n_layer, H, S), or nothing where there is no attention. In float32, on the CPU.
     """
-    device = next(itertools.chain(model.parameters(), model.buffers())).device
+    device = next(itertools.chain(model.parameters(), model.buffers()), torch.empty(0)).device
     idx = torch.from_numpy(ids.astype(np.int64)).to(device)
     T = min(block_size, len(idx) - 1)
     with Recording() as recording:  # the first window, of which every token has all the context there is

@@ -26,7 +26,7 @@ LIMITS = {"config.yaml": 2**16, "source.yaml": 2**16, "tokenizer.json": 2**25, "
           # bytes; a vocabulary of all characters there are takes 14 MB
           "history.jsonl": 2**32, "evaluations.jsonl": 2**24}
 
-PLAIN_LINE = r"\w+: [^\s\[{&*!|>%@`].*"  # of config.yaml: no nesting, no reference, no tag
+PLAIN_LINE = r"\w+: [^ \t\[{&*!|>%@`].*"  # of config.yaml: no nesting, no reference, no tag
 
 class RunDirectory:
     """What a run writes while it runs. Its lock is held until `close` or the process's end, however that comes;

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lmlab import runs
@@ -14,6 +14,8 @@ TEXT = st.text(st.characters(exclude_categories=("Cs",)), min_size=1).filter(
     lambda text: len(text.splitlines()) == 1 and text == text.splitlines()[0] and "${" not in text and text != "???")
 
 @given(text=TEXT, lr=st.floats(1e-300, 1e300), seed=st.integers(0, 2**32 - 1))
+@example(text="\xa0", lr=1.0, seed=0)  # a space to Unicode, a letter like others to YAML
+@example(text="\u3000[x", lr=1.0, seed=0)
 def test_any_configuration_is_read_back_as_it_was(some_config, tmp_path_factory, text, lr, seed):
     config = replace(
         some_config, choices=some_config.choices | {"data": "file"}, data=FileConfig(0.1, 0.0, 0.0, text),

@@ -84,7 +84,7 @@ def progress(cell: Cell) -> dict[str, Any]:
     try:
         with open(cell.path / "history.jsonl", "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
-            lines = [line for line in file.read().split(b"\n")[:-1] if b"train/loss" in line]
+            lines = [line for line in file.read().split(b"\n")[:-1] if b'"train/loss":' in line]
         return json.loads(lines[-1]) if lines else {}
     except (OSError, ValueError):  # not there yet, or only half
         return {}
