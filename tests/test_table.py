@@ -13,7 +13,7 @@ from scipy import stats
 from lmlab import cli, evaluate
 from lmlab.config import UserError
 from lmlab.sweep import load_runs, report, table
-from tests.conftest import history, script
+from tests.conftest import history, metrics, script
 
 def frame(losses, **columns):
     """Runs with these losses, a group a row, a seed a column; None is a run that diverged."""
@@ -136,7 +136,7 @@ def test_the_page_is_self_contained_and_its_data_is_the_tables(sweep):
     assert [(line["step"], line["loss"], line["text"]) for line in data["samples"]["lines"]] == [
         (step, pytest.approx(history(Path(best), "val/loss")[step], rel=1e-5), text)
         for step, text in history(Path(best), "sample").items()]
-    numbers = metrics(best)
+    numbers = metrics(Path(best))
     assert [loss for _, loss in data["references"]] == pytest.approx(
         [numbers[f"reference/{key}"] for key in ("ngram", "bigram", "unigram", "uniform")], rel=1e-5)
     assert str(numbers["reference/order"]) in data["references"][0][0]
