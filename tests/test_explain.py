@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lmlab import attention_maps, checkpoints, cli, evaluate, explain
+from lmlab import attention_maps, checkpoints, cli, evaluate, explain, pictures
 from lmlab.config import GPTConfig, UserError
 from lmlab.data import CharDataModule
 from lmlab.models import attention, build_model, gpt, modern
@@ -57,6 +57,15 @@ def test_attention_maps_change_nothing_and_there_are_none_of_a_bigram():
     attention_maps.attention_maps(model, some_ids(T))
     assert model.training and torch.get_rng_state().equal(before)
     assert attention_maps.attention_maps(build_model(CONFIGS["bigram"], V), some_ids(T)) is None
+
+def test_the_picture_has_a_square_a_head_black_where_all_of_the_attention_is():
+    maps = torch.eye(4).expand(2, 3, 4, 4)
+    picture = pictures.attention_picture(maps)  # 6 pixels a token, 14 between squares
+    assert picture.shape == (2 * 38 + 14, 3 * 38 + 14, 3) and picture.dtype == np.uint8
+    for layer, head in itertools.product(range(2), range(3)):
+        y, x = 14 + 38 * layer, 14 + 38 * head
+        square = picture[y : y + 24, x : x + 24].reshape(4, 6, 4, 6, 3)[:, 3, :, 3]
+        assert (square == 255 * (1 - np.eye(4))[..., None]).all()
 
 @pytest.mark.parametrize("tokens", [1, 3, T])
 def test_queries_of_some_last_tokens_are_recorded_too(tokens):
