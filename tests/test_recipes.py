@@ -16,6 +16,8 @@ SMALL = {"model/gpt2": "n_layer=1 n_embd=192 block_size=64 batch_size=2 data=sen
          "experiment/shakespeare_baby": "n_layer=1 n_embd=96 batch_size=2",
          "experiment/shakespeare_baby_modern": "n_layer=1 n_head=2 n_embd=96 batch_size=2 hold_steps=0",
          "experiment/shakespeare_fast": "hold_steps=0",
+         "experiment/shakespeare_3min": "hold_steps=0",
+         "experiment/ladder_modern": "hold_steps=0",
          "experiment/finetune_tales": "n_layer=1"}
 
 @pytest.mark.parametrize("path", FILES, ids=str)
@@ -25,7 +27,7 @@ def test_it_composes_and_trains_a_step(train, here, path):
         assert overrides.resolved((f"{group}={name}",))[0].choices["device"] == name
         return
     (here / "my.txt").write_text("my own text " * 100)
-    quick, steps = "" if group in ("model", "experiment") else "model=gpt_nano", int(name not in COUNTED)
+    quick, steps = "" if group in ("model", "experiment") else "model=gpt_nano", int(name.removeprefix("ladder_") not in COUNTED)
     run = train(f"{group}={name} {'max_steps=1' * steps} threads=1 {SMALL.get(f'{group}/{name}', quick)}")
     assert metrics(run)["status"] == "finished" and metrics(run)["step"] == steps
     assert config(run)[group] == ("cpu" if group == "device" else name)
