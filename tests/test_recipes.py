@@ -27,7 +27,8 @@ def test_it_composes_and_trains_a_step(train, here, path):
         assert overrides.resolved((f"{group}={name}",))[0].choices["device"] == name
         return
     (here / "my.txt").write_text("my own text " * 100)
-    quick, steps = "" if group in ("model", "experiment") else "model=gpt_nano", int(name.removeprefix("ladder_") not in COUNTED)
+    quick = "" if group in ("model", "experiment") else "model=gpt_nano"
+    steps = int(name.removeprefix("ladder_") not in COUNTED)
     run = train(f"{group}={name} {'max_steps=1' * steps} threads=1 {SMALL.get(f'{group}/{name}', quick)}")
     assert metrics(run)["status"] == "finished" and metrics(run)["step"] == steps
     assert config(run)[group] == ("cpu" if group == "device" else name)
