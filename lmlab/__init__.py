@@ -2,4 +2,5 @@
 
 import os
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's own threads and torch's, in turn, wait for each other
+# Where numpy isn't loaded yet: its threads and torch's would wait for each other.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

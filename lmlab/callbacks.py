@@ -17,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lmlab import checkpoints, evaluate, generate, hparams, pictures
 from lmlab.attention_maps import attention_maps
+from lmlab.config import TransformerConfig
 from lmlab.data import CharDataModule
 from lmlab.models.bigram import Bigram
 from lmlab.module import LanguageModule
@@ -179,7 +180,8 @@ class Recorder(Callback):
         """A bigram's table; a transformer's attention to one text, now and then."""
         if isinstance(module.model, Bigram):
             yield "bigram", pictures.bigram_picture(module.model, self.data.tokenizer.chars)
-        if self.last or self.step % self.picture_interval == 0:
+        shown = self.last or self.step % self.picture_interval == 0
+        if shown and isinstance(self.config.model, TransformerConfig):
             tokens = self.data.splits["val" if len(self.data.splits["val"]) else "train"]
             tokens = tokens[: min(self.config.model.block_size, PICTURED)].astype(np.int64)
             maps = attention_maps(module.model, torch.from_numpy(tokens).to(module.device))

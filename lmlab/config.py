@@ -190,7 +190,7 @@ def keys_of(part: type) -> list[str]:
     return [own.name for own in fields(part)]
 
 COUNTED = ("ngram",)  # models that are trained by counting, and what goes with training by steps alone
-STEPWISE = {"optimizer", "precision", *keys_of(RunConfig), *(key for part in GROUPS["optimizer"].values()
+STEPWISE = {"optimizer", "device", "precision", *keys_of(RunConfig), *(key for part in GROUPS["optimizer"].values()
             for key in keys_of(part))} - {"name", "seed", "threads", "resume", "replay"}
 
 def kind_of(key: str) -> type | None:

@@ -14,6 +14,7 @@ class CountRecorder(Recorder):
         self.module, begun = module, time.perf_counter()
         module.model.count(self.data.splits["train"])
         self.train_seconds, self.last = time.perf_counter() - begun, True
+        self.run.update(n_params=module.model.n_counts)
         self.evaluate(self, module)
         self.save(self, module)
         self.on_train_end()
@@ -26,5 +27,5 @@ class CountRecorder(Recorder):
 
     def totals(self) -> dict[str, Any]:
         tokens = len(self.data.splits["train"])
-        return {"step": 0, "n_params": self.module.model.n_counts, "tokens": tokens, "flops": 0,
-                "train_seconds": self.train_seconds, "tokens_per_second": tokens / self.train_seconds}
+        return {"step": 0, "tokens": tokens, "flops": 0, "train_seconds": self.train_seconds,
+                "tokens_per_second": tokens / self.train_seconds}

@@ -172,6 +172,10 @@ class CharDataModule(LightningDataModule):
         shares = [*itertools.accumulate(reversed(fractions.values()))]  # from each part to the end of the text
         ends = [int(len(tokens) * (1 - share) + 1e-6) for share in reversed(shares)]
         self.splits = dict(zip(("train", *fractions), np.split(tokens, ends), strict=True))
+        if not len(self.splits["train"]):
+            raise UserError(f"val_fraction={fractions['val']} test_fraction={fractions['test']} holdout_fraction="
+                            f"{fractions['holdout']}: of {len(tokens)} characters they leave none to train on; allowed "
+                            "are smaller shares")
         for split, fraction in fractions.items():
             if fraction and len(self.splits[split]) < 2:
                 raise UserError(f"{split}_fraction={fraction}: of {len(tokens)} characters that is less than two; "

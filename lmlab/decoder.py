@@ -15,6 +15,7 @@ from lmlab.models.attention import KVCache
 from lmlab.models.gpt import GPT
 from lmlab.models.modern import Modern
 
+LARGEST = 2**24  # weights of a model that it is for; a larger one has work for torch's threads
 EPS = {"layer": 1e-5, "rms": torch.finfo(torch.float32).eps}  # what torch's norms add to the mean square
 # with a factor that the matrices on both sides take over: gelu(x) = (z + z erf z) / sqrt(2) where z = x / sqrt(2)
 ACTIVATIONS = {"gelu": (lambda z: z + z * torch.erf(torch.from_numpy(z)).numpy(), 2**-0.5),
@@ -33,10 +34,10 @@ def linear(weight: Tensor, bias: Tensor | None = None, norm: nn.LayerNorm | None
         if norm.bias is not None:
             bias = weight @ norm.bias + (0 if bias is None else bias)
         weight = weight * norm.weight
-    product = np.asfortranarray((weight * factor).numpy()).dot  # column by column it is read a tenth faster
+    product = np.asfortranarray((weight * factor).float().numpy()).dot  # column by column it is read a tenth faster
     if bias is None:
         return product
-    added = (bias * factor).numpy()
+    added = (bias * factor).float().numpy()
     return lambda x: product(x) + added
 
 class Decoder:
@@ -48,10 +49,10 @@ class Decoder:
         self.eps, (self.activation, factor) = EPS[norm], ACTIVATIONS[activation]
         self.qk_norm, self.embedding_norm = config and config.qk_norm, config and config.embedding_norm
         centre = centred if norm == "layer" else lambda weight: weight
-        self.tokens = centre(model.token_embedding.weight.T).T.numpy()
+        self.tokens = centre(model.token_embedding.weight.T).T.float().numpy()
         self.positions = self.rotation = None
         if hasattr(model, "position_embedding"):
-            self.positions = centre(model.position_embedding.weight.T).T.numpy()
+            self.positions = centre(model.position_embedding.weight.T).T.float().numpy()
         else:
             self.rotation = model.cos.numpy(), model.sin.numpy()
         self.layers = []
@@ -70,9 +71,11 @@ class Decoder:
             narrow = linear(centre(mlp.proj.weight) * factor, centre(mlp.proj.bias))
             self.layers.append((qkv, proj, widen, narrow))
         self.head = linear(model.head.weight, norm=None if config else model.norm)
+        self.followed: list[KVCache] | None = None
 
     def follow(self, caches: list[KVCache]) -> None:
         """Continues after what `model` has read into `caches`, and puts keys and values there too."""
+        self.followed = caches
         self.caches = [(cache, cache.k[0].numpy(), cache.v[0].numpy()) for cache in caches]
 
     def norm(self, x: np.ndarray) -> np.ndarray:
@@ -98,7 +101,7 @@ class Decoder:
                                         x[:, :half] * sin + x[:, half:] * cos), axis=1) for x in (q, k))
             K[:, place], cache.length = k, place + 1
             scores = (q * q.shape[1] ** -0.5)[:, None] @ K[:, : place + 1].transpose(0, 2, 1)  # (H, 1, S)
-            weights = np.exp(scores - np.maximum.reduce(scores, axis=None))
+            weights = np.exp(scores - np.maximum.reduce(scores, axis=2, keepdims=True))
             y = weights @ V[:, : place + 1] / np.add.reduce(weights, axis=2, keepdims=True)  # (H, 1, D)
             x = x + proj(y.reshape(-1))
             x = x + narrow(self.activation(widen(self.norm(x))))

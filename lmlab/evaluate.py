@@ -26,8 +26,9 @@ def log_probs(model: nn.Module, tokens: np.ndarray, block_size: int, precision: 
     ids = torch.from_numpy(tokens.astype(np.int64)).to(device)
     whole = (len(ids) - 1) // block_size * block_size  # tokens in windows of full length
     if isinstance(model, NGram):
-        for start in range(0, len(ids) - 1, TOKENS_AT_ONCE):
-            first, end = max(0, start - block_size), min(start + TOKENS_AT_ONCE, len(ids) - 1)
+        n = max(1, min(TOKENS_AT_ONCE, 2**24 // model.vocab_size))  # probabilities of 128 MB at most
+        for start in range(0, len(ids) - 1, n):
+            first, end = max(0, start - block_size), min(start + n, len(ids) - 1)
             logits = model(ids[None, first:end])[0, start - first :]
             answers.append(logits.gather(1, ids[start + 1 : end + 1, None])[:, 0])
         return torch.cat(answers).cpu()

@@ -81,7 +81,10 @@ def resume(path: Path, config: Config, command: str, watch: Watch | None = None)
             raise UserError(f"max_steps={keys.max_steps}: the run has made {step} steps; allowed are more than that")
         data, module = prepare(config, tokenizer, saved["data_sha256"] if saved else runs.text_sha256(metrics, path))
         if checkpoint:
-            over or checkpoints.check_optimizer(checkpoint, module.configure_optimizers(), last)
+            if over:
+                module.load_state_dict(checkpoint["state_dict"])
+            else:
+                checkpoints.check_optimizer(checkpoint, module.configure_optimizers(), last)
             del checkpoint  # Lightning reads it again, and no more memory than that is needed
         elif config.run.init_from:
             inherit(module, checkpoints.load(Path(config.run.init_from), choice="cpu"))
@@ -95,7 +98,8 @@ def resume(path: Path, config: Config, command: str, watch: Watch | None = None)
         changed = "; ".join(f"{key} {then[key]}, now {now[key]}" for key in then if then[key] != now[key])
         directory.update(status="running", **{f"config/{key}": value for key, value in config.flat().items()},
                          **{f"resumed/{key}": value for key, value in now.items()})
-        directory.say(f"{path}: goes on at step {step} of {keys.max_steps}"
+        at = f" at step {step} of {keys.max_steps}" * (config.choices["model"] not in COUNTED)
+        directory.say(f"{path}: goes on{at}"
                       + f"; the last bits may come out differently, since something changed: {changed}" * bool(changed))
         data.start = step
         return train(directory, data, module, saved, over, watch)
@@ -155,7 +159,7 @@ def train(directory: RunDirectory, data: CharDataModule, module: LanguageModule,
         counted = config.choices["model"] in COUNTED
         kind = CountRecorder if counted else Recorder
         recorder = kind(directory, data, source_tokens(directory, data.tokenizer), saved, watch)
-        if counted:
+        if counted and not over:
             recorder.count(module)
         elif not over:
             last = directory.path / "checkpoints/last.ckpt" if saved else None
@@ -165,8 +169,7 @@ def train(directory: RunDirectory, data: CharDataModule, module: LanguageModule,
             recorder.on_train_end()
         ended = recorder.last or recorder.diverged or recorder.pruned
         status = recorder.status() if ended else "interrupted"
-        known = references(data) if status == "finished" else {}
-        directory.update(status=status, **recorder.totals(), **known)
+        directory.update(status=status, **recorder.totals())
     except BaseException as error:
         stopped = isinstance(error, SystemExit | KeyboardInterrupt)  # Lightning turns Ctrl-C into exit(1)
         with suppress(UserError):  # on a full disk the status can't be written either
@@ -178,6 +181,7 @@ def train(directory: RunDirectory, data: CharDataModule, module: LanguageModule,
             raise UserError(f"{directory.path / 'checkpoints/last.ckpt'}: can't be restored ({error!r})") from error
         raise
     if ended:
+        directory.update(**references(data))
         directory.say(results(directory, recorder, module))
         directory.say(f"\nsaved in      {directory.path}\ncurves        tensorboard --logdir outputs\n"
                       f"more samples  python scripts/sample.py run={path}")

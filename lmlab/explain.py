@@ -19,6 +19,7 @@ from lmlab.config import UserError
 from lmlab.data import CharDataModule
 from lmlab.evaluate import TOKENS_AT_ONCE
 from lmlab.models.bigram import Bigram
+from lmlab.models.ngram import NGram
 from lmlab.tokenizers import CharTokenizer
 
 PAGE = Path(__file__).with_name("explain.html")
@@ -61,7 +62,10 @@ def chosen_text(text: str | None, own: CharDataModule | str | None, tokenizer: C
     if text is None:
         if not isinstance(own, CharDataModule):
             raise UserError(f"text: none was given, and the run's own can't be had: {own}")
-        return (own.splits["val"] if len(own.splits["val"]) else own.splits["train"])[:USUAL]
+        ids = (own.splits["val"] if len(own.splits["val"]) else own.splits["train"])[:USUAL]
+        if len(ids) < 2:
+            raise UserError("text: none was given, and the run's own has a single character; allowed are 2 or more")
+        return ids
     start = f"text={text[:30]}{'…' * (len(text) > 30)}"
     if not 2 <= len(text) <= LONGEST:
         raise UserError(f"{start}: has {len(text):,} characters; allowed are 2 to {LONGEST:,}")
@@ -95,9 +99,10 @@ def about(run: Run, bits: float) -> dict[str, str]:
     """The line on top of the page: names and values."""
     loss = runs.read_metrics(run.path).get("best/val/loss" if run.checkpoint == "best" else "val/loss")
     weights, keys = sum(weight.numel() for weight in run.model.parameters()), run.config.flat()
+    size = f"{run.model.n_counts:,} counts" if isinstance(run.model, NGram) else f"{weights:,} weights"
     shape = [f"{keys[key]} {word}" for key, word in (("n_layer", "layers"), ("n_head", "heads")) if keys.get(key)]
     return {"run": f"{run.config.run.name} / {run.path.name}",
-            "model": ", ".join([run.config.choices["model"], *shape, f"{weights:,} weights"]),
+            "model": ", ".join([run.config.choices["model"], *shape, size]),
             "checkpoint": run.checkpoint,
             "val/loss": f"{loss:.4f} nats" if isinstance(loss, float) else "none",
             "mean surprisal here": f"{bits:.3f} bits ({bits * math.log(2):.4f} nats)"}

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lmlab.config import UserError
-from lmlab.decoder import Decoder
+from lmlab.decoder import LARGEST, Decoder
 from lmlab.device import autocast
 from lmlab.models.gpt import GPT
 from lmlab.models.modern import Modern
@@ -49,12 +49,15 @@ def generate(
     """
     device, training = next(model.parameters()).device, model.training
     random, caches, decoder = torch.Generator().manual_seed(seed), None, None
-    if isinstance(model, GPT | Modern) and device.type == "cpu" and len(idx) == 1:
-        decoder = Decoder(model)
+    alone = isinstance(model, GPT | Modern) and device.type == "cpu" and len(idx) == 1
+    alone = alone and sum(weight.numel() for weight in model.parameters()) <= LARGEST
     model.eval()
     try:
         for _ in range(max_tokens):
-            if decoder and caches and caches[0].length < block_size:
+            if alone and caches and caches[0].length < block_size:
+                decoder = decoder or Decoder(model)
+                if decoder.followed is not caches:
+                    decoder.follow(caches)
                 logits = decoder(idx[0, -1])[None]
             else:
                 window = block_size
@@ -67,8 +70,6 @@ def generate(
                 with torch.inference_mode(), place:
                     read = torch.from_numpy(idx[:, -window:]).to(device)
                     logits = (model(read, caches) if caches else model(read))[:, -1].float().cpu().numpy()
-                if decoder:
-                    decoder.follow(caches)
             tokens = draw(next_token_probs(logits, temperature, top_k, top_p), random)
             idx = np.concatenate((idx[:, -block_size:], tokens[:, None]), axis=1)
             yield tokens

@@ -7,9 +7,9 @@ from lmlab import runs
 from lmlab.checkpoints import Run
 from lmlab.config import UserError
 
-def check(members: list[Run], split: str) -> None:
+def check(members: list[Run], split: str | None) -> None:
     """Raises UserError unless all were trained on the same characters, and none on those that decide the weights or
-    on `split`.
+    on `split` (None: another text).
     """
     if split in ("train", "holdout"):
         raise UserError(f"split={split}: a mixture was trained or fitted on it; allowed are val, test")
@@ -20,6 +20,9 @@ def check(members: list[Run], split: str) -> None:
         if not data.holdout_fraction:
             raise UserError(f"run={run.path}: has holdout_fraction=0, but a mixture's weights are fitted on text that "
                             "none of its models was trained on; allowed are runs with, say, holdout_fraction=0.05")
+        if run.config.run.init_from:
+            raise UserError(f"run={run.path}: started from the weights of {run.config.run.init_from}, which may have "
+                            "read what decides the mixture's weights; allowed are runs without init_from")
         if read[-1] != read[0]:
             raise UserError(f"run={run.path}: was trained on another text than {members[0].path}, or on another part "
                             "of it; allowed are runs of one text, val_fraction, test_fraction and holdout_fraction")
@@ -28,10 +31,10 @@ def fit(answers: Tensor) -> Tensor:
     """The weights (M,) that make a text likeliest, float64, from the log-probabilities (M, N) that M models give its
     tokens: expectation maximisation (Jelinek and Mercer 1980), which finds the only maximum.
     """
-    probs, weights = answers.double().exp(), torch.full((len(answers),), 1 / len(answers), dtype=torch.float64)
+    answers, weights = answers.double(), torch.full((len(answers),), 1 / len(answers), dtype=torch.float64)
     for _ in range(1000):
-        shares = weights[:, None] * probs
-        before, weights = weights, (shares / shares.sum(0)).mean(1)  # whose guess it was, on average
+        shares = (answers + weights.log()[:, None]).softmax(0)  # whose guess each token was
+        before, weights = weights, shares.mean(1)
         if (weights - before).abs().max() < 1e-9:
             break
     return weights

@@ -129,7 +129,7 @@ def check_counted(typed: list[Override], choices: dict[str, str]) -> None:
         if choices["model"] in COUNTED and o.key_or_group in STEPWISE:
             own = ", ".join(keys_of(GROUPS["model"][choices["model"]]))
             raise UserError(f"{o.input_line}: model={choices['model']} is trained by counting, without steps; it goes "
-                            f"with {own} and data, name, seed, threads")
+                            f"with {own} and data, name, seed")
 
 def chosen(overrides: list[Override]) -> list[Override]:
     """Those that choose a file of conf/. Raises UserError if it isn't there."""
@@ -183,7 +183,8 @@ def read(values: dict[str, Any], choices: dict[str, str]) -> tuple[Config, str]:
     taken = {key for group in GROUPS for key in keys_of(GROUPS[group][choices[group]])}
     lost = {key for group, own in replaced.items() for key in keys_of(GROUPS[group][own])} & {*recipe} - taken
     old, new = (" ".join(f"{g}={chosen[g]}" for g in replaced) for chosen in (made_for, choices))
-    kept = " ".join(f"{key}={values[key]}" for key in recipe if key not in lost)
+    idle = STEPWISE if choices["model"] in COUNTED else set()
+    kept = " ".join(f"{key}={values[key]}" for key in recipe if key not in lost | idle)
     notice = f"experiment={choices['experiment']} is made for {old}; with {new} it keeps its other values: {kept}"
     return from_flat({key: values[key] for key in values if key not in lost}, choices), notice if replaced else ""
 

@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
     part, prefix = options.path or options.data or split, "text" if options.data else split
     about = {"checkpoint": run.checkpoint, "text": part, "sha256": text.sha256}
     if len(members) > 1:
-        mixture.check(members, split)
+        mixture.check(members, None if options.data else split)
         holdout = text_of(run, Options(split="holdout"))[0].splits["holdout"]
         weights = mixture.fit(torch.stack([log_probs(member, holdout) for member in members]))
         each = torch.stack([log_probs(member, tokens) for member in members])
@@ -81,9 +81,14 @@ def paths(text: str) -> list[Path]:
     found, begun = [], ""
     for piece in text.split(","):
         begun = f"{begun},{piece}" if begun else piece
+        if not begun:
+            break
         if Path(begun).is_dir():
             found, begun = [*found, Path(begun)], ""
-    return found if found and not begun else [Path(text)]  # which will be refused by name
+    else:
+        if found and not begun:
+            return found
+    return [Path(text)]  # which will be refused by name if there is none
 
 
 def log_probs(run: Run, tokens: np.ndarray) -> Tensor:

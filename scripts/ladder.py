@@ -38,9 +38,11 @@ def main(argv: list[str]) -> None:
     from lmlab.sweep import table as tables
 
     runs = tables.load_runs(options.sweep)
-    rungs = summary(runs[runs["status"] == "finished"])
+    runs = runs[(runs["status"] == "finished") & runs["val/loss"].notna()]
+    rungs = summary(runs)
     if rungs.empty:
-        raise UserError(f"sweep={options.sweep}: no run there has finished; the recipes experiment=ladder_… make some")
+        raise UserError(f"sweep={options.sweep}: no run there has finished with a val/loss; the recipes "
+                        "experiment=ladder_… make some")
     figure, (by_size, by_compute) = pyplot.subplots(1, 2, figsize=(10, 4.5), layout="constrained", sharey=True)
     for n, (model, rows) in enumerate(rungs.groupby("model", sort=False)):
         rows = rows.sort_values("n_params")
@@ -52,7 +54,8 @@ def main(argv: list[str]) -> None:
         else:  # nothing is multiplied
             by_compute.axhline(rows["loss"].min(), color=f"C{n}", ls="--", lw=1)
     by_size.set(xscale="log", xlabel="parameters (of n-grams: counts)", ylabel="validation loss, nats per character")
-    by_compute.set(xscale="log", xlabel="floating-point operations of training", ylim=(rungs["loss"].min() - 0.1, 2.75))
+    by_compute.set(xscale="log", xlabel="floating-point operations of training")
+    by_compute.set_ylim(rungs["loss"].min() - 0.1, max(2.75, rungs["loss"].max()))
     by_size.legend(frameon=False)
     for axes in (by_size, by_compute):
         axes.grid(alpha=0.3)
@@ -85,7 +88,8 @@ def curve(members: pd.DataFrame) -> tuple[list[float], list[float]]:
             if line.get("val/loss") is not None and line["step"]:
                 points.setdefault(line["step"], []).append(line["val/loss"])
     per_step = members["flops"].iloc[0] / members["step"].iloc[0]
-    return [step * per_step for step in sorted(points)], [sum(points[s]) / len(points[s]) for s in sorted(points)]
+    steps = [step for step in sorted(points) if len(points[step]) == len(members)]
+    return [step * per_step for step in steps], [sum(points[step]) / len(members) for step in steps]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import torch
@@ -52,6 +53,21 @@ def test_runs_are_mixed_and_it_is_noted(members, capsys):
     evaluated(f"run={members[0]},{members[0]}")  # with itself it is itself
     line = json.loads((members[0] / "evaluations.jsonl").read_text().splitlines()[-1])
     assert line["val/loss"] == pytest.approx(metrics(members[0])["val/loss"], abs=1e-6)
+
+def test_folders_may_have_commas_in_their_names_and_none_is_left_out(members, here, capsys):
+    named = [shutil.copytree(run, here / name) for run, name in zip(members, ("a,b=1", "a,b=2"), strict=True)]
+    evaluated(f"run={named[0]},{named[1]}", "data=tales")  # another text, which none need have been kept from
+    assert "text/loss" in capsys.readouterr().out
+    for text in (f"{named[0]},", f"{named[0]},,{named[1]}", f"{named[0]},nowhere"):
+        with pytest.raises(SystemExit) as stopped:
+            evaluated(f"run={text}")
+        assert stopped.value.code == 2 and f"run={text}: " in capsys.readouterr().err
+
+def test_a_run_from_other_weights_may_have_read_anything(members, train, capsys):
+    tuned = train(f"init_from={members[1]} max_steps=1 name=t {SMALL}")
+    with pytest.raises(SystemExit):
+        evaluated(f"run={members[0]},{tuned}")
+    assert "started from the weights of" in capsys.readouterr().err
 
 @pytest.mark.parametrize(("other", "split", "said"), [
     ("model=bigram max_steps=1 name=c threads=1", "val", "holdout_fraction=0"),

@@ -1,3 +1,4 @@
+import json
 import math
 from collections import Counter, defaultdict
 
@@ -82,7 +83,22 @@ def test_a_run_of_it_has_no_steps_and_all_else(train, capsys):
     cli.main([f"replay={run}"])
     assert "the same to the bit" in capsys.readouterr().out
 
-@pytest.mark.parametrize("typed", ["max_steps=10", "lr=1", "optimizer=sgd", "compile=true", "eval_interval=5"])
+def test_after_a_stop_at_the_very_end_nothing_is_counted_twice(train, capsys):
+    run = train("model=ngram order=3 data=sentence val_fraction=0.2 name=n")
+    before, numbers = (run / "history.jsonl").read_bytes(), metrics(run)
+    (run / "metrics.json").write_text(json.dumps(numbers | {"status": "interrupted"}))
+    said = capsys.readouterr().out
+    cli.main([f"resume={run}"])
+    assert (run / "history.jsonl").read_bytes() == before and metrics(run)["status"] == "finished"
+    assert capsys.readouterr().out.split("by counting")[-1].split("saved in")[0] in said  # with the same sample
+
+def test_a_text_without_a_training_part_is_refused(here, capsys):
+    (here / "two.txt").write_text("ab")
+    with pytest.raises(SystemExit):
+        cli.main(["model=ngram", "data=file", "path=two.txt", "val_fraction=0.99"])
+    assert "val_fraction=0.99" in capsys.readouterr().err and not (here / "outputs").exists()
+
+@pytest.mark.parametrize("typed", ["max_steps=10", "device=cpu", "lr=1", "optimizer=sgd", "eval_interval=5"])
 def test_keys_of_steps_are_refused(here, capsys, typed):
     with pytest.raises(SystemExit) as stopped:
         cli.main(["model=ngram", typed])

@@ -54,8 +54,9 @@ class NGram(nn.Module):
 
     def could_count(self, text: object) -> bool:
         """Whether `text` is one of its vocabulary."""
-        return isinstance(text, Tensor) and text.dtype == torch.int32 and text.dim() == 1 and len(text) > 0 and bool(
-            (text >= 0).all() and (text < self.vocab_size).all())
+        plain = isinstance(text, Tensor) and text.layout == torch.strided and text.device.type == "cpu"
+        plain = plain and text.dtype == torch.int32 and text.dim() == 1 and text.is_contiguous() and len(text) > 0
+        return plain and bool((text >= 0).all() and (text < self.vocab_size).all())
 
     def forward(self, idx: Tensor) -> Tensor:
         """Log-probabilities (B, T, V) after each token of idx (B, T), from what is in idx before it."""

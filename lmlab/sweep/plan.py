@@ -118,11 +118,12 @@ def costs(found: list[Cell]) -> dict[str, tuple[float, int]]:
         shape = (config.model, config.optimizer, keys.batch_size, keys.grad_accumulation, keys.threads,
                  config.device, config.choices["device"], *source(config))
         text, *_ = TEXTS[source(config)]
-        if config.choices["model"] in COUNTED:
-            answers[cell.hash] = counting(config, text), 12 * cell.tokens + 2**15
-            continue
+        counted = config.choices["model"] in COUNTED
         if shape not in measured:
-            measured[shape] = seconds_per_step(cell)
+            measured[shape] = (counting(config, text), 0.0) if counted else seconds_per_step(cell)
+        if counted:
+            answers[cell.hash] = measured[shape][0], 12 * cell.tokens + 2**15
+            continue
         step, token = measured[shape]
         evaluations = 2 + keys.max_steps // keys.eval_interval
         with torch.device("meta"):
