@@ -61,4 +61,4 @@ def test_a_key_is_set_in_one_place():
 def test_a_recipe_says_how_it_is_run_and_what_was_seen(path):
     header = (ROOT / "conf" / path).read_text().split("defaults:")[0]
     assert f"python train.py experiment={path.stem}" in header and "TODO" not in header
-    assert re.search(r"seen: \w+ ", header)
+    assert re.search(r"seen: (?!SEEN_|-)\S", header)
