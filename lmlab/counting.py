@@ -1,5 +1,6 @@
 """Models that are trained by counting: all at once, with no steps, optimizer or way to go on from the middle."""
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,6 @@ class CountRecorder(Recorder):
         SealedCheckpointIO().save_checkpoint(checkpoint, path)
 
     def totals(self) -> dict[str, Any]:
-        tokens = len(self.data.splits["train"])
-        return {"step": 0, "tokens": tokens, "flops": 0, "train_seconds": self.train_seconds,
-                "tokens_per_second": tokens / self.train_seconds}
+        tokens, seconds = len(self.data.splits["train"]), self.train_seconds
+        return {"step": 0, "tokens": tokens, "flops": 0, "train_seconds": seconds,
+                "tokens_per_second": tokens / seconds if seconds else math.nan}

@@ -181,7 +181,7 @@ def train(directory: RunDirectory, data: CharDataModule, module: LanguageModule,
             raise UserError(f"{directory.path / 'checkpoints/last.ckpt'}: can't be restored ({error!r})") from error
         raise
     if ended:
-        directory.update(**references(data))
+        status == "finished" and directory.update(**references(data))
         directory.say(results(directory, recorder, module))
         directory.say(f"\nsaved in      {directory.path}\ncurves        tensorboard --logdir outputs\n"
                       f"more samples  python scripts/sample.py run={path}")

@@ -92,6 +92,18 @@ def test_after_a_stop_at_the_very_end_nothing_is_counted_twice(train, capsys):
     assert (run / "history.jsonl").read_bytes() == before and metrics(run)["status"] == "finished"
     assert capsys.readouterr().out.split("by counting")[-1].split("saved in")[0] in said  # with the same sample
 
+def test_stopped_while_it_counts_it_begins_anew(train, here, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
+        patch.setattr(NGram, "count", stop)
+        train("model=ngram order=3 data=sentence val_fraction=0.2 name=n")
+    run = next((here / "outputs/n").iterdir())
+    assert stopped.value.code == 130 and metrics(run)["status"] == "interrupted"
+    cli.main([f"resume={run}"])
+    assert metrics(run)["status"] == "finished" and metrics(run)["n_params"] > 0
+
 def test_a_text_without_a_training_part_is_refused(here, capsys):
     (here / "two.txt").write_text("ab")
     with pytest.raises(SystemExit):
