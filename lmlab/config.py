@@ -182,6 +182,11 @@ class Config:
     optimizer: Any
     sweep: SweepConfig | None = field(default=None, compare=False)
 
+    @property
+    def counted(self) -> bool:
+        """Whether the model is trained by counting, all at once, and has no steps."""
+        return self.choices["model"] in COUNTED
+
     def flat(self) -> dict[str, Any]:
         """Choices and keys as one flat mapping: what config.yaml holds."""
         return self.choices | {k: v for part in ("run", *GROUPS) for k, v in asdict(vars(self)[part]).items()}

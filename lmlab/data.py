@@ -149,7 +149,7 @@ def ahead(items: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
             yield item
 
 class CharDataModule(LightningDataModule):
-    """A corpus as training batches from step `start` on, and its parts as token arrays: `splits` train, holdout, val,
+    """A corpus as training batches from step `start` on, and its parts as token arrays: `splits` holdout, train, val,
     test. `tokenizer` is that of the model that shall read it, if there is one; `sha256` what the text has to have.
     Raises UserError for text that can't be had, read or divided, or is another.
     """
@@ -169,9 +169,9 @@ class CharDataModule(LightningDataModule):
             raise UserError(f"data={choice}: {error}{hint}") from None
         self.dropped = text.length - len(tokens)
         fractions = {name: getattr(config.data, f"{name}_fraction") for name in ("holdout", "val", "test")}
-        shares = [*itertools.accumulate(reversed(fractions.values()))]  # from each part to the end of the text
-        ends = [int(len(tokens) * (1 - share) + 1e-6) for share in reversed(shares)]
-        self.splits = dict(zip(("train", *fractions), np.split(tokens, ends), strict=True))
+        held, val, test = fractions.values()  # held at the start: what stands next to val is the best to learn from
+        ends = [int(len(tokens) * share + 1e-6) for share in (held, 1 - val - test, 1 - test)]
+        self.splits = dict(zip(("holdout", "train", "val", "test"), np.split(tokens, ends), strict=True))
         if not len(self.splits["train"]):
             raise UserError(f"val_fraction={fractions['val']} test_fraction={fractions['test']} holdout_fraction="
                             f"{fractions['holdout']}: of {len(tokens)} characters they leave none to train on; allowed "

@@ -20,7 +20,7 @@ from pytorch_lightning.profilers import PassThroughProfiler
 from lmlab import checkpoints, device, runs
 from lmlab.callbacks import Recorder
 from lmlab.checkpoints import SealedCheckpointIO
-from lmlab.config import COUNTED, Config, UserError
+from lmlab.config import Config, UserError
 from lmlab.counting import CountRecorder
 from lmlab.data import CharDataModule
 from lmlab.models import build_model, flops_per_token
@@ -70,10 +70,10 @@ def resume(path: Path, config: Config, command: str, watch: Watch | None = None)
             raise UserError(f"resume={path}: the run diverged, and would again; start anew with a smaller lr")
         step, keys = saved["step"] if saved else 0, config.run
         late = bool(saved and keys.max_minutes and saved["train_seconds"] >= 60 * keys.max_minutes)
-        over = bool(saved and saved["last"] and (late or step == keys.max_steps or config.choices["model"] in COUNTED))
+        over = bool(saved and saved["last"] and (late or step == keys.max_steps or config.counted))
         if over and metrics.get("status") == "finished":
             longer = f"max_minutes={2 * keys.max_minutes:g}" if late else f"max_steps={2 * step}"
-            ends = "cell" in metrics or config.choices["model"] in COUNTED  # a sweep's cell is known by when it ends
+            ends = "cell" in metrics or config.counted  # a sweep's cell is known by when it ends
             hint = "" if ends else f"; {longer} would go on"
             directory.say(f"{path}: finished already{f', at step {step}' if step else ''}{hint}")
             return "finished"
@@ -98,7 +98,7 @@ def resume(path: Path, config: Config, command: str, watch: Watch | None = None)
         changed = "; ".join(f"{key} {then[key]}, now {now[key]}" for key in then if then[key] != now[key])
         directory.update(status="running", **{f"config/{key}": value for key, value in config.flat().items()},
                          **{f"resumed/{key}": value for key, value in now.items()})
-        at = f" at step {step} of {keys.max_steps}" * (config.choices["model"] not in COUNTED)
+        at = f" at step {step} of {keys.max_steps}" * (not config.counted)
         directory.say(f"{path}: goes on{at}"
                       + f"; the last bits may come out differently, since something changed: {changed}" * bool(changed))
         data.start = step
@@ -124,7 +124,7 @@ def prepare(config: Config, tokenizer: CharTokenizer | None,
     """The text and the untrained model. All that is random in a run follows from the seed that is set here."""
     torch.set_num_threads(config.run.threads)
     data = CharDataModule(config, tokenizer, sha256)
-    config.choices["model"] in COUNTED or data.setup("fit")
+    config.counted or data.setup("fit")
     pl.seed_everything(config.run.seed, verbose=False)
     return data, LanguageModule(build_model(config.model, data.tokenizer.vocab_size), config)
 
@@ -156,10 +156,9 @@ def train(directory: RunDirectory, data: CharDataModule, module: LanguageModule,
     """
     config, path, recorder = data.config, shlex.quote(str(directory.path)), None
     try:
-        counted = config.choices["model"] in COUNTED
-        kind = CountRecorder if counted else Recorder
+        kind = CountRecorder if config.counted else Recorder
         recorder = kind(directory, data, source_tokens(directory, data.tokenizer), saved, watch)
-        if counted and not over:
+        if config.counted and not over:
             recorder.count(module)
         elif not over:
             last = directory.path / "checkpoints/last.ckpt" if saved else None

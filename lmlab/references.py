@@ -21,7 +21,7 @@ def references(data: CharDataModule) -> dict[str, float]:
     of pairs with one added to each count (`/bigram`), and of the n-gram whose order (`/order`) does best (`/ngram`).
     Worked out once and kept in the cache. Nothing where there is no validation text.
     """
-    parts = [data.splits[part][-COUNTED:] for part in ("train", "holdout")]
+    parts = [data.splits[part][-COUNTED:] for part in ("holdout", "train")]
     train = np.concatenate(parts)[-COUNTED:]
     val, V = data.splits["val"][:PREDICTED], data.tokenizer.vocab_size
     if len(val) < 2:

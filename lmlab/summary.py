@@ -4,24 +4,22 @@ from pathlib import Path
 from typing import Any
 
 from lmlab.callbacks import Recorder
-from lmlab.config import COUNTED, Config
+from lmlab.config import Config
 from lmlab.data import CharDataModule
-from lmlab.models.ngram import NGram
 from lmlab.module import LanguageModule
 from lmlab.runs import RunDirectory
 
 def introduction(config: Config, data: CharDataModule, n_params: int, path: Path) -> str:
     choices, keys, shape = config.choices, config.run, " ".join(f"{k}={v}" for k, v in vars(config.model).items())
-    counted = choices["model"] in COUNTED
     sizes = ", ".join(f"{name} {len(part):,}" for name, part in data.splits.items() if len(part) or name != "holdout")
     n = keys.batch_size * keys.grad_accumulation
     return table([
-        ("model", f"{choices['model']}{f', {n_params:,} parameters' * (not counted)}: {shape}"),
+        ("model", f"{choices['model']}{f', {n_params:,} parameters' * (not config.counted)}: {shape}"),
         ("data", f"{choices['data']}, {data.tokenizer.vocab_size} distinct characters: {sizes}"
                  + f"; {data.dropped:,} characters that the vocabulary lacks were left out" * bool(data.dropped)),
         ("device", f"{choices['device']}, precision {config.device.precision}, {keys.threads} threads"),
-        ("training", "by counting" if counted else f"{keys.max_steps:,} steps of {n} x {config.model.block_size} "
-                     f"characters, {choices['optimizer']}"),
+        ("training", "by counting" if config.counted else f"{keys.max_steps:,} steps of {n} x "
+                     f"{config.model.block_size} characters, {choices['optimizer']}"),
         ("run", f"{path}\n"),
     ])
 
@@ -32,7 +30,7 @@ def results(directory: RunDirectory, recorder: Recorder, module: LanguageModule)
                 "warmup_steps, or grad_clip=1. What is saved is from before.")
     final, keys = directory.metrics, ("train/loss", "val/loss", "val/loss_source", "val/perplexity",
                                        "val/bits_per_byte")
-    several = "best/step" in final and not isinstance(module.model, NGram)
+    several = "best/step" in final and not recorder.config.counted
     rows = [("", "final", f"best, step {final['best/step']}" if several else "")]
     shown = {key: f"{value:.4f}" for key, value in final.items() if isinstance(value, float)}
     rows += [(key, shown[key], shown.get(f"best/{key}", "") * several) for key in keys if key in shown]

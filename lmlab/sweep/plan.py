@@ -10,7 +10,7 @@ import torch
 from rich.table import Table
 
 from lmlab import checkpoints, device, evaluate, runs
-from lmlab.config import COUNTED, Config, UserError
+from lmlab.config import Config, UserError
 from lmlab.data import Batches, CharDataModule
 from lmlab.models import build_model, flops_per_token
 from lmlab.module import cross_entropy
@@ -41,12 +41,12 @@ def identify(config: Config, overrides: list[str], sweep: Sweep, elsewhere: bool
         TEXTS[source(config)] = text, start and str(start.path), start and start.sha256
     text, init_from, init_sha256 = TEXTS[source(config)]
     config = replace(config, run=replace(config.run, init_from=init_from))
-    counted = config.choices["model"] in COUNTED
-    counted or Batches(text.splits["train"], keys.batch_size, config.model.block_size, keys.seed)  # raises if too short
+    if not config.counted:  # raises for a text that is too short
+        Batches(text.splits["train"], keys.batch_size, config.model.block_size, keys.seed)
     with torch.device("meta"):
         model = build_model(config.model, text.tokenizer.vocab_size)
     tokens = keys.max_steps * keys.batch_size * keys.grad_accumulation * config.model.block_size
-    tokens = len(text.splits["train"]) if counted else tokens
+    tokens = len(text.splits["train"]) if config.counted else tokens
     return Cell(config, sweep, cells.label(overrides, sweep) or config.choices["model"],
                 *cells.identity(config.flat(), text.sha256, init_sha256), text.sha256,
                 sum(weight.numel() for weight in model.parameters()), tokens,
@@ -118,10 +118,9 @@ def costs(found: list[Cell]) -> dict[str, tuple[float, int]]:
         shape = (config.model, config.optimizer, keys.batch_size, keys.grad_accumulation, keys.threads,
                  config.device, config.choices["device"], *source(config))
         text, *_ = TEXTS[source(config)]
-        counted = config.choices["model"] in COUNTED
         if shape not in measured:
-            measured[shape] = (counting(config, text), 0.0) if counted else seconds_per_step(cell)
-        if counted:
+            measured[shape] = (counting(config, text), 0.0) if config.counted else seconds_per_step(cell)
+        if config.counted:
             answers[cell.hash] = measured[shape][0], 12 * cell.tokens + 2**15
             continue
         step, token = measured[shape]
