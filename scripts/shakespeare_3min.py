@@ -19,7 +19,7 @@ import evaluate
 from lmlab import cli
 
 MEMBERS = {"shakespeare_3min": ["experiment=shakespeare_3min"],
-           "shakespeare_3min-ngram": ["model=ngram", "data=shakespeare", "order=7", "holdout_fraction=0.01"]}
+           "shakespeare_3min-ngram": ["model=ngram", "data=shakespeare", "order=10", "holdout_fraction=0.01"]}
 
 @dataclass(frozen=True)
 class Options:
