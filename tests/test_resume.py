@@ -18,14 +18,15 @@ from lmlab.sweep.server import server
 from tests.conftest import metrics
 from tests.victim import child
 
-COMMON = ("device=cpu threads=1 max_steps=60 eval_interval=15 checkpoint_interval=7 log_interval=4 name=x "
-          "val_fraction=0.01 warmup_steps=10 ")
+STEPS = 30  # a process starts in a second, so a run of few small steps is as good to stop and takes half as long
+COMMON = (f"device=cpu threads=1 max_steps={STEPS} eval_interval=10 checkpoint_interval=4 log_interval=3 name=x "
+          "val_fraction=0.01 warmup_steps=5 batch_size=4 ")
 RUNS = {"bigram": COMMON + "model=bigram",
         "gpt": COMMON + "model=gpt_nano dropout=0.2 grad_accumulation=3 schedule=cosine",
         "modern": COMMON + "model=modern n_layer=2 n_head=2 n_embd=32 block_size=32 dropout=0.2 optimizer=muon "
-                           "grad_accumulation=3 schedule=linear hold_steps=10"}
+                           "grad_accumulation=3 schedule=linear hold_steps=5"}
 TIMINGS = {"tokens_per_second", "train_seconds"}
-POINTS = ["training_step 1", "training_step 40", "evaluate 3", "write 3", "write 14", "write 16", "write 30",
+POINTS = ["training_step 1", "training_step 20", "evaluate 3", "write 3", "write 14", "write 16", "write 30",
           "replace 20", "replace 25", "replace 27", "save_checkpoint 5"]
 
 @pytest.fixture(scope="module")
@@ -36,6 +37,8 @@ def start(cache):
         process.start()
         return process
 
+    ready = server().Process(target=int)  # what is timed below is a run, not the server's imports
+    ready.start(), ready.join()
     return start
 
 @pytest.fixture(scope="module")
@@ -110,7 +113,7 @@ def test_stops_moves_and_resumes_in_a_row_lose_nothing(start, undisturbed, tmp_p
     out, run, steps = tmp_path / "out.txt", None, 0
     for n, number in enumerate((signal.SIGTERM, signal.SIGINT, signal.SIGTERM)):
         begun = out.read_text().count("batch") if n else 0
-        process = start(tmp_path, f"resume={run}" if run else RUNS[kind], "slow")
+        process = start(tmp_path, f"resume={run}" if run else RUNS[kind], "wait 7 1")
         wait_for(lambda begun=begun: out.exists() and out.read_text().count("batch") > begun + 6)
         if run:  # nobody else may have it meanwhile
             other = start(tmp_path, f"resume={run}")
@@ -121,7 +124,7 @@ def test_stops_moves_and_resumes_in_a_row_lose_nothing(start, undisturbed, tmp_p
         assert process.exitcode == 128 + number, out.read_text()
         (run,) = (path.parent for path in tmp_path.glob("**/config.yaml"))
         saved = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"]
-        assert metrics(run)["status"] == "interrupted" and steps < metrics(run)["step"] == saved < 60
+        assert metrics(run)["status"] == "interrupted" and steps < metrics(run)["step"] == saved < STEPS
         name = run.relative_to(tmp_path)
         assert f"interrupted at step {saved}; to go on: python train.py resume=" in out.read_text()
         assert f"{name}\n" in out.read_text().split("interrupted")[-1]
@@ -129,7 +132,7 @@ def test_stops_moves_and_resumes_in_a_row_lose_nothing(start, undisturbed, tmp_p
     assert_same(finish(start, tmp_path, kind, run), undisturbed[kind][0])
 
 def test_a_second_signal_does_not_wait(start, tmp_path):
-    process = start(tmp_path, RUNS["bigram"] + " max_steps=1000000", "stuck")
+    process = start(tmp_path, RUNS["bigram"] + " max_steps=1000000", "wait 1 2")
     wait_for(lambda: (tmp_path / "out.txt").exists() and "batch" in (tmp_path / "out.txt").read_text())
     os.kill(process.pid, signal.SIGINT)
     process.join(0.5)
@@ -154,7 +157,7 @@ def test_a_file_that_cannot_grow_is_one_line_and_what_was_saved_goes_on(start, u
     run = next((path.parent for path in tmp_path.glob("outputs/x/*/config.yaml")), None)
     assert run or not list(tmp_path.glob("outputs/x/*"))
     if run:
-        process = start(tmp_path, f"resume={run} log_interval=4")
+        process = start(tmp_path, f"resume={run} log_interval=3")
         process.join()
         assert process.exitcode == 0
         one, two = (torch.load(r / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
