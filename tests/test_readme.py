@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from lmlab import cli
-from tests.conftest import ROOT, script
+from tests.conftest import ROOT, script, working_in
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = [line.split("  #")[0].strip() for block in re.findall(r"```sh\n(.*?)```", README, re.S)
@@ -17,12 +17,9 @@ def test_there_are_commands():
     assert {"make train", "make test", "python train.py model=gpt n_layer=4"} <= set(COMMANDS)
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(short_texts, tmp_path_factory):
     """Where somebody has trained before."""
-    folder = tmp_path_factory.mktemp("readme")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr("sys.argv", ["pytest"])
+    with working_in(tmp_path_factory.mktemp("readme")) as folder:
         (folder / "my.txt").write_text("The text of somebody else, long enough. " * 50)
         for line in ("model=bigram", "model=gpt_nano name=gpt", "model=gpt_nano name=pydoc"):
             cli.main(f"{line} max_steps=1 threads=1".split())

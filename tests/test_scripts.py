@@ -6,9 +6,18 @@ import shlex
 import pytest
 import torch
 
-from lmlab import checkpoints, corpora, experiment
+from lmlab import checkpoints, cli, corpora, experiment
 from lmlab.data import CharDataModule
-from tests.conftest import NANO, ROOT, history, metrics, script
+from tests.conftest import NANO, ROOT, history, metrics, script, working_in
+
+pytestmark = pytest.mark.usefixtures("short_texts")
+
+@pytest.fixture(scope="module")
+def trained_folder(short_texts, tmp_path_factory):
+    """Where somebody has trained once."""
+    with working_in(tmp_path_factory.mktemp("trained")) as folder:
+        cli.main(NANO.split())
+    return folder
 
 @pytest.fixture
 def run_script(here, capsys):
@@ -107,8 +116,8 @@ def test_evaluate_says_what_the_run_said(train, run_script, here):
     ("evaluate", "data=tales split=test", ["split=test", "data=tales"]),
     ("evaluate", "data=shakespeare", ["outside the vocabulary", "':'"]),
 ])
-def test_wrong_arguments_are_answered_by_one_line(train, run_script, capsys, name, line, words):
-    train(NANO)
+def test_wrong_arguments_are_answered_by_one_line(trained_folder, run_script, monkeypatch, capsys, name, line, words):
+    monkeypatch.chdir(trained_folder)
     with pytest.raises(SystemExit) as stop:
         run_script(name, line)
     stderr = capsys.readouterr().err
