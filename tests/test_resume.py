@@ -5,8 +5,10 @@ import json
 import os
 import random
 import signal
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import connection
 
 import pytest
 import torch
@@ -26,6 +28,7 @@ RUNS = {"bigram": COMMON + "model=bigram",
         "modern": COMMON + "model=modern n_layer=2 n_head=2 n_embd=32 block_size=32 dropout=0.2 optimizer=muon "
                            "grad_accumulation=3 schedule=linear hold_steps=5"}
 TIMINGS = {"tokens_per_second", "train_seconds"}
+STARTING = threading.Lock()
 POINTS = ["training_step 1", "training_step 20", "evaluate 3", "write 3", "write 14", "write 16", "write 30",
           "replace 20", "replace 25", "replace 27", "save_checkpoint 5"]
 
@@ -34,12 +37,22 @@ def start(cache):
     """Starts train.py in a folder, as a fresh process forked from one that has imported everything."""
     def start(folder, arguments, point=None):
         process = server().Process(target=child, args=(folder, arguments, point))
-        process.start()
+        with STARTING:
+            process.start()
         return process
 
     ready = server().Process(target=int)  # what is timed below is a run, not the server's imports
     ready.start(), ready.join()
     return start
+
+def exit_status(process):
+    """Waits for it. To start a process is to ask after all others too, and of two threads that ask after one at the
+    same time the second is told 255.
+    """
+    connection.wait([process.sentinel])
+    with STARTING:
+        process.join()
+    return process.exitcode
 
 @pytest.fixture(scope="module")
 def undisturbed(start, tmp_path_factory):
@@ -55,8 +68,7 @@ def finish(start, folder, kind, run=None):
     """What a person does after a stop: resume, or if nothing was there yet, start again."""
     run = run or next((path.parent for path in folder.glob("outputs/x/*/config.yaml")), None)
     process = start(folder, f"resume={run}" if run else RUNS[kind])
-    process.join()
-    assert process.exitcode == 0, (folder / "out.txt").read_text()
+    assert exit_status(process) == 0, (folder / "out.txt").read_text()
     return run or next(path.parent for path in folder.glob("outputs/x/*/config.yaml"))
 
 def points(run):
@@ -84,8 +96,7 @@ def test_a_kill_at_any_point_loses_nothing_but_time(start, undisturbed, tmp_path
         folder = tmp_path / f"{kind} {point}".replace(" ", "-")
         folder.mkdir()
         process = start(folder, RUNS[kind], point)
-        process.join()
-        assert process.exitcode == -signal.SIGKILL, (kind, point)
+        assert exit_status(process) == -signal.SIGKILL, (kind, point)
         for path in folder.glob("outputs/x/*/config.yaml"):
             assert metrics(path.parent)["status"] == "running"
             assert runs.read_metrics(path.parent)["status"] == "interrupted"
