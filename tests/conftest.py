@@ -133,5 +133,10 @@ def some_config():
         patch.setattr(sys, "argv", ["pytest"])
         return overrides.resolved(("model=gpt_nano", "device=cpu"))[0]
 
+def pytest_collection_modifyitems(items):
+    """The files that take longest first, so that no worker is left alone with one at the end."""
+    first = [f"test_{name}" for name in ("resume", "search", "sweep", "readme", "recipes")]
+    items.sort(key=lambda item: (*first, item.path.stem).index(item.path.stem))
+
 def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=1, help="how many kills at random moments (tests/test_resume.py)")

@@ -24,9 +24,9 @@ STEPS = 30  # a process starts in a second, so a run of few small steps is as go
 COMMON = (f"device=cpu threads=1 max_steps={STEPS} eval_interval=10 checkpoint_interval=4 log_interval=3 name=x "
           "val_fraction=0.01 warmup_steps=5 batch_size=4 ")
 RUNS = {"bigram": COMMON + "model=bigram",
-        "gpt": COMMON + "model=gpt_nano dropout=0.2 grad_accumulation=3 schedule=cosine",
-        "modern": COMMON + "model=modern n_layer=2 n_head=2 n_embd=32 block_size=32 dropout=0.2 optimizer=muon "
-                           "grad_accumulation=3 schedule=linear hold_steps=5"}
+        "gpt": COMMON + "model=gpt_nano n_layer=1 dropout=0.2 grad_accumulation=2 schedule=cosine",
+        "modern": COMMON + "model=modern n_layer=1 n_head=2 n_embd=32 block_size=32 dropout=0.2 optimizer=muon "
+                           "grad_accumulation=2 schedule=linear hold_steps=5"}
 TIMINGS = {"tokens_per_second", "train_seconds"}
 STARTING = threading.Lock()
 POINTS = ["training_step 1", "training_step 20", "evaluate 3", "write 3", "write 14", "write 16", "write 30",

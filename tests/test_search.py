@@ -26,7 +26,7 @@ def states(name):
 
 @linux
 def test_searchers_that_share_a_study_and_are_killed_run_each_trial_once(here, sweep):  # noqa: F811
-    line = LINE + "max_steps=400 eval_interval=100 lr=tag(log,interval(1e-2,10)) batch_size=2,4 name=s "
+    line = LINE + "max_steps=200 eval_interval=50 lr=tag(log,interval(1e-2,10)) batch_size=2,4 name=s "
     line += "hydra.sweeper.n_trials="
     folder = here / "outputs/sweeps/s"
     assert in_company(here, sweep, line + "12", lambda: len(list(folder.glob("lr=*"))) >= 4) == 0

@@ -125,7 +125,7 @@ def test_a_sweep_in_company_and_killed_ends_as_one_that_nothing_happened_to(here
     """Two processes at once share the cells; one is killed -9, its cells stop by themselves and the other finishes
     them; then the grid grows. No cell is run twice, no finished file touched.
     """
-    line = (BIGRAM.replace("-m ", "-m max_steps=900 ").replace("eval_interval=50", "eval_interval=300")
+    line = (BIGRAM.replace("-m ", "-m max_steps=600 ").replace("eval_interval=50", "eval_interval=200")
             + "lr=0.1,0.2 seed=0,1 checkpoint_interval=100 name=k ")
     folder = here / "outputs/sweeps/k"
     assert in_company(here, sweep, line, lambda: any(
