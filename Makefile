@@ -15,7 +15,7 @@ train: install  ## train the default mini-GPT and print a sample
 	$(BIN)/python train.py
 
 test: install  ## run the tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: install  ## check style
 	$(BIN)/ruff check .

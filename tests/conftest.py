@@ -5,6 +5,7 @@ import json
 import shlex
 import shutil
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -32,8 +33,21 @@ def cache(tmp_path_factory):
         text = "First Citizen:\nBefore we proceed any further, hear me speak.\n\n" * 60
         (folder / "tinyshakespeare.txt").write_text(text)
         patch.setattr(corpora, "SHAKESPEARE_SHA256", files.sha256(text.encode()))
+        patch.setattr("lmlab.references.ORDERS", range(2, 4))  # counting takes seconds for each text that is new
         server()  # one for all tests, which imports while the first of them run
         yield folder
+
+@pytest.fixture(scope="module")
+def short_texts():
+    """Of the built-in texts the first characters alone, after one each of all that they have: the vocabulary stays.
+    For runs in this process, which else spend their time on validation.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("tales", "pydoc"):
+            text = "".join(corpora.CORPORA[name](None))
+            short = "".join(sorted({*text})) + text[:5_000]
+            patch.setitem(corpora.CORPORA, name, lambda _, short=short: [short])
+        yield
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
@@ -41,6 +55,14 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["pytest"])
     return tmp_path
+
+@contextmanager
+def working_in(folder):
+    """For fixtures that outlast a test: what `here` does for one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["pytest"])
+        yield folder
 
 @pytest.fixture
 def train(here):
@@ -62,10 +84,7 @@ LAST, *_ = CHECKPOINTS = [f"checkpoints/{name}.ckpt" for name in ("last", "previ
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A run of 20 steps, one like it but for its seed, and one that went on to 30."""
-    folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr("sys.argv", ["pytest"])
+    with working_in(tmp_path_factory.mktemp("trained")) as folder:
         for name, more in (("run", ""), ("other", " seed=1"), ("longer", " max_steps=30 decay_steps=20")):
             cli.main((SMALL_RUN + more).split())
             shutil.move(next((folder / "outputs/x").iterdir()), folder / name)
@@ -113,6 +132,11 @@ def some_config():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["pytest"])
         return overrides.resolved(("model=gpt_nano", "device=cpu"))[0]
+
+def pytest_collection_modifyitems(items):
+    """The files that take longest first, so that no worker is left alone with one at the end."""
+    first = [f"test_{name}" for name in ("resume", "search", "sweep", "readme", "recipes")]
+    items.sort(key=lambda item: (*first, item.path.stem).index(item.path.stem))
 
 def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=1, help="how many kills at random moments (tests/test_resume.py)")

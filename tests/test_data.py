@@ -1,4 +1,3 @@
-import multiprocessing
 import sys
 from dataclasses import replace
 from io import StringIO
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 from lmlab import data, files
 from lmlab.config import CorpusConfig, UserError
 from lmlab.data import Batches, CharDataModule, Text, token_file
+from lmlab.sweep.server import server
 from lmlab.tokenizers import CharTokenizer, UnknownCharacters
 
 ANY_CHAR = st.characters(codec=None, exclude_categories=())  # lone surrogates included
@@ -174,9 +174,8 @@ def read_new_text(barrier, results):
     results.put(text.vocabulary.decode(token_file(text, text.vocabulary)) == TWICE)
 
 def test_two_runs_can_start_at_once_on_new_data(cache):
-    spawn = multiprocessing.get_context("spawn")
-    barrier, results = spawn.Barrier(2), spawn.Queue()
-    both = [spawn.Process(target=read_new_text, args=(barrier, results)) for _ in range(2)]
+    barrier, results = server().Barrier(2), server().Queue()
+    both = [server().Process(target=read_new_text, args=(barrier, results)) for _ in range(2)]
     for process in both:
         process.start()
     assert [results.get(timeout=60), results.get(timeout=60)] == [True, True]

@@ -17,7 +17,7 @@ from lmlab.config import GPTConfig, UserError
 from lmlab.data import CharDataModule
 from lmlab.models import attention, build_model, gpt, modern
 from lmlab.tokenizers import CharTokenizer
-from tests.conftest import NANO, SMALL_RUN, refused, script
+from tests.conftest import NANO, SMALL_RUN, refused, script, working_in
 from tests.test_models import CONFIGS, T, V, some_ids
 
 TRANSFORMERS = ["gpt", "gpt-bias", "modern", "modern-taken-back"]
@@ -95,10 +95,7 @@ def test_every_token_is_predicted_from_all_that_the_model_can_see(name, length):
 @pytest.fixture(scope="module")
 def nano(tmp_path_factory):
     """A mini-GPT and a bigram of some steps, and what their pages say of one text."""
-    folder = tmp_path_factory.mktemp("explain")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr("sys.argv", ["pytest"])
+    with working_in(tmp_path_factory.mktemp("explain")) as folder:
         cli.main((NANO + "max_steps=20 eval_interval=10").split())
         cli.main((SMALL_RUN + " name=bigram").split())
     return {name: checkpoints.load(folder / "outputs" / name) for name in ("gpt_nano", "bigram")}

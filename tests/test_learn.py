@@ -4,7 +4,7 @@ import math
 import re
 import shlex
 
-from lmlab import cli, corpora
+from lmlab import cli
 from tests.conftest import ROOT, metrics, script
 
 PAGE = (ROOT / "LEARN.md").read_text()
@@ -36,14 +36,7 @@ def test_ten_steps_each_with_one_command_and_one_folded_answer():
     assert len(COMMANDS) == len(STEPS)
     assert max(map(len, PAGE.splitlines())) <= 120
 
-def shorten(monkeypatch, name, length):
-    """The text's first characters alone, after one each of all that it has: its vocabulary stays."""
-    text = "".join(corpora.CORPORA[name](None))
-    monkeypatch.setitem(corpora.CORPORA, name, lambda _: ["".join(sorted({*text})) + text[:length]])
-
-def test_every_command_works_after_those_before_it(here, monkeypatch, capsys):
-    shorten(monkeypatch, "tales", 5_000)
-    shorten(monkeypatch, "pydoc", 5_000)
+def test_every_command_works_after_those_before_it(here, short_texts, capsys):
     for command in COMMANDS:
         python, program, *words = shlex.split(command)
         values = dict(word.split("=", 1) for word in words if "=" in word)

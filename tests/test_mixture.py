@@ -4,8 +4,8 @@ import shutil
 import pytest
 import torch
 
-from lmlab import mixture
-from tests.conftest import metrics, script
+from lmlab import cli, mixture
+from tests.conftest import metrics, script, working_in
 
 SMALL = "holdout_fraction=0.1 threads=1 precision=32-true "
 
@@ -31,10 +31,13 @@ def test_of_two_with_one_always_better_the_other_gets_nothing():
     answers = torch.tensor([[0.5] * 30, [0.1] * 30]).log()
     assert mixture.fit(answers).tolist() == pytest.approx([1, 0], abs=1e-6)
 
-@pytest.fixture
-def members(train):
-    return [train(f"model=ngram order=4 name=a {SMALL.replace('precision=32-true', '')}"),
-            train(f"model=bigram lr=0.1 max_steps=40 name=b {SMALL}")]
+@pytest.fixture(scope="module")
+def members(short_texts, tmp_path_factory):
+    """Two runs."""
+    with working_in(tmp_path_factory.mktemp("members")) as folder:
+        cli.main(f"model=ngram order=4 name=a {SMALL.replace('precision=32-true', '')}".split())
+        cli.main(f"model=bigram lr=0.1 max_steps=40 name=b {SMALL}".split())
+    return [next((folder / "outputs" / name).iterdir()) for name in "ab"]
 
 def evaluated(*arguments):
     module = script("evaluate")

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from lmlab import cli
-from tests.conftest import ROOT, script
+from tests.conftest import ROOT, script, working_in
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = [line.split("  #")[0].strip() for block in re.findall(r"```sh\n(.*?)```", README, re.S)
@@ -17,12 +17,9 @@ def test_there_are_commands():
     assert {"make train", "make test", "python train.py model=gpt n_layer=4"} <= set(COMMANDS)
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(short_texts, tmp_path_factory):
     """Where somebody has trained before."""
-    folder = tmp_path_factory.mktemp("readme")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr("sys.argv", ["pytest"])
+    with working_in(tmp_path_factory.mktemp("readme")) as folder:
         (folder / "my.txt").write_text("The text of somebody else, long enough. " * 50)
         for line in ("model=bigram", "model=gpt_nano name=gpt", "model=gpt_nano name=pydoc"):
             cli.main(f"{line} max_steps=1 threads=1".split())
@@ -48,7 +45,7 @@ def test_a_command_of_the_readme_runs(folder, capsys, command):
             small += ["hydra.sweeper.n_trials=2"] if "search" in command else []
             arguments = [re.sub("seed=0,1,2.*", "seed=0,1", a) for a in arguments if a != "model=gpt"]
         if "ladder" in command:  # one cell of each
-            small = ["data=tales", *["hold_steps=0"] * ("modern" in command)]  # which sweeps have here
+            small = ["data=sentence", "val_fraction=0.2", *["hold_steps=0"] * ("modern" in command)]
             arguments = [re.sub(r"=(\d+),[\d,]+", r"=\1", a) for a in arguments]
         steps = ["max_steps=2"] * ("ngram" not in command)
         cli.main(arguments[1:] if as_it_is else [*arguments[1:], *small, *steps, "threads=1"])

@@ -22,7 +22,7 @@ SMALL = {"model/gpt2": "n_layer=1 n_embd=192 block_size=64 batch_size=2 data=sen
          "experiment/finetune_tales": "n_layer=1"}
 
 @pytest.mark.parametrize("path", FILES, ids=str)
-def test_it_composes_and_trains_a_step(train, here, path):
+def test_it_composes_and_trains_a_step(train, here, short_texts, path):
     group, name = path.with_suffix("").parts
     if name in ("cuda", "mps"):  # not on every machine; that they are refused by name is in test_cli
         assert overrides.resolved((f"{group}={name}",))[0].choices["device"] == name

@@ -5,8 +5,10 @@ import json
 import os
 import random
 import signal
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import connection
 
 import pytest
 import torch
@@ -18,14 +20,16 @@ from lmlab.sweep.server import server
 from tests.conftest import metrics
 from tests.victim import child
 
-COMMON = ("device=cpu threads=1 max_steps=60 eval_interval=15 checkpoint_interval=7 log_interval=4 name=x "
-          "val_fraction=0.01 warmup_steps=10 ")
+STEPS = 30  # a process starts in a second, so a run of few small steps is as good to stop and takes half as long
+COMMON = (f"device=cpu threads=1 max_steps={STEPS} eval_interval=10 checkpoint_interval=4 log_interval=3 name=x "
+          "val_fraction=0.01 warmup_steps=5 batch_size=4 ")
 RUNS = {"bigram": COMMON + "model=bigram",
-        "gpt": COMMON + "model=gpt_nano dropout=0.2 grad_accumulation=3 schedule=cosine",
-        "modern": COMMON + "model=modern n_layer=2 n_head=2 n_embd=32 block_size=32 dropout=0.2 optimizer=muon "
-                           "grad_accumulation=3 schedule=linear hold_steps=10"}
+        "gpt": COMMON + "model=gpt_nano n_layer=1 dropout=0.2 grad_accumulation=2 schedule=cosine",
+        "modern": COMMON + "model=modern n_layer=1 n_head=2 n_embd=32 block_size=32 dropout=0.2 optimizer=muon "
+                           "grad_accumulation=2 schedule=linear hold_steps=5"}
 TIMINGS = {"tokens_per_second", "train_seconds"}
-POINTS = ["training_step 1", "training_step 40", "evaluate 3", "write 3", "write 14", "write 16", "write 30",
+STARTING = threading.Lock()
+POINTS = ["training_step 1", "training_step 20", "evaluate 3", "write 3", "write 14", "write 16", "write 30",
           "replace 20", "replace 25", "replace 27", "save_checkpoint 5"]
 
 @pytest.fixture(scope="module")
@@ -33,10 +37,22 @@ def start(cache):
     """Starts train.py in a folder, as a fresh process forked from one that has imported everything."""
     def start(folder, arguments, point=None):
         process = server().Process(target=child, args=(folder, arguments, point))
-        process.start()
+        with STARTING:
+            process.start()
         return process
 
+    ready = server().Process(target=int)  # what is timed below is a run, not the server's imports
+    ready.start(), ready.join()
     return start
+
+def exit_status(process):
+    """Waits for it. To start a process is to ask after all others too, and of two threads that ask after one at the
+    same time the second is told 255.
+    """
+    connection.wait([process.sentinel])
+    with STARTING:
+        process.join()
+    return process.exitcode
 
 @pytest.fixture(scope="module")
 def undisturbed(start, tmp_path_factory):
@@ -52,8 +68,7 @@ def finish(start, folder, kind, run=None):
     """What a person does after a stop: resume, or if nothing was there yet, start again."""
     run = run or next((path.parent for path in folder.glob("outputs/x/*/config.yaml")), None)
     process = start(folder, f"resume={run}" if run else RUNS[kind])
-    process.join()
-    assert process.exitcode == 0, (folder / "out.txt").read_text()
+    assert exit_status(process) == 0, (folder / "out.txt").read_text()
     return run or next(path.parent for path in folder.glob("outputs/x/*/config.yaml"))
 
 def points(run):
@@ -81,8 +96,7 @@ def test_a_kill_at_any_point_loses_nothing_but_time(start, undisturbed, tmp_path
         folder = tmp_path / f"{kind} {point}".replace(" ", "-")
         folder.mkdir()
         process = start(folder, RUNS[kind], point)
-        process.join()
-        assert process.exitcode == -signal.SIGKILL, (kind, point)
+        assert exit_status(process) == -signal.SIGKILL, (kind, point)
         for path in folder.glob("outputs/x/*/config.yaml"):
             assert metrics(path.parent)["status"] == "running"
             assert runs.read_metrics(path.parent)["status"] == "interrupted"
@@ -110,7 +124,7 @@ def test_stops_moves_and_resumes_in_a_row_lose_nothing(start, undisturbed, tmp_p
     out, run, steps = tmp_path / "out.txt", None, 0
     for n, number in enumerate((signal.SIGTERM, signal.SIGINT, signal.SIGTERM)):
         begun = out.read_text().count("batch") if n else 0
-        process = start(tmp_path, f"resume={run}" if run else RUNS[kind], "slow")
+        process = start(tmp_path, f"resume={run}" if run else RUNS[kind], "wait 7 1")
         wait_for(lambda begun=begun: out.exists() and out.read_text().count("batch") > begun + 6)
         if run:  # nobody else may have it meanwhile
             other = start(tmp_path, f"resume={run}")
@@ -121,7 +135,7 @@ def test_stops_moves_and_resumes_in_a_row_lose_nothing(start, undisturbed, tmp_p
         assert process.exitcode == 128 + number, out.read_text()
         (run,) = (path.parent for path in tmp_path.glob("**/config.yaml"))
         saved = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"]
-        assert metrics(run)["status"] == "interrupted" and steps < metrics(run)["step"] == saved < 60
+        assert metrics(run)["status"] == "interrupted" and steps < metrics(run)["step"] == saved < STEPS
         name = run.relative_to(tmp_path)
         assert f"interrupted at step {saved}; to go on: python train.py resume=" in out.read_text()
         assert f"{name}\n" in out.read_text().split("interrupted")[-1]
@@ -129,7 +143,7 @@ def test_stops_moves_and_resumes_in_a_row_lose_nothing(start, undisturbed, tmp_p
     assert_same(finish(start, tmp_path, kind, run), undisturbed[kind][0])
 
 def test_a_second_signal_does_not_wait(start, tmp_path):
-    process = start(tmp_path, RUNS["bigram"] + " max_steps=1000000", "stuck")
+    process = start(tmp_path, RUNS["bigram"] + " max_steps=1000000", "wait 1 2")
     wait_for(lambda: (tmp_path / "out.txt").exists() and "batch" in (tmp_path / "out.txt").read_text())
     os.kill(process.pid, signal.SIGINT)
     process.join(0.5)
@@ -154,7 +168,7 @@ def test_a_file_that_cannot_grow_is_one_line_and_what_was_saved_goes_on(start, u
     run = next((path.parent for path in tmp_path.glob("outputs/x/*/config.yaml")), None)
     assert run or not list(tmp_path.glob("outputs/x/*"))
     if run:
-        process = start(tmp_path, f"resume={run} log_interval=4")
+        process = start(tmp_path, f"resume={run} log_interval=3")
         process.join()
         assert process.exitcode == 0
         one, two = (torch.load(r / "checkpoints/last.ckpt", weights_only=True)["state_dict"]

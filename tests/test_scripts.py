@@ -6,9 +6,18 @@ import shlex
 import pytest
 import torch
 
-from lmlab import checkpoints, corpora, experiment
+from lmlab import checkpoints, cli, corpora, experiment
 from lmlab.data import CharDataModule
-from tests.conftest import NANO, ROOT, history, metrics, script
+from tests.conftest import NANO, ROOT, history, metrics, script, working_in
+
+pytestmark = pytest.mark.usefixtures("short_texts")
+
+@pytest.fixture(scope="module")
+def trained_folder(short_texts, tmp_path_factory):
+    """Where somebody has trained once."""
+    with working_in(tmp_path_factory.mktemp("trained")) as folder:
+        cli.main(NANO.split())
+    return folder
 
 @pytest.fixture
 def run_script(here, capsys):
@@ -42,12 +51,12 @@ def test_nanogpt_mini_and_its_lightning_run_follow_the_same_losses(train, monkey
         return started["model"]
 
     monkeypatch.setattr(experiment, "build_model", build_and_remember)
-    run = train("experiment=nanogpt_mini threads=1 max_steps=50 log_interval=1 eval_interval=50")
+    run = train("experiment=nanogpt_mini threads=1 max_steps=25 log_interval=1 eval_interval=25")
     data = CharDataModule(checkpoints.load(run).config)
     data.setup("fit")
     model = mini.GPT(data.tokenizer.vocab_size)
     model.load_state_dict(started["weights"])
-    losses = mini.train(model, data.batches.__getitem__, 50)
+    losses = mini.train(model, data.batches.__getitem__, 25)
     assert list(history(run, "train/loss").values()) == pytest.approx(losses, abs=1e-4)
     assert mini.generate(model, torch.zeros(1, 1, dtype=torch.long), 5).shape == (1, 6)
 
@@ -107,8 +116,8 @@ def test_evaluate_says_what_the_run_said(train, run_script, here):
     ("evaluate", "data=tales split=test", ["split=test", "data=tales"]),
     ("evaluate", "data=shakespeare", ["outside the vocabulary", "':'"]),
 ])
-def test_wrong_arguments_are_answered_by_one_line(train, run_script, capsys, name, line, words):
-    train(NANO)
+def test_wrong_arguments_are_answered_by_one_line(trained_folder, run_script, monkeypatch, capsys, name, line, words):
+    monkeypatch.chdir(trained_folder)
     with pytest.raises(SystemExit) as stop:
         run_script(name, line)
     stderr = capsys.readouterr().err

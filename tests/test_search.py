@@ -26,7 +26,7 @@ def states(name):
 
 @linux
 def test_searchers_that_share_a_study_and_are_killed_run_each_trial_once(here, sweep):  # noqa: F811
-    line = LINE + "max_steps=400 eval_interval=100 lr=tag(log,interval(1e-2,10)) batch_size=2,4 name=s "
+    line = LINE + "max_steps=200 eval_interval=50 lr=tag(log,interval(1e-2,10)) batch_size=2,4 name=s "
     line += "hydra.sweeper.n_trials="
     folder = here / "outputs/sweeps/s"
     assert in_company(here, sweep, line + "12", lambda: len(list(folder.glob("lr=*"))) >= 4) == 0
@@ -46,7 +46,7 @@ def test_searchers_that_share_a_study_and_are_killed_run_each_trial_once(here, s
     assert sweep(line + "14") == 0 and len(study("s").trials) == 14
 
 def test_a_trial_that_diverges_is_told_as_failed_and_the_search_goes_on(here, sweep):  # noqa: F811
-    line = LINE + "max_steps=6 eval_interval=3 lr=1,1e39 name=d hydra.sweeper.n_trials=5 "
+    line = LINE + "max_steps=6 eval_interval=3 lr=1,1e39 name=d hydra.sweeper.n_trials=5 hydra.sweeper.pruner=none "
     assert sweep(line + "hydra.sweeper.sampler=random") == 0
     for trial in study("d").trials:
         expected = ("FAIL", "diverged") if trial.params["lr"] == 1e39 else ("COMPLETE", "finished")
@@ -123,7 +123,7 @@ def test_a_proposal_that_is_no_run_is_told_as_failed_and_the_search_goes_on(here
     """Between the ends lie widths that n_head doesn't divide."""
     for more in ("name=i", "name=j hydra/launcher=basic"):
         assert sweep("-m hydra/sweeper=search model=gpt_nano data=sentence val_fraction=0.2 device=cpu max_steps=1 "
-                     f"n_head=4 n_embd=interval(8,16) hydra.sweeper.n_trials=6 {more}") == 0
+                     f"n_head=4 n_embd=interval(8,16) hydra.sweeper.n_trials=6 hydra.sweeper.pruner=none {more}") == 0
         found = {trial.params["n_embd"] % 4 == 0: trial.state.name for trial in study(more[5]).trials}
         assert found == {True: "COMPLETE", False: "FAIL"} and len(study(more[5]).trials) == 6
 

@@ -11,6 +11,8 @@ import sys
 import threading
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -49,31 +51,34 @@ def wait_for(condition, seconds=60):
 def workers(folder):
     """The processes that are at work on runs below a folder: those that have a train.log open."""
     found = {}
-    for entry in Path("/proc").glob("[0-9]*/fd/*"):
-        try:
-            target = os.readlink(entry)
-        except OSError:
-            continue
-        if target.startswith(str(folder)) and target.endswith("train.log"):
-            found[int(entry.parts[2])] = Path(target).parent.name
+    for process in filter(str.isdecimal, os.listdir("/proc")):
+        with suppress(OSError):  # it has ended meanwhile, or is somebody else's
+            for descriptor in os.listdir(f"/proc/{process}/fd"):
+                with suppress(OSError):  # closed meanwhile
+                    target = os.readlink(f"/proc/{process}/fd/{descriptor}")
+                    if target.startswith(str(folder)) and target.endswith("train.log"):
+                        found[int(process)] = Path(target).parent.name
     return found
 
 def in_company(here, sweep, line, far_enough):
     """The exit status of a sweep that another process is at work on too, until it is killed -9."""
     other = process(here, line)
-    wait_for(lambda: len(set(workers(here).values())) >= 2 and far_enough())
-    theirs = set(workers(here))
 
     def kill():
         wait_for(lambda: set(workers(here)) - theirs)
         other.kill()
 
-    killer = threading.Thread(target=kill)
-    killer.start()
-    status = sweep(line)
-    killer.join()
-    other.communicate()
-    return status
+    try:
+        wait_for(lambda: len(set(workers(here).values())) >= 2 and far_enough())
+        theirs = set(workers(here))
+        with ThreadPoolExecutor(1) as pool:
+            killed = pool.submit(kill)
+            status = sweep(line)
+        killed.result()
+        return status
+    finally:  # whatever went wrong, no later test finds it running
+        other.kill()
+        other.communicate()
 
 def results(folder):
     """The leaderboard without what is about time, every number to its last bit."""
@@ -120,7 +125,8 @@ def test_a_sweep_in_company_and_killed_ends_as_one_that_nothing_happened_to(here
     """Two processes at once share the cells; one is killed -9, its cells stop by themselves and the other finishes
     them; then the grid grows. No cell is run twice, no finished file touched.
     """
-    line = BIGRAM.replace("-m ", "-m max_steps=900 ") + "lr=0.1,0.2 seed=0,1 checkpoint_interval=100 name=k "
+    line = (BIGRAM.replace("-m ", "-m max_steps=600 ").replace("eval_interval=50", "eval_interval=200")
+            + "lr=0.1,0.2 seed=0,1 checkpoint_interval=100 name=k ")
     folder = here / "outputs/sweeps/k"
     assert in_company(here, sweep, line, lambda: any(
         metrics(run.parent).get("step", 0) >= 100 for run in folder.glob("*/metrics.json"))) == 0

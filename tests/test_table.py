@@ -13,7 +13,7 @@ from scipy import stats
 from lmlab import cli, evaluate
 from lmlab.config import UserError
 from lmlab.sweep import load_runs, report, table
-from tests.conftest import history, metrics, script
+from tests.conftest import history, metrics, script, working_in
 
 def frame(losses, **columns):
     """Runs with these losses, a group a row, a seed a column; None is a run that diverged."""
@@ -72,10 +72,7 @@ def test_columns_are_what_varies_but_for_what_follows_from_it():
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
     """A finished sweep, its two best rows near each other, with one that diverged and a test split."""
-    folder = tmp_path_factory.mktemp("table")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr("sys.argv", ["pytest"])
+    with working_in(tmp_path_factory.mktemp("table")) as folder:
         line = ("-m model=bigram data=sentence val_fraction=0.2 test_fraction=0.2 block_size=8 device=cpu max_steps=20 "
                 "eval_interval=5 log_interval=5 grad_clip=0 warmup_steps=0 optimizer=sgd schedule=constant name=s ")
         cli.main((line + "seed=0,1,2 lr=1,2,1e39").split())

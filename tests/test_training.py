@@ -14,6 +14,7 @@ from lmlab.data import CharDataModule
 from lmlab.optim import learning_rate
 from tests.conftest import NANO, config, history, metrics
 
+pytestmark = pytest.mark.usefixtures("short_texts")
 BIGRAM = "model=bigram threads=1 device=cpu log_interval=1 "
 
 def weights(run, checkpoint="last"):

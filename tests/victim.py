@@ -20,15 +20,22 @@ def child(folder, arguments, point):
         pipe = os.open("pipe", os.O_WRONLY)
         os.dup2(pipe, 1), os.dup2(pipe, 2)
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(point.split()[1]),) * 2)
-    elif point in ("slow", "stuck"):  # a step takes long, or never ends
-        step = LanguageModule.training_step
+    elif point and point.startswith("wait"):  # "wait 7 1": the seventh batch lasts until there was one signal
+        batches, signals = map(int, point.split()[1:])
+        seen, told, step, on_signal = [], [], LanguageModule.training_step, Recorder.on_signal
 
         def training_step(self, batch, batch_idx):
             print("batch")
-            time.sleep(60 if point == "stuck" else 0.05)
+            seen.append(batch_idx)
+            while len(seen) == batches and len(told) < signals:
+                time.sleep(0.01)
             return step(self, batch, batch_idx)
 
-        LanguageModule.training_step = training_step
+        def note(self, number, frame):
+            told.append(number)
+            on_signal(self, number, frame)
+
+        LanguageModule.training_step, Recorder.on_signal = training_step, note
     elif point:
         name, calls = point.split()
         place = {"training_step": LanguageModule, "evaluate": Recorder, "write": files, "replace": os,
