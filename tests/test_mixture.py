@@ -1,11 +1,12 @@
 import json
+import re
 import shutil
 
 import pytest
 import torch
 
 from lmlab import cli, mixture
-from tests.conftest import metrics, script, working_in
+from tests.conftest import ROOT, metrics, script, working_in
 
 SMALL = "holdout_fraction=0.1 threads=1 precision=32-true "
 
@@ -51,7 +52,8 @@ def test_runs_are_mixed_and_it_is_noted(members, capsys):
     first, second = (float(line.split()[0]) for line in said.splitlines()[:2])
     line = json.loads((members[0] / "evaluations.jsonl").read_text().splitlines()[-1])
     assert first + second == pytest.approx(1, abs=0.002)
-    assert line["val/loss"] < min(metrics(run)["val/loss"] for run in members) + 1e-6
+    one, other = (metrics(run)["val/loss"] for run in members)
+    assert line["val/loss"] <= first * one + second * other + 2e-3  # by concavity; weights are shown to three places
     assert float(line[f"weight of {members[1]}"]) == pytest.approx(second, abs=1e-3)
     evaluated(f"run={members[0]},{members[0]}")  # with itself it is itself
     line = json.loads((members[0] / "evaluations.jsonl").read_text().splitlines()[-1])
@@ -83,3 +85,18 @@ def test_what_can_not_be_mixed_is_refused(members, train, capsys, other, split, 
     with pytest.raises(SystemExit) as stopped:
         evaluated(f"run={members[0]},{run}", f"split={split}")
     assert stopped.value.code == 2 and said in capsys.readouterr().err
+
+def test_the_three_minutes_end_in_the_mixture_of_their_two_runs(here, monkeypatch, capsys):
+    """Of the seed that was given; and no mixture is worse than the mean of its models' losses."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    three = script("shakespeare_3min")
+    small = "n_layer=1 n_head=2 n_embd=16 block_size=16 batch_size=2 max_steps=3 hold_steps=0 threads=1"
+    three.MEMBERS["shakespeare_3min"] += small.split()
+    three.main(["seed=3"])
+    shown = dict(re.findall(r"^([\d.]+) of a model of val/loss ([\d.]+)", capsys.readouterr().out, re.M))
+    runs = [next((here / "outputs" / name).iterdir()) for name in three.MEMBERS]
+    assert [metrics(run)["config/seed"] for run in runs] == [3, 3]
+    assert list(map(float, shown.values())) == pytest.approx([metrics(run)["val/loss"] for run in runs], abs=1e-5)
+    kept = json.loads((runs[0] / "evaluations.jsonl").read_text())
+    assert sum(map(float, shown)) == pytest.approx(1, abs=2e-3)
+    assert kept["val/loss"] <= sum(float(weight) * float(loss) for weight, loss in shown.items()) + 2e-3
