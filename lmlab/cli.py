@@ -165,7 +165,8 @@ def parse_script(options: type, page: str, argv: list[str]) -> Any:
     for argument in argv:
         key, equals, text = argument.partition("=")
         if not equals or key not in hints:
-            raise UserError(f"{argument}: needs key=value{nearest(key, hints)}; keys are {', '.join(hints)}")
+            wrong = f"there is no key {key}" if equals else "needs key=value"
+            raise UserError(f"{argument}: {wrong}{nearest(key, hints)}; keys are {', '.join(hints)}")
         is_text = "str" in str(hints[key]) or "Literal" in str(hints[key])
         values[key] = check_value(key, text if is_text else parse(argument).value(), hints[key])
     return options(**values)
