@@ -102,8 +102,10 @@ def test_a_kill_at_any_point_loses_nothing_but_time(start, undisturbed, tmp_path
             assert runs.read_metrics(path.parent)["status"] == "interrupted"
         assert_same(finish(start, folder, kind), undisturbed[kind][0])
 
+    pairs = [(kind, point) for kind, point in itertools.product(RUNS, POINTS)
+             if kind == "modern" or not point.startswith(("write", "replace"))]  # files are written alike
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(kill, *zip(*itertools.product(RUNS, POINTS), strict=True)))
+        list(pool.map(kill, *zip(*pairs, strict=True)))
 
 def test_so_does_one_at_any_moment(start, undisturbed, tmp_path, request):
     """python -m pytest tests/test_resume.py --kills 20"""
