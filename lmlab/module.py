@@ -26,8 +26,9 @@ class LanguageModule(LightningModule):
         self.cross_entropy = cross_entropy
         if config.run.compile:
             torch.compiler.reset()  # an earlier run of this process would decide what is compiled, and how
-            graphs = config.choices["device"] == "cuda" and config.run.grad_accumulation == 1  # reuse gradients' memory
-            mode = "reduce-overhead" if graphs else "default"  # a step's kernels as one launch, a third of the time
+            # On CUDA a step's kernels as one launch, in a third of the time; gradients that add up it would write over.
+            graphs = config.choices["device"] == "cuda" and config.run.grad_accumulation == 1
+            mode = "reduce-overhead" if graphs else "default"
             self.cross_entropy = torch.compile(cross_entropy, dynamic=False, mode=mode)
         self.weights = list(model.parameters())
         self.register_buffer("loss_sum", torch.zeros(()), persistent=False)
