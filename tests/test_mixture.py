@@ -93,10 +93,11 @@ def test_the_three_minutes_end_in_the_mixture_of_their_two_runs(here, monkeypatc
     small = "n_layer=1 n_head=2 n_embd=16 block_size=16 batch_size=2 max_steps=3 hold_steps=0 threads=1"
     three.MEMBERS["shakespeare_3min"] += small.split()
     three.main(["seed=3"])
-    shown = dict(re.findall(r"^([\d.]+) of a model of val/loss ([\d.]+)", capsys.readouterr().out, re.M))
+    lines = re.findall(r"^([\d.]+) of a model of val/loss ([\d.]+)", capsys.readouterr().out, re.M)
+    shown = [(float(weight), float(loss)) for weight, loss in lines]
     runs = [next((here / "outputs" / name).iterdir()) for name in three.MEMBERS]
     assert [metrics(run)["config/seed"] for run in runs] == [3, 3]
-    assert list(map(float, shown.values())) == pytest.approx([metrics(run)["val/loss"] for run in runs], abs=1e-5)
+    assert [loss for _, loss in shown] == pytest.approx([metrics(run)["val/loss"] for run in runs], abs=1e-5)
     kept = json.loads((runs[0] / "evaluations.jsonl").read_text())
-    assert sum(map(float, shown)) == pytest.approx(1, abs=2e-3)
-    assert kept["val/loss"] <= sum(float(weight) * float(loss) for weight, loss in shown.items()) + 2e-3
+    assert sum(weight for weight, _ in shown) == pytest.approx(1, abs=2e-3)
+    assert kept["val/loss"] <= sum(weight * loss for weight, loss in shown) + 2e-3
