@@ -1,4 +1,6 @@
-"""The state of a training run on disk: all that its next step depends on, and a model to read it back into."""
+"""The state of a training run on disk: all that its next step depends on, and a model to read it
+back into.
+"""
 
 import io
 import pickle
@@ -21,88 +23,152 @@ from lmlab.models.ngram import NGram
 from lmlab.tokenizers import CharTokenizer
 
 OWN = {  # what a checkpoint of the lab holds beside Lightning's own
-    "config": dict, "tokenizer": str, "data_sha256": str, "metrics": dict, "history_bytes": int, "step": int,
-    "last": bool, "best": float, "train_seconds": float, "train_loss": float, "loss_sum": float, "losses": int,
+    "config": dict,
+    "tokenizer": str,
+    "data_sha256": str,
+    "metrics": dict,
+    "history_bytes": int,
+    "step": int,
+    "last": bool,
+    "best": float,
+    "train_seconds": float,
+    "train_loss": float,
+    "loss_sum": float,
+    "losses": int,
     "random_state": dict,
 }
 
+
 class SealedCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoints, written whole or not at all and read only if nothing in them was changed. The last
-    `last.ckpt` becomes `previous.ckpt`. Raises UserError.
+    """Lightning's checkpoints, written whole or not at all and read only if nothing in them was
+    changed. The last `last.ckpt` becomes `previous.ckpt`. Raises UserError.
     """
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Path, storage_options: Any = None) -> None:
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Path, storage_options: Any = None
+    ) -> None:
         buffer, path = io.BytesIO(), Path(path)
         torch.save(checkpoint, buffer)
         if path.name == "last.ckpt" and path.exists():
             files.copy_sealed(path, path.with_name("previous.ckpt"))
         files.write_sealed(path, buffer.getvalue())
 
-    def load_checkpoint(self, path: Path, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: Path, map_location: Any = None, weights_only: Any = None
+    ) -> dict[str, Any]:
         return read(Path(path))
 
+
 def read(path: Path, limit: int = 2**40) -> dict[str, Any]:
-    """A checkpoint's tensors and plain data. Raises UserError for one that is damaged, foreign, or carries code, or
-    has more than `limit` bytes.
+    """A checkpoint's tensors and plain data. Raises UserError for one that is damaged, foreign, or
+    carries code, or has more than `limit` bytes.
     """
     content = files.read_sealed(path, limit)
     try:
         entries = zipfile.ZipFile(io.BytesIO(content)).infolist()
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-            raise UserError("packed; a checkpoint of the lab isn't")  # a few bytes could become terabytes
+            raise UserError(
+                "packed; a checkpoint of the lab isn't"
+            )  # a few bytes could become terabytes
         checkpoint = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         own, state = checkpoint["lmlab"], checkpoint["state_dict"]
-        fits = isinstance(state, dict) and {*own} == {*OWN} and all(isinstance(own[key], OWN[key]) for key in OWN)
-        if not fits or not all(isinstance(value, str | int | float | None) for value in own["metrics"].values()):
+        fits = (
+            isinstance(state, dict)
+            and {*own} == {*OWN}
+            and all(isinstance(own[key], OWN[key]) for key in OWN)
+        )
+        if not fits or not all(
+            isinstance(value, str | int | float | None) for value in own["metrics"].values()
+        ):
             raise UserError("its parts are not what they should be")
     except pickle.UnpicklingError:
-        raise UserError(f"{path}: holds more than tensors and plain data, so nothing of it was loaded") from None
+        raise UserError(
+            f"{path}: holds more than tensors and plain data, so nothing of it was loaded"
+        ) from None
     except Exception as error:  # whatever somebody has put there
-        raise UserError(f"{path}: is no checkpoint of the lab ({' '.join(str(error).split())})") from None
+        raise UserError(
+            f"{path}: is no checkpoint of the lab ({' '.join(str(error).split())})"
+        ) from None
     return checkpoint
 
+
 def read_for(path: Path, config: Config, tokenizer: CharTokenizer) -> dict[str, Any]:
-    """`read`, of a checkpoint that belongs to a run. Raises UserError before anything takes more memory than it may."""
+    """`read`, of a checkpoint that belongs to a run. Raises UserError before anything takes more
+    memory than it may.
+    """
     with torch.device("meta"):
         asked = build_model(config.model, tokenizer.vocab_size)
     size = sum(weight.nbytes for weight in asked.parameters())
-    limit = 2**34 if isinstance(asked, NGram) else 4 * size + 2**24  # weights and what Adam keeps of them, and the rest
+    limit = (
+        2**34 if isinstance(asked, NGram) else 4 * size + 2**24
+    )  # weights and what Adam keeps of them, and the rest
     checkpoint = read(path, limit)
-    own, state = checkpoint["lmlab"], {str(k).removeprefix("model."): w for k, w in checkpoint["state_dict"].items()}
+    own, state = (
+        checkpoint["lmlab"],
+        {str(k).removeprefix("model."): w for k, w in checkpoint["state_dict"].items()},
+    )
     for key, value in config.flat().items():
-        if key not in CHANGEABLE and repr(there := own["config"].get(key, NEUTRAL.get(key))) != repr(value):
-            raise UserError(f"{path}: belongs to another run ({key}={there} there, {key}={value} in config.yaml)")
+        if key not in CHANGEABLE and repr(
+            there := own["config"].get(key, NEUTRAL.get(key))
+        ) != repr(value):
+            raise UserError(
+                f"{path}: belongs to another run ({key}={there} there, {key}={value} in config.yaml)"
+            )
     if own["tokenizer"] != tokenizer.to_json():
-        raise UserError(f"{path}: belongs to another run, whose vocabulary is not that of tokenizer.json")
+        raise UserError(
+            f"{path}: belongs to another run, whose vocabulary is not that of tokenizer.json"
+        )
     wanted = asked.state_dict()
     fits = asked.could_count if isinstance(asked, NGram) else None  # a text of any length
-    if {*wanted} != {*state} or not all(fits(state[n]) if fits else alike(state[n], w) for n, w in wanted.items()):
-        raise UserError(f"{path}: its weights are not those that config.yaml and tokenizer.json ask for")
+    if {*wanted} != {*state} or not all(
+        fits(state[n]) if fits else alike(state[n], w) for n, w in wanted.items()
+    ):
+        raise UserError(
+            f"{path}: its weights are not those that config.yaml and tokenizer.json ask for"
+        )
     return checkpoint
+
 
 def alike(tensor: Any, weight: torch.Tensor) -> bool:
     """Whether `tensor` has a weight's shape and type, with all its numbers in the file."""
-    return isinstance(tensor, torch.Tensor) and tensor.device.type == "cpu" and tensor.is_contiguous() and (
-        tensor.shape, tensor.dtype, tensor.layout) == (weight.shape, weight.dtype, torch.strided)
+    return (
+        isinstance(tensor, torch.Tensor)
+        and tensor.device.type == "cpu"
+        and tensor.is_contiguous()
+        and (tensor.shape, tensor.dtype, tensor.layout)
+        == (weight.shape, weight.dtype, torch.strided)
+    )
 
-def check_optimizer(checkpoint: dict[str, Any], optimizer: torch.optim.Optimizer, path: Path) -> None:
-    """Raises UserError unless the optimizer's state in a checkpoint is one that it could have come to by itself. The
-    fused ones trust what they are given, and would read beyond its end.
+
+def check_optimizer(
+    checkpoint: dict[str, Any], optimizer: torch.optim.Optimizer, path: Path
+) -> None:
+    """Raises UserError unless the optimizer's state in a checkpoint is one that it could have come
+    to by itself. The fused ones trust what they are given, and would read beyond its end.
     """
     try:
         (there,), own = checkpoint["optimizer_states"], optimizer.state_dict()["param_groups"]
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-        same = [repr(group | {"lr": 0}) for group in there["param_groups"]] == [repr(g | {"lr": 0}) for g in own]
+        same = [repr(group | {"lr": 0}) for group in there["param_groups"]] == [
+            repr(g | {"lr": 0}) for g in own
+        ]
         for number, state in there["state"].items():
             for name, value in state.items():
-                same &= value is None or alike(value, torch.zeros(()) if name == "step" else weights[number])
+                same &= value is None or alike(
+                    value, torch.zeros(()) if name == "step" else weights[number]
+                )
     except Exception:  # whatever somebody has put there
         same = False
     if not same:
         raise UserError(f"{path}: its optimizer's state doesn't fit config.yaml")
 
-def latest(path: Path, config: Config, tokenizer: CharTokenizer, say: Callable[[str], None]) -> dict[str, Any] | None:
-    """What the run at `path` has saved last, None if nothing. previous.ckpt stands in for a last.ckpt that is damaged,
-    and takes its place; `say` is told. Raises UserError if both are damaged.
+
+def latest(
+    path: Path, config: Config, tokenizer: CharTokenizer, say: Callable[[str], None]
+) -> dict[str, Any] | None:
+    """What the run at `path` has saved last, None if nothing. previous.ckpt stands in for a
+    last.ckpt that is damaged, and takes its place; `say` is told. Raises UserError if both are
+    damaged.
     """
     last, previous = (path / f"checkpoints/{name}.ckpt" for name in ("last", "previous"))
     if not last.exists() and not previous.exists():
@@ -115,17 +181,25 @@ def latest(path: Path, config: Config, tokenizer: CharTokenizer, say: Callable[[
         try:
             checkpoint = read_for(previous, config, tokenizer)
         except UserError as other:
-            raise UserError(f"{fault}; {other}; a new run can start from its best.ckpt: init_from={path}") from None
+            raise UserError(
+                f"{fault}; {other}; a new run can start from its best.ckpt: init_from={path}"
+            ) from None
         say(f"{fault}; going on from previous.ckpt")
         files.copy_sealed(previous, last)
         return checkpoint
 
+
 def random_state(device: str) -> dict[str, Any]:
     """The state of every random generator that a training step could draw on, as plain data."""
     _, keys, *others = np.random.get_state()
-    return {"python": random.getstate(), "numpy": [keys.tolist(), *others], "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if device == "cuda" else [],
-            "mps": [torch.mps.get_rng_state()] if device == "mps" else []}
+    return {
+        "python": random.getstate(),
+        "numpy": [keys.tolist(), *others],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if device == "cuda" else [],
+        "mps": [torch.mps.get_rng_state()] if device == "mps" else [],
+    }
+
 
 def set_random_state(state: dict[str, Any]) -> None:
     random.setstate(state["python"])
@@ -137,9 +211,13 @@ def set_random_state(state: dict[str, Any]) -> None:
     for own in state["mps"]:
         torch.mps.set_rng_state(own)
 
+
 @dataclass(frozen=True)
 class Run:
-    """A run read back, with the model of one of its checkpoints, and the precision that it can have here."""
+    """A run read back, with the model of one of its checkpoints, and the precision that it can have
+    here.
+    """
+
     path: Path
     config: Config
     tokenizer: CharTokenizer
@@ -151,8 +229,11 @@ class Run:
         """That of the checkpoint's file."""
         return files.sha256((self.path / f"checkpoints/{self.checkpoint}.ckpt").read_bytes())
 
+
 def load(path: Path, checkpoint: str = "best", choice: str = "auto") -> Run:
-    """Opens the newest run of `path`. `checkpoint`: 'last', or 'best' (last where none validated). Raises UserError."""
+    """Opens the newest run of `path`. `checkpoint`: 'last', or 'best' (last where none validated).
+    Raises UserError.
+    """
     path, place = runs.newest(path), device.pick(choice)
     config, tokenizer = runs.read_config(path), runs.read_tokenizer(path)
     checkpoint = checkpoint if (path / f"checkpoints/{checkpoint}.ckpt").exists() else "last"

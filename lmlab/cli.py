@@ -1,4 +1,6 @@
-"""The door: what is typed goes to the one who answers it. Nothing imports torch before the arguments hold."""
+"""The door: what is typed goes to the one who answers it. Nothing imports torch before the
+arguments hold.
+"""
 
 import gc
 import os
@@ -22,6 +24,7 @@ from lmlab.overrides import CONF, Asked, checked, inherited, literal, parse, rea
 from lmlab.refusals import one_line_errors
 from lmlab.sweep.cells import Cell, Sweep
 from lmlab.tokenizers import printable
+
 
 def main(argv: list[str] | None = None) -> None:
     """What train.py does."""
@@ -64,39 +67,51 @@ def main(argv: list[str] | None = None) -> None:
         survey.announce()
     with one_line_errors():
         from lmlab.sweep import report  # while the server imports
+
         try:
             begin()
         except SystemExit as stop:
             if asked.launcher in ("local", "basic") or stop.code != 1:
                 raise
-            print("error: a job ended without an answer; others may still run, the same command shows them",
-                  file=sys.stderr)
+            print(
+                "error: a job ended without an answer; others may still run, the same command shows them",
+                file=sys.stderr,
+            )
         if not report.finish(sweep, asked.launcher):
             raise SystemExit(1)
     return None
+
 
 def begun(asked: Asked, sweep: Sweep) -> Any:
     """The survey of a sweep that begins: with processes to run it, and Hydra knowing our plugins."""
     if asked.launcher == "local":
         from lmlab.sweep.server import server
+
         server()
     from lmlab.sweep.launcher import LocalLauncher
     from lmlab.sweep.search import SearchSweeper
     from lmlab.sweep.survey import Survey
+
     for plugin in (LocalLauncher, SearchSweeper):
-        Plugins.instance().register(plugin)  # and under the name of the one package from which Hydra takes them
+        Plugins.instance().register(
+            plugin
+        )  # and under the name of the one package from which Hydra takes them
         Plugins.instance().class_name_to_class[f"hydra_plugins.lmlab.{plugin.__name__}"] = plugin
     return Survey(asked, sweep)
 
+
 @contextmanager
 def importing() -> Iterator[None]:
-    """For large imports: what they make stays, and to look for garbage in it takes a fifth of their time."""
+    """For large imports: what they make stays, and to look for garbage in it takes a fifth of their
+    time.
+    """
     gc.disable()
     try:
         yield
     finally:
         gc.freeze()
         gc.enable()
+
 
 def again(arguments: list[str], flags: list[str], command: str) -> bool:
     """Does what resume= or replay= of a run's folder asks for; False if neither is there."""
@@ -106,23 +121,30 @@ def again(arguments: list[str], flags: list[str], command: str) -> bool:
     verb, path, config = asked
     with importing():
         from lmlab import experiment, replay
-    well = (replay.replay(path, config, command) if verb == "replay"
-            else experiment.resume(path, config, command) == "finished")
+    well = (
+        replay.replay(path, config, command)
+        if verb == "replay"
+        else experiment.resume(path, config, command) == "finished"
+    )
     if not well:
         raise SystemExit(1)
     return True
 
+
 def task(cfg: DictConfig, sweep: Sweep) -> Cell | None:
-    """One run, as Hydra calls it: for the command itself, or for each cell of a sweep, which is returned; None for what
-    turns out to be no run.
+    """One run, as Hydra calls it: for the command itself, or for each cell of a sweep, which is
+    returned; None for what turns out to be no run.
     """
     job = HydraConfig.get()
 
     def config() -> Config:
-        return read(OmegaConf.to_container(cfg), {group: job.runtime.choices[group] for group in CHOICES})[0]
+        return read(
+            OmegaConf.to_container(cfg), {group: job.runtime.choices[group] for group in CHOICES}
+        )[0]
 
     if job.mode.name == "MULTIRUN":
         from lmlab.sweep import cells, plan, study
+
         try:
             cell = plan.identify(config(), list(job.overrides.task), sweep)
         except UserError as error:
@@ -140,6 +162,7 @@ def task(cfg: DictConfig, sweep: Sweep) -> Cell | None:
             raise SystemExit(1)
     return None
 
+
 def help_page() -> str:
     """conf/help.txt, then what the files of conf/ themselves say."""
     page = (CONF / "help.txt").read_text()
@@ -147,17 +170,34 @@ def help_page() -> str:
         page += f"\n{group}=\n"
         for p in sorted((CONF / group).glob("*.yaml")):
             page += f"  {p.stem:<24}{p.read_text().splitlines()[1][2:]}\n"
-    for name in ("config", "model/ngram", "model/mlp", "model/lstm", "model/gpt", "model/modern", "optimizer/adamw",
-                 "optimizer/muon", "optimizer/sgd", "data/file", "device/auto", "hydra/launcher/local",
-                 "hydra/sweeper/search"):
+    for name in (
+        "config",
+        "model/ngram",
+        "model/mlp",
+        "model/lstm",
+        "model/gpt",
+        "model/modern",
+        "optimizer/adamw",
+        "optimizer/muon",
+        "optimizer/sgd",
+        "data/file",
+        "device/auto",
+        "hydra/launcher/local",
+        "hydra/sweeper/search",
+    ):
         page += f"\nKeys of {'every run' if name == 'config' else name.replace('/', '=')}\n"
         lines = (CONF / f"{name}.yaml").read_text().split("\nhydra:")[0].splitlines()
         prefix = "hydra." + name.split("/")[1] + "." if name.startswith("hydra/") else ""
-        page += "".join(f"  {prefix}{line}\n" for line in lines if line[:1].islower() and line != "defaults:")
+        page += "".join(
+            f"  {prefix}{line}\n" for line in lines if line[:1].islower() and line != "defaults:"
+        )
     return page
 
+
 def parse_script(options: type, page: str, argv: list[str]) -> Any:
-    """The dataclass `options` from key=value arguments, split at the first `=` and checked; --help prints `page`."""
+    """The dataclass `options` from key=value arguments, split at the first `=` and checked; --help
+    prints `page`.
+    """
     if {"-h", "--help"} & set(argv):
         print(page.strip())
         raise SystemExit
@@ -166,7 +206,9 @@ def parse_script(options: type, page: str, argv: list[str]) -> Any:
         key, equals, text = argument.partition("=")
         if not equals or key not in hints:
             wrong = f"there is no key {key}" if equals else "needs key=value"
-            raise UserError(f"{argument}: {wrong}{nearest(key, hints)}; keys are {', '.join(hints)}")
+            raise UserError(
+                f"{argument}: {wrong}{nearest(key, hints)}; keys are {', '.join(hints)}"
+            )
         is_text = "str" in str(hints[key]) or "Literal" in str(hints[key])
         values[key] = check_value(key, text if is_text else parse(argument).value(), hints[key])
     return options(**values)

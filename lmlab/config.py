@@ -1,4 +1,6 @@
-"""What a run is: the types and ranges of its keys. Their values stand in conf/. No torch: errors come at once."""
+"""What a run is: the types and ranges of its keys. Their values stand in conf/. No torch: errors
+come at once.
+"""
 
 import difflib
 import re
@@ -13,11 +15,15 @@ Positive = Annotated[float, "(0, inf)"]
 PositiveOrZero = Annotated[float, "[0, inf)"]
 Share = Annotated[float, "[0, 1)"]
 
+
 class UserError(Exception):
     """What the user can put right, in one line: the key, the value, what is allowed."""
+
+
 @dataclass(frozen=True)
 class BigramConfig:
     block_size: Count
+
 
 @dataclass(frozen=True)
 class NGramConfig:
@@ -28,6 +34,7 @@ class NGramConfig:
         """What it sees at once."""
         return max(1, self.order - 1)
 
+
 @dataclass(frozen=True)
 class MLPConfig(BigramConfig):
     context: Annotated[int, "[1, 1000]"]
@@ -35,11 +42,13 @@ class MLPConfig(BigramConfig):
     n_hidden: Annotated[int, "[1, 1000000]"]
     dropout: Share
 
+
 @dataclass(frozen=True)
 class LSTMConfig(BigramConfig):
     n_layer: Annotated[int, "[1, 1000]"]
     n_embd: Annotated[int, "[1, 100000]"]
     dropout: Share
+
 
 @dataclass(frozen=True)
 class TransformerConfig(BigramConfig):
@@ -48,9 +57,11 @@ class TransformerConfig(BigramConfig):
     n_embd: Annotated[int, "[1, 100000]"]
     dropout: Share
 
+
 @dataclass(frozen=True)
 class GPTConfig(TransformerConfig):
     bias: bool
+
 
 @dataclass(frozen=True)
 class ModernConfig(TransformerConfig):
@@ -62,25 +73,30 @@ class ModernConfig(TransformerConfig):
     tied: bool
     embedding_norm: bool
 
+
 @dataclass(frozen=True)
 class CorpusConfig:
     val_fraction: Share
     test_fraction: Share
     holdout_fraction: Share
 
+
 @dataclass(frozen=True)
 class FileConfig(CorpusConfig):
     path: str
 
+
 @dataclass(frozen=True)
 class DeviceConfig:
     precision: Literal["auto", "32-true", "bf16-mixed"]
+
 
 @dataclass(frozen=True)
 class SGDConfig:
     lr: Positive
     momentum: Share
     weight_decay: PositiveOrZero
+
 
 @dataclass(frozen=True)
 class AdamWConfig:
@@ -89,11 +105,13 @@ class AdamWConfig:
     beta2: Share
     weight_decay: PositiveOrZero
 
+
 @dataclass(frozen=True)
 class MuonConfig(AdamWConfig):
     adam_lr: Positive | None
     momentum: Share
     ns_steps: Annotated[int, "[1, 20]"]
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -120,22 +138,28 @@ class RunConfig:
     resume: str | None
     replay: str | None
 
+
 @dataclass(frozen=True)
 class SweepConfig:
     """What a sweep is told beside its runs; no run keeps it."""
+
     retries: Annotated[int, "[0, 100]"]
     dry_run: bool
     trial: str | None
+
 
 @dataclass(frozen=True)
 class LocalConfig:
     n_jobs: Count | None
     time_limit: Positive | None
 
+
 @dataclass(frozen=True)
 class SearchConfig:
     n_trials: Count
-    objective: Literal["val/loss", "best/val/loss", "val/bits_per_byte", "train/loss", "tokens_per_second"]
+    objective: Literal[
+        "val/loss", "best/val/loss", "val/bits_per_byte", "train/loss", "tokens_per_second"
+    ]
     direction: Literal["minimize", "maximize"]
     sampler: Literal["tpe", "random"]
     pruner: Literal["median", "hyperband", "none"]
@@ -143,37 +167,67 @@ class SearchConfig:
     batch: Count
     seed: Annotated[int, "[0, 4294967296)"]
 
-SETTINGS: dict[str, type] = {"local": LocalConfig, "search": SearchConfig}  # of hydra/launcher and hydra/sweeper
 
-# What a resumed run may change: when it ends, whether it is compiled, what is written when, and where its text (of the
-# same content) lies.
-CHANGEABLE = ("max_steps", "max_minutes", "compile", "log_interval", "eval_interval", "checkpoint_interval",
-              "checkpoint_minutes", "path")
+SETTINGS: dict[str, type] = {
+    "local": LocalConfig,
+    "search": SearchConfig,
+}  # of hydra/launcher and hydra/sweeper
 
-# Keys that name, place or watch a run without touching what it computes. What lies at `path` and `init_from`, and what
-# `data` makes of it, enters by its sha256.
-UNTOUCHING = ("name", "experiment", "data", "path", "init_from", "resume", "replay", "log_interval",
-              "checkpoint_interval", "checkpoint_minutes")
+# What a resumed run may change: when it ends, whether it is compiled, what is written when, and
+# where its text (of the same content) lies.
+CHANGEABLE = (
+    "max_steps",
+    "max_minutes",
+    "compile",
+    "log_interval",
+    "eval_interval",
+    "checkpoint_interval",
+    "checkpoint_minutes",
+    "path",
+)
 
-# Keys that the lab gained after 0.1. At these values a run is what it was without the key: a config.yaml that lacks it
-# has the value, and the names of a sweep's cells leave it out.
+# Keys that name, place or watch a run without touching what it computes. What lies at `path` and
+# `init_from`, and what `data` makes of it, enters by its sha256.
+UNTOUCHING = (
+    "name",
+    "experiment",
+    "data",
+    "path",
+    "init_from",
+    "resume",
+    "replay",
+    "log_interval",
+    "checkpoint_interval",
+    "checkpoint_minutes",
+)
+
+# Keys that the lab gained after 0.1. At these values a run is what it was without the key: a
+# config.yaml that lacks it has the value, and the names of a sweep's cells leave it out.
 NEUTRAL: dict[str, Any] = {"compile": False, "hold_steps": 0, "holdout_fraction": 0.0}
 
 GROUPS: dict[str, dict[str, type]] = {  # the choices of each group, and what each of them takes
-    "model": {"bigram": BigramConfig, "ngram": NGramConfig, "mlp": MLPConfig, "lstm": LSTMConfig,
-              **dict.fromkeys(("gpt", "gpt_nano", "gpt_baby", "gpt2"), GPTConfig),
-              "modern": ModernConfig},
-    "data": dict.fromkeys(("sentence", "tales", "pydoc", "shakespeare"), CorpusConfig) | {"file": FileConfig},
+    "model": {
+        "bigram": BigramConfig,
+        "ngram": NGramConfig,
+        "mlp": MLPConfig,
+        "lstm": LSTMConfig,
+        **dict.fromkeys(("gpt", "gpt_nano", "gpt_baby", "gpt2"), GPTConfig),
+        "modern": ModernConfig,
+    },
+    "data": dict.fromkeys(("sentence", "tales", "pydoc", "shakespeare"), CorpusConfig)
+    | {"file": FileConfig},
     "device": dict.fromkeys(("auto", "cpu", "cuda", "mps"), DeviceConfig),
     "optimizer": {"sgd": SGDConfig, "adamw": AdamWConfig, "muon": MuonConfig},
 }
 CHOICES = (*GROUPS, "experiment")
 
+
 @dataclass(frozen=True)
 class Config:
-    """A checked run. `choices` says what was chosen of each group, the parts hold what that choice takes. `sweep` is
-    None where it is read from a run's folder.
+    """A checked run. `choices` says what was chosen of each group, the parts hold what that choice
+    takes. `sweep` is None where it is read from a run's folder.
     """
+
     choices: dict[str, str]
     run: RunConfig
     model: Any
@@ -189,24 +243,42 @@ class Config:
 
     def flat(self) -> dict[str, Any]:
         """Choices and keys as one flat mapping: what config.yaml holds."""
-        return self.choices | {k: v for part in ("run", *GROUPS) for k, v in asdict(vars(self)[part]).items()}
+        return self.choices | {
+            k: v for part in ("run", *GROUPS) for k, v in asdict(vars(self)[part]).items()
+        }
+
 
 def keys_of(part: type) -> list[str]:
     return [own.name for own in fields(part)]
 
-COUNTED = ("ngram",)  # models that are trained by counting, and what goes with training by steps alone
-STEPWISE = {"optimizer", "device", "precision", *keys_of(RunConfig), *(key for part in GROUPS["optimizer"].values()
-            for key in keys_of(part))} - {"name", "seed", "threads", "resume", "replay"}
+
+COUNTED = (
+    "ngram",
+)  # models that are trained by counting, and what goes with training by steps alone
+STEPWISE = {
+    "optimizer",
+    "device",
+    "precision",
+    *keys_of(RunConfig),
+    *(key for part in GROUPS["optimizer"].values() for key in keys_of(part)),
+} - {"name", "seed", "threads", "resume", "replay"}
+
 
 def kind_of(key: str) -> type | None:
     """The type of a key's values, whichever choice takes it."""
     parts = (RunConfig, *(part for choices in GROUPS.values() for part in choices.values()))
     hint = next((get_type_hints(part)[key] for part in parts if key in keys_of(part)), None)
-    return next((kind for kind in get_args(hint) if kind is not NoneType), None) if get_args(hint) else hint
+    return (
+        next((kind for kind in get_args(hint) if kind is not NoneType), None)
+        if get_args(hint)
+        else hint
+    )
+
 
 def nearest(word: str, words: Iterable[str]) -> str:
     near = difflib.get_close_matches(word, list(words), n=1)
     return f" (did you mean {near[0]}?)" if near else ""
+
 
 def check_key(key: str, value: Any, choices: dict[str, str]) -> None:
     """Raises UserError unless the run or one of the choices takes `key`."""
@@ -215,14 +287,21 @@ def check_key(key: str, value: Any, choices: dict[str, str]) -> None:
         takers = [choice for choice, part in parts.items() if key in keys_of(part)]
         if takers and choices[group] not in takers:
             taken = ", ".join(keys_of(parts[choices[group]]))
-            raise UserError(f"{key}={value}: {group}={choices[group]} doesn't take {key}, it takes {taken}; "
-                            f"{key} goes with {group}={'|'.join(takers)}")
+            raise UserError(
+                f"{key}={value}: {group}={choices[group]} doesn't take {key}, it takes {taken}; "
+                f"{key} goes with {group}={'|'.join(takers)}"
+            )
         known.update(*map(keys_of, parts.values()))
     if key not in known:
-        raise UserError(f"{key}={value}: there is no key {key}{nearest(key, known)}; --help lists them all")
+        raise UserError(
+            f"{key}={value}: there is no key {key}{nearest(key, known)}; --help lists them all"
+        )
+
 
 def check_value(key: str, value: Any, hint: Any) -> Any:
-    """`value` if it is of the annotated type and in range, else UserError. A whole number passes as float."""
+    """`value` if it is of the annotated type and in range, else UserError. A whole number passes as
+    float.
+    """
     if NoneType in get_args(hint):
         if value is None:
             return None
@@ -231,32 +310,55 @@ def check_value(key: str, value: Any, hint: Any) -> Any:
         if value in get_args(hint):
             return value
         words = [str(word) for word in get_args(hint)]
-        raise UserError(f"{key}={value}: allowed are {', '.join(words)}{nearest(str(value), words)}")
+        raise UserError(
+            f"{key}={value}: allowed are {', '.join(words)}{nearest(str(value), words)}"
+        )
     kind, interval = get_args(hint) if get_origin(hint) is Annotated else (hint, None)
     given, value = value, float(str(value)) if kind is float and type(value) is int else value
     if type(value) is not kind or value != value:
-        needed = {int: f"a whole number in {interval}", float: f"a number in {interval}", bool: "true or false",
-                  str: f"text; what looks like something else is quoted twice: {key}=\"'{value}'\""}
+        needed = {
+            int: f"a whole number in {interval}",
+            float: f"a number in {interval}",
+            bool: "true or false",
+            str: f"text; what looks like something else is quoted twice: {key}=\"'{value}'\"",
+        }
         raise UserError(f"{key}={given}: needs {needed[kind]}")
     if kind is str and len(value.splitlines()) > 1:
         raise UserError(f"{key}={value}: needs text of one line")
     if interval:
         low, high = (float(end) for end in interval[1:-1].split(","))
-        if not (low < value < high or (value == low and interval[0] == "[") or (value == high and interval[-1] == "]")):
+        if not (
+            low < value < high
+            or (value == low and interval[0] == "[")
+            or (value == high and interval[-1] == "]")
+        ):
             raise UserError(f"{key}={given}: out of range; allowed is {interval}")
     return value
 
+
 def build(part: type, values: dict[str, Any], prefix: str = "") -> Any:
-    """The dataclass `part` from its keys among `values`, each checked; errors name them with the prefix."""
+    """The dataclass `part` from its keys among `values`, each checked; errors name them with the
+    prefix.
+    """
     hints = get_type_hints(part, include_extras=True)
-    return part(**{key: check_value(prefix + key, values.get(key), hints[key]) for key in keys_of(part)})
+    return part(
+        **{key: check_value(prefix + key, values.get(key), hints[key]) for key in keys_of(part)}
+    )
+
 
 def derived(values: dict[str, Any]) -> dict[str, Any]:
     """The values of keys that are null where nobody gave them one."""
-    return {"decay_steps": values["max_steps"], "min_lr": values["lr"] / 10, "adam_lr": values["lr"]}
+    return {
+        "decay_steps": values["max_steps"],
+        "min_lr": values["lr"] / 10,
+        "adam_lr": values["lr"],
+    }
+
 
 def from_flat(values: dict[str, Any], choices: dict[str, str]) -> Config:
-    """The one way from keys and values, typed or read from a config.yaml, to a `Config`. Raises UserError."""
+    """The one way from keys and values, typed or read from a config.yaml, to a `Config`. Raises
+    UserError.
+    """
     for key, value in values.items():
         check_key(key, value, choices)
         if "${" in str(value):
@@ -271,25 +373,39 @@ def from_flat(values: dict[str, Any], choices: dict[str, str]) -> Config:
     config = Config(choices, build(RunConfig, values), **parts, sweep=sweep)
     run, model, data = config.run, config.model, config.data
     if isinstance(model, TransformerConfig):
-        times = model.n_head * (1 + (getattr(model, "positions", "") == "rotary"))  # which turns pairs of channels
+        times = model.n_head * (
+            1 + (getattr(model, "positions", "") == "rotary")
+        )  # which turns pairs of channels
         if model.n_embd % times:
             twice = " twice" * (times > model.n_head)
-            raise UserError(f"n_embd={model.n_embd} n_head={model.n_head}: n_embd must be a multiple of{twice} n_head")
+            raise UserError(
+                f"n_embd={model.n_embd} n_head={model.n_head}: n_embd must be a multiple of{twice} n_head"
+            )
     if data.val_fraction + data.test_fraction + data.holdout_fraction >= 1:
-        raise UserError(f"val_fraction={data.val_fraction} test_fraction={data.test_fraction} holdout_fraction="
-                        f"{data.holdout_fraction}: the sum must be below 1")
+        raise UserError(
+            f"val_fraction={data.val_fraction} test_fraction={data.test_fraction} holdout_fraction="
+            f"{data.holdout_fraction}: the sum must be below 1"
+        )
     if run.unknown == "drop" and not run.init_from:
         raise UserError("unknown=drop: goes with init_from=…, whose vocabulary may lack characters")
     if run.hold_steps and run.schedule == "constant":
-        raise UserError(f"hold_steps={run.hold_steps}: goes with schedule=cosine or linear; constant never falls")
+        raise UserError(
+            f"hold_steps={run.hold_steps}: goes with schedule=cosine or linear; constant never falls"
+        )
     if run.hold_steps and run.warmup_steps + run.hold_steps >= run.decay_steps:
-        raise UserError(f"hold_steps={run.hold_steps} warmup_steps={run.warmup_steps} decay_steps={run.decay_steps}: "
-                        "the first two together must be below the third (null: max_steps), or nothing is left to decay")
+        raise UserError(
+            f"hold_steps={run.hold_steps} warmup_steps={run.warmup_steps} decay_steps={run.decay_steps}: "
+            "the first two together must be below the third (null: max_steps), or nothing is left to decay"
+        )
     if isinstance(optimizer, MuonConfig) and not isinstance(model, TransformerConfig):
-        raise UserError(f"optimizer=muon: is for the matrices of a transformer; model={choices['model']} has none, "
-                        "allowed are sgd, adamw")
+        raise UserError(
+            f"optimizer=muon: is for the matrices of a transformer; model={choices['model']} has none, "
+            "allowed are sgd, adamw"
+        )
     if run.min_lr > optimizer.lr:
         raise UserError(f"min_lr={run.min_lr} lr={optimizer.lr}: min_lr can't be above lr")
     if not re.fullmatch(r"\w[\w.,=+-]*", run.name):
-        raise UserError(f"name={run.name}: it names a folder; allowed are letters, digits and _ . , = + -")
+        raise UserError(
+            f"name={run.name}: it names a folder; allowed are letters, digits and _ . , = + -"
+        )
     return config

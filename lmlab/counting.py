@@ -1,4 +1,6 @@
-"""Models that are trained by counting: all at once, with no steps, optimizer or way to go on from the middle."""
+"""Models that are trained by counting: all at once, with no steps, optimizer or way to go on from
+the middle.
+"""
 
 import math
 import time
@@ -9,8 +11,10 @@ from lmlab.callbacks import Recorder
 from lmlab.checkpoints import SealedCheckpointIO
 from lmlab.module import LanguageModule
 
+
 class CountRecorder(Recorder):
     """Evaluates and keeps what was counted as other models' steps are."""
+
     def count(self, module: LanguageModule) -> None:
         self.module, begun = module, time.perf_counter()
         module.model.count(self.data.splits["train"])
@@ -28,5 +32,10 @@ class CountRecorder(Recorder):
 
     def totals(self) -> dict[str, Any]:
         tokens, seconds = len(self.data.splits["train"]), self.train_seconds
-        return {"step": 0, "tokens": tokens, "flops": 0, "train_seconds": seconds,
-                "tokens_per_second": tokens / seconds if seconds else math.nan}
+        return {
+            "step": 0,
+            "tokens": tokens,
+            "flops": 0,
+            "train_seconds": seconds,
+            "tokens_per_second": tokens / seconds if seconds else math.nan,
+        }

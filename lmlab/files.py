@@ -1,4 +1,6 @@
-"""Files that are whole or not there, checked against a sha256 beside them; and the folder for what can be remade."""
+"""Files that are whole or not there, checked against a sha256 beside them; and the folder for what
+can be remade.
+"""
 
 import hashlib
 import os
@@ -8,16 +10,21 @@ from pathlib import Path
 
 from lmlab.config import UserError
 
+
 def cache_dir() -> Path:
     """$LMLAB_CACHE, else lmlab in the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     return Path(os.environ.get("LMLAB_CACHE", f"{base}/lmlab")).expanduser()
 
+
 def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
+
 def write(path: Path, content: bytes | Iterable[bytes], sealed: bool = False) -> None:
-    """`content`, in one piece or many, into `path`: all of it and safe on disk, or nothing. Raises UserError."""
+    """`content`, in one piece or many, into `path`: all of it and safe on disk, or nothing. Raises
+    UserError.
+    """
     temporary, digest = path.with_name(f".{path.name}.{uuid.uuid4().hex}"), hashlib.sha256()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,8 +47,11 @@ def write(path: Path, content: bytes | Iterable[bytes], sealed: bool = False) ->
     finally:
         temporary.exists() and temporary.unlink()
 
+
 def read(path: Path, limit: int) -> bytes:
-    """A file of at most `limit` bytes. Raises UserError for what is missing, larger, a link, or no plain file."""
+    """A file of at most `limit` bytes. Raises UserError for what is missing, larger, a link, or no
+    plain file.
+    """
     try:
         if path.is_symlink() or (path.exists() and not path.is_file()):
             raise UserError(f"{path}: is not a plain file")
@@ -51,19 +61,23 @@ def read(path: Path, limit: int) -> bytes:
     except OSError as error:
         raise UserError(f"{path}: can't be read ({error.strerror})") from None
 
+
 def seal(path: Path) -> Path:
-    """Where the checksum of `path` stands. It holds several while the file is being replaced: whenever the power
-    fails, what is at `path` matches one of them.
+    """Where the checksum of `path` stands. It holds several while the file is being replaced:
+    whenever the power fails, what is at `path` matches one of them.
     """
     return path.with_name(f"{path.name}.sha256")
+
 
 def write_sealed(path: Path, content: bytes | Iterable[bytes]) -> None:
     """`write`, with the checksum beside it. Raises UserError."""
     write(path, content, sealed=True)
 
+
 def sums(path: Path) -> bytes:
     """The checksums beside `path`, if there are any. Raises UserError."""
     return read(seal(path), 4096) if seal(path).exists() else b""
+
 
 def read_sealed(path: Path, limit: int) -> bytes:
     """`read`. Raises UserError if the content is not what its checksum says, or if it has none."""
@@ -73,12 +87,14 @@ def read_sealed(path: Path, limit: int) -> bytes:
             return content
     raise UserError(f"{path}: damaged or exchanged, its content doesn't match {seal(path).name}")
 
+
 def is_intact(path: Path) -> bool:
     """Whether a sealed file of any size is there and is what its checksum says. Raises UserError."""
     if not path.exists():
         return False
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest().encode() in sums(path).split()
+
 
 def copy_sealed(path: Path, copy: Path) -> None:
     """A second name for a sealed file that is about to be replaced. Raises UserError."""

@@ -1,4 +1,6 @@
-"""What is typed, as Hydra's overrides: checked as a whole before anything starts. Hydra composes and sweeps."""
+"""What is typed, as Hydra's overrides: checked as a whole before anything starts. Hydra composes
+and sweeps.
+"""
 
 import itertools
 import math
@@ -44,9 +46,13 @@ ONCE = ("name", *keys_of(SweepConfig))  # what a sweep has one of
 
 CONF = Path(__file__).parent.parent / "conf"
 
+
 @dataclass(frozen=True)
 class Asked:
-    """A command that holds: what each of its runs was given, composed; and of a sweep its name and how it is run."""
+    """A command that holds: what each of its runs was given, composed; and of a sweep its name and
+    how it is run.
+    """
+
     runs: list[tuple[Config, list[str]]]
     name: str
     swept: tuple[str, ...]
@@ -54,13 +60,18 @@ class Asked:
     sweeper: str
     hydra: dict[str, Any]
 
+
 def checked(arguments: list[str], multirun: bool) -> Asked:
-    """Raises UserError unless every run that was asked for holds. Of the numbers that a search may try, the ends are
-    looked at.
+    """Raises UserError unless every run that was asked for holds. Of the numbers that a search may
+    try, the ends are looked at.
     """
     overrides = [parse(text) for text in arguments]
-    fixed, swept = ([o for o in overrides if o.is_sweep_override() is several] for several in (False, True))
-    _, choices, settings = compose(tuple(o.input_line for o in [o for o in fixed if is_hydras(o)] + chosen(fixed)))
+    fixed, swept = (
+        [o for o in overrides if o.is_sweep_override() is several] for several in (False, True)
+    )
+    _, choices, settings = compose(
+        tuple(o.input_line for o in [o for o in fixed if is_hydras(o)] + chosen(fixed))
+    )
     launcher, sweeper = (str(choices[f"hydra/{kind}"]) for kind in ("launcher", "sweeper"))
     for kind, choice in (("launcher", launcher), ("sweeper", sweeper)):
         if choice in SETTINGS:
@@ -71,8 +82,12 @@ def checked(arguments: list[str], multirun: bool) -> Asked:
             build(SETTINGS[choice], own, f"hydra.{kind}.")
     for o in overrides:
         check_place(o, multirun, sweeper)
-    values = [ends(o) if sweeper == "search" else [f"{o.key_or_group}={one}" for one in o.sweep_string_iterator()]
-              for o in swept]
+    values = [
+        ends(o)
+        if sweeper == "search"
+        else [f"{o.key_or_group}={one}" for one in o.sweep_string_iterator()]
+        for o in swept
+    ]
     found, notices = [], {}
     for picked in combinations(values, limit=4096 if sweeper == "search" else None):
         own = iter(picked)
@@ -87,21 +102,29 @@ def checked(arguments: list[str], multirun: bool) -> Asked:
     found = [(replace(config, run=replace(config.run, name=name)), cell) for config, cell in found]
     return Asked(found, name, keys, launcher, sweeper, settings)
 
+
 def check_place(override: Override, multirun: bool, sweeper: str) -> None:
     """Raises UserError for several values, or a setting of sweeps, where there is none."""
     key, text, several = override.key_or_group, override.input_line, override.is_sweep_override()
     if several and (not multirun or key in ONCE or is_hydras(override)):
-        raise UserError(f"{text}: several values are a sweep, of any key but {' '.join(ONCE)}; add -m, or quote the "
-                        f"value twice: {key}=\"'…'\"")
+        raise UserError(
+            f"{text}: several values are a sweep, of any key but {' '.join(ONCE)}; add -m, or quote the "
+            f"value twice: {key}=\"'…'\""
+        )
     if several and sweeper != "search" and not override.is_discrete_sweep():
-        raise UserError(f"{text}: has no list of values to try one by one; hydra/sweeper=search looks for the best "
-                        "among them")
+        raise UserError(
+            f"{text}: has no list of values to try one by one; hydra/sweeper=search looks for the best "
+            "among them"
+        )
     if several and sweeper == "search" and key == "seed":
         raise UserError(f"{text}: a search would take the luckiest seed for the best; give it one")
-    if not multirun and (key in keys_of(SweepConfig) or key.startswith(("hydra/launcher", "hydra.launcher"))):
+    if not multirun and (
+        key in keys_of(SweepConfig) or key.startswith(("hydra/launcher", "hydra.launcher"))
+    ):
         raise UserError(f"{text}: goes with a sweep; add -m")
     if key == "trial":
         raise UserError(f"{text}: is set by hydra/sweeper=search alone")
+
 
 def combinations(values: list[list[str]], limit: int | None) -> Iterable[Sequence[str]]:
     """One of each; where there are more than `limit`, the first of all and the last of all."""
@@ -109,27 +132,40 @@ def combinations(values: list[list[str]], limit: int | None) -> Iterable[Sequenc
         return [own[0] for own in values], [own[-1] for own in values]
     return itertools.product(*values)
 
+
 def resolved(cell: Sequence[str]) -> tuple[Config, str]:
-    """The checked configuration of one run's overrides, and what is to be said of it. Raises UserError."""
+    """The checked configuration of one run's overrides, and what is to be said of it. Raises
+    UserError.
+    """
     typed = [parse(text) for text in cell]
     hydras = [o for o in typed if is_hydras(o)]
     signed = [o for o in typed if o.input_line[0] in "+~" and o not in hydras]
     values, choices, _ = compose(tuple(o.input_line for o in chosen(typed)))
-    plain = {o.key_or_group: o.value() for o in typed if o not in hydras and o.key_or_group not in CHOICES}
+    plain = {
+        o.key_or_group: o.value()
+        for o in typed
+        if o not in hydras and o.key_or_group not in CHOICES
+    }
     for key, value in plain.items():
         check_key(key, value, choices)
     check_counted(typed, choices)
     for o in signed:
-        raise UserError(f"{o.input_line}: keys are not added or removed; give {o.key_or_group}=… a value")
+        raise UserError(
+            f"{o.input_line}: keys are not added or removed; give {o.key_or_group}=… a value"
+        )
     return read(values | plain, {group: choices[group] for group in CHOICES})
+
 
 def check_counted(typed: list[Override], choices: dict[str, str]) -> None:
     """Raises UserError for what has no effect on a model that is trained without steps."""
     for o in typed:
         if choices["model"] in COUNTED and o.key_or_group in STEPWISE:
             own = ", ".join(keys_of(GROUPS["model"][choices["model"]]))
-            raise UserError(f"{o.input_line}: model={choices['model']} is trained by counting, without steps; it goes "
-                            f"with {own} and data, name, seed")
+            raise UserError(
+                f"{o.input_line}: model={choices['model']} is trained by counting, without steps; it goes "
+                f"with {own} and data, name, seed"
+            )
+
 
 def chosen(overrides: list[Override]) -> list[Override]:
     """Those that choose a file of conf/. Raises UserError if it isn't there."""
@@ -139,8 +175,10 @@ def chosen(overrides: list[Override]) -> list[Override]:
         check_value(o.key_or_group, o.value(), Literal[*GROUPS.get(o.key_or_group, recipes)])
     return groups
 
+
 def is_hydras(override: Override) -> bool:
     return override.key_or_group.startswith(("hydra.", "hydra/"))
+
 
 def ends(override: Override) -> list[str]:
     """Of what a search may choose from: each of single values, of an interval its ends."""
@@ -151,54 +189,78 @@ def ends(override: Override) -> list[str]:
         return [f"{key}={kind(end)}" for end in (value.start, value.end)]
     return [f"{key}={value}" for value in override.sweep_string_iterator()]
 
+
 @lru_cache(maxsize=4096)
 def parse(text: str) -> Override:
     try:
         return OverridesParser.create().parse_override(text)
     except HydraException:
-        raise UserError(f"{text}: not of the form key=value; a value with spaces, commas, quotes or braces is "
-                        f"quoted twice: {text.partition('=')[0]}=\"'…'\"") from None
+        raise UserError(
+            f"{text}: not of the form key=value; a value with spaces, commas, quotes or braces is "
+            f"quoted twice: {text.partition('=')[0]}=\"'…'\""
+        ) from None
+
 
 @lru_cache
 def compose(overrides: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
     """What Hydra composes from choices of groups: the keys, all choices, and Hydra's own settings."""
     try:
-        with nullcontext() if GlobalHydra.instance().is_initialized() else hydra.initialize_config_dir(
-                str(CONF), version_base="1.3"):
-            values = OmegaConf.to_container(hydra.compose("config", list(overrides), return_hydra_config=True))
+        with (
+            nullcontext()
+            if GlobalHydra.instance().is_initialized()
+            else hydra.initialize_config_dir(str(CONF), version_base="1.3")
+        ):
+            values = OmegaConf.to_container(
+                hydra.compose("config", list(overrides), return_hydra_config=True)
+            )
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        said = re.split("Config search path|To append to your config", str(error))[0]  # + is no way in, here
+        said = re.split("Config search path|To append to your config", str(error))[
+            0
+        ]  # + is no way in, here
         extra = "; it comes with pip install -e '.[slurm]'" if "submitit" in said else ""
         raise UserError(said.rstrip(". \n") + extra) from None
     own = values.pop("hydra")
     return values, own["runtime"]["choices"], own
 
+
 def read(values: dict[str, Any], choices: dict[str, str]) -> tuple[Config, str]:
-    """The checked configuration; and, where a choice replaces one of the experiment's own, what of the rest stays."""
+    """The checked configuration; and, where a choice replaces one of the experiment's own, what of
+    the rest stays.
+    """
     path = CONF / "experiment" / f"{choices['experiment']}.yaml"
     recipe = yaml.safe_load(path.read_text()) if choices["experiment"] else {"defaults": []}
     entries = [entry for entry in recipe.pop("defaults", []) if isinstance(entry, dict)]
-    made_for = {key.removeprefix("override /"): own for entry in entries for key, own in entry.items()}
+    made_for = {
+        key.removeprefix("override /"): own for entry in entries for key, own in entry.items()
+    }
     replaced = {group: own for group, own in made_for.items() if choices[group] != own}
     taken = {key for group in GROUPS for key in keys_of(GROUPS[group][choices[group]])}
-    lost = {key for group, own in replaced.items() for key in keys_of(GROUPS[group][own])} & {*recipe} - taken
+    lost = {key for group, own in replaced.items() for key in keys_of(GROUPS[group][own])} & {
+        *recipe
+    } - taken
     old, new = (" ".join(f"{g}={chosen[g]}" for g in replaced) for chosen in (made_for, choices))
     idle = STEPWISE if choices["model"] in COUNTED else set()
     kept = " ".join(f"{key}={values[key]}" for key in recipe if key not in lost | idle)
     notice = f"experiment={choices['experiment']} is made for {old}; with {new} it keeps its other values: {kept}"
-    return from_flat({key: values[key] for key in values if key not in lost}, choices), notice if replaced else ""
+    return from_flat(
+        {key: values[key] for key in values if key not in lost}, choices
+    ), notice if replaced else ""
+
 
 def literal(argument: str) -> str:
-    """An argument that names a run, quoted for Hydra: folders of sweeps have its signs in their names."""
+    """An argument that names a run, quoted for Hydra: folders of sweeps have its signs in their
+    names.
+    """
     key, _, text = argument.partition("=")
     if key not in ("resume", "replay", "init_from") or text == "null" or text[:1] in ("'", '"'):
         return argument
     escaped = re.sub(r"\\*'|\\+$", lambda found: "".join(f"\\{sign}" for sign in found[0]), text)
     return f"{key}='{escaped}'"
 
+
 def inherited(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """The arguments with init_from= as the folder of one run, and that run's model as further arguments. Raises
-    UserError if another model was asked for.
+    """The arguments with init_from= as the folder of one run, and that run's model as further
+    arguments. Raises UserError if another model was asked for.
     """
     overrides = {o.key_or_group: o for o in map(parse, arguments)}
     start = overrides["init_from"].value() if "init_from" in overrides else None
@@ -210,29 +272,57 @@ def inherited(arguments: list[str]) -> tuple[list[str], list[str]]:
     free = {"dropout"} | ({"block_size"} if own["model"] == "bigram" else set())
     for key in own:
         if key in overrides and key not in free and overrides[key].value() != own[key]:
-            raise UserError(f"{overrides[key].input_line}: the run at {path} has {key}={own[key]}, and its weights fit "
-                            "no other model")
-    resolved = [literal(f"init_from={path}") if text.startswith("init_from=") else text for text in arguments]
+            raise UserError(
+                f"{overrides[key].input_line}: the run at {path} has {key}={own[key]}, and its weights fit "
+                "no other model"
+            )
+    resolved = [
+        literal(f"init_from={path}") if text.startswith("init_from=") else text
+        for text in arguments
+    ]
     return resolved, [f"{key}={value}" for key, value in own.items() if key not in overrides]
 
+
 def repeated(arguments: list[str], flags: list[str]) -> tuple[str, Path, Config] | None:
-    """What resume= or replay= asks for: which of them, the run's folder, and its configuration with what may change.
-    None if neither is there. Raises UserError.
+    """What resume= or replay= asks for: which of them, the run's folder, and its configuration with
+    what may change. None if neither is there. Raises UserError.
     """
     overrides = {o.key_or_group: o for o in map(parse, arguments)}
-    verb = next((key for key in ("resume", "replay") if key in overrides and overrides[key].value() is not None), None)
+    verb = next(
+        (
+            key
+            for key in ("resume", "replay")
+            if key in overrides and overrides[key].value() is not None
+        ),
+        None,
+    )
     if verb is None:
         return None
     others = {key: o for key, o in overrides.items() if key != verb}
-    unfit = [*flags, *(o.input_line for o in overrides.values() if o.is_sweep_override() or o.input_line[0] in "+~"),
-             *(o.input_line for key, o in others.items()
-               if verb == "replay" or key in ("replay", "init_from", *keys_of(SweepConfig)))]
+    unfit = [
+        *flags,
+        *(
+            o.input_line
+            for o in overrides.values()
+            if o.is_sweep_override() or o.input_line[0] in "+~"
+        ),
+        *(
+            o.input_line
+            for key, o in others.items()
+            if verb == "replay" or key in ("replay", "init_from", *keys_of(SweepConfig))
+        ),
+    ]
     if unfit:
-        raise UserError(f"{unfit[0]}: can't go with {verb}=…, which takes one run as it was started")
+        raise UserError(
+            f"{unfit[0]}: can't go with {verb}=…, which takes one run as it was started"
+        )
     typed = check_value(verb, overrides[verb].value(), str)
     path = Path(typed)
     if not typed or not (path / "config.yaml").exists():
-        such = max((str(found.parent) for found in path.rglob("config.yaml")), default="outputs/<name>/<time>")
+        such = max(
+            (str(found.parent) for found in path.rglob("config.yaml")),
+            default="outputs/<name>/<time>",
+        )
         raise UserError(f"{verb}={typed}: is not a run's folder, as {such} would be")
     saved = runs.read_config(path)
     values = saved.flat()
@@ -240,10 +330,22 @@ def repeated(arguments: list[str], flags: list[str]) -> tuple[str, Path, Config]
     for key, override in others.items():
         check_key(key, override.value(), saved.choices)
         if key not in CHANGEABLE and override.value() != values[key]:
-            raise UserError(f"{key}={override.value()}: the run was started with {key}={values[key]} and keeps it; a "
-                            f"new run can have another, and with init_from={path} its weights")
-        if key not in UNTOUCHING and override.value() != values[key] and "cell" in runs.read_metrics(path):
-            raise UserError(f"{key}={override.value()}: the run is a sweep's cell, known by {key}={values[key]}; a "
-                            "sweep with another value makes another cell")
+            raise UserError(
+                f"{key}={override.value()}: the run was started with {key}={values[key]} and keeps it; a "
+                f"new run can have another, and with init_from={path} its weights"
+            )
+        if (
+            key not in UNTOUCHING
+            and override.value() != values[key]
+            and "cell" in runs.read_metrics(path)
+        ):
+            raise UserError(
+                f"{key}={override.value()}: the run is a sweep's cell, known by {key}={values[key]}; a "
+                "sweep with another value makes another cell"
+            )
         values[key] = override.value()
-    return verb, path, from_flat({key: values[key] for key in values if key not in CHOICES}, saved.choices)
+    return (
+        verb,
+        path,
+        from_flat({key: values[key] for key in values if key not in CHOICES}, saved.choices),
+    )

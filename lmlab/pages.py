@@ -8,11 +8,23 @@ from typing import Any
 
 import numpy as np
 
+
 def fill(template: Path, title: str, data: dict[str, Any]) -> bytes:
-    """The page of `template` with the title and the data in their places. Neither can become markup or code."""
-    content = json.dumps(plain(data), allow_nan=False).replace("<", "\\u003c")  # so no mark for the title is in it
-    page = template.read_text().replace("/*data*/", content).replace("<!--title-->", html.escape(title))
-    return page.encode(errors="xmlcharrefreplace")  # half a character in a name is none that UTF-8 has
+    """The page of `template` with the title and the data in their places. Neither can become markup
+    or code.
+    """
+    content = json.dumps(plain(data), allow_nan=False).replace(
+        "<", "\\u003c"
+    )  # so no mark for the title is in it
+    page = (
+        template.read_text()
+        .replace("/*data*/", content)
+        .replace("<!--title-->", html.escape(title))
+    )
+    return page.encode(
+        errors="xmlcharrefreplace"
+    )  # half a character in a name is none that UTF-8 has
+
 
 def plain(x: Any) -> Any:
     """JSON's own types; numbers of six digits, null for those that aren't finite."""

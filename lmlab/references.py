@@ -13,13 +13,18 @@ from lmlab.config import NGramConfig
 from lmlab.data import CharDataModule
 from lmlab.models.ngram import NGram
 
-COUNTED, PREDICTED = 5_000_000, 1_000_000  # tokens at most: the last of training, the first of validation
+COUNTED, PREDICTED = (
+    5_000_000,
+    1_000_000,
+)  # tokens at most: the last of training, the first of validation
 ORDERS = range(2, 21)
 
+
 def references(data: CharDataModule) -> dict[str, float]:
-    """Nats per validation token: of guessing (`reference/uniform`), of the frequencies of single tokens (`/unigram`),
-    of pairs with one added to each count (`/bigram`), and of the n-gram whose order (`/order`) does best (`/ngram`).
-    Worked out once and kept in the cache. Nothing where there is no validation text.
+    """Nats per validation token: of guessing (`reference/uniform`), of the frequencies of single
+    tokens (`/unigram`), of pairs with one added to each count (`/bigram`), and of the n-gram whose
+    order (`/order`) does best (`/ngram`). Worked out once and kept in the cache. Nothing where
+    there is no validation text.
     """
     parts = [data.splits[part][-COUNTED:] for part in ("holdout", "train")]
     train = np.concatenate(parts)[-COUNTED:]
@@ -35,12 +40,16 @@ def references(data: CharDataModule) -> dict[str, float]:
             files.write(path, json.dumps(by_counting(train, val, V)).encode())
     return json.loads(path.read_bytes())
 
+
 def by_counting(train: np.ndarray, val: np.ndarray, V: int) -> dict[str, float]:
     first = Counter(train[:-1].tolist())
     known, asked = (Counter(itertools.pairwise(part.tolist())) for part in (train, val))
     total = sum(n * math.log((known[a, b] + 1) / (first[a] + V)) for (a, b), n in asked.items())
-    found = {"reference/uniform": math.log(V), "reference/unigram": loss(train, val, V, 1),
-             "reference/bigram": -total / (len(val) - 1)}
+    found = {
+        "reference/uniform": math.log(V),
+        "reference/unigram": loss(train, val, V, 1),
+        "reference/bigram": -total / (len(val) - 1),
+    }
     best = math.inf
     for order in ORDERS:  # the loss falls, then rises
         before, best = best, min(best, loss(train, val, V, order))
@@ -48,6 +57,7 @@ def by_counting(train: np.ndarray, val: np.ndarray, V: int) -> dict[str, float]:
             break
         found |= {"reference/ngram": best, "reference/order": order}
     return found
+
 
 def loss(train: np.ndarray, val: np.ndarray, V: int, order: int) -> float:
     model = NGram(NGramConfig(order), V)

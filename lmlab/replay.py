@@ -6,8 +6,11 @@ from pathlib import Path
 from lmlab import experiment, runs
 from lmlab.config import Config
 
+
 def replay(path: Path, config: Config, command: str) -> bool:
-    """Runs the run at `path` anew, in a folder of its own, and says at which step the losses part, if they do."""
+    """Runs the run at `path` anew, in a folder of its own, and says at which step the losses part,
+    if they do.
+    """
     old, metrics = losses(path), runs.read_metrics(path)
     if config.run.max_minutes:  # as many steps as there was time for
         steps = max((step for step, *_ in old), default=1)
@@ -28,8 +31,13 @@ def replay(path: Path, config: Config, command: str) -> bool:
     print(f"\nreplay of {path}: {verdict}")
     return bool(both) and not parted
 
+
 def losses(path: Path) -> dict[tuple[int, str, int], float | None]:
     """By step, name, and how many steps it is the mean of, the losses that the run at `path` noted."""
     keys = ("train/loss", "val/loss", "val/loss_source")
-    return {(line["step"], key, line.get("steps", 0)): line[key] for line in runs.read_history(path)
-            for key in keys if key in line}
+    return {
+        (line["step"], key, line.get("steps", 0)): line[key]
+        for line in runs.read_history(path)
+        for key in keys
+        if key in line
+    }

@@ -1,5 +1,5 @@
-"""A run's directory: all that sampling, evaluating, resuming and comparing need. What stands in it is data, maybe a
-stranger's: it is parsed, checked and limited in size, never executed.
+"""A run's directory: all that sampling, evaluating, resuming and comparing need. What stands in it
+is data, maybe a stranger's: it is parsed, checked and limited in size, never executed.
 """
 
 import fcntl
@@ -19,22 +19,42 @@ import yaml
 from rich.console import Console
 
 from lmlab import files
-from lmlab.config import CHOICES, GROUPS, NEUTRAL, Config, RunConfig, UserError, check_value, from_flat, keys_of
+from lmlab.config import (
+    CHOICES,
+    GROUPS,
+    NEUTRAL,
+    Config,
+    RunConfig,
+    UserError,
+    check_value,
+    from_flat,
+    keys_of,
+)
 from lmlab.tokenizers import CharTokenizer, printable
 
-LIMITS = {"config.yaml": 2**16, "source.yaml": 2**16, "tokenizer.json": 2**25, "metrics.json": 2**20,
-          # bytes; a vocabulary of all characters there are takes 14 MB
-          "history.jsonl": 2**32, "evaluations.jsonl": 2**24}
+LIMITS = {
+    "config.yaml": 2**16,
+    "source.yaml": 2**16,
+    "tokenizer.json": 2**25,
+    "metrics.json": 2**20,
+    # bytes; a vocabulary of all characters there are takes 14 MB
+    "history.jsonl": 2**32,
+    "evaluations.jsonl": 2**24,
+}
 
 PLAIN_LINE = r"\w+: [^ \t\[{&*!|>%@`].*"  # of config.yaml: no nesting, no reference, no tag
 
+
 class RunDirectory:
-    """What a run writes while it runs. Its lock is held until `close` or the process's end, however that comes;
-    raises UserError where another process holds it.
+    """What a run writes while it runs. Its lock is held until `close` or the process's end, however
+    that comes; raises UserError where another process holds it.
     """
+
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.log, self.history = (open(path / name, "a", buffering=1) for name in ("train.log", "history.jsonl"))
+        self.log, self.history = (
+            open(path / name, "a", buffering=1) for name in ("train.log", "history.jsonl")
+        )
         for last in (False, False, False, False, True):
             try:
                 fcntl.flock(self.log, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -43,15 +63,23 @@ class RunDirectory:
                 if last:
                     self.close()
                     raise UserError(f"{path}: another process is at work on this run") from None
-                time.sleep(0.02)  # somebody who only asks whether it is locked holds it for a moment
+                time.sleep(
+                    0.02
+                )  # somebody who only asks whether it is locked holds it for a moment
         self.console = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
         self.metrics: dict[str, Any] = {}
 
     @classmethod
-    def create(cls, path: Path, config: Config, tokenizer: CharTokenizer, facts: dict[str, Any],
-               source: Config | None = None) -> Self:
-        """A new one at `path` or the next free name. `facts` is what metrics.json begins with, `source` the
-        configuration of the run whose weights it starts from.
+    def create(
+        cls,
+        path: Path,
+        config: Config,
+        tokenizer: CharTokenizer,
+        facts: dict[str, Any],
+        source: Config | None = None,
+    ) -> Self:
+        """A new one at `path` or the next free name. `facts` is what metrics.json begins with,
+        `source` the configuration of the run whose weights it starts from.
         """
         name = path.name
         for n in itertools.count(2):
@@ -61,7 +89,9 @@ class RunDirectory:
             except FileExistsError:
                 path = path.with_name(f"{name}-{n}")
             except OSError as error:
-                raise UserError(f"{path}: the run's folder can't be made ({error.strerror})") from None
+                raise UserError(
+                    f"{path}: the run's folder can't be made ({error.strerror})"
+                ) from None
         with ExitStack() as undo:
             undo.callback(shutil.rmtree, path)
             directory = cls(path)
@@ -75,9 +105,13 @@ class RunDirectory:
         return directory
 
     def rewind(self, history_bytes: int) -> None:
-        """Forgets what was noted behind a checkpoint, and what a killed process had only begun to write."""
+        """Forgets what was noted behind a checkpoint, and what a killed process had only begun to
+        write.
+        """
         if history_bytes > os.fstat(self.history.fileno()).st_size:
-            raise UserError(f"{self.path / 'history.jsonl'}: is shorter than when the checkpoint was made")
+            raise UserError(
+                f"{self.path / 'history.jsonl'}: is shorter than when the checkpoint was made"
+            )
         self.history.truncate(history_bytes)
         for begun in self.path.rglob(f".*.{'?' * 32}"):
             begun.unlink()
@@ -109,21 +143,30 @@ class RunDirectory:
         with self.log, self.history:
             pass
 
+
 def to_json(values: dict[str, Any], **options: Any) -> str:
     """JSON in which a number that is not finite is null."""
-    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+    finite = {
+        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()
+    }
     return json.dumps(finite, allow_nan=False, **options)
+
 
 def now() -> str:
     """The name of a run that starts now."""
     return datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
 
+
 def write_config(path: Path, config: Config, name: str = "config.yaml") -> None:
     content = yaml.safe_dump(config.flat(), sort_keys=False, allow_unicode=True, width=2**30)
     files.write_sealed(path / name, content.encode())
 
+
 def newest(path: Path, key: str = "run") -> Path:
-    """The run at `path`, or of those below it the one that started last. Raises UserError where there is none."""
+    """The run at `path`, or of those below it the one that started last. Raises UserError where
+    there is none.
+    """
+
     def started(run: Path) -> int:
         tokenizer = run / "tokenizer.json"  # written once, at the start
         return tokenizer.stat().st_mtime_ns if tokenizer.exists() else 0
@@ -134,15 +177,22 @@ def newest(path: Path, key: str = "run") -> Path:
         raise UserError(f"{key}={path}: no trained run there; python train.py makes one")
     return max(found, key=started)
 
+
 def read_config(path: Path, name: str = "config.yaml") -> Config:
-    """The configuration of the run at `path`. Raises UserError for what the lab would not have written."""
+    """The configuration of the run at `path`. Raises UserError for what the lab would not have
+    written.
+    """
     for entry in path.rglob("*"):
         if entry.is_symlink() or (entry.exists() and not (entry.is_file() or entry.is_dir())):
-            raise UserError(f"{entry}: is a link, or no plain file; all that belongs to a run lies in its own folder")
+            raise UserError(
+                f"{entry}: is a link, or no plain file; all that belongs to a run lies in its own folder"
+            )
     content = files.read_sealed(path / name, LIMITS[name])
     try:
         for n, line in enumerate(content.decode().splitlines(), start=1):
-            if not re.fullmatch(PLAIN_LINE, line):  # with which few bytes can become many, or take hours
+            if not re.fullmatch(
+                PLAIN_LINE, line
+            ):  # with which few bytes can become many, or take hours
                 raise UserError(f"line {n} is not of the form key: value, with a plain value")
         values = yaml.safe_load(content) or {}
         for key, value in values.items():
@@ -152,14 +202,18 @@ def read_config(path: Path, name: str = "config.yaml") -> Config:
         for group, parts in GROUPS.items():
             check_value(group, choices[group], Literal[*parts])
         taken = {key for group, parts in GROUPS.items() for key in keys_of(parts[choices[group]])}
-        values |= {key: value for key, value in NEUTRAL.items()
-                   if key not in values and key in taken | {*keys_of(RunConfig)}}
+        values |= {
+            key: value
+            for key, value in NEUTRAL.items()
+            if key not in values and key in taken | {*keys_of(RunConfig)}
+        }
         missing = {*keys_of(RunConfig)} - {*values}
         if missing:
             raise UserError(f"{min(missing)} is missing")
         return from_flat(values, choices)
     except (UserError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path / name}: {' '.join(str(error).split())}") from None
+
 
 def read_tokenizer(path: Path) -> CharTokenizer:
     """The vocabulary of the run at `path`. Raises UserError."""
@@ -169,12 +223,17 @@ def read_tokenizer(path: Path) -> CharTokenizer:
     except (UserError, ValueError, RecursionError) as error:
         raise UserError(f"{path / 'tokenizer.json'}: {error}") from None
 
+
 def read_metrics(path: Path) -> dict[str, Any]:
-    """metrics.json, in which what no process is at work on is not 'running' but 'interrupted'. Raises UserError."""
+    """metrics.json, in which what no process is at work on is not 'running' but 'interrupted'.
+    Raises UserError.
+    """
     content = files.read(path / "metrics.json", LIMITS["metrics.json"])
     try:
         metrics = json.loads(content)
-        if not isinstance(metrics, dict) or any(isinstance(value, dict | list) for value in metrics.values()):
+        if not isinstance(metrics, dict) or any(
+            isinstance(value, dict | list) for value in metrics.values()
+        ):
             raise UserError("needs one flat JSON object")
     except (UserError, ValueError, RecursionError) as error:
         raise UserError(f"{path / 'metrics.json'}: {error}") from None
@@ -182,11 +241,15 @@ def read_metrics(path: Path) -> dict[str, Any]:
         metrics["status"] = "interrupted"
     return metrics
 
+
 def text_sha256(metrics: dict[str, Any], path: Path, key: str = "data_sha256") -> str:
     """What the text of the run at `path` has to have. Raises UserError if the run doesn't say."""
     if not re.fullmatch(r"[0-9a-f]{64}", str(metrics.get(key))):
-        raise UserError(f"{path / 'metrics.json'}: has no {key}, so no text can be taken for the run's own")
+        raise UserError(
+            f"{path / 'metrics.json'}: has no {key}, so no text can be taken for the run's own"
+        )
     return metrics[key]
+
 
 def is_locked(path: Path) -> bool:
     """Whether a process is at work on the run."""
@@ -199,10 +262,13 @@ def is_locked(path: Path) -> bool:
             return True
     return False
 
+
 def read_history(path: Path) -> list[dict[str, Any]]:
     """The lines of history.jsonl, without a last one that a kill tore. Raises UserError."""
     name, found = path / "history.jsonl", []
-    for n, line in enumerate(files.read(name, LIMITS[name.name]).decode(errors="replace").split("\n")[:-1], start=1):
+    for n, line in enumerate(
+        files.read(name, LIMITS[name.name]).decode(errors="replace").split("\n")[:-1], start=1
+    ):
         try:
             found.append(json.loads(line))
         except (ValueError, RecursionError):

@@ -11,17 +11,26 @@ import numpy as np
 
 from lmlab.config import UserError
 
+
 class UnknownCharacters(UserError):
     """Text that the vocabulary can't express."""
 
+
 class CharTokenizer:
     """One token a character, numbered in the characters' sorted order."""
+
     def __init__(self, chars: str) -> None:
         self.chars, self.vocab_size = chars, len(chars)
         codes = code_points(chars)
-        self.table = np.full(codes.max(initial=0) + 2, self.vocab_size, np.min_scalar_type(self.vocab_size))
-        self.table[codes] = np.arange(self.vocab_size)  # V is unknown, so is what lies beyond the end
-        self.byte_lengths = np.array([len(char.encode("utf-8", "surrogatepass")) for char in chars])  # (V,)
+        self.table = np.full(
+            codes.max(initial=0) + 2, self.vocab_size, np.min_scalar_type(self.vocab_size)
+        )
+        self.table[codes] = np.arange(
+            self.vocab_size
+        )  # V is unknown, so is what lies beyond the end
+        self.byte_lengths = np.array(
+            [len(char.encode("utf-8", "surrogatepass")) for char in chars]
+        )  # (V,)
 
     @classmethod
     def from_text(cls, text: str) -> Self:
@@ -41,8 +50,8 @@ class CharTokenizer:
         return ids
 
     def encode_pieces(self, pieces: Iterable[str], drop: bool = False) -> Iterator[np.ndarray]:
-        """The ids of a text piece by piece. Characters outside the vocabulary are left out; unless they may be
-        (`drop`), UnknownCharacters counts and names them at the text's end.
+        """The ids of a text piece by piece. Characters outside the vocabulary are left out; unless
+        they may be (`drop`), UnknownCharacters counts and names them at the text's end.
         """
         unknown: Counter[str] = Counter()
         for piece in pieces:
@@ -56,8 +65,10 @@ class CharTokenizer:
         if unknown:
             named = ", ".join(f"{char!r} ({n:,})" for char, n in unknown.most_common(20))
             more = f" and {len(unknown) - 20:,} more" if len(unknown) > 20 else ""
-            raise UnknownCharacters(f"{unknown.total():,} characters outside the vocabulary: {named}{more}; "
-                                    f"known are {self.chars[:200]!r}")
+            raise UnknownCharacters(
+                f"{unknown.total():,} characters outside the vocabulary: {named}{more}; "
+                f"known are {self.chars[:200]!r}"
+            )
 
     def decode(self, ids: np.ndarray | list[int]) -> str:
         return "".join(self.chars[i] for i in ids)
@@ -69,15 +80,27 @@ class CharTokenizer:
     def from_json(cls, text: str) -> Self:
         """Raises UserError or ValueError for what `to_json` would not have written."""
         values = json.loads(text)
-        chars = values.get("chars") if isinstance(values, dict) and values.get("type") == "char" else None
-        single = isinstance(chars, list) and all(isinstance(char, str) and len(char) == 1 for char in chars)
+        chars = (
+            values.get("chars")
+            if isinstance(values, dict) and values.get("type") == "char"
+            else None
+        )
+        single = isinstance(chars, list) and all(
+            isinstance(char, str) and len(char) == 1 for char in chars
+        )
         if not single or not chars or chars != sorted(set(chars)):
-            raise UserError('is no vocabulary; that is {"type": "char", "chars": [distinct characters, sorted]}')
+            raise UserError(
+                'is no vocabulary; that is {"type": "char", "chars": [distinct characters, sorted]}'
+            )
         return cls("".join(chars))
 
+
 def printable(text: str) -> str:
-    """`text` without power over the terminal: control characters but newline and tab become their names."""
+    """`text` without power over the terminal: control characters but newline and tab become their
+    names.
+    """
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)
+
 
 def code_points(text: str) -> np.ndarray:
     """(N,) of the type that numpy indexes with: it converts others on the way, slowly."""

@@ -4,6 +4,7 @@
   python scripts/benchmark.py train sample nanogpt=../nanoGPT
 
 Suites (none or all: every one):
+
   startup  from the command to the first training step of the default run, its text cached, against importing torch and
            pytorch_lightning alone; and how soon a misspelt key and --help are answered
   data     MB of text made into tokens a second on one core, against the way of nanoGPT's prepare.py; memory at its peak
@@ -15,11 +16,12 @@ Suites (none or all: every one):
   sweep    twelve bigram cells of 300 steps: `python train.py -m …` against a shell loop of twelve `python train.py`,
            and against the same sweep under Hydra's basic launcher; a cell's cost beside its training
 
-nanogpt  a clone of github.com/karpathy/nanoGPT whose data/shakespeare_char/prepare.py was run (null: left out)
-repeats  how often each is run, in turn; the medians count, of ratios those of pairs (3)
-out      where the figures are written as JSON (null: nowhere)
+nanogpt  a clone of github.com/karpathy/nanoGPT whose data/shakespeare_char/prepare.py was run
+(null: left out) repeats  how often each is run, in turn; the medians count, of ratios those of
+pairs (3) out      where the figures are written as JSON (null: nowhere)
 
-Only the ratios of one call mean anything: machines are noisy, and cores that others use make all of it wrong.
+Only the ratios of one call mean anything: machines are noisy, and cores that others use make all of
+it wrong.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from lmlab.config import Count, UserError
 
 SUITES = ("startup", "data", "train", "sample", "sweep")
 
+
 @dataclass(frozen=True)
 class Options:
     nanogpt: str | None = None
@@ -46,10 +49,14 @@ class Options:
 
 def main(argv: list[str]) -> None:
     wanted = [argument for argument in argv if "=" not in argument and argument[:1] != "-"]
-    options = parse_script(Options, __doc__, [argument for argument in argv if argument not in wanted])
+    options = parse_script(
+        Options, __doc__, [argument for argument in argv if argument not in wanted]
+    )
     for suite in wanted:
         if suite not in (*SUITES, "all"):
-            raise UserError(f"{suite}: there is no such suite; allowed are {', '.join(SUITES)}, all")
+            raise UserError(
+                f"{suite}: there is no such suite; allowed are {', '.join(SUITES)}, all"
+            )
     clone = options.nanogpt and Path(options.nanogpt)
     if clone and wanted and not {"train", "sample", "all"} & {*wanted}:
         raise UserError(f"nanogpt={clone}: goes with train and sample")
@@ -59,7 +66,9 @@ def main(argv: list[str]) -> None:
     for suite in wanted if wanted and "all" not in wanted else SUITES:
         measure = importlib.import_module(f"suites.{suite}").measure
         taken = {"repeats": options.repeats, "nanogpt": clone}
-        figures[suite] = measure(**{key: taken[key] for key in inspect.signature(measure).parameters})
+        figures[suite] = measure(
+            **{key: taken[key] for key in inspect.signature(measure).parameters}
+        )
         print(f"{suite}, medians of {options.repeats}")
         for name, figure in figures[suite].items():
             print(f"  {name:<56}{figure:12,.3f}", flush=True)

@@ -4,9 +4,11 @@
 
 Folders of runs; of every run below them. Then, as key=value:
 
-out  where leaderboard.csv, leaderboard.md and report.html are written (the folder; of several the one they lie in)
+out  where leaderboard.csv, leaderboard.md and report.html are written (the folder; of several the
+one they lie in)
 
-Ranked by val/loss at the end of training, the mean over seeds. Only what stands in the runs' folders is read.
+Ranked by val/loss at the end of training, the mean over seeds. Only what stands in the runs'
+folders is read.
 """
 
 from __future__ import annotations
@@ -19,15 +21,21 @@ from pathlib import Path
 from lmlab.cli import one_line_errors, parse_script
 from lmlab.config import UserError
 
+
 @dataclass(frozen=True)
 class Options:
     out: str | None = None
 
 
 def main(argv: list[str]) -> None:
-    folders = [argument for argument in argv  # the name of one may contain "="
-               if argument[:1] != "-" and ("=" not in argument or Path(argument).exists())]
-    options = parse_script(Options, __doc__, [argument for argument in argv if argument not in folders])
+    folders = [
+        argument
+        for argument in argv  # the name of one may contain "="
+        if argument[:1] != "-" and ("=" not in argument or Path(argument).exists())
+    ]
+    options = parse_script(
+        Options, __doc__, [argument for argument in argv if argument not in folders]
+    )
     if not folders:
         raise UserError("compare.py needs a folder of runs, as outputs/sweeps/depth")
     from lmlab.sweep import load_runs, report

@@ -4,14 +4,17 @@
   python scripts/evaluate.py run=outputs/gpt data=file path=my.txt
   python scripts/evaluate.py run=outputs/gpt,outputs/ngram
 
-run         a run's folder, or a folder of runs, of which the newest is taken (outputs); several with commas between
-            them are a mixture, its weights fitted on the text that holdout_fraction= kept from their training
-split       train | holdout | val | test: which part of the run's own text (val)
-data, path  another text, as for train.py, all of it
-checkpoint  last | best (last)
-device      auto | cpu | cuda | mps (auto)
+run         a run's folder, or a folder of runs, of which the newest is taken (outputs); several
+with commas between
 
-Prints the numbers and appends them, one line of JSON, to evaluations.jsonl in the (first) run's folder.
+            them are a mixture, its weights fitted on the text that holdout_fraction= kept from their training
+
+split       train | holdout | val | test: which part of the run's own text (val) data, path  another
+text, as for train.py, all of it checkpoint  last | best (last) device      auto | cpu | cuda | mps
+(auto)
+
+Prints the numbers and appends them, one line of JSON, to evaluations.jsonl in the (first) run's
+folder.
 """
 
 from __future__ import annotations
@@ -50,7 +53,9 @@ def main(argv: list[str]) -> None:
 
         from lmlab import checkpoints, evaluate, mixture
 
-    members = [checkpoints.load(path, options.checkpoint, options.device) for path in paths(options.run)]
+    members = [
+        checkpoints.load(path, options.checkpoint, options.device) for path in paths(options.run)
+    ]
     run = members[0]
     text, split = text_of(run, options)
     tokens = text.splits[split]
@@ -77,7 +82,9 @@ def main(argv: list[str]) -> None:
 
 
 def paths(text: str) -> list[Path]:
-    """The folders that are named with commas between them; a sweep's cells have commas in their own names."""
+    """The folders that are named with commas between them; a sweep's cells have commas in their own
+    names.
+    """
     found, begun = [], ""
     for piece in text.split(","):
         begun = f"{begun},{piece}" if begun else piece
@@ -94,7 +101,9 @@ def paths(text: str) -> list[Path]:
 def log_probs(run: Run, tokens: np.ndarray) -> Tensor:
     from lmlab import evaluate
 
-    return evaluate.log_probs(run.model, tokens, run.config.model.block_size, run.config.device.precision)
+    return evaluate.log_probs(
+        run.model, tokens, run.config.model.block_size, run.config.device.precision
+    )
 
 
 def text_of(run: Run, options: Options) -> tuple[CharDataModule, str]:
@@ -102,13 +111,18 @@ def text_of(run: Run, options: Options) -> tuple[CharDataModule, str]:
     from lmlab.data import CharDataModule
 
     if options.data and options.split:
-        raise UserError(f"split={options.split}: goes with the run's own text; data={options.data} is read whole")
+        raise UserError(
+            f"split={options.split}: goes with the run's own text; data={options.data} is read whole"
+        )
     if options.data:
         other = dict.fromkeys(("val_fraction", "test_fraction", "holdout_fraction"), 0.0)
         other |= {"init_from": None, "unknown": "error"}
         other |= {"path": options.path or "???"} if options.data == "file" or options.path else {}
-        kept = {key: value for key, value in run.config.flat().items()
-                if key not in (*run.config.choices, *vars(run.config.data))}
+        kept = {
+            key: value
+            for key, value in run.config.flat().items()
+            if key not in (*run.config.choices, *vars(run.config.data))
+        }
         config = from_flat(kept | other, run.config.choices | {"data": options.data})
         text, split = CharDataModule(config, run.tokenizer), "train"
     elif options.path:
@@ -118,7 +132,9 @@ def text_of(run: Run, options: Options) -> tuple[CharDataModule, str]:
         text, split = CharDataModule(run.config, run.tokenizer, expected), options.split or "val"
     if len(text.splits[split]) < 2:
         there = ", ".join(name for name, tokens in text.splits.items() if len(tokens) > 1)
-        raise UserError(f"split={split}: there are no two characters of it; allowed are {there or 'none'}")
+        raise UserError(
+            f"split={split}: there are no two characters of it; allowed are {there or 'none'}"
+        )
     return text, split
 
 

@@ -2,14 +2,13 @@
 
   python scripts/explain.py run=outputs/gpt/2026-11-22_10-00-00 text="The cat sat." out=explain.html
 
-run         a run's folder, or a folder of runs, of which the newest is taken (outputs)
-text        2 to 2,000 characters (null: how the run's own validation text begins)
-out         the page (explain.html)
-checkpoint  best | last (best)
-device      auto | cpu | cuda | mps (auto)
+run         a run's folder, or a folder of runs, of which the newest is taken (outputs) text
+2 to 2,000 characters (null: how the run's own validation text begins) out         the page
+(explain.html) checkpoint  best | last (best) device      auto | cpu | cuda | mps (auto)
 
-The page shows how surprised the model was by each character, what it expected instead, and as far as it has them its
-attention, its table beside the counts, and its embeddings. It needs no other file and no network.
+The page shows how surprised the model was by each character, what it expected instead, and as far
+as it has them its attention, its table beside the counts, and its embeddings. It needs no other
+file and no network.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from typing import Literal
 
 from lmlab.cli import importing, one_line_errors, parse_script
 from lmlab.tokenizers import printable
+
 
 @dataclass(frozen=True)
 class Options:

@@ -2,11 +2,12 @@
 
   python scripts/ladder.py sweep=outputs/sweeps/ladder out=ladder.png
 
-sweep  a sweep's folder, fed by the recipes experiment=ladder_… (outputs/sweeps/ladder)
-out    the picture, .png or .svg (ladder.png)
+sweep  a sweep's folder, fed by the recipes experiment=ladder_… (outputs/sweeps/ladder) out    the
+picture, .png or .svg (ladder.png)
 
-Draws validation loss against parameters, and against the operations of training as the runs went along; prints the
-table behind it, one row a configuration: the mean over its finished seeds, and its standard error.
+Draws validation loss against parameters, and against the operations of training as the runs went
+along; prints the table behind it, one row a configuration: the mean over its finished seeds, and
+its standard error.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from lmlab.config import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
+
 
 @dataclass(frozen=True)
 class Options:
@@ -41,19 +43,33 @@ def main(argv: list[str]) -> None:
     runs = runs[(runs["status"] == "finished") & runs["val/loss"].notna()]
     rungs = summary(runs)
     if rungs.empty:
-        raise UserError(f"sweep={options.sweep}: no run there has finished with a val/loss; the recipes "
-                        "experiment=ladder_… make some")
-    figure, (by_size, by_compute) = pyplot.subplots(1, 2, figsize=(10, 4.5), layout="constrained", sharey=True)
+        raise UserError(
+            f"sweep={options.sweep}: no run there has finished with a val/loss; the recipes "
+            "experiment=ladder_… make some"
+        )
+    figure, (by_size, by_compute) = pyplot.subplots(
+        1, 2, figsize=(10, 4.5), layout="constrained", sharey=True
+    )
     for n, (model, rows) in enumerate(rungs.groupby("model", sort=False)):
         rows = rows.sort_values("n_params")
-        by_size.errorbar(rows["n_params"], rows["loss"], rows["se"], color=f"C{n}", marker="o", ms=5, label=model)
+        by_size.errorbar(
+            rows["n_params"], rows["loss"], rows["se"], color=f"C{n}", marker="o", ms=5, label=model
+        )
         if rows["flops"].gt(0).all():
-            by_compute.errorbar(rows["flops"], rows["loss"], rows["se"], color=f"C{n}", marker="o", ms=5, lw=0)
+            by_compute.errorbar(
+                rows["flops"], rows["loss"], rows["se"], color=f"C{n}", marker="o", ms=5, lw=0
+            )
             for group in rows["group"]:
-                by_compute.plot(*curve(runs[runs["group"] == group]), color=f"C{n}", lw=1, alpha=0.7)
+                by_compute.plot(
+                    *curve(runs[runs["group"] == group]), color=f"C{n}", lw=1, alpha=0.7
+                )
         else:  # nothing is multiplied
             by_compute.axhline(rows["loss"].min(), color=f"C{n}", ls="--", lw=1)
-    by_size.set(xscale="log", xlabel="parameters (of n-grams: counts)", ylabel="validation loss, nats per character")
+    by_size.set(
+        xscale="log",
+        xlabel="parameters (of n-grams: counts)",
+        ylabel="validation loss, nats per character",
+    )
     by_compute.set(xscale="log", xlabel="floating-point operations of training")
     by_compute.set_ylim(rungs["loss"].min() - 0.1, max(2.75, rungs["loss"].max()))
     by_size.legend(frameon=False)
@@ -63,19 +79,31 @@ def main(argv: list[str]) -> None:
         figure.savefig(options.out, dpi=120)
     except (OSError, ValueError) as error:
         raise UserError(f"out={options.out}: {error}") from None
-    print("| model | parameters | validation loss | seeds | seconds of training |\n|---|---|---|---|---|")
+    print(
+        "| model | parameters | validation loss | seeds | seconds of training |\n|---|---|---|---|---|"
+    )
     for row in rungs.itertuples():
-        print(f"| {row.model} | {row.n_params:,} | {row.loss:.3f} ± {row.se:.3f} | {row.n} | {row.seconds:.1f} |")
+        print(
+            f"| {row.model} | {row.n_params:,} | {row.loss:.3f} ± {row.se:.3f} | {row.n} | {row.seconds:.1f} |"
+        )
     print(f"\n{options.out}")
 
 
 def summary(runs: pd.DataFrame) -> pd.DataFrame:
     """A row a configuration, the best of each model last, models in the order of their best."""
     groups = runs.groupby("group", as_index=False).agg(
-        model=("model", "first"), n_params=("n_params", "first"), flops=("flops", "first"), loss=("val/loss", "mean"),
-        se=("val/loss", "sem"), n=("seed", "nunique"), seconds=("train_seconds", "mean"))
+        model=("model", "first"),
+        n_params=("n_params", "first"),
+        flops=("flops", "first"),
+        loss=("val/loss", "mean"),
+        se=("val/loss", "sem"),
+        n=("seed", "nunique"),
+        seconds=("train_seconds", "mean"),
+    )
     best = groups.groupby("model")["loss"].transform("min")
-    return groups.fillna({"se": 0.0}).assign(best=best).sort_values(["best", "loss"], ascending=False)
+    return (
+        groups.fillna({"se": 0.0}).assign(best=best).sort_values(["best", "loss"], ascending=False)
+    )
 
 
 def curve(members: pd.DataFrame) -> tuple[list[float], list[float]]:

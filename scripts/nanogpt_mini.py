@@ -12,7 +12,11 @@ from torch import nn
 
 block_size = 64  # T: how many characters it sees at once
 batch_size = 12  # B: pieces of text a step
-n_layer, n_head, n_embd = 3, 4, 64  # blocks; attention heads a block; C: numbers that stand for a character
+n_layer, n_head, n_embd = (
+    3,
+    4,
+    64,
+)  # blocks; attention heads a block; C: numbers that stand for a character
 steps, lr = 1000, 1e-3
 
 
@@ -26,11 +30,19 @@ class Attention(nn.Module):
 
     def forward(self, x):
         B, T, C = x.shape
-        # a query (what do I look for?), a key (what am I?) and a value (what do I tell?), for every head
-        q, k, v = (part.view(B, T, n_head, C // n_head).transpose(1, 2) for part in self.qkv(x).split(C, dim=2))
-        scores = q @ k.transpose(2, 3) / (C // n_head) ** 0.5  # (B, heads, T, T): who interests whom
+        # a query (what do I look for?), a key (what am I?) and a value (what do I tell?), for every
+        # head
+        q, k, v = (
+            part.view(B, T, n_head, C // n_head).transpose(1, 2)
+            for part in self.qkv(x).split(C, dim=2)
+        )
+        scores = (
+            q @ k.transpose(2, 3) / (C // n_head) ** 0.5
+        )  # (B, heads, T, T): who interests whom
         future = torch.ones(T, T, dtype=torch.bool).triu(1)
-        weights = scores.masked_fill(future, float("-inf")).softmax(-1)  # nobody sees what comes later
+        weights = scores.masked_fill(future, float("-inf")).softmax(
+            -1
+        )  # nobody sees what comes later
         gathered = (weights @ v).transpose(1, 2).reshape(B, T, C)
         return self.proj(gathered)
 

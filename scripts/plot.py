@@ -15,6 +15,7 @@ from pathlib import Path
 from lmlab.cli import one_line_errors, parse_script
 from lmlab.config import UserError
 
+
 @dataclass(frozen=True)
 class Options:
     runs: str = "outputs"
@@ -34,7 +35,10 @@ def main(argv: list[str]) -> None:
     for n, folder in enumerate(options.runs.split()):
         run = newest(Path(folder))
         lines = read_history(run)
-        for key, style in {"train/loss": {"alpha": 0.35, "lw": 1}, "val/loss": {"marker": "o", "ms": 4}}.items():
+        for key, style in {
+            "train/loss": {"alpha": 0.35, "lw": 1},
+            "val/loss": {"marker": "o", "ms": 4},
+        }.items():
             points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
             if points:
                 label = f"{run.parent.name}/{run.name}  {key}"

@@ -30,6 +30,7 @@ from lmlab.cli import importing, one_line_errors, parse_script
 from lmlab.config import Count, PositiveOrZero
 from lmlab.tokenizers import printable
 
+
 @dataclass(frozen=True)
 class Options:
     run: str = "outputs"
@@ -53,11 +54,22 @@ def main(argv: list[str]) -> None:
     run = checkpoints.load(Path(options.run), options.checkpoint, options.device)
     seed = secrets.randbelow(2**32) if options.seed is None else options.seed
     texts, begun = [options.prompt] * options.samples, False
-    shown = printable if sys.stdout.isatty() else str  # a file gets what was drawn, a terminal nothing that steers it
+    shown = (
+        printable if sys.stdout.isatty() else str
+    )  # a file gets what was drawn, a terminal nothing that steers it
     for pieces in generate.stream(
-        run.model, run.tokenizer, options.prompt, options.max_tokens, run.config.model.block_size,
-        samples=options.samples, seed=seed, stop=options.stop, temperature=options.temperature,
-        top_k=options.top_k, top_p=options.top_p, precision=run.config.device.precision,
+        run.model,
+        run.tokenizer,
+        options.prompt,
+        options.max_tokens,
+        run.config.model.block_size,
+        samples=options.samples,
+        seed=seed,
+        stop=options.stop,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        precision=run.config.device.precision,
     ):
         print(shown(pieces[0] if begun else options.prompt + pieces[0]), end="", flush=True)
         begun = True

@@ -1,11 +1,12 @@
-"""The lowest validation loss on tiny-shakespeare that the lab reaches in three minutes on two cores:
+"""The lowest validation loss on tiny-shakespeare that the lab reaches in three minutes on two
+cores:
 
   time python scripts/shakespeare_3min.py seed=0
 
 seed  of the transformer's weights and batches (0)
 
-Trains `experiment=shakespeare_3min`, counts n-grams on the same text, fits the two's shares on characters that neither
-was trained on, and evaluates the mixture once, all in one process.
+Trains `experiment=shakespeare_3min`, counts n-grams on the same text, fits the two's shares on
+characters that neither was trained on, and evaluates the mixture once, all in one process.
 """
 
 from __future__ import annotations
@@ -18,8 +19,16 @@ import evaluate
 
 from lmlab import cli
 
-MEMBERS = {"shakespeare_3min": ["experiment=shakespeare_3min"],
-           "shakespeare_3min-ngram": ["model=ngram", "data=shakespeare", "order=10", "holdout_fraction=0.01"]}
+MEMBERS = {
+    "shakespeare_3min": ["experiment=shakespeare_3min"],
+    "shakespeare_3min-ngram": [
+        "model=ngram",
+        "data=shakespeare",
+        "order=10",
+        "holdout_fraction=0.01",
+    ],
+}
+
 
 @dataclass(frozen=True)
 class Options:

@@ -16,11 +16,16 @@ from lmlab import cli, corpora, files, overrides
 from lmlab.sweep.server import server
 
 # A slow machine is no failure, and a failure comes back at the next run.
-settings.register_profile("lab", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "lab", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("lab")
 ROOT = Path(__file__).parent.parent
-NANO = ("model=gpt_nano threads=1 batch_size=4 max_steps=4 eval_interval=2 log_interval=1 device=cpu "
-        "precision=32-true ")  # whatever the machine is fastest with
+NANO = (
+    "model=gpt_nano threads=1 batch_size=4 max_steps=4 eval_interval=2 log_interval=1 device=cpu "
+    "precision=32-true "
+)  # whatever the machine is fastest with
+
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
@@ -28,19 +33,24 @@ def cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("LMLAB_CACHE", str(folder))
-        patch.setenv("CUDA_VISIBLE_DEVICES", "")  # the tests are about the CPU, whatever else there is
+        patch.setenv(
+            "CUDA_VISIBLE_DEVICES", ""
+        )  # the tests are about the CPU, whatever else there is
         patch.setattr("torch.backends.mps.is_available", lambda: False)
         text = "First Citizen:\nBefore we proceed any further, hear me speak.\n\n" * 60
         (folder / "tinyshakespeare.txt").write_text(text)
         patch.setattr(corpora, "SHAKESPEARE_SHA256", files.sha256(text.encode()))
-        patch.setattr("lmlab.references.ORDERS", range(2, 4))  # counting takes seconds for each text that is new
+        patch.setattr(
+            "lmlab.references.ORDERS", range(2, 4)
+        )  # counting takes seconds for each text that is new
         server()  # one for all tests, which imports while the first of them run
         yield folder
 
+
 @pytest.fixture(scope="module")
 def short_texts():
-    """Of the built-in texts the first characters alone, after one each of all that they have: the vocabulary stays.
-    For runs in this process, which else spend their time on validation.
+    """Of the built-in texts the first characters alone, after one each of all that they have: the
+    vocabulary stays. For runs in this process, which else spend their time on validation.
     """
     with pytest.MonkeyPatch.context() as patch:
         for name in ("tales", "pydoc"):
@@ -49,12 +59,14 @@ def short_texts():
             patch.setitem(corpora.CORPORA, name, lambda _, short=short: [short])
         yield
 
+
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     """An empty folder to work in."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["pytest"])
     return tmp_path
+
 
 @contextmanager
 def working_in(folder):
@@ -64,9 +76,12 @@ def working_in(folder):
         patch.setattr(sys, "argv", ["pytest"])
         yield folder
 
+
 @pytest.fixture
 def train(here):
-    """Runs `train.py` with a line of arguments and returns the new run's folder, or of a sweep all of them."""
+    """Runs `train.py` with a line of arguments and returns the new run's folder, or of a sweep all
+    of them.
+    """
 
     def train(line):
         before = set(here.rglob("config.yaml"))
@@ -76,27 +91,38 @@ def train(here):
 
     return train
 
-SMALL_RUN = ("model=bigram data=sentence val_fraction=0.2 block_size=8 batch_size=2 threads=1 device=cpu "
-             "precision=32-true "
-             "eval_interval=10 checkpoint_interval=5 log_interval=1 max_steps=20 name=x")
+
+SMALL_RUN = (
+    "model=bigram data=sentence val_fraction=0.2 block_size=8 batch_size=2 threads=1 device=cpu "
+    "precision=32-true "
+    "eval_interval=10 checkpoint_interval=5 log_interval=1 max_steps=20 name=x"
+)
 LAST, *_ = CHECKPOINTS = [f"checkpoints/{name}.ckpt" for name in ("last", "previous", "best")]
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A run of 20 steps, one like it but for its seed, and one that went on to 30."""
     with working_in(tmp_path_factory.mktemp("trained")) as folder:
-        for name, more in (("run", ""), ("other", " seed=1"), ("longer", " max_steps=30 decay_steps=20")):
+        for name, more in (
+            ("run", ""),
+            ("other", " seed=1"),
+            ("longer", " max_steps=30 decay_steps=20"),
+        ):
             cli.main((SMALL_RUN + more).split())
             shutil.move(next((folder / "outputs/x").iterdir()), folder / name)
     return folder
+
 
 @pytest.fixture
 def run(trained, here):
     """A copy of the first of them, to damage."""
     return shutil.copytree(trained / "run", here / "run", symlinks=True)
 
+
 def content(folder):
     return {p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
 
 def refused(capsys, command, words):
     """The one line with which a command is refused."""
@@ -107,16 +133,20 @@ def refused(capsys, command, words):
     assert stop.value.code == 2 and stderr.startswith("error: ") and stderr.count("\n") == 1, stderr
     assert all(word in stderr for word in words), stderr
 
+
 def history(run, key):
     """The values of a key in a run's history, by step."""
     lines = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     return {line["step"]: line[key] for line in lines if key in line}
 
+
 def metrics(run):
     return json.loads((run / "metrics.json").read_text())
 
+
 def config(run):
     return yaml.safe_load((run / "config.yaml").read_text())
+
 
 def script(name):
     """A script as a module, without running it."""
@@ -126,6 +156,7 @@ def script(name):
     spec.loader.exec_module(module)
     return module
 
+
 @pytest.fixture(scope="session")
 def some_config():
     """A checked configuration: a tiny GPT on the stories."""
@@ -133,10 +164,17 @@ def some_config():
         patch.setattr(sys, "argv", ["pytest"])
         return overrides.resolved(("model=gpt_nano", "device=cpu"))[0]
 
+
 def pytest_collection_modifyitems(items):
     """The files that take longest first, so that no worker is left alone with one at the end."""
     first = [f"test_{name}" for name in ("resume", "search", "sweep", "readme", "recipes")]
     items.sort(key=lambda item: (*first, item.path.stem).index(item.path.stem))
 
+
 def pytest_addoption(parser):
-    parser.addoption("--kills", type=int, default=1, help="how many kills at random moments (tests/test_resume.py)")
+    parser.addoption(
+        "--kills",
+        type=int,
+        default=1,
+        help="how many kills at random moments (tests/test_resume.py)",
+    )

@@ -5,23 +5,33 @@ import pytest
 
 from tests.conftest import ROOT, refused, script
 
+
 @pytest.fixture
 def suite(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     return lambda name: importlib.import_module(f"suites.{name}")
 
+
 def test_every_suite_is_there_and_explained(suite):
     benchmark = script("benchmark")
-    assert {path.stem for path in (ROOT / "scripts/suites").glob("*.py")} == {*benchmark.SUITES, "__init__", "commands"}
+    assert {path.stem for path in (ROOT / "scripts/suites").glob("*.py")} == {
+        *benchmark.SUITES,
+        "__init__",
+        "commands",
+    }
     for name in benchmark.SUITES:
         assert callable(suite(name).measure) and f"\n  {name} " in benchmark.__doc__
 
-@pytest.mark.parametrize("arguments, words", [
-    (["speed"], ["speed", "startup, data, train, sample, sweep, all"]),
-    (["train", "nanogpt=/nowhere"], ["nanogpt=/nowhere", "model.py"]),
-    (["sweep", "nanogpt=/nowhere"], ["nanogpt=/nowhere", "train and sample"]),
-    (["repeats=0"], ["repeats=0"]),
-])
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["speed"], ["speed", "startup, data, train, sample, sweep, all"]),
+        (["train", "nanogpt=/nowhere"], ["nanogpt=/nowhere", "model.py"]),
+        (["sweep", "nanogpt=/nowhere"], ["nanogpt=/nowhere", "train and sample"]),
+        (["repeats=0"], ["repeats=0"]),
+    ],
+)
 def test_wrong_input_is_answered_by_one_line(capsys, arguments, words):
     benchmark = script("benchmark")
 
@@ -30,6 +40,7 @@ def test_wrong_input_is_answered_by_one_line(capsys, arguments, words):
             benchmark.main(arguments)
 
     refused(capsys, with_one_line, words)
+
 
 def test_a_clone_without_its_text_is_named_before_anything_is_measured(capsys, here, suite):
     (here / "model.py").touch()
@@ -41,6 +52,7 @@ def test_a_clone_without_its_text_is_named_before_anything_is_measured(capsys, h
 
     suite("train")
     refused(capsys, with_one_line, ["nanogpt=", "prepare.py"])
+
 
 def test_the_two_loops_share_the_time_of_one_run(suite, monkeypatch, here):
     train = suite("train")

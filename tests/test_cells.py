@@ -15,26 +15,68 @@ from lmlab.sweep import cells, plan
 from lmlab.sweep.cells import Sweep
 from tests.conftest import content, history, metrics
 
-SMALL = ["model=bigram", "data=sentence", "val_fraction=0.2", "block_size=8", "batch_size=2", "threads=1", "device=cpu",
-         "precision=32-true", "eval_interval=5", "checkpoint_interval=5", "log_interval=1", "max_steps=10", "name=x"]
+SMALL = [
+    "model=bigram",
+    "data=sentence",
+    "val_fraction=0.2",
+    "block_size=8",
+    "batch_size=2",
+    "threads=1",
+    "device=cpu",
+    "precision=32-true",
+    "eval_interval=5",
+    "checkpoint_interval=5",
+    "log_interval=1",
+    "max_steps=10",
+    "name=x",
+]
+
 
 def cell(*more):
     overrides = [*SMALL, *more]
     return plan.identify(resolved(overrides)[0], overrides, Sweep("x", "typed"))
 
+
 def test_what_touches_the_mathematics_is_another_cell_and_nothing_else_is():
     one = cell()
-    for same in (["log_interval=5"], ["checkpoint_interval=7"], ["checkpoint_minutes=3"], ["lr=5e-3"], ["lr=0.005"],
-                 ["decay_steps=10"], ["name=y"], ["retries=3"]):
+    for same in (
+        ["log_interval=5"],
+        ["checkpoint_interval=7"],
+        ["checkpoint_minutes=3"],
+        ["lr=5e-3"],
+        ["lr=0.005"],
+        ["decay_steps=10"],
+        ["name=y"],
+        ["retries=3"],
+    ):
         assert cell(*same).hash == one.hash, same
-    others = [cell(f"{key}={value}") for key, value in {
-        "seed": 1, "lr": 0.006, "max_steps": 11, "batch_size": 3, "block_size": 9, "val_fraction": 0.3, "threads": 2,
-        "grad_clip": 0.5, "grad_accumulation": 2, "schedule": "constant", "warmup_steps": 2, "weight_decay": 0.2,
-        "precision": "bf16-mixed", "data": "tales", "optimizer": "sgd", "min_lr": 1e-4, "eval_interval": 4,
-        "compile": True}.items()]
+    others = [
+        cell(f"{key}={value}")
+        for key, value in {
+            "seed": 1,
+            "lr": 0.006,
+            "max_steps": 11,
+            "batch_size": 3,
+            "block_size": 9,
+            "val_fraction": 0.3,
+            "threads": 2,
+            "grad_clip": 0.5,
+            "grad_accumulation": 2,
+            "schedule": "constant",
+            "warmup_steps": 2,
+            "weight_decay": 0.2,
+            "precision": "bf16-mixed",
+            "data": "tales",
+            "optimizer": "sgd",
+            "min_lr": 1e-4,
+            "eval_interval": 4,
+            "compile": True,
+        }.items()
+    ]
     assert cell("warmup_steps=1").hash != cell("warmup_steps=1", "hold_steps=1").hash
     assert len({one.hash, *(other.hash for other in others)}) == len(others) + 1
     assert [other.group == one.group for other in others] == [True] + [False] * (len(others) - 1)
+
 
 def test_changed_data_is_another_cell_and_moved_data_is_not(here):
     (here / "a.txt").write_text("the first text " * 20)
@@ -43,10 +85,17 @@ def test_changed_data_is_another_cell_and_moved_data_is_not(here):
     a, b, c = (cell("data=file", f"path={name}.txt").hash for name in "abc")
     assert a == b != c
 
+
 def test_the_weights_that_a_cell_starts_from_are_part_of_it(trained, here):
     own = ["init_from=" + str(trained / "run")]
     first = cell(*own)
-    assert first.hash == cell(*own).hash != cell("init_from=" + str(trained / "longer")).hash != cell().hash
+    assert (
+        first.hash
+        == cell(*own).hash
+        != cell("init_from=" + str(trained / "longer")).hash
+        != cell().hash
+    )
+
 
 def test_a_key_that_is_gained_later_leaves_old_names_as_they_were(monkeypatch, here):
     old = cells.identity(cell().config.flat(), "data", None)
@@ -56,27 +105,38 @@ def test_a_key_that_is_gained_later_leaves_old_names_as_they_were(monkeypatch, h
     assert cells.identity(flat, "data", None) == old
     assert cells.identity(flat | {"later": True}, "data", None) != old
 
+
 def test_a_run_from_before_a_key_was_gained_is_read_with_its_neutral_value(run, monkeypatch):
-    lines = [line for line in (run / "config.yaml").read_text().splitlines() if not line.startswith("grad_clip:")]
+    lines = [
+        line
+        for line in (run / "config.yaml").read_text().splitlines()
+        if not line.startswith("grad_clip:")
+    ]
     files.write_sealed(run / "config.yaml", "\n".join(lines).encode())
     with pytest.raises(config.UserError, match="grad_clip is missing"):
         runs.read_config(run)
     monkeypatch.setattr(runs, "NEUTRAL", {"grad_clip": 0.5, "of_another_model": 1})
     assert runs.read_config(run).run.grad_clip == 0.5
 
+
 @given(st.lists(st.text(min_size=1, max_size=80), max_size=6))
 def test_a_label_is_part_of_a_path_whatever_was_typed(texts):
-    overrides = [f"path=\"'{''.join(c for c in text if c.isprintable() and c not in chr(39) + chr(34) + chr(92))}'\""
-                 for text in texts]
+    overrides = [
+        f"path=\"'{''.join(c for c in text if c.isprintable() and c not in chr(39) + chr(34) + chr(92))}'\""
+        for text in texts
+    ]
     label = cells.label(overrides, Sweep("x", ""))
     assert "/" not in label and label.isascii() and label.isprintable()
     assert len(replace(FIXED, label=label).path.name.encode()) <= 255
 
+
 FIXED = cells.Cell(None, Sweep("x", ""), "", "0" * 8, "", "", 0, 0, 0)
+
 
 def test_labels_show_what_was_typed_and_numbers_that_can_be_read():
     typed = ["model=gpt", "lr=0.0031234567890123", "name=y", "retries=1", "trial=x", "n_layer=2"]
     assert cells.label(typed, Sweep("y", "", ("n_layer=2",))) == "model=gpt,lr=0.003123"
+
 
 def test_a_finished_cell_is_left_as_it_is(here):
     one = cell()
@@ -86,11 +146,13 @@ def test_a_finished_cell_is_left_as_it_is(here):
     assert again.path == one.path and cells.run(again) == "finished"
     assert content(one.path) == before
 
+
 def test_a_diverged_cell_is_not_run_again(here):
     one = cell("optimizer=sgd", "lr=1e39", "grad_clip=0", "warmup_steps=0", "schedule=constant")
     assert cells.run(one) == "diverged"
     before = content(one.path)
     assert cells.run(one) == "diverged" and content(one.path) == before
+
 
 def test_an_interrupted_cell_goes_on_from_its_checkpoint_to_the_same_end(here, monkeypatch):
     whole = cell()
@@ -115,6 +177,7 @@ def test_an_interrupted_cell_goes_on_from_its_checkpoint_to_the_same_end(here, m
     assert metrics(cell().path)["val/loss"] == metrics(first)["val/loss"]
     assert "goes on at step 7" in (cell().path / "train.log").read_text()
 
+
 def test_a_cell_that_fails_says_why_and_is_tried_again_as_often_as_asked(here, monkeypatch, capsys):
     tries = []
 
@@ -131,14 +194,19 @@ def test_a_cell_that_fails_says_why_and_is_tried_again_as_often_as_asked(here, m
     assert cells.run(cell()) == "finished"  # the next command tries it again
     assert "reason" not in metrics(cell().path)
 
+
 def test_a_cell_that_fails_before_it_has_a_folder_gets_one(here, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(experiment, "prepare", lambda *_: bytearray(2**60))
         assert cells.run(cell()) == "failed"
     numbers = metrics(cell().path)
-    assert numbers["reason"].startswith("out of memory: MemoryError") and numbers["cell"] == cell().hash
+    assert (
+        numbers["reason"].startswith("out of memory: MemoryError")
+        and numbers["cell"] == cell().hash
+    )
     assert runs.read_config(cell().path) == cell().config
     assert cells.run(cell()) == "finished"
+
 
 def test_text_that_changes_after_the_cell_was_named_fails_it(here):
     (here / "a.txt").write_text("the first text " * 20)
@@ -146,6 +214,7 @@ def test_text_that_changes_after_the_cell_was_named_fails_it(here):
     (here / "a.txt").write_text("another text, as long " * 20)
     assert cells.run(one) == "failed"
     assert "not the one that the run was trained on" in metrics(one.path)["reason"]
+
 
 def test_nobody_else_runs_a_cell_meanwhile(here):
     one = cell()
@@ -159,6 +228,7 @@ def test_nobody_else_runs_a_cell_meanwhile(here):
         assert waiting.is_alive() and not one.path.exists()
     waiting.join(20)
     assert one.status() == "finished" and not cells.is_busy(one)
+
 
 def test_a_cell_that_somebody_resumes_by_hand_is_busy(here):
     one = cell()

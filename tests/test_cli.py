@@ -1,4 +1,6 @@
-"""Whatever a user can get wrong: one line on stderr, exit status 2, no traceback, nothing left behind."""
+"""Whatever a user can get wrong: one line on stderr, exit status 2, no traceback, nothing left
+behind.
+"""
 
 import shlex
 import subprocess
@@ -51,7 +53,10 @@ WRONG = {
     "hold_steps=5 schedule=constant": ["hold_steps=5", "cosine or linear"],
     "model=modern n_embd=36 n_head=4": ["n_embd=36 n_head=4", "multiple of twice n_head"],
     "model=modern bias=true": ["bias=True", "model=modern doesn't take bias"],
-    "hold_steps=90 max_steps=100": ["hold_steps=90 warmup_steps=50 decay_steps=100", "below the third"],
+    "hold_steps=90 max_steps=100": [
+        "hold_steps=90 warmup_steps=50 decay_steps=100",
+        "below the third",
+    ],
     "model=bigram optimizer=muon": ["optimizer=muon", "model=bigram", "sgd, adamw"],
     "optimizer=muon ns_steps=0": ["ns_steps=0", "[1, 20]"],
     "n_embd=130 n_head=4": ["n_embd=130 n_head=4", "multiple"],
@@ -80,7 +85,10 @@ WRONG = {
     "data=file 'path=a,b'": ["path=a,b", "twice", "path=\"'…'\""],
     "lr=0.1,0.2": ["lr=0.1,0.2", "add -m"],
     "-m name=a,b": ["name=a,b", "any key but name"],
-    "-m model=bigram,gpt n_layer=2": ["n_layer=2", "model=bigram"],  # a cell that is wrong: none is run
+    "-m model=bigram,gpt n_layer=2": [
+        "n_layer=2",
+        "model=bigram",
+    ],  # a cell that is wrong: none is run
     "-m n_embd=128,130": ["n_embd=130", "multiple"],
     # of sweeps
     "dry_run=true": ["dry_run=true", "add -m"],
@@ -96,18 +104,34 @@ WRONG = {
     "-m hydra/launcher=lokal seed=0,1": ["lokal", "local"],
     "-m hydra/sweeper=search seed=0,1": ["seed=0,1", "luckiest"],
     "-m hydra/sweeper=search model=gpt_nano": ["hydra/sweeper=search", "several values"],
-    "-m hydra/sweeper=search lr='interval(0,1)'": ["lr=0", "(0, inf)"],  # an end that is out of range
+    "-m hydra/sweeper=search lr='interval(0,1)'": [
+        "lr=0",
+        "(0, inf)",
+    ],  # an end that is out of range
     "-m hydra/sweeper=search model=bigram n_layer='range(1,4)'": ["n_layer=1", "model=bigram"],
     "-m hydra/sweeper=search n_layer='interval(0.5,4)'": ["n_layer=0.5", "whole number"],
-    "-m hydra/sweeper=search lr=1,2 hydra.sweeper.n_trials=0": ["hydra.sweeper.n_trials=0", "[1, inf)"],
-    "-m hydra/sweeper=search lr=1,2 hydra.sweeper.sampler=tpa": ["hydra.sweeper.sampler=tpa", "did you mean tpe?"],
-    "-m hydra/sweeper=search lr=1,2 hydra.sweeper.storage=here": ["hydra.sweeper.storage=here", "no study"],
-    "-m hydra/sweeper=search lr=1,2 data=sentence": ["hydra.sweeper.objective=val/loss", "val_fraction"],
+    "-m hydra/sweeper=search lr=1,2 hydra.sweeper.n_trials=0": [
+        "hydra.sweeper.n_trials=0",
+        "[1, inf)",
+    ],
+    "-m hydra/sweeper=search lr=1,2 hydra.sweeper.sampler=tpa": [
+        "hydra.sweeper.sampler=tpa",
+        "did you mean tpe?",
+    ],
+    "-m hydra/sweeper=search lr=1,2 hydra.sweeper.storage=here": [
+        "hydra.sweeper.storage=here",
+        "no study",
+    ],
+    "-m hydra/sweeper=search lr=1,2 data=sentence": [
+        "hydra.sweeper.objective=val/loss",
+        "val_fraction",
+    ],
     "-m block_size=64,300000": ["block_size=300000", "300001"],
     "-m seed=0,1 device=cuda": ["device=cuda", "auto, cpu"],
     "-m init_from=nowhere seed=0,1": ["init_from=nowhere", "no trained run"],
     "--no-such-flag": ["--no-such-flag"],
 }
+
 
 @pytest.fixture
 def texts(here):
@@ -116,6 +140,7 @@ def texts(here):
     (here / "short.txt").write_text("a short text")
     return here
 
+
 def check(left, code, stderr, words):
     assert code == 2
     assert stderr.startswith(("error: ", "train.py: error: ")) and stderr.count("\n") == 1
@@ -123,11 +148,13 @@ def check(left, code, stderr, words):
         assert word in stderr
     assert sorted(path.name for path in left.iterdir()) == ["empty.txt", "latin1.txt", "short.txt"]
 
+
 @pytest.mark.parametrize("line", WRONG)
 def test_wrong_input_is_answered_by_one_line(texts, capsys, line):
     with pytest.raises(SystemExit) as stop:
         cli.main(shlex.split(line))
     check(texts, stop.value.code, capsys.readouterr().err, WRONG[line])
+
 
 @pytest.mark.parametrize("line", ["model=bigram n_layer=4", "data=file path=empty.txt"])
 def test_so_is_it_in_a_process_of_its_own(texts, line):
@@ -136,11 +163,19 @@ def test_so_is_it_in_a_process_of_its_own(texts, line):
     check(texts, done.returncode, done.stderr, WRONG[line])
     assert done.stdout == ""
 
+
 def test_a_wrong_key_is_answered_without_torch(texts):
     code = "import sys; from lmlab import cli\ntry: cli.main(['n_layr=4'])\nfinally: assert 'torch' not in sys.modules"
-    done = subprocess.run([sys.executable, "-c", code], cwd=texts, capture_output=True, text=True, check=False,
-                          env={"PYTHONPATH": str(ROOT)})
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=texts,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTHONPATH": str(ROOT)},
+    )
     check(texts, done.returncode, done.stderr, ["n_layr=4"])
+
 
 @given(st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1))
 def test_the_folder_of_a_run_is_taken_as_it_is_typed(text):
@@ -148,22 +183,31 @@ def test_the_folder_of_a_run_is_taken_as_it_is_typed(text):
     if text != "null" and text[0] not in "'\"":
         assert overrides.parse(overrides.literal(f"resume={text}")).value() == text
 
+
 def test_the_trace_is_there_for_who_asks(here, monkeypatch):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(UserError, match="n_layr=4"):
         cli.main(["n_layr=4"])
 
+
 def test_a_precision_that_the_device_cannot_do(texts, capsys, monkeypatch):
     monkeypatch.setattr("lmlab.device.precisions", lambda device: ["32-true"])
     with pytest.raises(SystemExit) as stop:
         cli.main(["precision=bf16-mixed"])
-    check(texts, stop.value.code, capsys.readouterr().err, ["precision=bf16-mixed", "cpu", "auto, 32-true"])
+    check(
+        texts,
+        stop.value.code,
+        capsys.readouterr().err,
+        ["precision=bf16-mixed", "cpu", "auto, 32-true"],
+    )
+
 
 def test_a_run_that_cannot_make_its_folder_says_so(here, capsys):
     (here / "outputs").write_text("in the way")
     with pytest.raises(SystemExit) as stop:
         cli.main((NANO + "name=x").split())
     assert stop.value.code == 2 and "outputs/x" in capsys.readouterr().err
+
 
 def test_help_is_a_page_with_every_key_and_choice(capsys):
     cli.main(["--help"])
@@ -175,12 +219,19 @@ def test_help_is_a_page_with_every_key_and_choice(capsys):
     assert all(f"  {key}: " in page for key in keys_of(RunConfig))
     assert "tiny_lm" in page and "hydra:" not in page
     for choice, kind in (("local", "launcher"), ("search", "sweeper")):
-        assert all(f"  hydra.{kind}.{key}: " in page for key in keys_of(SETTINGS[choice])) and f"  {choice} " in page
+        assert (
+            all(f"  hydra.{kind}.{key}: " in page for key in keys_of(SETTINGS[choice]))
+            and f"  {choice} " in page
+        )
     assert all(f"  {key}: " in page for key in keys_of(SweepConfig))
+
 
 def test_an_experiment_with_another_model_keeps_the_rest_and_says_so(train, capsys):
     run = train("experiment=tiny_lm model=gpt_nano max_steps=1 threads=1")
-    assert "made for model=bigram; with model=gpt_nano it keeps its other values: lr=10" in capsys.readouterr().out
+    assert (
+        "made for model=bigram; with model=gpt_nano it keeps its other values: lr=10"
+        in capsys.readouterr().out
+    )
     values = config(run)
     assert (values["model"], values["data"], values["optimizer"]) == ("gpt_nano", "sentence", "sgd")
     assert (values["lr"], values["block_size"], values["schedule"]) == (10, 191, "constant")

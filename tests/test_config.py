@@ -9,31 +9,46 @@ from lmlab.config import CHOICES, GROUPS, RunConfig, UserError, check_value, fro
 PARTS = dict.fromkeys((RunConfig, *(part for parts in GROUPS.values() for part in parts.values())))
 FRACTION = st.floats(0, 0.4)
 
+
 @st.composite
 def changes(draw):
     """Values that are all right, for some of the keys."""
     keys = {
-        "seed": st.integers(0, 2**32 - 1), "max_steps": st.integers(1, 10**9), "max_minutes": st.floats(0.01, 1e6),
-        "n_layer": st.integers(1, 100), "dropout": st.floats(0, 0.99), "bias": st.booleans(), "beta1": FRACTION,
-        "schedule": st.sampled_from(["cosine", "constant"]), "val_fraction": FRACTION, "test_fraction": FRACTION,
-        "lr": st.floats(1e-3, 10), "min_lr": st.none() | st.floats(0, 1e-3), "name": st.text("aZ09_é", min_size=1),
+        "seed": st.integers(0, 2**32 - 1),
+        "max_steps": st.integers(1, 10**9),
+        "max_minutes": st.floats(0.01, 1e6),
+        "n_layer": st.integers(1, 100),
+        "dropout": st.floats(0, 0.99),
+        "bias": st.booleans(),
+        "beta1": FRACTION,
+        "schedule": st.sampled_from(["cosine", "constant"]),
+        "val_fraction": FRACTION,
+        "test_fraction": FRACTION,
+        "lr": st.floats(1e-3, 10),
+        "min_lr": st.none() | st.floats(0, 1e-3),
+        "name": st.text("aZ09_é", min_size=1),
     }
     return {key: draw(keys[key]) for key in draw(st.sets(st.sampled_from(sorted(keys))))}
 
+
 def values_of(config):
     return {key: value for key, value in config.flat().items() if key not in CHOICES}
+
 
 @given(changes())
 def test_a_flat_configuration_is_read_back_as_it_was(some_config, changed):
     config = from_flat(values_of(some_config) | changed, some_config.choices)
     assert {key: config.flat()[key] for key in changed if changed[key] is not None} == {
-        key: value for key, value in changed.items() if value is not None}
+        key: value for key, value in changed.items() if value is not None
+    }
     assert from_flat(values_of(config), config.choices) == config
+
 
 def test_whole_numbers_pass_as_fractions_but_not_the_other_way(some_config):
     assert from_flat(values_of(some_config) | {"lr": 1}, some_config.choices).optimizer.lr == 1.0
     with pytest.raises(UserError, match=r"n_layer=2\.0: needs a whole number"):
         from_flat(values_of(some_config) | {"n_layer": 2.0}, some_config.choices)
+
 
 @given(st.text(min_size=1).filter(lambda key: key not in CHOICES))
 def test_no_other_key_is_taken(some_config, key):
@@ -42,8 +57,16 @@ def test_no_other_key_is_taken(some_config, key):
             from_flat(values_of(some_config) | {key: 1}, some_config.choices)
         assert str(error.value).startswith(f"{key}=1: there is no key")
 
+
 @pytest.mark.parametrize("part", PARTS)
-@given(value=st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.integers()))
+@given(
+    value=st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.lists(st.integers())
+)
 def test_a_value_is_kept_as_it_is_or_refused_by_name(part, value):
     for key, hint in get_type_hints(part, include_extras=True).items():
         try:
@@ -53,12 +76,23 @@ def test_a_value_is_kept_as_it_is_or_refused_by_name(part, value):
         except TypeError:
             pytest.fail(f"{key}={value} is neither kept nor refused")
 
+
 def test_derived_values(some_config):
-    values = values_of(some_config) | {"name": None, "decay_steps": None, "min_lr": None, "max_steps": 77, "lr": 0.5}
+    values = values_of(some_config) | {
+        "name": None,
+        "decay_steps": None,
+        "min_lr": None,
+        "max_steps": 77,
+        "lr": 0.5,
+    }
     config = from_flat(values, some_config.choices)
     assert (config.run.name, config.run.decay_steps, config.run.min_lr) == ("gpt_nano", 77, 0.05)
 
-@given(st.sampled_from(["${oc.env:HOME}", "a${seed}b", "${x}"]), st.sampled_from(["name", "seed", "lr", "schedule"]))
+
+@given(
+    st.sampled_from(["${oc.env:HOME}", "a${seed}b", "${x}"]),
+    st.sampled_from(["name", "seed", "lr", "schedule"]),
+)
 def test_a_value_is_no_lookup(some_config, value, key):
     with pytest.raises(UserError, match="no interpolation"):
         from_flat(values_of(some_config) | {key: value}, some_config.choices)

@@ -11,16 +11,24 @@ from lmlab.config import CorpusConfig, FileConfig, UserError
 
 WHOLE = CorpusConfig(val_fraction=0.1, test_fraction=0.0, holdout_fraction=0.0)
 
+
 def whole(corpus):
     return "".join(corpus(WHOLE))
 
+
 def read(path):
-    return "".join(corpora.file(FileConfig(val_fraction=0.1, test_fraction=0.0, holdout_fraction=0.0, path=str(path))))
+    return "".join(
+        corpora.file(
+            FileConfig(val_fraction=0.1, test_fraction=0.0, holdout_fraction=0.0, path=str(path))
+        )
+    )
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A file to be overwritten: hypothesis runs many examples in one test."""
     return tmp_path_factory.mktemp("texts") / "x.txt"
+
 
 def test_sentence_has_nine_characters_and_suits_a_bigram():
     text = whole(corpora.sentence)
@@ -29,13 +37,19 @@ def test_sentence_has_nine_characters_and_suits_a_bigram():
     assert len(set(text)) == 9
     assert optimum < 0.5
 
+
 def test_tales_are_the_package_data_as_delivered():
     text = whole(corpora.tales)
-    assert files.sha256(text.encode()) == "ef752551f06e31d7419ae8a9d2a9e299abac2bb0dc0bb2dc71e5d9e0a30634cd"
+    assert (
+        files.sha256(text.encode())
+        == "ef752551f06e31d7419ae8a9d2a9e299abac2bb0dc0bb2dc71e5d9e0a30634cd"
+    )
     assert len(text.split("\n\n")) == 464
+
 
 def test_pydoc_is_half_a_megabyte_of_this_python():
     assert len(whole(corpora.pydoc)) > 400_000
+
 
 def test_a_file_is_read_to_the_letter(tmp_path):
     text = "naïve\r\n\tcafé 日本\u2028\n"
@@ -44,14 +58,18 @@ def test_a_file_is_read_to_the_letter(tmp_path):
     (tmp_path / "bom.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
     assert read(tmp_path / "bom.txt") == text
 
+
 @given(st.text(min_size=1).filter(lambda text: text != "\ufeff"), st.booleans(), st.integers(1, 9))
 def test_a_file_read_in_pieces_is_its_text(place, text, marked, size):
-    """Wherever the pieces end, also within a character; a byte-order mark is one at the beginning alone."""
+    """Wherever the pieces end, also within a character; a byte-order mark is one at the beginning
+    alone.
+    """
     place.write_bytes(b"\xef\xbb\xbf" * marked + text.encode())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(corpora, "PIECE", size)
         assert read(place) == (text if marked else text.removeprefix("\ufeff"))
         assert max(map(len, corpora.pieces(place))) <= size
+
 
 def test_a_byte_order_mark_is_left_out_at_the_beginning_of_each_file_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(corpora, "PIECE", 4)
@@ -59,10 +77,14 @@ def test_a_byte_order_mark_is_left_out_at_the_beginning_of_each_file_alone(tmp_p
         (tmp_path / name).write_bytes("\ufeffone\ufefftwo\ufeff".encode())
     assert read(tmp_path) == "one\ufefftwo\ufeff\none\ufefftwo\ufeff"
 
+
 WRONG = [b"\xff", b"\xe9 ", b"\xed\xa0\x80", b"\xf0\x9f\x98"]
 
+
 @given(st.text(), st.sampled_from(WRONG), st.booleans(), st.integers(1, 9))
-def test_the_first_byte_that_is_no_text_is_named_wherever_it_stands(place, text, wrong, marked, size):
+def test_the_first_byte_that_is_no_text_is_named_wherever_it_stands(
+    place, text, wrong, marked, size
+):
     before = b"\xef\xbb\xbf" * marked + text.encode()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(corpora, "PIECE", size)
@@ -71,8 +93,15 @@ def test_the_first_byte_that_is_no_text_is_named_wherever_it_stands(place, text,
             with pytest.raises(UserError, match=f"byte {len(before)} is not UTF-8 text"):
                 read(place)
 
+
 def test_a_folder_or_a_glob_is_read_in_order(tmp_path):
-    texts = {"b.txt": "second", "a.txt": "first", "deep/c.md": "third", ".hidden": "no", ".git/x": "no"}
+    texts = {
+        "b.txt": "second",
+        "a.txt": "first",
+        "deep/c.md": "third",
+        ".hidden": "no",
+        ".git/x": "no",
+    }
     for name, text in texts.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -80,15 +109,22 @@ def test_a_folder_or_a_glob_is_read_in_order(tmp_path):
     assert read(tmp_path / "*.txt") == "first\nsecond"
     assert read(tmp_path / "**/*.md") == "third"
 
+
 @pytest.mark.parametrize(
     ("content", "complaint"),
-    [(b"", "empty"), (b"\xef\xbb\xbf", "empty"), (b"caf\xe9 and more", "byte 3 is not UTF-8"), (None, "no file there")],
+    [
+        (b"", "empty"),
+        (b"\xef\xbb\xbf", "empty"),
+        (b"caf\xe9 and more", "byte 3 is not UTF-8"),
+        (None, "no file there"),
+    ],
 )
 def test_a_file_that_is_no_text_is_named(tmp_path, content, complaint):
     if content is not None:
         (tmp_path / "x.txt").write_bytes(content)
     with pytest.raises(UserError, match=f"path={tmp_path}/x.txt: .*{complaint}"):
         read(tmp_path / "x.txt")
+
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
@@ -100,10 +136,12 @@ def server(tmp_path, monkeypatch):
     monkeypatch.setattr(corpora, "SHAKESPEARE_SHA256", files.sha256(source.read_bytes()))
     return source
 
+
 def test_shakespeare_is_downloaded_once(server):
     assert whole(corpora.shakespeare) == "To be, or not to be"
     server.unlink()
     assert whole(corpora.shakespeare) == "To be, or not to be"
+
 
 def test_without_network_a_line_says_where_to_put_the_file(server, tmp_path):
     server.unlink()
@@ -113,6 +151,7 @@ def test_without_network_a_line_says_where_to_put_the_file(server, tmp_path):
     assert str(place) in str(error.value) and server.as_uri() in str(error.value)
     place.write_text("To be, or not to be")
     assert whole(corpora.shakespeare) == "To be, or not to be"
+
 
 def test_a_wrong_download_is_not_kept(server, tmp_path):
     server.write_text("<html>captive portal</html>")

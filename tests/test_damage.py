@@ -1,4 +1,6 @@
-"""Files that are damaged, exchanged or made by a stranger: named in one line, nothing lost, nothing executed."""
+"""Files that are damaged, exchanged or made by a stranger: named in one line, nothing lost, nothing
+executed.
+"""
 
 import io
 import json
@@ -17,132 +19,299 @@ from lmlab import checkpoints, cli, files, runs
 from lmlab.config import NEUTRAL, UserError
 from tests.conftest import CHECKPOINTS, LAST, SMALL_RUN, content, metrics, refused, script
 
+
 def sample(run):
     module = script("sample")
     with module.one_line_errors():
         module.main([f"run={run}"])
+
 
 def flip(path, byte=-1000, bit=3):
     damaged = bytearray(path.read_bytes())
     damaged[byte] ^= 1 << bit
     path.write_bytes(damaged)
 
+
 def sealed(path, content):
     """What a stranger can do: any content, with its right checksum."""
     path.write_bytes(content)
     files.seal(path).write_text(files.sha256(content))
 
+
 def change(path, **values):
     sealed(path, yaml.safe_dump(yaml.safe_load(path.read_text()) | values).encode())
+
 
 class Payload:
     def __reduce__(self):
         return os.system, ("touch canary",)
+
 
 def payload(run):
     buffer = io.BytesIO()
     torch.save({"lmlab": Payload(), "state_dict": {}}, buffer)
     return buffer.getvalue()
 
+
 def packed(run):
     """The same checkpoint, compressed: from few bytes, many."""
     buffer = io.BytesIO()
-    with zipfile.ZipFile(run / LAST) as old, zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as new:
+    with (
+        zipfile.ZipFile(run / LAST) as old,
+        zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as new,
+    ):
         for entry in old.infolist():
             new.writestr(entry.filename, old.read(entry))
     return buffer.getvalue()
+
 
 def altered(run, **parts):
     checkpoint, buffer = torch.load(run / LAST, weights_only=True), io.BytesIO()
     torch.save(checkpoint | parts, buffer)
     return buffer.getvalue()
 
+
 def weights(run):
     return torch.load(run / LAST, weights_only=True)["state_dict"]
+
 
 def giant(run):
     """A checkpoint of few bytes that claims to hold many weights."""
     config, checkpoint = runs.read_config(run), torch.load(run / LAST, weights_only=True)
     with torch.device("meta"):
         asked = checkpoints.build_model(config.model, 9).state_dict()
-    weights = {f"model.{name}": torch.zeros(1).expand(weight.shape) for name, weight in asked.items()}
+    weights = {
+        f"model.{name}": torch.zeros(1).expand(weight.shape) for name, weight in asked.items()
+    }
     return altered(run, state_dict=weights, lmlab=checkpoint["lmlab"] | {"config": config.flat()})
+
 
 def exchange(run, name, trained):
     for end in ("", ".sha256"):
         shutil.copy(trained / "other" / f"{name}{end}", run / f"{name}{end}")
 
+
 def each(damage):
     """Every checkpoint, since the previous one stands in for the last."""
+
     def damage_each(run, trained):
         for name in CHECKPOINTS:
             damage(run, name, trained)
+
     return damage_each
 
+
 DAMAGES = {
-    "truncated": (each(lambda run, name, _: os.truncate(run / name, 500)), ["last.ckpt", "previous.ckpt: damaged"]),
+    "truncated": (
+        each(lambda run, name, _: os.truncate(run / name, 500)),
+        ["last.ckpt", "previous.ckpt: damaged"],
+    ),
     "empty": (each(lambda run, name, _: os.truncate(run / name, 0)), ["last.ckpt", "damaged"]),
     "bit flipped": (each(lambda run, name, _: flip(run / name)), ["last.ckpt", "damaged"]),
-    "checksum flipped": (each(lambda run, name, _: flip(run / f"{name}.sha256", 3)), ["last.ckpt", "damaged"]),
-    "no checksum": (each(lambda run, name, _: (run / f"{name}.sha256").unlink()), ["last.ckpt.sha256"]),
-    "of another run": (each(lambda run, name, trained: exchange(run, name, trained)), ["last.ckpt", "seed=1 there"]),
-    "code": (each(lambda run, name, _: sealed(run / name, payload(run))), ["last.ckpt", "nothing of it was loaded"]),
-    "pickle": (each(lambda run, name, _: sealed(run / name, pickle.dumps(Payload()))), ["last.ckpt", "no checkpoint"]),
+    "checksum flipped": (
+        each(lambda run, name, _: flip(run / f"{name}.sha256", 3)),
+        ["last.ckpt", "damaged"],
+    ),
+    "no checksum": (
+        each(lambda run, name, _: (run / f"{name}.sha256").unlink()),
+        ["last.ckpt.sha256"],
+    ),
+    "of another run": (
+        each(lambda run, name, trained: exchange(run, name, trained)),
+        ["last.ckpt", "seed=1 there"],
+    ),
+    "code": (
+        each(lambda run, name, _: sealed(run / name, payload(run))),
+        ["last.ckpt", "nothing of it was loaded"],
+    ),
+    "pickle": (
+        each(lambda run, name, _: sealed(run / name, pickle.dumps(Payload()))),
+        ["last.ckpt", "no checkpoint"],
+    ),
     "packed": (each(lambda run, name, _: sealed(run / name, packed(run))), ["last.ckpt", "packed"]),
-    "of no lab": (each(lambda run, name, _: sealed(run / name, altered(run, lmlab=[]))),
-                  ["last.ckpt", "no checkpoint"]),
-    "no weights": (each(lambda run, name, _: sealed(run / name, altered(run, state_dict={}))),
-                   ["last.ckpt", "its weights are not those"]),
-    "few bytes, many weights": (each(lambda run, name, _: (
-        change(run / "config.yaml", model="gpt", n_layer=1, n_head=1, n_embd=2000, dropout=0.0, bias=False),
-        sealed(run / name, giant(run)))), ["last.ckpt", "its weights are not those"]),
-    "larger than its model": (each(lambda run, name, _: sealed(run / name, bytes(2**24 + 4096))),
-                              ["last.ckpt", "bytes; allowed are"]),
-    "wrong weights": (each(lambda run, name, _: sealed(run / name, altered(
-        run, state_dict={"model.table.weight": torch.zeros(9, 8)}))), ["last.ckpt", "weights"]),
-    "tokenizer flipped": (lambda run, _: flip(run / "tokenizer.json", 20), ["tokenizer.json", "damaged"]),
-    "tokenizer truncated": (lambda run, _: os.truncate(run / "tokenizer.json", 9), ["tokenizer.json", "damaged"]),
-    "tokenizer missing": (lambda run, _: (run / "tokenizer.json").unlink(), ["tokenizer.json", "can't be read"]),
-    "tokenizer of another": (lambda run, _: sealed(run / "tokenizer.json", b'{"type": "char", "chars": ["a", "b"]}'),
-                             ["last.ckpt", "vocabulary"]),
-    "tokenizer not JSON": (lambda run, _: sealed(run / "tokenizer.json", b"import os"), ["tokenizer.json"]),
-    "tokenizer deep": (lambda run, _: sealed(run / "tokenizer.json", b"[" * 100_000), ["tokenizer.json"]),
-    "tokenizer unsorted": (lambda run, _: sealed(run / "tokenizer.json", b'{"type": "char", "chars": ["b", "a"]}'),
-                           ["tokenizer.json", "is no vocabulary"]),
-    "tokenizer large": (lambda run, _: sealed(run / "tokenizer.json", b" " * (2**25 + 1)), ["tokenizer.json", "bytes"]),
+    "of no lab": (
+        each(lambda run, name, _: sealed(run / name, altered(run, lmlab=[]))),
+        ["last.ckpt", "no checkpoint"],
+    ),
+    "no weights": (
+        each(lambda run, name, _: sealed(run / name, altered(run, state_dict={}))),
+        ["last.ckpt", "its weights are not those"],
+    ),
+    "few bytes, many weights": (
+        each(
+            lambda run, name, _: (
+                change(
+                    run / "config.yaml",
+                    model="gpt",
+                    n_layer=1,
+                    n_head=1,
+                    n_embd=2000,
+                    dropout=0.0,
+                    bias=False,
+                ),
+                sealed(run / name, giant(run)),
+            )
+        ),
+        ["last.ckpt", "its weights are not those"],
+    ),
+    "larger than its model": (
+        each(lambda run, name, _: sealed(run / name, bytes(2**24 + 4096))),
+        ["last.ckpt", "bytes; allowed are"],
+    ),
+    "wrong weights": (
+        each(
+            lambda run, name, _: sealed(
+                run / name, altered(run, state_dict={"model.table.weight": torch.zeros(9, 8)})
+            )
+        ),
+        ["last.ckpt", "weights"],
+    ),
+    "tokenizer flipped": (
+        lambda run, _: flip(run / "tokenizer.json", 20),
+        ["tokenizer.json", "damaged"],
+    ),
+    "tokenizer truncated": (
+        lambda run, _: os.truncate(run / "tokenizer.json", 9),
+        ["tokenizer.json", "damaged"],
+    ),
+    "tokenizer missing": (
+        lambda run, _: (run / "tokenizer.json").unlink(),
+        ["tokenizer.json", "can't be read"],
+    ),
+    "tokenizer of another": (
+        lambda run, _: sealed(run / "tokenizer.json", b'{"type": "char", "chars": ["a", "b"]}'),
+        ["last.ckpt", "vocabulary"],
+    ),
+    "tokenizer not JSON": (
+        lambda run, _: sealed(run / "tokenizer.json", b"import os"),
+        ["tokenizer.json"],
+    ),
+    "tokenizer deep": (
+        lambda run, _: sealed(run / "tokenizer.json", b"[" * 100_000),
+        ["tokenizer.json"],
+    ),
+    "tokenizer unsorted": (
+        lambda run, _: sealed(run / "tokenizer.json", b'{"type": "char", "chars": ["b", "a"]}'),
+        ["tokenizer.json", "is no vocabulary"],
+    ),
+    "tokenizer large": (
+        lambda run, _: sealed(run / "tokenizer.json", b" " * (2**25 + 1)),
+        ["tokenizer.json", "bytes"],
+    ),
     "config flipped": (lambda run, _: flip(run / "config.yaml", 7), ["config.yaml", "damaged"]),
-    "config truncated": (lambda run, _: os.truncate(run / "config.yaml", 99), ["config.yaml", "damaged"]),
-    "config of another": (lambda run, trained: exchange(run, "config.yaml", trained), ["last.ckpt", "seed=0 there"]),
-    "config with code": (lambda run, _: sealed(run / "config.yaml", b"model: !!python/object/apply:os.system "
-                                               b"['touch canary']"), ["config.yaml", "line 1"]),
-    "config names code": (lambda run, _: change(run / "config.yaml", _target_="os.system"),
-                          ["config.yaml", "_target_"]),
-    "config interpolates": (lambda run, _: change(run / "config.yaml", name="${oc.env:HOME}"),
-                            ["config.yaml", "no interpolation"]),
-    "config escapes": (lambda run, _: change(run / "config.yaml", name="../../x"), ["config.yaml", "name=../../x"]),
-    "config explodes": (lambda run, _: sealed(run / "config.yaml", b"a: &a [x,x,x,x,x,x,x,x,x]\n" + b"".join(
-        b"%c: &%c [%s]\n" % (i, i, b",".join([b"*%c" % (i - 1)] * 9)) for i in range(98, 112))), ["config.yaml"]),
-    "config merges": (lambda run, _: sealed(run / "config.yaml", b"a: &a {x: 1}\n" + b"".join(
-        b"%c: &%c {<<: [%s]}\n" % (i, i, b",".join([b"*%c" % (i - 1)] * 9)) for i in range(98, 112))),
-        ["config.yaml", "line 1"]),
-    "config deep": (lambda run, _: sealed(run / "config.yaml", b"a: " + b"[" * 20_000), ["config.yaml"]),
-    "config large": (lambda run, _: sealed(run / "config.yaml", b"#" * 2**17), ["config.yaml", "bytes"]),
+    "config truncated": (
+        lambda run, _: os.truncate(run / "config.yaml", 99),
+        ["config.yaml", "damaged"],
+    ),
+    "config of another": (
+        lambda run, trained: exchange(run, "config.yaml", trained),
+        ["last.ckpt", "seed=0 there"],
+    ),
+    "config with code": (
+        lambda run, _: sealed(
+            run / "config.yaml", b"model: !!python/object/apply:os.system ['touch canary']"
+        ),
+        ["config.yaml", "line 1"],
+    ),
+    "config names code": (
+        lambda run, _: change(run / "config.yaml", _target_="os.system"),
+        ["config.yaml", "_target_"],
+    ),
+    "config interpolates": (
+        lambda run, _: change(run / "config.yaml", name="${oc.env:HOME}"),
+        ["config.yaml", "no interpolation"],
+    ),
+    "config escapes": (
+        lambda run, _: change(run / "config.yaml", name="../../x"),
+        ["config.yaml", "name=../../x"],
+    ),
+    "config explodes": (
+        lambda run, _: sealed(
+            run / "config.yaml",
+            b"a: &a [x,x,x,x,x,x,x,x,x]\n"
+            + b"".join(
+                b"%c: &%c [%s]\n" % (i, i, b",".join([b"*%c" % (i - 1)] * 9))
+                for i in range(98, 112)
+            ),
+        ),
+        ["config.yaml"],
+    ),
+    "config merges": (
+        lambda run, _: sealed(
+            run / "config.yaml",
+            b"a: &a {x: 1}\n"
+            + b"".join(
+                b"%c: &%c {<<: [%s]}\n" % (i, i, b",".join([b"*%c" % (i - 1)] * 9))
+                for i in range(98, 112)
+            ),
+        ),
+        ["config.yaml", "line 1"],
+    ),
+    "config deep": (
+        lambda run, _: sealed(run / "config.yaml", b"a: " + b"[" * 20_000),
+        ["config.yaml"],
+    ),
+    "config large": (
+        lambda run, _: sealed(run / "config.yaml", b"#" * 2**17),
+        ["config.yaml", "bytes"],
+    ),
     "config of nothing": (lambda run, _: sealed(run / "config.yaml", b""), ["config.yaml"]),
-    "config lacks a key": (lambda run, _: sealed(run / "config.yaml", b"\n".join(
-        line for line in (run / "config.yaml").read_bytes().splitlines() if not line.startswith(b"seed"))),
-        ["config.yaml", "seed"]),
-    "config with a date": (lambda run, _: change(run / "config.yaml", seed=__import__("datetime").date(2026, 1, 1)),
-                           ["config.yaml", "seed"]),
-    "config of a giant": (lambda run, _: change(run / "config.yaml", model="gpt", n_layer=10**9, n_head=1, n_embd=8,
-                                                dropout=0.0, bias=False), ["config.yaml", "n_layer=1000000000"]),
-    "link": (lambda run, _: ((run / "history.jsonl").unlink(), (run / "history.jsonl").symlink_to("../precious")),
-             ["history.jsonl", "is a link"]),
-    "folder link": (lambda run, _: ((run / "checkpoints").rename(run.parent / "away"),
-                                    (run / "checkpoints").symlink_to("../away")), ["checkpoints", "is a link"]),
-    **{f"pipe as {name}": (lambda run, _, name=name: ((run / name).unlink(missing_ok=True), os.mkfifo(run / name)),
-                           [name, "plain file"])
-       for name in ("config.yaml", "config.yaml.sha256", "train.log", f"{LAST}.sha256", "events.out.tfevents.1")},
+    "config lacks a key": (
+        lambda run, _: sealed(
+            run / "config.yaml",
+            b"\n".join(
+                line
+                for line in (run / "config.yaml").read_bytes().splitlines()
+                if not line.startswith(b"seed")
+            ),
+        ),
+        ["config.yaml", "seed"],
+    ),
+    "config with a date": (
+        lambda run, _: change(run / "config.yaml", seed=__import__("datetime").date(2026, 1, 1)),
+        ["config.yaml", "seed"],
+    ),
+    "config of a giant": (
+        lambda run, _: change(
+            run / "config.yaml",
+            model="gpt",
+            n_layer=10**9,
+            n_head=1,
+            n_embd=8,
+            dropout=0.0,
+            bias=False,
+        ),
+        ["config.yaml", "n_layer=1000000000"],
+    ),
+    "link": (
+        lambda run, _: (
+            (run / "history.jsonl").unlink(),
+            (run / "history.jsonl").symlink_to("../precious"),
+        ),
+        ["history.jsonl", "is a link"],
+    ),
+    "folder link": (
+        lambda run, _: (
+            (run / "checkpoints").rename(run.parent / "away"),
+            (run / "checkpoints").symlink_to("../away"),
+        ),
+        ["checkpoints", "is a link"],
+    ),
+    **{
+        f"pipe as {name}": (
+            lambda run, _, name=name: ((run / name).unlink(missing_ok=True), os.mkfifo(run / name)),
+            [name, "plain file"],
+        )
+        for name in (
+            "config.yaml",
+            "config.yaml.sha256",
+            "train.log",
+            f"{LAST}.sha256",
+            "events.out.tfevents.1",
+        )
+    },
 }
+
 
 @pytest.mark.parametrize("name", DAMAGES)
 def test_a_damaged_or_hostile_file_is_named_and_nothing_is_lost(trained, run, here, capsys, name):
@@ -152,11 +321,15 @@ def test_a_damaged_or_hostile_file_is_named_and_nothing_is_lost(trained, run, he
     before = content(here)
     refused(capsys, lambda: cli.main([f"resume={run.name}", "max_steps=30"]), words)
     if not name.startswith("pipe"):
-        words = [word.replace("last.ckpt", "best.ckpt").replace("previous.ckpt", "best.ckpt") for word in words]
+        words = [
+            word.replace("last.ckpt", "best.ckpt").replace("previous.ckpt", "best.ckpt")
+            for word in words
+        ]
     refused(capsys, lambda: sample(run), words)
     refused(capsys, lambda: cli.main([f"init_from={run.name}", "max_steps=1"]), words)
     assert content(here) == before
     assert not list(here.rglob("canary"))
+
 
 def test_sixty_flipped_bits_are_sixty_refusals(run):
     size = (run / LAST).stat().st_size
@@ -167,10 +340,14 @@ def test_sixty_flipped_bits_are_sixty_refusals(run):
         flip(run / LAST, byte=n * size // 60 + n % 7, bit=n % 8)
     checkpoints.read(run / LAST)
 
+
 @given(st.data())
 def test_any_prefix_of_a_checkpoint_is_refused(trained, tmp_path_factory, data):
     """By its checksum; and if that is made to fit, by its form."""
-    whole, path = (trained / "run" / LAST).read_bytes(), tmp_path_factory.mktemp("prefix") / "last.ckpt"
+    whole, path = (
+        (trained / "run" / LAST).read_bytes(),
+        tmp_path_factory.mktemp("prefix") / "last.ckpt",
+    )
     prefix = whole[: data.draw(st.integers(0, len(whole) - 1))]
     path.write_bytes(prefix)
     files.seal(path).write_text(files.sha256(whole))
@@ -180,20 +357,31 @@ def test_any_prefix_of_a_checkpoint_is_refused(trained, tmp_path_factory, data):
     with pytest.raises(UserError, match="no checkpoint"):
         checkpoints.read(path)
 
-@pytest.mark.parametrize("damage", [flip, lambda path: os.truncate(path, 77), lambda path: path.unlink()])
+
+@pytest.mark.parametrize(
+    "damage", [flip, lambda path: os.truncate(path, 77), lambda path: path.unlink()]
+)
 def test_previous_stands_in_for_a_damaged_last(trained, run, capsys, damage):
     damage(run / LAST)
     cli.main(["resume=run", "max_steps=30"])
     said = capsys.readouterr().out
-    assert "last.ckpt: " in said and "going on from previous.ckpt" in said and "goes on at step 15" in said
+    assert (
+        "last.ckpt: " in said
+        and "going on from previous.ckpt" in said
+        and "goes on at step 15" in said
+    )
     assert metrics(run)["val/loss"] == metrics(trained / "longer")["val/loss"]
-    one, two = (torch.load(r / LAST, weights_only=True)["state_dict"] for r in (run, trained / "longer"))
+    one, two = (
+        torch.load(r / LAST, weights_only=True)["state_dict"] for r in (run, trained / "longer")
+    )
     assert all(weight.equal(two[key]) for key, weight in one.items())
+
 
 def test_a_history_that_is_shorter_than_the_checkpoint_knows_is_named(run, capsys):
     os.truncate(run / "history.jsonl", 50)
     refused(capsys, lambda: cli.main(["resume=run", "max_steps=30"]), ["history.jsonl", "shorter"])
     assert metrics(run)["step"] == 20
+
 
 def test_a_run_whose_checkpoints_are_gone_does_not_start_anew(run, capsys):
     shutil.rmtree(run / "checkpoints")
@@ -202,15 +390,21 @@ def test_a_run_whose_checkpoints_are_gone_does_not_start_anew(run, capsys):
     refused(capsys, lambda: sample(run), ["no trained run there"])
     assert content(run) == before
 
-@pytest.mark.parametrize("wrong", [
-    lambda state: state["state"][0].update(exp_avg=torch.zeros(1)),  # the fused step would read beyond its end
-    lambda state: state["state"][0].update(exp_avg=torch.zeros(1, 1).expand(9, 9)),
-    lambda state: state["state"][0].update(exp_avg=torch.zeros(9, 9, dtype=torch.float16)),
-    lambda state: state["state"][0].update(step=torch.zeros(5)),
-    lambda state: state["state"].update({7: {}, 8: {"exp_avg": torch.zeros(9, 9)}}),
-    lambda state: state["param_groups"][0].update(weight_decay=0.5),
-    lambda state: state.pop("state"),
-])
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda state: state["state"][0].update(
+            exp_avg=torch.zeros(1)
+        ),  # the fused step would read beyond its end
+        lambda state: state["state"][0].update(exp_avg=torch.zeros(1, 1).expand(9, 9)),
+        lambda state: state["state"][0].update(exp_avg=torch.zeros(9, 9, dtype=torch.float16)),
+        lambda state: state["state"][0].update(step=torch.zeros(5)),
+        lambda state: state["state"].update({7: {}, 8: {"exp_avg": torch.zeros(9, 9)}}),
+        lambda state: state["param_groups"][0].update(weight_decay=0.5),
+        lambda state: state.pop("state"),
+    ],
+)
 def test_an_optimizer_that_does_not_fit_is_named(run, capsys, wrong):
     checkpoint = torch.load(run / LAST, weights_only=True)
     wrong(checkpoint["optimizer_states"][0])
@@ -218,6 +412,7 @@ def test_an_optimizer_that_does_not_fit_is_named(run, capsys, wrong):
     before = content(run)
     refused(capsys, lambda: cli.main(["resume=run", "max_steps=30"]), ["last.ckpt", "optimizer"])
     assert content(run) == before
+
 
 def test_a_checkpoint_from_before_the_lab_made_the_steps_goes_on(run, trained):
     """Of 0.1, where Lightning made and counted them."""
@@ -230,21 +425,32 @@ def test_a_checkpoint_from_before_the_lab_made_the_steps_goes_on(run, trained):
     for key in NEUTRAL:
         own["config"].pop(key)
     lines = (run / "config.yaml").read_text().splitlines()
-    sealed(run / "config.yaml", "\n".join(one for one in lines if one.split(":")[0] not in NEUTRAL).encode())
+    sealed(
+        run / "config.yaml",
+        "\n".join(one for one in lines if one.split(":")[0] not in NEUTRAL).encode(),
+    )
     sealed(run / LAST, altered(run, loops=loops, lmlab=own))
     cli.main(["resume=run", "max_steps=30"])
     assert weights(run).keys() == weights(trained / "longer").keys()
-    assert all(weight.equal(weights(trained / "longer")[name]) for name, weight in weights(run).items())
+    assert all(
+        weight.equal(weights(trained / "longer")[name]) for name, weight in weights(run).items()
+    )
+
 
 @pytest.mark.parametrize("name", ["random_state", "loops", "optimizer_states"])
 def test_a_state_that_cannot_be_restored_is_named(run, capsys, name):
     checkpoint = torch.load(run / LAST, weights_only=True)
     checkpoint["optimizer_states"][0]["state"][0].pop("exp_avg")  # noticed by the first step
-    parts = {"random_state": {"lmlab": checkpoint["lmlab"] | {"random_state": {"python": 1}}},
-             "loops": {"loops": {"fit_loop": {}}},
-             "optimizer_states": {"optimizer_states": checkpoint["optimizer_states"]}}
+    parts = {
+        "random_state": {"lmlab": checkpoint["lmlab"] | {"random_state": {"python": 1}}},
+        "loops": {"loops": {"fit_loop": {}}},
+        "optimizer_states": {"optimizer_states": checkpoint["optimizer_states"]},
+    }
     sealed(run / LAST, altered(run, **parts[name]))
-    refused(capsys, lambda: cli.main(["resume=run", "max_steps=30"]), ["last.ckpt", "can't be restored"])
+    refused(
+        capsys, lambda: cli.main(["resume=run", "max_steps=30"]), ["last.ckpt", "can't be restored"]
+    )
+
 
 def test_a_run_that_does_not_say_what_its_text_was_gets_none(run, capsys):
     values = {key: value for key, value in metrics(run).items() if key != "data_sha256"}
@@ -258,10 +464,12 @@ def test_a_run_that_does_not_say_what_its_text_was_gets_none(run, capsys):
     refused(capsys, with_one_line, ["metrics.json", "data_sha256"])
     refused(capsys, lambda: cli.main(["replay=run"]), ["metrics.json", "data_sha256"])
 
+
 def test_metrics_that_are_none_are_named(run, capsys):
     for wrong in (b"[]", b'{"a": [1]}', b"{", b"[" * 10**5):
         (run / "metrics.json").write_bytes(wrong)
         refused(capsys, lambda: cli.main(["resume=run", "max_steps=30"]), ["metrics.json"])
+
 
 def test_changed_text_is_named(here, capsys):
     (here / "my.txt").write_text("The text of today. " * 20)
@@ -275,6 +483,7 @@ def test_changed_text_is_named(here, capsys):
     assert content(run) == before and len(list((here / "outputs/x").iterdir())) == 1
     cli.main(f"resume={run} max_steps=9 path=moved.txt".split())
     assert metrics(run)["step"] == 9
+
 
 def test_an_unpicklable_canary_would_sing(here):
     """The payload of these tests does what it says, if somebody lets it."""

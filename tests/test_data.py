@@ -16,13 +16,15 @@ from lmlab.sweep.server import server
 from lmlab.tokenizers import CharTokenizer, UnknownCharacters
 
 ANY_CHAR = st.characters(codec=None, exclude_categories=())  # lone surrogates included
-sizes = st.tuples(st.integers(2, 300), st.integers(1, 300), st.integers(1, 9), st.integers(0, 2**32 - 1)).filter(
-    lambda size: size[0] > size[1]
-)
+sizes = st.tuples(
+    st.integers(2, 300), st.integers(1, 300), st.integers(1, 9), st.integers(0, 2**32 - 1)
+).filter(lambda size: size[0] > size[1])
+
 
 def batches_of(size):
     N, T, B, seed = size
     return Batches(np.arange(N), B, T, seed)
+
 
 @given(sizes, st.lists(st.integers(0, 50), max_size=5))
 def test_a_batch_is_the_same_whatever_came_before(size, asked_before):
@@ -32,6 +34,7 @@ def test_a_batch_is_the_same_whatever_came_before(size, asked_before):
     for t in (0, 1, 7, 50):
         for one, other in zip(used[t], batches_of(size)[t], strict=True):
             assert one.equal(other)
+
 
 @given(sizes)
 def test_each_token_of_an_epoch_is_drawn_once(size):
@@ -44,8 +47,14 @@ def test_each_token_of_an_epoch_is_drawn_once(size):
         assert windows * T > N - 2 * T or windows == 1  # all but at most 2T
         assert np.ptp(epoch) == windows * T - 1  # end to end
 
+
 @pytest.mark.parametrize("resident", [0, 2**20])
-@given(sizes, st.integers(0, 20), st.integers(1, 400), st.sampled_from([np.uint8, np.uint16, np.uint32]))
+@given(
+    sizes,
+    st.integers(0, 20),
+    st.integers(1, 400),
+    st.sampled_from([np.uint8, np.uint16, np.uint32]),
+)
 def test_a_stream_is_the_batches_one_after_the_other(resident, size, start, at_once, kind):
     """Whether the tokens lie on the device or are read ahead, and however many are cut at once."""
     (N, T, B, seed), cpu = size, torch.device("cpu")
@@ -59,30 +68,45 @@ def test_a_stream_is_the_batches_one_after_the_other(resident, size, start, at_o
                 assert mine.dtype == wanted.dtype and mine.equal(wanted)
         stream.close()
 
+
 @given(sizes)
 def test_targets_are_the_next_tokens(size):
     idx, targets = batches_of(size)[3]
     assert idx.shape == targets.shape == (size[2], size[1])
     assert (targets == idx + 1).all()
 
+
 def test_epochs_and_seeds_differ():
     one, other = Batches(np.arange(1000), 9, 10, seed=0), Batches(np.arange(1000), 9, 10, seed=1)
     assert not one[0][0].equal(other[0][0])
-    assert not one[0][0].equal(one[11][0])  # 99 windows an epoch: the second one starts with batch 11
+    assert not one[0][0].equal(
+        one[11][0]
+    )  # 99 windows an epoch: the second one starts with batch 11
+
 
 def test_a_full_batch_is_all_of_the_text():
     idx, targets = Batches(np.arange(50), 1, 49, seed=3)[8]
     assert idx[0].tolist() == list(range(49)) and targets[0].tolist() == list(range(1, 50))
+
 
 @given(st.integers(1, 20), st.integers(0, 5))
 def test_text_too_short_for_block_size_is_refused(N, more):
     with pytest.raises(UserError, match=f"block_size={N + more}"):
         Batches(np.arange(N), 1, N + more, 0)
 
-@given(holdout=st.floats(0, 0.5), val=st.floats(0, 0.9), test=st.floats(0, 0.9), length=st.integers(1, 400))
+
+@given(
+    holdout=st.floats(0, 0.5),
+    val=st.floats(0, 0.9),
+    test=st.floats(0, 0.9),
+    length=st.integers(1, 400),
+)
 def test_splits_are_the_text_in_order(some_config, holdout, val, test, length):
     text = ("abcdefghij" * 40)[:length]
-    config = replace(some_config, data=CorpusConfig(val_fraction=val, test_fraction=test, holdout_fraction=holdout))
+    config = replace(
+        some_config,
+        data=CorpusConfig(val_fraction=val, test_fraction=test, holdout_fraction=holdout),
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(data.corpora.CORPORA, "tales", lambda _: [text])
         if holdout + val + test >= 1:
@@ -97,13 +121,19 @@ def test_splits_are_the_text_in_order(some_config, holdout, val, test, length):
     for part, share in zip((parts[0], *parts[2:]), (holdout, val, test), strict=True):
         assert abs(len(part) - share * length) <= 1 and (len(part) > 0) == (share > 0)
 
-@given(st.lists(st.text(ANY_CHAR)).filter(any), st.text(ANY_CHAR), st.sampled_from(["drop", "error"]))
+
+@given(
+    st.lists(st.text(ANY_CHAR)).filter(any), st.text(ANY_CHAR), st.sampled_from(["drop", "error"])
+)
 def test_a_text_in_pieces_gives_the_same_data(some_config, pieces, known, unknown):
     text = "".join(pieces)
     tokenizer = CharTokenizer.from_text(known) if known else None
     kept = "".join(char for char in text if not known or char in known)
-    config = replace(some_config, run=replace(some_config.run, unknown=unknown),
-                     data=CorpusConfig(val_fraction=0, test_fraction=0, holdout_fraction=0))
+    config = replace(
+        some_config,
+        run=replace(some_config.run, unknown=unknown),
+        data=CorpusConfig(val_fraction=0, test_fraction=0, holdout_fraction=0),
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(data.corpora.CORPORA, "tales", lambda _: iter(pieces))
         if not kept or (unknown == "error" and kept != text):
@@ -116,6 +146,7 @@ def test_a_text_in_pieces_gives_the_same_data(some_config, pieces, known, unknow
     assert module.tokenizer.decode(module.splits["train"]) == kept
     assert module.dropped == len(text) - len(kept)
 
+
 def test_tokens_are_a_small_memory_map_found_again(cache):
     text = Text(lambda: ["some text ", "for a map"])
     tokens = token_file(text, text.vocabulary)
@@ -127,20 +158,35 @@ def test_tokens_are_a_small_memory_map_found_again(cache):
     changed = Text(lambda: ["some text ", "for a pam"])
     assert changed.vocabulary.decode(token_file(changed, text.vocabulary)) == "some text for a pam"
 
+
 def test_tokens_made_with_something_left_out_are_not_those_of_the_text():
     text, tokenizer = Text(lambda: ["a b c"]), CharTokenizer("abc")
     assert tokenizer.decode(token_file(text, tokenizer, drop=True)) == "abc"
     with pytest.raises(UnknownCharacters):
         token_file(text, tokenizer)
 
+
 def test_a_damaged_token_file_is_made_anew(cache):
     text = Text(lambda: ["a text whose tokens ", "are damaged"])
     path = Path(token_file(text, text.vocabulary).filename)
     path.write_bytes(path.read_bytes()[:-1] + b"\0")
-    assert text.vocabulary.decode(token_file(text, text.vocabulary)) == "a text whose tokens are damaged"
+    assert (
+        text.vocabulary.decode(token_file(text, text.vocabulary))
+        == "a text whose tokens are damaged"
+    )
 
-@pytest.mark.parametrize("later", [["a file that ", "grows", "!"], ["a file that ", "grown"], ["a file that "], [],
-                                   ["a fine that ", "grows"], ["grows", "a file that "]])
+
+@pytest.mark.parametrize(
+    "later",
+    [
+        ["a file that ", "grows", "!"],
+        ["a file that ", "grown"],
+        ["a file that "],
+        [],
+        ["a fine that ", "grows"],
+        ["grows", "a file that "],
+    ],
+)
 def test_a_text_that_changes_while_it_is_read_is_refused(cache, later):
     readings = iter([["a file that ", "grows"], later])
     text = Text(lambda: next(readings))
@@ -148,6 +194,7 @@ def test_a_text_that_changes_while_it_is_read_is_refused(cache, later):
     with pytest.raises(UserError, match="the text changed while it was read"):
         token_file(text, text.vocabulary)
     assert set((cache / "tokens").iterdir()) == before
+
 
 def test_a_large_text_shows_on_a_terminal_how_far_it_is(monkeypatch):
     class Terminal(StringIO):
@@ -166,12 +213,15 @@ def test_a_large_text_shows_on_a_terminal_how_far_it_is(monkeypatch):
         else:
             assert not shown
 
+
 TWICE = "two at once " * 20_000
+
 
 def read_new_text(barrier, results):
     text = Text(lambda: [TWICE])
     barrier.wait()
     results.put(text.vocabulary.decode(token_file(text, text.vocabulary)) == TWICE)
+
 
 def test_two_runs_can_start_at_once_on_new_data(cache):
     barrier, results = server().Barrier(2), server().Queue()

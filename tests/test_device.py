@@ -9,10 +9,16 @@ from tests.conftest import NANO, config, history
 
 CPU = torch.device("cpu")
 
-@pytest.mark.parametrize("capabilities, wanted", [
-    ({"avx512_bf16": True}, "bf16-mixed"), ({"amx_bf16": True}, "bf16-mixed"), ({"avx2": True}, "32-true"),
-    ({}, "32-true"),
-])
+
+@pytest.mark.parametrize(
+    "capabilities, wanted",
+    [
+        ({"avx512_bf16": True}, "bf16-mixed"),
+        ({"amx_bf16": True}, "bf16-mixed"),
+        ({"avx2": True}, "32-true"),
+        ({}, "32-true"),
+    ],
+)
 def test_bfloat16_where_the_processor_has_it(some_config, monkeypatch, capabilities, wanted):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     monkeypatch.setattr(device, "has_bf16", device.has_bf16.__wrapped__)
@@ -21,13 +27,25 @@ def test_bfloat16_where_the_processor_has_it(some_config, monkeypatch, capabilit
     asked = replace(some_config, device=replace(some_config.device, precision=other))
     assert device.resolve(asked).device.precision == other
 
-@pytest.mark.parametrize("asked, there, wanted", [(None, True, False), (True, True, True), (False, True, False),
-                                                  (True, False, False), (None, False, False)])
-def test_what_cannot_be_compiled_is_said_and_run_as_it_is(some_config, monkeypatch, capsys, asked, there, wanted):
+
+@pytest.mark.parametrize(
+    "asked, there, wanted",
+    [
+        (None, True, False),
+        (True, True, True),
+        (False, True, False),
+        (True, False, False),
+        (None, False, False),
+    ],
+)
+def test_what_cannot_be_compiled_is_said_and_run_as_it_is(
+    some_config, monkeypatch, capsys, asked, there, wanted
+):
     monkeypatch.setattr(device, "has_compiler", lambda device: there)
     resolved = device.resolve(replace(some_config, run=replace(some_config.run, compile=asked)))
     assert resolved.run.compile is wanted
     assert ("warning: compile=true" in capsys.readouterr().err) is (asked is True and not there)
+
 
 def test_a_missing_compiler_is_found_missing(monkeypatch):
     from torch._inductor.exc import InvalidCxxCompiler
@@ -38,11 +56,15 @@ def test_a_missing_compiler_is_found_missing(monkeypatch):
     monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", none)
     assert not device.has_compiler.__wrapped__(CPU)
 
+
 def test_so_are_missing_headers(monkeypatch):
     monkeypatch.setattr("sysconfig.get_path", lambda name: "/nowhere")
     assert not device.has_compiler.__wrapped__(CPU)
 
-@pytest.mark.parametrize("model", ["model=gpt_nano", "model=modern n_layer=1 n_head=2 n_embd=32 block_size=32"])
+
+@pytest.mark.parametrize(
+    "model", ["model=gpt_nano", "model=modern n_layer=1 n_head=2 n_embd=32 block_size=32"]
+)
 def test_a_compiled_run_has_the_losses_of_one_that_is_not(train, monkeypatch, model):
     """Compiled without a C++ compiler: the graph that torch takes from the model, as it is."""
     monkeypatch.setattr(device, "has_compiler", lambda device: True)

@@ -1,4 +1,6 @@
-"""A disk that is full, or can't be written: one line, and what was saved goes on where there is room again."""
+"""A disk that is full, or can't be written: one line, and what was saved goes on where there is
+room again.
+"""
 
 import errno
 import os
@@ -9,8 +11,11 @@ import torch
 from lmlab import checkpoints, cli
 from tests.conftest import LAST, SMALL_RUN, refused
 
+
 def test_a_full_disk_is_one_line_and_what_was_saved_is_intact(trained, here, capsys, monkeypatch):
-    """The disk is full at the n-th write, and stays so; with room again the run goes on to the same end."""
+    """The disk is full at the n-th write, and stays so; with room again the run goes on to the same
+    end.
+    """
     done, calls, room = 0, 0, 10**9
 
     def fsync(descriptor):
@@ -29,15 +34,29 @@ def test_a_full_disk_is_one_line_and_what_was_saved_is_intact(trained, here, cap
             for path in run.rglob("*.ckpt"):
                 checkpoints.read(path)
             cli.main([f"resume={run}"])
-            one, two = (torch.load(r / LAST, weights_only=True)["state_dict"] for r in (run, trained / "run"))
+            one, two = (
+                torch.load(r / LAST, weights_only=True)["state_dict"]
+                for r in (run, trained / "run")
+            )
             assert all(weight.equal(two[key]) for key, weight in one.items())
             done += 1
         shutil.rmtree(here / "outputs", ignore_errors=True)
     assert done > 5
 
+
 def test_a_folder_that_cannot_be_written_is_named(run, capsys, monkeypatch):
-    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(errno.EROFS, os.strerror(errno.EROFS))))
-    refused(capsys, lambda: cli.main(["resume=run", "max_steps=30"]), ["config.yaml", "Read-only file system"])
+    monkeypatch.setattr(
+        os,
+        "replace",
+        lambda *_: (_ for _ in ()).throw(OSError(errno.EROFS, os.strerror(errno.EROFS))),
+    )
+    refused(
+        capsys,
+        lambda: cli.main(["resume=run", "max_steps=30"]),
+        ["config.yaml", "Read-only file system"],
+    )
     (run / "train.log").unlink()
     (run / "train.log").mkdir()
-    refused(capsys, lambda: cli.main(["resume=run", "max_steps=30"]), ["train.log", "Is a directory"])
+    refused(
+        capsys, lambda: cli.main(["resume=run", "max_steps=30"]), ["train.log", "Is a directory"]
+    )

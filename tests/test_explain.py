@@ -22,6 +22,7 @@ from tests.test_models import CONFIGS, T, V, some_ids
 
 TRANSFORMERS = ["gpt", "gpt-bias", "modern", "modern-taken-back"]
 
+
 def shaken(name):
     """A model whose weights are all far from their start, so that nothing is about alike."""
     torch.manual_seed(0)
@@ -30,8 +31,10 @@ def shaken(name):
         torch.nn.init.normal_(weight, std=0.4)
     return model
 
+
 def page_data(page):
     return json.loads(re.search(r'id="data">(.*?)</script>', page, re.S)[1])
+
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_attention_maps_are_what_attend_multiplies_values_by(name, monkeypatch):
@@ -51,12 +54,14 @@ def test_attention_maps_are_what_attend_multiplies_values_by(name, monkeypatch):
     for weights, (v, y) in zip(maps, calls, strict=True):
         torch.testing.assert_close(weights @ v[0], y[0], rtol=1e-4, atol=1e-5)
 
+
 def test_attention_maps_change_nothing_and_there_are_none_of_a_bigram():
     model = build_model(CONFIGS["gpt-bias"], V).train()
     before = torch.get_rng_state()
     attention_maps.attention_maps(model, some_ids(T))
     assert model.training and torch.get_rng_state().equal(before)
     assert attention_maps.attention_maps(build_model(CONFIGS["bigram"], V), some_ids(T)) is None
+
 
 def test_the_picture_has_a_square_a_head_black_where_all_of_the_attention_is():
     maps = torch.eye(4).expand(2, 3, 4, 4)
@@ -66,6 +71,7 @@ def test_the_picture_has_a_square_a_head_black_where_all_of_the_attention_is():
         y, x = 14 + 38 * layer, 14 + 38 * head
         square = picture[y : y + 24, x : x + 24].reshape(4, 6, 4, 6, 3)[:, 3, :, 3]
         assert (square == 255 * (1 - np.eye(4))[..., None]).all()
+
 
 @pytest.mark.parametrize("tokens", [1, 3, T])
 def test_queries_of_some_last_tokens_are_recorded_too(tokens):
@@ -78,6 +84,7 @@ def test_queries_of_some_last_tokens_are_recorded_too(tokens):
     torch.testing.assert_close(all_of_them.layers[0] @ v, y)
     torch.testing.assert_close(last.layers[0], all_of_them.layers[0][:, :, -1:])
 
+
 @pytest.mark.parametrize("name", [*TRANSFORMERS, "bigram"])
 @pytest.mark.parametrize("length", [2, T, T + 1, T + 2, 3 * T])
 def test_every_token_is_predicted_from_all_that_the_model_can_see(name, length):
@@ -86,11 +93,14 @@ def test_every_token_is_predicted_from_all_that_the_model_can_see(name, length):
     assert answers.shape == (length - 1, V)
     for t in range(1, length):
         window = torch.from_numpy(ids[max(0, t - T) : t])
-        torch.testing.assert_close(answers[t - 1], model(window[None])[0, -1].log_softmax(-1), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            answers[t - 1], model(window[None])[0, -1].log_softmax(-1), rtol=1e-4, atol=1e-4
+        )
         if name != "bigram":
             maps = attention_maps.attention_maps(model, window)
             torch.testing.assert_close(found[t - 1], maps[:, :, -1], rtol=1e-3, atol=1e-4)
     assert len(found) == (0 if name == "bigram" else length - 1)
+
 
 @pytest.fixture(scope="module")
 def nano(tmp_path_factory):
@@ -100,35 +110,57 @@ def nano(tmp_path_factory):
         cli.main((SMALL_RUN + " name=bigram").split())
     return {name: checkpoints.load(folder / "outputs" / name) for name in ("gpt_nano", "bigram")}
 
+
 def test_the_numbers_of_the_page_are_the_models(nano, tmp_path):
-    run, text = nano["gpt_nano"], "The cat sat on the mat, and then it slept. The dog was not there."
+    run, text = (
+        nano["gpt_nano"],
+        "The cat sat on the mat, and then it slept. The dog was not there.",
+    )
     head = explain.write(run, text, tmp_path / "x.html")
     data, ids = page_data((tmp_path / "x.html").read_text()), run.tokenizer.encode(text)
-    assert [token["text"] for token in data["tokens"]] == list(text) and data["tokens"][0] == {"text": "T"}
+    assert [token["text"] for token in data["tokens"]] == list(text) and data["tokens"][0] == {
+        "text": "T"
+    }
     answers, maps = explain.read(run.model, ids, 32)
     own = answers[range(len(ids) - 1), ids[1:].tolist()]
-    assert [t["bits"] for t in data["tokens"][1:]] == pytest.approx((-own / math.log(2)).tolist(), abs=6e-4)
-    assert float(head["mean surprisal here"].split()[0]) == pytest.approx(-own.mean().item() / math.log(2), abs=6e-4)
+    assert [t["bits"] for t in data["tokens"][1:]] == pytest.approx(
+        (-own / math.log(2)).tolist(), abs=6e-4
+    )
+    assert float(head["mean surprisal here"].split()[0]) == pytest.approx(
+        -own.mean().item() / math.log(2), abs=6e-4
+    )
     assert head["checkpoint"] == "best" and "gpt_nano" in head["model"]
     for token, answer, i in zip(data["tokens"][1:], answers, ids[1:].tolist(), strict=True):
         order = answer.argsort(descending=True).tolist()
-        assert token["rank"] == order.index(i) + 1 and token["p"] == pytest.approx(answer[i].exp().item(), rel=1e-3)
+        assert token["rank"] == order.index(i) + 1 and token["p"] == pytest.approx(
+            answer[i].exp().item(), rel=1e-3
+        )
         assert [char for char, _ in token["top"]] == [run.tokenizer.chars[j] for j in order[:5]]
     content = np.frombuffer(base64.b64decode(data["attention"]["bytes"]), np.uint8)
-    sizes, kinds = data["attention"]["sizes"], data["attention"]["layers"] * data["attention"]["heads"]
+    sizes, kinds = (
+        data["attention"]["sizes"],
+        data["attention"]["layers"] * data["attention"]["heads"],
+    )
     assert sizes == [min(t, 32) for t in range(1, len(text))]
     for piece, weights in zip(np.split(content, np.cumsum(sizes)[:-1] * kinds), maps, strict=True):
         np.testing.assert_allclose((piece / 255) ** 2, weights.flatten(), atol=0.005)
     places = torch.tensor(data["embedding"]["points"])
-    assert places.mean(0).abs().max() < 1 and len(data["embedding"]["chars"]) == len(places) == run.tokenizer.vocab_size
+    assert (
+        places.mean(0).abs().max() < 1
+        and len(data["embedding"]["chars"]) == len(places) == run.tokenizer.vocab_size
+    )
     assert data["table"] is None
+
 
 def test_within_one_window_the_surprisals_add_up_to_what_evaluation_says(nano):
     run = nano["gpt_nano"]
     ids = run.tokenizer.encode("The cat sat on the mat.")
     answers, _ = explain.read(run.model, ids, 32)
     expected = evaluate.log_probs(run.model, ids, 32)
-    torch.testing.assert_close(answers[range(len(ids) - 1), ids[1:].tolist()], expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        answers[range(len(ids) - 1), ids[1:].tolist()], expected, rtol=0, atol=1e-5
+    )
+
 
 def test_the_bigrams_table_stands_beside_the_counts_of_its_own_text(nano, monkeypatch):
     run = nano["bigram"]
@@ -137,12 +169,18 @@ def test_the_bigrams_table_stands_beside_the_counts_of_its_own_text(nano, monkey
     counts = np.zeros((run.tokenizer.vocab_size,) * 2, int)
     for now, following in itertools.pairwise(train.tolist()):
         counts[now, following] += 1
-    assert data["table"]["chars"] == list(run.tokenizer.chars) and (data["table"]["counts"] == counts).all()
+    assert (
+        data["table"]["chars"] == list(run.tokenizer.chars)
+        and (data["table"]["counts"] == counts).all()
+    )
     monkeypatch.setattr(explain, "COUNTED_AT_ONCE", 3)
     assert (explain.count_pairs(train, run.tokenizer.vocab_size) == counts).all()
     probs = np.frombuffer(base64.b64decode(data["table"]["probs"]), np.uint8).reshape(counts.shape)
-    np.testing.assert_allclose((probs / 255) ** 2, run.model.table.weight.detach().softmax(-1), atol=0.005)
+    np.testing.assert_allclose(
+        (probs / 255) ** 2, run.model.table.weight.detach().softmax(-1), atol=0.005
+    )
     assert data["attention"] is None and data["embedding"] is None
+
 
 def test_counts_that_cannot_be_had_are_said_and_the_rest_is_shown(nano, monkeypatch):
     monkeypatch.setattr(explain.runs, "text_sha256", lambda *_: "0" * 64)
@@ -150,6 +188,7 @@ def test_counts_that_cannot_be_had_are_said_and_the_rest_is_shown(nano, monkeypa
     assert data["table"]["counts"] is None and "not the one" in data["table"]["why"]
     with pytest.raises(UserError, match="none was given"):
         explain.page_data(nano["bigram"], None)
+
 
 def test_a_model_of_no_kind_we_know_has_a_page_too(nano):
     class Recurrent(torch.nn.Module):
@@ -165,6 +204,7 @@ def test_a_model_of_no_kind_we_know_has_a_page_too(nano):
     assert (data["attention"], data["table"], data["embedding"]) == (None, None, None)
     assert all(token["bits"] > 0 for token in data["tokens"][1:])
 
+
 def test_principal_components_are_those_of_the_covariance():
     weight = torch.randn(20, 6, dtype=torch.float64) * torch.arange(1, 7)
     points, shares = explain.principal_components(weight)
@@ -172,38 +212,55 @@ def test_principal_components_are_those_of_the_covariance():
     torch.testing.assert_close(points.T.cov(), values[:2].diag(), atol=1e-8, rtol=1e-6)
     assert shares == pytest.approx((values[:2] / values.sum()).tolist())
 
+
 def test_text_from_outside_cannot_become_code(nano, tmp_path):
     evil = "</script><img src=x onerror=alert(1)>"
     run = nano["gpt_nano"]
     others = [char for char in run.tokenizer.chars if char not in evil]
-    tokenizer = CharTokenizer("".join(sorted({*evil, *others[: run.tokenizer.vocab_size - len({*evil})]})))
+    tokenizer = CharTokenizer(
+        "".join(sorted({*evil, *others[: run.tokenizer.vocab_size - len({*evil})]}))
+    )
     config = replace(run.config, run=replace(run.config.run, name=evil))
     explain.write(replace(run, config=config, tokenizer=tokenizer), evil, tmp_path / "x.html")
     page = (tmp_path / "x.html").read_text()
     assert page.count("<script") == page.count("</script") == 2 and "<img" not in page
     data = page_data(page)
-    assert "".join(token["text"] for token in data["tokens"]) == evil and data["title"].startswith(evil)
+    assert "".join(token["text"] for token in data["tokens"]) == evil and data["title"].startswith(
+        evil
+    )
+
 
 def test_the_page_needs_no_other_and_stays_small(tmp_path, nano):
     """That of 500 characters on the default model: 4 layers, 4 heads, 64 tokens of context."""
     run, text = nano["gpt_nano"], ("The cat sat on the mat, and then it slept. " * 12)[:500]
     config = GPTConfig(block_size=64, n_layer=4, n_head=4, n_embd=128, dropout=0.0, bias=False)
-    larger = replace(run, config=replace(run.config, model=config), model=build_model(config, 60).eval())
+    larger = replace(
+        run, config=replace(run.config, model=config), model=build_model(config, 60).eval()
+    )
     explain.write(larger, text, tmp_path / "x.html")
     page = (tmp_path / "x.html").read_text()
     assert len(page) < 2_000_000
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "")  # the name of SVG
 
+
 def test_a_page_that_would_be_too_large_holds_the_attention_of_its_beginning(monkeypatch):
     monkeypatch.setattr(explain, "ATTENTION", 50)
     kept = explain.packed([torch.full((2, 2, size), 1 / size) for size in (1, 2, 3, 4, 4, 4)])
     assert kept["sizes"] == [1, 2, 3, 4] and len(base64.b64decode(kept["bytes"])) == 40
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (["text=a"], ["text=a:", "2 to 2,000"]), (["text=" + "a" * 2001], ["2,001 characters", "2 to 2,000"]),
-    (["text=日本"], ["text=日本", "'日' (1)"]), (["run=nowhere"], ["no trained run"]),
-    (["txt=a"], ["did you mean text?"]), (["out=."], ["out=.: is a folder"])])
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["text=a"], ["text=a:", "2 to 2,000"]),
+        (["text=" + "a" * 2001], ["2,001 characters", "2 to 2,000"]),
+        (["text=日本"], ["text=日本", "'日' (1)"]),
+        (["run=nowhere"], ["no trained run"]),
+        (["txt=a"], ["did you mean text?"]),
+        (["out=."], ["out=.: is a folder"]),
+    ],
+)
 def test_what_is_wrong_is_one_line(nano, monkeypatch, capsys, arguments, words):
     run, explainer = nano["gpt_nano"].path, script("explain")
     monkeypatch.chdir(run.parents[2])
@@ -214,10 +271,15 @@ def test_what_is_wrong_is_one_line(nano, monkeypatch, capsys, arguments, words):
 
     refused(capsys, command, words)
 
-def test_without_a_text_it_reads_the_beginning_of_the_runs_validation_text(nano, monkeypatch, tmp_path, capsys):
+
+def test_without_a_text_it_reads_the_beginning_of_the_runs_validation_text(
+    nano, monkeypatch, tmp_path, capsys
+):
     run = nano["gpt_nano"]
     monkeypatch.chdir(run.path.parents[2])
     script("explain").main(["run=outputs/gpt_nano", f"out={tmp_path / 'x.html'}"])
     assert capsys.readouterr().out.strip() == str(tmp_path / "x.html")
-    shown = "".join(token["text"] for token in page_data((tmp_path / "x.html").read_text())["tokens"])
+    shown = "".join(
+        token["text"] for token in page_data((tmp_path / "x.html").read_text())["tokens"]
+    )
     assert shown == run.tokenizer.decode(CharDataModule(run.config).splits["val"][:300])

@@ -12,12 +12,14 @@ from lmlab.data import CharDataModule
 from lmlab.module import LanguageModule
 from tests.conftest import NANO, config, history, metrics, refused
 
+
 @pytest.fixture
 def source(train, here):
     """A run on one text, and another text with two characters that the first one lacks."""
     (here / "old.txt").write_text("the cat sat on the mat, the dog ran. " * 20)
     (here / "new.txt").write_text("a hat, a rat; that is the end. " * 20)
     return train(NANO + "data=file path=old.txt name=old val_fraction=0.2 max_steps=8")
+
 
 def said(capsys, line):
     with pytest.raises(SystemExit) as stop:
@@ -26,30 +28,47 @@ def said(capsys, line):
     assert stop.value.code == 2 and error.count("\n") == 1
     return error
 
-NEW = ("data=file path=new.txt threads=1 device=cpu precision=32-true batch_size=4 max_steps=4 eval_interval=2 "
-       "log_interval=1 ")
+
+NEW = (
+    "data=file path=new.txt threads=1 device=cpu precision=32-true batch_size=4 max_steps=4 eval_interval=2 "
+    "log_interval=1 "
+)
+
 
 def test_it_starts_from_the_best_weights_with_the_old_vocabulary(source, train, here):
     (here / "new.txt").write_text("a hat, a mat, at the end. " * 20)
     run = train(f"init_from={source} {NEW}")
     assert (run / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
     values, old = config(run), config(source)
-    assert (values["model"], values["n_embd"], values["block_size"]) == ("gpt_nano", old["n_embd"], old["block_size"])
+    assert (values["model"], values["n_embd"], values["block_size"]) == (
+        "gpt_nano",
+        old["n_embd"],
+        old["block_size"],
+    )
     assert values["init_from"] == str(source)
     start, tuned = checkpoints.load(source, "best"), checkpoints.load(run)
     data = CharDataModule(tuned.config, tuned.tokenizer)
-    for key, tokens in (("val/loss", data.splits["val"]),
-                        ("val/loss_source", CharDataModule(start.config, start.tokenizer).splits["val"])):
+    for key, tokens in (
+        ("val/loss", data.splits["val"]),
+        ("val/loss_source", CharDataModule(start.config, start.tokenizer).splits["val"]),
+    ):
         answers = evaluate.log_probs(start.model, tokens, 32)
-        assert history(run, key)[0] == evaluate.metrics(answers, tokens, start.tokenizer, "val")["val/loss"]
+        assert (
+            history(run, key)[0]
+            == evaluate.metrics(answers, tokens, start.tokenizer, "val")["val/loss"]
+        )
     assert history(run, "val/loss_source")[0] == pytest.approx(metrics(source)["best/val/loss"])
     assert sorted(history(run, "val/loss_source")) == [0, 2, 4]
     assert history(run, "val/loss")[4] < history(run, "val/loss")[0]
 
+
 def test_unknown_characters_are_counted_and_named_or_left_out(source, train, here, capsys):
     line = f"init_from={source} {NEW}"
     error = said(capsys, line)
-    assert "40 characters outside the vocabulary: ';' (20), 'i' (20)" in error and "unknown=drop" in error
+    assert (
+        "40 characters outside the vocabulary: ';' (20), 'i' (20)" in error
+        and "unknown=drop" in error
+    )
     run = train(line + "unknown=drop")
     assert "characters that the vocabulary lacks were left out" in capsys.readouterr().out
     kept = "".join(char for char in (here / "new.txt").read_text() if char not in "i;")
@@ -59,24 +78,37 @@ def test_unknown_characters_are_counted_and_named_or_left_out(source, train, her
     assert "none of its characters" in said(capsys, line + "unknown=drop")
     assert len(list((here / "outputs").glob("*/*"))) == 2
 
+
 def test_other_shapes_are_refused(source, capsys):
-    other = {"n_layer=5": "n_layer=2", "model=bigram": "model=gpt_nano", "block_size=9": "block_size=32"}
+    other = {
+        "n_layer=5": "n_layer=2",
+        "model=bigram": "model=gpt_nano",
+        "block_size=9": "block_size=32",
+    }
     for asked, there in other.items():
         error = said(capsys, f"init_from={source} {NEW} {asked}")
         assert asked in error and there in error
     assert "init_from=nowhere" in said(capsys, "init_from=nowhere")
     assert "unknown=drop" in said(capsys, "unknown=drop")
 
+
 def test_a_fine_tuned_run_resumes_without_its_source(source, train, here):
     """Its folder has all that it needs, but for the texts."""
     line = f"init_from={source} {NEW} unknown=drop dropout=0.1 "
-    whole, part = train(line + "max_steps=8 decay_steps=8"), train(line + "max_steps=4 decay_steps=8")
+    whole, part = (
+        train(line + "max_steps=8 decay_steps=8"),
+        train(line + "max_steps=4 decay_steps=8"),
+    )
     source.rename(here / "elsewhere")
     cli.main([f"resume={part}", "max_steps=8"])
     for key in ("val/loss", "val/loss_source", "train/loss"):
         assert history(part, key) == history(whole, key)
-    one, two = (torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for run in (whole, part))
+    one, two = (
+        torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for run in (whole, part)
+    )
     assert all(weight.equal(two[key]) for key, weight in one.items())
+
 
 def test_where_the_old_text_is_gone_that_is_said(source, train, here, capsys):
     (here / "old.txt").unlink()
@@ -84,19 +116,25 @@ def test_where_the_old_text_is_gone_that_is_said(source, train, here, capsys):
     assert "val/loss_source is not tracked: path=old.txt" in capsys.readouterr().out
     assert not history(run, "val/loss_source")
 
+
 def test_replay_says_whether_the_losses_are_the_same(train, here, capsys):
     run = train(NANO + "dropout=0.2 max_minutes=5")
     cli.main([f"replay={run}"])
     assert "all 7 losses, up to step 4, are the same to the bit" in capsys.readouterr().out
     lines = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
-    lines = [line | {"train/loss": line["train/loss"] + 1e-9} if "train/loss" in line and line["step"] == 3 else line
-             for line in lines]
+    lines = [
+        line | {"train/loss": line["train/loss"] + 1e-9}
+        if "train/loss" in line and line["step"] == 3
+        else line
+        for line in lines
+    ]
     (run / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(SystemExit) as stop:
         cli.main([f"replay={run}"])
     assert stop.value.code == 1
     assert "part at step 3: train/loss" in capsys.readouterr().out
     assert "max_steps=9" in said(capsys, f"replay={run} max_steps=9")
+
 
 def test_what_may_change_on_the_way_is_no_difference_to_replay(train, capsys):
     run = train(NANO + "log_interval=2")
@@ -105,17 +143,29 @@ def test_what_may_change_on_the_way_is_no_difference_to_replay(train, capsys):
     cli.main([f"replay={run}"])
     assert "are the same to the bit; 2 more have no counterpart" in capsys.readouterr().out
 
+
 def test_every_cell_of_a_sweep_starts_from_the_same_run_and_can_be_resumed(train, here, capsys):
     source = train(NANO)
-    cells = train("-m init_from=outputs seed=1,2 max_steps=2 eval_interval=2 threads=1 device=cpu name=s ")
+    cells = train(
+        "-m init_from=outputs seed=1,2 max_steps=2 eval_interval=2 threads=1 device=cpu name=s "
+    )
     assert [config(cell)["init_from"] for cell in cells] == [str(source.relative_to(here))] * 2
     resume = f"resume={cells[0].relative_to(here)}"
-    refused(capsys, lambda: cli.main([resume, "max_steps=3"]), ["max_steps=3", "max_steps=2", "another cell"])
-    (cells[0] / "metrics.json").write_text(json.dumps(metrics(cells[0]) | {"status": "interrupted"}))
+    refused(
+        capsys,
+        lambda: cli.main([resume, "max_steps=3"]),
+        ["max_steps=3", "max_steps=2", "another cell"],
+    )
+    (cells[0] / "metrics.json").write_text(
+        json.dumps(metrics(cells[0]) | {"status": "interrupted"})
+    )
     cli.main([resume])
     assert metrics(cells[0])["step"] == 2 and metrics(cells[0])["status"] == "finished"
-    assert metrics(cells[0])["command"].startswith("python train.py -m") and "resume=" in metrics(
-        cells[0])["resumed/command"]
+    assert (
+        metrics(cells[0])["command"].startswith("python train.py -m")
+        and "resume=" in metrics(cells[0])["resumed/command"]
+    )
+
 
 def test_a_run_is_not_made_shorter_than_it_is(train, here, capsys, monkeypatch):
     """The last numbers of a finished run are those of its last step."""
@@ -125,15 +175,26 @@ def test_a_run_is_not_made_shorter_than_it_is(train, here, capsys, monkeypatch):
         assert "finished already" in capsys.readouterr().out
     assert "max_steps=2: the run has made 3 steps" in said(capsys, f"resume={run} max_steps=2")
     step = LanguageModule.training_step
-    monkeypatch.setattr(LanguageModule, "training_step", lambda self, batch, t: (
-        os.kill(os.getpid(), signal.SIGINT) if t == 4 else None, step(self, batch, t))[1])
+    monkeypatch.setattr(
+        LanguageModule,
+        "training_step",
+        lambda self, batch, t: (
+            os.kill(os.getpid(), signal.SIGINT) if t == 4 else None,
+            step(self, batch, t),
+        )[1],
+    )
     with pytest.raises(SystemExit) as stop:
         cli.main((NANO + "max_steps=9 eval_interval=9 name=y").split())
     (run,) = (here / "outputs/y").iterdir()
-    assert stop.value.code == 130 and metrics(run)["step"] == 5 and history(run, "val/loss").keys() == {0}
+    assert (
+        stop.value.code == 130
+        and metrics(run)["step"] == 5
+        and history(run, "val/loss").keys() == {0}
+    )
     assert "max_steps=5: the run has made 5 steps" in said(capsys, f"resume={run} max_steps=5")
     cli.main(f"resume={run} max_steps=6".split())
     assert history(run, "val/loss").keys() == {0, 6}
+
 
 def test_a_run_says_what_produced_it(train):
     run = train(NANO + "seed=3")
@@ -145,8 +206,11 @@ def test_a_run_says_what_produced_it(train):
     assert {f"config/{key}" for key in config(run)} <= set(facts)
     assert {"python", "numpy", "hydra_core", "tensorboard", "git_commit", "git_dirty"} <= set(facts)
 
+
 def test_what_extends_a_run_changes_nothing_before(train, here, capsys):
-    """A run that is extended keeps its schedule's horizon, and its points are those of the longer run."""
+    """A run that is extended keeps its schedule's horizon, and its points are those of the longer
+    run.
+    """
     line = NANO + "decay_steps=6 log_interval=3 max_steps="
     whole, part = train(line + "9"), train(line + "4")
     cli.main(f"resume={part} max_steps=9 eval_interval=4".split())
@@ -159,7 +223,17 @@ def test_what_extends_a_run_changes_nothing_before(train, here, capsys):
     cli.main([f"resume={part}"])
     assert "finished already, at step 9" in capsys.readouterr().out
     assert (part / "history.jsonl").read_bytes() == before
-    for line in ("max_steps=5", "lr=1", "n_layer=1", "seed=4", "optimizer=sgd", "+lr=1", "~lr", "lr=1,2", "-m"):
+    for line in (
+        "max_steps=5",
+        "lr=1",
+        "n_layer=1",
+        "seed=4",
+        "optimizer=sgd",
+        "+lr=1",
+        "~lr",
+        "lr=1,2",
+        "-m",
+    ):
         assert line.split("=")[0].strip("+~") in said(capsys, f"resume={part} {line}")
     assert "init_from" in said(capsys, f"resume={part} n_layer=1")
     for line in (f"init_from={part}", f"replay={part}"):

@@ -12,30 +12,54 @@ from lmlab.tokenizers import CharTokenizer
 T = 8
 TOKENIZER = CharTokenizer.from_text("hello world\n")
 
+
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    model = build_model(GPTConfig(block_size=T, n_layer=1, n_head=2, n_embd=16, dropout=0.5, bias=True), 9)
+    model = build_model(
+        GPTConfig(block_size=T, n_layer=1, n_head=2, n_embd=16, dropout=0.5, bias=True), 9
+    )
     for weight in model.parameters():
         torch.nn.init.normal_(weight, std=0.5)
     return model
 
+
 @pytest.fixture(scope="module")
 def modern():
     torch.manual_seed(0)
-    model = build_model(ModernConfig(block_size=T, n_layer=2, n_head=2, n_embd=16, dropout=0.5, positions="rotary",
-                                     norm="rms", qk_norm=True, activation="relu2", zero_init=True, tied=False,
-                                     embedding_norm=True), 9)
+    model = build_model(
+        ModernConfig(
+            block_size=T,
+            n_layer=2,
+            n_head=2,
+            n_embd=16,
+            dropout=0.5,
+            positions="rotary",
+            norm="rms",
+            qk_norm=True,
+            activation="relu2",
+            zero_init=True,
+            tied=False,
+            embedding_norm=True,
+        ),
+        9,
+    )
     for weight in model.parameters():
         torch.nn.init.normal_(weight, std=0.8)
     return model
+
 
 def texts(model, prompt="he", length=40, samples=1, **options):
     pieces = list(stream(model, TOKENIZER, prompt, length, T, samples=samples, **options))
     return ["".join(parts) for parts in zip(*pieces, strict=True)]
 
-@given(st.lists(st.integers(-5, 5), min_size=5, max_size=5, unique=True), st.floats(0.1, 3), st.integers(1, 6),
-       st.floats(0.05, 1))
+
+@given(
+    st.lists(st.integers(-5, 5), min_size=5, max_size=5, unique=True),
+    st.floats(0.1, 3),
+    st.integers(1, 6),
+    st.floats(0.05, 1),
+)
 def test_filters_equal_their_definition(logits, temperature, k, p):
     probs = torch.tensor(logits).float().div(temperature).softmax(0).tolist()
     best_first = sorted(range(5), key=lambda i: -logits[i])
@@ -53,47 +77,64 @@ def test_filters_equal_their_definition(logits, temperature, k, p):
     got = next_token_probs(np.array([logits], dtype=np.float32), temperature, k, p)[0]
     assert got.tolist() == pytest.approx(wanted, abs=1e-5)
 
+
 @pytest.mark.parametrize("length", [3, T, T + 5])
 @pytest.mark.parametrize("kind", ["gpt", "modern"])
 @pytest.mark.parametrize("samples", [1, 2])  # numpy's way and torch's
 def test_the_cache_changes_nothing(kind, length, samples, model, modern):
-    """Against whole windows: all that was read, of which a quarter stays whenever there are more than T."""
+    """Against whole windows: all that was read, of which a quarter stays whenever there are more
+    than T.
+    """
     model = {"gpt": model, "modern": modern}[kind]
-    wanted = idx = torch.randint(9, (samples, length), generator=torch.Generator().manual_seed(2)).numpy()
+    wanted = idx = torch.randint(
+        9, (samples, length), generator=torch.Generator().manual_seed(2)
+    ).numpy()
     start, random = max(0, length - T), torch.Generator().manual_seed(1)
     model.eval()
     for _ in range(3 * T):
         start = wanted.shape[1] - T // 4 if wanted.shape[1] - start > T else start
         logits = model(torch.from_numpy(wanted[:, start:]))[:, -1].detach().numpy()
-        wanted = np.concatenate([wanted, draw(next_token_probs(logits, 2.0, None, None), random)[:, None]], axis=1)
+        wanted = np.concatenate(
+            [wanted, draw(next_token_probs(logits, 2.0, None, None), random)[:, None]], axis=1
+        )
     model.train()
     tokens = np.stack(list(generate(model, idx, 3 * T, T, temperature=2.0, seed=1)), axis=1)
     assert np.array_equal(tokens, wanted[:, length:]) and len(np.unique(tokens)) > 4
     assert model.training
 
+
 def test_models_without_a_cache_are_asked_anew():
     bigram = build_model(BigramConfig(block_size=T), 9)
     torch.nn.init.normal_(bigram.table.weight)
-    tokens = np.stack(list(generate(bigram, np.zeros((1, 1), dtype=np.int64), 20, T, temperature=0)), axis=1)
+    tokens = np.stack(
+        list(generate(bigram, np.zeros((1, 1), dtype=np.int64), 20, T, temperature=0)), axis=1
+    )
     chain = [0]
     for _ in range(20):
         chain.append(int(bigram.table.weight[chain[-1]].argmax()))
     assert tokens[0].tolist() == chain[1:]
 
-@given(st.lists(st.floats(0, 1), min_size=2, max_size=6).filter(lambda row: sum(row) > 0.1), st.integers(0, 1000))
+
+@given(
+    st.lists(st.floats(0, 1), min_size=2, max_size=6).filter(lambda row: sum(row) > 0.1),
+    st.integers(0, 1000),
+)
 def test_what_has_no_probability_is_never_drawn(row, seed):
     probs = np.array([row], dtype=np.float32) / np.float32(sum(row))
     tokens = draw(probs.repeat(50, axis=0), torch.Generator().manual_seed(seed))
     assert tokens.shape == (50,) and (probs[0, tokens] > 0).all()
+
 
 def test_the_seed_decides_the_text(model):
     state = torch.get_rng_state()
     assert texts(model, seed=5) == texts(model, seed=5) != texts(model, seed=6)
     assert torch.get_rng_state().equal(state)
 
+
 def test_a_batch_draws_samples_of_its_own(model):
     several = texts(model, samples=3, seed=5)
     assert len(set(several)) == 3 and all(len(text) == 40 for text in several)
+
 
 def test_draws_follow_the_probabilities(model):
     model.eval()
@@ -101,14 +142,19 @@ def test_draws_follow_the_probabilities(model):
     (drawn,) = generate(model, np.zeros((20_000, 1), dtype=np.int64), 1, T, seed=0)
     assert (np.bincount(drawn, minlength=9) / 20_000).tolist() == pytest.approx(wanted, abs=0.015)
 
+
 @pytest.mark.parametrize("stop", ["o", "ld", "llo", "zzz"])
 def test_a_sample_ends_before_the_stop_string(model, stop):
-    for free, stopped in zip(texts(model, samples=4), texts(model, samples=4, stop=stop), strict=True):
+    for free, stopped in zip(
+        texts(model, samples=4), texts(model, samples=4, stop=stop), strict=True
+    ):
         assert stopped == free.split(stop)[0]
+
 
 def test_a_strange_character_in_the_prompt_is_named(model):
     with pytest.raises(UserError, match=r"prompt=he\?x: 2 .*'\?' \(1\), 'x' \(1\)"):
         texts(model, prompt="he?x")
+
 
 def test_weights_that_ran_away_still_give_tokens(modern):
     broken = build_model(modern.config, 9)

@@ -9,13 +9,27 @@ from tests.conftest import ROOT, metrics, script
 
 PAGE = (ROOT / "LEARN.md").read_text()
 STEPS = re.split(r"^## ", PAGE, flags=re.M)[1:]
-COMMANDS = [line for block in re.findall(r"^```sh\n(.*?)^```", PAGE, re.M | re.S) for line in block.splitlines()]
-SHAPES = {"model=mlp": {"n_hidden": 8}, "model=lstm": {"n_embd": 4}, "model=modern": {"n_embd": 8},
-          "data=pydoc": {"n_layer": 1, "n_head": 1, "n_embd": 8}}
+COMMANDS = [
+    line
+    for block in re.findall(r"^```sh\n(.*?)^```", PAGE, re.M | re.S)
+    for line in block.splitlines()
+]
+SHAPES = {
+    "model=mlp": {"n_hidden": 8},
+    "model=lstm": {"n_embd": 4},
+    "model=modern": {"n_embd": 8},
+    "data=pydoc": {"n_layer": 1, "n_head": 1, "n_embd": 8},
+}
+
 
 def shortened(words):
-    """The arguments of train.py for a run of two steps; a counting model has none, a fine-tuned one its old shape."""
-    words, values = [word for word in words if "=" not in word], dict(w.split("=", 1) for w in words if "=" in w)
+    """The arguments of train.py for a run of two steps; a counting model has none, a fine-tuned one
+    its old shape.
+    """
+    words, values = (
+        [word for word in words if "=" not in word],
+        dict(w.split("=", 1) for w in words if "=" in w),
+    )
     values["threads"] = 1
     if values.get("model") != "ngram":
         values |= {"max_steps": 2, "eval_interval": 1, "device": "cpu", "precision": "32-true"}
@@ -23,9 +37,11 @@ def shortened(words):
         values |= SHAPES.get(f"{key}={value}", {})
     return words + [f"{key}={value}" for key, value in values.items()]
 
+
 def cells(words):
     """How many runs a command makes: one for each combination of values with commas between them."""
     return math.prod(word.count(",") + 1 for word in words)
+
 
 def test_ten_steps_each_with_one_command_and_one_folded_answer():
     assert [step.split(".")[0] for step in STEPS] == [str(n) for n in range(1, 11)]
@@ -36,13 +52,16 @@ def test_ten_steps_each_with_one_command_and_one_folded_answer():
     assert len(COMMANDS) == len(STEPS)
     assert max(map(len, PAGE.splitlines())) <= 120
 
+
 def test_every_command_works_after_those_before_it(here, short_texts, capsys):
     for command in COMMANDS:
         python, program, *words = shlex.split(command)
         values = dict(word.split("=", 1) for word in words if "=" in word)
         assert python == "python" and (ROOT / program).is_file()
         for key in {"run", "init_from"} & {*values}:
-            assert [*(here / values[key]).glob("*/metrics.json")], f"{command}: {key} names what nobody has made"
+            assert [*(here / values[key]).glob("*/metrics.json")], (
+                f"{command}: {key} names what nobody has made"
+            )
         capsys.readouterr()
         if program == "train.py":
             run_train(here, words, values["name"])
@@ -53,11 +72,14 @@ def test_every_command_works_after_those_before_it(here, short_texts, capsys):
             else:
                 assert len(capsys.readouterr().out) > len(values["prompt"]) + 100
 
+
 def run_train(here, words, name):
     """Trains; a sweep's cells one by one in this process, where the texts are short."""
     sweep = "-m" in words
     cli.main(shortened(words) + ["hydra/launcher=basic"] * sweep)
     folder = here / ("outputs/sweeps" if sweep else "outputs") / name
     runs = [path.parent for path in folder.glob("*/metrics.json")]
-    assert len(runs) == cells(shortened(words)) and {metrics(run)["status"] for run in runs} == {"finished"}
+    assert len(runs) == cells(shortened(words)) and {metrics(run)["status"] for run in runs} == {
+        "finished"
+    }
     assert (folder / "report.html").is_file() == sweep

@@ -10,11 +10,13 @@ from tests.conftest import ROOT, metrics, script, working_in
 
 SMALL = "holdout_fraction=0.1 threads=1 precision=32-true "
 
+
 def test_a_mixture_is_the_weighted_mean_of_probabilities():
     probs = torch.rand(3, 50, generator=torch.Generator().manual_seed(0))
     weights = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
     wanted = (probs.double() * weights[:, None]).sum(0).log()
     torch.testing.assert_close(mixture.mix(probs.log(), weights), wanted, rtol=0, atol=1e-6)
+
 
 def test_no_other_weights_make_the_text_likelier():
     answers = torch.rand(3, 400, generator=torch.Generator().manual_seed(1)).pow(3).log()
@@ -28,9 +30,11 @@ def test_no_other_weights_make_the_text_likelier():
             moved[j] -= 1e-3
             assert mixture.mix(answers, moved).mean() <= best + 1e-9
 
+
 def test_of_two_with_one_always_better_the_other_gets_nothing():
     answers = torch.tensor([[0.5] * 30, [0.1] * 30]).log()
     assert mixture.fit(answers).tolist() == pytest.approx([1, 0], abs=1e-6)
+
 
 @pytest.fixture(scope="module")
 def members(short_texts, tmp_path_factory):
@@ -40,10 +44,12 @@ def members(short_texts, tmp_path_factory):
         cli.main(f"model=bigram lr=0.1 max_steps=40 name=b {SMALL}".split())
     return [next((folder / "outputs" / name).iterdir()) for name in "ab"]
 
+
 def evaluated(*arguments):
     module = script("evaluate")
     with module.one_line_errors():
         module.main([*arguments])
+
 
 def test_runs_are_mixed_and_it_is_noted(members, capsys):
     capsys.readouterr()
@@ -53,20 +59,29 @@ def test_runs_are_mixed_and_it_is_noted(members, capsys):
     line = json.loads((members[0] / "evaluations.jsonl").read_text().splitlines()[-1])
     assert first + second == pytest.approx(1, abs=0.002)
     one, other = (metrics(run)["val/loss"] for run in members)
-    assert line["val/loss"] <= first * one + second * other + 2e-3  # by concavity; weights are shown to three places
+    assert (
+        line["val/loss"] <= first * one + second * other + 2e-3
+    )  # by concavity; weights are shown to three places
     assert float(line[f"weight of {members[1]}"]) == pytest.approx(second, abs=1e-3)
     evaluated(f"run={members[0]},{members[0]}")  # with itself it is itself
     line = json.loads((members[0] / "evaluations.jsonl").read_text().splitlines()[-1])
     assert line["val/loss"] == pytest.approx(metrics(members[0])["val/loss"], abs=1e-6)
 
+
 def test_folders_may_have_commas_in_their_names_and_none_is_left_out(members, here, capsys):
-    named = [shutil.copytree(run, here / name) for run, name in zip(members, ("a,b=1", "a,b=2"), strict=True)]
-    evaluated(f"run={named[0]},{named[1]}", "data=tales")  # another text, which none need have been kept from
+    named = [
+        shutil.copytree(run, here / name)
+        for run, name in zip(members, ("a,b=1", "a,b=2"), strict=True)
+    ]
+    evaluated(
+        f"run={named[0]},{named[1]}", "data=tales"
+    )  # another text, which none need have been kept from
     assert "text/loss" in capsys.readouterr().out
     for text in (f"{named[0]},", f"{named[0]},,{named[1]}", f"{named[0]},nowhere"):
         with pytest.raises(SystemExit) as stopped:
             evaluated(f"run={text}")
         assert stopped.value.code == 2 and f"run={text}: " in capsys.readouterr().err
+
 
 def test_a_run_from_other_weights_may_have_read_anything(members, train, capsys):
     tuned = train(f"init_from={members[1]} max_steps=1 name=t {SMALL}")
@@ -74,30 +89,47 @@ def test_a_run_from_other_weights_may_have_read_anything(members, train, capsys)
         evaluated(f"run={members[0]},{tuned}")
     assert "started from the weights of" in capsys.readouterr().err
 
-@pytest.mark.parametrize(("other", "split", "said"), [
-    ("model=bigram max_steps=1 name=c threads=1", "val", "holdout_fraction=0"),
-    ("model=bigram max_steps=1 name=c threads=1 holdout_fraction=0.05", "val", "another text"),
-    ("model=bigram max_steps=1 name=c threads=1 holdout_fraction=0.1 data=shakespeare", "val", "another text"),
-    ("model=bigram max_steps=1 name=c threads=1 holdout_fraction=0.1", "holdout", "split=holdout"),
-])
+
+@pytest.mark.parametrize(
+    ("other", "split", "said"),
+    [
+        ("model=bigram max_steps=1 name=c threads=1", "val", "holdout_fraction=0"),
+        ("model=bigram max_steps=1 name=c threads=1 holdout_fraction=0.05", "val", "another text"),
+        (
+            "model=bigram max_steps=1 name=c threads=1 holdout_fraction=0.1 data=shakespeare",
+            "val",
+            "another text",
+        ),
+        (
+            "model=bigram max_steps=1 name=c threads=1 holdout_fraction=0.1",
+            "holdout",
+            "split=holdout",
+        ),
+    ],
+)
 def test_what_can_not_be_mixed_is_refused(members, train, capsys, other, split, said):
     run = train(other)
     with pytest.raises(SystemExit) as stopped:
         evaluated(f"run={members[0]},{run}", f"split={split}")
     assert stopped.value.code == 2 and said in capsys.readouterr().err
 
+
 def test_the_three_minutes_end_in_the_mixture_of_their_two_runs(here, monkeypatch, capsys):
     """Of the seed that was given; and no mixture is worse than the mean of its models' losses."""
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     three = script("shakespeare_3min")
-    small = "n_layer=1 n_head=2 n_embd=16 block_size=16 batch_size=2 max_steps=3 hold_steps=0 threads=1"
+    small = (
+        "n_layer=1 n_head=2 n_embd=16 block_size=16 batch_size=2 max_steps=3 hold_steps=0 threads=1"
+    )
     three.MEMBERS["shakespeare_3min"] += small.split()
     three.main(["seed=3"])
     lines = re.findall(r"^([\d.]+) of a model of val/loss ([\d.]+)", capsys.readouterr().out, re.M)
     shown = [(float(weight), float(loss)) for weight, loss in lines]
     runs = [next((here / "outputs" / name).iterdir()) for name in three.MEMBERS]
     assert [metrics(run)["config/seed"] for run in runs] == [3, 3]
-    assert [loss for _, loss in shown] == pytest.approx([metrics(run)["val/loss"] for run in runs], abs=1e-5)
+    assert [loss for _, loss in shown] == pytest.approx(
+        [metrics(run)["val/loss"] for run in runs], abs=1e-5
+    )
     kept = json.loads((runs[0] / "evaluations.jsonl").read_text())
     assert sum(weight for weight, _ in shown) == pytest.approx(1, abs=2e-3)
     assert kept["val/loss"] <= sum(weight * loss for weight, loss in shown) + 2e-3

@@ -13,12 +13,32 @@ from lmlab.models.attention import attend
 from lmlab.models.gpt import CausalSelfAttention
 
 V, T = 11, 16
-MODERN = ModernConfig(block_size=T, n_layer=2, n_head=2, n_embd=24, dropout=0.0, positions="rotary", norm="rms",
-                      qk_norm=True, activation="relu2", zero_init=True, tied=False, embedding_norm=True)
+MODERN = ModernConfig(
+    block_size=T,
+    n_layer=2,
+    n_head=2,
+    n_embd=24,
+    dropout=0.0,
+    positions="rotary",
+    norm="rms",
+    qk_norm=True,
+    activation="relu2",
+    zero_init=True,
+    tied=False,
+    embedding_norm=True,
+)
 CONFIGS = {
     "modern": MODERN,
-    "modern-taken-back": replace(MODERN, positions="learned", norm="layer", qk_norm=False, activation="gelu",
-                                 zero_init=False, tied=True, embedding_norm=False),
+    "modern-taken-back": replace(
+        MODERN,
+        positions="learned",
+        norm="layer",
+        qk_norm=False,
+        activation="gelu",
+        zero_init=False,
+        tied=True,
+        embedding_norm=False,
+    ),
     "bigram": BigramConfig(block_size=T),
     "mlp": MLPConfig(block_size=T, context=5, n_embd=6, n_hidden=20, dropout=0.0),
     "lstm": LSTMConfig(block_size=T, n_layer=2, n_embd=12, dropout=0.1),
@@ -26,24 +46,30 @@ CONFIGS = {
     "gpt-bias": GPTConfig(block_size=T, n_layer=3, n_head=2, n_embd=24, dropout=0.1, bias=True),
 }
 
+
 @pytest.fixture(params=CONFIGS)
 def model(request):
     torch.manual_seed(0)
     return build_model(CONFIGS[request.param], V).eval()
 
+
 def some_ids(*shape):
     return torch.randint(V, shape, generator=torch.Generator().manual_seed(1))
 
+
 def loss_of(model, idx, targets):
     return F.cross_entropy(model(idx).flatten(0, 1), targets.flatten())
+
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, T), (2, 5)])
 def test_logits_have_a_score_for_every_next_token(model, shape):
     assert model(some_ids(*shape)).shape == (*shape, V)
 
+
 def test_the_first_loss_is_that_of_knowing_nothing(model):
     loss = loss_of(model, some_ids(32, T), some_ids(32, T).flip(0)).item()
     assert loss == pytest.approx(math.log(V), abs=1e-6 if hasattr(model, "table") else 0.05)
+
 
 def test_no_token_sees_a_later_one(model):
     for weight in model.parameters():  # away from the start, where a bigram's answers are all alike
@@ -57,11 +83,13 @@ def test_no_token_sees_a_later_one(model):
         assert torch.equal(after[:, : t + 1], before[:, : t + 1])
         assert not torch.equal(after[:, t + 1], before[:, t + 1])
 
+
 @pytest.mark.parametrize("tokens", [1, T])
 @pytest.mark.parametrize("name", ["gpt", "modern", "modern-taken-back"])
 def test_more_tokens_than_block_size_are_an_error(name, tokens):
     with pytest.raises(IndexError):
         build_model(replace(CONFIGS[name], block_size=tokens), V)(some_ids(1, tokens + 1))
+
 
 @pytest.mark.parametrize("name", ["lstm", "gpt", "gpt-bias", "modern", "modern-taken-back"])
 def test_a_cache_changes_no_logit(name):
@@ -77,20 +105,30 @@ def test_a_cache_changes_no_logit(name):
         torch.testing.assert_close(torch.cat(pieces, dim=1), wanted, rtol=1e-4, atol=1e-5)
         assert all(cache.length == T for cache in caches)
 
+
 @pytest.mark.parametrize("queries", [1, 5, T])
 def test_attention_in_bfloat16_is_attention(queries):
     """The CPU has a way of its own for it."""
-    q, k, v = (torch.randn(2, 3, n, 8, generator=torch.Generator().manual_seed(n)) for n in (queries, T, T))
+    q, k, v = (
+        torch.randn(2, 3, n, 8, generator=torch.Generator().manual_seed(n)) for n in (queries, T, T)
+    )
     half = attend(q.bfloat16(), k.bfloat16(), v.bfloat16())
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.float(), attend(q, k, v), rtol=0.02, atol=0.02)
 
+
 @pytest.mark.parametrize("name", ["mlp", "lstm", "gpt", "gpt-bias", "modern"])
 def test_flops_are_those_that_torch_counts(name):
     model = build_model(CONFIGS[name], V)
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # it knows no other on a CPU
+    with (
+        FlopCounterMode(display=False) as counter,
+        sdpa_kernel(SDPBackend.MATH),
+    ):  # it knows no other on a CPU
         model(some_ids(3, T)).sum().backward()
-    assert flops_per_token(model, CONFIGS[name]) * 3 * T == pytest.approx(counter.get_total_flops(), rel=0.02)
+    assert flops_per_token(model, CONFIGS[name]) * 3 * T == pytest.approx(
+        counter.get_total_flops(), rel=0.02
+    )
+
 
 def test_the_lstm_equals_torchs_own():
     model = build_model(CONFIGS["lstm"], V).eval()
@@ -101,12 +139,17 @@ def test_the_lstm_equals_torchs_own():
         return torch.cat([weight[: 2 * C], weight[3 * C :], weight[2 * C : 3 * C]])
 
     for i, layer in enumerate(model.layers):
-        own = {"weight_ih": layer.read.weight, "weight_hh": layer.recall.weight, "bias_ih": layer.read.bias,
-               "bias_hh": torch.zeros(4 * C)}
+        own = {
+            "weight_ih": layer.read.weight,
+            "weight_hh": layer.recall.weight,
+            "bias_ih": layer.read.bias,
+            "bias_hh": torch.zeros(4 * C),
+        }
         for name, weight in own.items():
             getattr(torchs, f"{name}_l{i}").data = ordered(weight.data)
     answers, _ = torchs(model.token_embedding(idx))
     torch.testing.assert_close(model(idx), model.head(answers), rtol=1e-5, atol=1e-6)
+
 
 def test_the_mlp_equals_explicit_matrices():
     model, idx = build_model(CONFIGS["mlp"], V).eval(), some_ids(2, T)
@@ -116,10 +159,14 @@ def test_the_mlp_equals_explicit_matrices():
     for b in range(2):
         for t in range(T):
             before = [None] * 4 + [*idx[b, : t + 1]]
-            seen = [model.nothing if token is None else model.token_embedding.weight[token] for token in before[-5:]]
+            seen = [
+                model.nothing if token is None else model.token_embedding.weight[token]
+                for token in before[-5:]
+            ]
             hidden = torch.tanh(model.hidden.weight @ torch.cat(seen) + model.hidden.bias)
             wanted = model.head.weight @ hidden + model.head.bias
             torch.testing.assert_close(logits[b, t], wanted, rtol=1e-4, atol=1e-4)
+
 
 def test_attention_equals_an_explicit_softmax():
     torch.manual_seed(0)
@@ -129,10 +176,13 @@ def test_attention_equals_an_explicit_softmax():
     for b in range(2):
         for head in (slice(0, 12), slice(12, 24)):
             for t in range(T):
-                scores = torch.stack([q[b, t, head] @ k[b, s, head] for s in range(t + 1)]) / math.sqrt(12)
+                scores = torch.stack(
+                    [q[b, t, head] @ k[b, s, head] for s in range(t + 1)]
+                ) / math.sqrt(12)
                 weights = scores.exp() / scores.exp().sum()
                 answers[b, t, head] = sum(weights[s] * v[b, s, head] for s in range(t + 1))
     torch.testing.assert_close(attention(x), attention.proj(answers), rtol=1e-5, atol=1e-6)
+
 
 def test_a_batch_can_be_learnt_by_heart():
     torch.manual_seed(0)
@@ -146,25 +196,45 @@ def test_a_batch_can_be_learnt_by_heart():
         optimizer.step()
     assert loss.item() < 0.05
 
+
 def test_gpt_equals_an_independent_implementation():
     """The same weights in PyTorch's own transformer, between embeddings and a head of its own."""
     torch.manual_seed(0)
     ours = build_model(CONFIGS["gpt-bias"], V).eval()
     for weight in ours.parameters():  # biases and gains too shall matter
         torch.nn.init.normal_(weight, std=0.3)
-    layer = torch.nn.TransformerEncoderLayer(24, 2, 4 * 24, activation="gelu", batch_first=True, norm_first=True)
-    theirs = torch.nn.TransformerEncoder(layer, 3, norm=torch.nn.LayerNorm(24), enable_nested_tensor=False).eval()
-    names = {"blocks": "layers", "attention": "self_attn", "qkv.weight": "in_proj_weight", "qkv.bias": "in_proj_bias",
-             "norm_1": "norm1", "norm_2": "norm2", "mlp.widen": "linear1", "mlp.proj": "linear2", "proj": "out_proj"}
+    layer = torch.nn.TransformerEncoderLayer(
+        24, 2, 4 * 24, activation="gelu", batch_first=True, norm_first=True
+    )
+    theirs = torch.nn.TransformerEncoder(
+        layer, 3, norm=torch.nn.LayerNorm(24), enable_nested_tensor=False
+    ).eval()
+    names = {
+        "blocks": "layers",
+        "attention": "self_attn",
+        "qkv.weight": "in_proj_weight",
+        "qkv.bias": "in_proj_bias",
+        "norm_1": "norm1",
+        "norm_2": "norm2",
+        "mlp.widen": "linear1",
+        "mlp.proj": "linear2",
+        "proj": "out_proj",
+    }
     state = ours.state_dict()
     tokens, positions = state.pop("token_embedding.weight"), state.pop("position_embedding.weight")
     head = state.pop("head.weight")
     for old, new in names.items():
-        state = {key if "_proj_" in key or new in key else key.replace(old, new): w for key, w in state.items()}
+        state = {
+            key if "_proj_" in key or new in key else key.replace(old, new): w
+            for key, w in state.items()
+        }
     theirs.load_state_dict(state)
     idx = some_ids(3, T)
     mask = torch.full((T, T), float("-inf")).triu(1)
-    torch.testing.assert_close(ours(idx), theirs(tokens[idx] + positions, mask=mask) @ head.T, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        ours(idx), theirs(tokens[idx] + positions, mask=mask) @ head.T, rtol=1e-4, atol=1e-4
+    )
+
 
 def test_modern_equals_an_independent_implementation():
     """Explicit loops over heads and tokens, channels turned as complex numbers."""
@@ -177,7 +247,9 @@ def test_modern_equals_an_independent_implementation():
     def norm(x):
         return x / (x.square().mean(-1, keepdim=True) + torch.finfo(torch.float32).eps).sqrt()
 
-    turns = torch.polar(torch.ones(T, half), torch.arange(T)[:, None] / 1000 ** (torch.arange(half) / (half - 1)))
+    turns = torch.polar(
+        torch.ones(T, half), torch.arange(T)[:, None] / 1000 ** (torch.arange(half) / (half - 1))
+    )
     x = norm(w["token_embedding.weight"][idx])
     for layer in range(2):
         name = f"blocks.{layer}."
@@ -192,8 +264,15 @@ def test_modern_equals_an_independent_implementation():
                 rows.append(scores.softmax(0) @ v[: t + 1])
             heads.append(torch.stack(rows))
         x = x + torch.cat(heads, dim=-1) @ w[name + "attention.proj.weight"].T
-        x = x + (norm(x) @ w[name + "mlp.widen.weight"].T).clamp(min=0) ** 2 @ w[name + "mlp.proj.weight"].T
-    torch.testing.assert_close(model(idx[None])[0], norm(x) @ w["head.weight"].T, rtol=1e-4, atol=1e-4)
+        x = (
+            x
+            + (norm(x) @ w[name + "mlp.widen.weight"].T).clamp(min=0) ** 2
+            @ w[name + "mlp.proj.weight"].T
+        )
+    torch.testing.assert_close(
+        model(idx[None])[0], norm(x) @ w["head.weight"].T, rtol=1e-4, atol=1e-4
+    )
+
 
 def test_modern_starts_as_no_layers_at_all():
     torch.manual_seed(0)
@@ -203,6 +282,7 @@ def test_modern_starts_as_no_layers_at_all():
     x = model.token_embedding(some_ids(2, T))
     x = x / x.square().mean(-1, keepdim=True).sqrt()
     torch.testing.assert_close(model(some_ids(2, T)), x @ model.head.weight.T, rtol=1e-4, atol=1e-4)
+
 
 def test_gpt_starts_as_gpt_2_does():
     torch.manual_seed(0)

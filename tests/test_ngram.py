@@ -16,21 +16,29 @@ from tests.conftest import history, metrics
 V = 5
 TEXTS = st.lists(st.integers(0, V - 1), min_size=2, max_size=120)
 
+
 def counted(text, order, vocab_size=V):
     model = NGram(NGramConfig(order), vocab_size)
     model.count(np.array(text, dtype=np.uint8))
     return model
 
+
 def kneser_ney(text, order, vocab_size=V):
-    """Chen and Goodman's formulas as they stand, one probability at a time: a function of the context and the token."""
+    """Chen and Goodman's formulas as they stand, one probability at a time: a function of the
+    context and the token.
+    """
     tables = [Counter(tuple(text[i : i + order]) for i in range(len(text) - order + 1))]
     for _ in range(order - 1):
-        tables.insert(0, Counter(gram[1:] for gram in tables[0]))  # how many different tokens stood before it
+        tables.insert(
+            0, Counter(gram[1:] for gram in tables[0])
+        )  # how many different tokens stood before it
     discounts, followers = [], []
     for table in tables:
         n = [0, *(max(sum(count == k for count in table.values()), 1) for k in (1, 2, 3, 4))]
         Y = n[1] / (n[1] + 2 * n[2])
-        discounts.append([0] + [min(max(k - (k + 1) * Y * n[k + 1] / n[k], Y), k) for k in (1, 2, 3)])
+        discounts.append(
+            [0] + [min(max(k - (k + 1) * Y * n[k + 1] / n[k], Y), k) for k in (1, 2, 3)]
+        )
         rows = defaultdict(dict)
         for gram, count in table.items():
             rows[gram[:-1]][gram[-1]] = count
@@ -48,31 +56,45 @@ def kneser_ney(text, order, vocab_size=V):
 
     return prob
 
+
 @given(TEXTS, st.integers(1, 5), st.lists(st.integers(0, V - 1), min_size=1, max_size=8))
 def test_it_equals_a_slow_direct_computation(text, order, idx):
     order = min(order, len(text))
     probs, prob = counted(text, order)(torch.tensor([idx]))[0].exp(), kneser_ney(text, order)
     for t in range(len(idx)):
         context = tuple(idx[max(0, t + 2 - order) : t + 1]) if order > 1 else ()
-        assert probs[t].tolist() == pytest.approx([prob(context, token) for token in range(V)], rel=1e-5)
+        assert probs[t].tolist() == pytest.approx(
+            [prob(context, token) for token in range(V)], rel=1e-5
+        )
+
 
 @given(TEXTS, st.integers(1, 12), st.lists(st.integers(0, V - 1), min_size=1, max_size=30))
 def test_probabilities_sum_to_one_after_any_context(text, order, idx):
     sums = counted(text, order)(torch.tensor([idx, idx[::-1]])).double().exp().sum(-1)
     assert sums.flatten().tolist() == pytest.approx([1] * 2 * len(idx), abs=1e-6)
 
+
 @pytest.mark.parametrize("at_once", [1, 7, 4096])
 def test_evaluation_gives_it_its_full_context(monkeypatch, at_once):
     monkeypatch.setattr(evaluate, "TOKENS_AT_ONCE", at_once)
     tokens = np.random.default_rng(0).integers(V, size=50).astype(np.uint8)
     model = counted(np.tile(tokens, 2), 4)
-    wanted = [model(torch.from_numpy(tokens[None, :i].astype(np.int64)))[0, -1, tokens[i]].item() for i in range(1, 50)]
+    wanted = [
+        model(torch.from_numpy(tokens[None, :i].astype(np.int64)))[0, -1, tokens[i]].item()
+        for i in range(1, 50)
+    ]
     assert evaluate.log_probs(model, tokens, 3).tolist() == pytest.approx(wanted, abs=1e-6)
+
 
 def test_a_run_of_it_has_no_steps_and_all_else(train, capsys):
     run = train("model=ngram order=4 name=n")
     numbers, loaded = metrics(run), checkpoints.load(run)
-    assert (numbers["status"], numbers["step"], numbers["tokens"], numbers["flops"]) == ("finished", 0, 259_488, 0)
+    assert (numbers["status"], numbers["step"], numbers["tokens"], numbers["flops"]) == (
+        "finished",
+        0,
+        259_488,
+        0,
+    )
     assert numbers["n_params"] == loaded.model.n_counts > 10_000
     assert history(run, "val/loss") == {0: numbers["val/loss"]}
     assert numbers["val/loss"] == numbers["best/val/loss"] < 1.6
@@ -83,6 +105,7 @@ def test_a_run_of_it_has_no_steps_and_all_else(train, capsys):
     cli.main([f"replay={run}"])
     assert "the same to the bit" in capsys.readouterr().out
 
+
 def test_after_a_stop_at_the_very_end_nothing_is_counted_twice(train, capsys):
     run = train("model=ngram order=3 data=sentence val_fraction=0.2 name=n")
     before, numbers = (run / "history.jsonl").read_bytes(), metrics(run)
@@ -90,7 +113,10 @@ def test_after_a_stop_at_the_very_end_nothing_is_counted_twice(train, capsys):
     said = capsys.readouterr().out
     cli.main([f"resume={run}"])
     assert (run / "history.jsonl").read_bytes() == before and metrics(run)["status"] == "finished"
-    assert capsys.readouterr().out.split("by counting")[-1].split("saved in")[0] in said  # with the same sample
+    assert (
+        capsys.readouterr().out.split("by counting")[-1].split("saved in")[0] in said
+    )  # with the same sample
+
 
 def test_stopped_while_it_counts_it_begins_anew(train, here, monkeypatch):
     def stop(*_):
@@ -104,19 +130,26 @@ def test_stopped_while_it_counts_it_begins_anew(train, here, monkeypatch):
     cli.main([f"resume={run}"])
     assert metrics(run)["status"] == "finished" and metrics(run)["n_params"] > 0
 
+
 def test_a_text_without_a_training_part_is_refused(here, capsys):
     (here / "two.txt").write_text("ab")
     with pytest.raises(SystemExit):
         cli.main(["model=ngram", "data=file", "path=two.txt", "val_fraction=0.99"])
     assert "val_fraction=0.99" in capsys.readouterr().err and not (here / "outputs").exists()
 
-@pytest.mark.parametrize("typed", ["max_steps=10", "device=cpu", "lr=1", "optimizer=sgd", "eval_interval=5"])
+
+@pytest.mark.parametrize(
+    "typed", ["max_steps=10", "device=cpu", "lr=1", "optimizer=sgd", "eval_interval=5"]
+)
 def test_keys_of_steps_are_refused(here, capsys, typed):
     with pytest.raises(SystemExit) as stopped:
         cli.main(["model=ngram", typed])
     said = capsys.readouterr().err
-    assert stopped.value.code == 2 and said.startswith(f"error: {typed}: ") and "by counting" in said
+    assert (
+        stopped.value.code == 2 and said.startswith(f"error: {typed}: ") and "by counting" in said
+    )
     assert not list(here.iterdir())
+
 
 def test_a_sweep_of_orders_and_its_plan(train, capsys):
     cli.main(["-m", "model=ngram", "order=1,3", "data=sentence", "dry_run=true"])
@@ -125,11 +158,16 @@ def test_a_sweep_of_orders_and_its_plan(train, capsys):
     assert metrics(short)["val/loss"] > metrics(long)["val/loss"]
     assert metrics(long)["val/loss"] < math.log(9)
 
+
 def test_a_foreign_text_in_a_checkpoint_is_refused(train, capsys):
     run = train("model=ngram order=2 data=sentence name=n")
     path = run / "checkpoints/last.ckpt"
     checkpoint = torch.load(path, weights_only=True)
-    for text in (torch.tensor([0, 9], dtype=torch.int32), torch.tensor([-1], dtype=torch.int32), torch.zeros(3)):
+    for text in (
+        torch.tensor([0, 9], dtype=torch.int32),
+        torch.tensor([-1], dtype=torch.int32),
+        torch.zeros(3),
+    ):
         checkpoint["state_dict"]["model.text"] = text
         torch.save(checkpoint, path)
         files.write_sealed(path, path.read_bytes())

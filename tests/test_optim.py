@@ -9,9 +9,18 @@ from lmlab.config import AdamWConfig, SGDConfig
 from lmlab.models import build_model
 from lmlab.optim import build_optimizer, learning_rate
 
+
 @pytest.fixture
 def run(some_config):
-    return replace(some_config.run, schedule="cosine", warmup_steps=9, max_steps=100, decay_steps=49, min_lr=0.1)
+    return replace(
+        some_config.run,
+        schedule="cosine",
+        warmup_steps=9,
+        max_steps=100,
+        decay_steps=49,
+        min_lr=0.1,
+    )
+
 
 def test_warmup_then_half_a_cosine_then_the_floor(run):
     rates = [learning_rate(step, 1.0, run) for step in range(200)]
@@ -22,6 +31,7 @@ def test_warmup_then_half_a_cosine_then_the_floor(run):
     assert rates[49:] == pytest.approx([0.1] * 151)
     assert all(a >= b for a, b in itertools.pairwise(rates[9:]))
 
+
 def test_hold_then_a_straight_line_to_the_floor(run):
     run = replace(run, schedule="linear", hold_steps=10)
     rates = [learning_rate(step, 1.0, run) for step in range(200)]
@@ -30,22 +40,34 @@ def test_hold_then_a_straight_line_to_the_floor(run):
     assert rates[19:50] == pytest.approx([1.0 - 0.9 * step / 30 for step in range(31)])
     assert rates[49:] == [0.1] * 151
 
+
 def test_cosine_too_can_hold(run):
     rates = [learning_rate(step, 1.0, replace(run, hold_steps=10)) for step in range(200)]
-    assert rates[9:20] == [1.0] * 11 and rates[34] == pytest.approx(0.55) and rates[49:] == [0.1] * 151
+    assert (
+        rates[9:20] == [1.0] * 11 and rates[34] == pytest.approx(0.55) and rates[49:] == [0.1] * 151
+    )
+
 
 def test_constant_stays(run):
     rates = [learning_rate(step, 1.0, replace(run, schedule="constant")) for step in range(200)]
     assert rates[9:] == [1.0] * 191
 
+
 def test_warmup_longer_than_the_decay_never_breaks(run):
-    rates = [learning_rate(step, 1.0, replace(run, warmup_steps=60, decay_steps=10)) for step in range(100)]
+    rates = [
+        learning_rate(step, 1.0, replace(run, warmup_steps=60, decay_steps=10))
+        for step in range(100)
+    ]
     assert max(rates) == rates[59] == 60 / 61 and rates[60:] == [0.1] * 40
 
-@pytest.mark.parametrize("config", [
-    SGDConfig(lr=0.1, momentum=0.0, weight_decay=0.5),
-    AdamWConfig(lr=0.1, beta1=0.9, beta2=0.99, weight_decay=0.5),
-])
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        SGDConfig(lr=0.1, momentum=0.0, weight_decay=0.5),
+        AdamWConfig(lr=0.1, beta1=0.9, beta2=0.99, weight_decay=0.5),
+    ],
+)
 def test_decay_pulls_on_matrices_only(config, some_config):
     model = build_model(replace(some_config.model, bias=True), 7)
     before = {name: weight.clone() for name, weight in model.named_parameters()}
@@ -55,6 +77,7 @@ def test_decay_pulls_on_matrices_only(config, some_config):
     for name, weight in model.named_parameters():
         wanted = before[name] * (1 - 0.1 * 0.5) if weight.dim() >= 2 else before[name]
         torch.testing.assert_close(weight, wanted)
+
 
 def test_sgd_is_plain_gradient_descent_with_momentum():
     layer = torch.nn.Linear(3, 3, bias=False)

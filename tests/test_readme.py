@@ -10,11 +10,17 @@ from lmlab import cli
 from tests.conftest import ROOT, script, working_in
 
 README = (ROOT / "README.md").read_text()
-COMMANDS = [line.split("  #")[0].strip() for block in re.findall(r"```sh\n(.*?)```", README, re.S)
-            for line in block.splitlines() if line.strip()]
+COMMANDS = [
+    line.split("  #")[0].strip()
+    for block in re.findall(r"```sh\n(.*?)```", README, re.S)
+    for line in block.splitlines()
+    if line.strip()
+]
+
 
 def test_there_are_commands():
     assert {"make train", "make test", "python train.py model=gpt n_layer=4"} <= set(COMMANDS)
+
 
 @pytest.fixture(scope="module")
 def folder(short_texts, tmp_path_factory):
@@ -27,10 +33,13 @@ def folder(short_texts, tmp_path_factory):
             shutil.copytree(folder / "outputs/gpt", folder / "outputs/sweeps" / name)
         yield folder
 
+
 @pytest.mark.parametrize("command", dict.fromkeys(COMMANDS))
 def test_a_command_of_the_readme_runs(folder, capsys, command):
     run = next((folder / "outputs/gpt").iterdir())
-    command = re.sub(r"outputs/gpt/[\d_-]+", str(run), re.sub(r"max_steps=\d+", "max_steps=2", command))
+    command = re.sub(
+        r"outputs/gpt/[\d_-]+", str(run), re.sub(r"max_steps=\d+", "max_steps=2", command)
+    )
     program, *arguments = shlex.split(command)
     if program in ("make", "tensorboard", "."):
         verbs = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M)
@@ -41,9 +50,15 @@ def test_a_command_of_the_readme_runs(folder, capsys, command):
         as_it_is = any(word in command for word in ("--help", "replay=", "resume="))
         small = [] if "model=" in command or "experiment=" in command else ["model=gpt_nano"]
         if "-m" in arguments:  # a few small cells
-            small = [] if "-m model=bigram" in command else ["model=gpt_nano", "data=sentence", "val_fraction=0.2"]
+            small = (
+                []
+                if "-m model=bigram" in command
+                else ["model=gpt_nano", "data=sentence", "val_fraction=0.2"]
+            )
             small += ["hydra.sweeper.n_trials=2"] if "search" in command else []
-            arguments = [re.sub("seed=0,1,2.*", "seed=0,1", a) for a in arguments if a != "model=gpt"]
+            arguments = [
+                re.sub("seed=0,1,2.*", "seed=0,1", a) for a in arguments if a != "model=gpt"
+            ]
         if "ladder" in command:  # one cell of each
             small = ["data=sentence", "val_fraction=0.2", *["hold_steps=0"] * ("modern" in command)]
             arguments = [re.sub(r"=(\d+),[\d,]+", r"=\1", a) for a in arguments]
@@ -59,6 +74,7 @@ def test_a_command_of_the_readme_runs(folder, capsys, command):
     else:
         module.main(arguments[1:])
     assert capsys.readouterr().out
+
 
 def torch_ids():
     import torch

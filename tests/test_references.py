@@ -10,28 +10,45 @@ from lmlab.references import ORDERS, references
 from tests.conftest import metrics
 from tests.test_ngram import kneser_ney
 
-TEXT = " ".join(random.Random(0).choices(["the", "a", "cat", "rat", "mat", "sat", "on", "and", "ate"], k=150))
+TEXT = " ".join(
+    random.Random(0).choices(["the", "a", "cat", "rat", "mat", "sat", "on", "and", "ate"], k=150)
+)
+
 
 def test_they_are_what_counting_by_hand_gives(train, here, capsys, monkeypatch):
     monkeypatch.setattr("lmlab.references.ORDERS", ORDERS)  # all of them; see conftest.py
     (here / "my.txt").write_text(TEXT)
-    run = train("model=bigram data=file path=my.txt block_size=8 val_fraction=0.2 max_steps=1 threads=1")
+    run = train(
+        "model=bigram data=file path=my.txt block_size=8 val_fraction=0.2 max_steps=1 threads=1"
+    )
     found, n = metrics(run), int(len(TEXT) * 0.8 + 1e-6)
     past, rest, V = TEXT[:n], TEXT[n:], len(set(TEXT))
     pairs, firsts = Counter(itertools.pairwise(past)), Counter(past[:-1])
     assert found["reference/uniform"] == pytest.approx(math.log(V))
-    assert found["reference/bigram"] == pytest.approx(-sum(
-        math.log((pairs[a, b] + 1) / (firsts[a] + V)) for a, b in itertools.pairwise(rest)) / (len(rest) - 1))
+    assert found["reference/bigram"] == pytest.approx(
+        -sum(math.log((pairs[a, b] + 1) / (firsts[a] + V)) for a, b in itertools.pairwise(rest))
+        / (len(rest) - 1)
+    )
     losses = {}
     for order in range(1, found["reference/order"] + 2):
         prob = kneser_ney(past, order, V)
-        losses[order] = -sum(math.log(prob(tuple(rest[max(0, i + 1 - order) : i]), rest[i]))
-                             for i in range(1, len(rest))) / (len(rest) - 1)
+        losses[order] = -sum(
+            math.log(prob(tuple(rest[max(0, i + 1 - order) : i]), rest[i]))
+            for i in range(1, len(rest))
+        ) / (len(rest) - 1)
     assert found["reference/unigram"] == pytest.approx(losses[1], rel=1e-5)
     assert found["reference/ngram"] == pytest.approx(losses[found["reference/order"]], rel=1e-5)
-    assert losses[found["reference/order"] + 1] >= losses[found["reference/order"]] == min(losses.values())
+    assert (
+        losses[found["reference/order"] + 1]
+        >= losses[found["reference/order"]]
+        == min(losses.values())
+    )
     said = capsys.readouterr().out
-    assert f"{found['reference/order']} characters at a time {found['reference/ngram']:.3f}, pairs " in said
+    assert (
+        f"{found['reference/order']} characters at a time {found['reference/ngram']:.3f}, pairs "
+        in said
+    )
+
 
 def test_they_are_worked_out_once(some_config, monkeypatch):
     data = CharDataModule(some_config)

@@ -1,4 +1,6 @@
-"""A run that was stopped, however, goes on as if it had never been: the same weights, losses and TensorBoard points."""
+"""A run that was stopped, however, goes on as if it had never been: the same weights, losses and
+TensorBoard points.
+"""
 
 import itertools
 import json
@@ -20,21 +22,41 @@ from lmlab.sweep.server import server
 from tests.conftest import metrics
 from tests.victim import child
 
-STEPS = 30  # a process starts in a second, so a run of few small steps is as good to stop and takes half as long
-COMMON = (f"device=cpu threads=1 max_steps={STEPS} eval_interval=10 checkpoint_interval=4 log_interval=3 name=x "
-          "val_fraction=0.01 warmup_steps=5 batch_size=4 ")
-RUNS = {"bigram": COMMON + "model=bigram",
-        "gpt": COMMON + "model=gpt_nano n_layer=1 dropout=0.2 grad_accumulation=2 schedule=cosine",
-        "modern": COMMON + "model=modern n_layer=1 n_head=2 n_embd=32 block_size=32 dropout=0.2 optimizer=muon "
-                           "grad_accumulation=2 schedule=linear hold_steps=5"}
+# a process starts in a second, so a run of few small steps is as good to stop and takes half as
+# long
+STEPS = 30
+COMMON = (
+    f"device=cpu threads=1 max_steps={STEPS} eval_interval=10 checkpoint_interval=4 log_interval=3 name=x "
+    "val_fraction=0.01 warmup_steps=5 batch_size=4 "
+)
+RUNS = {
+    "bigram": COMMON + "model=bigram",
+    "gpt": COMMON + "model=gpt_nano n_layer=1 dropout=0.2 grad_accumulation=2 schedule=cosine",
+    "modern": COMMON
+    + "model=modern n_layer=1 n_head=2 n_embd=32 block_size=32 dropout=0.2 optimizer=muon "
+    "grad_accumulation=2 schedule=linear hold_steps=5",
+}
 TIMINGS = {"tokens_per_second", "train_seconds"}
 STARTING = threading.Lock()
-POINTS = ["training_step 1", "training_step 20", "evaluate 3", "write 3", "write 14", "write 16", "write 30",
-          "replace 20", "replace 25", "replace 27", "save_checkpoint 5"]
+POINTS = [
+    "training_step 1",
+    "training_step 20",
+    "evaluate 3",
+    "write 3",
+    "write 14",
+    "write 16",
+    "write 30",
+    "replace 20",
+    "replace 25",
+    "replace 27",
+    "save_checkpoint 5",
+]
+
 
 @pytest.fixture(scope="module")
 def start(cache):
     """Starts train.py in a folder, as a fresh process forked from one that has imported everything."""
+
     def start(folder, arguments, point=None):
         process = server().Process(target=child, args=(folder, arguments, point))
         with STARTING:
@@ -45,14 +67,16 @@ def start(cache):
     ready.start(), ready.join()
     return start
 
+
 def exit_status(process):
-    """Waits for it. To start a process is to ask after all others too, and of two threads that ask after one at the
-    same time the second is told 255.
+    """Waits for it. To start a process is to ask after all others too, and of two threads that ask
+    after one at the same time the second is told 255.
     """
     connection.wait([process.sentinel])
     with STARTING:
         process.join()
     return process.exitcode
+
 
 @pytest.fixture(scope="module")
 def undisturbed(start, tmp_path_factory):
@@ -64,6 +88,7 @@ def undisturbed(start, tmp_path_factory):
         found[kind] = next(folder.glob("outputs/x/*")), time.perf_counter() - begun
     return found
 
+
 def finish(start, folder, kind, run=None):
     """What a person does after a stop: resume, or if nothing was there yet, start again."""
     run = run or next((path.parent for path in folder.glob("outputs/x/*/config.yaml")), None)
@@ -71,25 +96,50 @@ def finish(start, folder, kind, run=None):
     assert exit_status(process) == 0, (folder / "out.txt").read_text()
     return run or next(path.parent for path in folder.glob("outputs/x/*/config.yaml"))
 
+
 def points(run):
-    """All that TensorBoard shows when it reads as with --load_fast=false, but timings: by name, (step, value)."""
+    """All that TensorBoard shows when it reads as with --load_fast=false, but timings: by name,
+    (step, value).
+    """
     board = EventAccumulator(str(run), size_guidance={"tensors": 0}).Reload()
-    return {name: [(e.step, make_ndarray(e.tensor_proto).tolist()) for e in board.Tensors(name)]
-            for name in board.Tags()["tensors"] if name not in {*TIMINGS, "provenance/text_summary"}}
+    return {
+        name: [(e.step, make_ndarray(e.tensor_proto).tolist()) for e in board.Tensors(name)]
+        for name in board.Tags()["tensors"]
+        if name not in {*TIMINGS, "provenance/text_summary"}
+    }
+
 
 def lines(run):
-    return [{k: v for k, v in json.loads(line).items() if k not in TIMINGS}
-            for line in (run / "history.jsonl").read_text().splitlines()]
+    return [
+        {k: v for k, v in json.loads(line).items() if k not in TIMINGS}
+        for line in (run / "history.jsonl").read_text().splitlines()
+    ]
+
 
 def assert_same(run, other):
     for name in ("last", "best"):
-        one, two = (torch.load(r / f"checkpoints/{name}.ckpt", weights_only=True)["state_dict"] for r in (run, other))
-        assert one.keys() == two.keys() and all(weight.equal(two[key]) for key, weight in one.items())
+        one, two = (
+            torch.load(r / f"checkpoints/{name}.ckpt", weights_only=True)["state_dict"]
+            for r in (run, other)
+        )
+        assert one.keys() == two.keys() and all(
+            weight.equal(two[key]) for key, weight in one.items()
+        )
     assert lines(run) == lines(other)
     assert points(run) == points(other)
-    same = {"step", "status", "val/loss", "train/loss", "best/val/loss", "best/step", "tokens", "n_params"}
+    same = {
+        "step",
+        "status",
+        "val/loss",
+        "train/loss",
+        "best/val/loss",
+        "best/step",
+        "tokens",
+        "n_params",
+    }
     assert {key: metrics(run)[key] for key in same} == {key: metrics(other)[key] for key in same}
     assert not list(run.rglob(".*"))
+
 
 def test_a_kill_at_any_point_loses_nothing_but_time(start, undisturbed, tmp_path):
     def kill(kind, point):
@@ -102,10 +152,14 @@ def test_a_kill_at_any_point_loses_nothing_but_time(start, undisturbed, tmp_path
             assert runs.read_metrics(path.parent)["status"] == "interrupted"
         assert_same(finish(start, folder, kind), undisturbed[kind][0])
 
-    pairs = [(kind, point) for kind, point in itertools.product(RUNS, POINTS)
-             if kind == "modern" or not point.startswith(("write", "replace"))]  # files are written alike
+    pairs = [
+        (kind, point)
+        for kind, point in itertools.product(RUNS, POINTS)
+        if kind == "modern" or not point.startswith(("write", "replace"))
+    ]  # files are written alike
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(kill, *zip(*pairs, strict=True)))
+
 
 def test_so_does_one_at_any_moment(start, undisturbed, tmp_path, request):
     """python -m pytest tests/test_resume.py --kills 20"""
@@ -119,6 +173,7 @@ def test_so_does_one_at_any_moment(start, undisturbed, tmp_path, request):
         process.kill()
         process.join()
         assert_same(finish(start, folder, kind), run)
+
 
 @pytest.mark.parametrize("kind", RUNS)
 def test_stops_moves_and_resumes_in_a_row_lose_nothing(start, undisturbed, tmp_path, kind):
@@ -137,16 +192,22 @@ def test_stops_moves_and_resumes_in_a_row_lose_nothing(start, undisturbed, tmp_p
         assert process.exitcode == 128 + number, out.read_text()
         (run,) = (path.parent for path in tmp_path.glob("**/config.yaml"))
         saved = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"]
-        assert metrics(run)["status"] == "interrupted" and steps < metrics(run)["step"] == saved < STEPS
+        assert (
+            metrics(run)["status"] == "interrupted"
+            and steps < metrics(run)["step"] == saved < STEPS
+        )
         name = run.relative_to(tmp_path)
         assert f"interrupted at step {saved}; to go on: python train.py resume=" in out.read_text()
         assert f"{name}\n" in out.read_text().split("interrupted")[-1]
         steps, run = saved, run.rename(tmp_path / f"moved-{n}")  # each time to another place
     assert_same(finish(start, tmp_path, kind, run), undisturbed[kind][0])
 
+
 def test_a_second_signal_does_not_wait(start, tmp_path):
     process = start(tmp_path, RUNS["bigram"] + " max_steps=1000000", "wait 1 2")
-    wait_for(lambda: (tmp_path / "out.txt").exists() and "batch" in (tmp_path / "out.txt").read_text())
+    wait_for(
+        lambda: (tmp_path / "out.txt").exists() and "batch" in (tmp_path / "out.txt").read_text()
+    )
     os.kill(process.pid, signal.SIGINT)
     process.join(0.5)
     assert process.is_alive() and "once more" in (tmp_path / "out.txt").read_text()
@@ -156,9 +217,14 @@ def test_a_second_signal_does_not_wait(start, tmp_path):
     assert process.exitcode == 130 and metrics(run)["status"] == "interrupted"
     assert "resume=" in (tmp_path / "out.txt").read_text()
 
+
 @pytest.mark.parametrize("limit", [100, 700, 1200, 3000, 6000, 20_000, 45_000, 70_000])
-def test_a_file_that_cannot_grow_is_one_line_and_what_was_saved_goes_on(start, undisturbed, tmp_path, limit):
-    """The system refuses to write, in whatever file comes first: text, log, history, TensorBoard's, checkpoint."""
+def test_a_file_that_cannot_grow_is_one_line_and_what_was_saved_goes_on(
+    start, undisturbed, tmp_path, limit
+):
+    """The system refuses to write, in whatever file comes first: text, log, history, TensorBoard's,
+    checkpoint.
+    """
     os.mkfifo(tmp_path / "pipe")
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
     process = start(tmp_path, RUNS["bigram"] + " log_interval=1", f"limit {limit}")
@@ -166,16 +232,23 @@ def test_a_file_that_cannot_grow_is_one_line_and_what_was_saved_goes_on(start, u
     said = os.read(reader, 2**16).decode()
     os.close(reader)
     assert process.exitcode == 2, said
-    assert said.count("error: ") == 1 and "File too large" in said.splitlines()[-1] and "Traceback" not in said
+    assert (
+        said.count("error: ") == 1
+        and "File too large" in said.splitlines()[-1]
+        and "Traceback" not in said
+    )
     run = next((path.parent for path in tmp_path.glob("outputs/x/*/config.yaml")), None)
     assert run or not list(tmp_path.glob("outputs/x/*"))
     if run:
         process = start(tmp_path, f"resume={run} log_interval=3")
         process.join()
         assert process.exitcode == 0
-        one, two = (torch.load(r / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
-                    for r in (run, undisturbed["bigram"][0]))
+        one, two = (
+            torch.load(r / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+            for r in (run, undisturbed["bigram"][0])
+        )
         assert all(weight.equal(two[key]) for key, weight in one.items())
+
 
 def wait_for(condition):
     end = time.monotonic() + 30

@@ -11,19 +11,30 @@ from lmlab.config import FileConfig, UserError, check_value
 from lmlab.tokenizers import CharTokenizer, printable
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), min_size=1).filter(
-    lambda text: len(text.splitlines()) == 1 and text == text.splitlines()[0] and "${" not in text and text != "???")
+    lambda text: (
+        len(text.splitlines()) == 1
+        and text == text.splitlines()[0]
+        and "${" not in text
+        and text != "???"
+    )
+)
+
 
 @given(text=TEXT, lr=st.floats(1e-300, 1e300), seed=st.integers(0, 2**32 - 1))
 @example(text="\xa0", lr=1.0, seed=0)  # a space to Unicode, a letter like others to YAML
 @example(text="\u3000[x", lr=1.0, seed=0)
 def test_any_configuration_is_read_back_as_it_was(some_config, tmp_path_factory, text, lr, seed):
     config = replace(
-        some_config, choices=some_config.choices | {"data": "file"}, data=FileConfig(0.1, 0.0, 0.0, text),
+        some_config,
+        choices=some_config.choices | {"data": "file"},
+        data=FileConfig(0.1, 0.0, 0.0, text),
         run=replace(some_config.run, seed=seed, init_from=text, min_lr=0.0),
-        optimizer=replace(some_config.optimizer, lr=lr))
+        optimizer=replace(some_config.optimizer, lr=lr),
+    )
     folder = tmp_path_factory.mktemp("config")
     runs.write_config(folder, config)
     assert runs.read_config(folder) == config
+
 
 @given(TEXT)
 def test_text_of_several_lines_is_no_value(text):
@@ -31,12 +42,15 @@ def test_text_of_several_lines_is_no_value(text):
     with pytest.raises(UserError, match="one line"):
         check_value("path", f"{text}\n{text}", str)
 
+
 def test_two_neighbouring_halves_of_a_character_stay_two():
     chars = "\ud83d\ude00"
     assert CharTokenizer.from_json(CharTokenizer(chars).to_json()).chars == chars
 
+
 def test_nothing_steers_the_terminal():
     assert printable("a\tb\nc\x1b[31m\x07\x9b\r é") == "a\tb\nc\\x1b[31m\\x07\\x9b\\r é"
+
 
 def test_a_torn_last_line_of_history_is_no_line_and_another_is_named(tmp_path):
     (tmp_path / "history.jsonl").write_text('{"step": 1}\n{"step": 2, "tr')

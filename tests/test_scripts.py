@@ -12,12 +12,14 @@ from tests.conftest import NANO, ROOT, history, metrics, script, working_in
 
 pytestmark = pytest.mark.usefixtures("short_texts")
 
+
 @pytest.fixture(scope="module")
 def trained_folder(short_texts, tmp_path_factory):
     """Where somebody has trained once."""
     with working_in(tmp_path_factory.mktemp("trained")) as folder:
         cli.main(NANO.split())
     return folder
+
 
 @pytest.fixture
 def run_script(here, capsys):
@@ -32,6 +34,7 @@ def run_script(here, capsys):
 
     return run_script
 
+
 def test_tiny_lm_and_its_lightning_run_follow_the_same_losses(train, capsys):
     tiny = script("tiny_lm")
     assert [tiny.text] == list(corpora.sentence(None))
@@ -41,13 +44,16 @@ def test_tiny_lm_and_its_lightning_run_follow_the_same_losses(train, capsys):
     assert list(history(run, "train/loss").values()) == pytest.approx(losses, abs=1e-4)
     assert set(tiny.generate(100)) <= set(tiny.chars)
 
+
 def test_nanogpt_mini_and_its_lightning_run_follow_the_same_losses(train, monkeypatch):
     """Given the same first weights and the same batches."""
     mini, started = script("nanogpt_mini"), {}
 
     def build_and_remember(*args):
         started["model"] = checkpoints.build_model(*args)
-        started["weights"] = {name: weight.clone() for name, weight in started["model"].state_dict().items()}
+        started["weights"] = {
+            name: weight.clone() for name, weight in started["model"].state_dict().items()
+        }
         return started["model"]
 
     monkeypatch.setattr(experiment, "build_model", build_and_remember)
@@ -60,27 +66,37 @@ def test_nanogpt_mini_and_its_lightning_run_follow_the_same_losses(train, monkey
     assert list(history(run, "train/loss").values()) == pytest.approx(losses, abs=1e-4)
     assert mini.generate(model, torch.zeros(1, 1, dtype=torch.long), 5).shape == (1, 6)
 
+
 @pytest.mark.parametrize("name", ["tiny_lm", "nanogpt_mini"])
 def test_the_courses_programs_need_nothing_of_ours(name):
     source = (ROOT / "scripts" / f"{name}.py").read_text()
     assert "lmlab" not in source and "open(" not in source
+
 
 def test_sample_writes_the_text_to_stdout_and_the_same_text_again(train, run_script):
     run = train(NANO)
     one = run_script("sample", f"run={run} prompt='The cat' max_tokens=50 seed=3")
     assert one.out.startswith("The cat") and len(one.out) == len("The cat") + 50 + 1
     assert str(run) in one.err and "seed=3" in one.err
-    assert run_script("sample", f"run={run.parent} prompt='The cat' max_tokens=50 seed=3").out == one.out
+    assert (
+        run_script("sample", f"run={run.parent} prompt='The cat' max_tokens=50 seed=3").out
+        == one.out
+    )
     assert run_script("sample", "prompt='The cat' max_tokens=50 seed=4").out != one.out
-    several = run_script("sample", "prompt='The cat' max_tokens=50 seed=3 samples=2 temperature=2e0 top_k=5 top_p=0.9")
+    several = run_script(
+        "sample",
+        "prompt='The cat' max_tokens=50 seed=3 samples=2 temperature=2e0 top_k=5 top_p=0.9",
+    )
     assert several.out.count("The cat") == 2 and "2 of 2" in several.err
     greedy = run_script("sample", "prompt=a max_tokens=20 temperature=0 stop=zz")
     assert greedy.out == run_script("sample", "prompt=a max_tokens=20 temperature=0 seed=9").out
+
 
 def test_the_newest_run_of_a_folder_is_taken(train, run_script):
     train(NANO + "name=one")
     newer = train(NANO + "name=two")
     assert str(newer.relative_to(newer.parents[2])) in run_script("sample", "max_tokens=1").err
+
 
 def test_evaluate_says_what_the_run_said(train, run_script, here):
     run = train(NANO + "test_fraction=0.1")
@@ -97,32 +113,39 @@ def test_evaluate_says_what_the_run_said(train, run_script, here):
     assert written[0]["val/loss"] == metrics(run)["val/loss"] and written[0]["checkpoint"] == "last"
     assert [line["text"] for line in written] == ["val", "val", "test", "my.txt"]
 
-@pytest.mark.parametrize(("name", "line", "words"), [
-    ("sample", "run=nowhere", ["run=nowhere", "no trained run"]),
-    ("sample", "promt=x", ["promt=x", "did you mean prompt?"]),
-    ("sample", "temperature=-1", ["temperature=-1", "[0, inf)"]),
-    ("sample", "temperature=${x}", ["temperature=${x}", "number"]),
-    ("sample", "top_p=1.5", ["top_p=1.5", "(0, 1]"]),
-    ("sample", "max_tokens=many", ["max_tokens=many", "whole number"]),
-    ("sample", "prompt=日本", ["prompt=日本", "'日' (1)"]),
-    ("sample", "device=cuda", ["device=cuda", "auto, cpu"]),
-    ("sample", "checkpoint=worst", ["checkpoint=worst", "best, last"]),
-    ("evaluate", "split=test", ["split=test", "train, val"]),
-    ("evaluate", "split=all", ["split=all", "train, holdout, val, test"]),
-    ("evaluate", "data=file path=nowhere", ["path=nowhere", "no file there"]),
-    ("evaluate", "data=file", ["path", "data=file"]),
-    ("evaluate", "path=x", ["path=x", "data=file"]),
-    ("evaluate", "data=tales path=x", ["path=x", "data=file"]),
-    ("evaluate", "data=tales split=test", ["split=test", "data=tales"]),
-    ("evaluate", "data=shakespeare", ["outside the vocabulary", "':'"]),
-])
-def test_wrong_arguments_are_answered_by_one_line(trained_folder, run_script, monkeypatch, capsys, name, line, words):
+
+@pytest.mark.parametrize(
+    ("name", "line", "words"),
+    [
+        ("sample", "run=nowhere", ["run=nowhere", "no trained run"]),
+        ("sample", "promt=x", ["promt=x", "did you mean prompt?"]),
+        ("sample", "temperature=-1", ["temperature=-1", "[0, inf)"]),
+        ("sample", "temperature=${x}", ["temperature=${x}", "number"]),
+        ("sample", "top_p=1.5", ["top_p=1.5", "(0, 1]"]),
+        ("sample", "max_tokens=many", ["max_tokens=many", "whole number"]),
+        ("sample", "prompt=日本", ["prompt=日本", "'日' (1)"]),
+        ("sample", "device=cuda", ["device=cuda", "auto, cpu"]),
+        ("sample", "checkpoint=worst", ["checkpoint=worst", "best, last"]),
+        ("evaluate", "split=test", ["split=test", "train, val"]),
+        ("evaluate", "split=all", ["split=all", "train, holdout, val, test"]),
+        ("evaluate", "data=file path=nowhere", ["path=nowhere", "no file there"]),
+        ("evaluate", "data=file", ["path", "data=file"]),
+        ("evaluate", "path=x", ["path=x", "data=file"]),
+        ("evaluate", "data=tales path=x", ["path=x", "data=file"]),
+        ("evaluate", "data=tales split=test", ["split=test", "data=tales"]),
+        ("evaluate", "data=shakespeare", ["outside the vocabulary", "':'"]),
+    ],
+)
+def test_wrong_arguments_are_answered_by_one_line(
+    trained_folder, run_script, monkeypatch, capsys, name, line, words
+):
     monkeypatch.chdir(trained_folder)
     with pytest.raises(SystemExit) as stop:
         run_script(name, line)
     stderr = capsys.readouterr().err
     assert stop.value.code == 2 and stderr.startswith("error: ") and stderr.count("\n") == 1
     assert all(word in stderr for word in words), stderr
+
 
 @pytest.mark.parametrize("name", ["sample", "evaluate", "plot", "explain"])
 def test_help_names_every_argument(run_script, capsys, name):

@@ -1,4 +1,6 @@
-"""The search: every trial once, however many processes and kills; what Optuna is told is what came of the cell."""
+"""The search: every trial once, however many processes and kills; what Optuna is told is what came
+of the cell.
+"""
 
 import optuna
 import pytest
@@ -13,18 +15,26 @@ from lmlab.sweep.study import sampler
 from tests.conftest import metrics, refused
 from tests.test_sweep import in_company, linux, lost, sweep  # noqa: F401
 
-LINE = ("-m hydra/sweeper=search model=bigram data=sentence val_fraction=0.2 block_size=8 device=cpu log_interval=5 "
-        "optimizer=sgd schedule=constant warmup_steps=0 grad_clip=0 ")
+LINE = (
+    "-m hydra/sweeper=search model=bigram data=sentence val_fraction=0.2 block_size=8 device=cpu log_interval=5 "
+    "optimizer=sgd schedule=constant warmup_steps=0 grad_clip=0 "
+)
+
 
 def study(name, folder="outputs/sweeps"):
     return optuna.load_study(study_name=name, storage=f"sqlite:///{folder}/{name}/study.db")
 
+
 def states(name):
     return [trial.state.name for trial in study(name).trials]
 
+
 @linux
 def test_searchers_that_share_a_study_and_are_killed_run_each_trial_once(here, sweep):  # noqa: F811
-    line = LINE + "max_steps=400 eval_interval=100 lr=tag(log,interval(1e-2,10)) batch_size=2,4 name=s "
+    line = (
+        LINE
+        + "max_steps=400 eval_interval=100 lr=tag(log,interval(1e-2,10)) batch_size=2,4 name=s "
+    )
     line += "hydra.sweeper.n_trials="
     folder = here / "outputs/sweeps/s"
     assert in_company(here, sweep, line + "12", lambda: len(list(folder.glob("lr=*"))) >= 4) == 0
@@ -35,20 +45,28 @@ def test_searchers_that_share_a_study_and_are_killed_run_each_trial_once(here, s
     assert not any(map(lost, logs))
     for trial in trials:
         numbers = metrics(folder / trial.user_attrs["folder"])
-        assert numbers["config/lr"] == trial.params["lr"] and numbers["config/batch_size"] == trial.params["batch_size"]
+        assert (
+            numbers["config/lr"] == trial.params["lr"]
+            and numbers["config/batch_size"] == trial.params["batch_size"]
+        )
         assert trial.state.name == {"finished": "COMPLETE", "pruned": "PRUNED"}[numbers["status"]]
         if numbers["status"] == "finished":
             assert trial.value == numbers["val/loss"]
     assert sweep(line + "12") == 0 and len(study("s").trials) == 12
     assert sweep(line + "14") == 0 and len(study("s").trials) == 14
 
+
 def test_a_trial_that_diverges_is_told_as_failed_and_the_search_goes_on(here, sweep):  # noqa: F811
-    line = LINE + "max_steps=6 eval_interval=3 lr=1,1e39 name=d hydra.sweeper.n_trials=5 hydra.sweeper.pruner=none "
+    line = (
+        LINE
+        + "max_steps=6 eval_interval=3 lr=1,1e39 name=d hydra.sweeper.n_trials=5 hydra.sweeper.pruner=none "
+    )
     assert sweep(line + "hydra.sweeper.sampler=random") == 0
     for trial in study("d").trials:
         expected = ("FAIL", "diverged") if trial.params["lr"] == 1e39 else ("COMPLETE", "finished")
         assert (trial.state.name, trial.user_attrs["status"]) == expected
     assert {"FAIL", "COMPLETE"} == set(states("d"))
+
 
 def test_an_unpromising_trial_is_cut_through_the_study(here, sweep):  # noqa: F811
     """Median of five good ones; the sixth is far behind at its first evaluation."""
@@ -62,24 +80,45 @@ def test_an_unpromising_trial_is_cut_through_the_study(here, sweep):  # noqa: F8
     assert sweep(line + "7 lr=interval(0.0001,0.0002) hydra.sweeper.pruner=none") == 0
     assert states("p")[-1] == "COMPLETE"
 
+
 def test_the_search_runs_under_hydras_basic_launcher_too(here, sweep):  # noqa: F811
-    line = LINE + "max_steps=4 eval_interval=2 lr=interval(1,2) hydra.sweeper.n_trials=3 hydra.sweeper.pruner=none "
+    line = (
+        LINE
+        + "max_steps=4 eval_interval=2 lr=interval(1,2) hydra.sweeper.n_trials=3 hydra.sweeper.pruner=none "
+    )
     assert sweep(line + "name=b hydra/launcher=basic") == 0
     assert sweep(line + "name=l hydra.launcher.n_jobs=1") == 0
     for one, other in zip(study("b").trials, study("l").trials, strict=True):
-        assert (one.params, one.value) == (other.params, other.value)  # the same proposals, the same losses
+        assert (one.params, one.value) == (
+            other.params,
+            other.value,
+        )  # the same proposals, the same losses
+
 
 def test_the_direction_and_the_objective_are_the_studys(here, sweep, capsys):  # noqa: F811
     line = LINE + "max_steps=4 eval_interval=2 lr=0.1,1 name=o hydra.sweeper.n_trials=2 "
-    assert sweep(line + "hydra.sweeper.objective=best/val/loss hydra.sweeper.direction=maximize") == 0
+    assert (
+        sweep(line + "hydra.sweeper.objective=best/val/loss hydra.sweeper.direction=maximize") == 0
+    )
     assert study("o").direction == optuna.study.StudyDirection.MAXIMIZE
     for trial in study("o").trials:
-        assert trial.value == metrics(here / "outputs/sweeps/o" / trial.user_attrs["folder"])["best/val/loss"]
-    refused(capsys, lambda: cli.main(line.split()), ["hydra.sweeper.objective=val/loss", "best/val/loss", "name="])
+        assert (
+            trial.value
+            == metrics(here / "outputs/sweeps/o" / trial.user_attrs["folder"])["best/val/loss"]
+        )
+    refused(
+        capsys,
+        lambda: cli.main(line.split()),
+        ["hydra.sweeper.objective=val/loss", "best/val/loss", "name="],
+    )
+
 
 def test_a_trial_that_was_stopped_is_taken_up_again(here, sweep, monkeypatch):  # noqa: F811
     """Also one whose process died before it was said whose it is."""
-    line = LINE + "max_steps=4 eval_interval=2 lr=interval(1,2) name=u hydra.sweeper.n_trials=3 hydra/launcher=basic"
+    line = (
+        LINE
+        + "max_steps=4 eval_interval=2 lr=interval(1,2) name=u hydra.sweeper.n_trials=3 hydra/launcher=basic"
+    )
     run = experiment.run
 
     def stopped(*arguments):
@@ -93,6 +132,7 @@ def test_a_trial_that_was_stopped_is_taken_up_again(here, sweep, monkeypatch):  
     monkeypatch.setattr(experiment, "run", run)
     assert sweep(line) == 0 and states("u") == ["COMPLETE"] * 3
 
+
 @given(st.floats(1e-6, 1e3), st.floats(1.01, 1e3), st.booleans(), st.integers(0, 100))
 def test_a_number_lies_in_its_interval_and_is_typed_to_its_last_bit(low, factor, log, number):
     text = f"interval({low!r},{low * factor!r})"
@@ -100,15 +140,29 @@ def test_a_number_lies_in_its_interval_and_is_typed_to_its_last_bit(low, factor,
     value = low + (low * factor - low) * number / 101
     one = Dimension(override)
     assert float(one.text(value).removeprefix("lr=")) == value and one.distribution._contains(value)
-    assert (one.distribution.low, one.distribution.high, one.distribution.log) == (low, low * factor, log)
+    assert (one.distribution.low, one.distribution.high, one.distribution.log) == (
+        low,
+        low * factor,
+        log,
+    )
     assert [float(end.removeprefix("lr=")) for end in ends(override)] == [low, low * factor]
 
-@pytest.mark.parametrize(("text", "low", "high", "step"), [
-    ("n_layer=interval(1,4)", 1, 4, 1), ("n_layer=range(1,9,2)", 1, 7, 2), ("dropout=interval(0,1)", 0.0, 1.0, None),
-    ("dropout=range(0,0.5,0.1)", 0.0, 0.4, 0.1)])
+
+@pytest.mark.parametrize(
+    ("text", "low", "high", "step"),
+    [
+        ("n_layer=interval(1,4)", 1, 4, 1),
+        ("n_layer=range(1,9,2)", 1, 7, 2),
+        ("dropout=interval(0,1)", 0.0, 1.0, None),
+        ("dropout=range(0,0.5,0.1)", 0.0, 0.4, 0.1),
+    ],
+)
 def test_whole_numbers_stay_whole_and_others_do_not(text, low, high, step):
     one = Dimension(parse(text)).distribution
-    assert (one.low, one.high, one.step) == (low, pytest.approx(high), step) and type(one.low) is type(low)
+    assert (one.low, one.high, one.step) == (low, pytest.approx(high), step) and type(
+        one.low
+    ) is type(low)
+
 
 def test_choices_keep_their_types_and_their_quoting():
     one = Dimension(parse("path='a b','c,d'"))
@@ -116,28 +170,48 @@ def test_choices_keep_their_types_and_their_quoting():
     assert one.text("c,d") == "path='c,d'" and one.distribution.choices == ("a b", "c,d")
     assert Dimension(parse("bias=true,false")).text(False) == "bias=False"
 
+
 def test_a_proposal_that_is_no_run_is_told_as_failed_and_the_search_goes_on(here, sweep):  # noqa: F811
     """Between the ends lie widths that n_head doesn't divide."""
     for more in ("name=i", "name=j hydra/launcher=basic"):
-        assert sweep("-m hydra/sweeper=search model=gpt_nano data=sentence val_fraction=0.2 device=cpu max_steps=1 "
-                     f"n_head=4 n_embd=interval(8,16) hydra.sweeper.n_trials=6 hydra.sweeper.pruner=none {more}") == 0
-        found = {trial.params["n_embd"] % 4 == 0: trial.state.name for trial in study(more[5]).trials}
+        assert (
+            sweep(
+                "-m hydra/sweeper=search model=gpt_nano data=sentence val_fraction=0.2 device=cpu max_steps=1 "
+                f"n_head=4 n_embd=interval(8,16) hydra.sweeper.n_trials=6 hydra.sweeper.pruner=none {more}"
+            )
+            == 0
+        )
+        found = {
+            trial.params["n_embd"] % 4 == 0: trial.state.name for trial in study(more[5]).trials
+        }
         assert found == {True: "COMPLETE", False: "FAIL"} and len(study(more[5]).trials) == 6
+
 
 def test_a_study_keeps_its_kind_of_choice(here, sweep, capsys):  # noqa: F811
     line = LINE + "max_steps=1 name=c hydra.sweeper.n_trials=1 "
     assert sweep(line + "lr=0.1,1") == 0
     for other in ("lr=0.1,1,10", "lr=interval(0.1,1)"):
-        refused(capsys, lambda other=other: cli.main((line + other).split()), [other, "another kind", "name="])
+        refused(
+            capsys,
+            lambda other=other: cli.main((line + other).split()),
+            [other, "another kind", "name="],
+        )
     assert len(study("c").trials) == 1
+
 
 def test_what_a_search_has_cut_a_grid_finishes(here, sweep):  # noqa: F811
     line = LINE + "max_steps=30 eval_interval=10 batch_size=2 name=g "
     assert sweep(line + "lr=5,6 hydra.sweeper.n_trials=5 hydra.sweeper.sampler=random") == 0
-    assert sweep(line + "lr=0.0001,0.0002 hydra.sweeper.n_trials=6".replace("lr=0.0001,0.0002", "lr=5,6")) == 0
+    assert (
+        sweep(
+            line + "lr=0.0001,0.0002 hydra.sweeper.n_trials=6".replace("lr=0.0001,0.0002", "lr=5,6")
+        )
+        == 0
+    )
     grid = line.replace("hydra/sweeper=search ", "") + "lr=5,6"
     assert sweep(grid) == 0
     assert set(load_runs("outputs/sweeps/g")["status"]) == {"finished"}
+
 
 def test_each_trial_has_a_sampler_of_its_own(some_config):
     from lmlab.config import SearchConfig
@@ -147,6 +221,7 @@ def test_each_trial_has_a_sampler_of_its_own(some_config):
 
     def proposed(number, seed=3):
         from dataclasses import replace
+
         own = optuna.create_study(sampler=sampler(replace(settings, seed=seed), number))
         return own.ask(space).params["lr"]
 

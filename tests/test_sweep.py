@@ -1,4 +1,6 @@
-"""Sweeps as a user runs them: faults, kills, company, growth; every launcher ends in the same table."""
+"""Sweeps as a user runs them: faults, kills, company, growth; every launcher ends in the same
+table.
+"""
 
 import fcntl
 import itertools
@@ -24,9 +26,11 @@ from tests.conftest import ROOT, content, history, metrics
 BIGRAM = "-m model=bigram data=sentence val_fraction=0.2 block_size=8 device=cpu eval_interval=50 log_interval=5 "
 TIMES = ["train_seconds", "tokens_per_second"]
 
+
 @pytest.fixture
 def sweep(here):
     """Runs train.py in this process; returns its exit status."""
+
     def sweep(line):
         try:
             cli.main(line.split())
@@ -36,10 +40,17 @@ def sweep(here):
 
     return sweep
 
+
 def process(here, line):
     """train.py as a process of its own."""
-    return subprocess.Popen([sys.executable, ROOT / "train.py", *line.split()], cwd=here, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return subprocess.Popen(
+        [sys.executable, ROOT / "train.py", *line.split()],
+        cwd=here,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
 
 def wait_for(condition, seconds=60):
     for _ in range(seconds * 50):
@@ -47,6 +58,7 @@ def wait_for(condition, seconds=60):
             return
         time.sleep(0.02)
     raise AssertionError("did not happen")
+
 
 def workers(folder):
     """The processes that are at work on runs below a folder: those that have a train.log open."""
@@ -59,6 +71,7 @@ def workers(folder):
                     if target.startswith(str(folder)) and target.endswith("train.log"):
                         found[int(process)] = Path(target).parent.name
     return found
+
 
 def in_company(here, sweep, line, far_enough):
     """The exit status of a sweep that another process is at work on too, until it is killed -9."""
@@ -80,31 +93,57 @@ def in_company(here, sweep, line, far_enough):
         other.kill()
         other.communicate()
 
+
 def lost(log):
-    """Whether a cell was begun anew after some of it was there. One that is killed as it begins has nothing yet."""
+    """Whether a cell was begun anew after some of it was there. One that is killed as it begins has
+    nothing yet.
+    """
     return re.search(r"\nstep +[1-9]", log[: log.rindex("\nrun  ")])
+
 
 def results(folder):
     """The leaderboard without what is about time, every number to its last bit."""
-    return table.leaderboard(load_runs(folder)).drop(columns=TIMES, errors="ignore").map(repr).to_dict("records")
+    return (
+        table.leaderboard(load_runs(folder))
+        .drop(columns=TIMES, errors="ignore")
+        .map(repr)
+        .to_dict("records")
+    )
+
 
 def losses(folder):
-    return {run.parent.name.rsplit("-", 1)[1]: history(run.parent, "val/loss") for run in folder.glob("*/metrics.json")}
+    return {
+        run.parent.name.rsplit("-", 1)[1]: history(run.parent, "val/loss")
+        for run in folder.glob("*/metrics.json")
+    }
+
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 
+
 @linux
 def test_what_happens_to_one_cell_happens_to_no_other(here, sweep, capsys):
-    """One raises, one diverges, one is killed, one takes too long: all others finish, the table has each with why."""
+    """One raises, one diverges, one is killed, one takes too long: all others finish, the table has
+    each with why.
+    """
+
     def kill():
-        wait_for(lambda: any("seed=1" in name and "max_steps=9" in name for name in workers(here).values()))
-        (pid,) = [pid for pid, name in workers(here).items() if "seed=1" in name and "max_steps=9" in name]
+        wait_for(
+            lambda: any(
+                "seed=1" in name and "max_steps=9" in name for name in workers(here).values()
+            )
+        )
+        (pid,) = [
+            pid for pid, name in workers(here).items() if "seed=1" in name and "max_steps=9" in name
+        ]
         os.kill(pid, signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     killer.start()
-    line = ("-m model=gpt_nano data=sentence val_fraction=0.2 device=cpu optimizer=sgd grad_clip=0 warmup_steps=0 "
-            "eval_interval=1000 log_interval=5 max_steps=10,9000000 n_embd=32,100000 lr=0.1,1e39 seed=0,1 name=f ")
+    line = (
+        "-m model=gpt_nano data=sentence val_fraction=0.2 device=cpu optimizer=sgd grad_clip=0 warmup_steps=0 "
+        "eval_interval=1000 log_interval=5 max_steps=10,9000000 n_embd=32,100000 lr=0.1,1e39 seed=0,1 name=f "
+    )
     assert sweep(line + "hydra.launcher.time_limit=0.04 hydra.launcher.n_jobs=2") == 1
     killer.join()
     shown = " ".join(capsys.readouterr().out.split())
@@ -119,20 +158,36 @@ def test_what_happens_to_one_cell_happens_to_no_other(here, sweep, capsys):
             assert run["status"] == "finished" and run["reason"] == ""
             continue
         else:
-            expected = ("failed", "killed by SIGKILL" if run["seed"] == 1 else "time limit of 0.04 minutes")
+            expected = (
+                "failed",
+                "killed by SIGKILL" if run["seed"] == 1 else "time limit of 0.04 minutes",
+            )
         assert run["status"] == expected[0] and expected[1] in run["reason"], dict(run)
         assert expected[1] in shown
     assert workers(here) == {}
 
+
 @linux
 def test_a_sweep_in_company_and_killed_ends_as_one_that_nothing_happened_to(here, sweep, capsys):
-    """Two processes at once share the cells; one is killed -9, its cells stop by themselves and the other finishes
-    them; then the grid grows. No cell is run twice, no finished file touched.
+    """Two processes at once share the cells; one is killed -9, its cells stop by themselves and the
+    other finishes them; then the grid grows. No cell is run twice, no finished file touched.
     """
-    line = BIGRAM.replace("-m ", "-m max_steps=900 ") + "lr=0.1,0.2 seed=0,1 checkpoint_interval=100 name=k "
+    line = (
+        BIGRAM.replace("-m ", "-m max_steps=900 ")
+        + "lr=0.1,0.2 seed=0,1 checkpoint_interval=100 name=k "
+    )
     folder = here / "outputs/sweeps/k"
-    assert in_company(here, sweep, line, lambda: any(
-        metrics(run.parent).get("step", 0) >= 100 for run in folder.glob("*/metrics.json"))) == 0
+    assert (
+        in_company(
+            here,
+            sweep,
+            line,
+            lambda: any(
+                metrics(run.parent).get("step", 0) >= 100 for run in folder.glob("*/metrics.json")
+            ),
+        )
+        == 0
+    )
     said = capsys.readouterr().out
     logs = [path.read_text() for path in (folder / ".sweep/logs").iterdir()]
     assert len(logs) == 4 and not any(map(lost, logs))
@@ -141,14 +196,20 @@ def test_a_sweep_in_company_and_killed_ends_as_one_that_nothing_happened_to(here
     before = content(folder)
     assert sweep(line) == 0
     assert sweep(line.replace("lr=0.1,0.2", "lr=0.2,0.1,0.4").replace("seed=0,1", "seed=1,0")) == 0
-    kept = {path: text for path, text in content(folder).items() if path.parts[0] != ".sweep" and len(path.parts) > 1}
+    kept = {
+        path: text
+        for path, text in content(folder).items()
+        if path.parts[0] != ".sweep" and len(path.parts) > 1
+    }
     assert {path: text for path, text in before.items() if path in kept} == {
-        path: kept[path] for path in before if path in kept}
+        path: kept[path] for path in before if path in kept
+    }
     assert len(load_runs(folder)) == 6
     other = line.replace("name=k", "name=other").replace("lr=0.1,0.2", "lr=0.1,0.2,0.4")
     assert sweep(other) == 0
     assert losses(folder) == losses(here / "outputs/sweeps/other")
     assert results(folder) == results(here / "outputs/sweeps/other")
+
 
 def test_every_launcher_gives_the_same_bits(here, sweep, capsys):
     line = "-m model=bigram,gpt_nano data=sentence val_fraction=0.2 device=cpu max_steps=6 seed=0,1 eval_interval=3 "
@@ -158,15 +219,19 @@ def test_every_launcher_gives_the_same_bits(here, sweep, capsys):
     assert losses(a) == losses(b) and len(losses(a)) == 4 and results(a) == results(b)
     capsys.readouterr()
     before = content(a)
-    assert sweep(line + "name=a hydra/launcher=basic") == 0  # what one launcher has finished no other runs again
+    assert (
+        sweep(line + "name=a hydra/launcher=basic") == 0
+    )  # what one launcher has finished no other runs again
     assert "4 of them done already" in capsys.readouterr().out
     after = content(a)
     assert all(after[path] == text for path, text in before.items() if "report" not in path.name)
+
 
 def test_a_cell_that_fails_is_tried_again_as_often_as_asked(here, sweep, capsys):
     line = "-m model=gpt_nano n_embd=100000 data=sentence val_fraction=0.2 device=cpu seed=0 name=r retries=2"
     assert sweep(line) == 1
     assert capsys.readouterr().out.count("tried again") == 2
+
 
 @linux
 def test_ctrl_c_stops_all_cells_and_the_same_command_goes_on(here, sweep):
@@ -174,7 +239,12 @@ def test_ctrl_c_stops_all_cells_and_the_same_command_goes_on(here, sweep):
     folder = here / "outputs/sweeps/c"
 
     def interrupt():
-        wait_for(lambda: len([run for run in folder.glob("*/history.jsonl") if run.stat().st_size > 2000]) == 2)
+        wait_for(
+            lambda: (
+                len([run for run in folder.glob("*/history.jsonl") if run.stat().st_size > 2000])
+                == 2
+            )
+        )
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
@@ -185,6 +255,7 @@ def test_ctrl_c_stops_all_cells_and_the_same_command_goes_on(here, sweep):
     runs = [path.parent for path in folder.glob("*/metrics.json")]
     assert [metrics(run)["status"] for run in runs] == ["interrupted"] * 2
     assert all(0 < metrics(run)["step"] < 40000 for run in runs)
+
 
 @linux
 def test_the_launcher_stays_as_it_is_however_many_cells_it_runs(here, sweep):
@@ -205,10 +276,13 @@ def test_the_launcher_stays_as_it_is_however_many_cells_it_runs(here, sweep):
     assert sweep(BIGRAM + "max_steps=2 seed=range(40) name=m hydra.launcher.n_jobs=2") == 0
     stop.set()
     thread.join()
-    early, late = ([value for n, value in seen.items() if n in span] for span in (range(8, 15), range(34, 40)))
+    early, late = (
+        [value for n, value in seen.items() if n in span] for span in (range(8, 15), range(34, 40))
+    )
     for i, allowed in ((0, 20 * 1024), (1, 4), (2, 0)):
         assert max(value[i] for value in late) - max(value[i] for value in early) <= allowed
     assert workers(here) == {}
+
 
 def test_dry_run_lists_the_cells_and_runs_none(here, sweep, capsys):
     line = "-m model=bigram,gpt_nano data=sentence val_fraction=0.2 device=cpu max_steps=2 seed=0,1 name=d "
@@ -222,31 +296,53 @@ def test_dry_run_lists_the_cells_and_runs_none(here, sweep, capsys):
     assert shown.count("finished") == 3 and shown.count("new") == 3
     for run in (here / "outputs/sweeps/d").glob("model=*"):
         (row,) = [line for line in shown.splitlines() if run.name in line]
-        assert plan.si(metrics(run)["n_params"]).strip() in row and plan.si(metrics(run)["flops"]).strip() in row
+        assert (
+            plan.si(metrics(run)["n_params"]).strip() in row
+            and plan.si(metrics(run)["flops"]).strip() in row
+        )
+
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_tensorboard_averages_the_seeds_of_a_configuration(here, sweep):
     """As its own HParams backend answers over HTTP."""
     from tensorboard import program
 
-    assert sweep("-m model=bigram,gpt_nano data=sentence val_fraction=0.2 device=cpu max_steps=6 seed=0,1,2 "
-                 "lr=0.01,0.02 eval_interval=3 name=t") == 0
-    assert sweep("-m model=bigram data=sentence val_fraction=0.2 device=cpu max_steps=6 seed=0 grad_clip=0 "
-                 "warmup_steps=0 optimizer=sgd lr=1e39 eval_interval=3 name=t") == 0
+    assert (
+        sweep(
+            "-m model=bigram,gpt_nano data=sentence val_fraction=0.2 device=cpu max_steps=6 seed=0,1,2 "
+            "lr=0.01,0.02 eval_interval=3 name=t"
+        )
+        == 0
+    )
+    assert (
+        sweep(
+            "-m model=bigram data=sentence val_fraction=0.2 device=cpu max_steps=6 seed=0 grad_clip=0 "
+            "warmup_steps=0 optimizer=sgd lr=1e39 eval_interval=3 name=t"
+        )
+        == 0
+    )
     board = program.TensorBoard()
     board.configure(argv=[None, "--logdir", "outputs/sweeps/t", "--port", "0", "--load_fast=false"])
     url = board.launch() + "data/plugin/hparams/"
 
     def ask(name, **body):
-        request = urllib.request.Request(url + name, json.dumps({"experimentName": "", **body}).encode(),
-                                         {"Content-Type": "application/json"})
+        request = urllib.request.Request(
+            url + name,
+            json.dumps({"experimentName": "", **body}).encode(),
+            {"Content-Type": "application/json"},
+        )
         return json.load(urllib.request.urlopen(request))
 
     states = [f"STATUS_{name}" for name in ("SUCCESS", "FAILURE", "UNKNOWN", "RUNNING")]
 
     def groups():
-        return ask("session_groups", allowedStatuses=states, startIndex=0, sliceSize=99,
-                   aggregationType="AGGREGATION_AVG").get("sessionGroups", [])
+        return ask(
+            "session_groups",
+            allowedStatuses=states,
+            startIndex=0,
+            sliceSize=99,
+            aggregationType="AGGREGATION_AVG",
+        ).get("sessionGroups", [])
 
     wait_for(lambda: len(groups()) == 5)
     columns = ask("experiment", hparamsLimit=1000, includeMetrics=True)
@@ -254,7 +350,10 @@ def test_tensorboard_averages_the_seeds_of_a_configuration(here, sweep):
     tags = {one["name"]["tag"] for one in columns["metricInfos"]}
     assert {"val/loss", "best/val/loss", "train/loss"} <= tags and "hp_metric" not in tags
     found = {group["name"]: group for group in groups()}
-    rows = {row["group"]: row for row in table.leaderboard(load_runs("outputs/sweeps/t")).to_dict("records")}
+    rows = {
+        row["group"]: row
+        for row in table.leaderboard(load_runs("outputs/sweeps/t")).to_dict("records")
+    }
     (diverged,) = set(found) - set(rows)
     assert diverged.endswith("diverged")
     for name in set(found) & set(rows):
@@ -263,6 +362,7 @@ def test_tensorboard_averages_the_seeds_of_a_configuration(here, sweep):
         for key in ("val/loss", "best/val/loss"):
             assert values[key] == pytest.approx(rows[name][key], abs=1e-6)
         assert found[name]["hparams"]["lr"] == rows[name]["lr"]
+
 
 def test_a_cell_that_is_resumed_by_hand_holds_up_no_other_and_keeps_its_name(here, sweep, capsys):
     line = BIGRAM + "max_steps=4 name=h hydra.launcher.n_jobs=1 seed="
@@ -274,12 +374,19 @@ def test_a_cell_that_is_resumed_by_hand_holds_up_no_other_and_keeps_its_name(her
     numbers = metrics(run) | {"status": "interrupted"}
     (run / "metrics.json").write_text(json.dumps(numbers))
     by_hand = runs.RunDirectory(run)
-    other = threading.Thread(target=lambda: [wait_for(lambda: len(list(run.parent.glob("*/config.yaml"))) == 2),
-                                             by_hand.close()])
+    other = threading.Thread(
+        target=lambda: [
+            wait_for(lambda: len(list(run.parent.glob("*/config.yaml"))) == 2),
+            by_hand.close(),
+        ]
+    )
     other.start()
     assert sweep(line + "0,1") == 0
     other.join()
-    assert {metrics(path.parent)["status"] for path in run.parent.glob("*/metrics.json")} == {"finished"}
+    assert {metrics(path.parent)["status"] for path in run.parent.glob("*/metrics.json")} == {
+        "finished"
+    }
+
 
 def test_a_cell_that_failed_elsewhere_meanwhile_is_not_tried_again_here(here, sweep, capsys):
     """Both commands asked for one try, and that has been."""
@@ -293,7 +400,9 @@ def test_a_cell_that_failed_elsewhere_meanwhile_is_not_tried_again_here(here, sw
             fcntl.flock(file, fcntl.LOCK_EX)
             held.set()
             time.sleep(2)
-            (cell / "metrics.json").write_text(json.dumps(metrics(cell) | {"reason": "of the other process"}))
+            (cell / "metrics.json").write_text(
+                json.dumps(metrics(cell) | {"reason": "of the other process"})
+            )
 
     held = threading.Event()
     other = threading.Thread(target=fail_elsewhere)

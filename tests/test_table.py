@@ -15,30 +15,53 @@ from lmlab.config import UserError
 from lmlab.sweep import load_runs, report, table
 from tests.conftest import history, metrics, script, working_in
 
+
 def frame(losses, **columns):
     """Runs with these losses, a group a row, a seed a column; None is a run that diverged."""
-    rows = [{"lr": 10.0 ** -group, "seed": seed, "reason": "", "status": "diverged" if loss is None else "finished",
-             "val/loss": 9.0 if loss is None else loss, "train/loss": 1.0, "group": str(group),
-             "label": f"lr={group},seed={seed}",
-             "n_params": 10, "tokens": 20, "path": "", "model": "gpt", "data": "tales", "device": "cpu",
-             "optimizer": "sgd", "max_steps": 1, **{key: values[group] for key, values in columns.items()}}
-            for group, row in enumerate(losses) for seed, loss in enumerate(row)]
+    rows = [
+        {
+            "lr": 10.0**-group,
+            "seed": seed,
+            "reason": "",
+            "status": "diverged" if loss is None else "finished",
+            "val/loss": 9.0 if loss is None else loss,
+            "train/loss": 1.0,
+            "group": str(group),
+            "label": f"lr={group},seed={seed}",
+            "n_params": 10,
+            "tokens": 20,
+            "path": "",
+            "model": "gpt",
+            "data": "tales",
+            "device": "cpu",
+            "optimizer": "sgd",
+            "max_steps": 1,
+            **{key: values[group] for key, values in columns.items()},
+        }
+        for group, row in enumerate(losses)
+        for seed, loss in enumerate(row)
+    ]
     first = ["lr", "model", "data", "device", "optimizer", "max_steps", *columns, "seed", "reason"]
     return pd.DataFrame(rows)[[*first, *(key for key in rows[0] if key not in first)]]
+
 
 def test_rows_are_ranked_by_their_mean_with_the_standard_error_over_seeds():
     board = table.leaderboard(frame([[2.0, 2.2, 2.4], [1.0, 1.5, 1.1], [3.0, None, 3.2]]))
     assert board["group"].tolist() == ["1", "0", "2"]
     np.testing.assert_allclose(board["val/loss"], [1.2, 2.2, 3.1])
-    np.testing.assert_allclose(board["se"], [stats.sem([1.0, 1.5, 1.1]), stats.sem([2.0, 2.2, 2.4]), 0.1])
+    np.testing.assert_allclose(
+        board["se"], [stats.sem([1.0, 1.5, 1.1]), stats.sem([2.0, 2.2, 2.4]), 0.1]
+    )
     assert board["n"].tolist() == [3, 3, 2] and board["seeds"].tolist() == ["0,1,2", "0,1,2", "0,2"]
     assert board["not_finished"].tolist() == ["", "", "1 diverged"]
+
 
 def test_what_diverged_never_counts_as_a_success():
     board = table.leaderboard(frame([[None, None], [5.0, 6.0], [None, 5.2]]))
     assert board["group"].tolist() == ["2", "1", "0"]
     assert np.isnan(board["val/loss"][2]) and board["n"].tolist() == [1, 2, 0]
     assert board["like_best"].tolist() == [True, None, None]
+
 
 def test_the_paired_test_is_scipys_over_common_seeds_with_holms_correction():
     random = np.random.default_rng(0)
@@ -49,19 +72,34 @@ def test_the_paired_test_is_scipys_over_common_seeds_with_holms_correction():
     best = board.index[0]
     raw = {}
     for group in board.index[1:]:
-        pairs = [(a, b) for a, b in zip(losses[int(group)], losses[int(best)], strict=True) if a is not None]
+        pairs = [
+            (a, b)
+            for a, b in zip(losses[int(group)], losses[int(best)], strict=True)
+            if a is not None
+        ]
         raw[group] = stats.ttest_rel(*zip(*pairs, strict=True)).pvalue
     ordered = sorted(raw, key=raw.get)
-    corrected = {group: max(min(1, raw[g] * (len(raw) - i)) for i, g in enumerate(ordered[: ordered.index(group) + 1]))
-                 for group in raw}
+    corrected = {
+        group: max(
+            min(1, raw[g] * (len(raw) - i))
+            for i, g in enumerate(ordered[: ordered.index(group) + 1])
+        )
+        for group in raw
+    }
     for group, p in corrected.items():
         assert board["p"][group] == pytest.approx(p)
         assert board["like_best"][group] == (p >= 0.05)
     assert {True, False} == set(board["like_best"])
 
+
 def test_equal_losses_cannot_be_told_apart_and_a_constant_difference_can():
     board = table.leaderboard(frame([[1.0, 2.0], [1.0, 2.0], [1.5, 2.5]]))
-    assert board["p"].tolist()[1:] == [1.0, 0.0] and board["like_best"].tolist() == [True, True, False]
+    assert board["p"].tolist()[1:] == [1.0, 0.0] and board["like_best"].tolist() == [
+        True,
+        True,
+        False,
+    ]
+
 
 def test_columns_are_what_varies_but_for_what_follows_from_it():
     varying = frame([[1.0], [2.0]], min_lr=[0.1, 0.01], grad_clip=[1.0, 0.5], dropout=[0.1, 0.1])
@@ -69,14 +107,18 @@ def test_columns_are_what_varies_but_for_what_follows_from_it():
     free = frame([[1.0], [2.0]], min_lr=[0.1, 0.02])
     assert table.varied(free) == ["lr", "min_lr"]
 
+
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
     """A finished sweep, its two best rows near each other, with one that diverged and a test split."""
     with working_in(tmp_path_factory.mktemp("table")) as folder:
-        line = ("-m model=bigram data=sentence val_fraction=0.2 test_fraction=0.2 block_size=8 device=cpu max_steps=20 "
-                "eval_interval=5 log_interval=5 grad_clip=0 warmup_steps=0 optimizer=sgd schedule=constant name=s ")
+        line = (
+            "-m model=bigram data=sentence val_fraction=0.2 test_fraction=0.2 block_size=8 device=cpu max_steps=20 "
+            "eval_interval=5 log_interval=5 grad_clip=0 warmup_steps=0 optimizer=sgd schedule=constant name=s "
+        )
         cli.main((line + "seed=0,1,2 lr=1,2,1e39").split())
     return folder / "outputs/sweeps/s"
+
 
 def test_load_runs_has_a_row_a_run_with_configuration_and_metrics(sweep):
     found = load_runs(sweep)
@@ -89,15 +131,21 @@ def test_load_runs_has_a_row_a_run_with_configuration_and_metrics(sweep):
     with pytest.raises(UserError, match="no run there"):
         load_runs(sweep / ".sweep" / "locks")
 
+
 def test_the_winner_alone_is_measured_on_text_that_chose_nothing(sweep):
     board = table.leaderboard(load_runs(sweep))
     assert board["test/loss"].notna().tolist() == [True, False, False]
     found = load_runs(sweep)
     winner = {sweep.parent / path for path in found["path"][found["group"] == board["group"][0]]}
-    noted = {path.parent: json.loads(path.read_text()) for path in sweep.glob("*/evaluations.jsonl")}
+    noted = {
+        path.parent: json.loads(path.read_text()) for path in sweep.glob("*/evaluations.jsonl")
+    }
     assert {path.name for path in noted} == {path.name for path in winner} and len(noted) == 3
     assert {(line["text"], line["checkpoint"]) for line in noted.values()} == {("test", "last")}
-    assert board["test/loss"][0] == pytest.approx(np.mean([line["test/loss"] for line in noted.values()]))
+    assert board["test/loss"][0] == pytest.approx(
+        np.mean([line["test/loss"] for line in noted.values()])
+    )
+
 
 def test_compare_writes_the_same_table_as_csv_markdown_and_page(sweep, capsys, tmp_path):
     compare = script("compare")
@@ -108,15 +156,21 @@ def test_compare_writes_the_same_table_as_csv_markdown_and_page(sweep, capsys, t
     np.testing.assert_allclose(read["val/loss"], board["val/loss"])
     markdown = (tmp_path / "leaderboard.md").read_text()
     for text in (shown, markdown):
-        assert f"{board['val/loss'][0]:.4f}" in text and "Holm" in text and text.count("diverged") >= 4
+        assert (
+            f"{board['val/loss'][0]:.4f}" in text and "Holm" in text and text.count("diverged") >= 4
+        )
     assert markdown == (sweep / "leaderboard.md").read_text()
+
 
 def test_of_several_folders_none_loses_its_own_page(sweep, tmp_path):
     for name in "ab":
         shutil.copytree(sweep, tmp_path / name)
     before = (tmp_path / "a/report.html").read_bytes()
     script("compare").main([str(tmp_path / "a"), str(tmp_path / "b")])
-    assert (tmp_path / "a/report.html").read_bytes() == before and "a, b" in (tmp_path / "report.html").read_text()
+    assert (tmp_path / "a/report.html").read_bytes() == before and "a, b" in (
+        tmp_path / "report.html"
+    ).read_text()
+
 
 def test_the_page_is_self_contained_and_its_data_is_the_tables(sweep):
     page = (sweep / "report.html").read_text()
@@ -124,53 +178,82 @@ def test_the_page_is_self_contained_and_its_data_is_the_tables(sweep):
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "")  # the name of SVG
     data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.S)[1])
     board = table.leaderboard(load_runs(sweep))
-    assert [row["loss"] for row in data["rows"]] == [pytest.approx(loss, rel=1e-5) if loss == loss else None
-                                                     for loss in board["val/loss"]]
+    assert [row["loss"] for row in data["rows"]] == [
+        pytest.approx(loss, rel=1e-5) if loss == loss else None for loss in board["val/loss"]
+    ]
     assert data["rows"][0]["curves"]["val/loss"]["step"] == [0, 5, 10, 15, 20]
     assert [mark["step"] for mark in data["rows"][2]["curves"]["marks"]] == [5, 5, 5]
-    best = load_runs(sweep)[lambda runs: (runs["group"] == board["group"][0]) & (runs["seed"] == 0)]["path"].iloc[0]
+    best = load_runs(sweep)[
+        lambda runs: (runs["group"] == board["group"][0]) & (runs["seed"] == 0)
+    ]["path"].iloc[0]
     assert data["samples"]["seed"] == 0
     assert [(line["step"], line["loss"], line["text"]) for line in data["samples"]["lines"]] == [
         (step, pytest.approx(history(Path(best), "val/loss")[step], rel=1e-5), text)
-        for step, text in history(Path(best), "sample").items()]
+        for step, text in history(Path(best), "sample").items()
+    ]
     numbers = metrics(Path(best))
     assert [loss for _, loss in data["references"]] == pytest.approx(
-        [numbers[f"reference/{key}"] for key in ("ngram", "bigram", "unigram", "uniform")], rel=1e-5)
+        [numbers[f"reference/{key}"] for key in ("ngram", "bigram", "unigram", "uniform")], rel=1e-5
+    )
     assert str(numbers["reference/order"]) in data["references"][0][0]
     assert data["keys"] == ["lr"] and {one[1] for one in data["unfinished"]} == {"diverged"}
+
 
 def test_runs_on_different_texts_have_no_reference_in_common(sweep):
     found = load_runs(sweep)
     assert report.references(found)
-    found.loc[found["status"] == "finished", "reference/bigram"] = range((found["status"] == "finished").sum())
-    assert report.references(found) == report.references(found.drop(columns="reference/order")) == []
+    found.loc[found["status"] == "finished", "reference/bigram"] = range(
+        (found["status"] == "finished").sum()
+    )
+    assert (
+        report.references(found) == report.references(found.drop(columns="reference/order")) == []
+    )
+
 
 def test_runs_without_samples_have_a_page_without_them(sweep, here):
     shutil.copytree(sweep, here / "s")
     for name in (here / "s").glob("*/history.jsonl"):
         lines = [json.loads(line) for line in name.read_text().splitlines()]
-        name.write_text("".join(json.dumps({k: v for k, v in line.items() if k != "sample"}) + "\n" for line in lines))
+        name.write_text(
+            "".join(
+                json.dumps({k: v for k, v in line.items() if k != "sample"}) + "\n"
+                for line in lines
+            )
+        )
     found = load_runs(here / "s")
     assert report.page_data(found, table.leaderboard(found), "s")["samples"] is None
+
 
 def test_text_from_outside_cannot_become_code(sweep, here, tmp_path, monkeypatch):
     shutil.copytree(sweep, here / "s")
     for name in (here / "s").glob("*/history.jsonl"):
-        name.write_text(re.sub('"sample": "', '"sample": "</script><img src=x onerror=alert(1)>', name.read_text()))
+        name.write_text(
+            re.sub(
+                '"sample": "', '"sample": "</script><img src=x onerror=alert(1)>', name.read_text()
+            )
+        )
     found = load_runs(here / "s")
     found["label"] = "</script><script>alert(1)</script>"
     report.write(found, tmp_path, "<img src=x onerror=alert(1)>")
     page = (tmp_path / "report.html").read_text()
     assert page.count("<script") == 2 and "<img" not in page
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    ([], "needs a folder"), (["nowhere"], "nowhere: no run there"), (["ou=x"], "did you mean out?")])
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "needs a folder"),
+        (["nowhere"], "nowhere: no run there"),
+        (["ou=x"], "did you mean out?"),
+    ],
+)
 def test_compare_names_what_is_wrong(here, capsys, arguments, words):
     compare = script("compare")
     with pytest.raises(SystemExit) as stop, compare.one_line_errors():
         compare.main(arguments)
     stderr = capsys.readouterr().err
     assert stop.value.code == 2 and stderr.count("\n") == 1 and words in stderr
+
 
 def test_keys_that_only_later_runs_have_are_columns_too(here, monkeypatch):
     monkeypatch.setattr("sys.argv", ["pytest"])
@@ -181,17 +264,25 @@ def test_keys_that_only_later_runs_have_are_columns_too(here, monkeypatch):
     assert table.varied(found) == ["model", "n_layer"]
     assert sorted(table.leaderboard(found)["n_layer"].dropna()) == [1, 2]
 
+
 def test_what_cannot_be_read_is_left_out_and_told(sweep, here, capsys):
     shutil.copytree(sweep, here / "s")
     damaged = next((here / "s").glob("seed=0,lr=1,*"))
     (damaged / "config.yaml").write_text("lr: 5\n")
     odd = next((here / "s").glob("seed=1,lr=1,*"))
-    (odd / "metrics.json").write_text((odd / "metrics.json").read_text().replace('"step": 20', '"step": "20"'))
+    (odd / "metrics.json").write_text(
+        (odd / "metrics.json").read_text().replace('"step": 20', '"step": "20"')
+    )
     found = load_runs(here / "s")
     assert len(found) == 7 and len(found.attrs["faults"]) == 2
     report.show(found)
     shown = capsys.readouterr().out
-    assert shown.count("left out") == 2 and "config.yaml" in shown and "step=20 is of another type" in shown
+    assert (
+        shown.count("left out") == 2
+        and "config.yaml" in shown
+        and "step=20 is of another type" in shown
+    )
+
 
 def test_a_torn_line_of_evaluations_loses_itself_alone(here):
     evaluate.keep(here, {"checkpoint": "last", "text": "test"}, {"test/loss": 1.5})

@@ -10,6 +10,7 @@ from lmlab.tokenizers import CharTokenizer, UnknownCharacters
 
 ANY_CHAR = st.characters(codec=None, exclude_categories=())  # lone surrogates included
 
+
 @given(st.text(ANY_CHAR, min_size=1), st.data())
 def test_any_text_round_trips(text, data):
     tokenizer = CharTokenizer.from_text(text)
@@ -22,6 +23,7 @@ def test_any_text_round_trips(text, data):
     part = data.draw(st.text(st.sampled_from(text)))
     assert again.decode(again.encode(part)) == part
 
+
 @given(st.text(min_size=1), st.characters())
 def test_a_character_outside_the_vocabulary_is_named(text, char):
     tokenizer = CharTokenizer.from_text(text)
@@ -32,9 +34,12 @@ def test_a_character_outside_the_vocabulary_is_named(text, char):
             tokenizer.encode(text + char)
         assert repr(char) in str(error.value)
 
+
 @given(st.text(ANY_CHAR, min_size=1), st.lists(st.text(ANY_CHAR)), st.data())
 def test_a_text_in_pieces_is_the_same_text(known, pieces, data):
-    """The same vocabulary, ids and complaint, the characters in order of number, then of appearance."""
+    """The same vocabulary, ids and complaint, the characters in order of number, then of
+    appearance.
+    """
     pieces += data.draw(st.lists(st.text(st.sampled_from(known))))
     text = "".join(pieces)
     assert CharTokenizer.from_pieces([*pieces, known]).chars == "".join(sorted(set(text + known)))
@@ -51,13 +56,21 @@ def test_a_text_in_pieces_is_the_same_text(known, pieces, data):
             list(tokenizer.encode_pieces(pieces))
         named = ", ".join(f"{char!r} ({n:,})" for char, n in counts.most_common(20))
         assert str(parts.value) == str(whole.value)
-        assert str(whole.value).startswith(f"{counts.total():,} characters outside the vocabulary: {named}")
+        assert str(whole.value).startswith(
+            f"{counts.total():,} characters outside the vocabulary: {named}"
+        )
     else:
         assert [int(i) for i in tokenizer.encode(text)] == kept
 
+
 def test_more_than_twenty_unknown_characters_are_summed_up():
-    with pytest.raises(UnknownCharacters, match=r"^1,025 characters .* \(1,001\), .* and 5 more; known are 'ab'"):
-        CharTokenizer("ab").encode("a" + "".join(map(chr, range(1000, 1025))) + "b" + chr(1003) * 1000)
+    with pytest.raises(
+        UnknownCharacters, match=r"^1,025 characters .* \(1,001\), .* and 5 more; known are 'ab'"
+    ):
+        CharTokenizer("ab").encode(
+            "a" + "".join(map(chr, range(1000, 1025))) + "b" + chr(1003) * 1000
+        )
+
 
 def test_ids_take_the_smallest_type():
     assert CharTokenizer(chars="".join(map(chr, range(256)))).encode("a").dtype == np.uint8

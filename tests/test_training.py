@@ -17,8 +17,10 @@ from tests.conftest import NANO, config, history, metrics
 pytestmark = pytest.mark.usefixtures("short_texts")
 BIGRAM = "model=bigram threads=1 device=cpu log_interval=1 "
 
+
 def weights(run, checkpoint="last"):
     return torch.load(run / f"checkpoints/{checkpoint}.ckpt", weights_only=True)["state_dict"]
+
 
 def test_same_seed_same_run_bit_for_bit(train):
     line = NANO + "dropout=0.2 grad_accumulation=2 "
@@ -28,9 +30,11 @@ def test_same_seed_same_run_bit_for_bit(train):
     assert history(one, "train/loss") == history(two, "train/loss") != history(other, "train/loss")
     assert history(one, "val/loss") == history(two, "val/loss")
 
+
 def test_what_is_watched_changes_nothing(train):
     often, seldom = train(NANO), train(NANO + "eval_interval=4 log_interval=4")
     assert all(weight.equal(weights(seldom)[name]) for name, weight in weights(often).items())
+
 
 def test_accumulated_batches_are_one_large_batch(train):
     """Batch t is cut in the same order whether 2 x 4 or 8 sequences are asked for."""
@@ -39,6 +43,7 @@ def test_accumulated_batches_are_one_large_batch(train):
     assert metrics(two)["tokens"] == metrics(one)["tokens"] == 4 * 8 * 32
     for name, weight in weights(two).items():
         torch.testing.assert_close(weight, weights(one)[name], rtol=0, atol=1e-4)
+
 
 def test_a_run_equals_a_loop_written_out(train, some_config):
     run = train(NANO + "grad_clip=0.05 optimizer=sgd lr=0.5 schedule=constant warmup_steps=0")
@@ -60,34 +65,68 @@ def test_a_run_equals_a_loop_written_out(train, some_config):
     assert history(run, "train/loss") == pytest.approx(losses, abs=1e-5)
     assert history(run, "grad_norm")[4] == pytest.approx(length, rel=1e-4)
 
+
 def test_the_trained_bigram_is_the_table_of_counts(train):
-    run = train("experiment=tiny_lm max_steps=3000 lr=10 log_interval=1000 eval_interval=3000 threads=1")
+    run = train(
+        "experiment=tiny_lm max_steps=3000 lr=10 log_interval=1000 eval_interval=3000 threads=1"
+    )
     loaded = checkpoints.load(run)
     tokens = CharDataModule(loaded.config).splits["train"]
     counts = torch.zeros(9, 9)
     for now, following in itertools.pairwise(tokens):
         counts[now, following] += 1
-    torch.testing.assert_close(loaded.model.table.weight.softmax(-1), counts / counts.sum(1, keepdim=True),
-                               rtol=0, atol=2e-3)
+    torch.testing.assert_close(
+        loaded.model.table.weight.softmax(-1),
+        counts / counts.sum(1, keepdim=True),
+        rtol=0,
+        atol=2e-3,
+    )
+
 
 def test_a_run_directory_holds_what_the_design_says(train):
     run = train(NANO + "name=mine seed=0")
-    assert run.parent == run.parents[2] / "outputs" / "mine" and re.fullmatch(r"[\d-]{10}_[\d-]{8}", run.name)
+    assert run.parent == run.parents[2] / "outputs" / "mine" and re.fullmatch(
+        r"[\d-]{10}_[\d-]{8}", run.name
+    )
     found = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
     assert len([name for name in found if name.startswith("events.out.tfevents.")]) == 1
     assert {name for name in found if "tfevents" not in name} == {
-        "metrics.json", "history.jsonl", "train.log",
-        *(f"{name}{end}" for name in ("config.yaml", "tokenizer.json", "checkpoints/last.ckpt", "checkpoints/best.ckpt",
-                                      "checkpoints/previous.ckpt") for end in ("", ".sha256"))}
+        "metrics.json",
+        "history.jsonl",
+        "train.log",
+        *(
+            f"{name}{end}"
+            for name in (
+                "config.yaml",
+                "tokenizer.json",
+                "checkpoints/last.ckpt",
+                "checkpoints/best.ckpt",
+                "checkpoints/previous.ckpt",
+            )
+            for end in ("", ".sha256")
+        ),
+    }
     values, numbers = config(run), metrics(run)
-    assert (values["model"], values["seed"], values["precision"], values["device"]) == ("gpt_nano", 0, "32-true", "cpu")
+    assert (values["model"], values["seed"], values["precision"], values["device"]) == (
+        "gpt_nano",
+        0,
+        "32-true",
+        "cpu",
+    )
     assert (values["decay_steps"], values["min_lr"]) == (4, values["lr"] / 10)
     assert numbers["status"] == "finished" and numbers["step"] == 4
-    assert numbers["n_params"] == sum(weight.numel() for weight in checkpoints.load(run).model.parameters())
+    assert numbers["n_params"] == sum(
+        weight.numel() for weight in checkpoints.load(run).model.parameters()
+    )
     assert numbers["val/perplexity"] == pytest.approx(math.exp(numbers["val/loss"]))
     assert numbers["val/bits_per_byte"] == pytest.approx(numbers["val/loss"] / math.log(2))
     assert numbers["tokens_per_second"] == pytest.approx(4 * 4 * 32 / numbers["train_seconds"])
-    assert sorted(history(run, "val/loss")) == [0, 2, 4] and sorted(history(run, "train/loss")) == [1, 2, 3, 4]
+    assert sorted(history(run, "val/loss")) == [0, 2, 4] and sorted(history(run, "train/loss")) == [
+        1,
+        2,
+        3,
+        4,
+    ]
     assert min(history(run, "val/loss").values()) == numbers["best/val/loss"]
     assert history(run, "val/loss")[numbers["best/step"]] == numbers["best/val/loss"]
     for name in ("last", "best"):
@@ -96,26 +135,50 @@ def test_a_run_directory_holds_what_the_design_says(train):
     log = (run / "train.log").read_text()
     assert str(run.name) in log and "scripts/sample.py" in log and "tensorboard" in log
 
+
 def test_best_is_where_validation_was_lowest(train):
-    run = train(NANO + "max_steps=12 lr=20 optimizer=sgd schedule=constant warmup_steps=0")  # overshoots
+    run = train(
+        NANO + "max_steps=12 lr=20 optimizer=sgd schedule=constant warmup_steps=0"
+    )  # overshoots
     losses, numbers = history(run, "val/loss"), metrics(run)
     assert numbers["best/val/loss"] == min(losses.values()) < numbers["val/loss"] == losses[12]
     for checkpoint, key in (("best", "best/val/loss"), ("last", "val/loss")):
         loaded = checkpoints.load(run, checkpoint)
         tokens = CharDataModule(loaded.config).splits["val"]
         answers = evaluate.log_probs(loaded.model, tokens, loaded.config.model.block_size)
-        assert evaluate.metrics(answers, tokens, loaded.tokenizer, "val")["val/loss"] == numbers[key]
+        assert (
+            evaluate.metrics(answers, tokens, loaded.tokenizer, "val")["val/loss"] == numbers[key]
+        )
+
 
 def test_tensorboard_shows_it(train):
     run = train(BIGRAM + "max_steps=4 eval_interval=2")
     board = EventAccumulator(str(run)).Reload()
     tags = board.Tags()
-    assert set(tags["scalars"]) == {"train/loss", "val/loss", "best/val/loss", "val/perplexity", "val/bits_per_byte",
-                                    "lr", "grad_norm", "tokens_per_second", "update_ratio/table.weight"}
+    assert set(tags["scalars"]) == {
+        "train/loss",
+        "val/loss",
+        "best/val/loss",
+        "val/perplexity",
+        "val/bits_per_byte",
+        "lr",
+        "grad_norm",
+        "tokens_per_second",
+        "update_ratio/table.weight",
+    }
     assert tags["images"] == ["bigram"] and len(board.Images("bigram")) == 3
-    assert set(tags["tensors"]) == {"config/text_summary", "provenance/text_summary", "sample/text_summary"}
-    assert {e.step: e.value for e in board.Scalars("val/loss")} == pytest.approx(history(run, "val/loss"))
-    assert {e.step: e.value for e in board.Scalars("train/loss")} == pytest.approx(history(run, "train/loss"))
+    assert set(tags["tensors"]) == {
+        "config/text_summary",
+        "provenance/text_summary",
+        "sample/text_summary",
+    }
+    assert {e.step: e.value for e in board.Scalars("val/loss")} == pytest.approx(
+        history(run, "val/loss")
+    )
+    assert {e.step: e.value for e in board.Scalars("train/loss")} == pytest.approx(
+        history(run, "train/loss")
+    )
+
 
 def test_samples_are_kept_as_they_were_printed(train, capsys):
     run = train(NANO)
@@ -123,24 +186,32 @@ def test_samples_are_kept_as_they_were_printed(train, capsys):
     assert sorted(samples) == sorted(history(run, "val/loss")) == [0, 2, 4]
     for step, sample in samples.items():
         assert len(sample) == 60
-        assert re.search(rf"^step +{step}  .*{re.escape(sample.replace(chr(10), '↵'))}$", printed, re.M)
+        assert re.search(
+            rf"^step +{step}  .*{re.escape(sample.replace(chr(10), '↵'))}$", printed, re.M
+        )
     lines = (run / "history.jsonl").read_text().splitlines()
     assert all("val/loss" in line for line in lines if '"sample"' in line)  # one line an evaluation
+
 
 def test_without_validation_text_samples_are_kept_too(train):
     run = train("experiment=tiny_lm max_steps=4 eval_interval=2 threads=1")
     assert sorted(history(run, "sample")) == [0, 2, 4]
 
+
 def test_update_ratios_are_those_of_the_step_before_an_evaluation(train):
-    """Of plain gradient descent: lr times the gradient's norm, over the norm of what the table became."""
+    """Of plain gradient descent: lr times the gradient's norm, over the norm of what the table
+    became.
+    """
     run = train("experiment=tiny_lm max_steps=7 eval_interval=3 grad_accumulation=2 threads=1")
     loaded, ratios = checkpoints.load(run), {}
     data = CharDataModule(loaded.config)
     data.setup("fit")
     table = torch.zeros(9, 9, requires_grad=True)
     for step in range(1, 8):
-        losses = [F.cross_entropy(table[idx].flatten(0, 1), targets.flatten())
-                  for idx, targets in (data.batches[2 * step - 2], data.batches[2 * step - 1])]
+        losses = [
+            F.cross_entropy(table[idx].flatten(0, 1), targets.flatten())
+            for idx, targets in (data.batches[2 * step - 2], data.batches[2 * step - 1])
+        ]
         (gradient,) = torch.autograd.grad(sum(losses) / 2, table)
         change = learning_rate(step - 1, loaded.config.optimizer.lr, loaded.config.run) * gradient
         table = (table - change).detach().requires_grad_()
@@ -149,13 +220,22 @@ def test_update_ratios_are_those_of_the_step_before_an_evaluation(train):
     shown = {e.step: e.value for e in board.Scalars("update_ratio/table.weight")}
     assert shown == pytest.approx({step: ratios[step] for step in (3, 6, 7)}, rel=1e-4)
 
+
 def test_update_ratios_are_of_every_matrix_and_attention_is_shown_now_and_then(train):
     run = train(NANO + "max_steps=23 eval_interval=2 log_interval=10")
     board = EventAccumulator(str(run), size_guidance={"images": 0}).Reload()
-    matrices = {name for name, weight in checkpoints.load(run).model.named_parameters() if weight.dim() >= 2}
-    assert {tag for tag in board.Tags()["scalars"] if "ratio" in tag} == {f"update_ratio/{name}" for name in matrices}
-    assert [e.step for e in board.Scalars("update_ratio/token_embedding.weight")] == [*range(2, 23, 2), 23]
+    matrices = {
+        name for name, weight in checkpoints.load(run).model.named_parameters() if weight.dim() >= 2
+    }
+    assert {tag for tag in board.Tags()["scalars"] if "ratio" in tag} == {
+        f"update_ratio/{name}" for name in matrices
+    }
+    assert [e.step for e in board.Scalars("update_ratio/token_embedding.weight")] == [
+        *range(2, 23, 2),
+        23,
+    ]
     assert [e.step for e in board.Images("attention")] == [0, 6, 12, 18, 23]
+
 
 def test_without_validation_text_best_is_last(train, capsys):
     run = train("experiment=tiny_lm max_steps=3 eval_interval=2 threads=1")
@@ -164,6 +244,7 @@ def test_without_validation_text_best_is_last(train, capsys):
     assert checkpoints.load(run, "best").checkpoint == "last"
     assert "val" not in capsys.readouterr().out.split("step ", 1)[1]
 
+
 def test_a_loss_that_is_not_finite_stops_the_run(here, capsys):
     line = "model=gpt_nano optimizer=sgd lr=1e30 warmup_steps=0 grad_clip=0 threads=1 device=cpu batch_size=4 "
     with pytest.raises(SystemExit) as stop:
@@ -171,10 +252,15 @@ def test_a_loss_that_is_not_finite_stops_the_run(here, capsys):
     assert stop.value.code == 1
     (run,) = (here / "outputs/gpt_nano").iterdir()
     numbers = metrics(run)
-    assert numbers["status"] == "diverged" and numbers["step"] == 5 and numbers["train/loss"] is None
+    assert (
+        numbers["status"] == "diverged" and numbers["step"] == 5 and numbers["train/loss"] is None
+    )
     assert numbers["train_seconds"] > 0
     assert "diverged: at step 5" in capsys.readouterr().out
-    assert all(torch.isfinite(weight).all() for weight in weights(run).values())  # what is saved is from before
+    assert all(
+        torch.isfinite(weight).all() for weight in weights(run).values()
+    )  # what is saved is from before
+
 
 def test_weights_that_are_not_finite_are_not_saved(here):
     """The loss of the last step is still fine, the update after it isn't."""
@@ -184,6 +270,7 @@ def test_weights_that_are_not_finite_are_not_saved(here):
     assert metrics(run)["status"] == "diverged"
     assert all(torch.isfinite(weight).all() for weight in weights(run).values())
 
+
 def test_max_minutes_ends_a_run_if_it_comes_first(train):
     run = train(BIGRAM + "max_steps=100000 max_minutes=0.02 eval_interval=100000 log_interval=100")
     numbers = metrics(run)
@@ -191,11 +278,16 @@ def test_max_minutes_ends_a_run_if_it_comes_first(train):
     assert 1.2 <= numbers["train_seconds"] < 2.4
     assert max(history(run, "val/loss")) == numbers["step"]
 
+
 def test_two_runs_of_one_second_get_folders_of_their_own(some_config, here):
-    paths = [runs.RunDirectory.create(here / "x" / "now", some_config, runs.CharTokenizer("ab"), {}) for _ in range(3)]
+    paths = [
+        runs.RunDirectory.create(here / "x" / "now", some_config, runs.CharTokenizer("ab"), {})
+        for _ in range(3)
+    ]
     assert [path.path.name for path in paths] == ["now", "now-2", "now-3"]
     for path in paths:
         path.close()
+
 
 def test_a_crash_leaves_its_status(here, monkeypatch):
     monkeypatch.setattr(experiment.Recorder, "on_train_batch_end", lambda *_: 1 / 0)
@@ -204,10 +296,18 @@ def test_a_crash_leaves_its_status(here, monkeypatch):
     (run,) = (here / "outputs/gpt_nano").iterdir()
     assert metrics(run)["status"] == "failed"
 
+
 def test_a_sweep_runs_every_cell_in_a_folder_named_after_it(train):
     cells = train(BIGRAM + "max_steps=1 seed=0,1 lr=0.1,0.2 -m ")
-    assert all(cell.parent.parent.name == "sweeps" and cell.parent.name == "seed-lr" for cell in cells)
-    assert [(config(cell)["seed"], config(cell)["lr"]) for cell in cells] == [(0, 0.1), (0, 0.2), (1, 0.1), (1, 0.2)]
+    assert all(
+        cell.parent.parent.name == "sweeps" and cell.parent.name == "seed-lr" for cell in cells
+    )
+    assert [(config(cell)["seed"], config(cell)["lr"]) for cell in cells] == [
+        (0, 0.1),
+        (0, 0.2),
+        (1, 0.1),
+        (1, 0.2),
+    ]
     assert all("seed=0" in cell.name or "seed=1" in cell.name for cell in cells)
     (more,) = train("-m " + BIGRAM + "max_steps=1 seed=7 name=mine")
     assert more.parent.name == "mine"

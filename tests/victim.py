@@ -1,4 +1,6 @@
-"""train.py in a process of its own, for tests that do something to it. Imports little: every such process does."""
+"""train.py in a process of its own, for tests that do something to it. Imports little: every such
+process does.
+"""
 
 import os
 import resource
@@ -10,8 +12,11 @@ from lmlab import cli, experiment, files
 from lmlab.callbacks import Recorder
 from lmlab.module import LanguageModule
 
+
 def child(folder, arguments, point):
-    """train.py in a process of its own, which ends itself at the n-th call of a function, if it is told to."""
+    """train.py in a process of its own, which ends itself at the n-th call of a function, if it is
+    told to.
+    """
     os.chdir(folder)
     out = os.open("out.txt", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(out, 1), os.dup2(out, 2)
@@ -20,7 +25,9 @@ def child(folder, arguments, point):
         pipe = os.open("pipe", os.O_WRONLY)
         os.dup2(pipe, 1), os.dup2(pipe, 2)
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(point.split()[1]),) * 2)
-    elif point and point.startswith("wait"):  # "wait 7 1": the seventh batch lasts until there was one signal
+    elif point and point.startswith(
+        "wait"
+    ):  # "wait 7 1": the seventh batch lasts until there was one signal
         batches, signals = map(int, point.split()[1:])
         seen, told, step, on_signal = [], [], LanguageModule.training_step, Recorder.on_signal
 
@@ -38,15 +45,22 @@ def child(folder, arguments, point):
         LanguageModule.training_step, Recorder.on_signal = training_step, note
     elif point:
         name, calls = point.split()
-        place = {"training_step": LanguageModule, "evaluate": Recorder, "write": files, "replace": os,
-                 "save_checkpoint": experiment.SealedCheckpointIO}[name]
+        place = {
+            "training_step": LanguageModule,
+            "evaluate": Recorder,
+            "write": files,
+            "replace": os,
+            "save_checkpoint": experiment.SealedCheckpointIO,
+        }[name]
         original, left = getattr(place, name), [int(calls)]
 
         def deadly(*args, **kwargs):
             left[0] -= 1
             if not left[0]:
                 if name == "write":  # half of it is there
-                    args[0].with_name(f".{args[0].name}.{'0' * 32}").write_bytes(args[1][: len(args[1]) // 2])
+                    args[0].with_name(f".{args[0].name}.{'0' * 32}").write_bytes(
+                        args[1][: len(args[1]) // 2]
+                    )
                 os.kill(os.getpid(), signal.SIGKILL)
             return original(*args, **kwargs)
 

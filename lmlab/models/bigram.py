@@ -5,8 +5,12 @@ from torch import Tensor, nn
 
 from lmlab.config import BigramConfig
 
+
 class Bigram(nn.Module):
-    """A table: row c scores every character as the next after c. All alike at first, so that the first loss is ln V."""
+    """A table: row c scores every character as the next after c. All alike at first, so that the
+    first loss is ln V.
+    """
+
     def __init__(self, config: BigramConfig, vocab_size: int) -> None:
         super().__init__()
         self.table = nn.Embedding.from_pretrained(torch.zeros(vocab_size, vocab_size), freeze=False)

@@ -1,8 +1,9 @@
 """The mini-GPT: a transformer that reads the text so far and scores every next token.
 
-Letters in shapes: B sequences in a batch, T tokens in a sequence (time), C numbers that stand for a token (channels,
-`n_embd`), H attention heads (`n_head`), V tokens in the vocabulary. The architecture is GPT-2's (Radford et al. 2019):
-the transformer decoder of Vaswani et al. 2017, with the norm before attention and MLP instead of after.
+Letters in shapes: B sequences in a batch, T tokens in a sequence (time), C numbers that stand for a
+token (channels, `n_embd`), H attention heads (`n_head`), V tokens in the vocabulary. The
+architecture is GPT-2's (Radford et al. 2019): the transformer decoder of Vaswani et al. 2017, with
+the norm before attention and MLP instead of after.
 """
 
 import math
@@ -14,12 +15,15 @@ from torch import Tensor, nn
 from lmlab.config import GPTConfig
 from lmlab.models.attention import KVCache, attend
 
+
 class CausalSelfAttention(nn.Module):
     """Each token gathers what it needs from itself and the tokens before it, never from later ones.
 
     A token sends out a query; every token so far answers with a key; where the two agree, that
-    token's value flows over. Each head does this in a slice of the channels, for a purpose of its own.
+    token's value flows over. Each head does this in a slice of the channels, for a purpose of its
+    own.
     """
+
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.n_head = config.n_head
@@ -29,15 +33,19 @@ class CausalSelfAttention(nn.Module):
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         B, T, C = x.shape
-        q, k, v = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (B, H, T, C/H)
+        q, k, v = (
+            self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
+        )  # (B, H, T, C/H)
         if cache is not None:  # when sampling: x are the tokens since the last call
             k, v = cache.extend(k, v)
         y = attend(q, k, v, self.dropout if self.training else 0.0)  # softmax(q k^T / sqrt(C/H)) v
         y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side
         return F.dropout(self.proj(y), self.dropout, self.training)  # (B, T, C)
 
+
 class MLP(nn.Module):
     """What each token makes of what it gathered: widen, bend, narrow, one token at a time."""
+
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.dropout = config.dropout
@@ -48,10 +56,12 @@ class MLP(nn.Module):
         x = F.gelu(self.widen(x))  # (B, T, 4C)
         return F.dropout(self.proj(x), self.dropout, self.training)  # (B, T, C)
 
+
 class Block(nn.Module):
-    """Attention, then MLP. Each reads a normalised copy of x and adds its answer to x (the residual), so
-    that gradients have a straight way down.
+    """Attention, then MLP. Each reads a normalised copy of x and adds its answer to x (the
+    residual), so that gradients have a straight way down.
     """
+
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.norm_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
@@ -63,8 +73,10 @@ class Block(nn.Module):
         x = x + self.attention(self.norm_1(x), cache)
         return x + self.mlp(self.norm_2(x))  # (B, T, C)
 
+
 class GPT(nn.Module):
     """Embeddings, `n_layer` blocks, and a head that turns each token's channels into scores."""
+
     def __init__(self, config: GPTConfig, vocab_size: int) -> None:
         super().__init__()
         self.dropout, self.block_size = config.dropout, config.block_size
@@ -73,20 +85,31 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.head = nn.Linear(config.n_embd, vocab_size, bias=False)
-        self.head.weight = self.token_embedding.weight  # tied: what a token means, read both ways (Press and Wolf 2017)
-        for name, weight in self.named_parameters():  # GPT-2's start: at first all tokens are about equally likely
+        self.head.weight = (
+            self.token_embedding.weight
+        )  # tied: what a token means, read both ways (Press and Wolf 2017)
+        for (
+            name,
+            weight,
+        ) in self.named_parameters():  # GPT-2's start: at first all tokens are about equally likely
             if name.endswith("bias"):
                 nn.init.zeros_(weight)
             elif weight.dim() == 2:  # 2 * n_layer answers add up in x, so each starts smaller
-                nn.init.normal_(weight, std=0.02 / math.sqrt(2 * config.n_layer) if "proj" in name else 0.02)
+                nn.init.normal_(
+                    weight, std=0.02 / math.sqrt(2 * config.n_layer) if "proj" in name else 0.02
+                )
 
     def empty_caches(self) -> list[KVCache]:
         return [KVCache(self.block_size) for _ in self.blocks]
 
     def forward(self, idx: Tensor, caches: list[KVCache] | None = None) -> Tensor:
-        """Logits (B, T, V) of the tokens idx (B, T), which follow those in the caches, if there are any."""
+        """Logits (B, T, V) of the tokens idx (B, T), which follow those in the caches, if there are
+        any.
+        """
         start = caches[0].length if caches else 0
-        positions = torch.arange(start, start + idx.shape[1], device=idx.device)  # (T,), all below block_size
+        positions = torch.arange(
+            start, start + idx.shape[1], device=idx.device
+        )  # (T,), all below block_size
         x = self.token_embedding(idx) + self.position_embedding(positions)  # (B, T, C) + (T, C)
         x = F.dropout(x, self.dropout, self.training)
         for block, cache in zip(self.blocks, caches or [None] * len(self.blocks), strict=True):

@@ -1,10 +1,12 @@
-"""The LSTM: reads the text token by token, and keeps what it needs of it in a memory that it carries along.
+"""The LSTM: reads the text token by token, and keeps what it needs of it in a memory that it
+carries along.
 
-Letters: B sequences, T tokens in each, C numbers a token and of memory (`n_embd`), V tokens in the vocabulary. All that
-a recurrent network knows of the past is its memory, so it can read on for ever, and came first. What that costs: token
-t waits for token t - 1, so the T steps can't be done at once as a transformer does them, and whatever is needed later
-has to be kept through all steps in between. The memory is written to and erased through gates, so that gradients pass
-it undiminished (Hochreiter and Schmidhuber 1997; with the forget gate of Gers et al. 2000).
+Letters: B sequences, T tokens in each, C numbers a token and of memory (`n_embd`), V tokens in the
+vocabulary. All that a recurrent network knows of the past is its memory, so it can read on for
+ever, and came first. What that costs: token t waits for token t - 1, so the T steps can't be done
+at once as a transformer does them, and whatever is needed later has to be kept through all steps in
+between. The memory is written to and erased through gates, so that gradients pass it undiminished
+(Hochreiter and Schmidhuber 1997; with the forget gate of Gers et al. 2000).
 """
 
 from dataclasses import dataclass
@@ -15,12 +17,15 @@ from torch import Tensor, nn
 
 from lmlab.config import LSTMConfig
 
+
 @dataclass
 class Memory:
     """What a layer carries from token to token, and how many tokens it has read."""
+
     h: Tensor | None = None  # (B, C): what it says
     c: Tensor | None = None  # (B, C): what it keeps
     length: int = 0
+
 
 class Layer(nn.Module):
     def __init__(self, n_embd: int) -> None:
@@ -28,9 +33,13 @@ class Layer(nn.Module):
         self.read = nn.Linear(n_embd, 4 * n_embd)  # what the token has to say to the four below
         self.recall = nn.Linear(n_embd, 4 * n_embd, bias=False)  # and what was said before
         for gate in self.read.weight.chunk(4) + self.recall.weight.chunk(4):
-            nn.init.orthogonal_(gate)  # what goes through many products neither dies out nor runs away
+            nn.init.orthogonal_(
+                gate
+            )  # what goes through many products neither dies out nor runs away
         nn.init.zeros_(self.read.bias)
-        nn.init.ones_(self.read.bias[n_embd : 2 * n_embd])  # at first nothing is erased (Jozefowicz et al. 2015)
+        nn.init.ones_(
+            self.read.bias[n_embd : 2 * n_embd]
+        )  # at first nothing is erased (Jozefowicz et al. 2015)
 
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
         B, T, C = x.shape
@@ -38,12 +47,15 @@ class Layer(nn.Module):
         said, answers = self.read(x), []  # (B, T, 4C), for all tokens at once
         for t in range(T):
             gates = said[:, t] + self.recall(h)  # (B, 4C)
-            write, keep, speak = gates[:, : 3 * C].sigmoid().chunk(3, dim=1)  # (B, C) each, between 0 and 1
+            write, keep, speak = (
+                gates[:, : 3 * C].sigmoid().chunk(3, dim=1)
+            )  # (B, C) each, between 0 and 1
             c = keep * c + write * gates[:, 3 * C :].tanh()
             h = speak * c.tanh()
             answers.append(h)
         memory.h, memory.c, memory.length = h, c, memory.length + T
         return torch.stack(answers, dim=1)  # (B, T, C)
+
 
 class LSTM(nn.Module):
     def __init__(self, config: LSTMConfig, vocab_size: int) -> None:
@@ -59,8 +71,12 @@ class LSTM(nn.Module):
         return [Memory() for _ in self.layers]
 
     def forward(self, idx: Tensor, caches: list[Memory] | None = None) -> Tensor:
-        """Logits (B, T, V) of the tokens idx (B, T), which follow those that the memories have read, if any."""
+        """Logits (B, T, V) of the tokens idx (B, T), which follow those that the memories have
+        read, if any.
+        """
         x = self.token_embedding(idx)  # (B, T, C)
         for layer, memory in zip(self.layers, caches or self.empty_caches(), strict=True):
-            x = layer(F.dropout(x, self.dropout, self.training), memory)  # between layers alone (Zaremba et al. 2014)
+            x = layer(
+                F.dropout(x, self.dropout, self.training), memory
+            )  # between layers alone (Zaremba et al. 2014)
         return self.head(F.dropout(x, self.dropout, self.training))  # (B, T, V)

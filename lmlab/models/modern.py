@@ -1,6 +1,8 @@
-"""The modern small transformer: the mini-GPT with what was found since 2019 to learn more from the same text.
+"""The modern small transformer: the mini-GPT with what was found since 2019 to learn more from the
+same text.
 
-Read gpt.py first; letters are as there. Each change is a key, so that a sweep can take any of them back:
+Read gpt.py first; letters are as there. Each change is a key, so that a sweep can take any of them
+back:
 
     positions=rotary     queries and keys are turned by an angle that grows with their place, so that how well they
                          agree depends on their distance (Su et al. 2021)
@@ -21,31 +23,48 @@ from torch import Tensor, nn
 from lmlab.config import ModernConfig
 from lmlab.models.attention import KVCache, attend
 
-NORMS = {"rms": lambda x: F.rms_norm(x, x.shape[-1:]), "layer": lambda x: F.layer_norm(x, x.shape[-1:])}
+NORMS = {
+    "rms": lambda x: F.rms_norm(x, x.shape[-1:]),
+    "layer": lambda x: F.layer_norm(x, x.shape[-1:]),
+}
 ACTIVATIONS = {"relu2": lambda x: F.relu(x).square(), "gelu": F.gelu}
 
+
 def rotary_angles(block_size: int, head_size: int) -> Tensor:
-    """The angle (T, D/2) by which each pair of channels is turned at each position, from fast pairs to slow."""
-    speeds = 1000.0 ** -torch.linspace(0, 1, head_size // 2)  # radians a token; the slowest see all of a short context
+    """The angle (T, D/2) by which each pair of channels is turned at each position, from fast pairs
+    to slow.
+    """
+    speeds = 1000.0 ** -torch.linspace(
+        0, 1, head_size // 2
+    )  # radians a token; the slowest see all of a short context
     return torch.arange(block_size)[:, None] * speeds
+
 
 def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x (B, H, T, D) with channels d and d + D/2 turned as one point of a plane."""
     (a, b), cos, sin = x.chunk(2, dim=-1), cos.to(x.dtype), sin.to(x.dtype)
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
 
+
 class CausalSelfAttention(nn.Module):
     def __init__(self, config: ModernConfig) -> None:
         super().__init__()
         self.n_head, self.dropout = config.n_head, config.dropout
         self.norm = NORMS[config.norm] if config.qk_norm else None
-        self.qkv = nn.Parameter(torch.empty(3, config.n_embd, config.n_embd))  # three matrices in one product
+        self.qkv = nn.Parameter(
+            torch.empty(3, config.n_embd, config.n_embd)
+        )  # three matrices in one product
         self.proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, cache: KVCache | None) -> Tensor:
+    def forward(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, cache: KVCache | None
+    ) -> Tensor:
         B, T, C = x.shape
-        q, k, v = F.linear(x, self.qkv.flatten(0, 1)).view(
-            B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (B, H, T, C/H)
+        q, k, v = (
+            F.linear(x, self.qkv.flatten(0, 1))
+            .view(B, T, 3, self.n_head, C // self.n_head)
+            .permute(2, 0, 3, 1, 4)
+        )  # (B, H, T, C/H)
         if self.norm:
             q, k = self.norm(q), self.norm(k)
         if rotation:
@@ -56,6 +75,7 @@ class CausalSelfAttention(nn.Module):
         y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side
         return F.dropout(self.proj(y), self.dropout, self.training)  # (B, T, C)
 
+
 class MLP(nn.Module):
     def __init__(self, config: ModernConfig) -> None:
         super().__init__()
@@ -64,7 +84,10 @@ class MLP(nn.Module):
         self.proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.dropout(self.proj(self.activation(self.widen(x))), self.dropout, self.training)  # (B, T, C)
+        return F.dropout(
+            self.proj(self.activation(self.widen(x))), self.dropout, self.training
+        )  # (B, T, C)
+
 
 class Block(nn.Module):
     def __init__(self, config: ModernConfig) -> None:
@@ -72,9 +95,12 @@ class Block(nn.Module):
         self.norm = NORMS[config.norm]
         self.attention, self.mlp = CausalSelfAttention(config), MLP(config)
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, cache: KVCache | None) -> Tensor:
+    def forward(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, cache: KVCache | None
+    ) -> Tensor:
         x = x + self.attention(self.norm(x), rotation, cache)
         return x + self.mlp(self.norm(x))  # (B, T, C)
+
 
 class Modern(nn.Module):
     def __init__(self, config: ModernConfig, vocab_size: int) -> None:
@@ -87,7 +113,9 @@ class Modern(nn.Module):
             if config.zero_init and ("proj" in name or "head" in name):
                 nn.init.zeros_(weight)
             else:  # embeddings of length 1 a channel; matrices that keep half of that
-                nn.init.normal_(weight, std=1.0 if "embedding" in name else 0.5 * weight.shape[-1] ** -0.5)
+                nn.init.normal_(
+                    weight, std=1.0 if "embedding" in name else 0.5 * weight.shape[-1] ** -0.5
+                )
         if config.tied:
             nn.init.normal_(self.token_embedding.weight, std=0.02)
             self.head.weight = self.token_embedding.weight
@@ -103,15 +131,21 @@ class Modern(nn.Module):
         return [KVCache(self.config.block_size) for _ in self.blocks]
 
     def forward(self, idx: Tensor, caches: list[KVCache] | None = None) -> Tensor:
-        """Logits (B, T, V) of the tokens idx (B, T), which follow those in the caches, if there are any."""
+        """Logits (B, T, V) of the tokens idx (B, T), which follow those in the caches, if there are
+        any.
+        """
         start = caches[0].length if caches else 0
-        places = torch.arange(start, start + idx.shape[1], device=idx.device)  # (T,), all below block_size
+        places = torch.arange(
+            start, start + idx.shape[1], device=idx.device
+        )  # (T,), all below block_size
         x, rotation = self.token_embedding(idx), None  # (B, T, C)
         if self.config.positions == "learned":
             x = x + self.position_embedding.weight[places]
         else:
             rotation = self.cos[places], self.sin[places]
-        x = F.dropout(self.norm(x) if self.config.embedding_norm else x, self.config.dropout, self.training)
+        x = F.dropout(
+            self.norm(x) if self.config.embedding_norm else x, self.config.dropout, self.training
+        )
         for block, cache in zip(self.blocks, caches or [None] * len(self.blocks), strict=True):
             x = block(x, rotation, cache)
         return self.head(self.norm(x))  # (B, T, V)

@@ -1,6 +1,9 @@
-"""From one run to many: cells that survive, launchers and a search that run them, the table that compares them."""
+"""From one run to many: cells that survive, launchers and a search that run them, the table that
+compares them.
+"""
 
 from typing import Any
+
 
 def __getattr__(name: str) -> Any:
     """`load_runs`, without pandas for those who don't ask."""

@@ -1,5 +1,6 @@
-"""A cell of a sweep: one run whose folder is named after what it computes. So asking for it again skips it, goes on
-with it or tries it again, whichever launcher asks and however many do at once. No torch before a cell runs.
+"""A cell of a sweep: one run whose folder is named after what it computes. So asking for it again
+skips it, goes on with it or tries it again, whichever launcher asks and however many do at once. No
+torch before a cell runs.
 """
 
 import fcntl
@@ -21,14 +22,17 @@ from lmlab.overrides import parse
 
 ENDED = ("finished", "diverged", "pruned")  # of its own
 
+
 class Busy(Exception):
     """Another process is at work on the cell."""
 
+
 @dataclass(frozen=True)
 class Sweep:
-    """What all cells of one command share: among it the overrides that the door added to those typed (`beside`), and
-    the keys that were given several values.
+    """What all cells of one command share: among it the overrides that the door added to those
+    typed (`beside`), and the keys that were given several values.
     """
+
     name: str
     command: str
     beside: tuple[str, ...] = ()
@@ -43,11 +47,14 @@ class Sweep:
         """Where the sweep keeps what belongs to no run: locks, logs, Hydra's notes."""
         return self.folder / ".sweep"
 
+
 @dataclass(frozen=True)
 class Cell:
-    """A run to be made. `config` has the device, precision and threads that it gets; `hash` tells it from all others,
-    `group` is that of all which differ only in their seed; sizes are those of the whole run.
+    """A run to be made. `config` has the device, precision and threads that it gets; `hash` tells
+    it from all others, `group` is that of all which differ only in their seed; sizes are those of
+    the whole run.
     """
+
     config: Config
     sweep: Sweep
     label: str
@@ -84,15 +91,23 @@ class Cell:
         return str(self.metrics().get("status", "new"))
 
     def over(self) -> bool:
-        """Whether nothing is left to do. What a search has cut is done for a search that cuts, and for nobody else."""
+        """Whether nothing is left to do. What a search has cut is done for a search that cuts, and
+        for nobody else.
+        """
         status, trial = self.status(), self.config.sweep and self.config.sweep.trial
         cuts = bool(trial) and json.loads(trial)["pruner"] != "none"
         return status in ENDED and (status != "pruned" or cuts)
 
+
 def identity(flat: dict[str, Any], data_sha256: str, init_sha256: str | None) -> tuple[str, str]:
-    """The hash of a run's configuration and data, and that of its group, whose members differ in their seeds."""
-    touching = {key: value for key, value in flat.items() if key not in UNTOUCHING
-                and not (key in NEUTRAL and NEUTRAL[key] == value)}
+    """The hash of a run's configuration and data, and that of its group, whose members differ in
+    their seeds.
+    """
+    touching = {
+        key: value
+        for key, value in flat.items()
+        if key not in UNTOUCHING and not (key in NEUTRAL and NEUTRAL[key] == value)
+    }
     touching |= {"data_sha256": data_sha256} | ({"init_sha256": init_sha256} if init_sha256 else {})
 
     def short(values: dict[str, Any]) -> str:
@@ -100,18 +115,26 @@ def identity(flat: dict[str, Any], data_sha256: str, init_sha256: str | None) ->
 
     return short(touching), short({key: value for key, value in touching.items() if key != "seed"})
 
+
 def label(overrides: list[str], sweep: Sweep) -> str:
     """The overrides as part of a folder's name: first those that vary, long numbers shortened."""
     hidden = ("name", *keys_of(SweepConfig))
-    typed = [text for text in overrides if text not in sweep.beside and parse(text).key_or_group not in hidden]
+    typed = [
+        text
+        for text in overrides
+        if text not in sweep.beside and parse(text).key_or_group not in hidden
+    ]
     typed.sort(key=lambda text: parse(text).key_or_group not in sweep.swept)
-    shorter = re.sub(r"\d\.\d{5,}(e-?\d+)?", lambda found: f"{float(found[0]):.4g}", ",".join(typed))
+    shorter = re.sub(
+        r"\d\.\d{5,}(e-?\d+)?", lambda found: f"{float(found[0]):.4g}", ",".join(typed)
+    )
     return re.sub(r"[^\w.,=+-]", "_", shorter, flags=re.ASCII)
+
 
 @contextmanager
 def locked(cell: Cell, patience: float = 0.1) -> Iterator[None]:
-    """While it is held nobody else runs the cell. Raises Busy if somebody does, and not only asks whether somebody
-    does, which takes less than `patience` seconds. Death releases it.
+    """While it is held nobody else runs the cell. Raises Busy if somebody does, and not only asks
+    whether somebody does, which takes less than `patience` seconds. Death releases it.
     """
     path, late = cell.sweep.own / "locks" / cell.hash, time.monotonic() + patience
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,6 +149,7 @@ def locked(cell: Cell, patience: float = 0.1) -> Iterator[None]:
                 time.sleep(0.01)
         yield
 
+
 def is_busy(cell: Cell) -> bool:
     """Whether some process runs the cell, as a sweep's or resumed by hand."""
     try:
@@ -134,9 +158,11 @@ def is_busy(cell: Cell) -> bool:
     except Busy:
         return True
 
+
 def run(cell: Cell, watch: Callable[[int, float], bool] | None = None) -> str:
-    """Does what is left to do of the cell and returns its status. What goes wrong is noted in its folder and printed;
-    only what stops the program is raised, and Busy. `watch` is told (step, val/loss) and may end the run early.
+    """Does what is left to do of the cell and returns its status. What goes wrong is noted in its
+    folder and printed; only what stops the program is raised, and Busy. `watch` is told (step,
+    val/loss) and may end the run early.
     """
     with locked(cell):
         path, tries = cell.path, 1 + (cell.config.sweep.retries if cell.config.sweep else 0)
@@ -153,6 +179,7 @@ def run(cell: Cell, watch: Callable[[int, float], bool] | None = None) -> str:
                 status = fail(cell, reason(error.__cause__ or error))
         return status
 
+
 def run_when_free(cell: Cell, watch: Callable[[int, float], bool] | None = None) -> str:
     """`run`, after whoever else is at work on the cell."""
     while True:
@@ -161,18 +188,24 @@ def run_when_free(cell: Cell, watch: Callable[[int, float], bool] | None = None)
         except Busy:
             time.sleep(0.5)
 
+
 def attempt(cell: Cell, path: Path, watch: Callable[[int, float], bool] | None) -> str:
     """One try: on from the last checkpoint if there is one, else from the beginning."""
     from lmlab import experiment
 
     if (path / "checkpoints/last.ckpt").exists():
         saved = runs.read_config(path)
-        if hasattr(saved.data, "path") and hasattr(cell.config.data, "path"):  # the text may have been moved
+        if hasattr(saved.data, "path") and hasattr(
+            cell.config.data, "path"
+        ):  # the text may have been moved
             saved = replace(saved, data=replace(saved.data, path=cell.config.data.path))
         return experiment.resume(path, saved, cell.sweep.command, watch)
     if path.exists():  # ended before there was anything to go on from
         shutil.rmtree(path)
-    return experiment.run(cell.config, path, cell.sweep.command, cell.data_sha256, cell.facts, watch)[0]
+    return experiment.run(
+        cell.config, path, cell.sweep.command, cell.data_sha256, cell.facts, watch
+    )[0]
+
 
 def fail(cell: Cell, why: str) -> str:
     """Notes that the cell failed, and why; makes its folder if it had not come so far."""
@@ -182,17 +215,26 @@ def fail(cell: Cell, why: str) -> str:
         path.mkdir(parents=True, exist_ok=True)
         runs.write_config(path, config)
     if not metrics:
-        metrics = {"step": 0, "seed": config.run.seed, "n_params": cell.n_params, "data_sha256": cell.data_sha256}
+        metrics = {
+            "step": 0,
+            "seed": config.run.seed,
+            "n_params": cell.n_params,
+            "data_sha256": cell.data_sha256,
+        }
         metrics |= cell.facts
     metrics |= {"status": "failed", "reason": why}
     files.write(path / "metrics.json", runs.to_json(metrics, indent=2).encode())
     return "failed"
 
+
 def reason(error: BaseException) -> str:
     """An error in one line, the first of what it says."""
-    said = re.sub(r"\[enforce fail[^]]*\] err == 0\. ", "", " ".join(str(error).split()))[:300]  # torch's line number
+    said = re.sub(r"\[enforce fail[^]]*\] err == 0\. ", "", " ".join(str(error).split()))[
+        :300
+    ]  # torch's line number
     short = isinstance(error, MemoryError) or any(
-        sign in said.lower() for sign in ("out of memory", "can't allocate memory", "not enough memory"))
+        sign in said.lower()
+        for sign in ("out of memory", "can't allocate memory", "not enough memory")
+    )
     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
     return f"{'out of memory: ' * short}{kind}{said}"
-

@@ -1,5 +1,5 @@
-"""Cells on this machine: each in a fresh process forked from a server that has imported torch, several at a time. The
-launcher itself never imports it.
+"""Cells on this machine: each in a fresh process forked from a server that has imported torch,
+several at a time. The launcher itself never imports it.
 """
 
 import os
@@ -27,9 +27,11 @@ from lmlab.sweep.view import View
 
 POLL = 0.2  # seconds between two looks at the cells
 
+
 @dataclass
 class Job:
     """A cell on its way. `handle` is the caller's own."""
+
     cell: Cell
     handle: Any
     tries: int  # how many more it has
@@ -40,6 +42,7 @@ class Job:
     late: bool = False
     stamp: int = 0  # of its metrics.json, when this launcher saw it last
 
+
 def stamp(cell: Cell) -> int:
     """Changes whenever something is noted about the cell."""
     try:
@@ -47,27 +50,39 @@ def stamp(cell: Cell) -> int:
     except FileNotFoundError:
         return 0
 
+
 class LocalLauncher(Launcher):
     """Hydra's launcher, hydra/launcher=local."""
+
     def __init__(self, n_jobs: int | None, time_limit: float | None) -> None:
         self.n_jobs, self.time_limit = n_jobs, time_limit
 
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
         self.sweep: Sweep = task_function.sweep
         self.survey: Survey = task_function.survey
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
         """Runs them all, in any order; what goes wrong in a cell stands in its folder."""
         left, answers = deque(enumerate(job_overrides)), {}
         self.stream(lambda: left.popleft() if left else None, answers.__setitem__, len(left))
-        return [JobReturn(overrides=list(own), status=JobStatus.COMPLETED, _return_value=answers.get(i))
-                for i, own in enumerate(job_overrides)]
+        return [
+            JobReturn(overrides=list(own), status=JobStatus.COMPLETED, _return_value=answers.get(i))
+            for i, own in enumerate(job_overrides)
+        ]
 
-    def stream(self, following: Callable[[], tuple[Any, Sequence[str]] | None],
-               ended: Callable[[Any, Cell | None], None], total: int) -> None:
-        """Runs what `following` hands out as (handle, overrides), one whenever there is room, until it has none and all
-        are done; `ended` is told each handle and its cell, None if it can't be run. A cell that another process is at
-        work on waits.
+    def stream(
+        self,
+        following: Callable[[], tuple[Any, Sequence[str]] | None],
+        ended: Callable[[Any, Cell | None], None],
+        total: int,
+    ) -> None:
+        """Runs what `following` hands out as (handle, overrides), one whenever there is room, until
+        it has none and all are done; `ended` is told each handle and its cell, None if it can't be
+        run. A cell that another process is at work on waits.
         """
         with one_line_errors():
             self.survey.announce()  # waits for it: here a cell that can't be run is told
@@ -77,7 +92,11 @@ class LocalLauncher(Launcher):
         with self.signals(), self.view:
             try:
                 while True:
-                    while not self.signal and len(self.jobs) < n_jobs and (job := self.ready(following)):
+                    while (
+                        not self.signal
+                        and len(self.jobs) < n_jobs
+                        and (job := self.ready(following))
+                    ):
                         self.start(job)
                     if not self.jobs and (self.signal or not self.waiting):
                         break
@@ -86,12 +105,16 @@ class LocalLauncher(Launcher):
                         time.sleep(POLL)
                     for job in list(self.jobs):
                         self.attend(job)
-                    self.view.show(*([job.cell for job in some] for some in (self.jobs, self.waiting)))
+                    self.view.show(
+                        *([job.cell for job in some] for some in (self.jobs, self.waiting))
+                    )
             finally:
                 for job in self.jobs:  # only if the launcher itself failed
                     job.process.kill()
         if self.signal:
-            print(f"stopped; the same command goes on. So far: python scripts/compare.py {self.sweep.folder}")
+            print(
+                f"stopped; the same command goes on. So far: python scripts/compare.py {self.sweep.folder}"
+            )
             raise SystemExit(128 + self.signal)
 
     def ready(self, following: Callable[[], tuple[Any, Sequence[str]] | None]) -> Job | None:
@@ -100,7 +123,9 @@ class LocalLauncher(Launcher):
             job = self.waiting.popleft()
             if cells.is_busy(job.cell):
                 self.waiting.append(job)
-            elif job.cell.over() or (job.cell.status() == "failed" and stamp(job.cell) != job.stamp):
+            elif job.cell.over() or (
+                job.cell.status() == "failed" and stamp(job.cell) != job.stamp
+            ):
                 self.done(job, "by another process")
             else:
                 return job
@@ -125,7 +150,9 @@ class LocalLauncher(Launcher):
 
     def start(self, job: Job) -> None:
         if job.cell.config.choices["device"] == "cuda":
-            ids = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(self.survey.gpus)))).split(",")
+            ids = os.environ.get(
+                "CUDA_VISIBLE_DEVICES", ",".join(map(str, range(self.survey.gpus)))
+            ).split(",")
             job.gpu = min(ids, key=[other.gpu for other in self.jobs].count)
         job.process = server().Process(target=worker.work, args=(job.cell, job.gpu))
         job.process.start()
@@ -151,7 +178,9 @@ class LocalLauncher(Launcher):
             return self.waiting.append(job)
         if self.signal and not job.late:
             return None
-        told = job.cell.status() == "failed" and stamp(job.cell) != job.stamp  # the cell itself said why
+        told = (
+            job.cell.status() == "failed" and stamp(job.cell) != job.stamp
+        )  # the cell itself said why
         if not told or code < 0 or job.late:
             try:
                 with cells.locked(job.cell):
@@ -162,7 +191,9 @@ class LocalLauncher(Launcher):
                 self.view.say(f"{error}")
         if job.tries:
             job.tries -= 1
-            self.view.say(f"{self.view.name(job.cell)}: {job.cell.metrics().get('reason')}; tried again")
+            self.view.say(
+                f"{self.view.name(job.cell)}: {job.cell.metrics().get('reason')}; tried again"
+            )
             job.stamp = stamp(job.cell)
             return self.waiting.appendleft(job)
         return self.done(job)
@@ -185,7 +216,10 @@ class LocalLauncher(Launcher):
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """The first Ctrl-C or SIGTERM lets every cell end its step and save, the second doesn't wait."""
+        """The first Ctrl-C or SIGTERM lets every cell end its step and save, the second doesn't
+        wait.
+        """
+
         def on_signal(number: int, frame: object) -> None:
             if self.signal:
                 for job in self.jobs:
@@ -194,7 +228,9 @@ class LocalLauncher(Launcher):
                 os.write(2, b"\nstopping the cells after their step; once more stops at once\n")
             self.signal = number
 
-        before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {
+            number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)
+        }
         try:
             yield
         finally:

@@ -1,4 +1,6 @@
-"""What a sweep would do, before it does it: every cell's folder, size and cost; whether its text and machine hold."""
+"""What a sweep would do, before it does it: every cell's folder, size and cost; whether its text
+and machine hold.
+"""
 
 import time
 from collections import Counter
@@ -18,17 +20,23 @@ from lmlab.optim import build_optimizer
 from lmlab.sweep import cells
 from lmlab.sweep.cells import Cell, Sweep
 
-TEXTS: dict[tuple[object, ...], tuple[CharDataModule, str | None, str | None]] = {}  # read once for all cells
+TEXTS: dict[
+    tuple[object, ...], tuple[CharDataModule, str | None, str | None]
+] = {}  # read once for all cells
+
 
 def source(config: Config) -> tuple[object, ...]:
     """What a text and its vocabulary depend on: its place in TEXTS."""
     return config.choices["data"], config.data, config.run.init_from, config.run.unknown
 
+
 def identify(config: Config, overrides: list[str], sweep: Sweep, elsewhere: bool = False) -> Cell:
-    """The cell of a composed configuration. Raises UserError for what its text or this machine can't do. `elsewhere`:
-    another machine will run it, and identify it again.
+    """The cell of a composed configuration. Raises UserError for what its text or this machine
+    can't do. `elsewhere`: another machine will run it, and identify it again.
     """
-    keys = replace(config.run, threads=config.run.threads or 1)  # so that many fit, and all launchers agree
+    keys = replace(
+        config.run, threads=config.run.threads or 1
+    )  # so that many fit, and all launchers agree
     config = replace(config, run=keys)
     try:
         config = device.resolve(config)
@@ -47,19 +55,29 @@ def identify(config: Config, overrides: list[str], sweep: Sweep, elsewhere: bool
         model = build_model(config.model, text.tokenizer.vocab_size)
     tokens = keys.max_steps * keys.batch_size * keys.grad_accumulation * config.model.block_size
     tokens = len(text.splits["train"]) if config.counted else tokens
-    return Cell(config, sweep, cells.label(overrides, sweep) or config.choices["model"],
-                *cells.identity(config.flat(), text.sha256, init_sha256), text.sha256,
-                sum(weight.numel() for weight in model.parameters()), tokens,
-                tokens * flops_per_token(model, config.model))
+    return Cell(
+        config,
+        sweep,
+        cells.label(overrides, sweep) or config.choices["model"],
+        *cells.identity(config.flat(), text.sha256, init_sha256),
+        text.sha256,
+        sum(weight.numel() for weight in model.parameters()),
+        tokens,
+        tokens * flops_per_token(model, config.model),
+    )
 
-def identify_all(asked: list[tuple[Config, list[str]]], sweep: Sweep, elsewhere: bool) -> tuple[list[Cell], int]:
+
+def identify_all(
+    asked: list[tuple[Config, list[str]]], sweep: Sweep, elsewhere: bool
+) -> tuple[list[Cell], int]:
     """The cell of each, and how many GPUs there are here. Texts are read anew."""
     TEXTS.clear()
     return [identify(*one, sweep, elsewhere) for one in asked], torch.cuda.device_count()
 
+
 def seconds_per_step(cell: Cell) -> tuple[float, float]:
-    """Measured here: seconds of a training step, and of the evaluation of a token. Large steps are scaled up from one
-    sequence.
+    """Measured here: seconds of a training step, and of the evaluation of a token. Large steps are
+    scaled up from one sequence.
     """
     config, torch_threads = cell.config, torch.get_num_threads()
     torch.set_num_threads(config.run.threads)
@@ -103,23 +121,37 @@ def seconds_per_step(cell: Cell) -> tuple[float, float]:
     finally:
         torch.set_num_threads(torch_threads)
 
+
 def counting(config: Config, text: CharDataModule) -> float:
     """Seconds to count the text, scaled up from its beginning."""
     part, begun = text.splits["train"][:100_000], time.perf_counter()
     build_model(config.model, text.tokenizer.vocab_size).count(part)
     return (time.perf_counter() - begun) * len(text.splits["train"]) / len(part)
 
+
 def costs(found: list[Cell]) -> dict[str, tuple[float, int]]:
-    """By hash, estimates of a cell's seconds and bytes on disk; cells of one shape are measured once."""
+    """By hash, estimates of a cell's seconds and bytes on disk; cells of one shape are measured
+    once.
+    """
     measured: dict[tuple[object, ...], tuple[float, float]] = {}
     answers = {}
     for cell in found:
         config, keys = cell.config, cell.config.run
-        shape = (config.model, config.optimizer, keys.batch_size, keys.grad_accumulation, keys.threads,
-                 config.device, config.choices["device"], *source(config))
+        shape = (
+            config.model,
+            config.optimizer,
+            keys.batch_size,
+            keys.grad_accumulation,
+            keys.threads,
+            config.device,
+            config.choices["device"],
+            *source(config),
+        )
         text, *_ = TEXTS[source(config)]
         if shape not in measured:
-            measured[shape] = (counting(config, text), 0.0) if config.counted else seconds_per_step(cell)
+            measured[shape] = (
+                (counting(config, text), 0.0) if config.counted else seconds_per_step(cell)
+            )
         if config.counted:
             answers[cell.hash] = measured[shape][0], 12 * cell.tokens + 2**15
             continue
@@ -127,11 +159,16 @@ def costs(found: list[Cell]) -> dict[str, tuple[float, int]]:
         evaluations = 2 + keys.max_steps // keys.eval_interval
         with torch.device("meta"):
             model = build_model(config.model, text.tokenizer.vocab_size)
-        kept = 2 if hasattr(config.optimizer, "beta1") else int(config.optimizer.momentum > 0)  # beside each weight
+        kept = (
+            2 if hasattr(config.optimizer, "beta1") else int(config.optimizer.momentum > 0)
+        )  # beside each weight
         checkpoint = sum(weight.nbytes for weight in model.parameters()) * (1 + kept) + 2**14
-        answers[cell.hash] = (keys.max_steps * step + evaluations * len(text.splits["val"]) * token,
-                              3 * checkpoint + 150 * keys.max_steps // keys.log_interval + 2**15)
+        answers[cell.hash] = (
+            keys.max_steps * step + evaluations * len(text.splits["val"]) * token,
+            3 * checkpoint + 150 * keys.max_steps // keys.log_interval + 2**15,
+        )
     return answers
+
 
 def table(found: list[Cell], n_jobs: int, elsewhere: bool) -> Table:
     """What dry_run=true shows."""
@@ -145,26 +182,50 @@ def table(found: list[Cell], n_jobs: int, elsewhere: bool) -> Table:
     left = [cell for cell in found if not cell.over()]
     total = sum(estimates[cell.hash][0] for cell in left) / n_jobs
     kinds = ", ".join(f"{n} {state}" for state, n in Counter(states.values()).items())
-    shown = Table(title=f"{found[0].sweep.folder}: {len(found)} cells, {kinds}", title_justify="left",
-                  caption=f"{n_jobs} at a time; what is left takes about {duration(total)} and "
-                          f"{si(sum(estimates[cell.hash][1] for cell in left))}B of disk", caption_justify="left")
+    shown = Table(
+        title=f"{found[0].sweep.folder}: {len(found)} cells, {kinds}",
+        title_justify="left",
+        caption=f"{n_jobs} at a time; what is left takes about {duration(total)} and "
+        f"{si(sum(estimates[cell.hash][1] for cell in left))}B of disk",
+        caption_justify="left",
+    )
     for name in ("cell", "state", "parameters", "tokens", "FLOPs", "time", "disk"):
-        shown.add_column(name, justify="left" if name in ("cell", "state") else "right", overflow="fold")
+        shown.add_column(
+            name, justify="left" if name in ("cell", "state") else "right", overflow="fold"
+        )
     for cell in found:
         seconds, size = estimates[cell.hash]
-        shown.add_row(cell.path.name, states[cell.hash], si(cell.n_params), si(cell.tokens), si(cell.flops),
-                      duration(seconds), f"{si(size)}B")
+        shown.add_row(
+            cell.path.name,
+            states[cell.hash],
+            si(cell.n_params),
+            si(cell.tokens),
+            si(cell.flops),
+            duration(seconds),
+            f"{si(size)}B",
+        )
     return shown
 
+
 def test_losses(paths: list[str]) -> None:
-    """Evaluates the last weights of runs on their test split and notes it in their evaluations.jsonl."""
+    """Evaluates the last weights of runs on their test split and notes it in their
+    evaluations.jsonl.
+    """
     for path in paths:
         run = checkpoints.load(Path(path), "last")
-        text = CharDataModule(run.config, run.tokenizer, runs.text_sha256(runs.read_metrics(run.path), run.path))
+        text = CharDataModule(
+            run.config, run.tokenizer, runs.text_sha256(runs.read_metrics(run.path), run.path)
+        )
         tokens = text.splits["test"]
-        answers = evaluate.log_probs(run.model, tokens, run.config.model.block_size, run.config.device.precision)
-        evaluate.keep(run.path, {"checkpoint": "last", "text": "test", "sha256": text.sha256},
-                      evaluate.metrics(answers, tokens, run.tokenizer, "test"))
+        answers = evaluate.log_probs(
+            run.model, tokens, run.config.model.block_size, run.config.device.precision
+        )
+        evaluate.keep(
+            run.path,
+            {"checkpoint": "last", "text": "test", "sha256": text.sha256},
+            evaluate.metrics(answers, tokens, run.tokenizer, "test"),
+        )
+
 
 def si(number: float) -> str:
     """1234567 as 1.23 M."""
@@ -173,7 +234,14 @@ def si(number: float) -> str:
             return f"{number / factor:.3g} {sign}"
     return f"{number:.3g} "
 
+
 def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{seconds:.1f} s"
+    return (
+        f"{hours} h {minutes:02} min"
+        if hours
+        else f"{minutes} min {rest:02} s"
+        if minutes
+        else f"{seconds:.1f} s"
+    )

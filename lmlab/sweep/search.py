@@ -1,4 +1,6 @@
-"""A search instead of a grid: Optuna proposes, cells answer. The study's database is what all processes share."""
+"""A search instead of a grid: Optuna proposes, cells answer. The study's database is what all
+processes share.
+"""
 
 import fcntl
 import json
@@ -23,17 +25,26 @@ from lmlab.sweep.launcher import LocalLauncher
 if TYPE_CHECKING:
     import optuna
 
-LOSSES = ("val/loss", "best/val/loss", "val/bits_per_byte")  # objectives that show on the way: such trials can be cut
+LOSSES = (
+    "val/loss",
+    "best/val/loss",
+    "val/bits_per_byte",
+)  # objectives that show on the way: such trials can be cut
+
 
 class SearchSweeper(Sweeper):
     """Hydra's sweeper, hydra/sweeper=search; settings as in conf/hydra/sweeper/search.yaml."""
+
     def __init__(self, **settings: Any) -> None:
         self.settings = SearchConfig(**settings)
 
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
         self.sweep_of: Sweep = task_function.sweep
         self.launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config)
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
 
     def sweep(self, arguments: list[str]) -> None:
         """Trials until the study has `n_trials`. What a dead process left behind is taken up."""
@@ -43,10 +54,14 @@ class SearchSweeper(Sweeper):
             fcntl.flock(alive, fcntl.LOCK_EX)  # while this process lives
             while True:
                 if isinstance(self.launcher, LocalLauncher):
-                    done = sum(trial.state.is_finished() for trial in self.study.get_trials(deepcopy=False))
+                    done = sum(
+                        trial.state.is_finished() for trial in self.study.get_trials(deepcopy=False)
+                    )
                     self.launcher.stream(self.following, self.ended, self.settings.n_trials - done)
                 else:
-                    one_by_one = type(self.launcher).__name__ == "BasicLauncher"  # Hydra loads a copy of the class
+                    one_by_one = (
+                        type(self.launcher).__name__ == "BasicLauncher"
+                    )  # Hydra loads a copy of the class
                     self.batch(1 if one_by_one else self.settings.batch)
                 if not any(self.owner(trial) == "other" for trial in self.running()):
                     break
@@ -57,15 +72,26 @@ class SearchSweeper(Sweeper):
         self.fixed = [o.input_line for o in overrides if not o.is_sweep_override()]
         self.space = {o.key_or_group: Dimension(o) for o in overrides if o.is_sweep_override()}
         if not self.space:
-            raise UserError("hydra/sweeper=search: needs a key with several values, as "
-                            "lr='tag(log,interval(1e-4,1e-2))'")
-        config, _ = resolved([*self.fixed, *(ends(o)[0] for o in overrides if o.is_sweep_override())])
+            raise UserError(
+                "hydra/sweeper=search: needs a key with several values, as "
+                "lr='tag(log,interval(1e-4,1e-2))'"
+            )
+        config, _ = resolved(
+            [*self.fixed, *(ends(o)[0] for o in overrides if o.is_sweep_override())]
+        )
         if config.data.val_fraction == 0 and self.settings.objective in LOSSES:
-            raise UserError(f"hydra.sweeper.objective={self.settings.objective}: needs val_fraction above 0")
+            raise UserError(
+                f"hydra.sweeper.objective={self.settings.objective}: needs val_fraction above 0"
+            )
         url = self.settings.storage or f"sqlite:///{self.sweep_of.folder}/study.db"
         pruner = self.settings.pruner if self.settings.objective in LOSSES else "none"
-        self.about = {"study": self.sweep_of.name, "storage": url, "direction": self.settings.direction,
-                      "pruner": pruner, "steps": [config.run.eval_interval, config.run.max_steps]}
+        self.about = {
+            "study": self.sweep_of.name,
+            "storage": url,
+            "direction": self.settings.direction,
+            "pruner": pruner,
+            "steps": [config.run.eval_interval, config.run.max_steps],
+        }
         self.me, folder = uuid.uuid4().hex, self.sweep_of.own / "searches"
         if not self.settings.storage:
             folder.mkdir(parents=True, exist_ok=True)
@@ -73,28 +99,45 @@ class SearchSweeper(Sweeper):
         folder.mkdir(parents=True, exist_ok=True)
         for dimension in self.space.values():
             dimension.fits(self.study)
-        for key, value in (("objective", self.settings.objective), ("direction", self.settings.direction)):
+        for key, value in (
+            ("objective", self.settings.objective),
+            ("direction", self.settings.direction),
+        ):
             before = self.study.user_attrs.get(key, value)
             if before != value:
-                raise UserError(f"hydra.sweeper.{key}={value}: the study {self.study.study_name} was begun with "
-                                f"{before}; another name= begins another")
+                raise UserError(
+                    f"hydra.sweeper.{key}={value}: the study {self.study.study_name} was begun with "
+                    f"{before}; another name= begins another"
+                )
             self.study.set_user_attr(key, value)
 
     def batch(self, n: int) -> None:
         """For launchers that want to know all their cells at once: n at a time."""
         while batch := [one for one in (self.following() for _ in range(n)) if one]:
-            answers = self.launcher.launch([overrides for _, overrides in batch], initial_job_idx=batch[0][0].number)
+            answers = self.launcher.launch(
+                [overrides for _, overrides in batch], initial_job_idx=batch[0][0].number
+            )
             for (trial, _), answer in zip(batch, answers, strict=True):
                 self.ended(trial, answer.return_value)
 
     def running(self) -> list["optuna.trial.FrozenTrial"]:
-        return [trial for trial in self.study.get_trials(deepcopy=False) if trial.state.name == "RUNNING"]
+        return [
+            trial
+            for trial in self.study.get_trials(deepcopy=False)
+            if trial.state.name == "RUNNING"
+        ]
 
     def owner(self, trial: "optuna.trial.FrozenTrial") -> str:
-        """Who runs a trial: 'me', an 'other' process that lives, 'nobody', or 'unknown', on a disk that isn't seen."""
+        """Who runs a trial: 'me', an 'other' process that lives, 'nobody', or 'unknown', on a disk
+        that isn't seen.
+        """
         by = trial.user_attrs.get("by")
         if by is None:  # killed, or on another machine between two lines of `following`
-            return "nobody" if datetime.now() - trial.datetime_start > timedelta(seconds=5) else "other"
+            return (
+                "nobody"
+                if datetime.now() - trial.datetime_start > timedelta(seconds=5)
+                else "other"
+            )
         if by == self.me:
             return "me"
         path = self.sweep_of.own / "searches" / by
@@ -125,7 +168,9 @@ class SearchSweeper(Sweeper):
         return trial, [*self.fixed, *chosen, f"trial='{note}'"]
 
     def ended(self, trial: Any, cell: Cell | None) -> None:
-        """Tells the study what came of a trial; None: it was no run. One that was interrupted stays open."""
+        """Tells the study what came of a trial; None: it was no run. One that was interrupted stays
+        open.
+        """
         if cell is None:
             trial.set_user_attr("status", "failed")
             study.tell(self.study, trial, None, "FAIL")
@@ -138,10 +183,12 @@ class SearchSweeper(Sweeper):
         if status in state:
             study.tell(self.study, trial, value if status == "finished" else None, state[status])
 
+
 class Dimension:
-    """What a search may give one key: one of several values, or a number of a range. Raises UserError if there is none
-    such.
+    """What a search may give one key: one of several values, or a number of a range. Raises
+    UserError if there is none such.
     """
+
     def __init__(self, override: Override) -> None:
         import optuna
 
@@ -161,9 +208,13 @@ class Dimension:
             if self.texts:
                 self.distribution = optuna.distributions.CategoricalDistribution(list(self.texts))
             elif kind_of(self.key) is int:
-                self.distribution = optuna.distributions.IntDistribution(int(low), int(high), log, int(step or 1))
+                self.distribution = optuna.distributions.IntDistribution(
+                    int(low), int(high), log, int(step or 1)
+                )
             else:
-                self.distribution = optuna.distributions.FloatDistribution(float(low), float(high), log, step)
+                self.distribution = optuna.distributions.FloatDistribution(
+                    float(low), float(high), log, step
+                )
         except ValueError as error:
             raise UserError(f"{self.typed}: {error}") from None
 
@@ -176,8 +227,10 @@ class Dimension:
             try:
                 optuna.distributions.check_distribution_compatibility(before, self.distribution)
             except ValueError:
-                raise UserError(f"{self.typed}: the study {study.study_name} was begun with another kind of choice; "
-                                "another name= begins another") from None
+                raise UserError(
+                    f"{self.typed}: the study {study.study_name} was begun with another kind of choice; "
+                    "another name= begins another"
+                ) from None
 
     def suggest(self, trial: "optuna.Trial") -> str:
         """The override with the value that the trial has for the key, or is given now."""

@@ -1,4 +1,6 @@
-"""What a sweep shows while it runs: a table that is kept up to date on a terminal, a line a cell elsewhere."""
+"""What a sweep shows while it runs: a table that is kept up to date on a terminal, a line a cell
+elsewhere.
+"""
 
 import json
 import os
@@ -16,14 +18,20 @@ from lmlab.sweep.cells import Cell
 
 LAST = 6  # cells that have ended and are still shown
 
+
 class View:
     """A context in which it is shown."""
+
     def __init__(self, total: int, labels: Iterable[str]) -> None:
         self.console = Console(highlight=False, markup=False, emoji=False)
         self.total, self.counts, self.last = total, Counter(), deque(maxlen=LAST)
         parts = [set(label.split(",")) for label in labels]
         self.common = set.intersection(*parts) if len(parts) > 1 else set()
-        self.live = Live(console=self.console, auto_refresh=False, transient=True) if self.console.is_terminal else None
+        self.live = (
+            Live(console=self.console, auto_refresh=False, transient=True)
+            if self.console.is_terminal
+            else None
+        )
         self.drawn = 0.0
 
     def __enter__(self) -> Self:
@@ -37,7 +45,10 @@ class View:
 
     def name(self, cell: Cell) -> str:
         """What of its label is not the same for all."""
-        return ",".join(part for part in cell.label.split(",") if part not in self.common) or cell.label
+        return (
+            ",".join(part for part in cell.label.split(",") if part not in self.common)
+            or cell.label
+        )
 
     def say(self, text: str) -> None:
         self.console.print(text, soft_wrap=True)
@@ -65,19 +76,32 @@ class View:
             return
         self.drawn, table = time.monotonic(), Table(box=None, pad_edge=False)
         for name in ("cell", "state", "step", "loss", "time left"):
-            table.add_column(name, justify="left" if name in ("cell", "state") else "right", overflow="fold")
+            table.add_column(
+                name, justify="left" if name in ("cell", "state") else "right", overflow="fold"
+            )
         for name, said in self.last:
             table.add_row(name, said, style="dim")
         for state, shown in (("running", running), ("elsewhere", elsewhere[:LAST])):
             for cell in shown:
                 point, steps = progress(cell), cell.config.run.max_steps
-                step, loss, seconds = (point.get(key) for key in ("step", "train/loss", "train_seconds"))
-                table.add_row(self.name(cell), state, f"{step or 0:,} / {steps:,}",
-                              f"{loss:.4f}" if loss is not None else "",
-                              f"{(steps - step) * seconds / step:,.0f} s" if step and seconds else "")
+                step, loss, seconds = (
+                    point.get(key) for key in ("step", "train/loss", "train_seconds")
+                )
+                table.add_row(
+                    self.name(cell),
+                    state,
+                    f"{step or 0:,} / {steps:,}",
+                    f"{loss:.4f}" if loss is not None else "",
+                    f"{(steps - step) * seconds / step:,.0f} s" if step and seconds else "",
+                )
         counts = ", ".join(f"{n} {status}" for status, n in self.counts.items())
-        left = f"{self.counts.total()} of {self.total} cells" if self.total else f"{self.counts.total()} cells"
+        left = (
+            f"{self.counts.total()} of {self.total} cells"
+            if self.total
+            else f"{self.counts.total()} cells"
+        )
         self.live.update(Group(table, Text(f"{left}: {counts}" if counts else left)), refresh=True)
+
 
 def progress(cell: Cell) -> dict[str, Any]:
     """The last point that the cell has noted; of its file only the end is read."""

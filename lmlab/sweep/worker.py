@@ -1,4 +1,6 @@
-"""What a process of the local launcher does: one cell, or one question; and how it ends when nobody waits for it."""
+"""What a process of the local launcher does: one cell, or one question; and how it ends when nobody
+waits for it.
+"""
 
 import os
 import signal
@@ -12,11 +14,16 @@ from typing import Any
 from lmlab.config import UserError
 from lmlab.sweep.cells import Busy, Cell
 
-BUSY, FAILED = 75, 1  # exit statuses of a cell that somebody else is at work on, and of one that failed
+BUSY, FAILED = (
+    75,
+    1,
+)  # exit statuses of a cell that somebody else is at work on, and of one that failed
 GRACE = 15  # seconds that a cell has to end its step and save, once it was told to stop
+
 
 def leave_with_launcher() -> None:
     """The launcher may be killed: then the cell saves and ends, as on SIGTERM, or is ended."""
+
     def watch() -> None:
         connection.wait([parent_process().sentinel])
         os.kill(os.getpid(), signal.SIGTERM)
@@ -25,6 +32,7 @@ def leave_with_launcher() -> None:
 
     threading.Thread(target=watch, daemon=True).start()
 
+
 def begin(log: int | None) -> None:
     """Away from the terminal: Ctrl-C reaches the launcher alone, which then tells its cells once."""
     os.setsid()
@@ -32,8 +40,12 @@ def begin(log: int | None) -> None:
         signal.signal(number, signal.SIG_DFL)
     if log is not None:
         os.dup2(log, 1), os.dup2(log, 2)
-        sys.stdout, sys.stderr = os.fdopen(1, "w", 1, closefd=False), os.fdopen(2, "w", 1, closefd=False)
+        sys.stdout, sys.stderr = (
+            os.fdopen(1, "w", 1, closefd=False),
+            os.fdopen(2, "w", 1, closefd=False),
+        )
     leave_with_launcher()
+
 
 def answer(pipe: connection.Connection, name: str, *arguments: Any) -> None:
     """Sends back what lmlab.sweep.plan's function of that name returns or raises."""
@@ -47,6 +59,7 @@ def answer(pipe: connection.Connection, name: str, *arguments: Any) -> None:
     except Exception:
         result = RuntimeError(traceback.format_exc())
     pipe.send(result)
+
 
 def work(cell: Cell, gpu: str | None) -> None:
     """Runs the cell; everything that it prints goes to its log."""

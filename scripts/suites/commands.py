@@ -18,9 +18,10 @@ TRAIN = [sys.executable, str(Path(__file__).parents[2] / "train.py")]
 # nanoGPT's recipes, as its README gives them; the second is its config file as it stands.
 NANOGPT = {
     "shakespeare_cpu": "--device=cpu --compile=False --eval_iters=20 --log_interval=1 --block_size=64 --batch_size=12 "
-                       "--n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000 --lr_decay_iters=2000 --dropout=0.0",
+    "--n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000 --lr_decay_iters=2000 --dropout=0.0",
     "shakespeare_baby": "--log_interval=1 --max_iters=1000",
 }
+
 
 def clock() -> float:
     """Seconds, after all that a GPU still has to do."""
@@ -28,11 +29,13 @@ def clock() -> float:
         torch.cuda.synchronize()
     return time.perf_counter()
 
+
 def wall(command: list[str], folder: Path | str) -> float:
     """Seconds that a whole command takes."""
     begun = time.perf_counter()
     subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - begun
+
 
 def train(arguments: str) -> tuple[float, dict[str, float]]:
     """One run of train.py: wall time, and its metrics."""
@@ -41,15 +44,30 @@ def train(arguments: str) -> tuple[float, dict[str, float]]:
         (path,) = Path(folder).rglob("metrics.json")
         return seconds, runs.read_metrics(path.parent)
 
+
 def train_nanogpt(clone: Path, recipe: str, seed: int, out: Path) -> tuple[float, float]:
-    """One run of nanoGPT's train.py: wall time, and seconds of its training steps alone, those that evaluate first
-    counted as others."""
-    source = f"exec(open('train.py').read().replace('1337', '{1337 + seed}'))"  # its seed is no option
+    """One run of nanoGPT's train.py: wall time, and seconds of its training steps alone, those that
+    evaluate first counted as others.
+    """
+    source = (
+        f"exec(open('train.py').read().replace('1337', '{1337 + seed}'))"  # its seed is no option
+    )
     command = [sys.executable, "-c", source, "config/train_shakespeare_char.py", f"--out_dir={out}"]
     begun = time.perf_counter()
-    said = subprocess.run(command + NANOGPT[recipe].split(), cwd=clone, check=True, capture_output=True, text=True,
-                          env={**os.environ, "PYTHONWARNINGS": "ignore"}).stdout
+    said = subprocess.run(
+        command + NANOGPT[recipe].split(),
+        cwd=clone,
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+    ).stdout
     seconds = time.perf_counter() - begun
-    steps = {int(step): float(ms) / 1000 for step, ms in re.findall(r"iter (\d+): .*time ([\d.]+)ms", said)}
+    steps = {
+        int(step): float(ms) / 1000
+        for step, ms in re.findall(r"iter (\d+): .*time ([\d.]+)ms", said)
+    }
     evaluating = {int(step) for step in re.findall(r"step (\d+): train loss", said)}
-    return seconds, mean(ms for step, ms in steps.items() if step not in evaluating) * (len(steps) - 1)
+    return seconds, mean(ms for step, ms in steps.items() if step not in evaluating) * (
+        len(steps) - 1
+    )

@@ -1,13 +1,22 @@
-"""How fast a text becomes tokens, from its file to the memory map, in a fresh process on one core; imports don't count.
+"""How fast a text becomes tokens, from its file to the memory map, in a fresh process on one core;
+imports don't count.
 
-  MB/s, ASCII                 64 MB of the stories repeated, in 10^6 bytes of text a second: both readings, the tokens'
-                              file and its checksum, fsync included
-  MB/s, Cyrillic              the same in Cyrillic letters, two bytes each, as of a Russian text
-  MB/s, half Cyrillic         a to o alone in Cyrillic: one and two bytes in turn, at random, delay a decoder most
-  nanoGPT / lmlab             how many times the seconds (ASCII) nanoGPT's data/shakespeare_char/prepare.py takes, which
-                              reads the text whole, looks up each character in a dict and writes 16-bit ids
-  resident MB, ASCII of 1 GB  the most memory that the process ever had, torch included (measured once; left out for
-                              repeats=1)
+MB/s, ASCII                 64 MB of the stories repeated, in 10^6 bytes of text a second: both
+readings, the tokens'
+
+                            file and its checksum, fsync included
+
+MB/s, Cyrillic              the same in Cyrillic letters, two bytes each, as of a Russian text MB/s,
+half Cyrillic         a to o alone in Cyrillic: one and two bytes in turn, at random, delay a
+decoder most nanoGPT / lmlab             how many times the seconds (ASCII) nanoGPT's
+data/shakespeare_char/prepare.py takes, which
+
+                            reads the text whole, looks up each character in a dict and writes 16-bit ids
+
+resident MB, ASCII of 1 GB  the most memory that the process ever had, torch included (measured
+once; left out for
+
+                            repeats=1)
 """
 
 from __future__ import annotations
@@ -25,26 +34,37 @@ from statistics import median
 MB = 10**6
 CYRILLIC = {ord("a") + i: ord("а") + i for i in range(26)}
 
+
 def measure(repeats: int) -> dict[str, float]:
     from lmlab import corpora
 
     tales = corpora.TALES.read_text(encoding="utf-8").encode("ascii", "ignore").decode()
     half = {code: other for code, other in CYRILLIC.items() if code <= ord("o")}
-    texts = {"ASCII": tales, "Cyrillic": tales.lower().translate(CYRILLIC), "half Cyrillic": tales.translate(half)}
+    texts = {
+        "ASCII": tales,
+        "Cyrillic": tales.lower().translate(CYRILLIC),
+        "half Cyrillic": tales.translate(half),
+    }
     with tempfile.TemporaryDirectory() as folder:
-        paths = {name: fill(Path(folder) / f"{name}.txt", text, 64 * MB) for name, text in texts.items()}
+        paths = {
+            name: fill(Path(folder) / f"{name}.txt", text, 64 * MB) for name, text in texts.items()
+        }
         seconds = {name: [] for name in (*texts, "nanoGPT")}
         for _ in range(repeats):
             for name, path in paths.items():
                 seconds[name].append(run("lmlab", path)[0])
             seconds["nanoGPT"].append(run("nanogpt", paths["ASCII"])[0])
-        figures = {f"MB/s, {name}": path.stat().st_size / MB / median(seconds[name]) for name, path in paths.items()}
+        figures = {
+            f"MB/s, {name}": path.stat().st_size / MB / median(seconds[name])
+            for name, path in paths.items()
+        }
         ratios = zip(seconds["nanoGPT"], seconds["ASCII"], strict=True)
         figures["nanoGPT / lmlab"] = median(theirs / ours for theirs, ours in ratios)
         if repeats > 1:
             large = fill(paths["ASCII"], tales, 1000 * MB)
             figures["resident MB, ASCII of 1 GB"] = run("lmlab", large)[1] / MB
     return figures
+
 
 def fill(path: Path, text: str, size: int) -> Path:
     """A file of the text, repeated until it has so many bytes."""
@@ -54,12 +74,20 @@ def fill(path: Path, text: str, size: int) -> Path:
             file.write(content)
     return path
 
+
 def run(way: str, path: Path) -> tuple[float, float]:
-    """Seconds, and the most bytes of memory, of a process that prepares a text and has an empty cache."""
+    """Seconds, and the most bytes of memory, of a process that prepares a text and has an empty
+    cache.
+    """
     with tempfile.TemporaryDirectory(dir=path.parent) as cache:
         environment = os.environ | {"LMLAB_CACHE": cache}
         command = [sys.executable, __file__, way, str(path), cache]
-        return tuple(json.loads(subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE).stdout))
+        return tuple(
+            json.loads(
+                subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE).stdout
+            )
+        )
+
 
 def lmlab(path: str, folder: str) -> float:
     from lmlab import overrides
@@ -70,6 +98,7 @@ def lmlab(path: str, folder: str) -> float:
     CharDataModule(config)
     return time.perf_counter() - begun
 
+
 def nanogpt(path: str, folder: str) -> float:
     import numpy as np
 
@@ -78,6 +107,7 @@ def nanogpt(path: str, folder: str) -> float:
     stoi = {char: i for i, char in enumerate(sorted(set(text)))}
     np.array([stoi[char] for char in text], dtype=np.uint16).tofile(Path(folder) / "train.bin")
     return time.perf_counter() - begun
+
 
 if __name__ == "__main__":
     if hasattr(os, "sched_setaffinity"):

@@ -1,4 +1,6 @@
-"""Text from the GPT of nanoGPT's CPU recipe (untrained: the speed is the same), one sequence, 1,000 characters."""
+"""Text from the GPT of nanoGPT's CPU recipe (untrained: the speed is the same), one sequence, 1,000
+characters.
+"""
 
 import sys
 from pathlib import Path
@@ -12,13 +14,21 @@ from suites.commands import clock
 
 N, V = 1000, 65
 
+
 def measure(repeats: int, nanogpt: Path | None) -> dict[str, float]:
     config = device.resolve(overrides.resolved(("experiment=shakespeare_cpu",))[0])
     place, T, precision = device.pick("auto"), config.model.block_size, config.device.precision
-    model, start = build_model(config.model, V).to(place), torch.zeros(1, 1, dtype=torch.long, device=place)
+    model, start = (
+        build_model(config.model, V).to(place),
+        torch.zeros(1, 1, dtype=torch.long, device=place),
+    )
 
     def ours() -> None:
-        list(generate.generate(model, start.cpu().numpy(), N, T, temperature=0.8, precision=precision))
+        list(
+            generate.generate(
+                model, start.cpu().numpy(), N, T, temperature=0.8, precision=precision
+            )
+        )
 
     @torch.inference_mode()
     def uncached() -> None:
@@ -32,7 +42,10 @@ def measure(repeats: int, nanogpt: Path | None) -> dict[str, float]:
         sys.path.insert(0, str(nanogpt))
         from model import GPT, GPTConfig
 
-        shape = {key: getattr(config.model, key) for key in ("block_size", "n_layer", "n_head", "n_embd", "dropout")}
+        shape = {
+            key: getattr(config.model, key)
+            for key in ("block_size", "n_layer", "n_head", "n_embd", "dropout")
+        }
         theirs = GPT(GPTConfig(vocab_size=V, bias=False, **shape)).eval().to(place)
         ways["nanoGPT"] = lambda: theirs.generate(start, N, temperature=0.8, top_k=200)
     found = {way: [] for way in ways}
@@ -44,4 +57,6 @@ def measure(repeats: int, nanogpt: Path | None) -> dict[str, float]:
                 found[way].append(N / (clock() - begun))
     return {f"tokens/s, {way}": median(speeds) for way, speeds in found.items()} | {
         f"lmlab / {way}": median(a / b for a, b in zip(found["lmlab"], found[way], strict=True))
-        for way in ways if way != "lmlab"}
+        for way in ways
+        if way != "lmlab"
+    }

@@ -11,12 +11,19 @@ from suites.commands import TRAIN
 
 IMPORTS = [sys.executable, "-c", "import torch, pytorch_lightning"]
 
+
 def first_step(folder: str) -> float:
-    """Seconds from the command of the default run to its first training step, which is waited for and then enough."""
+    """Seconds from the command of the default run to its first training step, which is waited for
+    and then enough.
+    """
     begun = time.perf_counter()
-    run = subprocess.Popen([*TRAIN, "log_interval=1", "compile=false"], cwd=folder, stdout=subprocess.DEVNULL)
+    run = subprocess.Popen(
+        [*TRAIN, "log_interval=1", "compile=false"], cwd=folder, stdout=subprocess.DEVNULL
+    )
     try:
-        while not any("train/loss" in path.read_text() for path in Path(folder).rglob("history.jsonl")):
+        while not any(
+            "train/loss" in path.read_text() for path in Path(folder).rglob("history.jsonl")
+        ):
             if run.poll() is not None:
                 raise RuntimeError("train.py ended before its first step")
             time.sleep(0.005)
@@ -25,12 +32,17 @@ def first_step(folder: str) -> float:
         run.kill()
         run.wait()
 
+
 def measure(repeats: int) -> dict[str, float]:
     found = {"imports": [], "first step": [], "wrong key": [], "help": []}
     with tempfile.TemporaryDirectory() as folder:
         first_step(folder)  # fills the caches
         for _ in range(repeats):
-            for name, command in (("imports", IMPORTS), ("wrong key", [*TRAIN, "n_leyer=4"]), ("help", [*TRAIN, "-h"])):
+            for name, command in (
+                ("imports", IMPORTS),
+                ("wrong key", [*TRAIN, "n_leyer=4"]),
+                ("help", [*TRAIN, "-h"]),
+            ):
                 begun = time.perf_counter()
                 subprocess.run(command, cwd=folder, capture_output=True)
                 found[name].append(time.perf_counter() - begun)

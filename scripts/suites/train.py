@@ -23,6 +23,7 @@ from suites.commands import clock
 
 STEPS, IN_TURN = 500, 10  # of a run, and at a time
 
+
 def peak(place: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of the best of twenty products of large matrices."""
     n = 2048 if place.type == "cpu" else 8192
@@ -34,16 +35,20 @@ def peak(place: torch.device, dtype: torch.dtype) -> float:
         times.append(clock() - begun)
     return 2 * n**3 / min(times)
 
+
 def in_the_open(arguments: list[str]) -> Callable[[], float]:
-    """A loop in plain PyTorch with the model, optimizer and precision that train.py would have; each call makes some
-    steps more and returns their seconds.
+    """A loop in plain PyTorch with the model, optimizer and precision that train.py would have;
+    each call makes some steps more and returns their seconds.
     """
     config = device.resolve(overrides.resolved(arguments)[0])
     place, run, T = device.pick(config.choices["device"]), config.run, config.model.block_size
     text = data.CharDataModule(config)
     tokens = torch.from_numpy(text.splits["train"].copy()).to(place)
     model = build_model(config.model, text.tokenizer.vocab_size).to(place)
-    optimizer, weights = build_optimizer(model, config.optimizer, config.device.precision), list(model.parameters())
+    optimizer, weights = (
+        build_optimizer(model, config.optimizer, config.device.precision),
+        list(model.parameters()),
+    )
 
     def steps() -> float:
         careful = torch.are_deterministic_algorithms_enabled()
@@ -64,8 +69,12 @@ def in_the_open(arguments: list[str]) -> Callable[[], float]:
 
     return steps
 
+
 class Timed(Recorder):
-    """Keeps the seconds of the lab's steps, evaluations left out, and makes as many in the open in between."""
+    """Keeps the seconds of the lab's steps, evaluations left out, and makes as many in the open in
+    between.
+    """
+
     open_steps: Callable[[], float]
     lab = openly = 0.0
 
@@ -90,36 +99,57 @@ class Timed(Recorder):
         Timed.lab += clock()
         super().on_train_end(*given)
 
+
 def in_turn(arguments: list[str]) -> tuple[float, float]:
-    """Seconds a step of train.py, with its bar, its points and its checkpoints, and of the loop in the open."""
+    """Seconds a step of train.py, with its bar, its points and its checkpoints, and of the loop in
+    the open.
+    """
     Timed.open_steps = staticmethod(in_the_open(arguments))
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()), \
-            mock.patch.dict(os.environ, FORCE_COLOR="1"), mock.patch("sys.argv", ["train.py"]), \
-            mock.patch("lmlab.experiment.Recorder", Timed):  # FORCE_COLOR: the bar is drawn though nobody looks
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.chdir(folder),
+        contextlib.redirect_stdout(io.StringIO()),
+        mock.patch.dict(os.environ, FORCE_COLOR="1"),
+        mock.patch("sys.argv", ["train.py"]),
+        mock.patch("lmlab.experiment.Recorder", Timed),
+    ):  # FORCE_COLOR: the bar is drawn though nobody looks
         cli.main([*arguments, f"max_steps={STEPS}", "eval_interval=1000000"])
     return Timed.lab / STEPS, Timed.openly / STEPS
 
+
 def measure(repeats: int, nanogpt: Path | None) -> dict[str, float]:
     if nanogpt and not (nanogpt / "data/shakespeare_char/train.bin").exists():
-        raise UserError(f"nanogpt={nanogpt}: its text isn't prepared; run data/shakespeare_char/prepare.py there first")
+        raise UserError(
+            f"nanogpt={nanogpt}: its text isn't prepared; run data/shakespeare_char/prepare.py there first"
+        )
     place, found = device.pick("auto"), {}
     config = device.resolve(overrides.resolved(("model=gpt",))[0])
     half = config.device.precision == "bf16-mixed"
     found["GFLOP/s, peak in float32"] = peak(place, torch.float32) / 1e9
     best = peak(place, torch.bfloat16 if half else torch.float32)
     found["GFLOP/s, peak in the precision of training"] = best / 1e9
-    for name, arguments in (("gpt", ["model=gpt", "compile=false"]), ("bigram", ["model=bigram", "compile=false"]),
-                            ("modern, muon", ["model=modern", "optimizer=muon", "compile=false"])):
+    for name, arguments in (
+        ("gpt", ["model=gpt", "compile=false"]),
+        ("bigram", ["model=bigram", "compile=false"]),
+        ("modern, muon", ["model=modern", "optimizer=muon", "compile=false"]),
+    ):
         times = [in_turn(arguments) for _ in range(repeats)]
         found[f"{name}: ms a step, loop in the open"] = 1e3 * median(b for _, b in times)
         found[f"{name}: ms a step, lmlab"] = 1e3 * median(a for a, _ in times)
         found[f"{name}: lmlab / loop in the open"] = median(a / b for a, b in times)
         found[f"{name}: ms beside the loop in the open"] = 1e3 * median(a - b for a, b in times)
         if name == "gpt":
-            tokens = config.run.batch_size * config.model.block_size / (found[f"{name}: ms a step, lmlab"] / 1e3)
-            flops = flops_per_token(build_model(config.model, 60), config.model)  # of the stories' characters
+            tokens = (
+                config.run.batch_size
+                * config.model.block_size
+                / (found[f"{name}: ms a step, lmlab"] / 1e3)
+            )
+            flops = flops_per_token(
+                build_model(config.model, 60), config.model
+            )  # of the stories' characters
             found["gpt: share of the peak (MFU)"] = flops * tokens / best
     return found | (against_nanogpt(repeats, nanogpt) if nanogpt else {})
+
 
 def against_nanogpt(repeats: int, clone: Path) -> dict[str, float]:
     """Whole runs of its recipe in turn with ours, another seed each time."""
@@ -133,20 +163,28 @@ def against_nanogpt(repeats: int, clone: Path) -> dict[str, float]:
             loss = full_pass(clone, Path(out) / "ckpt.pt")
         ours, metrics = commands.train(f"experiment={recipe} seed={seed}{ours_only}")
         row = {
-            f"{recipe}: seconds in all, nanoGPT": wall, f"{recipe}: seconds in all, lmlab": ours,
+            f"{recipe}: seconds in all, nanoGPT": wall,
+            f"{recipe}: seconds in all, lmlab": ours,
             f"{recipe}: wall time, lmlab / nanoGPT": ours / wall,
             f"{recipe}: tokens/s of training, nanoGPT": tokens / training,
             f"{recipe}: tokens/s of training, lmlab": metrics["tokens_per_second"],
-            f"{recipe}: tokens/s of training, lmlab / nanoGPT": metrics["tokens_per_second"] * training / tokens,
-            f"{recipe}: val/loss, nanoGPT": loss, f"{recipe}: val/loss, lmlab": metrics["val/loss"],
+            f"{recipe}: tokens/s of training, lmlab / nanoGPT": metrics["tokens_per_second"]
+            * training
+            / tokens,
+            f"{recipe}: val/loss, nanoGPT": loss,
+            f"{recipe}: val/loss, lmlab": metrics["val/loss"],
         }
         if recipe == "shakespeare_cpu":
             _, fast = commands.train(f"experiment=shakespeare_fast seed={seed}")
-            row |= {"shakespeare_fast: val/loss": fast["val/loss"],
-                    "shakespeare_fast: seconds of training": fast["train_seconds"],
-                    "shakespeare_fast: seconds of training / nanoGPT's": fast["train_seconds"] / training}
+            row |= {
+                "shakespeare_fast: val/loss": fast["val/loss"],
+                "shakespeare_fast: seconds of training": fast["train_seconds"],
+                "shakespeare_fast: seconds of training / nanoGPT's": fast["train_seconds"]
+                / training,
+            }
         rows.append(row)
     return {key: median(row[key] for row in rows) for key in rows[0]}
+
 
 def full_pass(clone: Path, checkpoint: Path) -> float:
     """The loss of nanoGPT's checkpoint on all of the validation text, as the lab evaluates its own."""
@@ -155,7 +193,9 @@ def full_pass(clone: Path, checkpoint: Path) -> float:
 
     saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
     theirs = GPT(GPTConfig(**saved["model_args"]))
-    theirs.load_state_dict({name.removeprefix("_orig_mod."): weight for name, weight in saved["model"].items()})
+    theirs.load_state_dict(
+        {name.removeprefix("_orig_mod."): weight for name, weight in saved["model"].items()}
+    )
 
     class Logits(torch.nn.Module):
         def __init__(self) -> None:
