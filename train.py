@@ -2,7 +2,7 @@
 
 if __name__ == "__main__":
     try:
-        from lmlab.cli import main
+        from lmlab.commands.train import main
 
         main()
     except KeyboardInterrupt:  # before the first step, when there is nothing to save

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
-from lmlab.config import UserError
+from lmlab.errors import UserError
 
 
 def cache_dir() -> Path:

@@ -34,8 +34,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lmlab import files
-from lmlab.cli import one_line_errors, parse_script
-from lmlab.config import Count, UserError
+from lmlab.catalogue import Count
+from lmlab.commands.options import parse_script
+from lmlab.errors import UserError, one_line_errors
 
 SUITES = ("startup", "data", "train", "sample", "sweep")
 

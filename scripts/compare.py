@@ -18,8 +18,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmlab.cli import one_line_errors, parse_script
-from lmlab.config import UserError
+from lmlab.commands.options import parse_script
+from lmlab.errors import UserError, one_line_errors
 
 
 @dataclass(frozen=True)

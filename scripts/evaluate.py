@@ -24,16 +24,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from lmlab import runs
-from lmlab.cli import importing, one_line_errors, parse_script
-from lmlab.config import UserError, from_flat
+from lmlab.commands.options import parse_script
+from lmlab.config.check import from_flat
+from lmlab.errors import UserError, one_line_errors
+from lmlab.registry import importing
+from lmlab.runs.folder import read_metrics, text_sha256
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from lmlab.checkpoints import Run
-    from lmlab.data import CharDataModule
+    from lmlab.data.batches import CharDataModule
+    from lmlab.runs.checkpoints import Run
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,9 @@ def main(argv: list[str]) -> None:
     with importing():  # torch: after the arguments hold
         import torch
 
-        from lmlab import checkpoints, evaluate, mixture
+        from lmlab.inference import mixture
+        from lmlab.inference.loss import keep_evaluation, loss_metrics
+        from lmlab.runs import checkpoints
 
     members = [
         checkpoints.load(path, options.checkpoint, options.device) for path in paths(options.run)
@@ -64,21 +68,21 @@ def main(argv: list[str]) -> None:
     if len(members) > 1:
         mixture.check(members, None if options.data else split)
         holdout = text_of(run, Options(split="holdout"))[0].splits["holdout"]
-        weights = mixture.fit(torch.stack([log_probs(member, holdout) for member in members]))
-        each = torch.stack([log_probs(member, tokens) for member in members])
+        weights = mixture.fit(torch.stack([predictions(member, holdout) for member in members]))
+        each = torch.stack([predictions(member, tokens) for member in members])
         answers = mixture.mix(each, weights)
         for member, weight, own in zip(members, weights.tolist(), each, strict=True):
-            loss = evaluate.metrics(own, tokens, run.tokenizer, prefix)[f"{prefix}/loss"]
+            loss = loss_metrics(own, tokens, run.tokenizer, prefix)[f"{prefix}/loss"]
             print(f"{weight:.3f} of a model of {prefix}/loss {loss:.6f}: {member.path}")
             about[f"weight of {member.path}"] = f"{weight:.6f}"
     else:
-        answers = log_probs(run, tokens)
-    numbers = evaluate.metrics(answers, tokens, run.tokenizer, prefix)
+        answers = predictions(run, tokens)
+    numbers = loss_metrics(answers, tokens, run.tokenizer, prefix)
     for key, value in numbers.items():
         print(f"{key:<20}{value:.6f}")
     of = ", ".join(str(member.path) for member in members)
     print(f"({of}, {run.checkpoint}.ckpt, {part}: {len(tokens):,} characters)", file=sys.stderr)
-    evaluate.keep(run.path, about, numbers)
+    keep_evaluation(run.path, about, numbers)
 
 
 def paths(text: str) -> list[Path]:
@@ -98,17 +102,15 @@ def paths(text: str) -> list[Path]:
     return [Path(text)]  # which will be refused by name if there is none
 
 
-def log_probs(run: Run, tokens: np.ndarray) -> Tensor:
-    from lmlab import evaluate
+def predictions(run: Run, tokens: np.ndarray) -> Tensor:
+    from lmlab.inference.loss import log_probs
 
-    return evaluate.log_probs(
-        run.model, tokens, run.config.model.block_size, run.config.device.precision
-    )
+    return log_probs(run.model, tokens, run.config.model.block_size, run.config.device.precision)
 
 
 def text_of(run: Run, options: Options) -> tuple[CharDataModule, str]:
     """The run's own text and the part of it to read, or another text, of which all is read."""
-    from lmlab.data import CharDataModule
+    from lmlab.data.batches import CharDataModule
 
     if options.data and options.split:
         raise UserError(
@@ -128,7 +130,7 @@ def text_of(run: Run, options: Options) -> tuple[CharDataModule, str]:
     elif options.path:
         raise UserError(f"path={options.path}: goes with data=file")
     else:
-        expected = runs.text_sha256(runs.read_metrics(run.path), run.path)
+        expected = text_sha256(read_metrics(run.path), run.path)
         text, split = CharDataModule(run.config, run.tokenizer, expected), options.split or "val"
     if len(text.splits[split]) < 2:
         there = ", ".join(name for name, tokens in text.splits.items() if len(tokens) > 1)

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lmlab.cli import importing, one_line_errors, parse_script
-from lmlab.tokenizers import printable
+from lmlab.commands.options import parse_script
+from lmlab.errors import one_line_errors, printable
+from lmlab.registry import importing
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Options:
 def main(argv: list[str]) -> None:
     options = parse_script(Options, __doc__, argv)
     with importing():  # torch: after the arguments hold
-        from lmlab import checkpoints, explain
+        from lmlab.inference import explain
+        from lmlab.runs import checkpoints
 
     run = checkpoints.load(Path(options.run), options.checkpoint, options.device)
     for key, value in explain.write(run, options.text, Path(options.out)).items():

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmlab.cli import one_line_errors, parse_script
-from lmlab.config import UserError
+from lmlab.commands.options import parse_script
+from lmlab.errors import UserError, one_line_errors
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -108,7 +108,7 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
 
 def curve(members: pd.DataFrame) -> tuple[list[float], list[float]]:
     """Of one configuration: operations so far, and the mean validation loss there."""
-    from lmlab.runs import read_history
+    from lmlab.runs.folder import read_history
 
     points: dict[int, list[float]] = {}
     for path in members["path"]:

@@ -12,8 +12,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmlab.cli import one_line_errors, parse_script
-from lmlab.config import UserError
+from lmlab.commands.options import parse_script
+from lmlab.errors import UserError, one_line_errors
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    from lmlab.runs import newest, read_history
+    from lmlab.runs.folder import newest, read_history
 
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
     for n, folder in enumerate(options.runs.split()):

@@ -26,9 +26,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from lmlab.cli import importing, one_line_errors, parse_script
-from lmlab.config import Count, PositiveOrZero
-from lmlab.tokenizers import printable
+from lmlab.catalogue import Count, PositiveOrZero
+from lmlab.commands.options import parse_script
+from lmlab.errors import one_line_errors, printable
+from lmlab.registry import importing
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class Options:
 def main(argv: list[str]) -> None:
     options = parse_script(Options, __doc__, argv)
     with importing():  # torch: after the arguments hold
-        from lmlab import checkpoints, generate
+        from lmlab.inference import generate
+        from lmlab.runs import checkpoints
 
     run = checkpoints.load(Path(options.run), options.checkpoint, options.device)
     seed = secrets.randbelow(2**32) if options.seed is None else options.seed

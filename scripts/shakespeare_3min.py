@@ -17,7 +17,9 @@ from typing import Annotated
 
 import evaluate
 
-from lmlab import cli
+from lmlab import errors
+from lmlab.commands import train as cli
+from lmlab.commands.options import parse_script
 
 MEMBERS = {
     "shakespeare_3min": ["experiment=shakespeare_3min"],
@@ -36,12 +38,12 @@ class Options:
 
 
 def main(argv: list[str]) -> None:
-    options = cli.parse_script(Options, __doc__, argv)
+    options = parse_script(Options, __doc__, argv)
     for name, arguments in MEMBERS.items():
         cli.main([*arguments, f"seed={options.seed}", f"name={name}"])
     evaluate.main([f"run={','.join(f'outputs/{name}' for name in MEMBERS)}"])
 
 
 if __name__ == "__main__":
-    with cli.one_line_errors():
+    with errors.one_line_errors():
         main(sys.argv[1:])

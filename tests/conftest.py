@@ -12,7 +12,10 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, settings
 
-from lmlab import cli, corpora, files, overrides
+from lmlab import files
+from lmlab.commands import train as cli
+from lmlab.config import overrides
+from lmlab.data import corpora
 from lmlab.sweep.server import server
 
 # A slow machine is no failure, and a failure comes back at the next run.
@@ -41,7 +44,7 @@ def cache(tmp_path_factory):
         (folder / "tinyshakespeare.txt").write_text(text)
         patch.setattr(corpora, "SHAKESPEARE_SHA256", files.sha256(text.encode()))
         patch.setattr(
-            "lmlab.references.ORDERS", range(2, 4)
+            "lmlab.inference.references.ORDERS", range(2, 4)
         )  # counting takes seconds for each text that is new
         server()  # one for all tests, which imports while the first of them run
         yield folder

@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmlab import config, experiment, files, runs
-from lmlab.overrides import resolved
+from lmlab import errors, files
+from lmlab.config.overrides import resolved
+from lmlab.runs import folder as runs
 from lmlab.sweep import cells, plan
 from lmlab.sweep.cells import Sweep
+from lmlab.training import experiment
 from tests.conftest import content, history, metrics
 
 SMALL = [
@@ -113,7 +115,7 @@ def test_a_run_from_before_a_key_was_gained_is_read_with_its_neutral_value(run, 
         if not line.startswith("grad_clip:")
     ]
     files.write_sealed(run / "config.yaml", "\n".join(lines).encode())
-    with pytest.raises(config.UserError, match="grad_clip is missing"):
+    with pytest.raises(errors.UserError, match="grad_clip is missing"):
         runs.read_config(run)
     monkeypatch.setattr(runs, "NEUTRAL", {"grad_clip": 0.5, "of_another_model": 1})
     assert runs.read_config(run).run.grad_clip == 0.5

@@ -10,8 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmlab import cli, overrides
-from lmlab.config import GROUPS, SETTINGS, RunConfig, SweepConfig, UserError, keys_of
+from lmlab.catalogue import GROUPS
+from lmlab.commands import continued
+from lmlab.commands import train as cli
+from lmlab.config import overrides
+from lmlab.config.keys import SETTINGS, RunConfig, SweepConfig, keys_of
+from lmlab.errors import UserError
 from tests.conftest import NANO, ROOT, config
 
 WRONG = {
@@ -165,7 +169,7 @@ def test_so_is_it_in_a_process_of_its_own(texts, line):
 
 
 def test_a_wrong_key_is_answered_without_torch(texts):
-    code = "import sys; from lmlab import cli\ntry: cli.main(['n_layr=4'])\nfinally: assert 'torch' not in sys.modules"
+    code = "import sys; from lmlab.commands import train as cli\ntry: cli.main(['n_layr=4'])\nfinally: assert 'torch' not in sys.modules"
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=texts,
@@ -181,7 +185,7 @@ def test_a_wrong_key_is_answered_without_torch(texts):
 def test_the_folder_of_a_run_is_taken_as_it_is_typed(text):
     """Folders of sweeps have Hydra's own signs in their names."""
     if text != "null" and text[0] not in "'\"":
-        assert overrides.parse(overrides.literal(f"resume={text}")).value() == text
+        assert overrides.parse(continued.literal(f"resume={text}")).value() == text
 
 
 def test_the_trace_is_there_for_who_asks(here, monkeypatch):
@@ -191,7 +195,7 @@ def test_the_trace_is_there_for_who_asks(here, monkeypatch):
 
 
 def test_a_precision_that_the_device_cannot_do(texts, capsys, monkeypatch):
-    monkeypatch.setattr("lmlab.device.precisions", lambda device: ["32-true"])
+    monkeypatch.setattr("lmlab.machine.precisions", lambda device: ["32-true"])
     with pytest.raises(SystemExit) as stop:
         cli.main(["precision=bf16-mixed"])
     check(

@@ -4,7 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmlab.config import CHOICES, GROUPS, RunConfig, UserError, check_value, from_flat, keys_of
+from lmlab.catalogue import GROUPS
+from lmlab.config.check import check_value, from_flat
+from lmlab.config.keys import CHOICES, RunConfig, keys_of
+from lmlab.errors import UserError
 
 PARTS = dict.fromkeys((RunConfig, *(part for parts in GROUPS.values() for part in parts.values())))
 FRACTION = st.floats(0, 0.4)

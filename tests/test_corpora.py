@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmlab import corpora, files
-from lmlab.config import CorpusConfig, FileConfig, UserError
+from lmlab import files
+from lmlab.catalogue import CorpusConfig, FileConfig
+from lmlab.data import corpora
+from lmlab.errors import UserError
 
 WHOLE = CorpusConfig(val_fraction=0.1, test_fraction=0.0, holdout_fraction=0.0)
 

@@ -15,8 +15,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmlab import checkpoints, cli, files, runs
-from lmlab.config import NEUTRAL, UserError
+from lmlab import files
+from lmlab.commands import train as cli
+from lmlab.config.keys import NEUTRAL
+from lmlab.errors import UserError
+from lmlab.runs import checkpoints
+from lmlab.runs import folder as runs
 from tests.conftest import CHECKPOINTS, LAST, SMALL_RUN, content, metrics, refused, script
 
 

@@ -9,11 +9,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmlab import data, files
-from lmlab.config import CorpusConfig, UserError
-from lmlab.data import Batches, CharDataModule, Text, token_file
+from lmlab import files
+from lmlab.catalogue import CorpusConfig
+from lmlab.data import corpora
+from lmlab.data import text as texts
+from lmlab.data.batches import Batches, CharDataModule
+from lmlab.data.text import Text, token_file
+from lmlab.data.tokenizers import CharTokenizer, UnknownCharacters
+from lmlab.errors import UserError
 from lmlab.sweep.server import server
-from lmlab.tokenizers import CharTokenizer, UnknownCharacters
 
 ANY_CHAR = st.characters(codec=None, exclude_categories=())  # lone surrogates included
 sizes = st.tuples(
@@ -60,8 +64,8 @@ def test_a_stream_is_the_batches_one_after_the_other(resident, size, start, at_o
     (N, T, B, seed), cpu = size, torch.device("cpu")
     batches = Batches(np.arange(N).astype(kind), B, T, seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "RESIDENT", resident)
-        patch.setattr(data, "CUT_AT_ONCE", at_once)
+        patch.setattr("lmlab.data.batches.RESIDENT", resident)
+        patch.setattr("lmlab.data.batches.CUT_AT_ONCE", at_once)
         stream = batches.stream(start, cpu)
         for t in range(start, start + 5):
             for mine, wanted in zip(next(stream), batches[t], strict=True):
@@ -108,7 +112,7 @@ def test_splits_are_the_text_in_order(some_config, holdout, val, test, length):
         data=CorpusConfig(val_fraction=val, test_fraction=test, holdout_fraction=holdout),
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(data.corpora.CORPORA, "tales", lambda _: [text])
+        patch.setitem(corpora.CORPORA, "tales", lambda _: [text])
         if holdout + val + test >= 1:
             return
         try:
@@ -135,7 +139,7 @@ def test_a_text_in_pieces_gives_the_same_data(some_config, pieces, known, unknow
         data=CorpusConfig(val_fraction=0, test_fraction=0, holdout_fraction=0),
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(data.corpora.CORPORA, "tales", lambda _: iter(pieces))
+        patch.setitem(corpora.CORPORA, "tales", lambda _: iter(pieces))
         if not kept or (unknown == "error" and kept != text):
             with pytest.raises(UserError, match=r"^data=tales: .* the vocabulary"):
                 CharDataModule(config, tokenizer)
@@ -202,7 +206,7 @@ def test_a_large_text_shows_on_a_terminal_how_far_it_is(monkeypatch):
             return True
 
     for large, place in ((-1, Terminal()), (100, Terminal()), (-1, StringIO())):
-        monkeypatch.setattr(data, "LARGE", large)
+        monkeypatch.setattr(texts, "LARGE", large)
         monkeypatch.setattr(sys, "stderr", place)
         monkeypatch.setenv("TERM", "xterm")
         text = Text(lambda: ["naïve"] * 10)

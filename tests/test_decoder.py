@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmlab.config import GPTConfig, ModernConfig
-from lmlab.decoder import Decoder
+from lmlab.catalogue import GPTConfig, ModernConfig
+from lmlab.inference.decoder import Decoder
 from lmlab.models import build_model
 
 T, V = 12, 7

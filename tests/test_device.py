@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lmlab import device
+from lmlab import machine
 from tests.conftest import NANO, config, history
 
 CPU = torch.device("cpu")
@@ -21,11 +21,11 @@ CPU = torch.device("cpu")
 )
 def test_bfloat16_where_the_processor_has_it(some_config, monkeypatch, capabilities, wanted):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    monkeypatch.setattr(device, "has_bf16", device.has_bf16.__wrapped__)
-    assert device.resolve(some_config).device.precision == wanted
+    monkeypatch.setattr(machine, "has_bf16", machine.has_bf16.__wrapped__)
+    assert machine.resolve(some_config).device.precision == wanted
     other = {"bf16-mixed": "32-true", "32-true": "bf16-mixed"}[wanted]
     asked = replace(some_config, device=replace(some_config.device, precision=other))
-    assert device.resolve(asked).device.precision == other
+    assert machine.resolve(asked).device.precision == other
 
 
 @pytest.mark.parametrize(
@@ -41,8 +41,8 @@ def test_bfloat16_where_the_processor_has_it(some_config, monkeypatch, capabilit
 def test_what_cannot_be_compiled_is_said_and_run_as_it_is(
     some_config, monkeypatch, capsys, asked, there, wanted
 ):
-    monkeypatch.setattr(device, "has_compiler", lambda device: there)
-    resolved = device.resolve(replace(some_config, run=replace(some_config.run, compile=asked)))
+    monkeypatch.setattr(machine, "has_compiler", lambda device: there)
+    resolved = machine.resolve(replace(some_config, run=replace(some_config.run, compile=asked)))
     assert resolved.run.compile is wanted
     assert ("warning: compile=true" in capsys.readouterr().err) is (asked is True and not there)
 
@@ -54,12 +54,12 @@ def test_a_missing_compiler_is_found_missing(monkeypatch):
         raise InvalidCxxCompiler
 
     monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", none)
-    assert not device.has_compiler.__wrapped__(CPU)
+    assert not machine.has_compiler.__wrapped__(CPU)
 
 
 def test_so_are_missing_headers(monkeypatch):
     monkeypatch.setattr("sysconfig.get_path", lambda name: "/nowhere")
-    assert not device.has_compiler.__wrapped__(CPU)
+    assert not machine.has_compiler.__wrapped__(CPU)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_so_are_missing_headers(monkeypatch):
 )
 def test_a_compiled_run_has_the_losses_of_one_that_is_not(train, monkeypatch, model):
     """Compiled without a C++ compiler: the graph that torch takes from the model, as it is."""
-    monkeypatch.setattr(device, "has_compiler", lambda device: True)
+    monkeypatch.setattr(machine, "has_compiler", lambda device: True)
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     plain, compiled = (train(f"{NANO} {model} compile={value}") for value in ("false", "true"))
     assert config(plain)["compile"] is False and config(compiled)["compile"] is True

@@ -8,7 +8,8 @@ import shutil
 
 import torch
 
-from lmlab import checkpoints, cli
+from lmlab.commands import train as cli
+from lmlab.runs import checkpoints
 from tests.conftest import LAST, SMALL_RUN, refused
 
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from lmlab import evaluate
-from lmlab.config import GPTConfig
+from lmlab.catalogue import GPTConfig
+from lmlab.data.tokenizers import CharTokenizer
+from lmlab.inference import loss
 from lmlab.models import build_model
-from lmlab.tokenizers import CharTokenizer
 
 V, T = 9, 8
 
@@ -30,7 +30,7 @@ def tokens_of(length):
 @pytest.mark.parametrize("length", [2, T, T + 1, T + 2, 5 * T + 1, 5 * T + 4])
 def test_each_token_but_the_first_is_predicted_once_from_its_window(model, length):
     tokens = tokens_of(length)
-    answers = evaluate.log_probs(model, tokens, T)
+    answers = loss.log_probs(model, tokens, T)
     model.eval()
     wanted = []
     for i in range(1, length):  # one at a time, from the start of its window
@@ -44,14 +44,14 @@ def test_each_token_but_the_first_is_predicted_once_from_its_window(model, lengt
 @pytest.mark.parametrize("at_once", [1, 8, 100, 10_000])
 def test_the_same_for_every_batch_size(model, monkeypatch, at_once):
     tokens = tokens_of(1000)
-    wanted = evaluate.log_probs(model, tokens, T)
-    monkeypatch.setattr(evaluate, "TOKENS_AT_ONCE", at_once)
-    torch.testing.assert_close(evaluate.log_probs(model, tokens, T), wanted, rtol=0, atol=2e-6)
+    wanted = loss.log_probs(model, tokens, T)
+    monkeypatch.setattr(loss, "TOKENS_AT_ONCE", at_once)
+    torch.testing.assert_close(loss.log_probs(model, tokens, T), wanted, rtol=0, atol=2e-6)
 
 
 def test_evaluation_leaves_random_state_and_mode_alone(model):
     state = torch.get_rng_state()
-    first, second = (evaluate.log_probs(model, tokens_of(100), T) for _ in range(2))
+    first, second = (loss.log_probs(model, tokens_of(100), T) for _ in range(2))
     assert first.equal(second)  # dropout is off
     assert model.training
     assert torch.get_rng_state().equal(state)
@@ -60,7 +60,7 @@ def test_evaluation_leaves_random_state_and_mode_alone(model):
 def test_loss_perplexity_and_bits_per_byte():
     tokenizer = CharTokenizer("aé日")  # 1, 2 and 3 bytes
     tokens = tokenizer.encode("aaé日")
-    numbers = evaluate.metrics(
+    numbers = loss.loss_metrics(
         torch.log(torch.tensor([0.5, 0.25, 0.125])), tokens, tokenizer, "val"
     )
     assert numbers["val/loss"] == pytest.approx(2 * math.log(2))

@@ -12,11 +12,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lmlab import attention_maps, checkpoints, cli, evaluate, explain, pictures
-from lmlab.config import GPTConfig, UserError
-from lmlab.data import CharDataModule
+from lmlab.catalogue import GPTConfig
+from lmlab.commands import train as cli
+from lmlab.data.batches import CharDataModule
+from lmlab.data.tokenizers import CharTokenizer
+from lmlab.errors import UserError
+from lmlab.inference import attention_maps, explain, loss, pictures
 from lmlab.models import attention, build_model, gpt, modern
-from lmlab.tokenizers import CharTokenizer
+from lmlab.runs import checkpoints
 from tests.conftest import NANO, SMALL_RUN, refused, script, working_in
 from tests.test_models import CONFIGS, T, V, some_ids
 
@@ -156,7 +159,7 @@ def test_within_one_window_the_surprisals_add_up_to_what_evaluation_says(nano):
     run = nano["gpt_nano"]
     ids = run.tokenizer.encode("The cat sat on the mat.")
     answers, _ = explain.read(run.model, ids, 32)
-    expected = evaluate.log_probs(run.model, ids, 32)
+    expected = loss.log_probs(run.model, ids, 32)
     torch.testing.assert_close(
         answers[range(len(ids) - 1), ids[1:].tolist()], expected, rtol=0, atol=1e-5
     )
@@ -183,7 +186,7 @@ def test_the_bigrams_table_stands_beside_the_counts_of_its_own_text(nano, monkey
 
 
 def test_counts_that_cannot_be_had_are_said_and_the_rest_is_shown(nano, monkeypatch):
-    monkeypatch.setattr(explain.runs, "text_sha256", lambda *_: "0" * 64)
+    monkeypatch.setattr(explain, "text_sha256", lambda *_: "0" * 64)
     data = explain.page_data(nano["bigram"], nano["bigram"].tokenizer.chars)
     assert data["table"]["counts"] is None and "not the one" in data["table"]["why"]
     with pytest.raises(UserError, match="none was given"):

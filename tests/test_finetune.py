@@ -7,9 +7,11 @@ import signal
 import pytest
 import torch
 
-from lmlab import checkpoints, cli, evaluate
-from lmlab.data import CharDataModule
-from lmlab.module import LanguageModule
+from lmlab.commands import train as cli
+from lmlab.data.batches import CharDataModule
+from lmlab.inference import loss
+from lmlab.runs import checkpoints
+from lmlab.training.step import LanguageModule
 from tests.conftest import NANO, config, history, metrics, refused
 
 
@@ -52,10 +54,10 @@ def test_it_starts_from_the_best_weights_with_the_old_vocabulary(source, train, 
         ("val/loss", data.splits["val"]),
         ("val/loss_source", CharDataModule(start.config, start.tokenizer).splits["val"]),
     ):
-        answers = evaluate.log_probs(start.model, tokens, 32)
+        answers = loss.log_probs(start.model, tokens, 32)
         assert (
             history(run, key)[0]
-            == evaluate.metrics(answers, tokens, start.tokenizer, "val")["val/loss"]
+            == loss.loss_metrics(answers, tokens, start.tokenizer, "val")["val/loss"]
         )
     assert history(run, "val/loss_source")[0] == pytest.approx(metrics(source)["best/val/loss"])
     assert sorted(history(run, "val/loss_source")) == [0, 2, 4]

@@ -4,10 +4,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmlab.config import BigramConfig, GPTConfig, ModernConfig, UserError
-from lmlab.generate import draw, generate, next_token_probs, stream
+from lmlab.catalogue import BigramConfig, GPTConfig, ModernConfig
+from lmlab.data.tokenizers import CharTokenizer
+from lmlab.errors import UserError
+from lmlab.inference.generate import draw, generate, next_token_probs, stream
 from lmlab.models import build_model
-from lmlab.tokenizers import CharTokenizer
 
 T = 8
 TOKENIZER = CharTokenizer.from_text("hello world\n")

@@ -4,7 +4,7 @@ import math
 import re
 import shlex
 
-from lmlab import cli
+from lmlab.commands import train as cli
 from tests.conftest import ROOT, metrics, script
 
 PAGE = (ROOT / "LEARN.md").read_text()

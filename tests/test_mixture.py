@@ -5,7 +5,8 @@ import shutil
 import pytest
 import torch
 
-from lmlab import cli, mixture
+from lmlab.commands import train as cli
+from lmlab.inference import mixture
 from tests.conftest import ROOT, metrics, script, working_in
 
 SMALL = "holdout_fraction=0.1 threads=1 precision=32-true "

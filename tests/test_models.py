@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lmlab.config import BigramConfig, GPTConfig, LSTMConfig, MLPConfig, ModernConfig
+from lmlab.catalogue import BigramConfig, GPTConfig, LSTMConfig, MLPConfig, ModernConfig
 from lmlab.models import build_model, flops_per_token
 from lmlab.models.attention import attend
 from lmlab.models.gpt import CausalSelfAttention

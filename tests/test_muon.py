@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from lmlab import muon
-from lmlab.config import MuonConfig
+from lmlab.catalogue import MuonConfig
 from lmlab.models import build_model
-from lmlab.muon import Muon, orthogonalized
-from lmlab.optim import build_optimizer
+from lmlab.training import muon
+from lmlab.training.muon import Muon, orthogonalized
+from lmlab.training.optimizers import build_optimizer
 from tests.test_models import CONFIGS, some_ids
 
 CONFIG = MuonConfig(

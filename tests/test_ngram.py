@@ -8,9 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmlab import checkpoints, cli, evaluate, files
-from lmlab.config import NGramConfig
+from lmlab import files
+from lmlab.catalogue import NGramConfig
+from lmlab.commands import train as cli
+from lmlab.inference import loss
 from lmlab.models.ngram import NGram
+from lmlab.runs import checkpoints
 from tests.conftest import history, metrics
 
 V = 5
@@ -76,14 +79,14 @@ def test_probabilities_sum_to_one_after_any_context(text, order, idx):
 
 @pytest.mark.parametrize("at_once", [1, 7, 4096])
 def test_evaluation_gives_it_its_full_context(monkeypatch, at_once):
-    monkeypatch.setattr(evaluate, "TOKENS_AT_ONCE", at_once)
+    monkeypatch.setattr(loss, "TOKENS_AT_ONCE", at_once)
     tokens = np.random.default_rng(0).integers(V, size=50).astype(np.uint8)
     model = counted(np.tile(tokens, 2), 4)
     wanted = [
         model(torch.from_numpy(tokens[None, :i].astype(np.int64)))[0, -1, tokens[i]].item()
         for i in range(1, 50)
     ]
-    assert evaluate.log_probs(model, tokens, 3).tolist() == pytest.approx(wanted, abs=1e-6)
+    assert loss.log_probs(model, tokens, 3).tolist() == pytest.approx(wanted, abs=1e-6)
 
 
 def test_a_run_of_it_has_no_steps_and_all_else(train, capsys):

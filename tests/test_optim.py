@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lmlab.config import AdamWConfig, SGDConfig
+from lmlab.catalogue import AdamWConfig, SGDConfig
 from lmlab.models import build_model
-from lmlab.optim import build_optimizer, learning_rate
+from lmlab.training.optimizers import build_optimizer, learning_rate
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from lmlab import cli
+from lmlab.commands import train as cli
 from tests.conftest import ROOT, script, working_in
 
 README = (ROOT / "README.md").read_text()

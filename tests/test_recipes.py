@@ -6,8 +6,10 @@ import re
 import pytest
 import yaml
 
-from lmlab import overrides
-from lmlab.config import CHOICES, COUNTED, GROUPS, UserError
+from lmlab.catalogue import GROUPS
+from lmlab.config import overrides
+from lmlab.config.keys import CHOICES, COUNTED
+from lmlab.errors import UserError
 from tests.conftest import ROOT, config, metrics
 
 FILES = sorted(path.relative_to(ROOT / "conf") for path in (ROOT / "conf").glob("*/*.yaml"))

@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 
-from lmlab.data import CharDataModule
-from lmlab.references import ORDERS, references
+from lmlab.data.batches import CharDataModule
+from lmlab.inference.references import ORDERS, references
 from tests.conftest import metrics
 from tests.test_ngram import kneser_ney
 
@@ -16,7 +16,7 @@ TEXT = " ".join(
 
 
 def test_they_are_what_counting_by_hand_gives(train, here, capsys, monkeypatch):
-    monkeypatch.setattr("lmlab.references.ORDERS", ORDERS)  # all of them; see conftest.py
+    monkeypatch.setattr("lmlab.inference.references.ORDERS", ORDERS)  # all of them; see conftest.py
     (here / "my.txt").write_text(TEXT)
     run = train(
         "model=bigram data=file path=my.txt block_size=8 val_fraction=0.2 max_steps=1 threads=1"
@@ -53,5 +53,5 @@ def test_they_are_what_counting_by_hand_gives(train, here, capsys, monkeypatch):
 def test_they_are_worked_out_once(some_config, monkeypatch):
     data = CharDataModule(some_config)
     found = references(data)
-    monkeypatch.setattr("lmlab.references.by_counting", None)
+    monkeypatch.setattr("lmlab.inference.references.by_counting", None)
     assert references(data) == found and found["reference/ngram"] < found["reference/bigram"]

@@ -17,7 +17,7 @@ import torch
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
-from lmlab import runs
+from lmlab.runs import folder as runs
 from lmlab.sweep.server import server
 from tests.conftest import metrics
 from tests.victim import child

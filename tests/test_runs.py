@@ -6,9 +6,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lmlab import runs
-from lmlab.config import FileConfig, UserError, check_value
-from lmlab.tokenizers import CharTokenizer, printable
+from lmlab.catalogue import FileConfig
+from lmlab.config.check import check_value
+from lmlab.data.tokenizers import CharTokenizer
+from lmlab.errors import UserError, printable
+from lmlab.runs import folder as runs
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), min_size=1).filter(
     lambda text: (

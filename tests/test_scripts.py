@@ -6,8 +6,11 @@ import shlex
 import pytest
 import torch
 
-from lmlab import checkpoints, cli, corpora, experiment
-from lmlab.data import CharDataModule
+from lmlab.commands import train as cli
+from lmlab.data import corpora
+from lmlab.data.batches import CharDataModule
+from lmlab.runs import checkpoints
+from lmlab.training import experiment
 from tests.conftest import NANO, ROOT, history, metrics, script, working_in
 
 pytestmark = pytest.mark.usefixtures("short_texts")

@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmlab import cli, experiment
-from lmlab.overrides import ends, parse
+from lmlab.commands import train as cli
+from lmlab.config.overrides import ends, parse
 from lmlab.sweep import load_runs
 from lmlab.sweep.search import Dimension
 from lmlab.sweep.study import sampler
+from lmlab.training import experiment
 from tests.conftest import metrics, refused
 from tests.test_sweep import in_company, linux, lost, sweep  # noqa: F401
 
@@ -214,7 +215,7 @@ def test_what_a_search_has_cut_a_grid_finishes(here, sweep):  # noqa: F811
 
 
 def test_each_trial_has_a_sampler_of_its_own(some_config):
-    from lmlab.config import SearchConfig
+    from lmlab.config.keys import SearchConfig
 
     settings = SearchConfig(9, "val/loss", "minimize", "random", "none", None, 8, 3)
     space = {"lr": optuna.distributions.FloatDistribution(0, 1)}

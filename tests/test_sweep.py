@@ -19,7 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from lmlab import cli, runs
+from lmlab.commands import train as cli
+from lmlab.runs import folder as runs
 from lmlab.sweep import load_runs, plan, table
 from tests.conftest import ROOT, content, history, metrics
 

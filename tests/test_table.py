@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from lmlab import cli, evaluate
-from lmlab.config import UserError
+from lmlab.commands import train as cli
+from lmlab.errors import UserError
+from lmlab.inference import loss
 from lmlab.sweep import load_runs, report, table
 from tests.conftest import history, metrics, script, working_in
 
@@ -285,9 +286,9 @@ def test_what_cannot_be_read_is_left_out_and_told(sweep, here, capsys):
 
 
 def test_a_torn_line_of_evaluations_loses_itself_alone(here):
-    evaluate.keep(here, {"checkpoint": "last", "text": "test"}, {"test/loss": 1.5})
+    loss.keep_evaluation(here, {"checkpoint": "last", "text": "test"}, {"test/loss": 1.5})
     with open(here / "evaluations.jsonl", "a") as file:
         file.write('{"checkpoint": "last", "te')
     assert table.tested(here) == {"test/loss": 1.5}
-    evaluate.keep(here, {"checkpoint": "last", "text": "test"}, {"test/loss": 1.25})
+    loss.keep_evaluation(here, {"checkpoint": "last", "text": "test"}, {"test/loss": 1.25})
     assert table.tested(here) == {"test/loss": 1.25}

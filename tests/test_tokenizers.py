@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmlab.config import UserError
-from lmlab.tokenizers import CharTokenizer, UnknownCharacters
+from lmlab.data.tokenizers import CharTokenizer, UnknownCharacters
+from lmlab.errors import UserError
 
 ANY_CHAR = st.characters(codec=None, exclude_categories=())  # lone surrogates included
 

@@ -9,9 +9,14 @@ import torch
 import torch.nn.functional as F
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lmlab import checkpoints, cli, evaluate, experiment, files, runs
-from lmlab.data import CharDataModule
-from lmlab.optim import learning_rate
+from lmlab import files
+from lmlab.commands import train as cli
+from lmlab.data.batches import CharDataModule
+from lmlab.inference import loss
+from lmlab.runs import checkpoints
+from lmlab.runs import folder as runs
+from lmlab.training import experiment
+from lmlab.training.optimizers import learning_rate
 from tests.conftest import NANO, config, history, metrics
 
 pytestmark = pytest.mark.usefixtures("short_texts")
@@ -145,9 +150,9 @@ def test_best_is_where_validation_was_lowest(train):
     for checkpoint, key in (("best", "best/val/loss"), ("last", "val/loss")):
         loaded = checkpoints.load(run, checkpoint)
         tokens = CharDataModule(loaded.config).splits["val"]
-        answers = evaluate.log_probs(loaded.model, tokens, loaded.config.model.block_size)
+        answers = loss.log_probs(loaded.model, tokens, loaded.config.model.block_size)
         assert (
-            evaluate.metrics(answers, tokens, loaded.tokenizer, "val")["val/loss"] == numbers[key]
+            loss.loss_metrics(answers, tokens, loaded.tokenizer, "val")["val/loss"] == numbers[key]
         )
 
 

@@ -8,9 +8,11 @@ import signal
 import sys
 import time
 
-from lmlab import cli, experiment, files
-from lmlab.callbacks import Recorder
-from lmlab.module import LanguageModule
+from lmlab import files
+from lmlab.commands import train as cli
+from lmlab.training import experiment
+from lmlab.training.recorder import Recorder
+from lmlab.training.step import LanguageModule
 
 
 def child(folder, arguments, point):

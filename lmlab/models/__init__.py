@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from lmlab.config import (
+from lmlab.catalogue import (
     BigramConfig,
     GPTConfig,
     LSTMConfig,

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from lmlab.config import BigramConfig
+from lmlab.catalogue import BigramConfig
 
 
 class Bigram(nn.Module):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmlab.config import GPTConfig
+from lmlab.catalogue import GPTConfig
 from lmlab.models.attention import KVCache, attend
 
 

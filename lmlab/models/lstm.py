@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmlab.config import LSTMConfig
+from lmlab.catalogue import LSTMConfig
 
 
 @dataclass

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmlab.config import MLPConfig
+from lmlab.catalogue import MLPConfig
 
 
 class MLP(nn.Module):

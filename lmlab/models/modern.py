@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmlab.config import ModernConfig
+from lmlab.catalogue import ModernConfig
 from lmlab.models.attention import KVCache, attend
 
 NORMS = {

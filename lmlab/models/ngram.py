@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lmlab.config import NGramConfig
+from lmlab.catalogue import NGramConfig
 
 
 @dataclass

@@ -16,9 +16,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lmlab import files, runs
-from lmlab.config import NEUTRAL, UNTOUCHING, Config, SweepConfig, UserError, keys_of
-from lmlab.overrides import parse
+from lmlab import files
+from lmlab.config.check import Config
+from lmlab.config.keys import NEUTRAL, UNTOUCHING, SweepConfig, keys_of
+from lmlab.config.overrides import parse
+from lmlab.errors import UserError
+from lmlab.runs.folder import is_locked, read_config, read_metrics, to_json, write_config
 
 ENDED = ("finished", "diverged", "pruned")  # of its own
 
@@ -83,7 +86,7 @@ class Cell:
     def metrics(self) -> dict[str, Any]:
         """What its folder says of it; nothing where there is none yet, or one that can't be read."""
         try:
-            return runs.read_metrics(self.path)
+            return read_metrics(self.path)
         except UserError:
             return {}
 
@@ -154,7 +157,7 @@ def is_busy(cell: Cell) -> bool:
     """Whether some process runs the cell, as a sweep's or resumed by hand."""
     try:
         with locked(cell, patience=0):
-            return runs.is_locked(cell.path)
+            return is_locked(cell.path)
     except Busy:
         return True
 
@@ -168,7 +171,7 @@ def run(cell: Cell, watch: Callable[[int, float], bool] | None = None) -> str:
         path, tries = cell.path, 1 + (cell.config.sweep.retries if cell.config.sweep else 0)
         if cell.over():
             return cell.status()
-        if runs.is_locked(path):  # somebody resumes it by hand
+        if is_locked(path):  # somebody resumes it by hand
             raise Busy(path)
         for _ in range(tries):
             try:
@@ -191,10 +194,10 @@ def run_when_free(cell: Cell, watch: Callable[[int, float], bool] | None = None)
 
 def attempt(cell: Cell, path: Path, watch: Callable[[int, float], bool] | None) -> str:
     """One try: on from the last checkpoint if there is one, else from the beginning."""
-    from lmlab import experiment
+    from lmlab.training import experiment
 
     if (path / "checkpoints/last.ckpt").exists():
-        saved = runs.read_config(path)
+        saved = read_config(path)
         if hasattr(saved.data, "path") and hasattr(
             cell.config.data, "path"
         ):  # the text may have been moved
@@ -213,7 +216,7 @@ def fail(cell: Cell, why: str) -> str:
     metrics = cell.metrics()
     if not (path / "config.yaml").exists():
         path.mkdir(parents=True, exist_ok=True)
-        runs.write_config(path, config)
+        write_config(path, config)
     if not metrics:
         metrics = {
             "step": 0,
@@ -223,7 +226,7 @@ def fail(cell: Cell, why: str) -> str:
         }
         metrics |= cell.facts
     metrics |= {"status": "failed", "reason": why}
-    files.write(path / "metrics.json", runs.to_json(metrics, indent=2).encode())
+    files.write(path / "metrics.json", to_json(metrics, indent=2).encode())
     return "failed"
 
 

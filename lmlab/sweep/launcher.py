@@ -17,8 +17,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from lmlab.config import UserError
-from lmlab.refusals import one_line_errors
+from lmlab.errors import UserError, one_line_errors
 from lmlab.sweep import cells, worker
 from lmlab.sweep.cells import Cell, Sweep
 from lmlab.sweep.server import server

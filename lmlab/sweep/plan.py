@@ -11,14 +11,18 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
-from lmlab import checkpoints, device, evaluate, runs
-from lmlab.config import Config, UserError
-from lmlab.data import Batches, CharDataModule
+from lmlab import machine
+from lmlab.config.check import Config
+from lmlab.data.batches import Batches, CharDataModule
+from lmlab.errors import UserError
+from lmlab.inference.loss import keep_evaluation, log_probs, loss_metrics
 from lmlab.models import build_model, flops_per_token
-from lmlab.module import cross_entropy
-from lmlab.optim import build_optimizer
+from lmlab.runs import checkpoints
+from lmlab.runs.folder import read_metrics, text_sha256
 from lmlab.sweep import cells
 from lmlab.sweep.cells import Cell, Sweep
+from lmlab.training.optimizers import build_optimizer
+from lmlab.training.step import cross_entropy
 
 TEXTS: dict[
     tuple[object, ...], tuple[CharDataModule, str | None, str | None]
@@ -39,7 +43,7 @@ def identify(config: Config, overrides: list[str], sweep: Sweep, elsewhere: bool
     )  # so that many fit, and all launchers agree
     config = replace(config, run=keys)
     try:
-        config = device.resolve(config)
+        config = machine.resolve(config)
     except UserError:
         if not elsewhere:
             raise
@@ -81,7 +85,7 @@ def seconds_per_step(cell: Cell) -> tuple[float, float]:
     """
     config, torch_threads = cell.config, torch.get_num_threads()
     torch.set_num_threads(config.run.threads)
-    place, keys = device.pick(config.choices["device"]), config.run
+    place, keys = machine.pick(config.choices["device"]), config.run
     text, *_ = TEXTS[source(config)]
     model = build_model(config.model, text.tokenizer.vocab_size).to(place)
     optimizer = build_optimizer(model, config.optimizer, config.device.precision)
@@ -91,7 +95,7 @@ def seconds_per_step(cell: Cell) -> tuple[float, float]:
     idx = torch.randint(text.tokenizer.vocab_size, (rows, T), device=place)
 
     def predict() -> torch.Tensor:
-        with device.autocast(place, config.device.precision):
+        with machine.autocast(place, config.device.precision):
             loss = cross_entropy(model, idx, idx)
         loss.item()
         return loss
@@ -214,16 +218,16 @@ def test_losses(paths: list[str]) -> None:
     for path in paths:
         run = checkpoints.load(Path(path), "last")
         text = CharDataModule(
-            run.config, run.tokenizer, runs.text_sha256(runs.read_metrics(run.path), run.path)
+            run.config, run.tokenizer, text_sha256(read_metrics(run.path), run.path)
         )
         tokens = text.splits["test"]
-        answers = evaluate.log_probs(
+        answers = log_probs(
             run.model, tokens, run.config.model.block_size, run.config.device.precision
         )
-        evaluate.keep(
+        keep_evaluation(
             run.path,
             {"checkpoint": "last", "text": "test", "sha256": text.sha256},
-            evaluate.metrics(answers, tokens, run.tokenizer, "test"),
+            loss_metrics(answers, tokens, run.tokenizer, "test"),
         )
 
 

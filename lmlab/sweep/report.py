@@ -14,7 +14,9 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from lmlab import files, pages, runs
+from lmlab import files
+from lmlab.inference.page import fill_page
+from lmlab.runs.folder import read_history
 from lmlab.sweep import table as tables
 from lmlab.sweep.cells import ENDED, Sweep
 from lmlab.sweep.server import answer
@@ -153,7 +155,7 @@ def write(table: pd.DataFrame, folder: Path, title: str) -> None:
     markdown = "\n".join([*lines, "", footnote(table, board), *(["", *rows] if rows else []), ""])
     files.write(folder / "leaderboard.csv", board.to_csv(index=False).encode())
     files.write(folder / "leaderboard.md", markdown.encode())
-    files.write(folder / "report.html", pages.fill(PAGE, title, page_data(table, board, title)))
+    files.write(folder / "report.html", fill_page(PAGE, title, page_data(table, board, title)))
     print(f"\nreport        {folder / 'report.html'}\ncurves        tensorboard --logdir {folder}")
 
 
@@ -234,7 +236,7 @@ def curves(members: pd.DataFrame) -> dict[str, Any]:
     members = members[~((members["status"] == "finished") & members.duplicated(["status", "seed"]))]
     for _, run in members.iterrows():
         lines = (
-            runs.read_history(Path(run["path"]))
+            read_history(Path(run["path"]))
             if (Path(run["path"]) / "history.jsonl").exists()
             else []
         )
@@ -300,7 +302,7 @@ def samples(members: pd.DataFrame) -> dict[str, Any] | None:
         name = Path(run["path"]) / "history.jsonl"
         lines = [
             line
-            for line in (runs.read_history(name.parent) if name.exists() else [])
+            for line in (read_history(name.parent) if name.exists() else [])
             if "sample" in line
         ]
         if lines:

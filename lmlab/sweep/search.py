@@ -15,9 +15,9 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from lmlab.config import SearchConfig, UserError, kind_of
-from lmlab.overrides import ends, parse, resolved
-from lmlab.refusals import one_line_errors
+from lmlab.config.keys import SearchConfig, kind_of
+from lmlab.config.overrides import ends, parse, resolved
+from lmlab.errors import UserError, one_line_errors
 from lmlab.sweep import study
 from lmlab.sweep.cells import Cell, Sweep
 from lmlab.sweep.launcher import LocalLauncher

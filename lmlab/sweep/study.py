@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from lmlab.config import SearchConfig, UserError
+from lmlab.config.keys import SearchConfig
+from lmlab.errors import UserError
 
 if TYPE_CHECKING:
     import optuna

@@ -8,7 +8,7 @@ from functools import cached_property
 
 from rich.console import Console
 
-from lmlab.overrides import Asked, resolved
+from lmlab.config.overrides import Asked, resolved
 from lmlab.sweep.cells import Cell, Sweep
 from lmlab.sweep.server import answer
 

@@ -13,8 +13,12 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from lmlab import files, runs
-from lmlab.config import GROUPS, UNTOUCHING, UserError, derived
+from lmlab import files
+from lmlab.catalogue import GROUPS
+from lmlab.config.check import derived
+from lmlab.config.keys import UNTOUCHING
+from lmlab.errors import UserError
+from lmlab.runs.folder import LIMITS, read_config, read_metrics
 from lmlab.sweep.cells import identity
 
 TEST = "paired t-test over common seeds, Holm's correction, 5 %"
@@ -68,7 +72,7 @@ def load_runs(*folders: str | Path) -> pd.DataFrame:
 
 def load_run(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The configuration of a run, and all else of its row."""
-    config, metrics = runs.read_config(path), runs.read_metrics(path)
+    config, metrics = read_config(path), read_metrics(path)
     flat = config.flat()
     metrics = {
         key: value for key, value in metrics.items() if not key.startswith(("config/", "resumed/"))
@@ -98,9 +102,7 @@ def tested(path: Path) -> dict[str, float]:
     """test/loss of the run's last weights, as scripts/evaluate.py noted it last."""
     found = {}
     for line in (
-        files.read(path / "evaluations.jsonl", runs.LIMITS["evaluations.jsonl"])
-        .decode()
-        .splitlines()
+        files.read(path / "evaluations.jsonl", LIMITS["evaluations.jsonl"]).decode().splitlines()
     ):
         try:
             noted = json.loads(line)

@@ -11,7 +11,7 @@ import traceback
 from multiprocessing import connection, parent_process
 from typing import Any
 
-from lmlab.config import UserError
+from lmlab.errors import UserError
 from lmlab.sweep.cells import Busy, Cell
 
 BUSY, FAILED = (

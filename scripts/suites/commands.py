@@ -11,7 +11,7 @@ from statistics import mean
 
 import torch
 
-from lmlab import runs
+from lmlab.runs.folder import read_metrics
 
 TRAIN = [sys.executable, str(Path(__file__).parents[2] / "train.py")]
 
@@ -42,7 +42,7 @@ def train(arguments: str) -> tuple[float, dict[str, float]]:
     with tempfile.TemporaryDirectory() as folder:
         seconds = wall(TRAIN + arguments.split(), folder)
         (path,) = Path(folder).rglob("metrics.json")
-        return seconds, runs.read_metrics(path.parent)
+        return seconds, read_metrics(path.parent)
 
 
 def train_nanogpt(clone: Path, recipe: str, seed: int, out: Path) -> tuple[float, float]:

@@ -36,7 +36,7 @@ CYRILLIC = {ord("a") + i: ord("а") + i for i in range(26)}
 
 
 def measure(repeats: int) -> dict[str, float]:
-    from lmlab import corpora
+    from lmlab.data import corpora
 
     tales = corpora.TALES.read_text(encoding="utf-8").encode("ascii", "ignore").decode()
     half = {code: other for code, other in CYRILLIC.items() if code <= ord("o")}
@@ -90,8 +90,8 @@ def run(way: str, path: Path) -> tuple[float, float]:
 
 
 def lmlab(path: str, folder: str) -> float:
-    from lmlab import overrides
-    from lmlab.data import CharDataModule
+    from lmlab.config import overrides
+    from lmlab.data.batches import CharDataModule
 
     config, _ = overrides.resolved(("device=cpu", "data=file", f"path={path}"))
     begun = time.perf_counter()

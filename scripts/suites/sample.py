@@ -8,7 +8,9 @@ from statistics import median
 
 import torch
 
-from lmlab import device, generate, overrides
+from lmlab import machine
+from lmlab.config import overrides
+from lmlab.inference import generate
 from lmlab.models import build_model
 from suites.commands import clock
 
@@ -16,8 +18,8 @@ N, V = 1000, 65
 
 
 def measure(repeats: int, nanogpt: Path | None) -> dict[str, float]:
-    config = device.resolve(overrides.resolved(("experiment=shakespeare_cpu",))[0])
-    place, T, precision = device.pick("auto"), config.model.block_size, config.device.precision
+    config = machine.resolve(overrides.resolved(("experiment=shakespeare_cpu",))[0])
+    place, T, precision = machine.pick("auto"), config.model.block_size, config.device.precision
     model, start = (
         build_model(config.model, V).to(place),
         torch.zeros(1, 1, dtype=torch.long, device=place),

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from lmlab import runs
+from lmlab.runs.folder import read_metrics
 from suites.commands import TRAIN
 
 
@@ -45,8 +45,7 @@ def measure(repeats: int) -> dict[str, float]:
                 walls[way].append(time.perf_counter() - begun)
                 if way == "local launcher":
                     trained = [
-                        runs.read_metrics(path.parent)
-                        for path in Path(folder).rglob("metrics.json")
+                        read_metrics(path.parent) for path in Path(folder).rglob("metrics.json")
                     ]
                     seconds = sum(run["train_seconds"] for run in trained)
                     besides.append(

@@ -13,11 +13,15 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 
-from lmlab import cli, data, device, evaluate, overrides
-from lmlab.callbacks import Recorder
-from lmlab.config import UserError
+from lmlab import machine
+from lmlab.commands import train as cli
+from lmlab.config import overrides
+from lmlab.data import batches
+from lmlab.errors import UserError
+from lmlab.inference.loss import log_probs
 from lmlab.models import build_model, flops_per_token
-from lmlab.optim import build_optimizer
+from lmlab.training.optimizers import build_optimizer
+from lmlab.training.recorder import Recorder
 from suites import commands
 from suites.commands import clock
 
@@ -40,9 +44,9 @@ def in_the_open(arguments: list[str]) -> Callable[[], float]:
     """A loop in plain PyTorch with the model, optimizer and precision that train.py would have;
     each call makes some steps more and returns their seconds.
     """
-    config = device.resolve(overrides.resolved(arguments)[0])
-    place, run, T = device.pick(config.choices["device"]), config.run, config.model.block_size
-    text = data.CharDataModule(config)
+    config = machine.resolve(overrides.resolved(arguments)[0])
+    place, run, T = machine.pick(config.choices["device"]), config.run, config.model.block_size
+    text = batches.CharDataModule(config)
     tokens = torch.from_numpy(text.splits["train"].copy()).to(place)
     model = build_model(config.model, text.tokenizer.vocab_size).to(place)
     optimizer, weights = (
@@ -57,7 +61,7 @@ def in_the_open(arguments: list[str]) -> Callable[[], float]:
         for _ in range(IN_TURN):
             starts = torch.randint(len(tokens) - T, (run.batch_size, 1), device=place)
             window = tokens[starts + torch.arange(T + 1, device=place)].long()
-            with device.autocast(place, config.device.precision):
+            with machine.autocast(place, config.device.precision):
                 loss = F.cross_entropy(model(window[:, :-1]).flatten(0, 1), window[:, 1:].flatten())
             optimizer.zero_grad()
             loss.backward()
@@ -111,7 +115,7 @@ def in_turn(arguments: list[str]) -> tuple[float, float]:
         contextlib.redirect_stdout(io.StringIO()),
         mock.patch.dict(os.environ, FORCE_COLOR="1"),
         mock.patch("sys.argv", ["train.py"]),
-        mock.patch("lmlab.experiment.Recorder", Timed),
+        mock.patch("lmlab.training.experiment.Recorder", Timed),
     ):  # FORCE_COLOR: the bar is drawn though nobody looks
         cli.main([*arguments, f"max_steps={STEPS}", "eval_interval=1000000"])
     return Timed.lab / STEPS, Timed.openly / STEPS
@@ -122,8 +126,8 @@ def measure(repeats: int, nanogpt: Path | None) -> dict[str, float]:
         raise UserError(
             f"nanogpt={nanogpt}: its text isn't prepared; run data/shakespeare_char/prepare.py there first"
         )
-    place, found = device.pick("auto"), {}
-    config = device.resolve(overrides.resolved(("model=gpt",))[0])
+    place, found = machine.pick("auto"), {}
+    config = machine.resolve(overrides.resolved(("model=gpt",))[0])
     half = config.device.precision == "bf16-mixed"
     found["GFLOP/s, peak in float32"] = peak(place, torch.float32) / 1e9
     best = peak(place, torch.bfloat16 if half else torch.float32)
@@ -205,6 +209,6 @@ def full_pass(clone: Path, checkpoint: Path) -> float:
         def forward(self, idx: torch.Tensor) -> torch.Tensor:
             return self.theirs(idx, idx)[0]  # without targets it answers for the last token alone
 
-    text = data.CharDataModule(overrides.resolved(("experiment=shakespeare_cpu",))[0])
-    answers = evaluate.log_probs(Logits(), text.splits["val"], saved["model_args"]["block_size"])
+    text = batches.CharDataModule(overrides.resolved(("experiment=shakespeare_cpu",))[0])
+    answers = log_probs(Logits(), text.splits["val"], saved["model_args"]["block_size"])
     return -answers.double().mean().item()
