@@ -17,14 +17,23 @@ train: install  ## train the default mini-GPT and print a sample
 test: install  ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-lint: install  ## check style
+quick: install  ## run the tests that take seconds and touch every room
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m quick
+
+lint: install  ## check style, format and types
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install  ## write the code in the format that lint checks
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 board: install  ## look at all runs in TensorBoard
 	$(BIN)/tensorboard --logdir outputs --host localhost
 
 clean:  ## remove .venv and caches; outputs stay
-	rm -rf .venv *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help install train test lint board clean
+.PHONY: help install train test quick lint format board clean
