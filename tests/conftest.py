@@ -168,16 +168,16 @@ def some_config():
         return overrides.resolved(("model=gpt_nano", "device=cpu"))[0]
 
 
+LONG = ("resume", "search", "sweep", "readme", "additions", "recipes", "finetune", "learn", "disk")
+LONG += ("damage", "device", "old_runs")  # files that `make quick` leaves out
+
+
 def pytest_collection_modifyitems(items):
-    """The files that take longest first, so that no worker is left alone with one at the end."""
-    first = [f"test_{name}" for name in ("resume", "search", "sweep", "readme", "recipes")]
-    items.sort(key=lambda item: (*first, item.path.stem).index(item.path.stem))
-
-
-def pytest_addoption(parser):
-    parser.addoption(
-        "--kills",
-        type=int,
-        default=1,
-        help="how many kills at random moments (tests/test_resume.py)",
-    )
+    """Sorts the files that take longest first, so that no worker is left alone with one at the
+    end, and marks the tests of all other files as quick.
+    """
+    long_files = [f"test_{name}" for name in LONG]
+    items.sort(key=lambda item: (*long_files, item.path.stem).index(item.path.stem))
+    for item in items:
+        if item.path.stem not in long_files:
+            item.add_marker("quick")
