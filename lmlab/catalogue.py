@@ -1,38 +1,90 @@
-"""The built-in choices of each group, with the keys that each takes. Imports no torch."""
+"""The built-in choices: for each its keys, with types, ranges and markers, and what builds it.
+
+This file imports no torch, so that a command is checked at once. A new built-in model costs a
+class in lmlab/models, a row here and a YAML file in conf/model; CONTRIBUTING.md says how.
+"""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from lmlab.errors import UserError
+
+
+# A marker says what else is true of a key than its type and range. It stands in the annotation:
+#     log_interval: Annotated[Count, CHANGEABLE, UNTOUCHING]
+@dataclass(frozen=True)
+class Marker:
+    """Something that is true of a key."""
+
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Neutral:
+    """Marks a key that was added after version 0.1 with the value at which it changes nothing.
+
+    A config.yaml that lacks the key has this value, and the names of cells leave the value out.
+    """
+
+    value: Any
+
+
+CHANGEABLE = Marker("a resumed run may have another value")
+UNTOUCHING = Marker("the key names, places or watches a run, and does not touch what it computes")
+STEPWISE = Marker("the key belongs to training by steps: an n-gram has no use for it")
+OF_THE_RUN = Marker("the key belongs to a single run, and is no column of hyper-parameters")
+ONCE = Marker("a sweep has one value of the key")
 
 # The text is the interval that `check_value` allows and names.
 Count = Annotated[int, "[1, inf)"]
-
-
 Positive = Annotated[float, "(0, inf)"]
-
-
 PositiveOrZero = Annotated[float, "[0, inf)"]
-
-
 Share = Annotated[float, "[0, 1)"]
 
 
 @dataclass(frozen=True)
-class BigramConfig:
+class ModelConfig:
+    """The keys of a model. A subclass adds its own and, where they must fit together, a `check`."""
+
+    has_steps: ClassVar[bool] = True
+    """Whether gradient steps train the model. If False, it counts the whole text at once."""
+
+    has_hidden_matrices: ClassVar[bool] = False
+    """Whether the model has matrices between embedding and head that Muon can train."""
+
     block_size: Count
+
+    def check(self) -> None:
+        """Raises UserError if the values do not fit together."""
+
+
+@dataclass(frozen=True)
+class BigramConfig(ModelConfig):
+    """The keys of the bigram: only the length of the windows that it is trained on."""
 
 
 @dataclass(frozen=True)
 class NGramConfig:
+    """The keys of the n-gram, which is counted and has no steps."""
+
+    has_steps: ClassVar[bool] = False
+    has_hidden_matrices: ClassVar[bool] = False
+
     order: Annotated[int, "[1, 20]"]
 
     @property
     def block_size(self) -> int:
-        """What it sees at once."""
+        """The number of tokens that the model sees at once."""
         return max(1, self.order - 1)
+
+    def check(self) -> None:
+        """Accepts every order in range."""
 
 
 @dataclass(frozen=True)
-class MLPConfig(BigramConfig):
+class MLPConfig(ModelConfig):
+    """The keys of the MLP."""
+
     context: Annotated[int, "[1, 1000]"]
     n_embd: Annotated[int, "[1, 100000]"]
     n_hidden: Annotated[int, "[1, 1000000]"]
@@ -40,27 +92,46 @@ class MLPConfig(BigramConfig):
 
 
 @dataclass(frozen=True)
-class LSTMConfig(BigramConfig):
+class LSTMConfig(ModelConfig):
+    """The keys of the LSTM."""
+
     n_layer: Annotated[int, "[1, 1000]"]
     n_embd: Annotated[int, "[1, 100000]"]
     dropout: Share
 
 
 @dataclass(frozen=True)
-class TransformerConfig(BigramConfig):
+class TransformerConfig(ModelConfig):
+    """The keys that all transformers have."""
+
+    has_hidden_matrices: ClassVar[bool] = True
+
     n_layer: Annotated[int, "[1, 1000]"]
     n_head: Annotated[int, "[1, 1000]"]
     n_embd: Annotated[int, "[1, 100000]"]
     dropout: Share
 
+    def check(self) -> None:
+        """Raises UserError unless each head gets the same number of channels."""
+        if self.n_embd % self.n_head:
+            self.refuse_width("a multiple of n_head")
+
+    def refuse_width(self, needed: str) -> None:
+        """Raises the UserError that names n_embd, n_head and what is needed."""
+        raise UserError(f"n_embd={self.n_embd} n_head={self.n_head}: n_embd must be {needed}")
+
 
 @dataclass(frozen=True)
 class GPTConfig(TransformerConfig):
+    """The keys of the mini-GPT."""
+
     bias: bool
 
 
 @dataclass(frozen=True)
 class ModernConfig(TransformerConfig):
+    """The keys of the modern transformer."""
+
     positions: Literal["rotary", "learned"]
     norm: Literal["rms", "layer"]
     qk_norm: bool
@@ -69,57 +140,136 @@ class ModernConfig(TransformerConfig):
     tied: bool
     embedding_norm: bool
 
+    def check(self) -> None:
+        """Raises UserError unless heads get the same number of channels, and pairs if rotary."""
+        if self.positions == "rotary" and self.n_embd % (2 * self.n_head):
+            self.refuse_width("a multiple of twice n_head")
+        super().check()
+
 
 @dataclass(frozen=True)
 class CorpusConfig:
+    """The keys of every text: its parts."""
+
     val_fraction: Share
     test_fraction: Share
-    holdout_fraction: Share
+    holdout_fraction: Annotated[Share, Neutral(0.0)]
+
+    def check(self) -> None:
+        """Raises UserError if nothing is left to train on."""
+        if self.val_fraction + self.test_fraction + self.holdout_fraction >= 1:
+            raise UserError(
+                f"val_fraction={self.val_fraction} test_fraction={self.test_fraction} "
+                f"holdout_fraction={self.holdout_fraction}: the sum must be below 1"
+            )
 
 
 @dataclass(frozen=True)
 class FileConfig(CorpusConfig):
-    path: str
+    """The keys of a text of one's own."""
+
+    # What the file holds enters by its sha256.
+    path: Annotated[str, CHANGEABLE, UNTOUCHING, OF_THE_RUN]
 
 
 @dataclass(frozen=True)
 class DeviceConfig:
-    precision: Literal["auto", "32-true", "bf16-mixed"]
+    """The keys of a device."""
+
+    precision: Annotated[Literal["auto", "32-true", "bf16-mixed"], STEPWISE]
 
 
 @dataclass(frozen=True)
-class SGDConfig:
-    lr: Positive
-    momentum: Share
-    weight_decay: PositiveOrZero
+class OptimizerConfig:
+    """The keys of an optimizer. All optimizers have `lr` and `weight_decay`."""
+
+    lr: Annotated[Positive, STEPWISE]
+    weight_decay: Annotated[PositiveOrZero, STEPWISE]
+
+    def check(self, model: Any, model_name: str) -> None:
+        """Raises UserError if the optimizer cannot train the model with these keys."""
 
 
 @dataclass(frozen=True)
-class AdamWConfig:
-    lr: Positive
-    beta1: Share
-    beta2: Share
-    weight_decay: PositiveOrZero
+class SGDConfig(OptimizerConfig):
+    """The keys of plain gradient descent."""
+
+    momentum: Annotated[Share, STEPWISE]
+
+
+@dataclass(frozen=True)
+class AdamWConfig(OptimizerConfig):
+    """The keys of AdamW."""
+
+    beta1: Annotated[Share, STEPWISE]
+    beta2: Annotated[Share, STEPWISE]
 
 
 @dataclass(frozen=True)
 class MuonConfig(AdamWConfig):
-    adam_lr: Positive | None
-    momentum: Share
-    ns_steps: Annotated[int, "[1, 20]"]
+    """The keys of Muon, and of AdamW for the weights that Muon leaves out."""
+
+    adam_lr: Annotated[Positive | None, STEPWISE]
+    momentum: Annotated[Share, STEPWISE]
+    ns_steps: Annotated[int, "[1, 20]", STEPWISE]
+
+    def check(self, model: Any, model_name: str) -> None:
+        """Raises UserError for a model without matrices between embedding and head."""
+        if not model.has_hidden_matrices:
+            allowed = [name for name, choice in OPTIMIZERS.items() if choice.config != MuonConfig]
+            raise UserError(
+                f"optimizer=muon: is for the matrices of a transformer; model={model_name} has "
+                f"none, allowed are {', '.join(sorted(allowed, reverse=True))}"
+            )
 
 
-GROUPS: dict[str, dict[str, type]] = {  # the choices of each group, and what each of them takes
-    "model": {
-        "bigram": BigramConfig,
-        "ngram": NGramConfig,
-        "mlp": MLPConfig,
-        "lstm": LSTMConfig,
-        **dict.fromkeys(("gpt", "gpt_nano", "gpt_baby", "gpt2"), GPTConfig),
-        "modern": ModernConfig,
-    },
-    "data": dict.fromkeys(("sentence", "tales", "pydoc", "shakespeare"), CorpusConfig)
-    | {"file": FileConfig},
-    "device": dict.fromkeys(("auto", "cpu", "cuda", "mps"), DeviceConfig),
-    "optimizer": {"sgd": SGDConfig, "adamw": AdamWConfig, "muon": MuonConfig},
+@dataclass(frozen=True)
+class Choice:
+    """A row of the catalogue: the class of the keys, and what builds the choice, as text.
+
+    `builder` is "module:name"; `registry.load` imports it when it is needed.
+    """
+
+    config: type[Any]
+    builder: str = ""
+
+
+MODELS = {
+    "bigram": Choice(BigramConfig, "lmlab.models.bigram:Bigram"),
+    "ngram": Choice(NGramConfig, "lmlab.models.ngram:NGram"),
+    "mlp": Choice(MLPConfig, "lmlab.models.mlp:MLP"),
+    "lstm": Choice(LSTMConfig, "lmlab.models.lstm:LSTM"),
+    "gpt": Choice(GPTConfig, "lmlab.models.gpt:GPT"),
+    "modern": Choice(ModernConfig, "lmlab.models.modern:Modern"),
+}
+CORPORA = {
+    "sentence": Choice(CorpusConfig, "lmlab.data.corpora:sentence"),
+    "tales": Choice(CorpusConfig, "lmlab.data.corpora:tales"),
+    "pydoc": Choice(CorpusConfig, "lmlab.data.corpora:pydoc"),
+    "shakespeare": Choice(CorpusConfig, "lmlab.data.corpora:shakespeare"),
+    "file": Choice(FileConfig, "lmlab.data.corpora:file"),
+}
+DEVICES = {
+    "auto": Choice(DeviceConfig),
+    "cpu": Choice(DeviceConfig),
+    "cuda": Choice(DeviceConfig),
+    "mps": Choice(DeviceConfig),
+}
+OPTIMIZERS = {
+    "sgd": Choice(SGDConfig, "lmlab.training.optimizers:sgd"),
+    "adamw": Choice(AdamWConfig, "lmlab.training.optimizers:adamw"),
+    "muon": Choice(MuonConfig, "lmlab.training.optimizers:muon"),
+}
+CATALOGUE: dict[str, dict[str, Choice]] = {
+    "model": MODELS,
+    "data": CORPORA,
+    "device": DEVICES,
+    "optimizer": OPTIMIZERS,
+}
+GROUP_MARKERS: dict[str, tuple[Marker, ...]] = {
+    "model": (),
+    "data": (UNTOUCHING,),  # what it makes of a text enters by the text's sha256
+    "device": (STEPWISE,),
+    "optimizer": (STEPWISE,),
+    "experiment": (UNTOUCHING, OF_THE_RUN),
 }

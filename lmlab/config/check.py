@@ -5,15 +5,28 @@ from dataclasses import asdict, dataclass, field
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from lmlab.catalogue import GROUPS, DeviceConfig, MuonConfig, TransformerConfig
-from lmlab.config.keys import CHOICES, COUNTED, RunConfig, SweepConfig, keys_of
+from lmlab.catalogue import DeviceConfig, OptimizerConfig
+from lmlab.config.keys import (
+    CHOICES,
+    GROUPS,
+    RunConfig,
+    SweepConfig,
+    choices_of,
+    config_class,
+    keys_of,
+)
 from lmlab.errors import UserError, nearest
+
+WHOLE_NAME = r"\w[\w.,=+-]*"  # a run's name is a folder's
 
 
 @dataclass(frozen=True)
 class Config:
-    """A checked run. `choices` says what was chosen of each group, the parts hold what that choice
-    takes. `sweep` is None where it is read from a run's folder.
+    """A checked run.
+
+    `choices` maps each group, and "experiment", to the chosen name; `model`, `data`, `device` and
+    `optimizer` hold the values of the chosen one's keys, `run` those of all other keys. `sweep` is
+    None for a configuration that was read from a run's folder.
     """
 
     choices: dict[str, str]
@@ -24,30 +37,30 @@ class Config:
     optimizer: Any
     sweep: SweepConfig | None = field(default=None, compare=False)
 
-    @property
-    def counted(self) -> bool:
-        """Whether the model is trained by counting, all at once, and has no steps."""
-        return self.choices["model"] in COUNTED
-
     def flat(self) -> dict[str, Any]:
-        """Choices and keys as one flat mapping: what config.yaml holds."""
-        return self.choices | {
-            k: v for part in ("run", *GROUPS) for k, v in asdict(vars(self)[part]).items()
-        }
+        """Returns choices and keys as one flat mapping, which is what config.yaml holds."""
+        flat: dict[str, Any] = dict(self.choices)
+        for config in (self.run, self.model, self.data, self.device, self.optimizer):
+            flat |= asdict(config)
+        return flat
 
 
 def check_key(key: str, value: Any, choices: dict[str, str]) -> None:
     """Raises UserError unless the run or one of the choices takes `key`."""
     known = {*CHOICES, *keys_of(RunConfig), *keys_of(SweepConfig)}
-    for group, parts in GROUPS.items():
-        takers = [choice for choice, part in parts.items() if key in keys_of(part)]
+    for group in GROUPS:
+        takers = []
+        for choice, row in choices_of(group).items():
+            keys = keys_of(row.config)
+            known.update(keys)
+            if key in keys:
+                takers.append(choice)
         if takers and choices[group] not in takers:
-            taken = ", ".join(keys_of(parts[choices[group]]))
+            taken = ", ".join(keys_of(config_class(group, choices[group])))
             raise UserError(
                 f"{key}={value}: {group}={choices[group]} doesn't take {key}, it takes {taken}; "
                 f"{key} goes with {group}={'|'.join(takers)}"
             )
-        known.update(*map(keys_of, parts.values()))
     if key not in known:
         raise UserError(
             f"{key}={value}: there is no key {key}{nearest(key, known)}; --help lists them all"
@@ -55,55 +68,70 @@ def check_key(key: str, value: Any, choices: dict[str, str]) -> None:
 
 
 def check_value(key: str, value: Any, hint: Any) -> Any:
-    """`value` if it is of the annotated type and in range, else UserError. A whole number passes as
-    float.
+    """Returns `value` if it is of the annotated type and in range; raises UserError if not.
+
+    A whole number passes as float. Markers in the annotation play no part.
     """
+    interval = None
+    while get_origin(hint) is Annotated:
+        hint, *extras = get_args(hint)
+        interval = next((extra for extra in extras if type(extra) is str), interval)
     if NoneType in get_args(hint):
         if value is None:
             return None
-        hint = get_args(hint)[0]
+        return check_value(key, value, get_args(hint)[0])
     if get_origin(hint) is Literal:
-        if value in get_args(hint):
-            return value
-        words = [str(word) for word in get_args(hint)]
-        raise UserError(
-            f"{key}={value}: allowed are {', '.join(words)}{nearest(str(value), words)}"
-        )
-    kind, interval = get_args(hint) if get_origin(hint) is Annotated else (hint, None)
-    given, value = value, float(str(value)) if kind is float and type(value) is int else value
-    if type(value) is not kind or value != value:
+        return check_word(key, value, get_args(hint))
+    number = value
+    if hint is float and type(value) is int:
+        number = float(str(value))  # by way of text, since the largest integers are no floats
+    if type(number) is not hint or number != number:
         needed = {
             int: f"a whole number in {interval}",
             float: f"a number in {interval}",
             bool: "true or false",
             str: f"text; what looks like something else is quoted twice: {key}=\"'{value}'\"",
         }
-        raise UserError(f"{key}={given}: needs {needed[kind]}")
-    if kind is str and len(value.splitlines()) > 1:
+        raise UserError(f"{key}={value}: needs {needed[hint]}")
+    if hint is str and len(value.splitlines()) > 1:
         raise UserError(f"{key}={value}: needs text of one line")
-    if interval:
-        low, high = (float(end) for end in interval[1:-1].split(","))
-        if not (
-            low < value < high
-            or (value == low and interval[0] == "[")
-            or (value == high and interval[-1] == "]")
-        ):
-            raise UserError(f"{key}={given}: out of range; allowed is {interval}")
-    return value
+    if interval and not in_interval(number, interval):
+        raise UserError(f"{key}={value}: out of range; allowed is {interval}")
+    return number
 
 
-def build(part: type, values: dict[str, Any], prefix: str = "") -> Any:
-    """The dataclass `part` from its keys among `values`, each checked; errors name them with the
-    prefix.
+def check_word(key: str, value: Any, allowed: tuple[Any, ...]) -> Any:
+    """Returns `value` if it is one of `allowed`; raises UserError if not."""
+    if value in allowed:
+        return value
+    words = [str(word) for word in allowed]
+    raise UserError(f"{key}={value}: allowed are {', '.join(words)}{nearest(str(value), words)}")
+
+
+def in_interval(number: float, interval: str) -> bool:
+    """Returns whether a number lies in an interval, written like "[0, 1)"."""
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    if number == low:
+        return interval[0] == "["
+    if number == high:
+        return interval[-1] == "]"
+    return low < number < high
+
+
+def build(config: type, values: dict[str, Any], prefix: str = "") -> Any:
+    """Returns the class of keys `config` filled from `values`, each checked.
+
+    The errors name the keys with `prefix`. Raises UserError.
     """
-    hints = get_type_hints(part, include_extras=True)
-    return part(
-        **{key: check_value(prefix + key, values.get(key), hints[key]) for key in keys_of(part)}
-    )
+    hints = get_type_hints(config, include_extras=True)
+    checked = {}
+    for key in keys_of(config):
+        checked[key] = check_value(prefix + key, values.get(key), hints[key])
+    return config(**checked)
 
 
 def derived(values: dict[str, Any]) -> dict[str, Any]:
-    """The values of keys that are null where nobody gave them one."""
+    """Returns the values of the keys that follow from others where they are null."""
     return {
         "decay_steps": values["max_steps"],
         "min_lr": values["lr"] / 10,
@@ -112,8 +140,9 @@ def derived(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def from_flat(values: dict[str, Any], choices: dict[str, str]) -> Config:
-    """The one way from keys and values, typed or read from a config.yaml, to a `Config`. Raises
-    UserError.
+    """Returns the checked `Config` of keys and values, typed or read from a config.yaml.
+
+    Raises UserError.
     """
     for key, value in values.items():
         check_key(key, value, choices)
@@ -121,27 +150,23 @@ def from_flat(values: dict[str, Any], choices: dict[str, str]) -> Config:
             raise UserError(f"{key}={value}: no interpolation; write the value itself")
         if value == "???":
             raise UserError(f"{key}: data={choices['data']} needs {key}=…")
-    optimizer = build(GROUPS["optimizer"][choices["optimizer"]], values)
+    optimizer = build(config_class("optimizer", choices["optimizer"]), values)
     usual = derived(values | {"lr": optimizer.lr}) | {"name": choices["model"]}
     values = values | {key: value for key, value in usual.items() if values.get(key) is None}
-    parts = {group: build(GROUPS[group][choices[group]], values) for group in GROUPS}
-    sweep = build(SweepConfig, values) if "retries" in values else None
+    parts = {group: build(config_class(group, choices[group]), values) for group in GROUPS}
+    sweep = None
+    if "retries" in values:
+        sweep = build(SweepConfig, values)
     config = Config(choices, build(RunConfig, values), **parts, sweep=sweep)
-    run, model, data = config.run, config.model, config.data
-    if isinstance(model, TransformerConfig):
-        times = model.n_head * (
-            1 + (getattr(model, "positions", "") == "rotary")
-        )  # which turns pairs of channels
-        if model.n_embd % times:
-            twice = " twice" * (times > model.n_head)
-            raise UserError(
-                f"n_embd={model.n_embd} n_head={model.n_head}: n_embd must be a multiple of{twice} n_head"
-            )
-    if data.val_fraction + data.test_fraction + data.holdout_fraction >= 1:
-        raise UserError(
-            f"val_fraction={data.val_fraction} test_fraction={data.test_fraction} holdout_fraction="
-            f"{data.holdout_fraction}: the sum must be below 1"
-        )
+    config.model.check()
+    config.data.check()
+    check_run(config.run, config.optimizer)
+    config.optimizer.check(config.model, choices["model"])
+    return config
+
+
+def check_run(run: RunConfig, optimizer: OptimizerConfig) -> None:
+    """Raises UserError if the keys of a run do not fit together."""
     if run.unknown == "drop" and not run.init_from:
         raise UserError("unknown=drop: goes with init_from=…, whose vocabulary may lack characters")
     if run.hold_steps and run.schedule == "constant":
@@ -150,18 +175,13 @@ def from_flat(values: dict[str, Any], choices: dict[str, str]) -> Config:
         )
     if run.hold_steps and run.warmup_steps + run.hold_steps >= run.decay_steps:
         raise UserError(
-            f"hold_steps={run.hold_steps} warmup_steps={run.warmup_steps} decay_steps={run.decay_steps}: "
-            "the first two together must be below the third (null: max_steps), or nothing is left to decay"
-        )
-    if isinstance(optimizer, MuonConfig) and not isinstance(model, TransformerConfig):
-        raise UserError(
-            f"optimizer=muon: is for the matrices of a transformer; model={choices['model']} has none, "
-            "allowed are sgd, adamw"
+            f"hold_steps={run.hold_steps} warmup_steps={run.warmup_steps} "
+            f"decay_steps={run.decay_steps}: the first two together must be below the third "
+            "(null: max_steps), or nothing is left to decay"
         )
     if run.min_lr > optimizer.lr:
         raise UserError(f"min_lr={run.min_lr} lr={optimizer.lr}: min_lr can't be above lr")
-    if not re.fullmatch(r"\w[\w.,=+-]*", run.name):
+    if not re.fullmatch(WHOLE_NAME, run.name):
         raise UserError(
             f"name={run.name}: it names a folder; allowed are letters, digits and _ . , = + -"
         )
-    return config

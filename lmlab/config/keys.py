@@ -1,55 +1,89 @@
-"""The keys of a run and of a sweep, and what is true of each key. Imports no torch."""
+"""The keys of a run and of a sweep, and questions about all keys. Imports no torch.
 
+What is true of a key stands on the key, as a marker in its annotation; lmlab/catalogue.py
+explains the markers and holds the keys of models, texts, devices and optimizers.
+"""
+
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from functools import lru_cache
+from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from lmlab.catalogue import GROUPS, Count, Positive, PositiveOrZero
+import yaml
+
+from lmlab.catalogue import (
+    CATALOGUE,
+    CHANGEABLE,
+    GROUP_MARKERS,
+    OF_THE_RUN,
+    ONCE,
+    STEPWISE,
+    UNTOUCHING,
+    Choice,
+    Count,
+    Marker,
+    Neutral,
+    Positive,
+    PositiveOrZero,
+)
+
+CONF = Path(__file__).parents[2] / "conf"
+GROUPS = tuple(CATALOGUE)
+CHOICES = tuple(GROUP_MARKERS)  # the groups and the experiment
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    name: str
-    seed: Annotated[int, "[0, 4294967296)"]
+    """The keys of every run."""
+
+    name: Annotated[str, UNTOUCHING, OF_THE_RUN, ONCE]
+    seed: Annotated[int, "[0, 4294967296)", OF_THE_RUN]
     threads: Count | None
-    compile: bool | None
-    max_steps: Count
-    max_minutes: Positive | None
-    batch_size: Count
-    grad_accumulation: Count
-    grad_clip: PositiveOrZero
-    schedule: Literal["cosine", "linear", "constant"]
-    warmup_steps: Annotated[int, "[0, inf)"]
-    hold_steps: Annotated[int, "[0, inf)"]
-    decay_steps: Count
-    min_lr: PositiveOrZero
-    log_interval: Count
-    eval_interval: Count
-    checkpoint_interval: Count
-    checkpoint_minutes: Positive
-    init_from: str | None
-    unknown: Literal["error", "drop"]
-    resume: str | None
-    replay: str | None
+    compile: Annotated[bool | None, CHANGEABLE, STEPWISE, Neutral(False)]
+    max_steps: Annotated[Count, CHANGEABLE, STEPWISE]
+    max_minutes: Annotated[Positive | None, CHANGEABLE, STEPWISE]
+    batch_size: Annotated[Count, STEPWISE]
+    grad_accumulation: Annotated[Count, STEPWISE]
+    grad_clip: Annotated[PositiveOrZero, STEPWISE]
+    schedule: Annotated[Literal["cosine", "linear", "constant"], STEPWISE]
+    warmup_steps: Annotated[int, "[0, inf)", STEPWISE]
+    hold_steps: Annotated[int, "[0, inf)", STEPWISE, Neutral(0)]
+    decay_steps: Annotated[Count, STEPWISE]
+    min_lr: Annotated[PositiveOrZero, STEPWISE]
+    log_interval: Annotated[Count, CHANGEABLE, UNTOUCHING, STEPWISE]
+    eval_interval: Annotated[Count, CHANGEABLE, STEPWISE]
+    checkpoint_interval: Annotated[Count, CHANGEABLE, UNTOUCHING, STEPWISE]
+    checkpoint_minutes: Annotated[Positive, CHANGEABLE, UNTOUCHING, STEPWISE]
+    # What lies at init_from enters by its sha256.
+    init_from: Annotated[str | None, UNTOUCHING, STEPWISE, OF_THE_RUN]
+    unknown: Annotated[Literal["error", "drop"], STEPWISE]
+    resume: Annotated[str | None, UNTOUCHING, OF_THE_RUN]
+    replay: Annotated[str | None, UNTOUCHING, OF_THE_RUN]
 
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """What a sweep is told beside its runs; no run keeps it."""
+    """The keys of a whole sweep. No run's config.yaml holds them."""
 
-    retries: Annotated[int, "[0, 100]"]
-    dry_run: bool
-    trial: str | None
+    retries: Annotated[int, "[0, 100]", ONCE]
+    dry_run: Annotated[bool, ONCE]
+    trial: Annotated[str | None, ONCE]
 
 
 @dataclass(frozen=True)
 class LocalConfig:
+    """The settings of hydra/launcher=local."""
+
     n_jobs: Count | None
     time_limit: Positive | None
 
 
 @dataclass(frozen=True)
 class SearchConfig:
+    """The settings of hydra/sweeper=search."""
+
     n_trials: Count
     objective: Literal[
         "val/loss", "best/val/loss", "val/bits_per_byte", "train/loss", "tokens_per_second"
@@ -62,74 +96,90 @@ class SearchConfig:
     seed: Annotated[int, "[0, 4294967296)"]
 
 
-SETTINGS: dict[str, type] = {
-    "local": LocalConfig,
-    "search": SearchConfig,
-}  # of hydra/launcher and hydra/sweeper
+# The settings of the launchers and sweepers that are lmlab's own.
+SETTINGS: dict[str, type] = {"local": LocalConfig, "search": SearchConfig}
 
 
-# What a resumed run may change: when it ends, whether it is compiled, what is written when, and
-# where its text (of the same content) lies.
-CHANGEABLE = (
-    "max_steps",
-    "max_minutes",
-    "compile",
-    "log_interval",
-    "eval_interval",
-    "checkpoint_interval",
-    "checkpoint_minutes",
-    "path",
-)
+@lru_cache
+def choices_of(group: str) -> dict[str, Choice]:
+    """Returns what can be chosen of `group`, by name: the catalogue's rows and their presets.
+
+    A preset is a file in conf/ whose defaults list names the choice that it builds on.
+    """
+    choices = dict(CATALOGUE[group])
+    bases = {}
+    for path in sorted((CONF / group).glob("*.yaml")):
+        defaults = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("defaults")
+        if path.stem not in choices and defaults:
+            bases[path.stem] = defaults[0]
+    for preset, base in bases.items():
+        while base in bases:
+            base = bases[base]
+        if base in choices:
+            choices[preset] = choices[base]
+    return choices
 
 
-# Keys that name, place or watch a run without touching what it computes. What lies at `path` and
-# `init_from`, and what `data` makes of it, enters by its sha256.
-UNTOUCHING = (
-    "name",
-    "experiment",
-    "data",
-    "path",
-    "init_from",
-    "resume",
-    "replay",
-    "log_interval",
-    "checkpoint_interval",
-    "checkpoint_minutes",
-)
+def config_class(group: str, choice: str) -> type[Any]:
+    """Returns the class that holds the keys of a choice."""
+    return choices_of(group)[choice].config
 
 
-# Keys that the lab gained after 0.1. At these values a run is what it was without the key: a
-# config.yaml that lacks it has the value, and the names of a sweep's cells leave it out.
-NEUTRAL: dict[str, Any] = {"compile": False, "hold_steps": 0, "holdout_fraction": 0.0}
+def keys_of(config: type) -> list[str]:
+    """Returns the names of the keys that a class of keys has."""
+    return [field.name for field in fields(config)]
 
 
-CHOICES = (*GROUPS, "experiment")
+def keys_taken(choices: dict[str, str]) -> set[str]:
+    """Returns the keys that the chosen model, text, device and optimizer have."""
+    return {key for group in GROUPS for key in keys_of(config_class(group, choices[group]))}
 
 
-def keys_of(part: type) -> list[str]:
-    return [own.name for own in fields(part)]
+def annotations() -> Iterator[tuple[str, Any]]:
+    """Yields each key of a run or a sweep with its annotation, once for each class that has it."""
+    classes = {choice.config: None for group in CATALOGUE.values() for choice in group.values()}
+    for config in (RunConfig, SweepConfig, *classes):
+        yield from get_type_hints(config, include_extras=True).items()
 
 
-COUNTED = (
-    "ngram",
-)  # models that are trained by counting, and what goes with training by steps alone
+def markers(annotation: Any) -> tuple[Any, ...]:
+    """Returns the markers and the interval that an annotation holds."""
+    return get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
 
 
-STEPWISE = {
-    "optimizer",
-    "device",
-    "precision",
-    *keys_of(RunConfig),
-    *(key for part in GROUPS["optimizer"].values() for key in keys_of(part)),
-} - {"name", "seed", "threads", "resume", "replay"}
+@lru_cache
+def marked(marker: Marker) -> frozenset[str]:
+    """Returns the keys, groups among them, that have `marker`."""
+    keys = {key for key, annotation in annotations() if marker in markers(annotation)}
+    groups = {group for group, marks in GROUP_MARKERS.items() if marker in marks}
+    return frozenset(keys | groups)
 
 
+@lru_cache
+def neutral_values() -> dict[str, Any]:
+    """Returns the keys that were added after version 0.1, each with the value that changes nothing."""
+    return {
+        key: marker.value
+        for key, annotation in annotations()
+        for marker in markers(annotation)
+        if isinstance(marker, Neutral)  # a marker, not a configuration
+    }
+
+
+@lru_cache
 def kind_of(key: str) -> type | None:
-    """The type of a key's values, whichever choice takes it."""
-    parts = (RunConfig, *(part for choices in GROUPS.values() for part in choices.values()))
-    hint = next((get_type_hints(part)[key] for part in parts if key in keys_of(part)), None)
-    return (
-        next((kind for kind in get_args(hint) if kind is not NoneType), None)
-        if get_args(hint)
-        else hint
-    )
+    """Returns the type of a key's values (int for `int | None`), or None for an unknown key."""
+    for name, annotation in annotations():
+        if name == key:
+            return plain_kind(annotation)
+    return None
+
+
+def plain_kind(annotation: Any) -> Any:
+    """Returns an annotation without markers and without None."""
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    for alternative in get_args(annotation):
+        if get_origin(annotation) is not Literal and alternative is not NoneType:
+            return plain_kind(alternative)
+    return annotation
