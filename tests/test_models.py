@@ -166,7 +166,7 @@ def test_a_model_with_attention_of_its_own_gets_its_flops_muon_and_checkpoints()
 def test_a_model_whose_numbers_decide_what_is_computed_gets_six_flops_a_weight():
     class Decides(OwnAttention):
         def forward(self, idx):
-            return super().forward(idx) if self.head.bias.sum().item() else super().forward(idx)
+            return super().forward(idx) * self.head.bias.sum().item()
 
     assert Decides().flops_per_token() == 6 * (8 * 24 + 8 * V)
 
