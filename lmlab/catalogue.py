@@ -273,3 +273,8 @@ GROUP_MARKERS: dict[str, tuple[Marker, ...]] = {
     "optimizer": (STEPWISE,),
     "experiment": (UNTOUCHING, OF_THE_RUN),
 }
+
+
+def row_of(rows: dict[str, Choice], config: Any) -> Choice:
+    """Returns the row whose keys `config` holds."""
+    return next(row for row in rows.values() if row.config is type(config))

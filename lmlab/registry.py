@@ -1,8 +1,10 @@
-"""How heavy packages are imported."""
+"""Imports what a choice of the catalogue names, at the moment when it is needed."""
 
 import gc
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 @contextmanager
@@ -16,3 +18,9 @@ def importing() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+def load(builder: str) -> Any:
+    """Returns the class or function that a row of the catalogue names, as "module:name"."""
+    module, _, name = builder.partition(":")
+    return getattr(importlib.import_module(module), name)

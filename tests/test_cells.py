@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmlab import errors, files
+from lmlab.config import keys
 from lmlab.config.overrides import resolved
 from lmlab.runs import folder as runs
 from lmlab.sweep import cells, plan
@@ -103,7 +104,8 @@ def test_a_key_that_is_gained_later_leaves_old_names_as_they_were(monkeypatch, h
     old = cells.identity(cell().config.flat(), "data", None)
     flat = cell().config.flat() | {"later": False}
     assert cells.identity(flat, "data", None) != old
-    monkeypatch.setattr(cells, "NEUTRAL", cells.NEUTRAL | {"later": False})
+    values = keys.neutral_values() | {"later": False}
+    monkeypatch.setattr(cells, "neutral_values", lambda: values)
     assert cells.identity(flat, "data", None) == old
     assert cells.identity(flat | {"later": True}, "data", None) != old
 
@@ -117,7 +119,8 @@ def test_a_run_from_before_a_key_was_gained_is_read_with_its_neutral_value(run, 
     files.write_sealed(run / "config.yaml", "\n".join(lines).encode())
     with pytest.raises(errors.UserError, match="grad_clip is missing"):
         runs.read_config(run)
-    monkeypatch.setattr(runs, "NEUTRAL", {"grad_clip": 0.5, "of_another_model": 1})
+    values = {"grad_clip": 0.5, "of_another_model": 1}
+    monkeypatch.setattr(runs, "neutral_values", lambda: values)
     assert runs.read_config(run).run.grad_clip == 0.5
 
 

@@ -10,11 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmlab.catalogue import GROUPS
 from lmlab.commands import continued
 from lmlab.commands import train as cli
 from lmlab.config import overrides
-from lmlab.config.keys import SETTINGS, RunConfig, SweepConfig, keys_of
+from lmlab.config.keys import GROUPS, SETTINGS, RunConfig, SweepConfig, choices_of, keys_of
 from lmlab.errors import UserError
 from tests.conftest import NANO, ROOT, config
 
@@ -216,10 +215,10 @@ def test_a_run_that_cannot_make_its_folder_says_so(here, capsys):
 def test_help_is_a_page_with_every_key_and_choice(capsys):
     cli.main(["--help"])
     page = capsys.readouterr().out
-    for group, choices in GROUPS.items():
+    for group in GROUPS:
         assert f"{group}=" in page
-        for choice, part in choices.items():
-            assert all(f"  {word}" in page for word in [choice, *keys_of(part)])
+        for choice, row in choices_of(group).items():
+            assert all(f"  {word}" in page for word in [choice, *keys_of(row.config)])
     assert all(f"  {key}: " in page for key in keys_of(RunConfig))
     assert "tiny_lm" in page and "hydra:" not in page
     for choice, kind in (("local", "launcher"), ("search", "sweeper")):

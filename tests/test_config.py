@@ -4,12 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmlab.catalogue import GROUPS
+from lmlab.catalogue import CATALOGUE
 from lmlab.config.check import check_value, from_flat
 from lmlab.config.keys import CHOICES, RunConfig, keys_of
 from lmlab.errors import UserError
 
-PARTS = dict.fromkeys((RunConfig, *(part for parts in GROUPS.values() for part in parts.values())))
+ROWS = [row for rows in CATALOGUE.values() for row in rows.values()]
+PARTS = dict.fromkeys((RunConfig, *(row.config for row in ROWS)))
 FRACTION = st.floats(0, 0.4)
 
 

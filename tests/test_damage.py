@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from lmlab import files
 from lmlab.commands import train as cli
-from lmlab.config.keys import NEUTRAL
+from lmlab.config.keys import neutral_values
 from lmlab.errors import UserError
 from lmlab.runs import checkpoints
 from lmlab.runs import folder as runs
@@ -426,12 +426,12 @@ def test_a_checkpoint_from_before_the_lab_made_the_steps_goes_on(run, trained):
     loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"] = steps
     loop["epoch_loop.manual_optimization.optim_step_progress"] = {"total": none, "current": none}
     own = torch.load(run / LAST, weights_only=True)["lmlab"]
-    for key in NEUTRAL:
+    for key in neutral_values():
         own["config"].pop(key)
     lines = (run / "config.yaml").read_text().splitlines()
     sealed(
         run / "config.yaml",
-        "\n".join(one for one in lines if one.split(":")[0] not in NEUTRAL).encode(),
+        "\n".join(one for one in lines if one.split(":")[0] not in neutral_values()).encode(),
     )
     sealed(run / LAST, altered(run, loops=loops, lmlab=own))
     cli.main(["resume=run", "max_steps=30"])

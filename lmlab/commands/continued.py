@@ -3,9 +3,10 @@
 import re
 from pathlib import Path
 
+from lmlab.catalogue import CHANGEABLE, UNTOUCHING
 from lmlab.config.check import Config, check_key, check_value, from_flat
-from lmlab.config.keys import CHANGEABLE, CHOICES, UNTOUCHING, SweepConfig, keys_of
-from lmlab.config.overrides import check_counted, parse
+from lmlab.config.keys import CHOICES, SweepConfig, keys_of, marked
+from lmlab.config.overrides import check_step_keys, parse
 from lmlab.errors import UserError
 from lmlab.runs.folder import newest, read_config, read_metrics
 
@@ -89,16 +90,16 @@ def repeated(arguments: list[str], flags: list[str]) -> tuple[str, Path, Config]
         raise UserError(f"{verb}={typed}: is not a run's folder, as {such} would be")
     saved = read_config(path)
     values = saved.flat()
-    check_counted([*others.values()], saved.choices)
+    check_step_keys([*others.values()], saved.choices)
     for key, override in others.items():
         check_key(key, override.value(), saved.choices)
-        if key not in CHANGEABLE and override.value() != values[key]:
+        if key not in marked(CHANGEABLE) and override.value() != values[key]:
             raise UserError(
                 f"{key}={override.value()}: the run was started with {key}={values[key]} and keeps it; a "
                 f"new run can have another, and with init_from={path} its weights"
             )
         if (
-            key not in UNTOUCHING
+            key not in marked(UNTOUCHING)
             and override.value() != values[key]
             and "cell" in read_metrics(path)
         ):

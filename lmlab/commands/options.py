@@ -2,41 +2,38 @@
 
 from typing import Any, get_type_hints
 
+from lmlab.catalogue import CATALOGUE
 from lmlab.config.check import check_value
-from lmlab.config.keys import CHOICES
-from lmlab.config.overrides import CONF, parse
+from lmlab.config.keys import CHOICES, CONF
+from lmlab.config.overrides import parse
 from lmlab.errors import UserError, nearest
 
 
 def help_page() -> str:
-    """conf/help.txt, then what the files of conf/ themselves say."""
-    page = (CONF / "help.txt").read_text()
+    """Returns the text of --help: conf/help.txt, then what the files of conf/ say."""
+    page = (CONF / "help.txt").read_text(encoding="utf-8")
     for group in (*CHOICES, "hydra/launcher", "hydra/sweeper"):
         page += f"\n{group}=\n"
-        for p in sorted((CONF / group).glob("*.yaml")):
-            page += f"  {p.stem:<24}{p.read_text().splitlines()[1][2:]}\n"
-    for name in (
-        "config",
-        "model/ngram",
-        "model/mlp",
-        "model/lstm",
-        "model/gpt",
-        "model/modern",
-        "optimizer/adamw",
-        "optimizer/muon",
-        "optimizer/sgd",
-        "data/file",
-        "device/auto",
-        "hydra/launcher/local",
-        "hydra/sweeper/search",
-    ):
-        page += f"\nKeys of {'every run' if name == 'config' else name.replace('/', '=')}\n"
-        lines = (CONF / f"{name}.yaml").read_text().split("\nhydra:")[0].splitlines()
-        prefix = "hydra." + name.split("/")[1] + "." if name.startswith("hydra/") else ""
-        page += "".join(
-            f"  {prefix}{line}\n" for line in lines if line[:1].islower() and line != "defaults:"
-        )
+        for path in sorted((CONF / group).glob("*.yaml")):
+            title = path.read_text(encoding="utf-8").splitlines()[1]
+            page += f"  {path.stem:<24}{title.removeprefix('# ')}\n"
+    page += keys_in("config", "every run")
+    for group, rows in CATALOGUE.items():
+        described = set()
+        for choice, row in rows.items():
+            if row.config not in described:
+                page += keys_in(f"{group}/{choice}", f"{group}={choice}")
+            described.add(row.config)
+    for kind, choice in (("launcher", "local"), ("sweeper", "search")):
+        page += keys_in(f"hydra/{kind}/{choice}", f"hydra/{kind}={choice}", f"hydra.{kind}.")
     return page
+
+
+def keys_in(file: str, title: str, prefix: str = "") -> str:
+    """Returns the lines of a file of conf/ that set a key, under a title."""
+    lines = (CONF / f"{file}.yaml").read_text(encoding="utf-8").split("\nhydra:")[0].splitlines()
+    keys = [line for line in lines if line[:1].islower() and not line.startswith("defaults:")]
+    return f"\nKeys of {title}\n" + "".join(f"  {prefix}{line}\n" for line in keys)
 
 
 def parse_script(options: type, page: str, argv: list[str]) -> Any:

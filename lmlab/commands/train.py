@@ -13,13 +13,11 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from lmlab.commands.continued import inherited, literal, repeated
 from lmlab.commands.options import help_page
-from lmlab.config.check import Config
-from lmlab.config.keys import CHOICES
-from lmlab.config.overrides import CONF, Asked, checked, parse, read
+from lmlab.config.overrides import CONF, Asked, checked, parse, resolved
 from lmlab.errors import UserError, one_line_errors, printable
 from lmlab.registry import importing
 from lmlab.runs.folder import timestamp
@@ -124,16 +122,13 @@ def task(cfg: DictConfig, sweep: Sweep) -> Cell | None:
     """
     job = HydraConfig.get()
 
-    def config() -> Config:
-        return read(
-            OmegaConf.to_container(cfg), {group: job.runtime.choices[group] for group in CHOICES}
-        )[0]
-
     if job.mode.name == "MULTIRUN":
         from lmlab.sweep import cells, plan, study
 
         try:
-            cell = plan.identify(config(), list(job.overrides.task), sweep)
+            cell = plan.identify(
+                resolved(list(job.overrides.task))[0], list(job.overrides.task), sweep
+            )
         except UserError as error:
             print(f"error: {printable(str(error))}", file=sys.stderr)  # the others go on
             return None
@@ -141,7 +136,7 @@ def task(cfg: DictConfig, sweep: Sweep) -> Cell | None:
             cells.run_when_free(cell, watch)
         return cell
     with one_line_errors():
-        single = config()
+        single = resolved(list(job.overrides.task))[0]
         with importing():
             from lmlab.training import experiment
         path = Path("outputs", single.run.name, timestamp())

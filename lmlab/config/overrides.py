@@ -1,6 +1,4 @@
-"""What is typed, as Hydra's overrides: checked as a whole before anything starts. Hydra composes
-and sweeps.
-"""
+"""Checks the overrides of a command, all at once, before anything starts. Hydra composes them."""
 
 import itertools
 import math
@@ -9,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Literal
 
 import hydra
@@ -21,23 +18,21 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lmlab.catalogue import GROUPS
+from lmlab.catalogue import ONCE, STEPWISE
 from lmlab.config.check import Config, build, check_key, check_value, from_flat
 from lmlab.config.keys import (
     CHOICES,
-    COUNTED,
+    CONF,
     SETTINGS,
-    STEPWISE,
     SweepConfig,
+    choices_of,
+    config_class,
     keys_of,
+    keys_taken,
     kind_of,
+    marked,
 )
 from lmlab.errors import UserError, nearest
-
-ONCE = ("name", *keys_of(SweepConfig))  # what a sweep has one of
-
-
-CONF = Path(__file__).parents[2] / "conf"
 
 
 @dataclass(frozen=True)
@@ -88,6 +83,9 @@ def checked(arguments: list[str], multirun: bool) -> Asked:
         config, notice = resolved(cell)
         found.append((config, [text for text in cell if not is_hydras(parse(text))]))
         notices[notice] = None
+    if not any(config.model.has_steps for config, _ in found):
+        for config, cell in found:
+            check_step_keys([parse(text) for text in cell], config.choices)
     print("".join(f"{notice}\n" for notice in notices if notice), end="")
     keys = tuple(o.key_or_group for o in swept)
     named = not swept or any(o.key_or_group == "name" for o in overrides)
@@ -99,9 +97,10 @@ def checked(arguments: list[str], multirun: bool) -> Asked:
 def check_place(override: Override, multirun: bool, sweeper: str) -> None:
     """Raises UserError for several values, or a setting of sweeps, where there is none."""
     key, text, several = override.key_or_group, override.input_line, override.is_sweep_override()
-    if several and (not multirun or key in ONCE or is_hydras(override)):
+    if several and (not multirun or key in marked(ONCE) or is_hydras(override)):
+        once = " ".join(["name", *keys_of(SweepConfig)])
         raise UserError(
-            f"{text}: several values are a sweep, of any key but {' '.join(ONCE)}; add -m, or quote the "
+            f"{text}: several values are a sweep, of any key but {once}; add -m, or quote the "
             f"value twice: {key}=\"'…'\""
         )
     if several and sweeper != "search" and not override.is_discrete_sweep():
@@ -134,6 +133,12 @@ def resolved(cell: Sequence[str]) -> tuple[Config, str]:
     hydras = [o for o in typed if is_hydras(o)]
     signed = [o for o in typed if o.input_line[0] in "+~" and o not in hydras]
     values, choices, _ = compose(tuple(o.input_line for o in chosen(typed)))
+    if not config_class("model", choices["model"]).has_steps:
+        for o in typed:
+            if o.key_or_group not in CHOICES and not is_hydras(o):
+                check_key(o.key_or_group, o.value(), choices)
+        typed = without_step_keys(typed)
+        values, choices, _ = compose(tuple(o.input_line for o in chosen(typed)))
     plain = {
         o.key_or_group: o.value()
         for o in typed
@@ -141,7 +146,6 @@ def resolved(cell: Sequence[str]) -> tuple[Config, str]:
     }
     for key, value in plain.items():
         check_key(key, value, choices)
-    check_counted(typed, choices)
     for o in signed:
         raise UserError(
             f"{o.input_line}: keys are not added or removed; give {o.key_or_group}=… a value"
@@ -149,24 +153,41 @@ def resolved(cell: Sequence[str]) -> tuple[Config, str]:
     return read(values | plain, {group: choices[group] for group in CHOICES})
 
 
-def check_counted(typed: list[Override], choices: dict[str, str]) -> None:
-    """Raises UserError for what has no effect on a model that is trained without steps."""
+def without_step_keys(typed: list[Override]) -> list[Override]:
+    """Returns the overrides that concern a model without steps.
+
+    The others are shared with the other models of a sweep and leave this model as it is.
+    """
+    return [o for o in typed if o.key_or_group not in marked(STEPWISE)]
+
+
+def check_step_keys(typed: list[Override], choices: dict[str, str]) -> None:
+    """Raises UserError for a key of training by steps that is given for a model without steps."""
+    model = choices["model"]
+    if config_class("model", model).has_steps:
+        return
     for o in typed:
-        if choices["model"] in COUNTED and o.key_or_group in STEPWISE:
-            own = ", ".join(keys_of(GROUPS["model"][choices["model"]]))
+        if o.key_or_group in marked(STEPWISE):
+            keys = ", ".join(keys_of(config_class("model", model)))
             raise UserError(
-                f"{o.input_line}: model={choices['model']} is trained by counting, without steps; it goes "
-                f"with {own} and data, name, seed"
+                f"{o.input_line}: model={model} is trained by counting, without steps; it goes "
+                f"with {keys} and data, name, seed"
             )
 
 
 def chosen(overrides: list[Override]) -> list[Override]:
-    """Those that choose a file of conf/. Raises UserError if it isn't there."""
-    recipes = [None, *sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))]
+    """Returns the overrides that choose a file of conf/. Raises UserError if it isn't there."""
     groups = [o for o in overrides if o.key_or_group in CHOICES and o.input_line[0] not in "+~"]
     for o in groups:
-        check_value(o.key_or_group, o.value(), Literal[*GROUPS.get(o.key_or_group, recipes)])
+        check_value(o.key_or_group, o.value(), Literal[*allowed(o.key_or_group)])
     return groups
+
+
+def allowed(group: str) -> list[str | None]:
+    """Returns what can be chosen of a group, or as the experiment (None: no experiment)."""
+    if group == "experiment":
+        return [None, *sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))]
+    return [*choices_of(group)]
 
 
 def is_hydras(override: Override) -> bool:
@@ -227,12 +248,14 @@ def read(values: dict[str, Any], choices: dict[str, str]) -> tuple[Config, str]:
         key.removeprefix("override /"): own for entry in entries for key, own in entry.items()
     }
     replaced = {group: own for group, own in made_for.items() if choices[group] != own}
-    taken = {key for group in GROUPS for key in keys_of(GROUPS[group][choices[group]])}
-    lost = {key for group, own in replaced.items() for key in keys_of(GROUPS[group][own])} & {
-        *recipe
-    } - taken
+    keys_replaced: set[str] = set()
+    for group, choice in replaced.items():
+        keys_replaced.update(keys_of(config_class(group, choice)))
+    lost = keys_replaced & {*recipe} - keys_taken(choices)
     old, new = (" ".join(f"{g}={chosen[g]}" for g in replaced) for chosen in (made_for, choices))
-    idle = STEPWISE if choices["model"] in COUNTED else set()
+    idle: frozenset[str] = frozenset()
+    if not config_class("model", choices["model"]).has_steps:
+        idle = marked(STEPWISE)
     kept = " ".join(f"{key}={values[key]}" for key in recipe if key not in lost | idle)
     notice = f"experiment={choices['experiment']} is made for {old}; with {new} it keeps its other values: {kept}"
     return from_flat(

@@ -23,14 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lmlab.catalogue import (
-    BigramConfig,
-    GPTConfig,
-    LSTMConfig,
-    MLPConfig,
-    ModernConfig,
-    NGramConfig,
-)
+from lmlab.catalogue import MODELS, row_of
+from lmlab.registry import load
 
 
 class Cache(Protocol):
@@ -220,22 +214,11 @@ def alike(tensor: Any, weight: Tensor) -> bool:
 
 
 def build_model(config: Any, vocab_size: int) -> LanguageModel:
-    """Returns an untrained model for a vocabulary of `vocab_size` tokens."""
-    from lmlab.models.bigram import Bigram
-    from lmlab.models.gpt import GPT
-    from lmlab.models.lstm import LSTM
-    from lmlab.models.mlp import MLP
-    from lmlab.models.modern import Modern
-    from lmlab.models.ngram import NGram
+    """Returns an untrained model for a vocabulary of `vocab_size` tokens.
 
-    models: dict[type, Any] = {
-        BigramConfig: Bigram,
-        NGramConfig: NGram,
-        MLPConfig: MLP,
-        LSTMConfig: LSTM,
-        GPTConfig: GPT,
-        ModernConfig: Modern,
-    }
-    model = models[type(config)](config, vocab_size)
+    The catalogue says which class is built from the keys `config`.
+    """
+    build = load(row_of(MODELS, config).builder)
+    model = build(config, vocab_size)
     model.config = config
     return model

@@ -10,17 +10,9 @@ from tensorboard.plugins.hparams.api_pb2 import STATUS_FAILURE, STATUS_SUCCESS
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo
 from torch.utils.tensorboard import SummaryWriter
 
+from lmlab.catalogue import OF_THE_RUN
 from lmlab.config.check import Config
-
-OF_THE_RUN = (
-    "seed",
-    "name",
-    "experiment",
-    "path",
-    "init_from",
-    "resume",
-    "replay",
-)  # not of its configuration
+from lmlab.config.keys import marked
 
 
 def write_hparams(board: SummaryWriter, group: str, config: Config, status: str, step: int) -> None:
@@ -31,7 +23,7 @@ def write_hparams(board: SummaryWriter, group: str, config: Config, status: str,
     chosen = {
         key: "null" if value is None else value
         for key, value in config.flat().items()
-        if key not in OF_THE_RUN
+        if key not in marked(OF_THE_RUN)
     }
     began = summary_v2.hparams_pb(chosen, group if status == "finished" else f"{group} {status}")
     ended = HParamsPluginData(

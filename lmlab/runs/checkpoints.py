@@ -14,8 +14,9 @@ import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 
 from lmlab import files, machine
+from lmlab.catalogue import CHANGEABLE
 from lmlab.config.check import Config
-from lmlab.config.keys import CHANGEABLE, NEUTRAL
+from lmlab.config.keys import marked, neutral_values
 from lmlab.data.tokenizers import CharTokenizer
 from lmlab.errors import UserError
 from lmlab.models.base import LanguageModel, build_model
@@ -103,8 +104,8 @@ def read_for(path: Path, config: Config, tokenizer: CharTokenizer) -> dict[str, 
         {str(k).removeprefix("model."): w for k, w in checkpoint["state_dict"].items()},
     )
     for key, value in config.flat().items():
-        if key not in CHANGEABLE and repr(
-            there := own["config"].get(key, NEUTRAL.get(key))
+        if key not in marked(CHANGEABLE) and repr(
+            there := own["config"].get(key, neutral_values().get(key))
         ) != repr(value):
             raise UserError(
                 f"{path}: belongs to another run ({key}={there} there, {key}={value} in config.yaml)"

@@ -19,9 +19,16 @@ import yaml
 from rich.console import Console
 
 from lmlab import files
-from lmlab.catalogue import GROUPS
 from lmlab.config.check import Config, check_value, from_flat
-from lmlab.config.keys import CHOICES, NEUTRAL, RunConfig, keys_of
+from lmlab.config.keys import (
+    CHOICES,
+    GROUPS,
+    RunConfig,
+    choices_of,
+    keys_of,
+    keys_taken,
+    neutral_values,
+)
 from lmlab.data.tokenizers import CharTokenizer
 from lmlab.errors import UserError, printable
 
@@ -193,12 +200,12 @@ def read_config(path: Path, name: str = "config.yaml") -> Config:
             if not isinstance(value, str | int | float | None):
                 raise UserError(f"{key}: needs a plain value, not {type(value).__name__}")
         choices = {group: values.pop(group, None) for group in CHOICES}
-        for group, parts in GROUPS.items():
-            check_value(group, choices[group], Literal[*parts])
-        taken = {key for group, parts in GROUPS.items() for key in keys_of(parts[choices[group]])}
+        for group in GROUPS:
+            check_value(group, choices[group], Literal[*choices_of(group)])
+        taken = keys_taken(choices)
         values |= {
             key: value
-            for key, value in NEUTRAL.items()
+            for key, value in neutral_values().items()
             if key not in values and key in taken | {*keys_of(RunConfig)}
         }
         missing = {*keys_of(RunConfig)} - {*values}

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from lmlab import files
+from lmlab.catalogue import UNTOUCHING
 from lmlab.config.check import Config
-from lmlab.config.keys import NEUTRAL, UNTOUCHING, SweepConfig, keys_of
+from lmlab.config.keys import SweepConfig, keys_of, marked, neutral_values
 from lmlab.config.overrides import parse
 from lmlab.errors import UserError
 from lmlab.runs.folder import is_locked, read_config, read_metrics, to_json, write_config
@@ -106,10 +107,11 @@ def identity(flat: dict[str, Any], data_sha256: str, init_sha256: str | None) ->
     """The hash of a run's configuration and data, and that of its group, whose members differ in
     their seeds.
     """
+    neutral = neutral_values()
     touching = {
         key: value
         for key, value in flat.items()
-        if key not in UNTOUCHING and not (key in NEUTRAL and NEUTRAL[key] == value)
+        if key not in marked(UNTOUCHING) and not (key in neutral and neutral[key] == value)
     }
     touching |= {"data_sha256": data_sha256} | ({"init_sha256": init_sha256} if init_sha256 else {})
 

@@ -53,12 +53,12 @@ def identify(config: Config, overrides: list[str], sweep: Sweep, elsewhere: bool
         TEXTS[source(config)] = text, start and str(start.path), start and start.sha256
     text, init_from, init_sha256 = TEXTS[source(config)]
     config = replace(config, run=replace(config.run, init_from=init_from))
-    if not config.counted:  # raises for a text that is too short
+    if config.model.has_steps:  # raises for a text that is too short
         Batches(text.splits["train"], keys.batch_size, config.model.block_size, keys.seed)
     with torch.device("meta"):
         model = build_model(config.model, text.tokenizer.vocab_size)
     tokens = keys.max_steps * keys.batch_size * keys.grad_accumulation * config.model.block_size
-    tokens = len(text.splits["train"]) if config.counted else tokens
+    tokens = len(text.splits["train"]) if not config.model.has_steps else tokens
     return Cell(
         config,
         sweep,
@@ -154,9 +154,11 @@ def costs(found: list[Cell]) -> dict[str, tuple[float, int]]:
         text, *_ = TEXTS[source(config)]
         if shape not in measured:
             measured[shape] = (
-                (counting(config, text), 0.0) if config.counted else seconds_per_step(cell)
+                (counting(config, text), 0.0)
+                if not config.model.has_steps
+                else seconds_per_step(cell)
             )
-        if config.counted:
+        if not config.model.has_steps:
             answers[cell.hash] = measured[shape][0], 12 * cell.tokens + 2**15
             continue
         step, token = measured[shape]

@@ -14,9 +14,9 @@ import pandas as pd
 from scipy import stats
 
 from lmlab import files
-from lmlab.catalogue import GROUPS
+from lmlab.catalogue import UNTOUCHING
 from lmlab.config.check import derived
-from lmlab.config.keys import UNTOUCHING
+from lmlab.config.keys import GROUPS, marked
 from lmlab.errors import UserError
 from lmlab.runs.folder import LIMITS, read_config, read_metrics
 from lmlab.sweep.cells import identity
@@ -124,7 +124,7 @@ def varied(table: pd.DataFrame) -> list[str]:
     keys = [
         key
         for key in table.columns[: table.columns.get_loc("reason")]
-        if key != "seed" and key not in UNTOUCHING
+        if key != "seed" and key not in marked(UNTOUCHING)
     ]
     keys = [
         key

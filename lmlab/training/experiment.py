@@ -105,10 +105,16 @@ def resume(path: Path, config: Config, command: str, watch: Watch | None = None)
             )
         step, keys = saved["step"] if saved else 0, config.run
         late = bool(saved and keys.max_minutes and saved["train_seconds"] >= 60 * keys.max_minutes)
-        over = bool(saved and saved["last"] and (late or step == keys.max_steps or config.counted))
+        over = bool(
+            saved
+            and saved["last"]
+            and (late or step == keys.max_steps or not config.model.has_steps)
+        )
         if over and metrics.get("status") == "finished":
             longer = f"max_minutes={2 * keys.max_minutes:g}" if late else f"max_steps={2 * step}"
-            ends = "cell" in metrics or config.counted  # a sweep's cell is known by when it ends
+            ends = (
+                "cell" in metrics or not config.model.has_steps
+            )  # a sweep's cell is known by when it ends
             hint = "" if ends else f"; {longer} would go on"
             directory.say(f"{path}: finished already{f', at step {step}' if step else ''}{hint}")
             return "finished"
@@ -142,7 +148,7 @@ def resume(path: Path, config: Config, command: str, watch: Watch | None = None)
             **{f"config/{key}": value for key, value in config.flat().items()},
             **{f"resumed/{key}": value for key, value in now.items()},
         )
-        at = f" at step {step} of {keys.max_steps}" * (not config.counted)
+        at = f" at step {step} of {keys.max_steps}" * (config.model.has_steps)
         directory.say(
             f"{path}: goes on{at}"
             + f"; the last bits may come out differently, since something changed: {changed}"
@@ -179,7 +185,8 @@ def prepare(
     """
     torch.set_num_threads(config.run.threads)
     data = CharDataModule(config, tokenizer, sha256)
-    config.counted or data.setup("fit")
+    if config.model.has_steps:
+        data.setup("fit")
     pl.seed_everything(config.run.seed, verbose=False)
     return data, LanguageModule(build_model(config.model, data.tokenizer.vocab_size), config)
 
@@ -224,9 +231,9 @@ def train(
     """
     config, path, recorder = data.config, shlex.quote(str(directory.path)), None
     try:
-        kind = CountRecorder if config.counted else Recorder
+        kind = CountRecorder if not config.model.has_steps else Recorder
         recorder = kind(directory, data, source_tokens(directory, data.tokenizer), saved, watch)
-        if config.counted and not over:
+        if not config.model.has_steps and not over:
             recorder.count(module)
         elif not over:
             last = directory.path / "checkpoints/last.ckpt" if saved else None

@@ -26,7 +26,7 @@ def introduction(config: Config, data: CharDataModule, n_params: int, path: Path
         [
             (
                 "model",
-                f"{choices['model']}{f', {n_params:,} parameters' * (not config.counted)}: {shape}",
+                f"{choices['model']}{f', {n_params:,} parameters' * config.model.has_steps}: {shape}",
             ),
             (
                 "data",
@@ -41,7 +41,7 @@ def introduction(config: Config, data: CharDataModule, n_params: int, path: Path
             (
                 "training",
                 "by counting"
-                if config.counted
+                if not config.model.has_steps
                 else f"{keys.max_steps:,} steps of {n} x "
                 f"{config.model.block_size} characters, {choices['optimizer']}",
             ),
@@ -61,7 +61,7 @@ def results(directory: RunDirectory, recorder: Recorder, module: LanguageModule)
         directory.metrics,
         ("train/loss", "val/loss", "val/loss_source", "val/perplexity", "val/bits_per_byte"),
     )
-    several = "best/step" in final and not recorder.config.counted
+    several = "best/step" in final and recorder.config.model.has_steps
     rows = [("", "final", f"best, step {final['best/step']}" if several else "")]
     shown = {key: f"{value:.4f}" for key, value in final.items() if isinstance(value, float)}
     rows += [
