@@ -188,7 +188,7 @@ class LanguageModel(nn.Module):
     def token_vectors(self) -> Tensor | None:
         """Returns what stands for each token, (V, C): the weights of `token_embedding`."""
         for name, module in self.named_children():
-            if name == "token_embedding":
+            if name == "token_embedding" and isinstance(module, nn.Embedding):
                 return module.weight
         return None
 

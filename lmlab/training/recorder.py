@@ -17,12 +17,9 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from lmlab.catalogue import TransformerConfig
 from lmlab.data.batches import CharDataModule
 from lmlab.inference import generate, pictures
-from lmlab.inference.attention_maps import attention_maps
 from lmlab.inference.loss import log_probs, loss_metrics
-from lmlab.models.bigram import Bigram
 from lmlab.runs.board import write_hparams
 from lmlab.runs.folder import RunDirectory
 from lmlab.training import state
@@ -237,16 +234,14 @@ class Recorder(Callback):
             self.pruned = not self.watch(self.step, values["val/loss"])
 
     def pictures(self, module: LanguageModule) -> Iterator[tuple[str, np.ndarray]]:
-        """A bigram's table; a transformer's attention to one text, now and then."""
-        if isinstance(module.model, Bigram):
-            yield "bigram", pictures.bigram_picture(module.model, self.data.tokenizer.chars)
-        shown = self.last or self.step % self.picture_interval == 0
-        if shown and isinstance(self.config.model, TransformerConfig):
-            tokens = self.data.splits["val" if len(self.data.splits["val"]) else "train"]
-            tokens = tokens[: min(self.config.model.block_size, PICTURED)].astype(np.int64)
-            maps = attention_maps(module.model, torch.from_numpy(tokens).to(module.device))
-            if maps is not None:
-                yield "attention", pictures.attention_picture(maps)
+        """Yields the model's pictures; attention, which takes a while, now and then."""
+        with_attention = self.last or self.step % self.picture_interval == 0
+        tokens = self.data.splits["val" if len(self.data.splits["val"]) else "train"]
+        tokens = tokens[: min(self.config.model.block_size, PICTURED)].astype(np.int64)
+        idx = torch.from_numpy(tokens).to(module.device)
+        yield from pictures.pictures_of(
+            module.model, idx, self.data.tokenizer.chars, with_attention
+        )
 
     def measure(self, module: LanguageModule, tokens: np.ndarray) -> dict[str, float]:
         answers = log_probs(
