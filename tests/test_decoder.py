@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmlab.catalogue import GPTConfig, ModernConfig
-from lmlab.inference.decoder import Decoder
-from lmlab.models import build_model
+from lmlab.models.base import build_model
 
 T, V = 12, 7
 GPT = GPTConfig(block_size=T, n_layer=2, n_head=2, n_embd=24, dropout=0.0, bias=True)
@@ -47,9 +46,9 @@ def test_a_head_may_be_far_louder_than_another():
         model.blocks[0].attention.qkv.bias[[*range(12), *range(24, 36)]] = (
             9.0  # queries and keys of one
         )
-        wanted, caches = model(idx)[0], model.empty_caches()
+        wanted, caches = model(idx)[0], model.caches()
         model(idx[:, :1], caches)
-        decoder = Decoder(model)
+        decoder = model.decoder()
         decoder.follow(caches)
         for token, row in zip(idx[0, 1:].tolist(), wanted[1:].numpy(), strict=True):
             assert decoder(token) == pytest.approx(row, rel=1e-4, abs=1e-4)
@@ -65,9 +64,9 @@ def test_its_logits_are_the_models(config, read):
         torch.nn.init.normal_(weight, mean=0.1, std=0.5)
     idx = torch.randint(V, (1, T))
     with torch.inference_mode():
-        wanted, caches = model(idx)[0], model.empty_caches()
+        wanted, caches = model(idx)[0], model.caches()
         model(idx[:, :read], caches)
-        decoder = Decoder(model)
+        decoder = model.decoder()
         decoder.follow(caches)
         found = [decoder(int(token)) for token in idx[0, read : T - 1]]
         torch.testing.assert_close(

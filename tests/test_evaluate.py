@@ -7,7 +7,7 @@ import torch
 from lmlab.catalogue import GPTConfig
 from lmlab.data.tokenizers import CharTokenizer
 from lmlab.inference import loss
-from lmlab.models import build_model
+from lmlab.models.base import build_model
 
 V, T = 9, 8
 

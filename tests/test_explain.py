@@ -18,7 +18,8 @@ from lmlab.data.batches import CharDataModule
 from lmlab.data.tokenizers import CharTokenizer
 from lmlab.errors import UserError
 from lmlab.inference import attention_maps, explain, loss, pictures
-from lmlab.models import attention, build_model, gpt, modern
+from lmlab.models import attention, gpt, modern
+from lmlab.models.base import LanguageModel, build_model
 from lmlab.runs import checkpoints
 from tests.conftest import NANO, SMALL_RUN, refused, script, working_in
 from tests.test_models import CONFIGS, T, V, some_ids
@@ -194,7 +195,7 @@ def test_counts_that_cannot_be_had_are_said_and_the_rest_is_shown(nano, monkeypa
 
 
 def test_a_model_of_no_kind_we_know_has_a_page_too(nano):
-    class Recurrent(torch.nn.Module):
+    class Recurrent(LanguageModel):
         def __init__(self):
             super().__init__()
             self.cell, self.head = torch.nn.LSTM(60, 16, batch_first=True), torch.nn.Linear(16, 60)

@@ -8,7 +8,7 @@ from lmlab.catalogue import BigramConfig, GPTConfig, ModernConfig
 from lmlab.data.tokenizers import CharTokenizer
 from lmlab.errors import UserError
 from lmlab.inference.generate import draw, generate, next_token_probs, stream
-from lmlab.models import build_model
+from lmlab.models.base import build_model
 
 T = 8
 TOKENIZER = CharTokenizer.from_text("hello world\n")

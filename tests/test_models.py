@@ -8,8 +8,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lmlab.catalogue import BigramConfig, GPTConfig, LSTMConfig, MLPConfig, ModernConfig
-from lmlab.models import build_model, flops_per_token
 from lmlab.models.attention import attend
+from lmlab.models.base import LanguageModel, build_model
 from lmlab.models.gpt import CausalSelfAttention
 
 V, T = 11, 16
@@ -100,7 +100,7 @@ def test_a_cache_changes_no_logit(name):
     idx = some_ids(3, T)
     wanted = model(idx)
     for sizes in ([1] * T, [T], [5, 1, 1, 6, 3]):
-        caches = model.empty_caches()
+        caches = model.caches()
         pieces = [model(piece, caches) for piece in idx.split(sizes, dim=1)]
         torch.testing.assert_close(torch.cat(pieces, dim=1), wanted, rtol=1e-4, atol=1e-5)
         assert all(cache.length == T for cache in caches)
@@ -125,9 +125,50 @@ def test_flops_are_those_that_torch_counts(name):
         sdpa_kernel(SDPBackend.MATH),
     ):  # it knows no other on a CPU
         model(some_ids(3, T)).sum().backward()
-    assert flops_per_token(model, CONFIGS[name]) * 3 * T == pytest.approx(
-        counter.get_total_flops(), rel=0.02
-    )
+    assert model.flops_per_token() * 3 * T == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_flops_that_a_model_says_are_those_that_the_base_class_counts(name):
+    """Also on the meta device, where a sweep's plan asks for them, and without a trace."""
+    model = build_model(CONFIGS[name], V).train()
+    state = torch.get_rng_state()
+    assert LanguageModel.flops_per_token(model) == model.flops_per_token()
+    assert model.training and torch.get_rng_state().equal(state)
+    with torch.device("meta"):
+        assert build_model(CONFIGS[name], V).flops_per_token() == model.flops_per_token()
+
+
+class OwnAttention(LanguageModel):
+    """What a newcomer may write: no kernel of torch's, and nothing overridden."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = CONFIGS["bigram"]
+        self.token_embedding = torch.nn.Embedding(V, 8)
+        self.qkv = torch.nn.Linear(8, 24)
+        self.head = torch.nn.Linear(8, V)
+
+    def forward(self, idx):
+        q, k, v = self.qkv(self.token_embedding(idx)).chunk(3, dim=-1)
+        later = torch.full((idx.shape[1], idx.shape[1]), -math.inf, device=idx.device).triu(1)
+        return self.head((q @ k.mT / math.sqrt(8) + later).softmax(-1) @ v)
+
+
+def test_a_model_with_attention_of_its_own_gets_its_flops_muon_and_checkpoints():
+    model = OwnAttention()
+    assert model.flops_per_token() == 6 * (8 * 24 + 8 * V) + 12 * T * 8
+    assert [weight.shape for weight in model.hidden_matrices()] == [(24, 8)]
+    assert model.accepts(model.state_dict()) and not model.accepts({})
+    assert model.size() == f"{V * 8 + 8 * 24 + 24 + 8 * V + V:,} parameters"
+
+
+def test_a_model_whose_numbers_decide_what_is_computed_gets_six_flops_a_weight():
+    class Decides(OwnAttention):
+        def forward(self, idx):
+            return super().forward(idx) * self.head.bias.sum().item()
+
+    assert Decides().flops_per_token() == 6 * (8 * 24 + 8 * V)
 
 
 def test_the_lstm_equals_torchs_own():

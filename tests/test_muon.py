@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from lmlab.catalogue import MuonConfig
-from lmlab.models import build_model
+from lmlab.models.base import build_model
 from lmlab.training import muon
 from lmlab.training.muon import Muon, orthogonalized
 from lmlab.training.optimizers import build_optimizer

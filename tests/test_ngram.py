@@ -98,7 +98,7 @@ def test_a_run_of_it_has_no_steps_and_all_else(train, capsys):
         259_488,
         0,
     )
-    assert numbers["n_params"] == loaded.model.n_counts > 10_000
+    assert numbers["n_params"] == loaded.model.n_params() > 10_000
     assert history(run, "val/loss") == {0: numbers["val/loss"]}
     assert numbers["val/loss"] == numbers["best/val/loss"] < 1.6
     said = capsys.readouterr().out

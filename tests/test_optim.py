@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lmlab.catalogue import AdamWConfig, SGDConfig
-from lmlab.models import build_model
+from lmlab.models.base import build_model
 from lmlab.training.optimizers import build_optimizer, learning_rate
 
 

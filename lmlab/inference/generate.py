@@ -1,17 +1,15 @@
 """Text from a model: predict, draw the next token, append it, repeat."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from torch import nn
 
 from lmlab.data.tokenizers import CharTokenizer
 from lmlab.errors import UserError
-from lmlab.inference.decoder import LARGEST, Decoder
+from lmlab.inference.loss import evaluating
 from lmlab.machine import autocast
-from lmlab.models.gpt import GPT
-from lmlab.models.modern import Modern
+from lmlab.models.base import Cache, Decoder, LanguageModel
 
 
 @np.errstate(
@@ -53,8 +51,84 @@ def draw(probs: np.ndarray, random: torch.Generator) -> np.ndarray:
     )
 
 
+class PlainReader:
+    """Reads all tokens anew for each next one: the way for models without caches."""
+
+    def __init__(self, model: LanguageModel, block_size: int, precision: str) -> None:
+        self.model = model
+        self.block_size = block_size
+        self.device = model.device
+        # On the CPU, one token takes longer in bfloat16.
+        self.precision = "32-true" if self.device.type == "cpu" else precision
+
+    def logits(self, idx: np.ndarray) -> np.ndarray:
+        """Returns the logits (B, V) after the tokens idx (B, T), of which the last is new."""
+        return self.forward(idx[:, -self.block_size :])
+
+    def forward(self, idx: np.ndarray, *caches: Sequence[Cache]) -> np.ndarray:
+        """Returns the model's logits (B, V) after the last of the tokens idx (B, T)."""
+        with torch.inference_mode(), autocast(self.device, self.precision):
+            logits = self.model(torch.from_numpy(idx).to(self.device), *caches)
+            return logits[:, -1].float().cpu().numpy()
+
+
+class CachedReader(PlainReader):
+    """Reads each token once, until the caches are full.
+
+    Then it begins again, with new caches, from the last quarter of what it saw.
+    """
+
+    caches: Sequence[Cache] | None = None
+
+    def logits(self, idx: np.ndarray) -> np.ndarray:
+        if self.caches is not None and self.caches[0].length < self.block_size:
+            return self.next_logits(idx[:, -1:], self.caches)
+        window = self.block_size
+        if self.caches is not None:
+            window = max(1, self.block_size // 4)
+        return self.first_logits(idx[:, -window:])
+
+    def first_logits(self, idx: np.ndarray) -> np.ndarray:
+        """Returns the logits (B, V) after idx (B, T), read into new caches."""
+        self.caches = self.model.caches()
+        return self.forward(idx, self.caches)
+
+    def next_logits(self, idx: np.ndarray, caches: Sequence[Cache]) -> np.ndarray:
+        """Returns the logits (B, V) after one more token, idx (B, 1)."""
+        return self.forward(idx, caches)
+
+
+class NumpyReader(CachedReader):
+    """Like CachedReader, but the model's `decoder` reads all that is read token by token."""
+
+    def __init__(
+        self, model: LanguageModel, block_size: int, precision: str, decoder: Decoder
+    ) -> None:
+        super().__init__(model, block_size, precision)
+        self.decoder = decoder
+
+    def first_logits(self, idx: np.ndarray) -> np.ndarray:
+        logits = super().first_logits(idx)
+        self.decoder.follow(self.caches)
+        return logits
+
+    def next_logits(self, idx: np.ndarray, caches: Sequence[Cache]) -> np.ndarray:
+        return self.decoder(idx[0, 0])[None]
+
+
+def reader_for(model: LanguageModel, samples: int, block_size: int, precision: str) -> PlainReader:
+    """Returns the fastest reader that can write `samples` texts at a time with `model`."""
+    if model.caches() is None:
+        return PlainReader(model, block_size, precision)
+    if model.device.type == "cpu" and samples == 1:
+        decoder = model.decoder()
+        if decoder is not None:
+            return NumpyReader(model, block_size, precision, decoder)
+    return CachedReader(model, block_size, precision)
+
+
 def generate(
-    model: nn.Module,
+    model: LanguageModel,
     idx: np.ndarray,
     max_tokens: int,
     block_size: int,
@@ -65,50 +139,23 @@ def generate(
     top_p: float | None = None,
     precision: str = "32-true",
 ) -> Iterator[np.ndarray]:
-    """Continues idx (B, T), yielding the next token of each sequence, (B,), `max_tokens` times.
-    Draws on a random generator of its own, on the CPU, so that all devices draw alike. The model
-    sees at most `block_size` tokens. One with a cache reads each token once until it is full, then
-    begins again from the last quarter of what it saw.
+    """Yields the next token of each sequence in idx (B, T), (B,), `max_tokens` times.
+
+    The draws come from a random generator of its own, on the CPU, so that all devices draw alike.
+    The model sees at most `block_size` tokens.
     """
-    device, training = next(model.parameters()).device, model.training
-    random, caches, decoder = torch.Generator().manual_seed(seed), None, None
-    alone = isinstance(model, GPT | Modern) and device.type == "cpu" and len(idx) == 1
-    alone = alone and sum(weight.numel() for weight in model.parameters()) <= LARGEST
-    model.eval()
-    try:
+    random = torch.Generator().manual_seed(seed)
+    with evaluating(model):
+        reader = reader_for(model, len(idx), block_size, precision)
         for _ in range(max_tokens):
-            if alone and caches and caches[0].length < block_size:
-                decoder = decoder or Decoder(model)
-                if decoder.followed is not caches:
-                    decoder.follow(caches)
-                logits = decoder(idx[0, -1])[None]
-            else:
-                window = block_size
-                if caches and caches[0].length < block_size:
-                    window = 1
-                elif hasattr(model, "empty_caches"):
-                    window = max(1, block_size // 4) if caches else block_size
-                    caches = model.empty_caches()
-                place = autocast(
-                    device, precision if device.type != "cpu" else "32-true"
-                )  # in bf16 a token is slower
-                with torch.inference_mode(), place:
-                    read = torch.from_numpy(idx[:, -window:]).to(device)
-                    logits = (
-                        (model(read, caches) if caches else model(read))[:, -1]
-                        .float()
-                        .cpu()
-                        .numpy()
-                    )
+            logits = reader.logits(idx)
             tokens = draw(next_token_probs(logits, temperature, top_k, top_p), random)
             idx = np.concatenate((idx[:, -block_size:], tokens[:, None]), axis=1)
             yield tokens
-    finally:
-        model.train(training)
 
 
 def stream(
-    model: nn.Module,
+    model: LanguageModel,
     tokenizer: CharTokenizer,
     prompt: str,
     max_tokens: int,

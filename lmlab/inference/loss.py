@@ -1,17 +1,19 @@
 """How good a model is: one number for every token of a text, the same whoever asks."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from lmlab.data.tokenizers import CharTokenizer
 from lmlab.errors import UserError
 from lmlab.machine import autocast
-from lmlab.models.ngram import NGram
+from lmlab.models.base import LanguageModel
 from lmlab.runs.folder import to_json
 
 TOKENS_AT_ONCE = 4096  # fixed, since the rounding of a matrix product depends on its size
@@ -19,40 +21,39 @@ TOKENS_AT_ONCE = 4096  # fixed, since the rounding of a matrix product depends o
 
 @torch.inference_mode()
 def log_probs(
-    model: nn.Module, tokens: np.ndarray, block_size: int, precision: str = "32-true"
+    model: LanguageModel, tokens: np.ndarray, block_size: int, precision: str = "32-true"
 ) -> Tensor:
-    """Log-probability (nats) of each token but the first, (N - 1,) float32 on the CPU, each
-    predicted once, from the tokens before it in its window: windows of `block_size` don't overlap,
-    the last is shorter. What has counted sees all that it can, in windows that do. Nothing is
+    """Returns the log-probability (nats) of each token but the first, (N - 1,) float32 on the CPU.
+
+    Each token is predicted once, from the tokens before it in one of `model.windows`. Nothing is
     random.
     """
-    device, training, answers = next(model.parameters()).device, model.training, []
-    ids = torch.from_numpy(tokens.astype(np.int64)).to(device)
-    whole = (len(ids) - 1) // block_size * block_size  # tokens in windows of full length
-    if isinstance(model, NGram):
-        n = max(
-            1, min(TOKENS_AT_ONCE, 2**24 // model.vocab_size)
-        )  # probabilities of 128 MB at most
-        for start in range(0, len(ids) - 1, n):
-            first, end = max(0, start - block_size), min(start + n, len(ids) - 1)
-            logits = model(ids[None, first:end])[0, start - first :]
-            answers.append(logits.gather(1, ids[start + 1 : end + 1, None])[:, 0])
-        return torch.cat(answers).cpu()
+    ids = torch.from_numpy(tokens.astype(np.int64)).to(model.device)
+    pieces = []
+    with evaluating(model):
+        for idx, targets in model.windows(ids, block_size, TOKENS_AT_ONCE):
+            with autocast(model.device, precision):
+                logits = model(idx)[:, -targets.shape[1] :].float().flatten(0, 1)  # (B S, V)
+            pieces.append(scores_of(logits, targets.flatten(), model.gives_log_probs))
+    return torch.cat(pieces).cpu()
+
+
+def scores_of(logits: Tensor, targets: Tensor, are_log_probs: bool) -> Tensor:
+    """Returns the log-probability of each of `targets` (N,), from logits (N, V)."""
+    if are_log_probs:
+        return logits.gather(1, targets[:, None])[:, 0]
+    return -F.cross_entropy(logits, targets, reduction="none")
+
+
+@contextmanager
+def evaluating(model: LanguageModel) -> Iterator[None]:
+    """Switches dropout off for a while."""
+    training = model.training
     model.eval()
-    for start, end, T in ((0, whole, block_size), (whole, len(ids) - 1, len(ids) - 1 - whole)):
-        inputs, targets = (
-            ids[start:end].view(-1, max(T, 1)),
-            ids[start + 1 : end + 1].view(-1, max(T, 1)),
-        )
-        n = max(1, TOKENS_AT_ONCE // block_size)
-        for row in range(0, len(inputs), n):
-            with autocast(device, precision):
-                logits = model(inputs[row : row + n]).float().flatten(0, 1)
-            answers.append(
-                -F.cross_entropy(logits, targets[row : row + n].flatten(), reduction="none")
-            )
-    model.train(training)
-    return torch.cat(answers).cpu()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 def loss_metrics(

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lmlab.catalogue import TransformerConfig
+
 
 def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
     """softmax(q k^T / sqrt(D)) v (Vaswani et al. 2017, section 3.2.1). Queries (B, H, T, D) are
@@ -23,6 +25,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, is_causal=T > 1, dropout_p=dropout)
     seen = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout)
+
+
+def attention_flops(config: TransformerConfig) -> int:
+    """Returns the floating-point operations of all scores and weighted sums in training, a token.
+
+    All T tokens count, though half of the scores are masked (Kaplan et al. 2020, section 2.1).
+    """
+    return 12 * config.n_layer * config.block_size * config.n_embd
 
 
 class KVCache:

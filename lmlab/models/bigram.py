@@ -4,9 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from lmlab.catalogue import BigramConfig
+from lmlab.models.base import LanguageModel
 
 
-class Bigram(nn.Module):
+class Bigram(LanguageModel):
     """A table: row c scores every character as the next after c. All alike at first, so that the
     first loss is ln V.
     """
@@ -17,3 +18,6 @@ class Bigram(nn.Module):
 
     def forward(self, idx: Tensor) -> Tensor:
         return self.table(idx)  # (B, T) -> (B, T, V)
+
+    def pair_scores(self) -> Tensor:
+        return self.table.weight

@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmlab.catalogue import GPTConfig
-from lmlab.models.attention import KVCache, attend
+from lmlab.models.attention import KVCache, attend, attention_flops
+from lmlab.models.base import LanguageModel
+from lmlab.models.decoder import NumpyDecoder, decoder_of_gpt
 
 
 class CausalSelfAttention(nn.Module):
@@ -74,12 +76,12 @@ class Block(nn.Module):
         return x + self.mlp(self.norm_2(x))  # (B, T, C)
 
 
-class GPT(nn.Module):
+class GPT(LanguageModel):
     """Embeddings, `n_layer` blocks, and a head that turns each token's channels into scores."""
 
     def __init__(self, config: GPTConfig, vocab_size: int) -> None:
         super().__init__()
-        self.dropout, self.block_size = config.dropout, config.block_size
+        self.config, self.dropout = config, config.dropout
         self.token_embedding = nn.Embedding(vocab_size, config.n_embd)
         self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
@@ -99,8 +101,8 @@ class GPT(nn.Module):
                     weight, std=0.02 / math.sqrt(2 * config.n_layer) if "proj" in name else 0.02
                 )
 
-    def empty_caches(self) -> list[KVCache]:
-        return [KVCache(self.block_size) for _ in self.blocks]
+    def caches(self) -> list[KVCache]:
+        return [KVCache(self.config.block_size) for _ in self.blocks]
 
     def forward(self, idx: Tensor, caches: list[KVCache] | None = None) -> Tensor:
         """Logits (B, T, V) of the tokens idx (B, T), which follow those in the caches, if there are
@@ -115,3 +117,9 @@ class GPT(nn.Module):
         for block, cache in zip(self.blocks, caches or [None] * len(self.blocks), strict=True):
             x = block(x, cache)
         return self.head(self.norm(x))  # (B, T, V)
+
+    def flops_per_token(self) -> int:
+        return 6 * self.n_matrix_weights() + attention_flops(self.config)
+
+    def decoder(self) -> NumpyDecoder | None:
+        return decoder_of_gpt(self)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmlab.catalogue import LSTMConfig
+from lmlab.models.base import LanguageModel
 
 
 @dataclass
@@ -57,7 +58,7 @@ class Layer(nn.Module):
         return torch.stack(answers, dim=1)  # (B, T, C)
 
 
-class LSTM(nn.Module):
+class LSTM(LanguageModel):
     def __init__(self, config: LSTMConfig, vocab_size: int) -> None:
         super().__init__()
         self.dropout = config.dropout
@@ -67,15 +68,18 @@ class LSTM(nn.Module):
         nn.init.zeros_(self.head.weight)  # at first all next tokens are equally likely
         nn.init.zeros_(self.head.bias)
 
-    def empty_caches(self) -> list[Memory]:
+    def caches(self) -> list[Memory]:
         return [Memory() for _ in self.layers]
+
+    def flops_per_token(self) -> int:
+        return 6 * self.n_matrix_weights()
 
     def forward(self, idx: Tensor, caches: list[Memory] | None = None) -> Tensor:
         """Logits (B, T, V) of the tokens idx (B, T), which follow those that the memories have
         read, if any.
         """
         x = self.token_embedding(idx)  # (B, T, C)
-        for layer, memory in zip(self.layers, caches or self.empty_caches(), strict=True):
+        for layer, memory in zip(self.layers, caches or self.caches(), strict=True):
             x = layer(
                 F.dropout(x, self.dropout, self.training), memory
             )  # between layers alone (Zaremba et al. 2014)

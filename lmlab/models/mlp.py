@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmlab.catalogue import MLPConfig
+from lmlab.models.base import LanguageModel
 
 
-class MLP(nn.Module):
+class MLP(LanguageModel):
     def __init__(self, config: MLPConfig, vocab_size: int) -> None:
         super().__init__()
         self.context, self.dropout = config.context, config.dropout

@@ -21,7 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmlab.catalogue import ModernConfig
-from lmlab.models.attention import KVCache, attend
+from lmlab.models.attention import KVCache, attend, attention_flops
+from lmlab.models.base import LanguageModel
+from lmlab.models.decoder import NumpyDecoder, decoder_of_modern
 
 NORMS = {
     "rms": lambda x: F.rms_norm(x, x.shape[-1:]),
@@ -102,7 +104,7 @@ class Block(nn.Module):
         return x + self.mlp(self.norm(x))  # (B, T, C)
 
 
-class Modern(nn.Module):
+class Modern(LanguageModel):
     def __init__(self, config: ModernConfig, vocab_size: int) -> None:
         super().__init__()
         self.config, self.norm = config, NORMS[config.norm]
@@ -127,7 +129,7 @@ class Modern(nn.Module):
             self.register_buffer("cos", angles.cos(), persistent=False)  # (block_size, C/H/2)
             self.register_buffer("sin", angles.sin(), persistent=False)
 
-    def empty_caches(self) -> list[KVCache]:
+    def caches(self) -> list[KVCache]:
         return [KVCache(self.config.block_size) for _ in self.blocks]
 
     def forward(self, idx: Tensor, caches: list[KVCache] | None = None) -> Tensor:
@@ -149,3 +151,9 @@ class Modern(nn.Module):
         for block, cache in zip(self.blocks, caches or [None] * len(self.blocks), strict=True):
             x = block(x, rotation, cache)
         return self.head(self.norm(x))  # (B, T, V)
+
+    def flops_per_token(self) -> int:
+        return 6 * self.n_matrix_weights() + attention_flops(self.config)
+
+    def decoder(self) -> NumpyDecoder | None:
+        return decoder_of_modern(self)

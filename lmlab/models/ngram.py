@@ -9,13 +9,16 @@ stood before both, not once for each time: "Francisco" is frequent, but follows 
 where no context is known it is a poor guess (Kneser and Ney 1995).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lmlab.catalogue import NGramConfig
+from lmlab.models.base import LanguageModel, alike
 
 
 @dataclass
@@ -31,12 +34,17 @@ class Level:
     rest: np.ndarray  # what is left for the next shorter context, (contexts,)
 
 
-class NGram(nn.Module):
+class NGram(LanguageModel):
     """All that it learns is the text it has counted; the tables are made from that."""
+
+    has_steps = False
+    gives_log_probs = True
 
     def __init__(self, config: NGramConfig, vocab_size: int) -> None:
         super().__init__()
-        self.order, self.vocab_size, self.levels = config.order, vocab_size, []
+        self.order = config.order
+        self.vocab_size = vocab_size
+        self.levels: list[Level] = []
         self.text = nn.Parameter(torch.zeros(0, dtype=torch.int32), requires_grad=False)  # (N,)
 
     def count(self, text: np.ndarray) -> None:
@@ -63,25 +71,6 @@ class NGram(nn.Module):
             ):  # how many different tokens stood before each shorter context and its next token
                 shorter = contexts[length][pairs // V] // V
                 pairs, counts = np.unique(shorter * V + pairs % V, return_counts=True)
-
-    @property
-    def n_counts(self) -> int:
-        """How many numbers it has counted: its parameters, as it were."""
-        return sum(len(level.tokens) for level in self.levels)
-
-    def could_count(self, text: object) -> bool:
-        """Whether `text` is one of its vocabulary."""
-        plain = (
-            isinstance(text, Tensor) and text.layout == torch.strided and text.device.type == "cpu"
-        )
-        plain = (
-            plain
-            and text.dtype == torch.int32
-            and text.dim() == 1
-            and text.is_contiguous()
-            and len(text) > 0
-        )
-        return plain and bool((text >= 0).all() and (text < self.vocab_size).all())
 
     def forward(self, idx: Tensor) -> Tensor:
         """Log-probabilities (B, T, V) after each token of idx (B, T), from what is in idx before
@@ -117,6 +106,40 @@ class NGram(nn.Module):
         """Counts again: a text has any length, and its tables follow from it."""
         self.count(state[f"{prefix}text"].numpy())
         super()._load_from_state_dict(state, prefix, *others)
+
+    def n_params(self) -> int:
+        """How many numbers it has counted: its parameters, as it were."""
+        return sum(len(level.tokens) for level in self.levels)
+
+    def size(self) -> str:
+        return f"{self.n_params():,} counts"
+
+    def flops_per_token(self) -> int:
+        return 0
+
+    def accepts(self, state: dict[str, Any]) -> bool:
+        """A text of any length, of tokens that are in the vocabulary."""
+        text = state.get("text")
+        if state.keys() != {"text"} or not isinstance(text, Tensor):  # from a file: anything
+            return False
+        if (
+            not alike(text, torch.empty(text.shape, dtype=torch.int32, device="meta"))
+            or text.dim() != 1
+        ):
+            return False
+        return len(text) > 0 and bool((text >= 0).all() and (text < self.vocab_size).all())
+
+    def largest_checkpoint(self) -> int:
+        return 2**34
+
+    def windows(
+        self, ids: Tensor, block_size: int, tokens_at_once: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """They overlap, so that each token is predicted from its full context."""
+        n = max(1, min(tokens_at_once, 2**24 // self.vocab_size))  # probabilities of 128 MB at most
+        for start in range(0, len(ids) - 1, n):
+            first, end = max(0, start - block_size), min(start + n, len(ids) - 1)
+            yield ids[None, first:end], ids[None, start + 1 : end + 1]
 
 
 def level(contexts: np.ndarray, pairs: np.ndarray, counts: np.ndarray, V: int) -> Level:

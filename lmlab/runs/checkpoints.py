@@ -12,15 +12,13 @@ from typing import Any
 
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
-from torch import nn
 
 from lmlab import files, machine
 from lmlab.config.check import Config
 from lmlab.config.keys import CHANGEABLE, NEUTRAL
 from lmlab.data.tokenizers import CharTokenizer
 from lmlab.errors import UserError
-from lmlab.models import build_model
-from lmlab.models.ngram import NGram
+from lmlab.models.base import LanguageModel, build_model
 from lmlab.runs.folder import newest, read_config, read_tokenizer
 
 OWN = {  # what a checkpoint of the lab holds beside Lightning's own
@@ -99,11 +97,7 @@ def read_for(path: Path, config: Config, tokenizer: CharTokenizer) -> dict[str, 
     """
     with torch.device("meta"):
         asked = build_model(config.model, tokenizer.vocab_size)
-    size = sum(weight.nbytes for weight in asked.parameters())
-    limit = (
-        2**34 if isinstance(asked, NGram) else 4 * size + 2**24
-    )  # weights and what Adam keeps of them, and the rest
-    checkpoint = read(path, limit)
+    checkpoint = read(path, asked.largest_checkpoint())
     own, state = (
         checkpoint["lmlab"],
         {str(k).removeprefix("model."): w for k, w in checkpoint["state_dict"].items()},
@@ -119,26 +113,11 @@ def read_for(path: Path, config: Config, tokenizer: CharTokenizer) -> dict[str, 
         raise UserError(
             f"{path}: belongs to another run, whose vocabulary is not that of tokenizer.json"
         )
-    wanted = asked.state_dict()
-    fits = asked.could_count if isinstance(asked, NGram) else None  # a text of any length
-    if {*wanted} != {*state} or not all(
-        fits(state[n]) if fits else alike(state[n], w) for n, w in wanted.items()
-    ):
+    if not asked.accepts(state):
         raise UserError(
             f"{path}: its weights are not those that config.yaml and tokenizer.json ask for"
         )
     return checkpoint
-
-
-def alike(tensor: Any, weight: torch.Tensor) -> bool:
-    """Whether `tensor` has a weight's shape and type, with all its numbers in the file."""
-    return (
-        isinstance(tensor, torch.Tensor)
-        and tensor.device.type == "cpu"
-        and tensor.is_contiguous()
-        and (tensor.shape, tensor.dtype, tensor.layout)
-        == (weight.shape, weight.dtype, torch.strided)
-    )
 
 
 def latest(
@@ -176,7 +155,7 @@ class Run:
     path: Path
     config: Config
     tokenizer: CharTokenizer
-    model: nn.Module
+    model: LanguageModel
     checkpoint: str
 
     @property

@@ -16,7 +16,7 @@ from lmlab.config.check import Config
 from lmlab.data.batches import Batches, CharDataModule
 from lmlab.errors import UserError
 from lmlab.inference.loss import keep_evaluation, log_probs, loss_metrics
-from lmlab.models import build_model, flops_per_token
+from lmlab.models.base import build_model
 from lmlab.runs import checkpoints
 from lmlab.runs.folder import read_metrics, text_sha256
 from lmlab.sweep import cells
@@ -67,7 +67,7 @@ def identify(config: Config, overrides: list[str], sweep: Sweep, elsewhere: bool
         text.sha256,
         sum(weight.numel() for weight in model.parameters()),
         tokens,
-        tokens * flops_per_token(model, config.model),
+        tokens * model.flops_per_token(),
     )
 
 

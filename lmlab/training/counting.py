@@ -19,7 +19,7 @@ class CountRecorder(Recorder):
         self.module, begun = module, time.perf_counter()
         module.model.count(self.data.splits["train"])
         self.train_seconds, self.last = time.perf_counter() - begun, True
-        self.run.update(n_params=module.model.n_counts)
+        self.run.update(n_params=module.model.n_params())
         self.evaluate(self, module)
         self.save(self, module)
         self.on_train_end()

@@ -23,7 +23,7 @@ from lmlab.data.batches import CharDataModule
 from lmlab.data.tokenizers import CharTokenizer
 from lmlab.errors import UserError
 from lmlab.inference.references import references
-from lmlab.models import build_model, flops_per_token
+from lmlab.models.base import build_model
 from lmlab.runs import checkpoints
 from lmlab.runs.checkpoints import SealedCheckpointIO
 from lmlab.runs.folder import (
@@ -71,7 +71,7 @@ def run(
         "seed": config.run.seed,
         "n_params": n_params,
         "data_sha256": data.sha256,
-        "flops_per_token": flops_per_token(module.model, config.model),
+        "flops_per_token": module.model.flops_per_token(),
     }
     facts |= {f"config/{key}": value for key, value in config.flat().items()} | provenance(command)
     with (

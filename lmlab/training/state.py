@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from lmlab.errors import UserError
-from lmlab.runs.checkpoints import alike
+from lmlab.models.base import alike
 
 
 def check_optimizer(

@@ -11,7 +11,7 @@ import torch
 from lmlab import machine
 from lmlab.config import overrides
 from lmlab.inference import generate
-from lmlab.models import build_model
+from lmlab.models.base import build_model
 from suites.commands import clock
 
 N, V = 1000, 65

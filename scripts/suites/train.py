@@ -19,7 +19,7 @@ from lmlab.config import overrides
 from lmlab.data import batches
 from lmlab.errors import UserError
 from lmlab.inference.loss import log_probs
-from lmlab.models import build_model, flops_per_token
+from lmlab.models.base import build_model
 from lmlab.training.optimizers import build_optimizer
 from lmlab.training.recorder import Recorder
 from suites import commands
@@ -148,9 +148,7 @@ def measure(repeats: int, nanogpt: Path | None) -> dict[str, float]:
                 * config.model.block_size
                 / (found[f"{name}: ms a step, lmlab"] / 1e3)
             )
-            flops = flops_per_token(
-                build_model(config.model, 60), config.model
-            )  # of the stories' characters
+            flops = build_model(config.model, 60).flops_per_token()  # of the stories' characters
             found["gpt: share of the peak (MFU)"] = flops * tokens / best
     return found | (against_nanogpt(repeats, nanogpt) if nanogpt else {})
 

@@ -1,0 +1,241 @@
+"""What the lab asks of a model: a class with `forward`, from token ids (B, T) to scores (B, T, V).
+
+    class Average(LanguageModel):
+        def __init__(self, config: AverageConfig, vocab_size: int) -> None:
+            super().__init__()
+            self.token_embedding = nn.Embedding(vocab_size, config.n_embd)
+            self.head = nn.Linear(config.n_embd, vocab_size)
+
+        def forward(self, idx: Tensor) -> Tensor:
+            x = self.token_embedding(idx).cumsum(1)  # (B, T, C): no token sees a later one
+            return self.head(x)  # (B, T, V)
+
+Training, evaluation, sampling, checkpoints and FLOPs follow from that. Each of the other methods
+below is a question that the lab asks; the answer here fits most models, and a model for which it
+does not fit overrides the method.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lmlab.catalogue import (
+    BigramConfig,
+    GPTConfig,
+    LSTMConfig,
+    MLPConfig,
+    ModernConfig,
+    NGramConfig,
+)
+
+
+class Cache(Protocol):
+    """What a layer remembers of the tokens that it has read."""
+
+    length: int  # how many tokens
+
+
+class Decoder(Protocol):
+    """A second implementation of a model that reads one sequence, token by token, on the CPU."""
+
+    def follow(self, caches: Sequence[Any]) -> None:
+        """Continues after the tokens in `caches`; further tokens are added to `caches`, too."""
+
+    def __call__(self, token: int) -> np.ndarray:
+        """Returns the logits (V,) after one more token."""
+
+
+class LanguageModel(nn.Module):
+    """Predicts the next token at every position. A subclass must define `forward`.
+
+    Letters in shapes: B sequences in a batch, T tokens in a sequence, V tokens in the vocabulary.
+    """
+
+    has_steps: ClassVar[bool] = True
+    """Whether gradient steps train the model. If False, one call of `count` does."""
+
+    gives_log_probs: ClassVar[bool] = False
+    """Whether `forward` returns log-probabilities, which need no softmax any more."""
+
+    config: Any
+    """The keys of the model, among them `block_size`. `build_model` sets it."""
+
+    def forward(self, idx: Tensor) -> Tensor:
+        """Returns scores (B, T, V) of the token that follows each of `idx` (B, T).
+
+        The scores at position t may depend on the tokens up to t only. `idx` has at most
+        `block_size` tokens in a row.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no forward")
+
+    def count(self, tokens: np.ndarray) -> None:
+        """Learns from the training text, token ids (N,), if the model has no steps."""
+        raise NotImplementedError(f"{type(self).__name__} learns in steps")
+
+    # How large it is, and what a step costs
+
+    def n_params(self) -> int:
+        """Returns how many numbers the model has learned or will learn."""
+        return sum(weight.numel() for weight in self.parameters())
+
+    def size(self) -> str:
+        """Returns `n_params` with its unit, for people to read."""
+        return f"{self.n_params():,} parameters"
+
+    def flops_per_token(self) -> int:
+        """Returns the floating-point operations of training on one token, matrix products alone.
+
+        Here they are counted in a forward pass without numbers (on torch's meta device), and the
+        backward pass takes twice as many (Kaplan et al. 2020, section 2.1). A model that cannot
+        run without numbers gets six for each weight of its matrices.
+        """
+        weights = {name: torch.empty_like(w, device="meta") for name, w in self.named_parameters()}
+        buffers = {name: torch.empty_like(b, device="meta") for name, b in self.named_buffers()}
+        tokens = self.config.block_size
+        idx = torch.zeros(1, tokens, dtype=torch.long, device="meta")
+        training = self.training
+        self.eval()
+        try:
+            with FlopCounterMode(display=False) as counter, torch.device("meta"), torch.no_grad():
+                torch.func.functional_call(self, {**weights, **buffers}, idx)
+        except (RuntimeError, NotImplementedError):  # numbers decide what is computed
+            return 6 * self.n_matrix_weights()
+        finally:
+            self.train(training)
+        return 3 * counter.get_total_flops() // tokens
+
+    def n_matrix_weights(self) -> int:
+        """Returns the number of weights that stand in matrix products: all but embeddings."""
+        return sum(
+            weight.numel()
+            for module in self.modules()
+            if not isinstance(module, nn.Embedding)
+            for weight in module.parameters(recurse=False)
+            if weight.dim() >= 2
+        )
+
+    # How it is trained
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """Returns the matrices that Muon trains: neither embeddings nor the head.
+
+        The head is the submodule with the name `head`; weights that it shares are left out, too.
+        """
+        outer = {
+            id(weight)
+            for name, module in self.named_modules()
+            for weight in module.parameters(recurse=False)
+            if isinstance(module, nn.Embedding) or name == "head"
+        }
+        return [w for w in self.parameters() if w.dim() >= 2 and id(w) not in outer]
+
+    # How it is saved
+
+    def accepts(self, state: dict[str, Any]) -> bool:
+        """Returns whether `state`, from a file that anyone may have written, fits the model."""
+        wanted = self.state_dict()
+        return wanted.keys() == state.keys() and all(
+            alike(state[name], weight) for name, weight in wanted.items()
+        )
+
+    def largest_checkpoint(self) -> int:
+        """Returns the bytes that a checkpoint may have: the weights, Adam's state and the rest."""
+        return 4 * sum(weight.nbytes for weight in self.parameters()) + 2**24
+
+    # How it is evaluated
+
+    def windows(
+        self, ids: Tensor, block_size: int, tokens_at_once: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields batches (idx, targets) which together predict each of `ids` (N,) but the first once.
+
+        `targets` (B, S) are what follows the last S tokens of each row of `idx` (B, T). Here the
+        windows do not overlap: all have `block_size` tokens, but for a shorter one at the end.
+        """
+        whole = (len(ids) - 1) // block_size * block_size  # tokens in windows of full length
+        inputs = ids[:whole].view(-1, block_size)
+        targets = ids[1 : whole + 1].view(-1, block_size)
+        rows = max(1, tokens_at_once // block_size)
+        if whole > 0:
+            yield from zip(inputs.split(rows), targets.split(rows), strict=True)
+        if whole < len(ids) - 1:
+            yield ids[None, whole:-1], ids[None, whole + 1 :]
+
+    # How it writes text
+
+    def caches(self) -> Sequence[Cache] | None:
+        """Returns empty caches, one a layer, or None if the model reads all tokens anew each time.
+
+        With caches, `forward(idx, caches)` reads the tokens that follow those in the caches, and
+        adds them.
+        """
+        return None
+
+    def decoder(self) -> Decoder | None:
+        """Returns a faster way to read single tokens on a CPU, or None if there is none."""
+        return None
+
+    # What can be drawn of it
+
+    def pair_scores(self) -> Tensor | None:
+        """Returns scores (V, V) of the next token by the last, if the model sees no other."""
+        return None
+
+    def token_vectors(self) -> Tensor | None:
+        """Returns what stands for each token, (V, C): the weights of `token_embedding`."""
+        for name, module in self.named_children():
+            if name == "token_embedding":
+                return module.weight
+        return None
+
+    def picture(self, idx: Tensor, names: Sequence[str]) -> np.ndarray | None:
+        """Returns an image (H, W, 3) of uint8 for TensorBoard, or None.
+
+        `idx` (T,) is the begin of the validation text; `names` says how each token is written.
+        Tables (`pair_scores`) and attention are drawn without this method.
+        """
+        return None
+
+    @property
+    def device(self) -> torch.device:
+        """The device on which the weights are."""
+        for tensor in (*self.parameters(), *self.buffers()):
+            return tensor.device
+        return torch.device("cpu")
+
+
+def alike(tensor: Any, weight: Tensor) -> bool:
+    """Returns whether `tensor` has the shape and type of `weight`, with all numbers in the file."""
+    return (
+        isinstance(tensor, Tensor)  # from a file, so it can be anything
+        and tensor.layout == torch.strided
+        and tensor.device.type == "cpu"
+        and tensor.is_contiguous()
+        and (tensor.shape, tensor.dtype) == (weight.shape, weight.dtype)
+    )
+
+
+def build_model(config: Any, vocab_size: int) -> LanguageModel:
+    """Returns an untrained model for a vocabulary of `vocab_size` tokens."""
+    from lmlab.models.bigram import Bigram
+    from lmlab.models.gpt import GPT
+    from lmlab.models.lstm import LSTM
+    from lmlab.models.mlp import MLP
+    from lmlab.models.modern import Modern
+    from lmlab.models.ngram import NGram
+
+    models: dict[type, Any] = {
+        BigramConfig: Bigram,
+        NGramConfig: NGram,
+        MLPConfig: MLP,
+        LSTMConfig: LSTM,
+        GPTConfig: GPT,
+        ModernConfig: Modern,
+    }
+    model = models[type(config)](config, vocab_size)
+    model.config = config
+    return model
