@@ -1,14 +1,21 @@
-"""Files that are whole or not there, checked against a sha256 beside them; and the folder for what
-can be remade.
-"""
+"""Files that are written whole or not at all, their checksums, their locks, and the cache folder."""
 
+import fcntl
 import hashlib
 import os
+import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from lmlab.errors import UserError
+
+POLL_SECONDS = 0.01  # between two tries to take a lock
+
+
+class Locked(Exception):
+    """Another process holds the lock of a file. The caller says it in the words of its command."""
 
 
 def cache_dir() -> Path:
@@ -111,3 +118,25 @@ def copy_sealed(path: Path, copy: Path) -> None:
         raise UserError(f"{copy}: can't be written ({error.strerror})") from None
     finally:
         temporary.exists() and temporary.unlink()
+
+
+@contextmanager
+def lock(path: Path, wait: float = 0.0, shared: bool = False) -> Iterator[None]:
+    """Holds an advisory lock on the file at `path`, which is created if it is missing.
+
+    Raises `Locked` if another process still holds it after `wait` seconds (math.inf: never). The
+    end of the process releases the lock, however it comes. A `shared` lock only reads the file,
+    which must exist; it excludes exclusive locks, but not other shared ones.
+    """
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    deadline = time.monotonic() + wait
+    with open(path, "r" if shared else "a") as file:
+        while True:
+            try:
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise Locked(path) from None
+            time.sleep(POLL_SECONDS)
+        yield

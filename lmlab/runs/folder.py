@@ -2,18 +2,16 @@
 is data, maybe a stranger's: it is parsed, checked and limited in size, never executed.
 """
 
-import fcntl
 import itertools
 import json
 import math
 import os
 import re
 import shutil
-import time
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TextIO
 
 import yaml
 from rich.console import Console
@@ -46,22 +44,20 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.log, self.history = (
-            open(path / name, "a", buffering=1) for name in ("train.log", "history.jsonl")
-        )
-        for last in (False, False, False, False, True):
-            try:
-                fcntl.flock(self.log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if last:
-                    self.close()
-                    raise UserError(f"{path}: another process is at work on this run") from None
-                time.sleep(
-                    0.02
-                )  # somebody who only asks whether it is locked holds it for a moment
+        self.opened = ExitStack()
+        try:
+            # A status check of another process holds the lock for a moment only.
+            self.opened.enter_context(files.lock(path / "train.log", wait=0.1))
+        except files.Locked:
+            raise UserError(f"{path}: another process is at work on this run") from None
+        self.log = self.open_to_append("train.log")
+        self.history = self.open_to_append("history.jsonl")
         self.console = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
         self.metrics: dict[str, Any] = {}
+
+    def open_to_append(self, name: str) -> TextIO:
+        file = open(self.path / name, "a", buffering=1, encoding="utf-8")
+        return self.opened.enter_context(file)
 
     @classmethod
     def create(
@@ -134,8 +130,7 @@ class RunDirectory:
         files.write(self.path / "metrics.json", to_json(self.metrics, indent=2).encode())
 
     def close(self) -> None:
-        with self.log, self.history:
-            pass
+        self.opened.close()
 
 
 def to_json(values: dict[str, Any], **options: Any) -> str:
@@ -249,12 +244,11 @@ def is_locked(path: Path) -> bool:
     """Whether a process is at work on the run."""
     if not (path / "train.log").exists():
         return False
-    with open(path / "train.log") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    try:
+        with files.lock(path / "train.log", shared=True):
+            return False
+    except files.Locked:
+        return True
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
