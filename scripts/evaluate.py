@@ -22,10 +22,12 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from lmlab.catalogue import GROUPS, CorpusConfig
 from lmlab.commands.options import parse_script
-from lmlab.config.check import from_flat
+from lmlab.config.check import build, check_key
+from lmlab.config.keys import keys_of
 from lmlab.errors import UserError, one_line_errors
 from lmlab.registry import importing
 from lmlab.runs.folder import read_metrics, text_sha256
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from lmlab.data.batches import CharDataModule
+    from lmlab.data.text import Splits
     from lmlab.runs.checkpoints import Run
 
 
@@ -62,12 +64,12 @@ def main(argv: list[str]) -> None:
     ]
     run = members[0]
     text, split = text_of(run, options)
-    tokens = text.splits[split]
+    tokens = text.parts[split]
     part, prefix = options.path or options.data or split, "text" if options.data else split
     about = {"checkpoint": run.checkpoint, "text": part, "sha256": text.sha256}
     if len(members) > 1:
         mixture.check(members, None if options.data else split)
-        holdout = text_of(run, Options(split="holdout"))[0].splits["holdout"]
+        holdout = text_of(run, Options(split="holdout"))[0].holdout
         weights = mixture.fit(torch.stack([predictions(member, holdout) for member in members]))
         each = torch.stack([predictions(member, tokens) for member in members])
         answers = mixture.mix(each, weights)
@@ -108,36 +110,41 @@ def predictions(run: Run, tokens: np.ndarray) -> Tensor:
     return log_probs(run.model, tokens, run.config.model.block_size, run.config.device.precision)
 
 
-def text_of(run: Run, options: Options) -> tuple[CharDataModule, str]:
+def text_of(run: Run, options: Options) -> tuple[Splits, str]:
     """The run's own text and the part of it to read, or another text, of which all is read."""
-    from lmlab.data.batches import CharDataModule
+    from lmlab.data.text import Splits
 
     if options.data and options.split:
         raise UserError(
             f"split={options.split}: goes with the run's own text; data={options.data} is read whole"
         )
     if options.data:
-        other = dict.fromkeys(("val_fraction", "test_fraction", "holdout_fraction"), 0.0)
-        other |= {"init_from": None, "unknown": "error"}
-        other |= {"path": options.path or "???"} if options.data == "file" or options.path else {}
-        kept = {
-            key: value
-            for key, value in run.config.flat().items()
-            if key not in (*run.config.choices, *vars(run.config.data))
-        }
-        config = from_flat(kept | other, run.config.choices | {"data": options.data})
-        text, split = CharDataModule(config, run.tokenizer), "train"
+        text = Splits(options.data, corpus_config(run, options), run.tokenizer)
+        split = "train"
     elif options.path:
         raise UserError(f"path={options.path}: goes with data=file")
     else:
         expected = text_sha256(read_metrics(run.path), run.path)
-        text, split = CharDataModule(run.config, run.tokenizer, expected), options.split or "val"
-    if len(text.splits[split]) < 2:
-        there = ", ".join(name for name, tokens in text.splits.items() if len(tokens) > 1)
+        text, split = Splits.of_run(run.config, run.tokenizer, expected), options.split or "val"
+    if len(text.parts[split]) < 2:
+        there = ", ".join(name for name, tokens in text.parts.items() if len(tokens) > 1)
         raise UserError(
             f"split={split}: there are no two characters of it; allowed are {there or 'none'}"
         )
     return text, split
+
+
+def corpus_config(run: Run, options: Options) -> CorpusConfig:
+    """Returns the keys of another text, all of which is one part. Raises UserError."""
+    config_class = GROUPS["data"][options.data]
+    values: dict[str, Any] = dict.fromkeys(keys_of(CorpusConfig), 0.0)
+    if options.path:
+        check_key("path", options.path, run.config.choices | {"data": options.data})
+        values["path"] = options.path
+    for key in keys_of(config_class):
+        if key not in values:
+            raise UserError(f"{key}: data={options.data} needs {key}=…")
+    return build(config_class, values)
 
 
 if __name__ == "__main__":

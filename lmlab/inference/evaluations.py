@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lmlab.data.tokenizers import CharTokenizer
+from lmlab.data.text import Splits
 from lmlab.inference import generate
 from lmlab.inference.loss import log_probs, loss_metrics
 from lmlab.inference.pictures import pictures_of
@@ -27,8 +27,7 @@ class Subject:
     """A model at a step of its training, with what its evaluation needs."""
 
     model: LanguageModel
-    tokenizer: CharTokenizer
-    splits: Mapping[str, np.ndarray]
+    text: Splits
     block_size: int
     precision: str
     seed: int
@@ -83,7 +82,7 @@ def texts_of(values: Mapping[str, Value]) -> dict[str, str]:
 @evaluation
 def validation_loss(subject: Subject) -> dict[str, float]:
     """Returns val/loss (nats per token), val/perplexity and val/bits_per_byte."""
-    tokens = subject.splits["val"]
+    tokens = subject.text.val
     if len(tokens) == 0:
         return {}
     return loss_on(subject, tokens)
@@ -92,7 +91,7 @@ def validation_loss(subject: Subject) -> dict[str, float]:
 @evaluation
 def source_loss(subject: Subject) -> dict[str, float]:
     """Returns val/loss_source: the loss on what the model has learned before (fine-tuning)."""
-    if subject.source is None or len(subject.splits["val"]) == 0:
+    if subject.source is None or len(subject.text.val) == 0:
         return {}
     return {"val/loss_source": loss_on(subject, subject.source)["val/loss"]}
 
@@ -125,26 +124,26 @@ def update_ratios(subject: Subject) -> dict[str, Detail]:
 @evaluation
 def pictures(subject: Subject) -> dict[str, np.ndarray]:
     """Returns the model's pictures: attention on the begin of the validation text, or tables."""
-    tokens = subject.splits["val"]
+    tokens = subject.text.val
     if len(tokens) == 0:
-        tokens = subject.splits["train"]
+        tokens = subject.text.train
     tokens = tokens[: min(subject.block_size, PICTURED)].astype(np.int64)
     idx = torch.from_numpy(tokens).to(subject.model.device)
-    names = subject.tokenizer.chars
+    names = subject.text.tokenizer.chars
     return dict(pictures_of(subject.model, idx, names, subject.with_attention))
 
 
 def loss_on(subject: Subject, tokens: np.ndarray) -> dict[str, float]:
     """Returns the numbers of `loss_metrics` for `tokens`, with the names of validation."""
     answers = log_probs(subject.model, tokens, subject.block_size, subject.precision)
-    return loss_metrics(answers, tokens, subject.tokenizer, "val")
+    return loss_metrics(answers, tokens, subject.text.tokenizer, "val")
 
 
 def draw_sample(subject: Subject, length: int) -> str:
     """Returns a text of `length` tokens, the same for the same weights and seed."""
     pieces = generate.stream(
         subject.model,
-        subject.tokenizer,
+        subject.text.tokenizer,
         "",
         length,
         subject.block_size,

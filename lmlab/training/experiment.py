@@ -21,7 +21,8 @@ from pytorch_lightning.profilers import PassThroughProfiler
 
 from lmlab import machine
 from lmlab.config.check import Config
-from lmlab.data.batches import CharDataModule
+from lmlab.data.batches import Batches, BatchModule
+from lmlab.data.text import Splits
 from lmlab.data.tokenizers import CharTokenizer
 from lmlab.errors import UserError
 from lmlab.inference import evaluations
@@ -120,7 +121,6 @@ def resume(path: Path, config: Config, command: str, watch: Watch | None = None)
         elif config.run.init_from:
             inherit(model, checkpoints.load(Path(config.run.init_from), choice="cpu"))
         reopen(directory, config, metrics, saved, command)
-        text.start = step
         return train(directory, text, model, config, saved, over, watch)
 
 
@@ -226,17 +226,23 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 def prepare(
     config: Config, tokenizer: CharTokenizer | None, sha256: str | None
-) -> tuple[CharDataModule, LanguageModel]:
+) -> tuple[Splits, LanguageModel]:
     """Returns the text and the untrained model.
 
     All that is random in a run follows from the seed that is set here.
     """
     torch.set_num_threads(config.run.threads)
-    text = CharDataModule(config, tokenizer, sha256)
+    text = Splits.of_run(config, tokenizer, sha256)
     if not config.counted:
-        text.setup("fit")
+        training_batches(config, text)  # raises UserError for a text that is too short
     pl.seed_everything(config.run.seed, verbose=False)
     return text, build_model(config.model, text.tokenizer.vocab_size)
+
+
+def training_batches(config: Config, text: Splits) -> Batches:
+    """Returns the batches of a run. Raises UserError if the text is too short for `block_size`."""
+    run = config.run
+    return Batches(text.train, run.batch_size, config.model.block_size, run.seed)
 
 
 def lightning_module(model: LanguageModel, config: Config) -> LanguageModule:
@@ -265,7 +271,7 @@ def source_tokens(directory: RunDirectory, tokenizer: CharTokenizer) -> np.ndarr
     try:
         source = read_config(directory.path, "source.yaml")
         sha256 = text_sha256(directory.metrics, directory.path, "source_sha256")
-        tokens = CharDataModule(source, tokenizer, sha256).splits["val"]
+        tokens = Splits.of_run(source, tokenizer, sha256).val
         return tokens if len(tokens) else None
     except UserError as error:
         directory.say(f"val/loss_source is not tracked: {error}")
@@ -284,7 +290,7 @@ class Ending:
 
 def train(
     directory: RunDirectory,
-    text: CharDataModule,
+    text: Splits,
     model: LanguageModel,
     config: Config,
     saved: dict[str, Any] | None = None,
@@ -298,8 +304,7 @@ def train(
     with noting_failures(directory):
         subject = Subject(
             model,
-            text.tokenizer,
-            text.splits,
+            text,
             config.model.block_size,
             config.device.precision,
             config.run.seed,
@@ -318,7 +323,7 @@ def train(
                 recorder.last = True
                 recorder.finish()
             else:
-                make_steps(directory, text, lightning_module(model, config), config, recorder)
+                make_steps(directory, text, model, config, recorder)
             ending = Ending(
                 recorder.status, recorder.meter.step, recorder.meter.totals(), recorder.stop.number
             )
@@ -365,16 +370,19 @@ def resume_command(directory: RunDirectory) -> str:
 
 def make_steps(
     directory: RunDirectory,
-    text: CharDataModule,
-    module: LanguageModule,
+    text: Splits,
+    model: LanguageModel,
     config: Config,
     recorder: Recorder,
 ) -> None:
     """Lets Lightning make the steps, from the checkpoint on if the run is resumed."""
     last = directory.path / "checkpoints/last.ckpt"
+    module = lightning_module(model, config)
+    batches_made = recorder.meter.step * config.run.grad_accumulation
+    batches = BatchModule(training_batches(config, text), batches_made)
     try:
         trainer(config, recorder).fit(
-            module, text, ckpt_path=last if recorder.saved else None, weights_only=True
+            module, batches, ckpt_path=last if recorder.saved else None, weights_only=True
         )
     except BaseException as error:
         with suppress(UserError):  # on a full disk nothing can be written
@@ -397,7 +405,7 @@ def count(
     With `saved`, the entry of its checkpoint, all this is done already.
     """
     model = subject.model
-    train_tokens = subject.splits["train"]
+    train_tokens = subject.text.train
     board = Board(directory.path, purge_step=saved["step"] + 1 if saved else 0)
     started = time.perf_counter()
     if saved is None:
