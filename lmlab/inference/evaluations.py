@@ -129,7 +129,7 @@ def pictures(subject: Subject) -> dict[str, np.ndarray]:
         tokens = subject.text.train
     tokens = tokens[: min(subject.block_size, PICTURED)].astype(np.int64)
     idx = torch.from_numpy(tokens).to(subject.model.device)
-    names = subject.text.tokenizer.chars
+    names = subject.text.tokenizer.names()
     return dict(pictures_of(subject.model, idx, names, subject.with_attention))
 
 

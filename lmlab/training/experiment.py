@@ -23,7 +23,7 @@ from lmlab import machine
 from lmlab.config.check import Config
 from lmlab.data.batches import Batches, BatchModule
 from lmlab.data.text import Splits
-from lmlab.data.tokenizers import CharTokenizer
+from lmlab.data.tokenizers import Tokenizer
 from lmlab.errors import UserError
 from lmlab.inference import evaluations
 from lmlab.inference.evaluations import Subject
@@ -225,7 +225,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def prepare(
-    config: Config, tokenizer: CharTokenizer | None, sha256: str | None
+    config: Config, tokenizer: Tokenizer | None, sha256: str | None
 ) -> tuple[Splits, LanguageModel]:
     """Returns the text and the untrained model.
 
@@ -261,7 +261,7 @@ def inherit(model: LanguageModel, start: checkpoints.Run) -> None:
         ) from None
 
 
-def source_tokens(directory: RunDirectory, tokenizer: CharTokenizer) -> np.ndarray | None:
+def source_tokens(directory: RunDirectory, tokenizer: Tokenizer) -> np.ndarray | None:
     """Returns the validation tokens of the run that the weights come from.
 
     None, with a line that says so, if its text cannot be had.
