@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lmlab.commands import train as cli
+from lmlab.errors import one_line_errors
 from lmlab.inference import mixture
 from tests.conftest import ROOT, metrics, script, working_in
 
@@ -47,9 +48,8 @@ def members(short_texts, tmp_path_factory):
 
 
 def evaluated(*arguments):
-    module = script("evaluate")
-    with module.one_line_errors():
-        module.main([*arguments])
+    with one_line_errors():
+        script("evaluate").main([*arguments])
 
 
 def test_runs_are_mixed_and_it_is_noted(members, capsys):
