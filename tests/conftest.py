@@ -172,6 +172,15 @@ LONG = ("resume", "search", "sweep", "readme", "additions", "recipes", "finetune
 LONG += ("damage", "device", "old_runs")  # files that `make quick` leaves out
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--kills",
+        type=int,
+        default=1,
+        help="how many kills at random moments (tests/test_resume.py)",
+    )
+
+
 def pytest_collection_modifyitems(items):
     """Sorts the files that take longest first, so that no worker is left alone with one at the
     end, and marks the tests of all other files as quick.

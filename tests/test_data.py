@@ -13,8 +13,8 @@ from lmlab import files
 from lmlab.catalogue import CorpusConfig
 from lmlab.data import corpora
 from lmlab.data import text as texts
-from lmlab.data.batches import Batches, CharDataModule
-from lmlab.data.text import Text, token_file
+from lmlab.data.batches import Batches
+from lmlab.data.text import Splits, Text, token_file
 from lmlab.data.tokenizers import CharTokenizer, UnknownCharacters
 from lmlab.errors import UserError
 from lmlab.sweep.server import server
@@ -116,11 +116,12 @@ def test_splits_are_the_text_in_order(some_config, holdout, val, test, length):
         if holdout + val + test >= 1:
             return
         try:
-            module = CharDataModule(config)
+            module = Splits.of_run(config)
         except UserError as error:
             assert "_fraction=" in str(error)
             return
-    parts = [module.splits[split] for split in ("holdout", "train", "val", "test")]
+    parts = list(module.parts.values())
+    assert list(module.parts) == ["holdout", "train", "val", "test"]
     assert module.tokenizer.decode(np.concatenate(parts)) == text
     for part, share in zip((parts[0], *parts[2:]), (holdout, val, test), strict=True):
         assert abs(len(part) - share * length) <= 1 and (len(part) > 0) == (share > 0)
@@ -142,12 +143,12 @@ def test_a_text_in_pieces_gives_the_same_data(some_config, pieces, known, unknow
         patch.setitem(corpora.CORPORA, "tales", lambda _: iter(pieces))
         if not kept or (unknown == "error" and kept != text):
             with pytest.raises(UserError, match=r"^data=tales: .* the vocabulary"):
-                CharDataModule(config, tokenizer)
+                Splits.of_run(config, tokenizer)
             return
-        module = CharDataModule(config, tokenizer)
+        module = Splits.of_run(config, tokenizer)
     assert module.sha256 == files.sha256(text.encode("utf-8", "surrogatepass"))
     assert module.tokenizer.chars == "".join(sorted(set(known or text)))
-    assert module.tokenizer.decode(module.splits["train"]) == kept
+    assert module.tokenizer.decode(module.train) == kept
     assert module.dropped == len(text) - len(kept)
 
 

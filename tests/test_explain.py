@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from lmlab.catalogue import GPTConfig
 from lmlab.commands import train as cli
-from lmlab.data.batches import CharDataModule
+from lmlab.data.text import Splits
 from lmlab.data.tokenizers import CharTokenizer
 from lmlab.errors import UserError, one_line_errors
 from lmlab.inference import attention_maps, explain, loss, pictures
@@ -169,7 +169,7 @@ def test_within_one_window_the_surprisals_add_up_to_what_evaluation_says(nano):
 def test_the_bigrams_table_stands_beside_the_counts_of_its_own_text(nano, monkeypatch):
     run = nano["bigram"]
     data = explain.page_data(run, None)
-    train = CharDataModule(run.config).splits["train"]
+    train = Splits.of_run(run.config).train
     counts = np.zeros((run.tokenizer.vocab_size,) * 2, int)
     for now, following in itertools.pairwise(train.tolist()):
         counts[now, following] += 1
@@ -286,4 +286,4 @@ def test_without_a_text_it_reads_the_beginning_of_the_runs_validation_text(
     shown = "".join(
         token["text"] for token in page_data((tmp_path / "x.html").read_text())["tokens"]
     )
-    assert shown == run.tokenizer.decode(CharDataModule(run.config).splits["val"][:300])
+    assert shown == run.tokenizer.decode(Splits.of_run(run.config).val[:300])

@@ -12,7 +12,7 @@ from lmlab.catalogue import GROUPS
 from lmlab.commands import train as cli
 from lmlab.commands.door import run_command
 from lmlab.data import corpora
-from lmlab.data.batches import CharDataModule
+from lmlab.data.text import Splits
 from lmlab.errors import UserError, one_line_errors
 from lmlab.runs import checkpoints
 from lmlab.training import experiment
@@ -65,11 +65,12 @@ def test_nanogpt_mini_and_its_lightning_run_follow_the_same_losses(train, monkey
 
     monkeypatch.setattr(experiment, "build_model", build_and_remember)
     run = train("experiment=nanogpt_mini threads=1 max_steps=25 log_interval=1 eval_interval=25")
-    data = CharDataModule(checkpoints.load(run).config)
-    data.setup("fit")
+    config = checkpoints.load(run).config
+    data = Splits.of_run(config)
+    batches = experiment.training_batches(config, data)
     model = mini.GPT(data.tokenizer.vocab_size)
     model.load_state_dict(started["weights"])
-    losses = mini.train(model, data.batches.__getitem__, 25)
+    losses = mini.train(model, batches.__getitem__, 25)
     assert list(history(run, "train/loss").values()) == pytest.approx(losses, abs=1e-4)
     assert mini.generate(model, torch.zeros(1, 1, dtype=torch.long), 5).shape == (1, 6)
 

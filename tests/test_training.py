@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lmlab import files
 from lmlab.commands import train as cli
-from lmlab.data.batches import CharDataModule
+from lmlab.data.text import Splits
 from lmlab.inference import loss
 from lmlab.runs import checkpoints
 from lmlab.runs import folder as runs
@@ -55,11 +55,11 @@ def test_a_run_equals_a_loop_written_out(train, some_config):
     loaded = checkpoints.load(run)
     torch.manual_seed(0)
     model = checkpoints.build_model(loaded.config.model, 60)
-    data = CharDataModule(loaded.config)
-    data.setup("fit")
+    data = Splits.of_run(loaded.config)
+    batches = experiment.training_batches(loaded.config, data)
     losses = {}
     for step in range(4):
-        idx, targets = data.batches[step]
+        idx, targets = batches[step]
         loss = F.cross_entropy(model(idx).flatten(0, 1), targets.flatten())
         gradients = torch.autograd.grad(loss, list(model.parameters()))
         length = math.sqrt(sum(gradient.square().sum().item() for gradient in gradients))
@@ -76,7 +76,7 @@ def test_the_trained_bigram_is_the_table_of_counts(train):
         "experiment=tiny_lm max_steps=3000 lr=10 log_interval=1000 eval_interval=3000 threads=1"
     )
     loaded = checkpoints.load(run)
-    tokens = CharDataModule(loaded.config).splits["train"]
+    tokens = Splits.of_run(loaded.config).train
     counts = torch.zeros(9, 9)
     for now, following in itertools.pairwise(tokens):
         counts[now, following] += 1
@@ -149,7 +149,7 @@ def test_best_is_where_validation_was_lowest(train):
     assert numbers["best/val/loss"] == min(losses.values()) < numbers["val/loss"] == losses[12]
     for checkpoint, key in (("best", "best/val/loss"), ("last", "val/loss")):
         loaded = checkpoints.load(run, checkpoint)
-        tokens = CharDataModule(loaded.config).splits["val"]
+        tokens = Splits.of_run(loaded.config).val
         answers = loss.log_probs(loaded.model, tokens, loaded.config.model.block_size)
         assert (
             loss.loss_metrics(answers, tokens, loaded.tokenizer, "val")["val/loss"] == numbers[key]
@@ -209,13 +209,13 @@ def test_update_ratios_are_those_of_the_step_before_an_evaluation(train):
     """
     run = train("experiment=tiny_lm max_steps=7 eval_interval=3 grad_accumulation=2 threads=1")
     loaded, ratios = checkpoints.load(run), {}
-    data = CharDataModule(loaded.config)
-    data.setup("fit")
+    data = Splits.of_run(loaded.config)
+    batches = experiment.training_batches(loaded.config, data)
     table = torch.zeros(9, 9, requires_grad=True)
     for step in range(1, 8):
         losses = [
             F.cross_entropy(table[idx].flatten(0, 1), targets.flatten())
-            for idx, targets in (data.batches[2 * step - 2], data.batches[2 * step - 1])
+            for idx, targets in (batches[2 * step - 2], batches[2 * step - 1])
         ]
         (gradient,) = torch.autograd.grad(sum(losses) / 2, table)
         change = learning_rate(step - 1, loaded.config.optimizer.lr, loaded.config.run) * gradient

@@ -1,14 +1,20 @@
-"""A text read in pieces, and its tokens in a file of the cache."""
+"""A text read in pieces, its tokens in a file of the cache, and its parts for training and tests."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
+from functools import partial
+from typing import Self
 
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from lmlab import files
+from lmlab.catalogue import CorpusConfig
+from lmlab.config.check import Config
+from lmlab.data import corpora
 from lmlab.data.tokenizers import CharTokenizer, UnknownCharacters
 from lmlab.errors import UserError
 
@@ -88,3 +94,93 @@ def token_file(text: Text, tokenizer: CharTokenizer, drop: bool = False) -> np.n
     if not path.stat().st_size:
         raise UnknownCharacters("none of its characters is in the vocabulary")
     return np.memmap(path, dtype=dtype, mode="r")
+
+
+class Splits:
+    """A text in its parts `holdout`, `train`, `val` and `test`: arrays of token ids, (N,).
+
+    They follow each other in this order: text next to the validation text is the best to train on,
+    so `holdout` stands at the beginning. `tokenizer` is the given one, or the text's own; `sha256`
+    is that of the text; `dropped` counts the characters that the tokenizer lacks, which
+    `drop_unknown` leaves out.
+
+    Raises UserError if the text cannot be had, read or divided, or if it is not the one with the
+    given `sha256`; UnknownCharacters if the tokenizer lacks characters that may not be dropped.
+    """
+
+    def __init__(
+        self,
+        choice: str,
+        config: CorpusConfig,
+        tokenizer: CharTokenizer | None = None,
+        sha256: str | None = None,
+        drop_unknown: bool = False,
+    ) -> None:
+        text = Text(partial(corpora.CORPORA[choice], config))
+        self.tokenizer = tokenizer or text.vocabulary
+        self.sha256 = text.sha256
+        if sha256 not in (None, self.sha256):
+            raise UserError(
+                f"{as_typed(choice, config)}: the text is not the one that the run was trained on "
+                f"(sha256 {self.sha256[:12]}…, that one had {sha256[:12]}…)"
+            )
+        try:
+            tokens = token_file(text, self.tokenizer, drop_unknown)
+        except UnknownCharacters as error:
+            raise UnknownCharacters(f"data={choice}: {error}") from None
+        self.dropped = text.length - len(tokens)
+        self.holdout, self.train, self.val, self.test = divide(tokens, config)
+
+    @classmethod
+    def of_run(
+        cls, config: Config, tokenizer: CharTokenizer | None = None, sha256: str | None = None
+    ) -> Self:
+        """Returns the text that a run with this configuration is trained and validated on."""
+        drop_unknown = config.run.unknown == "drop"
+        try:
+            return cls(config.choices["data"], config.data, tokenizer, sha256, drop_unknown)
+        except UnknownCharacters as error:
+            if config.run.init_from:
+                raise UnknownCharacters(f"{error}; unknown=drop leaves them out") from None
+            raise
+
+    @property
+    def parts(self) -> dict[str, np.ndarray]:
+        """The parts by name, in the order of the text."""
+        return {"holdout": self.holdout, "train": self.train, "val": self.val, "test": self.test}
+
+
+def as_typed(choice: str, config: CorpusConfig) -> str:
+    """Returns a choice of text with the keys that it alone takes, such as data=file path=a.txt."""
+    shared = {field.name for field in fields(CorpusConfig)}
+    own_keys = [key for key in vars(config) if key not in shared]
+    return " ".join([f"data={choice}", *(f"{key}={getattr(config, key)}" for key in own_keys)])
+
+
+def divide(tokens: np.ndarray, config: CorpusConfig) -> list[np.ndarray]:
+    """Returns the four parts of a text. Raises UserError for one that is asked for and too small."""
+    n = len(tokens)
+    shares = {
+        "holdout": config.holdout_fraction,
+        "val": config.val_fraction,
+        "test": config.test_fraction,
+    }
+    ends = [
+        shares["holdout"],
+        1 - shares["val"] - shares["test"],
+        1 - shares["test"],
+    ]
+    holdout, train, val, test = np.split(tokens, [int(n * end + 1e-6) for end in ends])
+    if not len(train):
+        raise UserError(
+            f"val_fraction={config.val_fraction} test_fraction={config.test_fraction} "
+            f"holdout_fraction={config.holdout_fraction}: of {n} characters they leave none to "
+            "train on; allowed are smaller shares"
+        )
+    for name, tokens_of_part in (("holdout", holdout), ("val", val), ("test", test)):
+        if shares[name] and len(tokens_of_part) < 2:
+            raise UserError(
+                f"{name}_fraction={shares[name]}: of {n} characters that is less than two; "
+                "allowed are 0 or a larger share"
+            )
+    return [holdout, train, val, test]

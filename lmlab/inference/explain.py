@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lmlab import files
-from lmlab.data.batches import CharDataModule
+from lmlab.data.text import Splits
 from lmlab.data.tokenizers import CharTokenizer
 from lmlab.errors import UserError
 from lmlab.inference.attention_maps import Recording
@@ -84,7 +84,7 @@ def page_data(run: Run, text: str | None) -> dict[str, Any]:
 def own_splits(run: Run) -> dict[str, np.ndarray]:
     """Returns the tokens of the text that `run` was trained on, by split. Raises UserError."""
     sha256 = text_sha256(read_metrics(run.path), run.path)
-    return CharDataModule(run.config, run.tokenizer, sha256).splits
+    return Splits.of_run(run.config, run.tokenizer, sha256).parts
 
 
 def beginning(splits: dict[str, np.ndarray]) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 
 from lmlab import files
 from lmlab.catalogue import NGramConfig
-from lmlab.data.batches import CharDataModule
+from lmlab.data.text import Splits
 from lmlab.inference.loss import log_probs
 from lmlab.models.ngram import NGram
 
@@ -23,15 +23,15 @@ COUNTED, PREDICTED = (
 ORDERS = range(2, 21)
 
 
-def references(data: CharDataModule) -> dict[str, float]:
+def references(data: Splits) -> dict[str, float]:
     """Nats per validation token: of guessing (`reference/uniform`), of the frequencies of single
     tokens (`/unigram`), of pairs with one added to each count (`/bigram`), and of the n-gram whose
     order (`/order`) does best (`/ngram`). Worked out once and kept in the cache. Nothing where
     there is no validation text.
     """
-    parts = [data.splits[part][-COUNTED:] for part in ("holdout", "train")]
+    parts = [data.holdout[-COUNTED:], data.train[-COUNTED:]]
     train = np.concatenate(parts)[-COUNTED:]
-    val, V = data.splits["val"][:PREDICTED], data.tokenizer.vocab_size
+    val, V = data.val[:PREDICTED], data.tokenizer.vocab_size
     if len(val) < 2:
         return {}
     key = files.sha256(b"".join([train.tobytes(), b"/", val.tobytes(), str(V).encode()]))

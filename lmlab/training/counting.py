@@ -17,7 +17,7 @@ class CountRecorder(Recorder):
 
     def count(self, module: LanguageModule) -> None:
         self.module, begun = module, time.perf_counter()
-        module.model.count(self.data.splits["train"])
+        module.model.count(self.data.train)
         self.train_seconds, self.last = time.perf_counter() - begun, True
         self.run.update(n_params=module.model.n_params())
         self.evaluate(self, module)
@@ -31,7 +31,7 @@ class CountRecorder(Recorder):
         SealedCheckpointIO().save_checkpoint(checkpoint, path)
 
     def totals(self) -> dict[str, Any]:
-        tokens, seconds = len(self.data.splits["train"]), self.train_seconds
+        tokens, seconds = len(self.data.train), self.train_seconds
         return {
             "step": 0,
             "tokens": tokens,

@@ -19,7 +19,8 @@ from pytorch_lightning.profilers import PassThroughProfiler
 
 from lmlab import machine
 from lmlab.config.check import Config
-from lmlab.data.batches import CharDataModule
+from lmlab.data.batches import Batches, BatchModule
+from lmlab.data.text import Splits
 from lmlab.data.tokenizers import CharTokenizer
 from lmlab.errors import UserError
 from lmlab.inference.references import references
@@ -81,7 +82,7 @@ def run(
         ) as directory,
     ):
         directory.say(introduction(config, data, n_params, directory.path))
-        return train(directory, data, module, None, watch=watch), directory.path
+        return train(directory, config, data, module, None, watch=watch), directory.path
 
 
 def resume(path: Path, config: Config, command: str, watch: Watch | None = None) -> str:
@@ -148,8 +149,7 @@ def resume(path: Path, config: Config, command: str, watch: Watch | None = None)
             + f"; the last bits may come out differently, since something changed: {changed}"
             * bool(changed)
         )
-        data.start = step
-        return train(directory, data, module, saved, over, watch)
+        return train(directory, config, data, module, saved, over, watch)
 
 
 @contextmanager
@@ -173,15 +173,22 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 def prepare(
     config: Config, tokenizer: CharTokenizer | None, sha256: str | None
-) -> tuple[CharDataModule, LanguageModule]:
+) -> tuple[Splits, LanguageModule]:
     """The text and the untrained model. All that is random in a run follows from the seed that is
     set here.
     """
     torch.set_num_threads(config.run.threads)
-    data = CharDataModule(config, tokenizer, sha256)
-    config.counted or data.setup("fit")
+    data = Splits.of_run(config, tokenizer, sha256)
+    if not config.counted:
+        training_batches(config, data)  # raises UserError for a text that is too short
     pl.seed_everything(config.run.seed, verbose=False)
     return data, LanguageModule(build_model(config.model, data.tokenizer.vocab_size), config)
+
+
+def training_batches(config: Config, text: Splits) -> Batches:
+    """Returns the batches of a run. Raises UserError if the text is too short for `block_size`."""
+    run = config.run
+    return Batches(text.train, run.batch_size, config.model.block_size, run.seed)
 
 
 def inherit(module: LanguageModule, start: checkpoints.Run) -> None:
@@ -204,7 +211,7 @@ def source_tokens(directory: RunDirectory, tokenizer: CharTokenizer) -> np.ndarr
     try:
         source = read_config(directory.path, "source.yaml")
         sha256 = text_sha256(directory.metrics, directory.path, "source_sha256")
-        tokens = CharDataModule(source, tokenizer, sha256).splits["val"]
+        tokens = Splits.of_run(source, tokenizer, sha256).val
         return tokens if len(tokens) else None
     except UserError as error:
         directory.say(f"val/loss_source is not tracked: {error}")
@@ -213,7 +220,8 @@ def source_tokens(directory: RunDirectory, tokenizer: CharTokenizer) -> np.ndarr
 
 def train(
     directory: RunDirectory,
-    data: CharDataModule,
+    config: Config,
+    data: Splits,
     module: LanguageModule,
     saved: dict[str, Any] | None,
     over: bool = False,
@@ -222,15 +230,21 @@ def train(
     """Steps until the end, from `saved` on; returns 'finished', 'diverged' or 'pruned'. `over`:
     only the results are missing.
     """
-    config, path, recorder = data.config, shlex.quote(str(directory.path)), None
+    path, recorder = shlex.quote(str(directory.path)), None
     try:
         kind = CountRecorder if config.counted else Recorder
-        recorder = kind(directory, data, source_tokens(directory, data.tokenizer), saved, watch)
+        recorder = kind(
+            directory, config, data, source_tokens(directory, data.tokenizer), saved, watch
+        )
         if config.counted and not over:
             recorder.count(module)
         elif not over:
             last = directory.path / "checkpoints/last.ckpt" if saved else None
-            trainer(config, recorder).fit(module, data, ckpt_path=last, weights_only=True)
+            steps_made = saved["step"] if saved else 0
+            batches = BatchModule(
+                training_batches(config, data), steps_made * config.run.grad_accumulation
+            )
+            trainer(config, recorder).fit(module, batches, ckpt_path=last, weights_only=True)
         else:
             recorder.last = True
             recorder.on_train_end()

@@ -17,7 +17,8 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from lmlab.data.batches import CharDataModule
+from lmlab.config.check import Config
+from lmlab.data.text import Splits
 from lmlab.inference import generate, pictures
 from lmlab.inference.loss import log_probs, loss_metrics
 from lmlab.runs.board import write_hparams
@@ -41,7 +42,8 @@ class Recorder(Callback):
     def __init__(
         self,
         run: RunDirectory,
-        data: CharDataModule,
+        config: Config,
+        data: Splits,
         source: np.ndarray | None = None,
         saved: dict[str, Any] | None = None,
         watch: Callable[[int, float], bool] | None = None,
@@ -49,7 +51,7 @@ class Recorder(Callback):
         self.run, self.data, self.config, self.source, self.saved = (
             run,
             data,
-            data.config,
+            config,
             source,
             saved,
         )
@@ -205,7 +207,7 @@ class Recorder(Callback):
         """Validation, a sample, and best.ckpt if validation was never better."""
         if not self.sound(module):
             return
-        values, tokens = {}, self.data.splits["val"]
+        values, tokens = {}, self.data.val
         if len(tokens):
             values = self.measure(module, tokens)
             if self.source is not None:
@@ -236,7 +238,7 @@ class Recorder(Callback):
     def pictures(self, module: LanguageModule) -> Iterator[tuple[str, np.ndarray]]:
         """Yields the model's pictures; attention, which takes a while, now and then."""
         with_attention = self.last or self.step % self.picture_interval == 0
-        tokens = self.data.splits["val" if len(self.data.splits["val"]) else "train"]
+        tokens = self.data.val if len(self.data.val) else self.data.train
         tokens = tokens[: min(self.config.model.block_size, PICTURED)].astype(np.int64)
         idx = torch.from_numpy(tokens).to(module.device)
         yield from pictures.pictures_of(

@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from lmlab.config.check import Config
-from lmlab.data.batches import CharDataModule
+from lmlab.data.text import Splits
 from lmlab.runs.folder import RunDirectory
 from lmlab.training.recorder import Recorder
 from lmlab.training.step import LanguageModule
 
 
-def introduction(config: Config, data: CharDataModule, n_params: int, path: Path) -> str:
+def introduction(config: Config, data: Splits, n_params: int, path: Path) -> str:
     choices, keys, shape = (
         config.choices,
         config.run,
@@ -18,7 +18,7 @@ def introduction(config: Config, data: CharDataModule, n_params: int, path: Path
     )
     sizes = ", ".join(
         f"{name} {len(part):,}"
-        for name, part in data.splits.items()
+        for name, part in data.parts.items()
         if len(part) or name != "holdout"
     )
     n = keys.batch_size * keys.grad_accumulation

@@ -91,11 +91,11 @@ def run(way: str, path: Path) -> tuple[float, float]:
 
 def lmlab(path: str, folder: str) -> float:
     from lmlab.config import overrides
-    from lmlab.data.batches import CharDataModule
+    from lmlab.data.text import Splits
 
     config, _ = overrides.resolved(("device=cpu", "data=file", f"path={path}"))
     begun = time.perf_counter()
-    CharDataModule(config)
+    Splits.of_run(config)
     return time.perf_counter() - begun
 
 

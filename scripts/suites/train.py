@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from lmlab import machine
 from lmlab.commands import train as cli
 from lmlab.config import overrides
-from lmlab.data import batches
+from lmlab.data.text import Splits
 from lmlab.errors import UserError
 from lmlab.inference.loss import log_probs
 from lmlab.models.base import build_model
@@ -46,8 +46,8 @@ def in_the_open(arguments: list[str]) -> Callable[[], float]:
     """
     config = machine.resolve(overrides.resolved(arguments)[0])
     place, run, T = machine.pick(config.choices["device"]), config.run, config.model.block_size
-    text = batches.CharDataModule(config)
-    tokens = torch.from_numpy(text.splits["train"].copy()).to(place)
+    text = Splits.of_run(config)
+    tokens = torch.from_numpy(text.train.copy()).to(place)
     model = build_model(config.model, text.tokenizer.vocab_size).to(place)
     optimizer, weights = (
         build_optimizer(model, config.optimizer, config.device.precision),
@@ -207,6 +207,6 @@ def full_pass(clone: Path, checkpoint: Path) -> float:
         def forward(self, idx: torch.Tensor) -> torch.Tensor:
             return self.theirs(idx, idx)[0]  # without targets it answers for the last token alone
 
-    text = batches.CharDataModule(overrides.resolved(("experiment=shakespeare_cpu",))[0])
-    answers = log_probs(Logits(), text.splits["val"], saved["model_args"]["block_size"])
+    text = Splits.of_run(overrides.resolved(("experiment=shakespeare_cpu",))[0])
+    answers = log_probs(Logits(), text.val, saved["model_args"]["block_size"])
     return -answers.double().mean().item()
