@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from lmlab.data.tokenizers import CharTokenizer
+from lmlab.data.tokenizers import Tokenizer
 from lmlab.errors import UserError
 from lmlab.inference.loss import evaluating
 from lmlab.machine import autocast
@@ -156,7 +156,7 @@ def generate(
 
 def stream(
     model: LanguageModel,
-    tokenizer: CharTokenizer,
+    tokenizer: Tokenizer,
     prompt: str,
     max_tokens: int,
     block_size: int,
@@ -170,7 +170,7 @@ def stream(
     UserError naming unknown ones.
     """
     try:
-        ids = tokenizer.encode(prompt or ("\n" if "\n" in tokenizer.chars else tokenizer.chars[0]))
+        ids = tokenizer.encode(prompt or tokenizer.default_prompt())
     except UserError as error:
         raise UserError(f"prompt={prompt}: {error}") from None
     idx = ids.astype("int64")[None].repeat(samples, axis=0)

@@ -16,7 +16,7 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from lmlab import files, machine
 from lmlab.config.check import Config
 from lmlab.config.keys import CHANGEABLE, NEUTRAL
-from lmlab.data.tokenizers import CharTokenizer
+from lmlab.data.tokenizers import Tokenizer
 from lmlab.errors import UserError
 from lmlab.models.base import LanguageModel, build_model
 from lmlab.runs.folder import newest, read_config, read_tokenizer
@@ -91,7 +91,7 @@ def read(path: Path, limit: int = 2**40) -> dict[str, Any]:
     return checkpoint
 
 
-def read_for(path: Path, config: Config, tokenizer: CharTokenizer) -> dict[str, Any]:
+def read_for(path: Path, config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
     """`read`, of a checkpoint that belongs to a run. Raises UserError before anything takes more
     memory than it may.
     """
@@ -121,7 +121,7 @@ def read_for(path: Path, config: Config, tokenizer: CharTokenizer) -> dict[str, 
 
 
 def latest(
-    path: Path, config: Config, tokenizer: CharTokenizer, say: Callable[[str], None]
+    path: Path, config: Config, tokenizer: Tokenizer, say: Callable[[str], None]
 ) -> dict[str, Any] | None:
     """What the run at `path` has saved last, None if nothing. previous.ckpt stands in for a
     last.ckpt that is damaged, and takes its place; `say` is told. Raises UserError if both are
@@ -154,7 +154,7 @@ class Run:
 
     path: Path
     config: Config
-    tokenizer: CharTokenizer
+    tokenizer: Tokenizer
     model: LanguageModel
     checkpoint: str
 
