@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from lmlab.catalogue import FileConfig
 from lmlab.config.check import check_value
-from lmlab.data.tokenizers import CharTokenizer
+from lmlab.data.tokenizers import CharTokenizer, from_json
 from lmlab.errors import UserError, printable
 from lmlab.runs import folder as runs
 
@@ -47,7 +47,7 @@ def test_text_of_several_lines_is_no_value(text):
 
 def test_two_neighbouring_halves_of_a_character_stay_two():
     chars = "\ud83d\ude00"
-    assert CharTokenizer.from_json(CharTokenizer(chars).to_json()).chars == chars
+    assert from_json(CharTokenizer(chars).to_json()).chars == chars
 
 
 def test_nothing_steers_the_terminal():

@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lmlab import files
 from lmlab.commands import train as cli
 from lmlab.data.text import Splits
+from lmlab.data.tokenizers import CharTokenizer
 from lmlab.inference import loss
 from lmlab.runs import checkpoints
 from lmlab.runs import folder as runs
@@ -286,7 +287,7 @@ def test_max_minutes_ends_a_run_if_it_comes_first(train):
 
 def test_two_runs_of_one_second_get_folders_of_their_own(some_config, here):
     paths = [
-        runs.RunDirectory.create(here / "x" / "now", some_config, runs.CharTokenizer("ab"), {})
+        runs.RunDirectory.create(here / "x" / "now", some_config, CharTokenizer("ab"), {})
         for _ in range(3)
     ]
     assert [path.path.name for path in paths] == ["now", "now-2", "now-3"]

@@ -15,7 +15,7 @@ from lmlab import files
 from lmlab.catalogue import CorpusConfig
 from lmlab.config.check import Config
 from lmlab.data import corpora
-from lmlab.data.tokenizers import CharTokenizer, UnknownCharacters
+from lmlab.data.tokenizers import CharTokenizer, Tokenizer, UnknownCharacters
 from lmlab.errors import UserError
 
 LARGE = 50_000_000  # bytes of text from which on a bar is worth while
@@ -79,7 +79,7 @@ def bar(doing: str, total: int | None = None) -> Iterator[Callable[[float], None
         progress.stop()
 
 
-def token_file(text: Text, tokenizer: CharTokenizer, drop: bool = False) -> np.ndarray:
+def token_file(text: Text, tokenizer: Tokenizer, drop: bool = False) -> np.ndarray:
     """The tokens of `text`, (N,), as a read-only memory map of a file named after the content it
     was made from: changed text is a new file, and of two runs that make one at once the later
     replaces it by the same bytes.
@@ -112,12 +112,12 @@ class Splits:
         self,
         choice: str,
         config: CorpusConfig,
-        tokenizer: CharTokenizer | None = None,
+        tokenizer: Tokenizer | None = None,
         sha256: str | None = None,
         drop_unknown: bool = False,
     ) -> None:
         text = Text(partial(corpora.CORPORA[choice], config))
-        self.tokenizer = tokenizer or text.vocabulary
+        self.tokenizer: Tokenizer = tokenizer or text.vocabulary
         self.sha256 = text.sha256
         if sha256 not in (None, self.sha256):
             raise UserError(
@@ -133,7 +133,7 @@ class Splits:
 
     @classmethod
     def of_run(
-        cls, config: Config, tokenizer: CharTokenizer | None = None, sha256: str | None = None
+        cls, config: Config, tokenizer: Tokenizer | None = None, sha256: str | None = None
     ) -> Self:
         """Returns the text that a run with this configuration is trained and validated on."""
         drop_unknown = config.run.unknown == "drop"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lmlab import files
 from lmlab.data.text import Splits
-from lmlab.data.tokenizers import CharTokenizer
+from lmlab.data.tokenizers import Tokenizer
 from lmlab.errors import UserError
 from lmlab.inference.attention_maps import Recording
 from lmlab.inference.loss import TOKENS_AT_ONCE
@@ -101,7 +101,7 @@ def beginning(splits: Splits) -> np.ndarray:
     return ids
 
 
-def encoded(text: str, tokenizer: CharTokenizer) -> np.ndarray:
+def encoded(text: str, tokenizer: Tokenizer) -> np.ndarray:
     """Returns the ids of a text that the user gave, (N,). Raises UserError."""
     ellipsis = "…" if len(text) > 30 else ""
     typed = f"text={text[:30]}{ellipsis}"
@@ -160,7 +160,7 @@ def about(run: Run, bits: float) -> dict[str, str]:
 
 
 def tokens(
-    ids: np.ndarray, log_probs: Tensor, bits: Tensor, tokenizer: CharTokenizer
+    ids: np.ndarray, log_probs: Tensor, bits: Tensor, tokenizer: Tokenizer
 ) -> list[dict[str, Any]]:
     """Returns each token with how it was predicted; the first has its text alone."""
     likeliest = log_probs.topk(min(LIKELIEST, tokenizer.vocab_size))
@@ -215,7 +215,7 @@ def as_bytes(shares: Tensor) -> bytes:
 
 
 def pair_table(
-    scores: Tensor, train: np.ndarray | None, ids: np.ndarray, tokenizer: CharTokenizer
+    scores: Tensor, train: np.ndarray | None, ids: np.ndarray, tokenizer: Tokenizer
 ) -> dict[str, Any]:
     """Returns the model's probability of each pair of tokens, and its count in `train`.
 
@@ -254,7 +254,7 @@ def count_pairs(ids: np.ndarray, vocab_size: int) -> np.ndarray:
 
 
 def embedding(
-    vectors: Tensor | None, ids: np.ndarray, tokenizer: CharTokenizer
+    vectors: Tensor | None, ids: np.ndarray, tokenizer: Tokenizer
 ) -> dict[str, Any] | None:
     """Returns the token vectors (V, C) on a plane: their first two principal components.
 

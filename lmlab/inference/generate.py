@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lmlab.data.tokenizers import CharTokenizer
+from lmlab.data.tokenizers import Tokenizer
 from lmlab.errors import UserError
 from lmlab.inference.loss import evaluating
 from lmlab.machine import autocast
@@ -157,7 +157,7 @@ def generate(
 
 def stream(
     model: LanguageModel,
-    tokenizer: CharTokenizer,
+    tokenizer: Tokenizer,
     prompt: str,
     max_tokens: int,
     block_size: int,
@@ -168,17 +168,10 @@ def stream(
 ) -> Iterator[list[str]]:
     """Yields the new text of each sample, piece by piece. A sample ends before the string `stop`.
 
-    An empty prompt begins after the end of a line, or else after the first known character.
-    `options` go to `generate`. Raises UserError for a prompt with unknown characters.
+    If the prompt is empty, the tokenizer chooses one. `options` go to `generate`. Raises UserError for a prompt with unknown characters.
     """
-    if prompt:
-        start = prompt
-    elif "\n" in tokenizer.chars:
-        start = "\n"
-    else:
-        start = tokenizer.chars[0]
     try:
-        ids = tokenizer.encode(start)
+        ids = tokenizer.encode(prompt or tokenizer.default_prompt())
     except UserError as error:
         raise UserError(f"prompt={prompt}: {error}") from None
     idx = ids.astype("int64")[None].repeat(samples, axis=0)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lmlab.data.tokenizers import CharTokenizer
+from lmlab.data.tokenizers import Tokenizer
 from lmlab.errors import UserError
 from lmlab.machine import autocast
 from lmlab.models.base import LanguageModel
@@ -57,7 +57,7 @@ def evaluating(model: LanguageModel) -> Iterator[None]:
 
 
 def loss_metrics(
-    log_probs: Tensor, tokens: np.ndarray, tokenizer: CharTokenizer, split: str
+    log_probs: Tensor, tokens: np.ndarray, tokenizer: Tokenizer, split: str
 ) -> dict[str, float]:
     """Returns `split`/loss (mean, nats per token), `split`/perplexity and `split`/bits_per_byte.
 

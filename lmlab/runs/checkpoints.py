@@ -14,7 +14,7 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from lmlab import files, machine
 from lmlab.config.check import Config
 from lmlab.config.keys import CHANGEABLE, NEUTRAL
-from lmlab.data.tokenizers import CharTokenizer
+from lmlab.data.tokenizers import Tokenizer
 from lmlab.errors import UserError
 from lmlab.models.base import LanguageModel, build_model
 from lmlab.runs.folder import newest, read_config, read_tokenizer
@@ -98,7 +98,7 @@ def is_complete(checkpoint: Any) -> bool:
     return all(isinstance(value, str | int | float | None) for value in values["metrics"].values())
 
 
-def read_for(path: Path, config: Config, tokenizer: CharTokenizer) -> dict[str, Any]:
+def read_for(path: Path, config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
     """Returns a checkpoint that belongs to a run with this configuration and tokenizer.
 
     Raises UserError, before anything takes more memory than it may.
@@ -132,7 +132,7 @@ def weights_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 
 def latest(
-    path: Path, config: Config, tokenizer: CharTokenizer, say: Callable[[str], None]
+    path: Path, config: Config, tokenizer: Tokenizer, say: Callable[[str], None]
 ) -> dict[str, Any] | None:
     """Returns the last checkpoint of the run at `path`, or None if there is none.
 
@@ -168,7 +168,7 @@ class Run:
 
     path: Path
     config: Config
-    tokenizer: CharTokenizer
+    tokenizer: Tokenizer
     model: LanguageModel
     checkpoint: str  # 'best' or 'last'
 

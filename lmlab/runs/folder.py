@@ -20,7 +20,7 @@ from lmlab import files
 from lmlab.catalogue import GROUPS
 from lmlab.config.check import Config, check_value, from_flat
 from lmlab.config.keys import CHOICES, NEUTRAL, RunConfig, keys_of
-from lmlab.data.tokenizers import CharTokenizer
+from lmlab.data.tokenizers import Tokenizer, from_json
 from lmlab.errors import UserError, printable
 
 LIMITS = {
@@ -64,7 +64,7 @@ class RunDirectory:
         cls,
         path: Path,
         config: Config,
-        tokenizer: CharTokenizer,
+        tokenizer: Tokenizer,
         facts: dict[str, Any],
         source: Config | None = None,
     ) -> Self:
@@ -204,11 +204,11 @@ def read_config(path: Path, name: str = "config.yaml") -> Config:
         raise UserError(f"{path / name}: {' '.join(str(error).split())}") from None
 
 
-def read_tokenizer(path: Path) -> CharTokenizer:
+def read_tokenizer(path: Path) -> Tokenizer:
     """The vocabulary of the run at `path`. Raises UserError."""
     content = files.read_sealed(path / "tokenizer.json", LIMITS["tokenizer.json"])
     try:
-        return CharTokenizer.from_json(content.decode())
+        return from_json(content.decode())
     except (UserError, ValueError, RecursionError) as error:
         raise UserError(f"{path / 'tokenizer.json'}: {error}") from None
 

@@ -21,7 +21,7 @@ from lmlab import machine
 from lmlab.config.check import Config
 from lmlab.data.batches import Batches, BatchModule
 from lmlab.data.text import Splits
-from lmlab.data.tokenizers import CharTokenizer
+from lmlab.data.tokenizers import Tokenizer
 from lmlab.errors import UserError
 from lmlab.inference.references import references
 from lmlab.models.base import build_model
@@ -172,7 +172,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def prepare(
-    config: Config, tokenizer: CharTokenizer | None, sha256: str | None
+    config: Config, tokenizer: Tokenizer | None, sha256: str | None
 ) -> tuple[Splits, LanguageModule]:
     """The text and the untrained model. All that is random in a run follows from the seed that is
     set here.
@@ -202,7 +202,7 @@ def inherit(module: LanguageModule, start: checkpoints.Run) -> None:
         ) from None
 
 
-def source_tokens(directory: RunDirectory, tokenizer: CharTokenizer) -> np.ndarray | None:
+def source_tokens(directory: RunDirectory, tokenizer: Tokenizer) -> np.ndarray | None:
     """What the run that the weights come from was validated on; None, which is said, if its text
     can't be had.
     """

@@ -242,7 +242,7 @@ class Recorder(Callback):
         tokens = tokens[: min(self.config.model.block_size, PICTURED)].astype(np.int64)
         idx = torch.from_numpy(tokens).to(module.device)
         yield from pictures.pictures_of(
-            module.model, idx, self.data.tokenizer.chars, with_attention
+            module.model, idx, self.data.tokenizer.names(), with_attention
         )
 
     def measure(self, module: LanguageModule, tokens: np.ndarray) -> dict[str, float]:
