@@ -1,7 +1,7 @@
 """What a run says of itself on the terminal: at its start what it is, at its end what came of it."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,6 @@ def compared(final: Mapping[str, Any]) -> str:
     return f"by counting   {', '.join(known)}" if known else ""
 
 
-def table(rows: list[tuple[str, ...]]) -> str:
+def table(rows: Sequence[tuple[str, ...]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("   ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
