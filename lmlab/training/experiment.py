@@ -35,7 +35,7 @@ from lmlab.runs.folder import (
     text_sha256,
     write_config,
 )
-from lmlab.runs.provenance import PACKAGES, provenance
+from lmlab.runs.provenance import differences, provenance
 from lmlab.training import state
 from lmlab.training.counting import CountRecorder
 from lmlab.training.recorder import Recorder
@@ -134,10 +134,7 @@ def resume(path: Path, config: Config, command: str, watch: Watch | None = None)
             write_config(path, config)
         directory.rewind(saved["history_bytes"] if saved else 0)
         now = provenance(command)
-        then = {key: directory.metrics.get(key) for key in (*PACKAGES, "git_commit", "machine")}
-        changed = "; ".join(
-            f"{key} {then[key]}, now {now[key]}" for key in then if then[key] != now[key]
-        )
+        changed = "; ".join(differences(directory.metrics, now))
         directory.update(
             status="running",
             **{f"config/{key}": value for key, value in config.flat().items()},
