@@ -16,7 +16,7 @@ from lmlab.catalogue import GPTConfig
 from lmlab.commands import train as cli
 from lmlab.data.text import Splits
 from lmlab.data.tokenizers import CharTokenizer
-from lmlab.errors import UserError
+from lmlab.errors import UserError, one_line_errors
 from lmlab.inference import attention_maps, explain, loss, pictures
 from lmlab.models import attention, gpt, modern
 from lmlab.models.base import LanguageModel, build_model
@@ -270,7 +270,7 @@ def test_what_is_wrong_is_one_line(nano, monkeypatch, capsys, arguments, words):
     monkeypatch.chdir(run.parents[2])
 
     def command():
-        with explainer.one_line_errors():
+        with one_line_errors():
             explainer.main(arguments)
 
     refused(capsys, command, words)

@@ -1,14 +1,19 @@
 """The scripts as a user runs them, and the course's two programs against the Lightning runs."""
 
+import importlib
 import json
 import shlex
+import sys
 
 import pytest
 import torch
 
+from lmlab.catalogue import GROUPS
 from lmlab.commands import train as cli
+from lmlab.commands.door import run_command
 from lmlab.data import corpora
 from lmlab.data.text import Splits
+from lmlab.errors import UserError, one_line_errors
 from lmlab.runs import checkpoints
 from lmlab.training import experiment
 from tests.conftest import NANO, ROOT, history, metrics, script, working_in
@@ -30,9 +35,8 @@ def run_script(here, capsys):
 
     def run_script(name, line):
         capsys.readouterr()
-        module = script(name)
-        with module.one_line_errors():
-            module.main(shlex.split(line))
+        with one_line_errors():
+            script(name).main(shlex.split(line))
         return capsys.readouterr()
 
     return run_script
@@ -157,4 +161,25 @@ def test_help_names_every_argument(run_script, capsys, name):
         run_script(name, "--help")
     page = capsys.readouterr().out
     assert not stop.value.code
-    assert all(field in page for field in script(name).Options.__dataclass_fields__)
+    options = importlib.import_module(f"lmlab.commands.{name}").Options
+    assert all(field in page for field in options.__dataclass_fields__)
+    if "device" in options.__dataclass_fields__:
+        assert " | ".join(GROUPS["device"]) in page
+
+
+def test_no_script_hides_a_module_of_the_standard_library():
+    """The folder of a script that runs is the first place where Python looks for modules."""
+    assert not {path.stem for path in (ROOT / "scripts").iterdir()} & sys.stdlib_module_names
+
+
+@pytest.mark.parametrize(
+    ("raised", "status"), [(UserError("x=1: is wrong"), 2), (KeyboardInterrupt(), 130)]
+)
+def test_a_command_ends_with_the_status_of_what_stopped_it(capsys, raised, status):
+    def main(argv):
+        raise raised
+
+    with pytest.raises(SystemExit) as stop:
+        run_command(main)
+    assert stop.value.code == status
+    assert capsys.readouterr().err == "error: x=1: is wrong\n" * (status == 2)

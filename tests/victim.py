@@ -11,7 +11,7 @@ import time
 from lmlab import files
 from lmlab.commands import train as cli
 from lmlab.training import experiment
-from lmlab.training.recorder import Recorder
+from lmlab.training.recorder import Recorder, StopSignal
 from lmlab.training.step import LanguageModule
 
 
@@ -31,7 +31,7 @@ def child(folder, arguments, point):
         "wait"
     ):  # "wait 7 1": the seventh batch lasts until there was one signal
         batches, signals = map(int, point.split()[1:])
-        seen, told, step, on_signal = [], [], LanguageModule.training_step, Recorder.on_signal
+        seen, told, step, on_signal = [], [], LanguageModule.training_step, StopSignal.receive
 
         def training_step(self, batch, batch_idx):
             print("batch")
@@ -44,7 +44,7 @@ def child(folder, arguments, point):
             told.append(number)
             on_signal(self, number, frame)
 
-        LanguageModule.training_step, Recorder.on_signal = training_step, note
+        LanguageModule.training_step, StopSignal.receive = training_step, note
     elif point:
         name, calls = point.replace("write ", "write_pieces ").split()
         place = {

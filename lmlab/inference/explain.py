@@ -50,7 +50,7 @@ def write(run: Run, text: str | None, out: Path) -> dict[str, Any]:
 def page_data(run: Run, text: str | None) -> dict[str, Any]:
     """Returns all that the page draws; None stands for what the model lacks. Raises UserError."""
     scores = run.model.pair_scores()
-    splits: dict[str, np.ndarray] | None = None  # of the run's own text
+    splits: Splits | None = None  # of the run's own text
     why = None  # it cannot be read
     if text is None or scores is not None:
         try:
@@ -68,7 +68,7 @@ def page_data(run: Run, text: str | None) -> dict[str, Any]:
     bits = -log_probs[torch.arange(len(log_probs)), following] / math.log(2)
     table = None
     if scores is not None:
-        train = None if splits is None else splits["train"]
+        train = None if splits is None else splits.train
         table = pair_table(scores, train, ids, run.tokenizer) | {"why": why}
     return {
         "title": f"{run.config.run.name} / {run.path.name}",
@@ -81,19 +81,19 @@ def page_data(run: Run, text: str | None) -> dict[str, Any]:
     }
 
 
-def own_splits(run: Run) -> dict[str, np.ndarray]:
-    """Returns the tokens of the text that `run` was trained on, by split. Raises UserError."""
+def own_splits(run: Run) -> Splits:
+    """Returns the text that `run` was trained on. Raises UserError."""
     sha256 = text_sha256(read_metrics(run.path), run.path)
-    return Splits.of_run(run.config, run.tokenizer, sha256).parts
+    return Splits.of_run(run.config, run.tokenizer, sha256)
 
 
-def beginning(splits: dict[str, np.ndarray]) -> np.ndarray:
+def beginning(splits: Splits) -> np.ndarray:
     """Returns the first tokens of the validation text, else of the training text, (N,).
 
     Raises UserError if there is a single one.
     """
-    split = "val" if len(splits["val"]) > 0 else "train"
-    ids = splits[split][:USUAL]
+    ids = splits.val if len(splits.val) > 0 else splits.train
+    ids = ids[:USUAL]
     if len(ids) < 2:
         raise UserError(
             "text: none was given, and the run's own has a single character; allowed are 2 or more"

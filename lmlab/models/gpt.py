@@ -7,6 +7,7 @@ the norm before attention and MLP instead of after.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -114,7 +115,8 @@ class GPT(LanguageModel):
         )  # (T,), all below block_size
         x = self.token_embedding(idx) + self.position_embedding(positions)  # (B, T, C) + (T, C)
         x = F.dropout(x, self.dropout, self.training)
-        for block, cache in zip(self.blocks, caches or [None] * len(self.blocks), strict=True):
+        layer_caches: Sequence[KVCache | None] = caches or [None] * len(self.blocks)
+        for block, cache in zip(self.blocks, layer_caches, strict=True):
             x = block(x, cache)
         return self.head(self.norm(x))  # (B, T, V)
 

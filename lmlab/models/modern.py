@@ -16,6 +16,8 @@ back:
     embedding_norm=true  tokens are normed before the first block (Dettmers et al. 2021)
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -105,6 +107,9 @@ class Block(nn.Module):
 
 
 class Modern(LanguageModel):
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self, config: ModernConfig, vocab_size: int) -> None:
         super().__init__()
         self.config, self.norm = config, NORMS[config.norm]
@@ -148,7 +153,8 @@ class Modern(LanguageModel):
         x = F.dropout(
             self.norm(x) if self.config.embedding_norm else x, self.config.dropout, self.training
         )
-        for block, cache in zip(self.blocks, caches or [None] * len(self.blocks), strict=True):
+        layer_caches: Sequence[KVCache | None] = caches or [None] * len(self.blocks)
+        for block, cache in zip(self.blocks, layer_caches, strict=True):
             x = block(x, rotation, cache)
         return self.head(self.norm(x))  # (B, T, V)
 

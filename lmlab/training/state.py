@@ -1,4 +1,4 @@
-"""What the next training step depends on beside the weights: random states and the optimizer."""
+"""What the next training step depends on in addition to the weights: random states, the optimizer."""
 
 import random
 from pathlib import Path
@@ -9,6 +9,39 @@ import torch
 
 from lmlab.errors import UserError
 from lmlab.models.base import alike
+from lmlab.runs.folder import RunDirectory
+
+
+def entry(
+    identity: dict[str, Any], directory: RunDirectory, device: str, **progress: Any
+) -> dict[str, Any]:
+    """Returns what a checkpoint holds under the key `lmlab`.
+
+    `identity` says to which run it belongs, `progress` how far that run is. All that was noted so
+    far is on disk afterwards.
+    """
+    return {
+        **identity,
+        "metrics": directory.metrics,
+        "history_bytes": directory.settle(),
+        **progress,
+        "random_state": random_state(device),
+    }
+
+
+def move_step_count(checkpoint: dict[str, Any]) -> None:
+    """Moves the number of steps to where Lightning now counts them.
+
+    Version 0.1 of the lab let Lightning make the steps by itself (automatic optimization).
+    """
+    loop = checkpoint["loops"]["fit_loop"]
+    automatic = loop["epoch_loop.automatic_optimization.optim_progress"]
+    total = automatic["optimizer"]["step"]["total"]
+    if total["completed"]:
+        loop["epoch_loop.manual_optimization.optim_step_progress"] = {
+            "total": total,
+            "current": dict(total),
+        }
 
 
 def check_optimizer(

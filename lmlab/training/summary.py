@@ -1,13 +1,14 @@
 """What a run says of itself on the terminal: at its start what it is, at its end what came of it."""
 
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lmlab.config.check import Config
 from lmlab.data.text import Splits
-from lmlab.runs.folder import RunDirectory
-from lmlab.training.recorder import Recorder
-from lmlab.training.step import LanguageModule
+
+SHOWN = ("train/loss", "val/loss", "val/loss_source", "val/perplexity", "val/bits_per_byte")
 
 
 def introduction(config: Config, data: Splits, n_params: int, path: Path) -> str:
@@ -50,34 +51,35 @@ def introduction(config: Config, data: Splits, n_params: int, path: Path) -> str
     )
 
 
-def results(directory: RunDirectory, recorder: Recorder, module: LanguageModule) -> str:
-    """The table at the end, with the best validation on the way, and a sample."""
-    if recorder.diverged:
+def results(metrics: Mapping[str, Any], status: str, sample: str) -> str:
+    """Returns the table at the end, with the best evaluation on the way, and a sample."""
+    if status == "diverged":
         return (
-            f"diverged: at step {recorder.step} the loss or a weight is not finite. Try a smaller lr, more "
+            f"diverged: at step {metrics['step']} the loss or a weight is not finite. Try a smaller lr, more "
             "warmup_steps, or grad_clip=1. What is saved is from before."
         )
-    final, keys = (
-        directory.metrics,
-        ("train/loss", "val/loss", "val/loss_source", "val/perplexity", "val/bits_per_byte"),
-    )
-    several = "best/step" in final and not recorder.config.counted
-    rows = [("", "final", f"best, step {final['best/step']}" if several else "")]
-    shown = {key: f"{value:.4f}" for key, value in final.items() if isinstance(value, float)}
-    rows += [
-        (key, shown[key], shown.get(f"best/{key}", "") * several) for key in keys if key in shown
-    ]
-    rows.append(
-        (
-            "training",
-            f"{final['train_seconds']:.1f} s",
-            f"{final['tokens_per_second']:,.0f} tokens/s",
-        )
-    )
-    return f"\n{table(rows)}\n{compared(final)}\n\n{recorder.sample(module, 300)}"
+    has_best = metrics.get("step", 0) > 0 and "best/step" in metrics
+    rows = [("", "final", f"best, step {metrics['best/step']}" if has_best else "")]
+    for name in SHOWN:
+        if isinstance(metrics.get(name), float):
+            best = (
+                f"{metrics[f'best/{name}']:.4f}" if has_best and f"best/{name}" in metrics else ""
+            )
+            rows.append((name, f"{metrics[name]:.4f}", best))
+    seconds = f"{metrics['train_seconds']:.1f} s"
+    rows.append(("training", seconds, f"{metrics['tokens_per_second']:,.0f} tokens/s"))
+    return f"\n{table(rows)}\n{compared(metrics)}\n\n{sample}"
 
 
-def compared(final: dict[str, Any]) -> str:
+def whereabouts(path: Path) -> str:
+    """Returns the lines that say where the run lies, and how to go on with it."""
+    return (
+        f"\nsaved in      {path}\ncurves        tensorboard --logdir outputs\n"
+        f"more samples  python scripts/sample.py run={shlex.quote(str(path))}"
+    )
+
+
+def compared(final: Mapping[str, Any]) -> str:
     """What counting reaches on the same text, so that one can tell how good a val/loss is."""
     names = {
         "ngram": f"{final.get('reference/order')} characters at a time",

@@ -89,7 +89,7 @@ class Timed(Recorder):
 
     def on_train_batch_end(self, *given: object) -> None:
         super().on_train_batch_end(*given)
-        if self.step % IN_TURN == 0:
+        if self.meter.step % IN_TURN == 0:
             Timed.lab += clock()
             Timed.openly += self.open_steps()
             Timed.lab -= clock()
