@@ -40,7 +40,7 @@ from lmlab.runs.folder import (
     text_sha256,
     write_config,
 )
-from lmlab.runs.provenance import PACKAGES, provenance
+from lmlab.runs.provenance import differences, provenance
 from lmlab.training import recorder as recorders
 from lmlab.training import state, summary
 from lmlab.training.optimizers import build_optimizer
@@ -185,12 +185,11 @@ def reopen(
         write_config(directory.path, config)
     directory.rewind(saved["history_bytes"] if saved else 0)
     now = provenance(command)
-    before = {key: directory.metrics.get(key) for key in (*PACKAGES, "git_commit", "machine")}
     resumed = {f"resumed/{key}": value for key, value in now.items()}
     directory.update(status="running", **config_facts(config), **resumed)
     step = saved["step"] if saved else 0
     where = "" if config.counted else f" at step {step} of {config.run.max_steps}"
-    changes = [f"{key} {before[key]}, now {now[key]}" for key in before if before[key] != now[key]]
+    changes = differences(directory.metrics, now)
     warning = ""
     if changes:
         warning = "; the last bits may come out differently, since something changed: "
