@@ -46,11 +46,11 @@ def child(folder, arguments, point):
 
         LanguageModule.training_step, StopSignal.receive = training_step, note
     elif point:
-        name, calls = point.split()
+        name, calls = point.replace("write ", "write_pieces ").split()
         place = {
             "training_step": LanguageModule,
             "evaluate": Recorder,
-            "write": files,
+            "write_pieces": files,
             "replace": os,
             "save_checkpoint": experiment.SealedCheckpointIO,
         }[name]
@@ -59,10 +59,8 @@ def child(folder, arguments, point):
         def deadly(*args, **kwargs):
             left[0] -= 1
             if not left[0]:
-                if name == "write":  # half of it is there
-                    args[0].with_name(f".{args[0].name}.{'0' * 32}").write_bytes(
-                        args[1][: len(args[1]) // 2]
-                    )
+                if name == "write_pieces":  # half of it is there
+                    args[0].write_bytes(args[1][: len(args[1]) // 2])
                 os.kill(os.getpid(), signal.SIGKILL)
             return original(*args, **kwargs)
 

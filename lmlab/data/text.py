@@ -18,80 +18,94 @@ from lmlab.data import corpora
 from lmlab.data.tokenizers import CharTokenizer, Tokenizer, UnknownCharacters
 from lmlab.errors import UserError
 
-LARGE = 50_000_000  # bytes of text from which on a bar is worth while
+LARGE = 50_000_000  # bytes of text that take long enough for a progress bar
 
 
 class Text:
-    """A text that need not fit into memory: what its first reading tells (`sha256` and `size` of
-    its UTF-8 form, `length` in characters, the `vocabulary` of them) and `again` for the second.
-    `pieces` begins to read it.
+    """A text that need not fit into memory: it is read twice, in pieces.
+
+    The first reading, by `__init__`, finds the `sha256` and the `size` in bytes of its UTF-8 form,
+    its `length` in characters, and the tokenizer of its characters, `vocabulary`. `pieces()` starts
+    a reading.
     """
 
     def __init__(self, pieces: Callable[[], Iterable[str]]) -> None:
-        self.pieces, self.size, self.length, self.mark = pieces, 0, 0, 0
-        digest = hashlib.sha256()
+        self.pieces = pieces
+        self.size = 0
+        self.length = 0
+        self.mark = 0  # a hash of all pieces, far faster than sha256
+        self.digest = hashlib.sha256()
+        self.vocabulary = CharTokenizer.from_pieces(self.first_reading())
+        self.sha256 = self.digest.hexdigest()
 
-        def first() -> Iterator[str]:
-            with bar("reading") as show:
-                for piece in pieces():
-                    content = piece.encode("utf-8", "surrogatepass")
-                    digest.update(content)
-                    self.size, self.length = self.size + len(content), self.length + len(piece)
-                    self.mark = hash((self.mark, piece))
-                    show(self.size)
-                    yield piece
-
-        self.vocabulary = CharTokenizer.from_pieces(first())
-        self.sha256 = digest.hexdigest()
+    def first_reading(self) -> Iterator[str]:
+        """Yields the pieces, and notes size, length and checksum on the way."""
+        with progress_bar("reading") as update:
+            for piece in self.pieces():
+                content = piece.encode("utf-8", "surrogatepass")
+                self.digest.update(content)
+                self.size += len(content)
+                self.length += len(piece)
+                self.mark = hash((self.mark, piece))
+                update(self.size)
+                yield piece
 
     def again(self) -> Iterator[str]:
-        """The same pieces once more. Raises UserError at their end if they were others."""
-        done = mark = 0
-        with bar("tokenising", self.size) as show:
+        """Yields the same pieces once more. Raises UserError at their end if they were others."""
+        length = 0
+        mark = 0
+        with progress_bar("tokenising", self.size) as update:
             for piece in self.pieces():
-                done, mark = done + len(piece), hash((mark, piece))  # far faster than sha256
-                show(done * self.size / max(1, self.length))
+                length += len(piece)
+                mark = hash((mark, piece))
+                update(length * self.size / max(1, self.length))
                 yield piece
         if mark != self.mark:
             raise UserError("the text changed while it was read; start again")
 
 
 @contextmanager
-def bar(doing: str, total: int | None = None) -> Iterator[Callable[[float], None]]:
-    """Takes how many bytes are done, and shows it on a terminal once they are many."""
-    columns, console = (
-        (TextColumn(doing), BarColumn(), DownloadColumn(), TransferSpeedColumn()),
-        Console(stderr=True),
-    )
+def progress_bar(title: str, total: int | None = None) -> Iterator[Callable[[float], None]]:
+    """Gives a function that takes how many bytes are done; on a terminal a bar shows them.
+
+    The bar appears once more than `LARGE` bytes are done.
+    """
+    console = Console(stderr=True)
     progress = Progress(
-        *columns, console=console, transient=True, disable=not console.is_interactive
+        TextColumn(title),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_interactive,
     )
     task = progress.add_task("", total=total)
 
-    def show(done: float) -> None:
+    def update(done: float) -> None:
         progress.update(task, completed=done)
         if done > LARGE:
             progress.start()
 
     try:
-        yield show
+        yield update
     finally:
         progress.stop()
 
 
 def token_file(text: Text, tokenizer: Tokenizer, drop: bool = False) -> np.ndarray:
-    """The tokens of `text`, (N,), as a read-only memory map of a file named after the content it
-    was made from: changed text is a new file, and of two runs that make one at once the later
-    replaces it by the same bytes.
+    """Returns the tokens of `text`, (N,), as a read-only memory map of a file in the cache.
+
+    The file has the name of the content that it was made from: a changed text gets a new file, and
+    two runs that make the same file at once write the same bytes. Raises UnknownCharacters.
     """
     content = files.sha256(f"{tokenizer.to_json()} {text.sha256} {drop}".encode())
     dtype = np.min_scalar_type(tokenizer.vocab_size - 1)
     path = files.cache_dir() / "tokens" / f"{content}.{dtype}"
     if not files.is_intact(path):
-        files.write_sealed(
-            path, map(np.ndarray.tobytes, tokenizer.encode_pieces(text.again(), drop))
-        )
-    if not path.stat().st_size:
+        ids = tokenizer.encode_pieces(text.again(), drop)
+        files.write_sealed(path, map(np.ndarray.tobytes, ids))
+    if path.stat().st_size == 0:
         raise UnknownCharacters("none of its characters is in the vocabulary")
     return np.memmap(path, dtype=dtype, mode="r")
 

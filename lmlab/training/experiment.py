@@ -38,7 +38,7 @@ from lmlab.runs.folder import (
     text_sha256,
     write_config,
 )
-from lmlab.runs.provenance import PACKAGES, provenance
+from lmlab.runs.provenance import differences, provenance
 from lmlab.training import recorder as recorders
 from lmlab.training import state, summary
 from lmlab.training.optimizers import build_optimizer, example_states
@@ -188,10 +188,8 @@ def note_resumption(directory: RunDirectory, config: dict[str, Any], now: dict[s
 
     `now` is the provenance of the process.
     """
-    metrics = directory.metrics
-    metrics.pop("reason", None)
-    before = {key: metrics.get(key) for key in (*PACKAGES, "git_commit", "machine")}
-    changes = [f"{key} {before[key]}, now {now[key]}" for key in before if before[key] != now[key]]
+    directory.metrics.pop("reason", None)
+    changes = differences(directory.metrics, now)
     directory.update(
         status="running", **with_prefix("config/", config), **with_prefix("resumed/", now)
     )
