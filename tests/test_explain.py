@@ -77,6 +77,32 @@ def test_the_picture_has_a_square_a_head_black_where_all_of_the_attention_is():
         assert (square == 255 * (1 - np.eye(4))[..., None]).all()
 
 
+def test_a_model_is_drawn_by_what_it_has_not_by_its_type():
+    class Drawn(LanguageModel):
+        """Attention of its own with a mask that is added, as ALiBi's, and a picture of its own."""
+
+        def forward(self, idx):
+            x = F.one_hot(idx, V).float()[:, None]  # (B, 1, T, V)
+            mask = torch.full((idx.shape[1],) * 2, -math.inf).triu(1) - 0.5
+            return F.scaled_dot_product_attention(x, x, x, attn_mask=mask)[:, 0]
+
+        def picture(self, idx, names):
+            return np.zeros((2, len(names), 3), np.uint8)
+
+    def drawn(model, with_attention=True):
+        return dict(pictures.pictures_of(model, some_ids(T), "abcdefghijk", with_attention))
+
+    assert drawn(build_model(CONFIGS["bigram"], V)).keys() == {"bigram"}
+    assert drawn(build_model(CONFIGS["lstm"], V)) == {}
+    assert drawn(shaken("gpt")).keys() == {"attention"}
+    found = drawn(Drawn())
+    assert found["picture"].shape == (2, V, 3) and found.keys() == {"picture", "attention"}
+    assert drawn(Drawn(), with_attention=False).keys() == {"picture"}
+    maps = attention_maps.attention_maps(Drawn(), some_ids(T))
+    torch.testing.assert_close(maps.sum(-1), torch.ones(1, 1, T))
+    assert maps.triu(1).eq(0).all()
+
+
 @pytest.mark.parametrize("tokens", [1, 3, T])
 def test_queries_of_some_last_tokens_are_recorded_too(tokens):
     """What a model with a cache asks for."""

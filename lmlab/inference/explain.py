@@ -230,7 +230,7 @@ def pair_table(
     kept = commonest(frequencies, CHARACTERS["table"])
     probs = scores.detach().float().cpu().softmax(-1)[kept][:, kept]
     return {
-        "chars": list(tokenizer.decode(kept)),
+        "chars": [tokenizer.name_of(i) for i in kept.tolist()],
         "all": tokenizer.vocab_size,
         "probs": base64.b64encode(as_bytes(probs)).decode(),
         "counts": None if counts is None else counts[np.ix_(kept, kept)],
@@ -266,7 +266,7 @@ def embedding(
     frequencies = np.bincount(ids, minlength=tokenizer.vocab_size)
     kept = commonest(frequencies, CHARACTERS["embedding"])
     return {
-        "chars": list(tokenizer.decode(kept)),
+        "chars": [tokenizer.name_of(i) for i in kept.tolist()],
         "points": points[kept].round(decimals=4).tolist(),
         "shares": shares,
         "all": tokenizer.vocab_size,

@@ -168,7 +168,8 @@ def stream(
 ) -> Iterator[list[str]]:
     """Yields the new text of each sample, piece by piece. A sample ends before the string `stop`.
 
-    If the prompt is empty, the tokenizer chooses one. `options` go to `generate`. Raises UserError for a prompt with unknown characters.
+    If the prompt is empty, the tokenizer chooses one. `options` go to `generate`. Raises
+    UserError for a prompt with unknown characters.
     """
     try:
         ids = tokenizer.encode(prompt or tokenizer.default_prompt())
