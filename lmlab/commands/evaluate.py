@@ -52,13 +52,24 @@ class Options:
     device: Device = "auto"
 
 
+@dataclass(frozen=True)
+class Target:
+    """What is evaluated: the tokens of a text, or of a part of it, and what they are called."""
+
+    tokens: np.ndarray
+    sha256: str
+    title: str
+    prefix: str
+    """The first half of the numbers' names, such as val of val/loss."""
+
+    split: str | None
+    """The part of the run's own text; None for another text."""
+
+
 def main(argv: list[str]) -> None:
     """Evaluates as the arguments say, prints the numbers and keeps them. Raises UserError."""
     options = parse_script(Options, __doc__, argv)
     with importing():  # torch: after the arguments hold
-        import torch
-
-        from lmlab.inference import mixture
         from lmlab.inference.loss import keep_evaluation, loss_metrics
         from lmlab.runs import checkpoints
 
@@ -67,38 +78,24 @@ def main(argv: list[str]) -> None:
         for path in run_folders(options.run)
     ]
     first = members[0]
-    if options.data:
-        if options.split:
-            raise UserError(
-                f"split={options.split}: goes with the run's own text; data={options.data} is "
-                "read whole"
-            )
-        text = other_text(first, options.data, options.path)
-        split, prefix, title = "train", "text", options.path or options.data
+    target = own_text(first, options) if options.data is None else other_text(first, options)
+    about = {
+        "checkpoint": first.checkpoint,
+        "text": target.title,
+        "sha256": target.sha256,
+    }
+    if len(members) == 1:
+        log_probs = predictions(first, target.tokens)
     else:
-        if options.path:
-            raise UserError(f"path={options.path}: goes with data=file")
-        text = own_text(first)
-        split = prefix = title = options.split or "val"
-    tokens = part_of(text, split)
-    about = {"checkpoint": first.checkpoint, "text": title, "sha256": text.sha256}
-    if len(members) > 1:
-        mixture.check(members, None if options.data else split)
-    answers = torch.stack([predictions(member, tokens) for member in members])  # (M, N - 1)
-    log_probs = answers[0]
-    if len(members) > 1:
-        weights = fit_weights(members)
-        log_probs = mixture.mix(answers, weights)
-        for member, weight, answer in zip(members, weights.tolist(), answers, strict=True):
-            loss = loss_metrics(answer, tokens, first.tokenizer, prefix)[f"{prefix}/loss"]
-            print(f"{weight:.3f} of a model of {prefix}/loss {loss:.6f}: {member.path}")
+        log_probs, weights = mixed(members, target)
+        for member, weight in zip(members, weights, strict=True):
             about[f"weight of {member.path}"] = f"{weight:.6f}"
-    numbers = loss_metrics(log_probs, tokens, first.tokenizer, prefix)
+    numbers = loss_metrics(log_probs, target.tokens, first.tokenizer, target.prefix)
     for key, value in numbers.items():
         print(f"{key:<20}{value:.6f}")
     named = ", ".join(str(member.path) for member in members)
-    length = f"{len(tokens):,} characters"
-    print(f"({named}, {first.checkpoint}.ckpt, {title}: {length})", file=sys.stderr)
+    length = f"{len(target.tokens):,} characters"
+    print(f"({named}, {first.checkpoint}.ckpt, {target.title}: {length})", file=sys.stderr)
     keep_evaluation(first.path, about, numbers)
 
 
@@ -121,18 +118,33 @@ def run_folders(text: str) -> list[Path]:
     return unreadable if name else folders
 
 
-def own_text(run: Run) -> Splits:
-    """Returns the text that the run was trained on. Raises UserError if it has changed."""
+def own_text(run: Run, options: Options) -> Target:
+    """Returns a part of the text that the run was trained on. Raises UserError."""
+    if options.path:
+        raise UserError(f"path={options.path}: goes with data=file")
+    split = options.split or "val"
+    text = splits_of(run)
+    tokens = part_of(text, split)
+    return Target(tokens, text.sha256, title=split, prefix=split, split=split)
+
+
+def other_text(run: Run, options: Options) -> Target:
+    """Returns a text that the run was not trained on, all of it. Raises UserError."""
     from lmlab.data.text import Splits
 
-    expected = text_sha256(read_metrics(run.path), run.path)
-    return Splits.of_run(run.config, run.tokenizer, expected)
+    choice = options.data or ""
+    if options.split:
+        raise UserError(
+            f"split={options.split}: goes with the run's own text; data={choice} is read whole"
+        )
+    text = Splits(choice, corpus_config(run, choice, options.path), run.tokenizer)
+    tokens = part_of(text, "train")
+    title = options.path or choice
+    return Target(tokens, text.sha256, title, prefix="text", split=None)
 
 
-def other_text(run: Run, choice: str, path: str | None) -> Splits:
-    """Returns a text that the run was not trained on, as the part `train`. Raises UserError."""
-    from lmlab.data.text import Splits
-
+def corpus_config(run: Run, choice: str, path: str | None) -> CorpusConfig:
+    """Returns the keys of another text, all of which is the part `train`. Raises UserError."""
     config_class = GROUPS["data"][choice]
     values: dict[str, Any] = dict.fromkeys(keys_of(CorpusConfig), 0.0)
     if path:
@@ -141,7 +153,15 @@ def other_text(run: Run, choice: str, path: str | None) -> Splits:
     for key in keys_of(config_class):
         if key not in values:
             raise UserError(f"{key}: data={choice} needs {key}=…")
-    return Splits(choice, build(config_class, values), run.tokenizer)
+    return build(config_class, values)
+
+
+def splits_of(run: Run) -> Splits:
+    """Returns the text that the run was trained on. Raises UserError if it has changed."""
+    from lmlab.data.text import Splits
+
+    expected = text_sha256(read_metrics(run.path), run.path)
+    return Splits.of_run(run.config, run.tokenizer, expected)
 
 
 def part_of(text: Splits, split: str) -> np.ndarray:
@@ -161,11 +181,22 @@ def predictions(run: Run, tokens: np.ndarray) -> Tensor:
     return log_probs(run.model, tokens, run.config.model.block_size, run.config.device.precision)
 
 
-def fit_weights(members: list[Run]) -> Tensor:
-    """Returns the weights of a mixture, (M,), fitted on text that no member was trained on."""
+def mixed(members: list[Run], target: Target) -> tuple[Tensor, list[float]]:
+    """Returns the log-probabilities of a mixture (N - 1,), and its weights.
+
+    Prints each model's weight and loss. Raises UserError if the models cannot be mixed.
+    """
     import torch
 
     from lmlab.inference import mixture
+    from lmlab.inference.loss import loss_metrics
 
-    holdout = part_of(own_text(members[0]), "holdout")
-    return mixture.fit(torch.stack([predictions(member, holdout) for member in members]))
+    mixture.check(members, target.split)
+    holdout = part_of(splits_of(members[0]), "holdout")
+    weights = mixture.fit(torch.stack([predictions(member, holdout) for member in members]))
+    answers = torch.stack([predictions(member, target.tokens) for member in members])  # (M, N - 1)
+    for member, weight, answer in zip(members, weights.tolist(), answers, strict=True):
+        numbers = loss_metrics(answer, target.tokens, member.tokenizer, target.prefix)
+        name = f"{target.prefix}/loss"
+        print(f"{weight:.3f} of a model of {name} {numbers[name]:.6f}: {member.path}")
+    return mixture.mix(answers, weights), weights.tolist()
