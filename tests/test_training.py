@@ -4,19 +4,21 @@ import itertools
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lmlab import files
+from lmlab.catalogue import AdamWConfig
 from lmlab.commands import train as cli
 from lmlab.data.text import Splits
 from lmlab.data.tokenizers import CharTokenizer
-from lmlab.inference import loss
+from lmlab.inference import evaluations, loss
 from lmlab.runs import checkpoints
 from lmlab.runs import folder as runs
-from lmlab.training import experiment
+from lmlab.training import experiment, optimizers
 from lmlab.training.optimizers import learning_rate
 from tests.conftest import NANO, config, history, metrics
 
@@ -317,3 +319,44 @@ def test_a_sweep_runs_every_cell_in_a_folder_named_after_it(train):
     assert all("seed=0" in cell.name or "seed=1" in cell.name for cell in cells)
     (more,) = train("-m " + BIGRAM + "max_steps=1 seed=7 name=mine")
     assert more.parent.name == "mine"
+
+
+def test_a_metric_is_one_registered_function(train, monkeypatch):
+    """Its numbers, texts and pictures reach all places where those of the loss do."""
+    monkeypatch.setattr(evaluations, "EVALUATIONS", [*evaluations.EVALUATIONS])
+
+    @evaluations.evaluation
+    def accuracy(subject):
+        guess = subject.model.table.weight[subject.text.val[0]].argmax().item()
+        square = np.zeros((8, 8, 3), np.uint8)
+        return {
+            "val/guess": float(guess),
+            "note": f"step {subject.step}",
+            "square": square,
+            "detail": evaluations.Detail(7.0),
+        }
+
+    run = train(BIGRAM + "max_steps=4 eval_interval=2")
+    numbers = metrics(run)
+    assert history(run, "note") == {0: "step 0", 2: "step 2", 4: "step 4"}
+    assert history(run, "val/guess")[4] == numbers["val/guess"] == numbers["best/val/guess"]
+    assert "detail" not in numbers and not history(run, "detail")
+    board = EventAccumulator(str(run)).Reload()
+    assert [e.value for e in board.Scalars("val/guess")] == [*history(run, "val/guess").values()]
+    assert len(board.Scalars("detail")) == len(board.Images("square")) == 3
+    assert "note/text_summary" in board.Tags()["tensors"]
+
+
+def test_a_scalar_in_the_state_of_an_optimizer_is_resumed(train, monkeypatch):
+    """torch's NAdam keeps one number for each weight in addition to the step."""
+
+    def nadam(weights, config, precision):
+        return torch.optim.NAdam(weights.groups(config.weight_decay), lr=config.lr)
+
+    monkeypatch.setitem(optimizers.BUILDERS, AdamWConfig, nadam)
+    straight = train(NANO + "max_steps=6 decay_steps=6")
+    stopped = train(NANO + "max_steps=3 decay_steps=6")
+    cli.main([f"resume={stopped}", "max_steps=6"])
+    state = torch.load(stopped / "checkpoints/last.ckpt", weights_only=True)["optimizer_states"]
+    assert state[0]["state"][0]["mu_product"].shape == ()
+    assert all(weight.equal(weights(stopped)[name]) for name, weight in weights(straight).items())

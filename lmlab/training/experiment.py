@@ -41,6 +41,7 @@ from lmlab.runs.folder import (
 from lmlab.runs.provenance import differences, provenance
 from lmlab.training import recorder as recorders
 from lmlab.training import state, summary
+from lmlab.training.meter import speed
 from lmlab.training.optimizers import build_optimizer, example_states
 from lmlab.training.overhead import NoProfiler, mute_lightning, spare_memory_filling
 from lmlab.training.recorder import Ending, Recorder, Watch
@@ -110,23 +111,26 @@ def resume(path: Path, config: Config, command: str, watch: Watch | None = None)
             can_go_on = has_steps and "cell" not in metrics  # a cell is identified by its end, too
             directory.say(finished_already(path, saved, config.run.max_minutes, can_go_on))
             return "finished"
-        step = saved["step"] if saved else 0
+        start = saved or state.UNTRAINED | {
+            "data_sha256": text_sha256(metrics, path),
+            "metrics": metrics,
+        }
+        step = start["step"]
         if not over and step >= config.run.max_steps:
             raise UserError(
                 f"max_steps={config.run.max_steps}: the run has made {step} steps; allowed are more "
                 "than that"
             )
-        sha256 = saved["data_sha256"] if saved else text_sha256(metrics, path)
-        prepared = prepare(config, tokenizer, sha256)
+        prepared = prepare(config, tokenizer, start["data_sha256"])
         if checkpoint:
             restore(checkpoint, prepared, over, path / "checkpoints/last.ckpt")
             del checkpoint  # Lightning reads it again, and no more memory than that is needed
         elif config.run.init_from:
             inherit(prepared.model, checkpoints.load(Path(config.run.init_from), choice="cpu"))
-        directory.metrics = saved["metrics"] if saved else metrics
+        directory.metrics = start["metrics"]
         if config != read_config(path):
             write_config(path, config)
-        directory.rewind(saved["history_bytes"] if saved else 0)
+        directory.rewind(start["history_bytes"])
         where = f" at step {step} of {config.run.max_steps}" if has_steps else ""
         changes = note_resumption(directory, config.flat(), provenance(command))
         directory.say(f"{path}: goes on{where}{changes}")
@@ -282,10 +286,12 @@ def source_tokens(directory: RunDirectory, tokenizer: Tokenizer) -> np.ndarray |
         source = read_config(directory.path, "source.yaml")
         sha256 = text_sha256(directory.metrics, directory.path, "source_sha256")
         tokens = Splits.of_run(source, tokenizer, sha256).val
-        return tokens if len(tokens) else None
     except UserError as error:
         directory.say(f"val/loss_source is not tracked: {error}")
         return None
+    if len(tokens) == 0:
+        return None
+    return tokens
 
 
 def train(
@@ -359,15 +365,20 @@ def noting_failures(directory: RunDirectory) -> Iterator[None]:
         with suppress(UserError):  # on a full disk the status cannot be written either
             directory.update(status=status)
 
-    try:
-        yield
-    except (SystemExit, KeyboardInterrupt) as error:
+    def note_stop() -> None:
         note("interrupted")
         directory.say(
             f"stopped; from what was saved last it goes on with: {resume_command(directory)}"
         )
-        code = error.code if isinstance(error, SystemExit) else 128 + signal.SIGINT
-        raise SystemExit(code) from None
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        note_stop()
+        raise SystemExit(128 + signal.SIGINT) from None
+    except SystemExit:
+        note_stop()
+        raise
     except BaseException:
         note("failed")
         raise
@@ -411,7 +422,7 @@ def count(
     """
     model = subject.model
     train_tokens = subject.text.train
-    board = Board(directory.path, purge_step=saved["step"] + 1 if saved else 0)
+    board = Board(directory.path, purge_step=state.first_new_step(saved))
     started = time.perf_counter()
     if saved is None:
         model.count(train_tokens)
@@ -421,7 +432,7 @@ def count(
         "tokens": len(train_tokens),
         "flops": 0,
         "train_seconds": seconds,
-        "tokens_per_second": len(train_tokens) / seconds if seconds else math.nan,
+        "tokens_per_second": speed(len(train_tokens), seconds),
     }
     if saved is None:
         directory.update(n_params=model.n_params())

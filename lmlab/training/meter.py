@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from lmlab.config.keys import RunConfig
+from lmlab.training.state import UNTRAINED
 from lmlab.training.step import LanguageModule
 
 
@@ -30,9 +31,10 @@ class Meter:
         self.run = run
         self.tokens_per_step = run.batch_size * run.grad_accumulation * block_size
         self.flops_per_token = flops_per_token
-        self.step: int = saved["step"] if saved else 0
-        self.train_seconds: float = saved["train_seconds"] if saved else 0.0
-        self.train_loss: float = saved["train_loss"] if saved else math.nan
+        progress = saved or UNTRAINED
+        self.step: int = progress["step"]
+        self.train_seconds: float = progress["train_seconds"]
+        self.train_loss: float = progress["train_loss"]
         self.running_since: float | None = None
         self.bar = Progress(console=console, refresh_per_second=1, disable=not console.is_terminal)
         self.task = self.bar.add_task("", total=run.max_steps)
@@ -70,14 +72,16 @@ class Meter:
         at_interval = self.step % self.run.log_interval == 0
         self.train_loss = module.take_loss(begin_anew=at_interval)
         seconds = self.seconds()
-        speed = self.step * self.tokens_per_step / seconds
-        description = f"step {self.step}  loss {self.train_loss:.3f}  {speed:,.0f} tokens/s"
+        tokens_per_second = speed(self.step * self.tokens_per_step, seconds)
+        description = (
+            f"step {self.step}  loss {self.train_loss:.3f}  {tokens_per_second:,.0f} tokens/s"
+        )
         self.bar.update(self.task, completed=self.step, description=description)
         numbers = {
             "train/loss": self.train_loss,
             "lr": lr,
             "grad_norm": float(module.grad_norm),
-            "tokens_per_second": speed,
+            "tokens_per_second": tokens_per_second,
         }
         return numbers, {"train_seconds": seconds, "steps": steps}
 
@@ -91,5 +95,10 @@ class Meter:
             "tokens": tokens,
             "flops": tokens * self.flops_per_token,
             "train_seconds": seconds,
-            "tokens_per_second": tokens / seconds if seconds else math.nan,
+            "tokens_per_second": speed(tokens, seconds),
         }
+
+
+def speed(tokens: int, seconds: float) -> float:
+    """Returns tokens a second, or nan before there is time."""
+    return tokens / seconds if seconds else math.nan

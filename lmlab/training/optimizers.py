@@ -121,23 +121,25 @@ def example_states(
             examples[key].grad = torch.zeros(weight.shape, dtype=weight.dtype)
         return [examples[key] for key in kinds]
 
+    def known_examples(weights: list[nn.Parameter]) -> list[nn.Parameter]:
+        kinds = dict.fromkeys(kind(weight) for weight in weights)
+        return [examples[key] for key in kinds]
+
     build = BUILDERS[type(config)]
     optimizer = build(
         Weights(
             matrices=examples_of(weights.matrices),
             others=examples_of(weights.others),
-            hidden=[examples[key] for key in {kind(weight): None for weight in weights.hidden}],
+            hidden=known_examples(weights.hidden),
         ),
         config,
         precision,
     )
     optimizer.step()
-    order = [
-        weight
-        for group in build(weights, config, precision).param_groups
-        for weight in group["params"]
-    ]
-    return [optimizer.state[examples[kind(weight)]] for weight in order]
+    in_order: list[nn.Parameter] = []
+    for group in build(weights, config, precision).param_groups:
+        in_order += group["params"]
+    return [optimizer.state[examples[kind(weight)]] for weight in in_order]
 
 
 def state_bytes(model: LanguageModel, config: Any) -> int:

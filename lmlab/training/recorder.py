@@ -145,8 +145,8 @@ class Recorder(Callback):
         flops_per_token = directory.metrics.get("flops_per_token", 0)
         self.meter = Meter(run, subject.block_size, flops_per_token, directory.console, saved)
         self.stop = StopSignal()
-        self.board = Board(directory.path, purge_step=saved["step"] + 1 if saved else 0)
-        self.best: float = saved["best"] if saved else math.inf
+        self.board = Board(directory.path, purge_step=state.first_new_step(saved))
+        self.best: float = (saved or state.UNTRAINED)["best"]
         self.before: dict[str, Tensor] = {}  # the matrices before a step that is measured
         self.started = False  # whether a step was made
         self.last = False  # whether the step was the run's last
@@ -242,7 +242,7 @@ class Recorder(Callback):
         self.diverged = not math.isfinite(self.meter.train_loss)
 
     def evaluate(self, trainer: Trainer, module: LanguageModule) -> None:
-        """Looks at the model, notes what was seen, and saves best.ckpt if val/loss is the lowest."""
+        """Looks at the model, notes what was seen, and saves best.ckpt at the lowest val/loss."""
         if not self.is_finite(module):
             return
         step = self.meter.step
@@ -251,17 +251,18 @@ class Recorder(Callback):
         values = evaluations.evaluate(subject)
         self.before = {}
         numbers, texts = note(values, step, self.directory, self.board)
+        best: dict[str, float] = {}
         if numbers.get("val/loss", math.inf) < self.best:
             self.best = numbers["val/loss"]
             trainer.save_checkpoint(self.directory.path / "checkpoints/best.ckpt")
             best = as_best(numbers, step)
-        else:
-            best = {}
         if "val/loss" in numbers:
             self.board.show({"best/val/loss": self.best}, step)
         self.directory.update(**self.meter.totals(), **numbers, **best)
-        losses = {"train/loss": self.meter.train_loss} if step > 0 else {}
-        self.directory.say(line(step, losses | numbers, texts["sample"]))
+        losses = {"train/loss": self.meter.train_loss} | numbers
+        if step == 0:
+            losses.pop("train/loss")  # there is none before the first step
+        self.directory.say(line(step, losses, texts["sample"]))
         if self.watch and "val/loss" in numbers and not self.last:
             self.pruned = not self.watch(step, numbers["val/loss"])
 
@@ -298,7 +299,9 @@ class Recorder(Callback):
             return "diverged"
         if self.pruned:
             return "pruned"
-        return "finished" if self.last else "interrupted"
+        if self.last:
+            return "finished"
+        return "interrupted"
 
     def ending(self) -> Ending:
         """Returns how the run has ended."""

@@ -42,7 +42,7 @@ def replay(path: Path, config: Config, command: str) -> bool:
 
 
 def losses(path: Path) -> dict[tuple[int, str, int], float | None]:
-    """Returns the losses in the history of a run: by step, name, and the steps of which it is a mean."""
+    """Returns the losses that a run has noted, by step, name, and number of steps averaged."""
     return {
         (line["step"], name, line.get("steps", 0)): line[name]
         for line in read_history(path)

@@ -1,5 +1,6 @@
-"""What the next training step depends on in addition to the weights: random states, the optimizer."""
+"""What the next step depends on in addition to the weights: sums, random states, the optimizer."""
 
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,15 @@ import torch
 from lmlab.errors import UserError
 from lmlab.models.base import alike
 from lmlab.runs.folder import RunDirectory
+
+# how far a run is before its first checkpoint
+UNTRAINED: dict[str, Any] = {
+    "step": 0,
+    "best": math.inf,
+    "train_seconds": 0.0,
+    "train_loss": math.nan,
+    "history_bytes": 0,
+}
 
 
 def entry(
@@ -27,6 +37,11 @@ def entry(
         **progress,
         "random_state": random_state(device),
     }
+
+
+def first_new_step(saved: dict[str, Any] | None) -> int:
+    """Returns the first step whose points are not written yet, from the entry of a checkpoint."""
+    return 0 if saved is None else saved["step"] + 1
 
 
 def move_step_count(checkpoint: dict[str, Any]) -> None:
@@ -69,7 +84,7 @@ def check_optimizer(
 
 
 def without_lr(group: dict[str, Any]) -> str:
-    """Returns the settings of a group as text, without the learning rate, which follows the step."""
+    """Returns the settings of a group as text, but for the learning rate: the step decides it."""
     return repr(group | {"lr": 0})
 
 

@@ -76,7 +76,7 @@ class LanguageModule(PlainHookName):
         self.grad_norm = torch.zeros(())
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Adds the gradients of a batch; after `grad_accumulation` batches makes a gradient step."""
+        """Adds a batch's gradients; after `grad_accumulation` batches makes a gradient step."""
         accumulation = self.run.grad_accumulation
         with autocast(self.device, self.precision):
             loss = self.cross_entropy(self.model, *batch)
@@ -88,7 +88,7 @@ class LanguageModule(PlainHookName):
             self.gradient_step()
 
     def gradient_step(self) -> None:
-        """Clips the gradients, sets the learning rate, and lets the optimizer change the weights."""
+        """Clips the gradients, sets the learning rate, and changes the weights."""
         optimizer: Any = self.optimizers()  # the only one
         largest = self.run.grad_clip or float("inf")
         self.grad_norm = nn.utils.clip_grad_norm_(self.weights, largest)  # that before clipping

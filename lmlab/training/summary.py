@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -55,20 +56,27 @@ def results(metrics: Mapping[str, Any], status: str, sample: str) -> str:
     """Returns the table at the end, with the best evaluation on the way, and a sample."""
     if status == "diverged":
         return (
-            f"diverged: at step {metrics['step']} the loss or a weight is not finite. Try a smaller lr, more "
-            "warmup_steps, or grad_clip=1. What is saved is from before."
+            f"diverged: at step {metrics['step']} the loss or a weight is not finite. Try a smaller "
+            "lr, more warmup_steps, or grad_clip=1. What is saved is from before."
         )
-    has_best = metrics.get("step", 0) > 0 and "best/step" in metrics
-    rows = [("", "final", f"best, step {metrics['best/step']}" if has_best else "")]
+    columns = [("final", "")]
+    if metrics.get("step", 0) > 0 and "best/step" in metrics:
+        columns.append((f"best, step {metrics['best/step']}", "best/"))
+    rows = [("", *(title for title, _ in columns))]
     for name in SHOWN:
         if isinstance(metrics.get(name), float):
-            best = (
-                f"{metrics[f'best/{name}']:.4f}" if has_best and f"best/{name}" in metrics else ""
-            )
-            rows.append((name, f"{metrics[name]:.4f}", best))
+            rows.append((name, *(number(metrics, prefix + name) for _, prefix in columns)))
     seconds = f"{metrics['train_seconds']:.1f} s"
     rows.append(("training", seconds, f"{metrics['tokens_per_second']:,.0f} tokens/s"))
     return f"\n{table(rows)}\n{compared(metrics)}\n\n{sample}"
+
+
+def number(metrics: Mapping[str, Any], name: str) -> str:
+    """Returns a number of metrics.json for the table, or nothing where there is none."""
+    value = metrics.get(name)
+    if not isinstance(value, float):
+        return ""
+    return f"{value:.4f}"
 
 
 def whereabouts(path: Path) -> str:
@@ -92,10 +100,12 @@ def compared(final: Mapping[str, Any]) -> str:
         for key, name in names.items()
         if f"reference/{key}" in final
     ]
-    return f"by counting   {', '.join(losses)}" if losses else ""
+    if not losses:
+        return ""
+    return f"by counting   {', '.join(losses)}"
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> str:
-    """Returns the rows as lines, with columns of equal width."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    """Returns the rows as lines, with columns of equal width; a row may lack the last ones."""
+    widths = [max(map(len, column)) for column in zip_longest(*rows, fillvalue="")]
     return "\n".join("   ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
