@@ -1,7 +1,7 @@
 """The modern small transformer: the mini-GPT with what was found since 2019.
 
-With it, a model learns more from the same text. Read gpt.py first; letters are as there. Each change is a key, so that a sweep can take any of them
-back:
+With it, a model learns more from the same text. Read gpt.py first; letters are as there. Each
+change is a key, so that a sweep can take any of them back:
 
     positions=rotary     queries and keys are turned by an angle that grows with their place, so
                          that how well they agree depends on their distance (Su et al. 2021)
