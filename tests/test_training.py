@@ -57,7 +57,7 @@ def test_a_run_equals_a_loop_written_out(train, some_config):
     torch.manual_seed(0)
     model = checkpoints.build_model(loaded.config.model, 60)
     data = Splits.of_run(loaded.config)
-    batches = experiment.training_batches(loaded.config, data)
+    batches = experiment.training_batches(data, loaded.config.run, loaded.config.model.block_size)
     losses = {}
     for step in range(4):
         idx, targets = batches[step]
@@ -211,7 +211,7 @@ def test_update_ratios_are_those_of_the_step_before_an_evaluation(train):
     run = train("experiment=tiny_lm max_steps=7 eval_interval=3 grad_accumulation=2 threads=1")
     loaded, ratios = checkpoints.load(run), {}
     data = Splits.of_run(loaded.config)
-    batches = experiment.training_batches(loaded.config, data)
+    batches = experiment.training_batches(data, loaded.config.run, loaded.config.model.block_size)
     table = torch.zeros(9, 9, requires_grad=True)
     for step in range(1, 8):
         losses = [

@@ -40,7 +40,7 @@ class Batches:
         self.windows = max(1, spare // block_size)  # in an epoch
 
     def __getitem__(self, t: int) -> tuple[Tensor, Tensor]:
-        """Returns idx and targets of batch t, each (B, T) int64; targets are idx one token later."""
+        """Returns idx and targets of batch t, (B, T) int64; targets are idx one token later."""
         sequences = self.windows_at(self.window_starts(t, 1))
         return sequences[:, :-1], sequences[:, 1:]
 

@@ -2,8 +2,9 @@
 
 import codecs
 import glob
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -80,7 +81,9 @@ def file(config: FileConfig) -> Iterator[str]:
         yield from pieces(path)
 
 
-CORPORA = {corpus.__name__: corpus for corpus in (sentence, tales, pydoc, shakespeare, file)}
+CORPORA: dict[str, Callable[[Any], Iterator[str]]] = {
+    corpus.__name__: corpus for corpus in (sentence, tales, pydoc, shakespeare, file)
+}
 
 
 def paths_of(typed: str) -> list[Path]:

@@ -1,4 +1,4 @@
-"""A text read in pieces, its tokens in a file of the cache, and its parts for training and tests."""
+"""A text read in pieces, its tokens in a file of the cache, and its parts."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
@@ -172,7 +172,7 @@ def as_typed(choice: str, config: CorpusConfig) -> str:
 
 
 def divide(tokens: np.ndarray, config: CorpusConfig) -> list[np.ndarray]:
-    """Returns the four parts of a text. Raises UserError for one that is asked for and too small."""
+    """Returns the four parts of a text. Raises UserError if one is too small."""
     n = len(tokens)
     shares = {
         "holdout": config.holdout_fraction,

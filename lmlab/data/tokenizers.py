@@ -43,7 +43,7 @@ class Tokenizer:
         raise NotImplementedError
 
     def to_json(self) -> str:
-        """Returns the content of tokenizer.json, from which `from_json` makes an equal tokenizer."""
+        """Returns the content of tokenizer.json, which `from_json` reads."""
         raise NotImplementedError
 
     @classmethod
@@ -55,7 +55,7 @@ class Tokenizer:
         raise NotImplementedError
 
     def encode(self, text: str) -> np.ndarray:
-        """Returns the ids of `text`, (N,) of the smallest unsigned type. Raises UnknownCharacters."""
+        """Returns the ids of `text`, (N,), as `encode_pieces`. Raises UnknownCharacters."""
         return np.concatenate(list(self.encode_pieces([text])))
 
     def name_of(self, token: int) -> str:
@@ -67,7 +67,7 @@ class Tokenizer:
         return [self.name_of(token) for token in range(self.vocab_size)]
 
     def default_prompt(self) -> str:
-        """Returns what a text begins with that has no prompt: a newline, or else the first token."""
+        """Returns the beginning of a text without a prompt: a newline, or else the first token."""
         try:
             self.encode("\n")
         except UnknownCharacters:

@@ -47,7 +47,7 @@ class KVCache:
         self.length = 0
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Adds the keys and values of T tokens, (B, H, T, D); returns those of all, (B, H, S, D)."""
+        """Adds keys and values of T tokens, (B, H, T, D); returns those of all, (B, H, S, D)."""
         B, H, T, D = k.shape
         if self.length == 0:
             self.k = k.new_empty(B, H, self.room, D)

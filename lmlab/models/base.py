@@ -192,8 +192,8 @@ class LanguageModel(nn.Module):
     def picture(self, idx: Tensor, names: Sequence[str]) -> np.ndarray | None:
         """Returns an image (H, W, 3) of uint8 for TensorBoard, or None.
 
-        `idx` (T,) are the first tokens of the validation text; `names` says how each token is written.
-        Tables (`pair_scores`) and attention are drawn without this method.
+        `idx` (T,) are the first tokens of the validation text; `names` says how each token of the
+        vocabulary is written. Tables (`pair_scores`) and attention are drawn without this method.
         """
         return None
 

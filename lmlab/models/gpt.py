@@ -60,8 +60,10 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then MLP. Each reads a normalised copy of x and adds its answer to x (the
-    residual), so that gradients have a straight way down.
+    """Attention, then MLP.
+
+    Each reads a normalised copy of x and adds its answer to x (the residual), so that gradients
+    have a straight way down.
     """
 
     def __init__(self, config: GPTConfig) -> None:

@@ -1,5 +1,4 @@
-"""The LSTM: reads the text token by token, and keeps what it needs of it in a memory that it
-carries along.
+"""The LSTM: reads the text token by token, and carries along what it needs in a memory.
 
 Letters: B sequences, T tokens in each, C numbers a token and of memory (`n_embd`), V tokens in the
 vocabulary. All that a recurrent network knows of the past is its memory, so it can read on for
@@ -42,7 +41,9 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
         B, T, C = x.shape
-        h, c = (x.new_zeros(B, C) if was is None else was for was in (memory.h, memory.c))
+        h, c = memory.h, memory.c
+        if h is None or c is None:  # nothing was read yet
+            h = c = x.new_zeros(B, C)
         said = self.read(x)  # (B, T, 4C), for all tokens at once
         answers = []
         for t in range(T):

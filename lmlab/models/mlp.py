@@ -1,5 +1,4 @@
-"""The MLP: the next character from the last few, whose embeddings lie side by side in one long
-vector.
+"""The MLP: the next character from the last few, whose embeddings lie side by side.
 
 Letters: B sequences, T tokens in each, C numbers that stand for a token (`n_embd`), H hidden units
 (`n_hidden`), V tokens in the vocabulary, K tokens that it sees at once (`context`). The first

@@ -1,16 +1,15 @@
-"""The modern small transformer: the mini-GPT with what was found since 2019 to learn more from the
-same text.
+"""The modern small transformer: the mini-GPT with what was found since 2019.
 
-Read gpt.py first; letters are as there. Each change is a key, so that a sweep can take any of them
-back:
+With it, a model learns more from the same text. Read gpt.py first; letters are as there. Each
+change is a key, so that a sweep can take any of them back:
 
-    positions=rotary     queries and keys are turned by an angle that grows with their place, so that
-                         how well they agree depends on their distance (Su et al. 2021)
+    positions=rotary     queries and keys are turned by an angle that grows with their place, so
+                         that how well they agree depends on their distance (Su et al. 2021)
     norm=rms             each token divided by its root mean square, no mean taken off (Zhang and
                          Sennrich 2019), and no gains to learn: before a matrix they would add
                          nothing
-    qk_norm=true         queries and keys are normed too, so that no score can run away (Henry et al.
-                         2020)
+    qk_norm=true         queries and keys are normed too, so that no score can run away (Henry et
+                         al. 2020)
     activation=relu2     the MLP bends by the square of a ReLU (So et al. 2021, Primer)
     zero_init=true       what is added to x starts at zero: the network begins as no layers at all
                          (Zhang et al. 2019, Fixup)

@@ -1,5 +1,4 @@
-"""The n-gram: the next character by counting what followed the last few characters in the training
-text.
+"""The n-gram: the next character by counting what followed the last few in the training text.
 
 Nothing here is nudged, and there are no steps. Letters: B sequences, T tokens in each, V tokens in
 the vocabulary; a context is what the last 0, 1, …, `order` - 1 tokens were. Interpolated modified
@@ -23,9 +22,7 @@ from lmlab.models.base import LanguageModel, alike
 
 @dataclass
 class Level:
-    """The contexts of one length, numbered; and the tokens that follow each, in rows one after the
-    other.
-    """
+    """The contexts of one length, numbered, and the tokens that follow each, row after row."""
 
     contexts: np.ndarray  # sorted: number of the context without its first token * V + that token
     starts: np.ndarray  # where in the arrays below a context's row begins, (contexts + 1,)
@@ -147,8 +144,9 @@ class NGram(LanguageModel):
 
 
 def level(contexts: np.ndarray, pairs: np.ndarray, counts: np.ndarray, V: int) -> Level:
-    """The tables of contexts of one length from the sorted `pairs` (context * V + token) and how
-    often each counts.
+    """The tables of contexts of one length.
+
+    They are made from the sorted `pairs` (context * V + token) and how often each counts.
     """
     # At least 1, which a short text may lack.
     n1, n2, n3, n4 = (max(int((counts == n).sum()), 1) for n in (1, 2, 3, 4))

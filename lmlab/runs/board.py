@@ -74,8 +74,9 @@ class Board:
             ),
             tensor=metadata.NULL_TENSOR,
         )
-        self.writer.file_writer.add_summary(begin, step)
-        self.writer.file_writer.add_summary(Summary(value=[end]), step)
+        file_writer: Any = self.writer._get_file_writer()  # not in torch's stubs
+        file_writer.add_summary(begin, step)
+        file_writer.add_summary(Summary(value=[end]), step)
 
     def flush(self) -> None:
         """Hands what was written to the system."""

@@ -57,7 +57,7 @@ def git_state(folder: Path) -> dict[str, Any]:
 
 
 def git(folder: Path, *arguments: str) -> str | None:
-    """Returns what git prints about a folder; None without git, without a repository, or on errors."""
+    """Returns what git prints about a folder; None without git, or if git fails."""
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True

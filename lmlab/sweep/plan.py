@@ -22,7 +22,7 @@ from lmlab.runs import checkpoints
 from lmlab.runs.folder import read_metrics, text_sha256
 from lmlab.sweep import cells
 from lmlab.sweep.cells import Cell, Sweep
-from lmlab.training.optimizers import build_optimizer
+from lmlab.training.optimizers import build_optimizer, state_bytes
 from lmlab.training.step import cross_entropy
 
 TEXTS: dict[
@@ -164,10 +164,8 @@ def costs(found: list[Cell]) -> dict[str, tuple[float, int]]:
         evaluations = 2 + keys.max_steps // keys.eval_interval
         with torch.device("meta"):
             model = build_model(config.model, text.tokenizer.vocab_size)
-        kept = (
-            2 if hasattr(config.optimizer, "beta1") else int(config.optimizer.momentum > 0)
-        )  # beside each weight
-        checkpoint = sum(weight.nbytes for weight in model.parameters()) * (1 + kept) + 2**14
+        weight_bytes = sum(weight.nbytes for weight in model.parameters())
+        checkpoint = weight_bytes + state_bytes(model, config.optimizer) + 2**14
         answers[cell.hash] = (
             keys.max_steps * step + evaluations * len(text.val) * token,
             3 * checkpoint + 150 * keys.max_steps // keys.log_interval + 2**15,

@@ -1,14 +1,12 @@
 """One run from end to end: a checked configuration in, a run directory and its results out."""
 
-import logging
 import math
 import shlex
 import signal
 import threading
 import time
-import warnings
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +15,10 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.environments import LightningEnvironment
-from pytorch_lightning.profilers import PassThroughProfiler
 
 from lmlab import machine
 from lmlab.config.check import Config
+from lmlab.config.keys import RunConfig
 from lmlab.data.batches import Batches, BatchModule
 from lmlab.data.text import Splits
 from lmlab.data.tokenizers import Tokenizer
@@ -43,9 +41,12 @@ from lmlab.runs.folder import (
 from lmlab.runs.provenance import differences, provenance
 from lmlab.training import recorder as recorders
 from lmlab.training import state, summary
-from lmlab.training.optimizers import build_optimizer
-from lmlab.training.recorder import Recorder, Watch
+from lmlab.training.optimizers import build_optimizer, example_states
+from lmlab.training.overhead import NoProfiler, mute_lightning, spare_memory_filling
+from lmlab.training.recorder import Ending, Recorder, Watch
 from lmlab.training.step import LanguageModule
+
+SAMPLE = 300  # tokens of the sample at the end
 
 
 def run(
@@ -70,25 +71,25 @@ def run(
         config = replace(config, run=replace(config.run, init_from=str(start.path)))
         facts["init_sha256"] = start.sha256
         facts["source_sha256"] = text_sha256(read_metrics(start.path), start.path)
-    text, model = prepare(config, start.tokenizer if start else None, sha256)
+    prepared = prepare(config, start.tokenizer if start else None, sha256)
+    text, model = prepared.text, prepared.model
     if start:
         inherit(model, start)
-    n_params = sum(weight.numel() for weight in model.parameters())
     facts |= {
         "status": "running",
         "seed": config.run.seed,
-        "n_params": n_params,
+        "n_params": sum(weight.numel() for weight in model.parameters()),
         "data_sha256": text.sha256,
         "flops_per_token": model.flops_per_token(),
     }
-    facts |= config_facts(config) | provenance(command)
+    facts |= with_prefix("config/", config.flat()) | provenance(command)
     source = start.config if start else None
     with (
         disk_errors(path),
         closing(RunDirectory.create(path, config, text.tokenizer, facts, source)) as directory,
     ):
-        directory.say(summary.introduction(config, text, n_params, directory.path))
-        return train(directory, text, model, config, watch=watch), directory.path
+        directory.say(summary.introduction(config, text, facts["n_params"], directory.path))
+        return train(directory, config, prepared, watch=watch), directory.path
 
 
 def resume(path: Path, config: Config, command: str, watch: Watch | None = None) -> str:
@@ -103,9 +104,11 @@ def resume(path: Path, config: Config, command: str, watch: Watch | None = None)
         checkpoint = checkpoints.latest(path, config, tokenizer, directory.say)
         saved = checkpoint["lmlab"] if checkpoint else None
         check_resumable(path, metrics, saved)
-        over = saved is not None and is_over(saved, config)
-        if over and metrics.get("status") == "finished":
-            directory.say(finished_already(path, config, saved, is_cell="cell" in metrics))
+        has_steps = not config.counted
+        over = saved is not None and is_over(saved, config.run, has_steps)
+        if saved is not None and over and metrics.get("status") == "finished":
+            can_go_on = has_steps and "cell" not in metrics  # a cell is identified by its end, too
+            directory.say(finished_already(path, saved, config.run.max_minutes, can_go_on))
             return "finished"
         step = saved["step"] if saved else 0
         if not over and step >= config.run.max_steps:
@@ -114,18 +117,24 @@ def resume(path: Path, config: Config, command: str, watch: Watch | None = None)
                 "than that"
             )
         sha256 = saved["data_sha256"] if saved else text_sha256(metrics, path)
-        text, model = prepare(config, tokenizer, sha256)
+        prepared = prepare(config, tokenizer, sha256)
         if checkpoint:
-            check_restorable(path, checkpoint, model, config, over)
+            restore(checkpoint, prepared, over, path / "checkpoints/last.ckpt")
             del checkpoint  # Lightning reads it again, and no more memory than that is needed
         elif config.run.init_from:
-            inherit(model, checkpoints.load(Path(config.run.init_from), choice="cpu"))
-        reopen(directory, config, metrics, saved, command)
-        return train(directory, text, model, config, saved, over, watch)
+            inherit(prepared.model, checkpoints.load(Path(config.run.init_from), choice="cpu"))
+        directory.metrics = saved["metrics"] if saved else metrics
+        if config != read_config(path):
+            write_config(path, config)
+        directory.rewind(saved["history_bytes"] if saved else 0)
+        where = f" at step {step} of {config.run.max_steps}" if has_steps else ""
+        changes = note_resumption(directory, config.flat(), provenance(command))
+        directory.say(f"{path}: goes on{where}{changes}")
+        return train(directory, config, prepared, saved, over, watch)
 
 
 def check_resumable(path: Path, metrics: dict[str, Any], saved: dict[str, Any] | None) -> None:
-    """Raises UserError for a run that nothing can be done with: its checkpoint is lost, or it diverged."""
+    """Raises UserError for a run that cannot go on: it has lost its checkpoint, or it diverged."""
     if saved is None and metrics.get("step"):
         raise UserError(f"{path / 'checkpoints/last.ckpt'}: is missing, and so is previous.ckpt")
     if metrics.get("status") == "diverged":
@@ -134,71 +143,65 @@ def check_resumable(path: Path, metrics: dict[str, Any], saved: dict[str, Any] |
         )
 
 
-def is_out_of_time(saved: dict[str, Any], config: Config) -> bool:
-    """Returns whether `max_minutes` had passed when the checkpoint was saved."""
-    minutes = config.run.max_minutes
-    return minutes is not None and saved["train_seconds"] >= 60 * minutes
-
-
-def is_over(saved: dict[str, Any], config: Config) -> bool:
+def is_over(saved: dict[str, Any], run: RunConfig, has_steps: bool) -> bool:
     """Returns whether the checkpoint is that of the run's end."""
-    all_steps_made = config.counted or saved["step"] == config.run.max_steps
-    return saved["last"] and (all_steps_made or is_out_of_time(saved, config))
+    all_steps_made = not has_steps or saved["step"] == run.max_steps
+    return saved["last"] and (all_steps_made or is_out_of_time(saved, run.max_minutes))
 
 
-def finished_already(path: Path, config: Config, saved: dict[str, Any], is_cell: bool) -> str:
-    """Returns the line for a run that is over, with what would let it go on."""
+def is_out_of_time(saved: dict[str, Any], max_minutes: float | None) -> bool:
+    """Returns whether the time for training was over when the checkpoint was saved."""
+    return max_minutes is not None and saved["train_seconds"] >= 60 * max_minutes
+
+
+def finished_already(
+    path: Path, saved: dict[str, Any], max_minutes: float | None, can_go_on: bool
+) -> str:
+    """Returns the line for a run that is over, with the key that would let it go on."""
     step = saved["step"]
-    where = f", at step {step}" if step else ""
-    if is_cell or config.counted:  # a sweep's cell is identified by when it ends, among others
-        return f"{path}: finished already{where}"
-    if is_out_of_time(saved, config):
-        longer = f"max_minutes={2 * config.run.max_minutes:g}"
-    else:
-        longer = f"max_steps={2 * step}"
-    return f"{path}: finished already{where}; {longer} would go on"
+    line = f"{path}: finished already"
+    if step > 0:
+        line += f", at step {step}"
+    if can_go_on and max_minutes is not None and is_out_of_time(saved, max_minutes):
+        line += f"; max_minutes={2 * max_minutes:g} would go on"
+    elif can_go_on:
+        line += f"; max_steps={2 * step} would go on"
+    return line
 
 
-def check_restorable(
-    path: Path, checkpoint: dict[str, Any], model: LanguageModel, config: Config, over: bool
-) -> None:
-    """Raises UserError unless the optimizer's state fits. A run that is `over` gets its weights."""
+def restore(checkpoint: dict[str, Any], prepared: "Prepared", over: bool, path: Path) -> None:
+    """Gives a run that is `over` its weights; else Lightning does, and the optimizer is checked.
+
+    Raises UserError if the state of the optimizer in the checkpoint at `path` does not fit.
+    """
     if over:
         weights = checkpoint["state_dict"].items()
-        model.load_state_dict({name.removeprefix("model."): weight for name, weight in weights})
+        state_dict = {name.removeprefix("model."): weight for name, weight in weights}
+        prepared.model.load_state_dict(state_dict)
     else:
-        optimizer = build_optimizer(model, config.optimizer, config.device.precision)
-        state.check_optimizer(checkpoint, optimizer, path / "checkpoints/last.ckpt")
+        parts = prepared.model, prepared.optimizer, prepared.precision
+        state.check_optimizer(checkpoint, build_optimizer(*parts), example_states(*parts), path)
 
 
-def reopen(
-    directory: RunDirectory,
-    config: Config,
-    metrics: dict[str, Any],
-    saved: dict[str, Any] | None,
-    command: str,
-) -> None:
-    """Takes the run's folder back to the checkpoint, and says what has changed since."""
-    directory.metrics = saved["metrics"] if saved else metrics
+def note_resumption(directory: RunDirectory, config: dict[str, Any], now: dict[str, Any]) -> str:
+    """Notes in metrics.json with what a run goes on; returns what has changed, for the terminal.
+
+    `now` is the provenance of the process.
+    """
     directory.metrics.pop("reason", None)
-    if config != read_config(directory.path):
-        write_config(directory.path, config)
-    directory.rewind(saved["history_bytes"] if saved else 0)
-    now = provenance(command)
-    resumed = {f"resumed/{key}": value for key, value in now.items()}
-    directory.update(status="running", **config_facts(config), **resumed)
-    step = saved["step"] if saved else 0
-    where = "" if config.counted else f" at step {step} of {config.run.max_steps}"
     changes = differences(directory.metrics, now)
-    warning = ""
-    if changes:
-        warning = "; the last bits may come out differently, since something changed: "
-    directory.say(f"{directory.path}: goes on{where}{warning}{'; '.join(changes)}")
+    directory.update(
+        status="running", **with_prefix("config/", config), **with_prefix("resumed/", now)
+    )
+    if not changes:
+        return ""
+    warning = "; the last bits may come out differently, since something changed: "
+    return warning + "; ".join(changes)
 
 
-def config_facts(config: Config) -> dict[str, Any]:
-    """Returns the configuration as metrics.json holds it."""
-    return {f"config/{key}": value for key, value in config.flat().items()}
+def with_prefix(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Returns `values` with longer names, as metrics.json holds them."""
+    return {prefix + key: value for key, value in values.items()}
 
 
 @contextmanager
@@ -223,30 +226,38 @@ def disk_errors(path: Path) -> Iterator[None]:
         threading.excepthook = hook_before
 
 
-def prepare(
-    config: Config, tokenizer: Tokenizer | None, sha256: str | None
-) -> tuple[Splits, LanguageModel]:
-    """Returns the text and the untrained model.
+@dataclass(frozen=True)
+class Prepared:
+    """What stands ready before the first step. A model without steps has no batches."""
+
+    text: Splits
+    model: LanguageModel
+    batches: Batches | None
+    optimizer: Any
+    """The optimizer's keys."""
+
+    precision: str
+
+
+def prepare(config: Config, tokenizer: Tokenizer | None, sha256: str | None) -> Prepared:
+    """Returns the text and the untrained model. Raises UserError, also for a text too short.
 
     All that is random in a run follows from the seed that is set here.
     """
-    torch.set_num_threads(config.run.threads)
+    if config.run.threads:  # machine.resolve has given a number
+        torch.set_num_threads(config.run.threads)
     text = Splits.of_run(config, tokenizer, sha256)
-    if not config.counted:
-        training_batches(config, text)  # raises UserError for a text that is too short
     pl.seed_everything(config.run.seed, verbose=False)
-    return text, build_model(config.model, text.tokenizer.vocab_size)
+    model = build_model(config.model, text.tokenizer.vocab_size)
+    batches = None
+    if model.has_steps:
+        batches = training_batches(text, config.run, config.model.block_size)
+    return Prepared(text, model, batches, config.optimizer, config.device.precision)
 
 
-def training_batches(config: Config, text: Splits) -> Batches:
+def training_batches(text: Splits, run: RunConfig, block_size: int) -> Batches:
     """Returns the batches of a run. Raises UserError if the text is too short for `block_size`."""
-    run = config.run
-    return Batches(text.train, run.batch_size, config.model.block_size, run.seed)
-
-
-def lightning_module(model: LanguageModel, config: Config) -> LanguageModule:
-    """Returns the model with its training step."""
-    return LanguageModule(model, config)
+    return Batches(text.train, run.batch_size, block_size, run.seed)
 
 
 def inherit(model: LanguageModel, start: checkpoints.Run) -> None:
@@ -277,21 +288,10 @@ def source_tokens(directory: RunDirectory, tokenizer: Tokenizer) -> np.ndarray |
         return None
 
 
-@dataclass(frozen=True)
-class Ending:
-    """How a run has ended: 'finished', 'diverged', 'pruned', or 'interrupted' by `signal`."""
-
-    status: str
-    step: int
-    totals: dict[str, float]
-    signal: int | None = None
-
-
 def train(
     directory: RunDirectory,
-    text: Splits,
-    model: LanguageModel,
     config: Config,
+    prepared: Prepared,
     saved: dict[str, Any] | None = None,
     over: bool = False,
     watch: Watch | None = None,
@@ -300,21 +300,22 @@ def train(
 
     Raises SystemExit(128 + n) after signal n.
     """
+    text = prepared.text
     with noting_failures(directory):
         subject = Subject(
-            model,
-            text,
-            config.model.block_size,
-            config.device.precision,
-            config.run.seed,
-            source_tokens(directory, text.tokenizer),
+            model=prepared.model,
+            text=text,
+            block_size=config.model.block_size,
+            precision=prepared.precision,
+            seed=config.run.seed,
+            source=source_tokens(directory, text.tokenizer),
         )
         identity = {
             "config": config.flat(),
             "tokenizer": text.tokenizer.to_json(),
             "data_sha256": text.sha256,
         }
-        if not model.has_steps:
+        if prepared.batches is None:
             ending = count(directory, subject, identity, saved if over else None)
         else:
             recorder = Recorder(directory, config.run, subject, identity, saved, watch)
@@ -322,22 +323,32 @@ def train(
                 recorder.last = True
                 recorder.finish()
             else:
-                make_steps(directory, text, model, config, recorder)
-            ending = Ending(
-                recorder.status, recorder.meter.step, recorder.meter.totals(), recorder.stop.number
-            )
+                device = config.choices["device"]
+                module = LanguageModule(
+                    prepared.model, config.optimizer, config.run, prepared.precision, device
+                )
+                first = recorder.meter.step * config.run.grad_accumulation
+                make_steps(recorder, module, BatchModule(prepared.batches, first), device)
+            ending = recorder.ending()
         directory.update(status=ending.status, **ending.totals)
-    if ending.status == "finished":
-        directory.update(**references(text))
-    if ending.status == "interrupted":
-        directory.say(f"interrupted at step {ending.step}; to go on: {resume_command(directory)}")
-    else:
-        sample = "" if ending.status == "diverged" else evaluations.draw_sample(subject, 300)
-        directory.say(summary.results(directory.metrics, ending.status, sample))
-        directory.say(summary.whereabouts(directory.path))
+    say_results(directory, subject, ending)
     if ending.signal is not None:
         raise SystemExit(128 + ending.signal)
     return ending.status
+
+
+def say_results(directory: RunDirectory, subject: Subject, ending: Ending) -> None:
+    """Says what came of a run, beside what counting reaches on the same text."""
+    if ending.status == "finished":
+        directory.update(**references(subject.text))
+    if ending.status == "interrupted":
+        directory.say(f"interrupted at step {ending.step}; to go on: {resume_command(directory)}")
+        return
+    sample = ""
+    if ending.status != "diverged":
+        sample = evaluations.draw_sample(subject, SAMPLE)
+    directory.say(summary.results(directory.metrics, ending.status, sample))
+    directory.say(summary.whereabouts(directory.path))
 
 
 @contextmanager
@@ -368,19 +379,14 @@ def resume_command(directory: RunDirectory) -> str:
 
 
 def make_steps(
-    directory: RunDirectory,
-    text: Splits,
-    model: LanguageModel,
-    config: Config,
-    recorder: Recorder,
+    recorder: Recorder, module: LanguageModule, batches: BatchModule, device: str
 ) -> None:
     """Lets Lightning make the steps, from the checkpoint on if the run is resumed."""
+    directory = recorder.directory
     last = directory.path / "checkpoints/last.ckpt"
-    module = lightning_module(model, config)
-    batches_made = recorder.meter.step * config.run.grad_accumulation
-    batches = BatchModule(training_batches(config, text), batches_made)
+    max_steps = recorder.schedule.run.max_steps
     try:
-        trainer(config, recorder).fit(
+        trainer(recorder, device, max_steps).fit(
             module, batches, ckpt_path=last if recorder.saved else None, weights_only=True
         )
     except BaseException as error:
@@ -466,36 +472,22 @@ def evaluate_counted(
     save("last.ckpt")
 
 
-class NoProfiler(PassThroughProfiler):
-    """Lightning's own makes a generator for each of a step's thirty hooks, to time nothing with."""
-
-    nothing = nullcontext()
-
-    def profile(self, action_name: str) -> nullcontext:
-        return self.nothing
-
-
-def trainer(config: Config, recorder: Recorder) -> pl.Trainer:
-    """Lightning's Trainer, with all that the Recorder does switched off."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    for module in ("pytorch_lightning", "lightning_fabric"):
-        warnings.filterwarnings("ignore", module=module)  # advice on loaders, loggers and clusters
-    torch.utils.deterministic.fill_uninitialized_memory = (
-        False  # a pass over every new tensor, for nothing
-    )
-    kind = config.choices["device"]
+def trainer(recorder: Recorder, device: str, max_steps: int) -> pl.Trainer:
+    """Returns Lightning's Trainer, with all that the Recorder does switched off."""
+    mute_lightning()
+    spare_memory_filling()
     return pl.Trainer(
-        accelerator="gpu" if kind == "cuda" else kind,
+        accelerator="gpu" if device == "cuda" else device,
         devices=1,
         callbacks=[recorder],
-        deterministic=kind == "cpu",
+        deterministic=device == "cpu",
         max_epochs=-1,
-        max_steps=config.run.max_steps,
+        max_steps=max_steps,
         profiler=NoProfiler(),
         plugins=[
             SealedCheckpointIO(),
-            LightningEnvironment(),
-        ],  # on Slurm too: there submitit alone requeues
+            LightningEnvironment(),  # on Slurm, too: there submitit alone requeues
+        ],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -81,6 +81,18 @@ class Schedule:
         self.saved_at = time.monotonic()
 
 
+@dataclass(frozen=True)
+class Ending:
+    """How a run has ended: 'finished', 'diverged', 'pruned', or 'interrupted' by `signal`."""
+
+    status: str
+    step: int
+    totals: dict[str, float]
+    """What metrics.json says of all steps together."""
+
+    signal: int | None = None
+
+
 class StopSignal:
     """Ctrl-C and SIGTERM: the first lets the step end, the second ends the process at once."""
 
@@ -287,6 +299,10 @@ class Recorder(Callback):
         if self.pruned:
             return "pruned"
         return "finished" if self.last else "interrupted"
+
+    def ending(self) -> Ending:
+        """Returns how the run has ended."""
+        return Ending(self.status, self.meter.step, self.meter.totals(), self.stop.number)
 
     def finish(self) -> None:
         """Notes the hyper-parameters of a sweep's cell that has ended, and closes the files."""

@@ -1,7 +1,7 @@
-"""What a run says of itself on the terminal: at its start what it is, at its end what came of it."""
+"""What a run says on the terminal: at its start what it is, at its end what came of it."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,44 +11,44 @@ from lmlab.data.text import Splits
 SHOWN = ("train/loss", "val/loss", "val/loss_source", "val/perplexity", "val/bits_per_byte")
 
 
-def introduction(config: Config, data: Splits, n_params: int, path: Path) -> str:
-    choices, keys, shape = (
-        config.choices,
-        config.run,
-        " ".join(f"{k}={v}" for k, v in vars(config.model).items()),
-    )
+def introduction(config: Config, text: Splits, n_params: int, path: Path) -> str:
+    """Returns the table at the start: model, text, device, how long, and where the run lies."""
+    choices = config.choices
+    run = config.run
+    keys = " ".join(f"{key}={value}" for key, value in vars(config.model).items())
+    if config.counted:
+        size = ""
+        training = "by counting"
+    else:
+        size = f", {n_params:,} parameters"
+        training = (
+            f"{run.max_steps:,} steps of {run.batch_size * run.grad_accumulation} x "
+            f"{config.model.block_size} characters, {choices['optimizer']}"
+        )
+    rows = [
+        ("model", f"{choices['model']}{size}: {keys}"),
+        ("data", f"{choices['data']}, {described(text)}"),
+        (
+            "device",
+            f"{choices['device']}, precision {config.device.precision}, {run.threads} threads",
+        ),
+        ("training", training),
+        ("run", f"{path}\n"),
+    ]
+    return table(rows)
+
+
+def described(text: Splits) -> str:
+    """Returns the sizes of a text and its parts, and what of it was left out."""
     sizes = ", ".join(
-        f"{name} {len(part):,}"
-        for name, part in data.parts.items()
-        if len(part) or name != "holdout"
+        f"{name} {len(tokens):,}"
+        for name, tokens in text.parts.items()
+        if len(tokens) > 0 or name != "holdout"
     )
-    n = keys.batch_size * keys.grad_accumulation
-    return table(
-        [
-            (
-                "model",
-                f"{choices['model']}{f', {n_params:,} parameters' * (not config.counted)}: {shape}",
-            ),
-            (
-                "data",
-                f"{choices['data']}, {data.tokenizer.vocab_size} distinct characters: {sizes}"
-                + f"; {data.dropped:,} characters that the vocabulary lacks were left out"
-                * bool(data.dropped),
-            ),
-            (
-                "device",
-                f"{choices['device']}, precision {config.device.precision}, {keys.threads} threads",
-            ),
-            (
-                "training",
-                "by counting"
-                if config.counted
-                else f"{keys.max_steps:,} steps of {n} x "
-                f"{config.model.block_size} characters, {choices['optimizer']}",
-            ),
-            ("run", f"{path}\n"),
-        ]
-    )
+    line = f"{text.tokenizer.vocab_size} distinct characters: {sizes}"
+    if text.dropped:
+        line += f"; {text.dropped:,} characters that the vocabulary lacks were left out"
+    return line
 
 
 def results(metrics: Mapping[str, Any], status: str, sample: str) -> str:
@@ -80,21 +80,22 @@ def whereabouts(path: Path) -> str:
 
 
 def compared(final: Mapping[str, Any]) -> str:
-    """What counting reaches on the same text, so that one can tell how good a val/loss is."""
+    """Returns what counting reaches on the same text, which tells how good a val/loss is."""
     names = {
         "ngram": f"{final.get('reference/order')} characters at a time",
         "bigram": "pairs",
         "unigram": "single characters",
         "uniform": "guessing",
     }
-    known = [
+    losses = [
         f"{name} {final[f'reference/{key}']:.3f}"
         for key, name in names.items()
         if f"reference/{key}" in final
     ]
-    return f"by counting   {', '.join(known)}" if known else ""
+    return f"by counting   {', '.join(losses)}" if losses else ""
 
 
-def table(rows: list[tuple[str, ...]]) -> str:
+def table(rows: Sequence[tuple[str, ...]]) -> str:
+    """Returns the rows as lines, with columns of equal width."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("   ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
