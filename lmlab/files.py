@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, their checksums, their locks, and the cache folder."""
+"""Files written whole or not at all, their checksums, their locks, and the cache folder."""
 
 import fcntl
 import hashlib

@@ -1,3 +1,5 @@
+"""The benchmark: its suites are explained, and wrong input is refused before measuring."""
+
 import importlib
 import time
 

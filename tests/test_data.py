@@ -2,6 +2,7 @@ import sys
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmlab import files
-from lmlab.catalogue import CorpusConfig
+from lmlab.catalogue import CorpusConfig, FileConfig
 from lmlab.data import corpora
 from lmlab.data import text as texts
-from lmlab.data.batches import Batches
+from lmlab.data.batches import Batches, BatchModule
 from lmlab.data.text import Splits, Text, token_file
 from lmlab.data.tokenizers import CharTokenizer, UnknownCharacters
 from lmlab.errors import UserError
@@ -73,6 +74,18 @@ def test_a_stream_is_the_batches_one_after_the_other(resident, size, start, at_o
         stream.close()
 
 
+def test_lightning_gets_the_batches_from_the_first_that_is_asked_for_on():
+    batches = Batches(np.arange(100), 2, 5, seed=1)
+    module = BatchModule(batches, first=7)
+    device = torch.device("cpu")
+    module.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=device))
+    stream = module.train_dataloader()
+    for t in (7, 8, 9):
+        batch = module.transfer_batch_to_device(next(stream), device, 0)
+        for mine, wanted in zip(batch, batches[t], strict=True):
+            assert mine.equal(wanted)
+
+
 @given(sizes)
 def test_targets_are_the_next_tokens(size):
     idx, targets = batches_of(size)[3]
@@ -125,6 +138,20 @@ def test_splits_are_the_text_in_order(some_config, holdout, val, test, length):
     assert module.tokenizer.decode(np.concatenate(parts)) == text
     for part, share in zip((parts[0], *parts[2:]), (holdout, val, test), strict=True):
         assert abs(len(part) - share * length) <= 1 and (len(part) > 0) == (share > 0)
+
+
+def test_another_text_than_the_one_with_this_sha256_is_refused(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("a text of the run")
+    config = FileConfig(0.2, 0.0, 0.0, str(path))
+    text = Splits("file", config)
+    assert Splits("file", config, sha256=text.sha256).val.tolist() == text.val.tolist()
+    path.write_text("a text of another")
+    refused = rf"^data=file path={path}: the text is not the one .*{text.sha256[:12]}"
+    with pytest.raises(UserError, match=refused):
+        Splits("file", config, sha256=text.sha256)
+    with pytest.raises(UserError, match=r"^data=sentence: the text is not the one"):
+        Splits("sentence", CorpusConfig(0.0, 0.0, 0.0), sha256=text.sha256)
 
 
 @given(

@@ -170,12 +170,15 @@ def test_a_model_with_attention_of_its_own_gets_its_flops_muon_and_checkpoints()
     assert model.size() == f"{V * 8 + 8 * 24 + 24 + 8 * V + V:,} parameters"
 
 
-def test_a_model_whose_numbers_decide_what_is_computed_gets_six_flops_a_weight():
+@pytest.mark.parametrize("look", [torch.Tensor.item, torch.Tensor.numpy, torch.Tensor.tolist])
+def test_a_model_whose_numbers_decide_what_is_computed_gets_six_flops_a_weight(look):
     class Decides(OwnAttention):
         def forward(self, idx):
-            return super().forward(idx) * self.head.bias.sum().item()
+            return super().forward(idx) if look(idx.sum()) >= 0 else None
 
-    assert Decides().flops_per_token() == 6 * (8 * 24 + 8 * V)
+    model = Decides()
+    assert model(some_ids(2, T)).shape == (2, T, V)
+    assert model.flops_per_token() == 6 * (8 * 24 + 8 * V)
 
 
 @pytest.mark.parametrize("length", [2, T, T + 1, 2 * T + 1, 5 * T + 3])

@@ -1,4 +1,4 @@
-"""Every command of the README runs."""
+"""Every command of the README runs, and the files that the pages name are there."""
 
 import re
 import shlex
@@ -25,7 +25,7 @@ def test_there_are_commands():
 
 @pytest.fixture(scope="module")
 def folder(short_texts, tmp_path_factory):
-    """Where somebody has trained before."""
+    """A folder in which several runs were trained."""
     with working_in(tmp_path_factory.mktemp("readme")) as folder:
         (folder / "my.txt").write_text("The text of somebody else, long enough. " * 50)
         for line in ("model=bigram", "model=gpt_nano name=gpt", "model=gpt_nano name=pydoc"):

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("short_texts")
 
 @pytest.fixture(scope="module")
 def trained_folder(short_texts, tmp_path_factory):
-    """Where somebody has trained once."""
+    """A folder with one trained run."""
     with working_in(tmp_path_factory.mktemp("trained")) as folder:
         cli.main(NANO.split())
     return folder

@@ -73,7 +73,8 @@ def file(config: FileConfig) -> Iterator[str]:
     paths = paths_of(config.path)
     if not paths:
         raise UserError(
-            f"path={config.path}: no file there; give a UTF-8 text file, a folder of them, or a glob"
+            f"path={config.path}: no file there; "
+            "give a UTF-8 text file, a folder of them, or a glob"
         )
     for i, path in enumerate(paths):
         if i > 0:

@@ -102,7 +102,7 @@ class LanguageModel(nn.Module):
         try:
             with FlopCounterMode(display=False) as counter, torch.device("meta"), torch.no_grad():
                 torch.func.functional_call(self, {**weights, **buffers}, idx)
-        except (RuntimeError, NotImplementedError):  # numbers decide what is computed
+        except (RuntimeError, NotImplementedError, TypeError):  # numbers decide what is computed
             return 6 * self.n_matrix_weights()
         finally:
             self.train(training)

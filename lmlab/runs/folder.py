@@ -93,7 +93,7 @@ class RunDirectory:
         return directory
 
     def rewind(self, history_bytes: int) -> None:
-        """Removes what was noted after a checkpoint, and files that a killed process left half done.
+        """Removes what was noted after a checkpoint, and files that a killed process left behind.
 
         `history_bytes` is the length of history.jsonl at the checkpoint. Raises UserError if the
         file is shorter.
