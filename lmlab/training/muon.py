@@ -1,6 +1,4 @@
-"""Muon: for the matrices between embedding and head, an update in which no direction outweighs the
-others.
-"""
+"""Muon: an update of the matrices between embedding and head that favours no direction."""
 
 from collections.abc import Callable, Iterable
 from typing import Any

@@ -1,4 +1,4 @@
-"""The same run again: whether its losses come out the same to the bit."""
+"""A run is made again, to see whether its losses come out the same to the bit."""
 
 from dataclasses import replace
 from pathlib import Path
