@@ -1,56 +1,102 @@
-"""Files that are whole or not there, checked against a sha256 beside them; and the folder for what
-can be remade.
-"""
+"""Files written whole or not at all, their checksums, their locks, and the cache folder."""
 
+import fcntl
 import hashlib
 import os
+import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from lmlab.errors import UserError
 
+POLL_SECONDS = 0.01  # between two tries to take a lock
+
+
+class Locked(Exception):
+    """Another process holds the lock of a file. The caller says it in the words of its command."""
+
 
 def cache_dir() -> Path:
-    """$LMLAB_CACHE, else lmlab in the user's cache folder."""
+    """Returns the folder for what can be made again: $LMLAB_CACHE, or lmlab in the user's cache."""
     base = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     return Path(os.environ.get("LMLAB_CACHE", f"{base}/lmlab")).expanduser()
 
 
 def sha256(content: bytes) -> str:
+    """Returns the sha256 of `content`, 64 hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()
 
 
-def write(path: Path, content: bytes | Iterable[bytes], sealed: bool = False) -> None:
-    """`content`, in one piece or many, into `path`: all of it and safe on disk, or nothing. Raises
-    UserError.
+def write(path: Path, content: bytes | Iterable[bytes]) -> None:
+    """Writes `content`, in one piece or many, to `path`: all of it, safe on disk, or nothing.
+
+    Raises UserError if it cannot be written.
     """
-    temporary, digest = path.with_name(f".{path.name}.{uuid.uuid4().hex}"), hashlib.sha256()
+    temporary = temporary_name(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "xb") as file:
-            for piece in [content] if isinstance(content, bytes) else content:
-                file.write(piece)
-                sealed and digest.update(piece)
-            file.flush()
-            os.fsync(file.fileno())
-        sealed and write(seal(path), digest.hexdigest().encode() + b" " + sums(path))
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the new name too survives a power cut
-        finally:
-            os.close(folder)
-        sealed and write(seal(path), digest.hexdigest().encode())
+        write_pieces(temporary, content)
+        move(temporary, path)
     except OSError as error:
         raise UserError(f"{path}: can't be written ({error.strerror})") from None
     finally:
-        temporary.exists() and temporary.unlink()
+        remove(temporary)
+
+
+def write_sealed(path: Path, content: bytes | Iterable[bytes]) -> None:
+    """Writes like `write`, and the checksum of `content` next to it. Raises UserError."""
+    temporary = temporary_name(path)
+    try:
+        checksum = write_pieces(temporary, content)
+        write(seal(path), checksum + b" " + sums(path))
+        move(temporary, path)
+        write(seal(path), checksum)
+    except OSError as error:
+        raise UserError(f"{path}: can't be written ({error.strerror})") from None
+    finally:
+        remove(temporary)
+
+
+def temporary_name(path: Path) -> Path:
+    """Returns a hidden name in the same folder that no other process uses."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+
+
+def write_pieces(path: Path, content: bytes | Iterable[bytes]) -> bytes:
+    """Writes a new file and waits until it is on disk; returns its checksum."""
+    pieces = [content] if isinstance(content, bytes) else content
+    digest = hashlib.sha256()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "xb") as file:
+        for piece in pieces:
+            file.write(piece)
+            digest.update(piece)
+        file.flush()
+        os.fsync(file.fileno())
+    return digest.hexdigest().encode()
+
+
+def move(temporary: Path, path: Path) -> None:
+    """Gives a file its final name, and waits until the name, too, would survive a power cut."""
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def remove(temporary: Path) -> None:
+    """Removes what a failed replacement left behind."""
+    if temporary.exists():
+        temporary.unlink()
 
 
 def read(path: Path, limit: int) -> bytes:
-    """A file of at most `limit` bytes. Raises UserError for what is missing, larger, a link, or no
-    plain file.
+    """Returns the content of a file of at most `limit` bytes.
+
+    Raises UserError for a file that is missing, larger, a link, or not a plain file.
     """
     try:
         if path.is_symlink() or (path.exists() and not path.is_file()):
@@ -63,25 +109,24 @@ def read(path: Path, limit: int) -> bytes:
 
 
 def seal(path: Path) -> Path:
-    """Where the checksum of `path` stands. It holds several while the file is being replaced:
-    whenever the power fails, what is at `path` matches one of them.
+    """Returns where the checksum of `path` stands.
+
+    During a replacement the old and the new checksum stand there, so that the file is valid
+    whichever of the two is on disk after a crash.
     """
     return path.with_name(f"{path.name}.sha256")
 
 
-def write_sealed(path: Path, content: bytes | Iterable[bytes]) -> None:
-    """`write`, with the checksum beside it. Raises UserError."""
-    write(path, content, sealed=True)
-
-
 def sums(path: Path) -> bytes:
-    """The checksums beside `path`, if there are any. Raises UserError."""
-    return read(seal(path), 4096) if seal(path).exists() else b""
+    """Returns the checksums of `path`, empty if there are none. Raises UserError."""
+    if not seal(path).exists():
+        return b""
+    return read(seal(path), 4096)
 
 
 def read_sealed(path: Path, limit: int) -> bytes:
-    """`read`. Raises UserError if the content is not what its checksum says, or if it has none."""
-    for _ in range(3):  # between the two reads another process may have replaced both
+    """Returns what `read` does. Raises UserError if the checksum is missing or does not match."""
+    for _ in range(3):  # another process may replace both files between the two reads
         content = read(path, limit)
         if sha256(content).encode() in read(seal(path), 4096).split():
             return content
@@ -89,7 +134,7 @@ def read_sealed(path: Path, limit: int) -> bytes:
 
 
 def is_intact(path: Path) -> bool:
-    """Whether a sealed file of any size is there and is what its checksum says. Raises UserError."""
+    """Returns whether a sealed file, of any size, exists and matches its checksum."""
     if not path.exists():
         return False
     with open(path, "rb") as file:
@@ -97,17 +142,39 @@ def is_intact(path: Path) -> bool:
 
 
 def copy_sealed(path: Path, copy: Path) -> None:
-    """A second name for a sealed file that is about to be replaced. Raises UserError."""
-    temporary = copy.with_name(f".{copy.name}.{uuid.uuid4().hex}")
+    """Gives a sealed file that is about to be replaced a second name. Raises UserError."""
+    temporary = temporary_name(copy)
     try:
         try:
             os.link(path, temporary)
-        except OSError:
-            write(temporary, path.read_bytes())  # a disk that knows no second names
+        except OSError:  # the disk knows no second names
+            write(temporary, path.read_bytes())
         write(seal(copy), sums(path) + b" " + sums(copy))
         os.replace(temporary, copy)
         write(seal(copy), sums(path))
     except OSError as error:
         raise UserError(f"{copy}: can't be written ({error.strerror})") from None
     finally:
-        temporary.exists() and temporary.unlink()
+        remove(temporary)
+
+
+@contextmanager
+def lock(path: Path, wait: float = 0.0, shared: bool = False) -> Iterator[None]:
+    """Holds an advisory lock on the file at `path`, which is created if it is missing.
+
+    Raises `Locked` if another process still holds it after `wait` seconds (math.inf: never). The
+    end of the process releases the lock, however it comes. A `shared` lock only reads the file,
+    which must exist; it excludes exclusive locks, but not other shared ones.
+    """
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    deadline = time.monotonic() + wait
+    with open(path, "r" if shared else "a") as file:
+        while True:
+            try:
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise Locked(path) from None
+            time.sleep(POLL_SECONDS)
+        yield

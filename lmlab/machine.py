@@ -1,4 +1,4 @@
-"""The machine that a run gets: which device, how precise, how many threads."""
+"""The machine that a run gets: which device, which precision, how many threads, compiled or not."""
 
 import sys
 import sysconfig
@@ -7,51 +7,60 @@ from dataclasses import replace
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from lmlab.config.check import Config
 from lmlab.errors import UserError
 
-CORES = torch.get_num_threads()  # torch's own count, before anybody sets another
+Precision = Literal["32-true", "bf16-mixed"]
+
+CORES = torch.get_num_threads()  # torch's own choice, before a run sets another number
 
 
 def pick(choice: str) -> torch.device:
-    """The device of a choice. Raises UserError where there is none such."""
-    there = {
+    """Returns the device of a choice; auto takes the fastest. Raises UserError if it is missing."""
+    is_there = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
-    usable = [name for name in there if there[name]]
+    usable = [name for name, there in is_there.items() if there]
     if choice not in ("auto", *usable):
         raise UserError(
-            f"device={choice}: there is none on this machine; usable here are auto, {', '.join(usable)}"
+            f"device={choice}: there is none on this machine; usable here are "
+            f"auto, {', '.join(usable)}"
         )
     return torch.device(usable[0] if choice == "auto" else choice)
 
 
 @lru_cache
 def has_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 is what the device multiplies fastest."""
-    if (
-        device.type == "cpu"
-    ):  # asked in newer versions of torch only; elsewhere it is taken not to have it
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    """Returns whether bfloat16 is the type that the device multiplies fastest."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):  # newer torch has it
+        capabilities = torch.cpu.get_capabilities()
         return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return False
 
 
-def precisions(device: torch.device) -> list[str]:
-    """What the device can do, the one to take by default first."""
-    allowed = ["bf16-mixed", "32-true"] if has_bf16(device) or device.type == "cpu" else ["32-true"]
-    return allowed if has_bf16(device) else allowed[::-1]
+def precisions(device: torch.device) -> list[Precision]:
+    """Returns the precisions that the device can compute in, the default first."""
+    if has_bf16(device):
+        return ["bf16-mixed", "32-true"]
+    if device.type == "cpu":  # slowly, but it can
+        return ["32-true", "bf16-mixed"]
+    return ["32-true"]
 
 
 @lru_cache
 def has_compiler(device: torch.device) -> bool:
-    """Whether torch.compile finds what it needs for the device: a C++ compiler and Python's
-    headers, and for a GPU Triton, which needs one of compute capability 7.0 or more.
+    """Returns whether torch.compile finds what it needs for the device.
+
+    That is a C++ compiler and Python's headers; for a GPU also Triton, which needs compute
+    capability 7.0.
     """
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
@@ -60,42 +69,56 @@ def has_compiler(device: torch.device) -> bool:
         get_cpp_compiler()
     except InvalidCxxCompiler:
         return False
-    headers = Path(sysconfig.get_path("include"), "Python.h").exists()
-    triton = device.type != "cuda" or (
-        find_spec("triton") and torch.cuda.get_device_capability() >= (7, 0)
-    )
-    return headers and bool(triton)
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        return False
+    if device.type != "cuda":
+        return True
+    return find_spec("triton") is not None and torch.cuda.get_device_capability() >= (7, 0)
 
 
 def resolve(config: Config) -> Config:
-    """`config` with the device, precision and threads that it gets here. Raises UserError."""
-    device, precision, threads = (
-        pick(config.choices["device"]),
-        config.device.precision,
-        config.run.threads,
+    """Returns `config` with the device, precision, threads and compilation that it gets here.
+
+    Raises UserError for a device or a precision that this machine lacks.
+    """
+    device = pick(config.choices["device"])
+    return replace(
+        config,
+        choices=config.choices | {"device": device.type},
+        device=replace(config.device, precision=pick_precision(device, config.device.precision)),
+        run=replace(
+            config.run,
+            threads=config.run.threads or CORES,
+            compile=pick_compile(device, config.run.compile),
+        ),
     )
+
+
+def pick_precision(device: torch.device, choice: str) -> Precision:
+    """Returns the precision of a choice; auto takes the default. Raises UserError."""
     allowed = precisions(device)
-    if precision not in ("auto", *allowed):
-        raise UserError(
-            f"precision={precision}: {device.type} can't do it; allowed are auto, {', '.join(allowed)}"
-        )
-    compiled = config.run.compile if config.run.compile is not None else device.type == "cuda"
-    if compiled and not has_compiler(device):
+    for precision in allowed:
+        if choice in ("auto", precision):
+            return precision
+    raise UserError(
+        f"precision={choice}: {device.type} can't do it; allowed are auto, {', '.join(allowed)}"
+    )
+
+
+def pick_compile(device: torch.device, choice: bool | None) -> bool:
+    """Returns whether to compile: if it was asked for, or by default on CUDA, and if it can be."""
+    if choice is None:
+        choice = device.type == "cuda"
+    if choice and not has_compiler(device):
         print(
-            "warning: compile=true: needs a C++ compiler, Python's headers and, for CUDA, Triton; without them the "
-            "model is not compiled, which is slower",
+            "warning: compile=true: needs a C++ compiler, Python's headers and, for CUDA, Triton; "
+            "without them the model is not compiled, which is slower",
             file=sys.stderr,
         )
-        compiled = False
-    run = replace(config.run, threads=threads or CORES, compile=compiled)
-    precision = allowed[0] if precision == "auto" else precision
-    choices, own = (
-        config.choices | {"device": device.type},
-        replace(config.device, precision=precision),
-    )
-    return replace(config, choices=choices, run=run, device=own)
+        return False
+    return choice
 
 
-def autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    """What forward passes are wrapped in, in training and outside of it."""
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
+    """Returns the context for every forward pass, in training and outside of it."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16-mixed")

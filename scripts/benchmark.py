@@ -1,4 +1,4 @@
-"""How fast the lab is, next to what would be used instead:
+"""Measures how fast the lab is, next to what would be used instead.
 
   python scripts/benchmark.py sweep
   python scripts/benchmark.py train sample nanogpt=../nanoGPT
@@ -17,8 +17,9 @@ Suites (none or all: every one):
            and against the same sweep under Hydra's basic launcher; a cell's cost beside its training
 
 nanogpt  a clone of github.com/karpathy/nanoGPT whose data/shakespeare_char/prepare.py was run
-(null: left out) repeats  how often each is run, in turn; the medians count, of ratios those of
-pairs (3) out      where the figures are written as JSON (null: nowhere)
+         (null: left out)
+repeats  how often each is run, in turn; the medians count, of ratios those of pairs (3)
+out      where the figures are written as JSON (null: nowhere)
 
 Only the ratios of one call mean anything: machines are noisy, and cores that others use make all of
 it wrong.
@@ -29,47 +30,42 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lmlab import files
 from lmlab.catalogue import Count
+from lmlab.commands.door import run_command
 from lmlab.commands.options import parse_script
-from lmlab.errors import UserError, one_line_errors
+from lmlab.errors import UserError
 
 SUITES = ("startup", "data", "train", "sample", "sweep")
 
 
 @dataclass(frozen=True)
 class Options:
+    """What can be typed after the suites; the page of --help explains it."""
+
     nanogpt: str | None = None
     repeats: Count = 3
     out: str | None = None
 
 
 def main(argv: list[str]) -> None:
+    """Measures the suites that are named, and prints their figures. Raises UserError."""
     wanted = [argument for argument in argv if "=" not in argument and argument[:1] != "-"]
-    options = parse_script(
-        Options, __doc__, [argument for argument in argv if argument not in wanted]
-    )
+    others = [argument for argument in argv if argument not in wanted]
+    options = parse_script(Options, __doc__, others)
     for suite in wanted:
         if suite not in (*SUITES, "all"):
-            raise UserError(
-                f"{suite}: there is no such suite; allowed are {', '.join(SUITES)}, all"
-            )
-    clone = options.nanogpt and Path(options.nanogpt)
-    if clone and wanted and not {"train", "sample", "all"} & {*wanted}:
-        raise UserError(f"nanogpt={clone}: goes with train and sample")
-    if clone and not (clone / "model.py").exists():
-        raise UserError(f"nanogpt={clone}: is no clone of nanoGPT, there is no model.py in it")
+            allowed = ", ".join(SUITES)
+            raise UserError(f"{suite}: there is no such suite; allowed are {allowed}, all")
+    clone = clone_of_nanogpt(options.nanogpt, wanted)
+    suites = wanted if wanted and "all" not in wanted else SUITES
     figures = {}
-    for suite in wanted if wanted and "all" not in wanted else SUITES:
-        measure = importlib.import_module(f"suites.{suite}").measure
-        taken = {"repeats": options.repeats, "nanogpt": clone}
-        figures[suite] = measure(
-            **{key: taken[key] for key in inspect.signature(measure).parameters}
-        )
+    for suite in suites:
+        figures[suite] = measure(suite, {"repeats": options.repeats, "nanogpt": clone})
         print(f"{suite}, medians of {options.repeats}")
         for name, figure in figures[suite].items():
             print(f"  {name:<56}{figure:12,.3f}", flush=True)
@@ -77,6 +73,22 @@ def main(argv: list[str]) -> None:
         files.write(Path(options.out), json.dumps(figures, indent=2).encode())
 
 
+def clone_of_nanogpt(path: str | None, wanted: list[str]) -> Path | None:
+    """Returns the folder of nanoGPT, if one was named. Raises UserError unless it can be used."""
+    if not path:
+        return None
+    if wanted and not {"train", "sample", "all"} & {*wanted}:
+        raise UserError(f"nanogpt={path}: goes with train and sample")
+    if not (Path(path) / "model.py").exists():
+        raise UserError(f"nanogpt={path}: is no clone of nanoGPT, there is no model.py in it")
+    return Path(path)
+
+
+def measure(suite: str, options: dict[str, Any]) -> dict[str, float]:
+    """Returns the figures of a suite, which is handed the options that it takes."""
+    function = importlib.import_module(f"suites.{suite}").measure
+    return function(**{key: options[key] for key in inspect.signature(function).parameters})
+
+
 if __name__ == "__main__":
-    with one_line_errors():
-        main(sys.argv[1:])
+    run_command(main)

@@ -1,9 +1,9 @@
-"""From counting to attention on one chart, from the runs of a sweep:
+"""Draws validation loss from counting to attention on one chart, from the runs of a sweep.
 
   python scripts/ladder.py sweep=outputs/sweeps/ladder out=ladder.png
 
-sweep  a sweep's folder, fed by the recipes experiment=ladder_… (outputs/sweeps/ladder) out    the
-picture, .png or .svg (ladder.png)
+sweep  a sweep's folder, fed by the recipes experiment=ladder_… (outputs/sweeps/ladder)
+out    the picture, .png or .svg (ladder.png)
 
 Draws validation loss against parameters, and against the operations of training as the runs went
 along; prints the table behind it, one row a configuration: the mean over its finished seeds, and
@@ -12,29 +12,35 @@ its standard error.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lmlab.commands.door import run_command
 from lmlab.commands.options import parse_script
-from lmlab.errors import UserError, one_line_errors
+from lmlab.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import pandas as pd
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True)
 class Options:
+    """What can be typed; the page of --help explains it."""
+
     sweep: str = "outputs/sweeps/ladder"
     out: str = "ladder.png"
 
 
 def main(argv: list[str]) -> None:
+    """Writes the chart and prints the table. Raises UserError."""
     options = parse_script(Options, __doc__, argv)
     import matplotlib
 
-    matplotlib.use("Agg")
+    matplotlib.use("Agg")  # draws to files, and needs no display
     from matplotlib import pyplot
 
     from lmlab.sweep import table as tables
@@ -50,47 +56,57 @@ def main(argv: list[str]) -> None:
     figure, (by_size, by_compute) = pyplot.subplots(
         1, 2, figsize=(10, 4.5), layout="constrained", sharey=True
     )
-    for n, (model, rows) in enumerate(rungs.groupby("model", sort=False)):
-        rows = rows.sort_values("n_params")
-        by_size.errorbar(
-            rows["n_params"], rows["loss"], rows["se"], color=f"C{n}", marker="o", ms=5, label=model
-        )
-        if rows["flops"].gt(0).all():
-            by_compute.errorbar(
-                rows["flops"], rows["loss"], rows["se"], color=f"C{n}", marker="o", ms=5, lw=0
-            )
-            for group in rows["group"]:
-                by_compute.plot(
-                    *curve(runs[runs["group"] == group]), color=f"C{n}", lw=1, alpha=0.7
-                )
-        else:  # nothing is multiplied
-            by_compute.axhline(rows["loss"].min(), color=f"C{n}", ls="--", lw=1)
-    by_size.set(
-        xscale="log",
-        xlabel="parameters (of n-grams: counts)",
-        ylabel="validation loss, nats per character",
-    )
-    by_compute.set(xscale="log", xlabel="floating-point operations of training")
-    by_compute.set_ylim(rungs["loss"].min() - 0.1, max(2.75, rungs["loss"].max()))
-    by_size.legend(frameon=False)
+    draw_sizes(by_size, rungs)
+    draw_compute(by_compute, rungs, runs)
     for axes in (by_size, by_compute):
         axes.grid(alpha=0.3)
     try:
         figure.savefig(options.out, dpi=120)
     except (OSError, ValueError) as error:
         raise UserError(f"out={options.out}: {error}") from None
-    print(
-        "| model | parameters | validation loss | seeds | seconds of training |\n|---|---|---|---|---|"
-    )
+    print("| model | parameters | validation loss | seeds | seconds of training |")
+    print("|---|---|---|---|---|")
     for row in rungs.itertuples():
-        print(
-            f"| {row.model} | {row.n_params:,} | {row.loss:.3f} ± {row.se:.3f} | {row.n} | {row.seconds:.1f} |"
-        )
+        loss = f"{row.loss:.3f} ± {row.se:.3f}"
+        print(f"| {row.model} | {row.n_params:,} | {loss} | {row.n} | {row.seconds:.1f} |")
     print(f"\n{options.out}")
 
 
+def models_of(rungs: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """Yields each model with its color and its rows, the smallest first."""
+    for n, (model, rows) in enumerate(rungs.groupby("model", sort=False)):
+        yield str(model), f"C{n}", rows.sort_values("n_params")
+
+
+def draw_sizes(axes: Axes, rungs: pd.DataFrame) -> None:
+    """Draws loss against the number of parameters, a line a model."""
+    for model, color, rows in models_of(rungs):
+        sizes, losses, errors = rows["n_params"], rows["loss"], rows["se"]
+        axes.errorbar(sizes, losses, errors, color=color, marker="o", ms=5, label=model)
+    axes.set(
+        xscale="log",
+        xlabel="parameters (of n-grams: counts)",
+        ylabel="validation loss, nats per character",
+    )
+    axes.legend(frameon=False)
+
+
+def draw_compute(axes: Axes, rungs: pd.DataFrame, runs: pd.DataFrame) -> None:
+    """Draws loss against the operations of training: a curve a configuration, a point at its end."""
+    for _, color, rows in models_of(rungs):
+        if not rows["flops"].gt(0).all():  # counting multiplies nothing
+            axes.axhline(rows["loss"].min(), color=color, ls="--", lw=1)
+            continue
+        axes.errorbar(rows["flops"], rows["loss"], rows["se"], color=color, marker="o", ms=5, lw=0)
+        for group in rows["group"]:
+            operations, losses = curve(runs[runs["group"] == group])
+            axes.plot(operations, losses, color=color, lw=1, alpha=0.7)
+    axes.set(xscale="log", xlabel="floating-point operations of training")
+    axes.set_ylim(rungs["loss"].min() - 0.1, max(2.75, rungs["loss"].max()))
+
+
 def summary(runs: pd.DataFrame) -> pd.DataFrame:
-    """A row a configuration, the best of each model last, models in the order of their best."""
+    """Returns a row a configuration: models in the order of their best, the best of each last."""
     groups = runs.groupby("group", as_index=False).agg(
         model=("model", "first"),
         n_params=("n_params", "first"),
@@ -107,19 +123,19 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def curve(members: pd.DataFrame) -> tuple[list[float], list[float]]:
-    """Of one configuration: operations so far, and the mean validation loss there."""
+    """Returns the operations so far and the mean validation loss there, of one configuration."""
     from lmlab.runs.folder import read_history
 
-    points: dict[int, list[float]] = {}
+    losses: dict[int, list[float]] = {}  # by step, one of each member
     for path in members["path"]:
         for line in read_history(Path(path)):
             if line.get("val/loss") is not None and line["step"]:
-                points.setdefault(line["step"], []).append(line["val/loss"])
+                losses.setdefault(line["step"], []).append(line["val/loss"])
     per_step = members["flops"].iloc[0] / members["step"].iloc[0]
-    steps = [step for step in sorted(points) if len(points[step]) == len(members)]
-    return [step * per_step for step in steps], [sum(points[step]) / len(members) for step in steps]
+    steps = [step for step in sorted(losses) if len(losses[step]) == len(members)]
+    means = [sum(losses[step]) / len(members) for step in steps]
+    return [step * per_step for step in steps], means
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main(sys.argv[1:])
+    run_command(main)

@@ -1,5 +1,4 @@
-"""The lowest validation loss on tiny-shakespeare that the lab reaches in three minutes on two
-cores:
+"""Reaches the lowest validation loss on tiny-shakespeare that three minutes on two cores allow.
 
   time python scripts/shakespeare_3min.py seed=0
 
@@ -11,14 +10,11 @@ characters that neither was trained on, and evaluates the mixture once, all in o
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import Annotated
 
-import evaluate
-
-from lmlab import errors
-from lmlab.commands import train as cli
+from lmlab.commands import evaluate, train
+from lmlab.commands.door import run_command
 from lmlab.commands.options import parse_script
 
 MEMBERS = {
@@ -34,16 +30,19 @@ MEMBERS = {
 
 @dataclass(frozen=True)
 class Options:
+    """What can be typed; the page of --help explains it."""
+
     seed: Annotated[int, "[0, 4294967296)"] = 0
 
 
 def main(argv: list[str]) -> None:
+    """Trains the two models and evaluates their mixture. Raises UserError."""
     options = parse_script(Options, __doc__, argv)
     for name, arguments in MEMBERS.items():
-        cli.main([*arguments, f"seed={options.seed}", f"name={name}"])
-    evaluate.main([f"run={','.join(f'outputs/{name}' for name in MEMBERS)}"])
+        train.main([*arguments, f"seed={options.seed}", f"name={name}"])
+    folders = ",".join(f"outputs/{name}" for name in MEMBERS)
+    evaluate.main([f"run={folders}"])
 
 
 if __name__ == "__main__":
-    with errors.one_line_errors():
-        main(sys.argv[1:])
+    run_command(main)

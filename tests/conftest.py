@@ -57,9 +57,9 @@ def short_texts():
     """
     with pytest.MonkeyPatch.context() as patch:
         for name in ("tales", "pydoc"):
-            text = "".join(corpora.CORPORA[name](None))
+            text = "".join(getattr(corpora, name)(None))
             short = "".join(sorted({*text})) + text[:5_000]
-            patch.setitem(corpora.CORPORA, name, lambda _, short=short: [short])
+            patch.setattr(corpora, name, lambda _, short=short: [short])
         yield
 
 
@@ -170,6 +170,15 @@ def some_config():
 
 LONG = ("resume", "search", "sweep", "readme", "additions", "recipes", "finetune", "learn", "disk")
 LONG += ("damage", "device", "old_runs")  # files that `make quick` leaves out
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--kills",
+        type=int,
+        default=1,
+        help="how many kills at random moments (tests/test_resume.py)",
+    )
 
 
 def pytest_collection_modifyitems(items):

@@ -1,8 +1,11 @@
+"""The benchmark: its suites are explained, and wrong input is refused before measuring."""
+
 import importlib
 import time
 
 import pytest
 
+from lmlab.errors import one_line_errors
 from tests.conftest import ROOT, refused, script
 
 
@@ -36,7 +39,7 @@ def test_wrong_input_is_answered_by_one_line(capsys, arguments, words):
     benchmark = script("benchmark")
 
     def with_one_line():
-        with benchmark.one_line_errors():
+        with one_line_errors():
             benchmark.main(arguments)
 
     refused(capsys, with_one_line, words)
@@ -47,7 +50,7 @@ def test_a_clone_without_its_text_is_named_before_anything_is_measured(capsys, h
     benchmark = script("benchmark")
 
     def with_one_line():
-        with benchmark.one_line_errors():
+        with one_line_errors():
             benchmark.main(["train", f"nanogpt={here}"])
 
     suite("train")

@@ -18,16 +18,15 @@ from hypothesis import strategies as st
 from lmlab import files
 from lmlab.commands import train as cli
 from lmlab.config.keys import neutral_values
-from lmlab.errors import UserError
+from lmlab.errors import UserError, one_line_errors
 from lmlab.runs import checkpoints
 from lmlab.runs import folder as runs
 from tests.conftest import CHECKPOINTS, LAST, SMALL_RUN, content, metrics, refused, script
 
 
 def sample(run):
-    module = script("sample")
-    with module.one_line_errors():
-        module.main([f"run={run}"])
+    with one_line_errors():
+        script("sample").main([f"run={run}"])
 
 
 def flip(path, byte=-1000, bit=3):
@@ -462,7 +461,7 @@ def test_a_run_that_does_not_say_what_its_text_was_gets_none(run, capsys):
     evaluate = script("evaluate")
 
     def with_one_line():
-        with evaluate.one_line_errors():
+        with one_line_errors():
             evaluate.main(["run=run"])
 
     refused(capsys, with_one_line, ["metrics.json", "data_sha256"])

@@ -2,6 +2,7 @@ import sys
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmlab import files
-from lmlab.catalogue import CorpusConfig
+from lmlab.catalogue import CorpusConfig, FileConfig
 from lmlab.data import corpora
 from lmlab.data import text as texts
-from lmlab.data.batches import Batches, CharDataModule
-from lmlab.data.text import Text, token_file
+from lmlab.data.batches import Batches, BatchModule
+from lmlab.data.text import Splits, Text, token_file
 from lmlab.data.tokenizers import CharTokenizer, UnknownCharacters
 from lmlab.errors import UserError
 from lmlab.sweep.server import server
@@ -73,6 +74,18 @@ def test_a_stream_is_the_batches_one_after_the_other(resident, size, start, at_o
         stream.close()
 
 
+def test_lightning_gets_the_batches_from_the_first_that_is_asked_for_on():
+    batches = Batches(np.arange(100), 2, 5, seed=1)
+    module = BatchModule(batches, first=7)
+    device = torch.device("cpu")
+    module.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=device))
+    stream = module.train_dataloader()
+    for t in (7, 8, 9):
+        batch = module.transfer_batch_to_device(next(stream), device, 0)
+        for mine, wanted in zip(batch, batches[t], strict=True):
+            assert mine.equal(wanted)
+
+
 @given(sizes)
 def test_targets_are_the_next_tokens(size):
     idx, targets = batches_of(size)[3]
@@ -112,18 +125,33 @@ def test_splits_are_the_text_in_order(some_config, holdout, val, test, length):
         data=CorpusConfig(val_fraction=val, test_fraction=test, holdout_fraction=holdout),
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(corpora.CORPORA, "tales", lambda _: [text])
+        patch.setattr(corpora, "tales", lambda _: [text])
         if holdout + val + test >= 1:
             return
         try:
-            module = CharDataModule(config)
+            module = Splits.of_run(config)
         except UserError as error:
             assert "_fraction=" in str(error)
             return
-    parts = [module.splits[split] for split in ("holdout", "train", "val", "test")]
+    parts = list(module.parts.values())
+    assert list(module.parts) == ["holdout", "train", "val", "test"]
     assert module.tokenizer.decode(np.concatenate(parts)) == text
     for part, share in zip((parts[0], *parts[2:]), (holdout, val, test), strict=True):
         assert abs(len(part) - share * length) <= 1 and (len(part) > 0) == (share > 0)
+
+
+def test_another_text_than_the_one_with_this_sha256_is_refused(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("a text of the run")
+    config = FileConfig(0.2, 0.0, 0.0, str(path))
+    text = Splits("file", config)
+    assert Splits("file", config, sha256=text.sha256).val.tolist() == text.val.tolist()
+    path.write_text("a text of another")
+    refused = rf"^data=file path={path}: the text is not the one .*{text.sha256[:12]}"
+    with pytest.raises(UserError, match=refused):
+        Splits("file", config, sha256=text.sha256)
+    with pytest.raises(UserError, match=r"^data=sentence: the text is not the one"):
+        Splits("sentence", CorpusConfig(0.0, 0.0, 0.0), sha256=text.sha256)
 
 
 @given(
@@ -139,15 +167,15 @@ def test_a_text_in_pieces_gives_the_same_data(some_config, pieces, known, unknow
         data=CorpusConfig(val_fraction=0, test_fraction=0, holdout_fraction=0),
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(corpora.CORPORA, "tales", lambda _: iter(pieces))
+        patch.setattr(corpora, "tales", lambda _: iter(pieces))
         if not kept or (unknown == "error" and kept != text):
             with pytest.raises(UserError, match=r"^data=tales: .* the vocabulary"):
-                CharDataModule(config, tokenizer)
+                Splits.of_run(config, tokenizer)
             return
-        module = CharDataModule(config, tokenizer)
+        module = Splits.of_run(config, tokenizer)
     assert module.sha256 == files.sha256(text.encode("utf-8", "surrogatepass"))
     assert module.tokenizer.chars == "".join(sorted(set(known or text)))
-    assert module.tokenizer.decode(module.splits["train"]) == kept
+    assert module.tokenizer.decode(module.train) == kept
     assert module.dropped == len(text) - len(kept)
 
 

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 
 from lmlab.catalogue import GPTConfig
 from lmlab.commands import train as cli
-from lmlab.data.batches import CharDataModule
+from lmlab.data.text import Splits
 from lmlab.data.tokenizers import CharTokenizer
-from lmlab.errors import UserError
+from lmlab.errors import UserError, one_line_errors
 from lmlab.inference import attention_maps, explain, loss, pictures
 from lmlab.models import attention, gpt, modern
 from lmlab.models.base import LanguageModel, build_model
@@ -75,6 +75,32 @@ def test_the_picture_has_a_square_a_head_black_where_all_of_the_attention_is():
         y, x = 14 + 38 * layer, 14 + 38 * head
         square = picture[y : y + 24, x : x + 24].reshape(4, 6, 4, 6, 3)[:, 3, :, 3]
         assert (square == 255 * (1 - np.eye(4))[..., None]).all()
+
+
+def test_a_model_is_drawn_by_what_it_has_not_by_its_type():
+    class Drawn(LanguageModel):
+        """Attention of its own with a mask that is added, as ALiBi's, and a picture of its own."""
+
+        def forward(self, idx):
+            x = F.one_hot(idx, V).float()[:, None]  # (B, 1, T, V)
+            mask = torch.full((idx.shape[1],) * 2, -math.inf).triu(1) - 0.5
+            return F.scaled_dot_product_attention(x, x, x, attn_mask=mask)[:, 0]
+
+        def picture(self, idx, names):
+            return np.zeros((2, len(names), 3), np.uint8)
+
+    def drawn(model, with_attention=True):
+        return dict(pictures.pictures_of(model, some_ids(T), "abcdefghijk", with_attention))
+
+    assert drawn(build_model(CONFIGS["bigram"], V)).keys() == {"bigram"}
+    assert drawn(build_model(CONFIGS["lstm"], V)) == {}
+    assert drawn(shaken("gpt")).keys() == {"attention"}
+    found = drawn(Drawn())
+    assert found["picture"].shape == (2, V, 3) and found.keys() == {"picture", "attention"}
+    assert drawn(Drawn(), with_attention=False).keys() == {"picture"}
+    maps = attention_maps.attention_maps(Drawn(), some_ids(T))
+    torch.testing.assert_close(maps.sum(-1), torch.ones(1, 1, T))
+    assert maps.triu(1).eq(0).all()
 
 
 @pytest.mark.parametrize("tokens", [1, 3, T])
@@ -169,7 +195,7 @@ def test_within_one_window_the_surprisals_add_up_to_what_evaluation_says(nano):
 def test_the_bigrams_table_stands_beside_the_counts_of_its_own_text(nano, monkeypatch):
     run = nano["bigram"]
     data = explain.page_data(run, None)
-    train = CharDataModule(run.config).splits["train"]
+    train = Splits.of_run(run.config).train
     counts = np.zeros((run.tokenizer.vocab_size,) * 2, int)
     for now, following in itertools.pairwise(train.tolist()):
         counts[now, following] += 1
@@ -270,7 +296,7 @@ def test_what_is_wrong_is_one_line(nano, monkeypatch, capsys, arguments, words):
     monkeypatch.chdir(run.parents[2])
 
     def command():
-        with explainer.one_line_errors():
+        with one_line_errors():
             explainer.main(arguments)
 
     refused(capsys, command, words)
@@ -286,4 +312,4 @@ def test_without_a_text_it_reads_the_beginning_of_the_runs_validation_text(
     shown = "".join(
         token["text"] for token in page_data((tmp_path / "x.html").read_text())["tokens"]
     )
-    assert shown == run.tokenizer.decode(CharDataModule(run.config).splits["val"][:300])
+    assert shown == run.tokenizer.decode(Splits.of_run(run.config).val[:300])

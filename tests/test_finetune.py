@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lmlab.commands import train as cli
-from lmlab.data.batches import CharDataModule
+from lmlab.data.text import Splits
 from lmlab.inference import loss
 from lmlab.runs import checkpoints
 from lmlab.training.step import LanguageModule
@@ -49,10 +49,10 @@ def test_it_starts_from_the_best_weights_with_the_old_vocabulary(source, train, 
     )
     assert values["init_from"] == str(source)
     start, tuned = checkpoints.load(source, "best"), checkpoints.load(run)
-    data = CharDataModule(tuned.config, tuned.tokenizer)
+    data = Splits.of_run(tuned.config, tuned.tokenizer)
     for key, tokens in (
-        ("val/loss", data.splits["val"]),
-        ("val/loss_source", CharDataModule(start.config, start.tokenizer).splits["val"]),
+        ("val/loss", data.val),
+        ("val/loss_source", Splits.of_run(start.config, start.tokenizer).val),
     ):
         answers = loss.log_probs(start.model, tokens, 32)
         assert (
@@ -74,8 +74,8 @@ def test_unknown_characters_are_counted_and_named_or_left_out(source, train, her
     run = train(line + "unknown=drop")
     assert "characters that the vocabulary lacks were left out" in capsys.readouterr().out
     kept = "".join(char for char in (here / "new.txt").read_text() if char not in "i;")
-    data = CharDataModule(checkpoints.load(run).config, checkpoints.load(run).tokenizer)
-    assert "".join(data.tokenizer.decode(data.splits[part]) for part in ("train", "val")) == kept
+    data = Splits.of_run(checkpoints.load(run).config, checkpoints.load(run).tokenizer)
+    assert "".join(data.tokenizer.decode(part) for part in (data.train, data.val)) == kept
     (here / "new.txt").write_text("日本" * 100)
     assert "none of its characters" in said(capsys, line + "unknown=drop")
     assert len(list((here / "outputs").glob("*/*"))) == 2

@@ -7,7 +7,16 @@ from hypothesis import strategies as st
 from lmlab.catalogue import BigramConfig, GPTConfig, ModernConfig
 from lmlab.data.tokenizers import CharTokenizer
 from lmlab.errors import UserError
-from lmlab.inference.generate import draw, generate, next_token_probs, stream
+from lmlab.inference.generate import (
+    CachedReader,
+    NumpyReader,
+    PlainReader,
+    draw,
+    generate,
+    next_token_probs,
+    reader_for,
+    stream,
+)
 from lmlab.models.base import build_model
 
 T = 8
@@ -102,6 +111,17 @@ def test_the_cache_changes_nothing(kind, length, samples, model, modern):
     tokens = np.stack(list(generate(model, idx, 3 * T, T, temperature=2.0, seed=1)), axis=1)
     assert np.array_equal(tokens, wanted[:, length:]) and len(np.unique(tokens)) > 4
     assert model.training
+
+
+def test_the_model_says_how_it_is_read(model):
+    """A single text on a CPU is read in numpy; several, or a large model's, with caches."""
+    bigram = build_model(BigramConfig(block_size=T), 9)
+    assert type(reader_for(bigram, 1, T, "32-true")) is PlainReader
+    assert type(reader_for(model, 1, T, "32-true")) is NumpyReader
+    assert type(reader_for(model, 2, T, "32-true")) is CachedReader
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lmlab.models.decoder.LARGEST", 10)
+        assert type(reader_for(model, 1, T, "32-true")) is CachedReader
 
 
 def test_models_without_a_cache_are_asked_anew():

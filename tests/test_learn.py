@@ -23,13 +23,12 @@ SHAPES = {
 
 
 def shortened(words):
-    """The arguments of train.py for a run of two steps; a counting model has none, a fine-tuned one
-    its old shape.
+    """Returns the arguments of train.py for a run of two steps, or for an n-gram, which has none.
+
+    Models that are fine-tuned keep their shape.
     """
-    words, values = (
-        [word for word in words if "=" not in word],
-        dict(w.split("=", 1) for w in words if "=" in w),
-    )
+    values = dict(word.split("=", 1) for word in words if "=" in word)
+    words = [word for word in words if "=" not in word]
     values["threads"] = 1
     if values.get("model") != "ngram":
         values |= {"max_steps": 2, "eval_interval": 1, "device": "cpu", "precision": "32-true"}
@@ -39,7 +38,7 @@ def shortened(words):
 
 
 def cells(words):
-    """How many runs a command makes: one for each combination of values with commas between them."""
+    """Returns how many runs a command makes: one for each combination of its values."""
     return math.prod(word.count(",") + 1 for word in words)
 
 
@@ -74,7 +73,7 @@ def test_every_command_works_after_those_before_it(here, short_texts, capsys):
 
 
 def run_train(here, words, name):
-    """Trains; a sweep's cells one by one in this process, where the texts are short."""
+    """Trains. The cells of a sweep run one by one in this process, where the texts are short."""
     sweep = "-m" in words
     cli.main(shortened(words) + ["hydra/launcher=basic"] * sweep)
     folder = here / ("outputs/sweeps" if sweep else "outputs") / name

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from lmlab.commands import train as cli
+from lmlab.errors import one_line_errors
 from lmlab.inference import mixture
-from tests.conftest import ROOT, metrics, script, working_in
+from tests.conftest import metrics, script, working_in
 
 SMALL = "holdout_fraction=0.1 threads=1 precision=32-true "
 
@@ -47,9 +48,8 @@ def members(short_texts, tmp_path_factory):
 
 
 def evaluated(*arguments):
-    module = script("evaluate")
-    with module.one_line_errors():
-        module.main([*arguments])
+    with one_line_errors():
+        script("evaluate").main([*arguments])
 
 
 def test_runs_are_mixed_and_it_is_noted(members, capsys):
@@ -115,9 +115,8 @@ def test_what_can_not_be_mixed_is_refused(members, train, capsys, other, split, 
     assert stopped.value.code == 2 and said in capsys.readouterr().err
 
 
-def test_the_three_minutes_end_in_the_mixture_of_their_two_runs(here, monkeypatch, capsys):
+def test_the_three_minutes_end_in_the_mixture_of_their_two_runs(here, capsys):
     """Of the seed that was given; and no mixture is worse than the mean of its models' losses."""
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     three = script("shakespeare_3min")
     small = (
         "n_layer=1 n_head=2 n_embd=16 block_size=16 batch_size=2 max_steps=3 hold_steps=0 threads=1"

@@ -7,7 +7,14 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lmlab.catalogue import BigramConfig, GPTConfig, LSTMConfig, MLPConfig, ModernConfig
+from lmlab.catalogue import (
+    BigramConfig,
+    GPTConfig,
+    LSTMConfig,
+    MLPConfig,
+    ModernConfig,
+    NGramConfig,
+)
 from lmlab.models.attention import attend
 from lmlab.models.base import LanguageModel, build_model
 from lmlab.models.gpt import CausalSelfAttention
@@ -163,12 +170,53 @@ def test_a_model_with_attention_of_its_own_gets_its_flops_muon_and_checkpoints()
     assert model.size() == f"{V * 8 + 8 * 24 + 24 + 8 * V + V:,} parameters"
 
 
-def test_a_model_whose_numbers_decide_what_is_computed_gets_six_flops_a_weight():
+@pytest.mark.parametrize("look", [torch.Tensor.item, torch.Tensor.numpy, torch.Tensor.tolist])
+def test_a_model_whose_numbers_decide_what_is_computed_gets_six_flops_a_weight(look):
     class Decides(OwnAttention):
         def forward(self, idx):
-            return super().forward(idx) * self.head.bias.sum().item()
+            return super().forward(idx) if look(idx.sum()) >= 0 else None
 
-    assert Decides().flops_per_token() == 6 * (8 * 24 + 8 * V)
+    model = Decides()
+    assert model(some_ids(2, T)).shape == (2, T, V)
+    assert model.flops_per_token() == 6 * (8 * 24 + 8 * V)
+
+
+@pytest.mark.parametrize("length", [2, T, T + 1, 2 * T + 1, 5 * T + 3])
+@pytest.mark.parametrize("name", ["gpt", "ngram"])
+def test_windows_predict_every_token_but_the_first_once(name, length):
+    ids = torch.arange(length)
+    model = build_model(CONFIGS.get(name, NGramConfig(order=4)), V)
+    predicted = []
+    for idx, targets in model.windows(ids, T, 3 * T):
+        assert torch.equal(idx[:, -targets.shape[1] :] + 1, targets)
+        assert idx.shape[1] <= 4 * T and len(idx) == len(targets)
+        predicted += targets.flatten().tolist()
+    assert predicted == list(range(1, length))
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, "ngram"])
+def test_a_model_accepts_its_own_weights_and_no_others(name):
+    config = CONFIGS.get(name, NGramConfig(order=4))
+    model = build_model(config, V)
+    state = model.state_dict() | ({"text": some_ids(9).int()} if name == "ngram" else {})
+    with torch.device("meta"):  # no memory is taken before it is known that they fit
+        asked = build_model(config, V)
+    assert asked.accepts(state)
+    first, *_ = state
+    for strange in (
+        None,
+        "text",
+        state[first].double(),
+        state[first][None],
+        state[first].to_sparse(),
+    ):
+        assert not asked.accepts(state | {first: strange})
+    assert not asked.accepts(state | {"another": state[first]}) and not asked.accepts({})
+
+
+def test_without_a_forward_a_model_says_so():
+    with pytest.raises(NotImplementedError, match="LanguageModel has no forward"):
+        LanguageModel()(some_ids(1, T))
 
 
 def test_the_lstm_equals_torchs_own():

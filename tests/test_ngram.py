@@ -176,3 +176,12 @@ def test_a_foreign_text_in_a_checkpoint_is_refused(train, capsys):
         files.write_sealed(path, path.read_bytes())
         with pytest.raises(checkpoints.UserError, match="its weights are not those"):
             checkpoints.load(run, "last")
+
+
+def test_keys_of_steps_that_a_sweep_shares_leave_an_ngram_as_it_is(train):
+    """Such a key is refused only where no model of the command has steps."""
+    line = "-m data=sentence threads=1 "
+    [alone] = train(line + "model=ngram name=alone")
+    together = train(line + "model=ngram,bigram device=cpu max_steps=2 name=together")
+    hashes = [run.name.split("-")[-1] for run in together]
+    assert len(hashes) == 2 and alone.name.split("-")[-1] in hashes

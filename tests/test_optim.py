@@ -1,13 +1,31 @@
 import itertools
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from lmlab.catalogue import AdamWConfig, SGDConfig
-from lmlab.models.base import build_model
-from lmlab.training.optimizers import build_optimizer, learning_rate
+from lmlab.catalogue import AdamWConfig, MuonConfig, SGDConfig
+from lmlab.errors import UserError
+from lmlab.models.base import LanguageModel, build_model
+from lmlab.training import optimizers
+from lmlab.training.optimizers import (
+    build_optimizer,
+    example_states,
+    learning_rate,
+    state_bytes,
+)
+from lmlab.training.state import check_optimizer
+from tests.test_models import CONFIGS
+
+
+class Layer(LanguageModel):
+    """A matrix, and nothing else."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(3, 3))
 
 
 @pytest.fixture
@@ -80,7 +98,7 @@ def test_decay_pulls_on_matrices_only(config, some_config):
 
 
 def test_sgd_is_plain_gradient_descent_with_momentum():
-    layer = torch.nn.Linear(3, 3, bias=False)
+    layer = Layer()
     optimizer = build_optimizer(layer, SGDConfig(lr=0.1, momentum=0.9, weight_decay=0.0))
     wanted, speed = layer.weight.detach().clone(), torch.zeros(3, 3)
     for step in range(3):
@@ -89,3 +107,57 @@ def test_sgd_is_plain_gradient_descent_with_momentum():
         speed = 0.9 * speed + (step + 1)
         wanted -= 0.1 * speed
     torch.testing.assert_close(layer.weight.detach(), wanted)
+
+
+def nadam(weights, config, precision):
+    """torch's NAdam, whose state holds a scalar in addition to the step: the product of momenta."""
+    return torch.optim.NAdam(weights.groups(config.weight_decay), lr=config.lr)
+
+
+def adafactor(weights, config, precision):
+    """torch's Adafactor keeps a row and a column for a matrix."""
+    return torch.optim.Adafactor(weights.groups(config.weight_decay), lr=config.lr)
+
+
+@pytest.mark.parametrize("builder", [None, nadam, adafactor])
+def test_a_state_is_known_by_a_step_of_the_optimizer_itself(builder, some_config, monkeypatch):
+    """The check of a checkpoint and the estimate of its size follow from it, declared nowhere."""
+    config = AdamWConfig(lr=0.1, beta1=0.9, beta2=0.99, weight_decay=0.5)
+    if builder:
+        monkeypatch.setattr(optimizers, "adamw", builder)
+    model = build_model(some_config.model, 7)
+    before = [weight.clone() for weight in model.parameters()]
+    examples = example_states(model, config)
+    assert all(weight.equal(copy) for weight, copy in zip(model.parameters(), before, strict=True))
+    optimizer = build_optimizer(model, config)
+    for weight in model.parameters():
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    saved = optimizer.state_dict()
+    assert len(examples) == len(saved["state"]) == len(before)
+    size = 0
+    for number, state in saved["state"].items():
+        assert state.keys() == examples[number].keys()
+        size += sum(value.nbytes for value in state.values() if isinstance(value, torch.Tensor))
+    with torch.device("meta"):
+        outline = build_model(some_config.model, 7)
+    assert state_bytes(outline, config) == size
+    checkpoint = {"optimizer_states": [saved]}
+    check_optimizer(checkpoint, optimizer, examples, Path("last.ckpt"))
+    name = next(name for name, value in saved["state"][0].items() if value is not None)
+    for wrong in (torch.zeros(5, 5, 5), "text", None if name == "step" else torch.zeros(3)):
+        if wrong is not None:
+            saved["state"][0][name] = wrong
+            with pytest.raises(UserError, match="optimizer"):
+                check_optimizer(checkpoint, optimizer, examples, Path("last.ckpt"))
+
+
+def test_muon_keeps_one_number_for_a_hidden_matrix_and_two_for_the_rest():
+    model = build_model(CONFIGS["modern"], 11)
+    config = MuonConfig(
+        lr=0.02, adam_lr=0.02, momentum=0.9, ns_steps=5, beta1=0.9, beta2=0.99, weight_decay=0.1
+    )
+    hidden = sum(weight.numel() for weight in model.hidden_matrices())
+    weights = list(model.parameters())
+    numbers = 2 * sum(weight.numel() for weight in weights) - hidden + len(weights)  # and the steps
+    assert state_bytes(model, config) == 4 * numbers

@@ -1,8 +1,9 @@
-"""Every command of the README runs."""
+"""Every command of the README runs, and the files that the pages name are there."""
 
 import re
 import shlex
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -24,7 +25,7 @@ def test_there_are_commands():
 
 @pytest.fixture(scope="module")
 def folder(short_texts, tmp_path_factory):
-    """Where somebody has trained before."""
+    """A folder in which several runs were trained."""
     with working_in(tmp_path_factory.mktemp("readme")) as folder:
         (folder / "my.txt").write_text("The text of somebody else, long enough. " * 50)
         for line in ("model=bigram", "model=gpt_nano name=gpt", "model=gpt_nano name=pydoc"):
@@ -80,3 +81,19 @@ def torch_ids():
     import torch
 
     return torch.zeros(2, 8, dtype=torch.long), torch.ones(2, 8, dtype=torch.long)
+
+
+def test_the_map_of_the_house_names_every_file():
+    house = README.split("## The house")[1].split("```")[1]
+    for path in (ROOT / "lmlab").rglob("*.py"):
+        assert path.name == "__init__.py" or re.search(rf"\b{path.name}\b", house), path
+
+
+EXAMPLES = {"rnn", "gpt_tiny", "lion", "recipes", "count", "name"}  # what a reader might add
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "LEARN.md"])
+def test_files_that_a_page_names_exist(page):
+    names = re.findall(r"`((?:lmlab|scripts|conf|tests|docs)/[\w/.]+)`", (ROOT / page).read_text())
+    missing = {name for name in names if not (ROOT / name).exists()}
+    assert {name for name in missing if Path(name).stem not in EXAMPLES} == set()

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from lmlab.data.batches import CharDataModule
+from lmlab.data.text import Splits
 from lmlab.inference.references import ORDERS, references
 from tests.conftest import metrics
 from tests.test_ngram import kneser_ney
@@ -51,7 +51,7 @@ def test_they_are_what_counting_by_hand_gives(train, here, capsys, monkeypatch):
 
 
 def test_they_are_worked_out_once(some_config, monkeypatch):
-    data = CharDataModule(some_config)
+    data = Splits.of_run(some_config)
     found = references(data)
     monkeypatch.setattr("lmlab.inference.references.by_counting", None)
     assert references(data) == found and found["reference/ngram"] < found["reference/bigram"]

@@ -1,5 +1,7 @@
 """A run's folder: what is written is what is read."""
 
+import re
+import subprocess
 from dataclasses import replace
 
 import pytest
@@ -8,9 +10,10 @@ from hypothesis import strategies as st
 
 from lmlab.catalogue import FileConfig
 from lmlab.config.check import check_value
-from lmlab.data.tokenizers import CharTokenizer
+from lmlab.data.tokenizers import CharTokenizer, from_json
 from lmlab.errors import UserError, printable
 from lmlab.runs import folder as runs
+from lmlab.runs.provenance import differences, git_state, provenance
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), min_size=1).filter(
     lambda text: (
@@ -47,7 +50,7 @@ def test_text_of_several_lines_is_no_value(text):
 
 def test_two_neighbouring_halves_of_a_character_stay_two():
     chars = "\ud83d\ude00"
-    assert CharTokenizer.from_json(CharTokenizer(chars).to_json()).chars == chars
+    assert from_json(CharTokenizer(chars).to_json()).chars == chars
 
 
 def test_nothing_steers_the_terminal():
@@ -61,3 +64,39 @@ def test_a_torn_last_line_of_history_is_no_line_and_another_is_named(tmp_path):
         (tmp_path / "history.jsonl").write_text(f'{{"step": 1}}\n{wrong}\n')
         with pytest.raises(UserError, match=r"history\.jsonl: line 2"):
             runs.read_history(tmp_path)
+
+
+def test_a_repository_around_an_installed_copy_says_nothing_of_the_lab(tmp_path):
+    def git(*arguments):
+        subprocess.run(
+            ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments],
+            cwd=tmp_path,
+            check=True,
+            capture_output=True,
+        )
+
+    unknown = {"git_commit": None, "git_dirty": None}
+    folder = tmp_path / "venv"
+    (folder / "lmlab").mkdir(parents=True)
+    (folder / "lmlab/__init__.py").touch()
+    (tmp_path / "mine.txt").touch()
+    assert git_state(folder) == unknown  # no repository
+    git("init")
+    git("add", "mine.txt")
+    git("commit", "-m", "mine")
+    assert git_state(folder) == unknown  # another repository
+    git("add", ".")
+    git("commit", "-m", "the lab")
+    state = git_state(folder)
+    assert re.fullmatch("[0-9a-f]{40}", state["git_commit"]) and state["git_dirty"] is False
+    (folder / "lmlab/__init__.py").write_text("changed")
+    assert git_state(folder) == state | {"git_dirty": True}
+
+
+def test_a_provenance_differs_in_what_was_noted_both_times():
+    now = provenance("python train.py")
+    assert differences(now, now) == []
+    older = {key: value for key, value in now.items() if key != "lmlab"}  # as runs of 0.1 note it
+    assert differences(older, now | {"command": "another"}) == []
+    changed = differences(older | {"torch": "1.0"}, now)
+    assert changed == [f"torch 1.0, now {now['torch']}"]

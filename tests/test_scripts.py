@@ -1,14 +1,19 @@
 """The scripts as a user runs them, and the course's two programs against the Lightning runs."""
 
+import importlib
 import json
 import shlex
+import sys
 
 import pytest
 import torch
 
+from lmlab.catalogue import CATALOGUE
 from lmlab.commands import train as cli
+from lmlab.commands.door import run_command
 from lmlab.data import corpora
-from lmlab.data.batches import CharDataModule
+from lmlab.data.text import Splits
+from lmlab.errors import UserError, one_line_errors
 from lmlab.runs import checkpoints
 from lmlab.training import experiment
 from tests.conftest import NANO, ROOT, history, metrics, script, working_in
@@ -18,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("short_texts")
 
 @pytest.fixture(scope="module")
 def trained_folder(short_texts, tmp_path_factory):
-    """Where somebody has trained once."""
+    """A folder with one trained run."""
     with working_in(tmp_path_factory.mktemp("trained")) as folder:
         cli.main(NANO.split())
     return folder
@@ -30,9 +35,8 @@ def run_script(here, capsys):
 
     def run_script(name, line):
         capsys.readouterr()
-        module = script(name)
-        with module.one_line_errors():
-            module.main(shlex.split(line))
+        with one_line_errors():
+            script(name).main(shlex.split(line))
         return capsys.readouterr()
 
     return run_script
@@ -61,11 +65,12 @@ def test_nanogpt_mini_and_its_lightning_run_follow_the_same_losses(train, monkey
 
     monkeypatch.setattr(experiment, "build_model", build_and_remember)
     run = train("experiment=nanogpt_mini threads=1 max_steps=25 log_interval=1 eval_interval=25")
-    data = CharDataModule(checkpoints.load(run).config)
-    data.setup("fit")
+    config = checkpoints.load(run).config
+    data = Splits.of_run(config)
+    batches = experiment.training_batches(config, data)
     model = mini.GPT(data.tokenizer.vocab_size)
     model.load_state_dict(started["weights"])
-    losses = mini.train(model, data.batches.__getitem__, 25)
+    losses = mini.train(model, batches.__getitem__, 25)
     assert list(history(run, "train/loss").values()) == pytest.approx(losses, abs=1e-4)
     assert mini.generate(model, torch.zeros(1, 1, dtype=torch.long), 5).shape == (1, 6)
 
@@ -156,4 +161,25 @@ def test_help_names_every_argument(run_script, capsys, name):
         run_script(name, "--help")
     page = capsys.readouterr().out
     assert not stop.value.code
-    assert all(field in page for field in script(name).Options.__dataclass_fields__)
+    options = importlib.import_module(f"lmlab.commands.{name}").Options
+    assert all(field in page for field in options.__dataclass_fields__)
+    if "device" in options.__dataclass_fields__:
+        assert " | ".join(CATALOGUE["device"]) in page
+
+
+def test_no_script_hides_a_module_of_the_standard_library():
+    """The folder of a script that runs is the first place where Python looks for modules."""
+    assert not {path.stem for path in (ROOT / "scripts").iterdir()} & sys.stdlib_module_names
+
+
+@pytest.mark.parametrize(
+    ("raised", "status"), [(UserError("x=1: is wrong"), 2), (KeyboardInterrupt(), 130)]
+)
+def test_a_command_ends_with_the_status_of_what_stopped_it(capsys, raised, status):
+    def main(argv):
+        raise raised
+
+    with pytest.raises(SystemExit) as stop:
+        run_command(main)
+    assert stop.value.code == status
+    assert capsys.readouterr().err == "error: x=1: is wrong\n" * (status == 2)

@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from lmlab.commands import train as cli
-from lmlab.errors import UserError
+from lmlab.errors import UserError, one_line_errors
 from lmlab.inference import loss
 from lmlab.sweep import load_runs, report, table
 from tests.conftest import history, metrics, script, working_in
@@ -249,9 +249,8 @@ def test_text_from_outside_cannot_become_code(sweep, here, tmp_path, monkeypatch
     ],
 )
 def test_compare_names_what_is_wrong(here, capsys, arguments, words):
-    compare = script("compare")
-    with pytest.raises(SystemExit) as stop, compare.one_line_errors():
-        compare.main(arguments)
+    with pytest.raises(SystemExit) as stop, one_line_errors():
+        script("compare").main(arguments)
     stderr = capsys.readouterr().err
     assert stop.value.code == 2 and stderr.count("\n") == 1 and words in stderr
 

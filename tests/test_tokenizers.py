@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmlab.data.tokenizers import CharTokenizer, UnknownCharacters
+from lmlab.data.tokenizers import CharTokenizer, Tokenizer, UnknownCharacters, from_json
 from lmlab.errors import UserError
 
 ANY_CHAR = st.characters(codec=None, exclude_categories=())  # lone surrogates included
@@ -18,7 +18,7 @@ def test_any_text_round_trips(text, data):
     ids = tokenizer.encode(text)
     assert ids.dtype == np.min_scalar_type(tokenizer.vocab_size - 1)
     assert tokenizer.decode(ids) == text
-    again = CharTokenizer.from_json(tokenizer.to_json())
+    again = from_json(tokenizer.to_json())
     assert (again.encode(text) == ids).all()
     part = data.draw(st.text(st.sampled_from(text)))
     assert again.decode(again.encode(part)) == part
@@ -77,3 +77,38 @@ def test_ids_take_the_smallest_type():
     with pytest.raises(UnknownCharacters):  # 256 ids leave none over for what is unknown
         CharTokenizer(chars="".join(map(chr, range(256)))).encode("aĀ")
     assert CharTokenizer(chars="".join(map(chr, range(257)))).encode("a").dtype == np.uint16
+
+
+def test_other_tokenizers_need_three_methods():
+    """Two letters a token: what the base class makes of the methods of a subclass."""
+
+    class Pairs(Tokenizer):
+        vocab_size = 4
+
+        def encode_pieces(self, pieces, drop=False):
+            text = "".join(pieces)
+            if not drop and set(text) - {"a", "b"}:
+                raise UnknownCharacters(text)
+            yield np.array(
+                [["aa", "ab", "ba", "bb"].index(text[i : i + 2]) for i in range(0, len(text), 2)],
+                np.uint8,
+            )
+
+        def decode(self, ids):
+            return "".join(["aa", "ab", "ba", "bb"][i] for i in ids)
+
+    tokenizer = Pairs()
+    assert tokenizer.encode("abba").tolist() == [1, 2]
+    assert tokenizer.names() == ["aa", "ab", "ba", "bb"] and tokenizer.name_of(2) == "ba"
+    assert tokenizer.default_prompt() == "aa"
+    assert CharTokenizer("\nab").default_prompt() == "\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[]", "{}", '{"type": "bpe"}', '{"type": []}', '{"type": "char", "chars": "ab"}']
+    + [f'{{"type": "char", "chars": {chars}}}' for chars in ("[]", '["b", "a"]', '["ab"]', "[1]")],
+)
+def test_what_is_no_vocabulary_is_refused(text):
+    with pytest.raises(UserError, match="is no vocabulary"):
+        from_json(text)

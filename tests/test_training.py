@@ -4,6 +4,7 @@ import itertools
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,11 +12,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lmlab import files
 from lmlab.commands import train as cli
-from lmlab.data.batches import CharDataModule
-from lmlab.inference import loss
+from lmlab.data.text import Splits
+from lmlab.data.tokenizers import CharTokenizer
+from lmlab.inference import evaluations, loss
 from lmlab.runs import checkpoints
 from lmlab.runs import folder as runs
-from lmlab.training import experiment
+from lmlab.training import experiment, optimizers
 from lmlab.training.optimizers import learning_rate
 from tests.conftest import NANO, config, history, metrics
 
@@ -55,11 +57,11 @@ def test_a_run_equals_a_loop_written_out(train, some_config):
     loaded = checkpoints.load(run)
     torch.manual_seed(0)
     model = checkpoints.build_model(loaded.config.model, 60)
-    data = CharDataModule(loaded.config)
-    data.setup("fit")
+    data = Splits.of_run(loaded.config)
+    batches = experiment.training_batches(data, loaded.config.run, loaded.config.model.block_size)
     losses = {}
     for step in range(4):
-        idx, targets = data.batches[step]
+        idx, targets = batches[step]
         loss = F.cross_entropy(model(idx).flatten(0, 1), targets.flatten())
         gradients = torch.autograd.grad(loss, list(model.parameters()))
         length = math.sqrt(sum(gradient.square().sum().item() for gradient in gradients))
@@ -76,7 +78,7 @@ def test_the_trained_bigram_is_the_table_of_counts(train):
         "experiment=tiny_lm max_steps=3000 lr=10 log_interval=1000 eval_interval=3000 threads=1"
     )
     loaded = checkpoints.load(run)
-    tokens = CharDataModule(loaded.config).splits["train"]
+    tokens = Splits.of_run(loaded.config).train
     counts = torch.zeros(9, 9)
     for now, following in itertools.pairwise(tokens):
         counts[now, following] += 1
@@ -149,7 +151,7 @@ def test_best_is_where_validation_was_lowest(train):
     assert numbers["best/val/loss"] == min(losses.values()) < numbers["val/loss"] == losses[12]
     for checkpoint, key in (("best", "best/val/loss"), ("last", "val/loss")):
         loaded = checkpoints.load(run, checkpoint)
-        tokens = CharDataModule(loaded.config).splits["val"]
+        tokens = Splits.of_run(loaded.config).val
         answers = loss.log_probs(loaded.model, tokens, loaded.config.model.block_size)
         assert (
             loss.loss_metrics(answers, tokens, loaded.tokenizer, "val")["val/loss"] == numbers[key]
@@ -209,13 +211,13 @@ def test_update_ratios_are_those_of_the_step_before_an_evaluation(train):
     """
     run = train("experiment=tiny_lm max_steps=7 eval_interval=3 grad_accumulation=2 threads=1")
     loaded, ratios = checkpoints.load(run), {}
-    data = CharDataModule(loaded.config)
-    data.setup("fit")
+    data = Splits.of_run(loaded.config)
+    batches = experiment.training_batches(data, loaded.config.run, loaded.config.model.block_size)
     table = torch.zeros(9, 9, requires_grad=True)
     for step in range(1, 8):
         losses = [
             F.cross_entropy(table[idx].flatten(0, 1), targets.flatten())
-            for idx, targets in (data.batches[2 * step - 2], data.batches[2 * step - 1])
+            for idx, targets in (batches[2 * step - 2], batches[2 * step - 1])
         ]
         (gradient,) = torch.autograd.grad(sum(losses) / 2, table)
         change = learning_rate(step - 1, loaded.config.optimizer.lr, loaded.config.run) * gradient
@@ -286,7 +288,7 @@ def test_max_minutes_ends_a_run_if_it_comes_first(train):
 
 def test_two_runs_of_one_second_get_folders_of_their_own(some_config, here):
     paths = [
-        runs.RunDirectory.create(here / "x" / "now", some_config, runs.CharTokenizer("ab"), {})
+        runs.RunDirectory.create(here / "x" / "now", some_config, CharTokenizer("ab"), {})
         for _ in range(3)
     ]
     assert [path.path.name for path in paths] == ["now", "now-2", "now-3"]
@@ -316,3 +318,44 @@ def test_a_sweep_runs_every_cell_in_a_folder_named_after_it(train):
     assert all("seed=0" in cell.name or "seed=1" in cell.name for cell in cells)
     (more,) = train("-m " + BIGRAM + "max_steps=1 seed=7 name=mine")
     assert more.parent.name == "mine"
+
+
+def test_a_metric_is_one_registered_function(train, monkeypatch):
+    """Its numbers, texts and pictures reach all places where those of the loss do."""
+    monkeypatch.setattr(evaluations, "EVALUATIONS", [*evaluations.EVALUATIONS])
+
+    @evaluations.evaluation
+    def accuracy(subject):
+        guess = subject.model.table.weight[subject.text.val[0]].argmax().item()
+        square = np.zeros((8, 8, 3), np.uint8)
+        return {
+            "val/guess": float(guess),
+            "note": f"step {subject.step}",
+            "square": square,
+            "detail": evaluations.Detail(7.0),
+        }
+
+    run = train(BIGRAM + "max_steps=4 eval_interval=2")
+    numbers = metrics(run)
+    assert history(run, "note") == {0: "step 0", 2: "step 2", 4: "step 4"}
+    assert history(run, "val/guess")[4] == numbers["val/guess"] == numbers["best/val/guess"]
+    assert "detail" not in numbers and not history(run, "detail")
+    board = EventAccumulator(str(run)).Reload()
+    assert [e.value for e in board.Scalars("val/guess")] == [*history(run, "val/guess").values()]
+    assert len(board.Scalars("detail")) == len(board.Images("square")) == 3
+    assert "note/text_summary" in board.Tags()["tensors"]
+
+
+def test_a_scalar_in_the_state_of_an_optimizer_is_resumed(train, monkeypatch):
+    """torch's NAdam keeps one number for each weight in addition to the step."""
+
+    def nadam(weights, config, precision):
+        return torch.optim.NAdam(weights.groups(config.weight_decay), lr=config.lr)
+
+    monkeypatch.setattr(optimizers, "adamw", nadam)
+    straight = train(NANO + "max_steps=6 decay_steps=6")
+    stopped = train(NANO + "max_steps=3 decay_steps=6")
+    cli.main([f"resume={stopped}", "max_steps=6"])
+    state = torch.load(stopped / "checkpoints/last.ckpt", weights_only=True)["optimizer_states"]
+    assert state[0]["state"][0]["mu_product"].shape == ()
+    assert all(weight.equal(weights(stopped)[name]) for name, weight in weights(straight).items())

@@ -1,70 +1,90 @@
-"""train.py in a process of its own, for tests that do something to it. Imports little: every such
-process does.
-"""
+"""train.py in a process of its own, for tests that stop it. It imports little, since each does."""
 
 import os
 import resource
 import signal
 import sys
 import time
+from functools import partial
 
 from lmlab import files
 from lmlab.commands import train as cli
 from lmlab.training import experiment
-from lmlab.training.recorder import Recorder
+from lmlab.training.recorder import Recorder, StopSignal
 from lmlab.training.step import LanguageModule
 
 
 def child(folder, arguments, point):
-    """train.py in a process of its own, which ends itself at the n-th call of a function, if it is
-    told to.
+    """Runs train.py in this process and in `folder`; `point` says what happens to it, if anything.
+
+    "limit 100": no file may grow beyond so many bytes. "wait 7 1": the seventh batch lasts until
+    one signal has come. "evaluate 3": the process kills itself at the third call of a function.
     """
     os.chdir(folder)
-    out = os.open("out.txt", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-    os.dup2(out, 1), os.dup2(out, 2)
-    sys.stdout, sys.stderr, sys.argv = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1), ["pytest"]
-    if point and point.startswith("limit"):  # no file may grow larger, as if the disk were full
-        pipe = os.open("pipe", os.O_WRONLY)
-        os.dup2(pipe, 1), os.dup2(pipe, 2)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (int(point.split()[1]),) * 2)
-    elif point and point.startswith(
-        "wait"
-    ):  # "wait 7 1": the seventh batch lasts until there was one signal
-        batches, signals = map(int, point.split()[1:])
-        seen, told, step, on_signal = [], [], LanguageModule.training_step, Recorder.on_signal
-
-        def training_step(self, batch, batch_idx):
-            print("batch")
-            seen.append(batch_idx)
-            while len(seen) == batches and len(told) < signals:
-                time.sleep(0.01)
-            return step(self, batch, batch_idx)
-
-        def note(self, number, frame):
-            told.append(number)
-            on_signal(self, number, frame)
-
-        LanguageModule.training_step, Recorder.on_signal = training_step, note
-    elif point:
-        name, calls = point.split()
-        place = {
-            "training_step": LanguageModule,
-            "evaluate": Recorder,
-            "write": files,
-            "replace": os,
-            "save_checkpoint": experiment.SealedCheckpointIO,
-        }[name]
-        original, left = getattr(place, name), [int(calls)]
-
-        def deadly(*args, **kwargs):
-            left[0] -= 1
-            if not left[0]:
-                if name == "write":  # half of it is there
-                    args[0].with_name(f".{args[0].name}.{'0' * 32}").write_bytes(
-                        args[1][: len(args[1]) // 2]
-                    )
-                os.kill(os.getpid(), signal.SIGKILL)
-            return original(*args, **kwargs)
-
-        setattr(place, name, deadly)
+    redirect(os.open("out.txt", os.O_CREAT | os.O_WRONLY | os.O_APPEND))
+    sys.stdout = os.fdopen(1, "w", 1)
+    sys.stderr = os.fdopen(2, "w", 1)
+    sys.argv = ["pytest"]
+    if point:
+        name, *numbers = point.split()
+        what = {"limit": limit_files, "wait": wait_for_signals}.get(name, partial(die_at, name))
+        what(*map(int, numbers))
     cli.main(arguments.split())
+
+
+def redirect(descriptor):
+    """Sends stdout and stderr to an open file."""
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+
+
+def limit_files(size):
+    """Lets no file grow beyond `size` bytes, as if the disk were full; a pipe takes the output."""
+    redirect(os.open("pipe", os.O_WRONLY))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def wait_for_signals(batches, signals):
+    """Prints each batch, and lets one of them last until so many signals have come."""
+    step = LanguageModule.training_step
+    receive = StopSignal.receive
+    seen = []
+    received = []
+
+    def training_step(self, batch, batch_idx):
+        print("batch")
+        seen.append(batch_idx)
+        while len(seen) == batches and len(received) < signals:
+            time.sleep(0.01)
+        return step(self, batch, batch_idx)
+
+    def note(self, number, frame):
+        received.append(number)
+        receive(self, number, frame)
+
+    LanguageModule.training_step = training_step
+    StopSignal.receive = note
+
+
+def die_at(name, calls):
+    """Kills this process at the n-th call of a function."""
+    name = name.replace("write", "write_pieces")
+    owner = {
+        "training_step": LanguageModule,
+        "evaluate": Recorder,
+        "write_pieces": files,
+        "replace": os,
+        "save_checkpoint": experiment.SealedCheckpointIO,
+    }[name]
+    original = getattr(owner, name)
+    made = []
+
+    def deadly(*args, **kwargs):
+        made.append(name)
+        if len(made) == calls:
+            if name == "write_pieces":  # half of it is there
+                args[0].write_bytes(args[1][: len(args[1]) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **kwargs)
+
+    setattr(owner, name, deadly)

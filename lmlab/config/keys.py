@@ -139,7 +139,8 @@ def annotations() -> Iterator[tuple[str, Any]]:
     """Yields each key of a run or a sweep with its annotation, once for each class that has it."""
     classes = {choice.config: None for group in CATALOGUE.values() for choice in group.values()}
     for config in (RunConfig, SweepConfig, *classes):
-        yield from get_type_hints(config, include_extras=True).items()
+        hints = get_type_hints(config, include_extras=True)
+        yield from ((key, hints[key]) for key in keys_of(config))
 
 
 def markers(annotation: Any) -> tuple[Any, ...]:

@@ -11,39 +11,43 @@ from lmlab import files
 from lmlab.catalogue import CorpusConfig, FileConfig
 from lmlab.errors import UserError
 
-PIECE = (
-    2**18
-)  # bytes of a file read at a time: what is made of them on the way stays small enough to be fast
-
+# Bytes of a file read at a time: few enough that what is made of them stays in fast memory.
+PIECE = 2**18
 
 TALES = Path(__file__).parent / "texts" / "tales.txt"
-
 
 SHAKESPEARE_URL = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 )
-
-
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
 
 def sentence(config: CorpusConfig) -> Iterator[str]:
-    # Nine characters, of which only l and o leave open what follows: 0.39 nats is the best that a
-    # bigram can do.
+    """Yields one sentence again and again.
+
+    It has nine characters. Only after l and o the next one is open, so that a bigram reaches 0.39
+    nats at best.
+    """
     yield "hello world\n" * 16
 
 
 def tales(config: CorpusConfig) -> Iterator[str]:
+    """Yields the stories that come with the package."""
     yield from pieces(TALES)
 
 
 def pydoc(config: CorpusConfig) -> Iterator[str]:
+    """Yields the language reference that comes with Python, half a megabyte."""
     from pydoc_data.topics import topics
 
     yield "\n".join(topics[name] for name in sorted(topics))
 
 
 def shakespeare(config: CorpusConfig) -> Iterator[str]:
+    """Yields tiny-shakespeare (Karpathy 2015), downloaded once into the cache.
+
+    Raises UserError without a network, or if the file in the cache is another one.
+    """
     path = files.cache_dir() / "tinyshakespeare.txt"
     if not path.exists():
         try:
@@ -64,41 +68,43 @@ def shakespeare(config: CorpusConfig) -> Iterator[str]:
 
 
 def file(config: FileConfig) -> Iterator[str]:
-    """All of `path`: a file, the files of a folder (hidden ones left out) or of a glob, sorted by
-    name.
-    """
-    path = Path(config.path).expanduser()
-    if path.is_dir():
-        found = [
-            p
-            for p in path.rglob("*")
-            if not any(name[0] == "." for name in p.relative_to(path).parts)
-        ]
-    else:
-        found = (
-            [path]
-            if path.exists()
-            else [Path(name) for name in glob.glob(str(path), recursive=True)]
-        )
-    found = sorted(p for p in found if p.is_file())
-    if not found:
+    """Yields all of `path`, file by file, with a newline between two files. Raises UserError."""
+    paths = paths_of(config.path)
+    if not paths:
         raise UserError(
-            f"path={config.path}: no file there; give a UTF-8 text file, a folder of them, or a glob"
+            f"path={config.path}: no file there; "
+            "give a UTF-8 text file, a folder of them, or a glob"
         )
-    for i, place in enumerate(found):
-        if i:
+    for i, path in enumerate(paths):
+        if i > 0:
             yield "\n"
-        yield from pieces(place)
+        yield from pieces(path)
 
 
-CORPORA = {corpus.__name__: corpus for corpus in (sentence, tales, pydoc, shakespeare, file)}
+def paths_of(typed: str) -> list[Path]:
+    """Returns a file, or the files of a folder (but hidden ones) or of a glob, sorted by name."""
+    path = Path(typed).expanduser()
+    if path.is_dir():
+        paths = [entry for entry in path.rglob("*") if not is_hidden(entry.relative_to(path))]
+    elif path.exists():
+        paths = [path]
+    else:
+        paths = [Path(name) for name in glob.glob(str(path), recursive=True)]
+    return sorted(entry for entry in paths if entry.is_file())
+
+
+def is_hidden(path: Path) -> bool:
+    """Returns whether a file, or a folder above it, has a name that begins with a dot."""
+    return any(name.startswith(".") for name in path.parts)
 
 
 def pieces(path: Path) -> Iterator[str]:
-    """A file's text, every character kept but a byte-order mark at its beginning. Raises UserError
-    if it has none.
+    """Yields the text of a file, all characters but a byte-order mark at its beginning.
+
+    Raises UserError if it is empty, not UTF-8, or cannot be read.
     """
-    end, decoder = 0, codecs.getincrementaldecoder("utf-8")()
+    end = 0  # bytes read so far
+    decoder = codecs.getincrementaldecoder("utf-8")()
     try:
         with open(path, "rb") as file:
             if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
@@ -108,11 +114,10 @@ def pieces(path: Path) -> Iterator[str]:
                 yield decoder.decode(block)
             decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
-        start = (
-            end - len(error.object) + error.start
-        )  # `object` begins with what was left of the piece before
+        # `error.object` begins with the bytes that were left over from the piece before.
+        start = end - len(error.object) + error.start
         raise UserError(f"path={path}: byte {start} is not UTF-8 text; convert the file") from None
     except OSError as error:
         raise UserError(f"path={path}: can't be read ({error.strerror})") from None
-    if not end:
+    if end == 0:
         raise UserError(f"path={path}: the file is empty")

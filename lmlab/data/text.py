@@ -1,90 +1,200 @@
-"""A text read in pieces, and its tokens in a file of the cache."""
+"""A text read in pieces, its tokens in a file of the cache, and its parts."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
+from functools import partial
+from typing import Self
 
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from lmlab import files
-from lmlab.data.tokenizers import CharTokenizer, UnknownCharacters
+from lmlab.catalogue import CORPORA, CorpusConfig
+from lmlab.config.check import Config
+from lmlab.data.tokenizers import CharTokenizer, Tokenizer, UnknownCharacters
 from lmlab.errors import UserError
+from lmlab.registry import load
 
-LARGE = 50_000_000  # bytes of text from which on a bar is worth while
+LARGE = 50_000_000  # bytes of text that take long enough for a progress bar
 
 
 class Text:
-    """A text that need not fit into memory: what its first reading tells (`sha256` and `size` of
-    its UTF-8 form, `length` in characters, the `vocabulary` of them) and `again` for the second.
-    `pieces` begins to read it.
+    """A text that need not fit into memory: it is read twice, in pieces.
+
+    The first reading, by `__init__`, finds the `sha256` and the `size` in bytes of its UTF-8 form,
+    its `length` in characters, and the tokenizer of its characters, `vocabulary`. `pieces()` starts
+    a reading.
     """
 
     def __init__(self, pieces: Callable[[], Iterable[str]]) -> None:
-        self.pieces, self.size, self.length, self.mark = pieces, 0, 0, 0
-        digest = hashlib.sha256()
+        self.pieces = pieces
+        self.size = 0
+        self.length = 0
+        self.mark = 0  # a hash of all pieces, far faster than sha256
+        self.digest = hashlib.sha256()
+        self.vocabulary = CharTokenizer.from_pieces(self.first_reading())
+        self.sha256 = self.digest.hexdigest()
 
-        def first() -> Iterator[str]:
-            with bar("reading") as show:
-                for piece in pieces():
-                    content = piece.encode("utf-8", "surrogatepass")
-                    digest.update(content)
-                    self.size, self.length = self.size + len(content), self.length + len(piece)
-                    self.mark = hash((self.mark, piece))
-                    show(self.size)
-                    yield piece
-
-        self.vocabulary = CharTokenizer.from_pieces(first())
-        self.sha256 = digest.hexdigest()
+    def first_reading(self) -> Iterator[str]:
+        """Yields the pieces, and notes size, length and checksum on the way."""
+        with progress_bar("reading") as update:
+            for piece in self.pieces():
+                content = piece.encode("utf-8", "surrogatepass")
+                self.digest.update(content)
+                self.size += len(content)
+                self.length += len(piece)
+                self.mark = hash((self.mark, piece))
+                update(self.size)
+                yield piece
 
     def again(self) -> Iterator[str]:
-        """The same pieces once more. Raises UserError at their end if they were others."""
-        done = mark = 0
-        with bar("tokenising", self.size) as show:
+        """Yields the same pieces once more. Raises UserError at their end if they were others."""
+        length = 0
+        mark = 0
+        with progress_bar("tokenising", self.size) as update:
             for piece in self.pieces():
-                done, mark = done + len(piece), hash((mark, piece))  # far faster than sha256
-                show(done * self.size / max(1, self.length))
+                length += len(piece)
+                mark = hash((mark, piece))
+                update(length * self.size / max(1, self.length))
                 yield piece
         if mark != self.mark:
             raise UserError("the text changed while it was read; start again")
 
 
 @contextmanager
-def bar(doing: str, total: int | None = None) -> Iterator[Callable[[float], None]]:
-    """Takes how many bytes are done, and shows it on a terminal once they are many."""
-    columns, console = (
-        (TextColumn(doing), BarColumn(), DownloadColumn(), TransferSpeedColumn()),
-        Console(stderr=True),
-    )
+def progress_bar(title: str, total: int | None = None) -> Iterator[Callable[[float], None]]:
+    """Gives a function that takes how many bytes are done; on a terminal a bar shows them.
+
+    The bar appears once more than `LARGE` bytes are done.
+    """
+    console = Console(stderr=True)
     progress = Progress(
-        *columns, console=console, transient=True, disable=not console.is_interactive
+        TextColumn(title),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_interactive,
     )
     task = progress.add_task("", total=total)
 
-    def show(done: float) -> None:
+    def update(done: float) -> None:
         progress.update(task, completed=done)
         if done > LARGE:
             progress.start()
 
     try:
-        yield show
+        yield update
     finally:
         progress.stop()
 
 
-def token_file(text: Text, tokenizer: CharTokenizer, drop: bool = False) -> np.ndarray:
-    """The tokens of `text`, (N,), as a read-only memory map of a file named after the content it
-    was made from: changed text is a new file, and of two runs that make one at once the later
-    replaces it by the same bytes.
+def token_file(text: Text, tokenizer: Tokenizer, drop: bool = False) -> np.ndarray:
+    """Returns the tokens of `text`, (N,), as a read-only memory map of a file in the cache.
+
+    The file has the name of the content that it was made from: a changed text gets a new file, and
+    two runs that make the same file at once write the same bytes. Raises UnknownCharacters.
     """
     content = files.sha256(f"{tokenizer.to_json()} {text.sha256} {drop}".encode())
     dtype = np.min_scalar_type(tokenizer.vocab_size - 1)
     path = files.cache_dir() / "tokens" / f"{content}.{dtype}"
     if not files.is_intact(path):
-        files.write_sealed(
-            path, map(np.ndarray.tobytes, tokenizer.encode_pieces(text.again(), drop))
-        )
-    if not path.stat().st_size:
+        ids = tokenizer.encode_pieces(text.again(), drop)
+        files.write_sealed(path, map(np.ndarray.tobytes, ids))
+    if path.stat().st_size == 0:
         raise UnknownCharacters("none of its characters is in the vocabulary")
     return np.memmap(path, dtype=dtype, mode="r")
+
+
+class Splits:
+    """A text in its parts `holdout`, `train`, `val` and `test`: arrays of token ids, (N,).
+
+    They follow each other in this order: text next to the validation text is the best to train on,
+    so `holdout` stands at the beginning. `tokenizer` is the given one, or the text's own; `sha256`
+    is that of the text; `dropped` counts the characters that the tokenizer lacks, which
+    `drop_unknown` leaves out.
+
+    Raises UserError if the text cannot be had, read or divided, or if it is not the one with the
+    given `sha256`; UnknownCharacters if the tokenizer lacks characters that may not be dropped.
+    """
+
+    def __init__(
+        self,
+        choice: str,
+        config: CorpusConfig,
+        tokenizer: Tokenizer | None = None,
+        sha256: str | None = None,
+        drop_unknown: bool = False,
+    ) -> None:
+        text = Text(partial(load(CORPORA[choice].builder), config))
+        self.tokenizer: Tokenizer = tokenizer or text.vocabulary
+        self.sha256 = text.sha256
+        if sha256 not in (None, self.sha256):
+            raise UserError(
+                f"{as_typed(choice, config)}: the text is not the one that the run was trained on "
+                f"(sha256 {self.sha256[:12]}…, that one had {sha256[:12]}…)"
+            )
+        try:
+            tokens = token_file(text, self.tokenizer, drop_unknown)
+        except UnknownCharacters as error:
+            raise UnknownCharacters(f"data={choice}: {error}") from None
+        self.dropped = text.length - len(tokens)
+        self.holdout, self.train, self.val, self.test = divide(tokens, config)
+
+    @classmethod
+    def of_run(
+        cls, config: Config, tokenizer: Tokenizer | None = None, sha256: str | None = None
+    ) -> Self:
+        """Returns the text that a run with this configuration is trained and validated on."""
+        drop_unknown = config.run.unknown == "drop"
+        try:
+            return cls(config.choices["data"], config.data, tokenizer, sha256, drop_unknown)
+        except UnknownCharacters as error:
+            if config.run.init_from:
+                raise UnknownCharacters(f"{error}; unknown=drop leaves them out") from None
+            raise
+
+    @property
+    def parts(self) -> dict[str, np.ndarray]:
+        """The parts by name, in the order of the text."""
+        return {"holdout": self.holdout, "train": self.train, "val": self.val, "test": self.test}
+
+
+def as_typed(choice: str, config: CorpusConfig) -> str:
+    """Returns a choice of text with the keys that it alone takes, such as data=file path=a.txt."""
+    shared = {field.name for field in fields(CorpusConfig)}
+    own_keys = [key for key in vars(config) if key not in shared]
+    return " ".join([f"data={choice}", *(f"{key}={getattr(config, key)}" for key in own_keys)])
+
+
+def divide(tokens: np.ndarray, config: CorpusConfig) -> list[np.ndarray]:
+    """Returns the four parts of a text. Raises UserError if one is too small."""
+    n = len(tokens)
+    shares = {
+        "holdout": config.holdout_fraction,
+        "val": config.val_fraction,
+        "test": config.test_fraction,
+    }
+    ends = [
+        shares["holdout"],
+        1 - shares["val"] - shares["test"],
+        1 - shares["test"],
+    ]
+    holdout, train, val, test = np.split(tokens, [int(n * end + 1e-6) for end in ends])
+    if not len(train):
+        raise UserError(
+            f"val_fraction={config.val_fraction} test_fraction={config.test_fraction} "
+            f"holdout_fraction={config.holdout_fraction}: of {n} characters they leave none to "
+            "train on; allowed are smaller shares"
+        )
+    for name, tokens_of_part in (("holdout", holdout), ("val", val), ("test", test)):
+        if shares[name] and len(tokens_of_part) < 2:
+            raise UserError(
+                f"{name}_fraction={shares[name]}: of {n} characters that is less than two; "
+                "allowed are 0 or a larger share"
+            )
+    return [holdout, train, val, test]

@@ -1,10 +1,10 @@
-"""From text to numbers and back."""
+"""From text to token ids and back: what the lab asks of a tokenizer, and the one by characters."""
 
 import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Self
+from typing import Any, ClassVar, Self, TypeGuard
 
 import numpy as np
 
@@ -12,46 +12,98 @@ from lmlab.errors import UserError
 
 
 class UnknownCharacters(UserError):
-    """Text that the vocabulary can't express."""
+    """The text has characters that the vocabulary lacks."""
 
 
-class CharTokenizer:
-    """One token a character, numbered in the characters' sorted order."""
+class Tokenizer:
+    """Turns text into token ids and back. Everything in the lab that reads text asks only this.
+
+    A further kind is a subclass with a `kind` of its own, listed in `from_json`.
+    """
+
+    kind: ClassVar[str]
+    """The name of the class in tokenizer.json."""
+
+    vocab_size: int
+    """How many tokens there are, V. Their ids are 0 to V - 1."""
+
+    byte_lengths: np.ndarray
+    """How many bytes of UTF-8 each token stands for, (V,): what bits per byte are counted with."""
+
+    def encode_pieces(self, pieces: Iterable[str], drop: bool = False) -> Iterator[np.ndarray]:
+        """Yields the ids of a text that comes in pieces, each array of the smallest unsigned type.
+
+        `drop` leaves out what the vocabulary lacks; without it UnknownCharacters counts and names
+        that at the end of the text.
+        """
+        raise NotImplementedError
+
+    def decode(self, ids: np.ndarray | list[int]) -> str:
+        """Returns the text that the ids stand for."""
+        raise NotImplementedError
+
+    def to_json(self) -> str:
+        """Returns the content of tokenizer.json, which `from_json` reads."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_values(cls, values: dict[str, Any]) -> Self:
+        """Returns the tokenizer of a parsed tokenizer.json, which anyone may have written.
+
+        Raises UserError for what `to_json` would not have written.
+        """
+        raise NotImplementedError
+
+    def encode(self, text: str) -> np.ndarray:
+        """Returns the ids of `text`, (N,), as `encode_pieces`. Raises UnknownCharacters."""
+        return np.concatenate(list(self.encode_pieces([text])))
+
+    def name_of(self, token: int) -> str:
+        """Returns how a token is written where people read it."""
+        return self.decode([token])
+
+    def names(self) -> list[str]:
+        """Returns the names of all tokens, in the order of their ids."""
+        return [self.name_of(token) for token in range(self.vocab_size)]
+
+    def default_prompt(self) -> str:
+        """Returns the beginning of a text without a prompt: a newline, or else the first token."""
+        try:
+            self.encode("\n")
+        except UnknownCharacters:
+            return self.decode([0])
+        return "\n"
+
+
+class CharTokenizer(Tokenizer):
+    """One token for each character, numbered in the characters' sorted order."""
+
+    kind = "char"
 
     def __init__(self, chars: str) -> None:
-        self.chars, self.vocab_size = chars, len(chars)
+        self.chars = chars
+        self.vocab_size = len(chars)
         codes = code_points(chars)
-        self.table = np.full(
-            codes.max(initial=0) + 2, self.vocab_size, np.min_scalar_type(self.vocab_size)
-        )
-        self.table[codes] = np.arange(
-            self.vocab_size
-        )  # V is unknown, so is what lies beyond the end
-        self.byte_lengths = np.array(
-            [len(char.encode("utf-8", "surrogatepass")) for char in chars]
-        )  # (V,)
+        # From code point to id; V stands for unknown, also where the table ends.
+        smallest_type = np.min_scalar_type(self.vocab_size)
+        self.table = np.full(codes.max(initial=0) + 2, self.vocab_size, smallest_type)
+        self.table[codes] = np.arange(self.vocab_size)
+        self.byte_lengths = np.array([len(char.encode("utf-8", "surrogatepass")) for char in chars])
 
     @classmethod
     def from_text(cls, text: str) -> Self:
+        """Returns the tokenizer of all characters in a text."""
         return cls.from_pieces([text])
 
     @classmethod
     def from_pieces(cls, pieces: Iterable[str]) -> Self:
-        """That of all characters of a text that comes in pieces."""
+        """Returns the tokenizer of all characters in a text that comes in pieces."""
         seen = np.zeros(sys.maxunicode + 1, bool)
         for piece in pieces:
             seen[code_points(piece)] = True
         return cls("".join(map(chr, np.flatnonzero(seen))))
 
-    def encode(self, text: str) -> np.ndarray:
-        """Token ids, (N,) of the smallest unsigned type. Raises UnknownCharacters."""
-        [ids] = self.encode_pieces([text])
-        return ids
-
     def encode_pieces(self, pieces: Iterable[str], drop: bool = False) -> Iterator[np.ndarray]:
-        """The ids of a text piece by piece. Characters outside the vocabulary are left out; unless
-        they may be (`drop`), UnknownCharacters counts and names them at the text's end.
-        """
         unknown: Counter[str] = Counter()
         for piece in pieces:
             codes = code_points(piece)
@@ -59,41 +111,60 @@ class CharTokenizer:
             known = ids < self.vocab_size
             if not known.all():
                 ids = ids[known]
-                drop or unknown.update(map(chr, codes[~known].tolist()))
+                if not drop:
+                    unknown.update(map(chr, codes[~known].tolist()))
             yield ids.astype(np.min_scalar_type(self.vocab_size - 1), copy=False)
         if unknown:
-            named = ", ".join(f"{char!r} ({n:,})" for char, n in unknown.most_common(20))
-            more = f" and {len(unknown) - 20:,} more" if len(unknown) > 20 else ""
-            raise UnknownCharacters(
-                f"{unknown.total():,} characters outside the vocabulary: {named}{more}; "
-                f"known are {self.chars[:200]!r}"
-            )
+            raise self.unknown_characters(unknown)
+
+    def unknown_characters(self, counts: Counter[str]) -> UnknownCharacters:
+        """Returns the error that names the most frequent of these characters."""
+        named = ", ".join(f"{char!r} ({n:,})" for char, n in counts.most_common(20))
+        if len(counts) > 20:
+            named += f" and {len(counts) - 20:,} more"
+        return UnknownCharacters(
+            f"{counts.total():,} characters outside the vocabulary: {named}; "
+            f"known are {self.chars[:200]!r}"
+        )
 
     def decode(self, ids: np.ndarray | list[int]) -> str:
         return "".join(self.chars[i] for i in ids)
 
     def to_json(self) -> str:
-        return json.dumps({"type": "char", "chars": list(self.chars)})
+        return json.dumps({"type": self.kind, "chars": list(self.chars)})
 
     @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Raises UserError or ValueError for what `to_json` would not have written."""
-        values = json.loads(text)
-        chars = (
-            values.get("chars")
-            if isinstance(values, dict) and values.get("type") == "char"
-            else None
-        )
-        single = isinstance(chars, list) and all(
-            isinstance(char, str) and len(char) == 1 for char in chars
-        )
-        if not single or not chars or chars != sorted(set(chars)):
-            raise UserError(
-                'is no vocabulary; that is {"type": "char", "chars": [distinct characters, sorted]}'
-            )
+    def from_values(cls, values: dict[str, Any]) -> Self:
+        chars = values.get("chars")
+        if not is_sorted_alphabet(chars):
+            raise UserError(NO_VOCABULARY)
         return cls("".join(chars))
 
 
+NO_VOCABULARY = 'is no vocabulary; that is {"type": "char", "chars": [distinct characters, sorted]}'
+
+
+def is_sorted_alphabet(chars: Any) -> TypeGuard[list[str]]:
+    """Returns whether `chars` is a list of distinct single characters, sorted, and at least one."""
+    if not isinstance(chars, list) or not chars:
+        return False
+    if not all(isinstance(char, str) and len(char) == 1 for char in chars):
+        return False
+    return chars == sorted(set(chars))
+
+
+def from_json(text: str) -> Tokenizer:
+    """Returns the tokenizer that `to_json` wrote. Raises UserError or ValueError for other text."""
+    values = json.loads(text)
+    kinds: dict[str, type[Tokenizer]] = {CharTokenizer.kind: CharTokenizer}
+    if not isinstance(values, dict) or str(values.get("type")) not in kinds:
+        raise UserError(NO_VOCABULARY)
+    return kinds[values["type"]].from_values(values)
+
+
 def code_points(text: str) -> np.ndarray:
-    """(N,) of the type that numpy indexes with: it converts others on the way, slowly."""
+    """Returns the number of each character, (N,), in the type that numpy takes as an index.
+
+    Numpy would convert any other type on the way, slowly.
+    """
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.intp)

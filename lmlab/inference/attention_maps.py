@@ -1,29 +1,50 @@
-"""Where a transformer looks: the weights of its attention, which the fast kernels never write down."""
+"""Attention maps: how much each token looks at each other, which fast kernels do not keep."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from lmlab.inference.loss import evaluating
+from lmlab.models.base import LanguageModel
 
 
 class Recording(TorchFunctionMode):
-    """While it is entered, `layers` collects the weights (B, H, T, S) of every attention that is
-    worked out in float32, by whatever model; with `last`, those of the last token's query alone,
-    (B, H, 1, S).
+    """A context in which `layers` collects the weights (B, H, T, S) of each attention in float32.
+
+    It sees every call of torch's `scaled_dot_product_attention`, in any model. With `last`, it
+    keeps the weights of the last token's query only, (B, H, 1, S).
     """
 
     def __init__(self, last: bool = False) -> None:
         super().__init__()
-        self.last, self.layers = last, []
+        self.last = last
+        self.layers: list[Tensor] = []
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        """Records a call of attention, and lets every call do what it would have done."""
+        kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
-            self.layers.append(self.weights(*args, **(kwargs or {})))
-        return func(*args, **(kwargs or {}))
+            self.layers.append(self.weights(*args, **kwargs))
+        return func(*args, **kwargs)
+
+    def stacked(self) -> Tensor | None:
+        """Returns the weights of all layers, (B, n_layer, H, T, S).
+
+        Returns None if there was no attention, or if its layers differ in shape.
+        """
+        if len({weights.shape for weights in self.layers}) != 1:
+            return None
+        return torch.stack(self.layers, dim=1)
 
     def weights(
         self,
@@ -33,27 +54,42 @@ class Recording(TorchFunctionMode):
         attn_mask: Tensor | None = None,
         dropout_p: float = 0.0,
         is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
     ) -> Tensor:
-        """softmax(q k^T / sqrt(D)), as in models/attention.py: what v is multiplied by, but for
-        dropout.
+        """Returns softmax(scale q k^T + mask) (B, H, T, S), by which v is multiplied.
+
+        The parameters are those of `scaled_dot_product_attention`; dropout is left out.
         """
-        seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
-        seen = seen.tril() if is_causal else seen if attn_mask is None else attn_mask
+        T, S = q.shape[2], k.shape[2]
+        if is_causal:
+            attn_mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril()
+        if enable_gqa:  # several heads share their keys
+            k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
         if self.last:
-            q, seen = q[:, :, -1:], seen[-1:]
-        scores = q @ k.mT * q.shape[-1] ** -0.5
-        return scores.masked_fill(~seen, float("-inf")).softmax(-1)
+            q = q[:, :, -1:]
+            if attn_mask is not None and attn_mask.shape[-2] > 1:
+                attn_mask = attn_mask[..., -1:, :]
+        scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
+        if attn_mask is None:
+            return scores.softmax(-1)
+        if attn_mask.dtype == torch.bool:
+            return scores.masked_fill(~attn_mask, float("-inf")).softmax(-1)
+        return (scores + attn_mask).softmax(-1)
 
 
 @torch.inference_mode()
-def attention_maps(model: nn.Module, idx: Tensor) -> Tensor | None:
-    """How the tokens idx (T,) look at each other, (n_layer, H, T, T) in float32: row t is how token
-    t shares its attention among those up to itself. None for a model without attention. Nothing is
-    random.
+def attention_maps(model: LanguageModel, idx: Tensor) -> Tensor | None:
+    """Returns how the tokens idx (T,) look at each other, (n_layer, H, T, T) in float32.
+
+    Row t is how token t shares its attention among the tokens up to itself. Returns None for a
+    model without attention. Nothing is random.
     """
-    training = model.training
-    model.eval()
-    with Recording() as recording, torch.autocast(idx.device.type, enabled=False):
+    with (
+        evaluating(model),
+        Recording() as recording,
+        torch.autocast(idx.device.type, enabled=False),
+    ):
         model(idx[None])
-    model.train(training)
-    return torch.cat(recording.layers) if recording.layers else None
+    maps = recording.stacked()
+    return None if maps is None else maps[0]

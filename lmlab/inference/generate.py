@@ -1,32 +1,31 @@
 """Text from a model: predict, draw the next token, append it, repeat."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
-from lmlab.data.tokenizers import CharTokenizer
+from lmlab.data.tokenizers import Tokenizer
 from lmlab.errors import UserError
 from lmlab.inference.loss import evaluating
 from lmlab.machine import autocast
 from lmlab.models.base import Cache, Decoder, LanguageModel
 
 
-@np.errstate(
-    all="ignore"
-)  # logits that aren't finite give nan, which `draw` takes for its first token
+@np.errstate(all="ignore")  # logits that are not finite give nan: `draw` takes the first token
 def next_token_probs(
     logits: np.ndarray, temperature: float, top_k: int | None, top_p: float | None
 ) -> np.ndarray:
-    """From logits (B, V) to the probabilities (B, V) to draw from. temperature: below 1 the likely
-    gets likelier, at 0 certain. top_k: only the k likeliest. top_p: only the fewest that together
-    reach p (Holtzman et al. 2020).
+    """Returns the probabilities (B, V) to draw from, given the logits (B, V).
+
+    A `temperature` below 1 makes likely tokens likelier; 0 makes the likeliest certain. `top_k`
+    keeps the k likeliest tokens, `top_p` the fewest that together reach p (Holtzman et al. 2020).
     """
     if temperature == 0:
         return np.eye(logits.shape[1], dtype=np.float32)[logits.argmax(1)]
-    probs = np.exp(
-        (logits - np.maximum.reduce(logits, axis=1, keepdims=True)) / np.float32(temperature)
-    )
+    highest = np.maximum.reduce(logits, axis=1, keepdims=True)
+    probs = np.exp((logits - highest) / np.float32(temperature))
     probs /= np.add.reduce(probs, axis=1, keepdims=True)
     if top_k is None and top_p is None:
         return probs
@@ -36,19 +35,19 @@ def next_token_probs(
         best[:, top_k:] = 0
     if top_p is not None:
         best /= best.sum(1, keepdims=True)
-        best[best.cumsum(1) - best >= top_p] = 0  # those before it reach p already
+        best[best.cumsum(1) - best >= top_p] = 0  # the tokens before it reach p already
     np.put_along_axis(probs, order, best / best.sum(1, keepdims=True), axis=1)
     return probs
 
 
 def draw(probs: np.ndarray, random: torch.Generator) -> np.ndarray:
-    """One token (B,) of each row of probabilities (B, V): where a uniform number falls among their
-    sums.
+    """Returns one token (B,) for each row of probabilities (B, V).
+
+    It is the token at which a uniform number falls among the row's cumulative sums.
     """
     sums = np.add.accumulate(probs, axis=1)
-    return np.add.reduce(
-        sums <= torch.rand(len(probs), 1, generator=random).numpy() * sums[:, -1:], axis=1
-    )
+    numbers = torch.rand(len(probs), 1, generator=random).numpy()
+    return np.add.reduce(sums <= numbers * sums[:, -1:], axis=1)
 
 
 class PlainReader:
@@ -78,24 +77,24 @@ class CachedReader(PlainReader):
     Then it begins again, with new caches, from the last quarter of what it saw.
     """
 
-    caches: Sequence[Cache] | None = None
+    caches: Sequence[Cache] = ()  # until the first tokens are read
 
     def logits(self, idx: np.ndarray) -> np.ndarray:
-        if self.caches is not None and self.caches[0].length < self.block_size:
-            return self.next_logits(idx[:, -1:], self.caches)
-        window = self.block_size
-        if self.caches is not None:
-            window = max(1, self.block_size // 4)
-        return self.first_logits(idx[:, -window:])
+        """Returns the logits (B, V) after the tokens idx (B, T), of which the last is new."""
+        if not self.caches:
+            return self.first_logits(idx[:, -self.block_size :])
+        if self.caches[0].length < self.block_size:
+            return self.next_logits(idx[:, -1:])
+        return self.first_logits(idx[:, -max(1, self.block_size // 4) :])
 
     def first_logits(self, idx: np.ndarray) -> np.ndarray:
         """Returns the logits (B, V) after idx (B, T), read into new caches."""
-        self.caches = self.model.caches()
+        self.caches = self.model.caches() or ()
         return self.forward(idx, self.caches)
 
-    def next_logits(self, idx: np.ndarray, caches: Sequence[Cache]) -> np.ndarray:
+    def next_logits(self, idx: np.ndarray) -> np.ndarray:
         """Returns the logits (B, V) after one more token, idx (B, 1)."""
-        return self.forward(idx, caches)
+        return self.forward(idx, self.caches)
 
 
 class NumpyReader(CachedReader):
@@ -108,11 +107,13 @@ class NumpyReader(CachedReader):
         self.decoder = decoder
 
     def first_logits(self, idx: np.ndarray) -> np.ndarray:
+        """Returns the logits (B, V) after idx (B, T); torch reads these."""
         logits = super().first_logits(idx)
         self.decoder.follow(self.caches)
         return logits
 
-    def next_logits(self, idx: np.ndarray, caches: Sequence[Cache]) -> np.ndarray:
+    def next_logits(self, idx: np.ndarray) -> np.ndarray:
+        """Returns the logits (1, V) after one more token, idx (1, 1)."""
         return self.decoder(idx[0, 0])[None]
 
 
@@ -156,40 +157,56 @@ def generate(
 
 def stream(
     model: LanguageModel,
-    tokenizer: CharTokenizer,
+    tokenizer: Tokenizer,
     prompt: str,
     max_tokens: int,
     block_size: int,
     *,
     samples: int = 1,
     stop: str | None = None,
-    **options: object,
+    **options: Any,
 ) -> Iterator[list[str]]:
-    """Yields the new text of each sample, piece by piece; a sample ends before the string `stop`.
-    An empty prompt starts after a line's end, or else after the first known character. Raises
-    UserError naming unknown ones.
+    """Yields the new text of each sample, piece by piece. A sample ends before the string `stop`.
+
+    If the prompt is empty, the tokenizer chooses one. `options` go to `generate`. Raises
+    UserError for a prompt with unknown characters.
     """
     try:
-        ids = tokenizer.encode(prompt or ("\n" if "\n" in tokenizer.chars else tokenizer.chars[0]))
+        ids = tokenizer.encode(prompt or tokenizer.default_prompt())
     except UserError as error:
         raise UserError(f"prompt={prompt}: {error}") from None
     idx = ids.astype("int64")[None].repeat(samples, axis=0)
-    held, done = [""] * samples, [False] * samples
+    texts = [Sample(stop) for _ in range(samples)]
     for tokens in generate(model, idx, max_tokens, block_size, **options):
-        ready = []
-        for i, token in enumerate(tokens.tolist()):
-            held[i] += "" if done[i] else tokenizer.decode([token])
-            if stop and stop in held[i]:
-                held[i], done[i] = held[i].split(stop)[0], True
-            # what may yet become `stop` waits
-            waits = (
-                0
-                if done[i] or not stop
-                else max(n for n in range(len(stop)) if held[i].endswith(stop[:n]))
-            )
-            ready.append(held[i][: len(held[i]) - waits])
-            held[i] = held[i][len(held[i]) - waits :]
-        yield ready
-        if all(done):
+        pieces = [tokenizer.decode([token]) for token in tokens.tolist()]
+        yield [text.add(piece) for text, piece in zip(texts, pieces, strict=True)]
+        if all(text.is_done for text in texts):
             return
-    yield held
+    yield [text.held for text in texts]
+
+
+class Sample:
+    """A text that grows piece by piece, and ends before the string `stop` if there is one."""
+
+    def __init__(self, stop: str | None) -> None:
+        self.stop = stop
+        self.held = ""  # text that may yet become `stop`
+        self.is_done = False
+
+    def add(self, piece: str) -> str:
+        """Adds a piece; returns the text that can be written now."""
+        if self.is_done:
+            return ""
+        self.held += piece
+        if not self.stop:
+            waits = 0
+        elif self.stop in self.held:
+            self.held = self.held.split(self.stop)[0]
+            self.is_done = True
+            waits = 0
+        else:
+            starts = range(len(self.stop))
+            waits = max(n for n in starts if self.held.endswith(self.stop[:n]))
+        ready = self.held[: len(self.held) - waits]
+        self.held = self.held[len(ready) :]
+        return ready

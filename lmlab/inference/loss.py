@@ -1,4 +1,4 @@
-"""How good a model is: one number for every token of a text, the same whoever asks."""
+"""How good a model is: the log-probability of each token of a text, and the loss from these."""
 
 import math
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lmlab.data.tokenizers import CharTokenizer
+from lmlab.data.tokenizers import Tokenizer
 from lmlab.errors import UserError
 from lmlab.machine import autocast
 from lmlab.models.base import LanguageModel
@@ -57,26 +57,30 @@ def evaluating(model: LanguageModel) -> Iterator[None]:
 
 
 def loss_metrics(
-    answers: Tensor, tokens: np.ndarray, tokenizer: CharTokenizer, split: str
+    log_probs: Tensor, tokens: np.ndarray, tokenizer: Tokenizer, split: str
 ) -> dict[str, float]:
-    """From `log_probs` to `split`/loss (mean, nats per token), /perplexity and /bits_per_byte (of
-    UTF-8).
+    """Returns `split`/loss (mean, nats per token), `split`/perplexity and `split`/bits_per_byte.
+
+    `log_probs` (N - 1,) are those of `tokens` (N,) but the first; the bytes are of UTF-8.
     """
-    total = -answers.double().sum()
-    loss, n_bytes = total / len(answers), tokenizer.byte_lengths[tokens[1:]].sum()
+    total = -log_probs.double().sum()
+    loss = total / len(log_probs)
+    n_bytes = int(tokenizer.byte_lengths[tokens[1:]].sum())
     return {
         f"{split}/loss": loss.item(),
         f"{split}/perplexity": loss.exp().item(),
-        f"{split}/bits_per_byte": total.item() / math.log(2) / int(n_bytes),
+        f"{split}/bits_per_byte": total.item() / math.log(2) / n_bytes,
     }
 
 
 def keep_evaluation(path: Path, about: dict[str, str], numbers: dict[str, float]) -> None:
     """Adds a line to evaluations.jsonl of the run at `path`. Raises UserError."""
     name = path / "evaluations.jsonl"
+    line = to_json(about | numbers) + "\n"
     try:
-        torn = name.exists() and not name.read_bytes().endswith(b"\n")  # by a kill
+        if name.exists() and not name.read_bytes().endswith(b"\n"):  # a kill cut the last line
+            line = "\n" + line
         with open(name, "a") as file:
-            file.write("\n" * torn + to_json(about | numbers) + "\n")
+            file.write(line)
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}; the numbers were not kept") from None

@@ -9,59 +9,66 @@ from lmlab.runs.folder import read_metrics, text_sha256
 
 
 def check(members: list[Run], split: str | None) -> None:
-    """Raises UserError unless all were trained on the same characters, and none on those that
-    decide the weights or on `split` (None: another text).
+    """Raises UserError unless the runs can be mixed and the mixture evaluated on `split`.
+
+    All must be trained on the same part of one text. None may be trained on `split` (None stands
+    for another text), or on the holdout, to which the weights of the mixture are fitted.
     """
     if split in ("train", "holdout"):
         raise UserError(
             f"split={split}: a mixture was trained or fitted on it; allowed are val, test"
         )
-    read = []
+    first = trained_on(members[0])
     for run in members:
-        data, sha256 = run.config.data, text_sha256(read_metrics(run.path), run.path)
-        read.append(
-            (
-                run.tokenizer.to_json(),
-                sha256,
-                data.val_fraction,
-                data.test_fraction,
-                data.holdout_fraction,
-            )
-        )
-        if not data.holdout_fraction:
+        if not run.config.data.holdout_fraction:
             raise UserError(
-                f"run={run.path}: has holdout_fraction=0, but a mixture's weights are fitted on text that "
-                "none of its models was trained on; allowed are runs with, say, holdout_fraction=0.05"
+                f"run={run.path}: has holdout_fraction=0, but a mixture's weights are fitted on "
+                "text that none of its models was trained on; allowed are runs with, say, "
+                "holdout_fraction=0.05"
             )
         if run.config.run.init_from:
             raise UserError(
-                f"run={run.path}: started from the weights of {run.config.run.init_from}, which may have "
-                "read what decides the mixture's weights; allowed are runs without init_from"
+                f"run={run.path}: started from the weights of {run.config.run.init_from}, which "
+                "may have read what decides the mixture's weights; allowed are runs without "
+                "init_from"
             )
-        if read[-1] != read[0]:
+        if trained_on(run) != first:
             raise UserError(
-                f"run={run.path}: was trained on another text than {members[0].path}, or on another part "
-                "of it; allowed are runs of one text, val_fraction, test_fraction and holdout_fraction"
+                f"run={run.path}: was trained on another text than {members[0].path}, or on "
+                "another part of it; allowed are runs of one text, val_fraction, test_fraction "
+                "and holdout_fraction"
             )
 
 
-def fit(answers: Tensor) -> Tensor:
-    """The weights (M,) that make a text likeliest, float64, from the log-probabilities (M, N) that
-    M models give its tokens: expectation maximisation (Jelinek and Mercer 1980), which finds the
-    only maximum.
-    """
-    answers, weights = (
-        answers.double(),
-        torch.full((len(answers),), 1 / len(answers), dtype=torch.float64),
+def trained_on(run: Run) -> tuple[str, str | None, float, float, float]:
+    """Returns what identifies the training part of the text of `run`."""
+    data = run.config.data
+    return (
+        run.tokenizer.to_json(),
+        text_sha256(read_metrics(run.path), run.path),
+        data.val_fraction,
+        data.test_fraction,
+        data.holdout_fraction,
     )
+
+
+def fit(log_probs: Tensor) -> Tensor:
+    """Returns the weights (M,) of M models that make a text likeliest, in float64.
+
+    `log_probs` (M, N) are what the models give its N tokens. The method is expectation
+    maximisation (Jelinek and Mercer 1980), which finds the only maximum.
+    """
+    log_probs = log_probs.double()
+    weights = torch.full((len(log_probs),), 1 / len(log_probs), dtype=torch.float64)
     for _ in range(1000):
-        shares = (answers + weights.log()[:, None]).softmax(0)  # whose guess each token was
-        before, weights = weights, shares.mean(1)
-        if (weights - before).abs().max() < 1e-9:
+        shares = (log_probs + weights.log()[:, None]).softmax(0)  # (M, N): whose guess a token was
+        previous = weights
+        weights = shares.mean(1)
+        if (weights - previous).abs().max() < 1e-9:
             break
     return weights
 
 
-def mix(answers: Tensor, weights: Tensor) -> Tensor:
-    """The log-probabilities (N,) of the mixture."""
-    return (answers.double() + weights.log()[:, None]).logsumexp(0)
+def mix(log_probs: Tensor, weights: Tensor) -> Tensor:
+    """Returns the log-probabilities (N,) of the mixture, from those of its models (M, N)."""
+    return (log_probs.double() + weights.log()[:, None]).logsumexp(0)

@@ -1,4 +1,4 @@
-"""HTML pages that need no other: a template, a title, and the data that its script draws."""
+"""HTML pages that need no other file: a template, filled with a title and data for its script."""
 
 import html
 import json
@@ -10,24 +10,20 @@ import numpy as np
 
 
 def fill_page(template: Path, title: str, data: dict[str, Any]) -> bytes:
-    """The page of `template` with the title and the data in their places. Neither can become markup
-    or code.
+    """Returns the page: `template` with the title and the data in their places.
+
+    Neither can become markup or code.
     """
-    content = json.dumps(plain(data), allow_nan=False).replace(
-        "<", "\\u003c"
-    )  # so no mark for the title is in it
-    page = (
-        template.read_text()
-        .replace("/*data*/", content)
-        .replace("<!--title-->", html.escape(title))
-    )
-    return page.encode(
-        errors="xmlcharrefreplace"
-    )  # half a character in a name is none that UTF-8 has
+    content = json.dumps(plain(data), allow_nan=False)
+    content = content.replace("<", "\\u003c")  # so the data cannot hold the mark of the title
+    page = template.read_text(encoding="utf-8")
+    page = page.replace("/*data*/", content)
+    page = page.replace("<!--title-->", html.escape(title))
+    return page.encode(errors="xmlcharrefreplace")  # a name may hold half a character
 
 
 def plain(x: Any) -> Any:
-    """JSON's own types; numbers of six digits, null for those that aren't finite."""
+    """Returns `x` in JSON's types: numbers with six digits, null for those that are not finite."""
     if isinstance(x, dict):
         return {str(key): plain(item) for key, item in x.items()}
     if isinstance(x, list | tuple | np.ndarray):
@@ -35,5 +31,9 @@ def plain(x: Any) -> Any:
     if isinstance(x, np.generic):
         x = x.item()
     if isinstance(x, float):
-        return float(f"{x:.6g}") if math.isfinite(x) else None
-    return x if isinstance(x, str | int | bool | None) else str(x)
+        if not math.isfinite(x):
+            return None
+        return float(f"{x:.6g}")
+    if isinstance(x, str | int | bool | None):
+        return x
+    return str(x)

@@ -1,53 +1,83 @@
-"""What a model holds, as pictures for TensorBoard: arrays (H, W, 3) of uint8."""
+"""Pictures of a model for TensorBoard: arrays (H, W, 3) of uint8."""
+
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from torch import Tensor
 
-from lmlab.models.bigram import Bigram
+from lmlab.inference.attention_maps import attention_maps
+from lmlab.models.base import LanguageModel
 
 
-def bigram_picture(model: Bigram, chars: str) -> np.ndarray:
-    """The table as an image (H, W, 3): a row a character, the darker a column, the likelier its
-    character next.
+def pictures_of(
+    model: LanguageModel, idx: Tensor, names: Sequence[str], with_attention: bool
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields the pictures of a model, each with its name.
+
+    Attention is drawn as the model reads the tokens idx (T,), on the model's device. `names` says
+    how each token of the vocabulary is written.
     """
-    from PIL import Image, ImageDraw  # which no step needs
+    scores = model.pair_scores()
+    if scores is not None:
+        yield "bigram", table_picture(scores, names)
+    own_picture = model.picture(idx, names)
+    if own_picture is not None:
+        yield "picture", own_picture
+    if with_attention:
+        maps = attention_maps(model, idx)
+        if maps is not None:
+            yield "attention", attention_picture(maps)
 
-    shades = shaded(model.table.weight.detach().cpu().softmax(-1))
-    cell = max(1, min(14, 1400 // len(chars)))  # pixels
-    size = cell * len(chars)
+
+def table_picture(scores: Tensor, names: Sequence[str]) -> np.ndarray:
+    """Returns scores (V, V) as an image (H, W, 3), with one row for each token.
+
+    The darker a column, the likelier its token is the next one.
+    """
+    from PIL import Image, ImageDraw  # takes time, and no training step needs it
+
+    cell = max(1, min(14, 1400 // len(names)))  # pixels
+    size = cell * len(names)
+    squares = Image.fromarray(shaded(scores.detach().cpu().softmax(-1)))
     picture = Image.new("RGB", (size + cell, size + cell), "white")
-    picture.paste(Image.fromarray(shades).resize((size, size), 0), (cell, cell))
-    for i, char in enumerate(chars, start=1):
-        for place in ((3, i * cell), (i * cell + 3, 0)):
-            ImageDraw.Draw(picture).text(
-                place, repr(char)[1:-1] if char.isascii() else "?", fill="black"
-            )
+    picture.paste(squares.resize((size, size), Image.Resampling.NEAREST), (cell, cell))
+    pen = ImageDraw.Draw(picture)
+    for i, name in enumerate(names, start=1):
+        label = repr(name)[1:-1] if name.isascii() else "?"  # PIL's font has ASCII alone
+        pen.text((3, i * cell), label, fill="black")
+        pen.text((i * cell + 3, 0), label, fill="black")
     return np.asarray(picture)
 
 
 def attention_picture(maps: Tensor) -> np.ndarray:
-    """Attention (n_layer, H, T, T) as an image (H, W, 3): a row of squares a layer, a square a
-    head. In a square the token of row t looks at that of column s, the darker, the more.
+    """Returns attention (n_layer, H, T, T) as an image (H, W, 3): one square for each head.
+
+    A row of squares is a layer. In a square, row t shows how much token t looks at each token s:
+    the darker, the more.
     """
     from PIL import Image, ImageDraw
 
-    (n_layer, n_head, T, _), gap = maps.shape, 14  # pixels, for a square's name
+    n_layer, n_head, T, _ = maps.shape
+    gap = 14  # pixels above a square, for its name
     cell = max(1, min(6, 1400 // (n_head * T)))
-    side = cell * T + gap
-    picture = Image.new("RGB", (n_head * side + gap, n_layer * side + gap), "white")
+    side = cell * T
+    step = side + gap
+    picture = Image.new("RGB", (n_head * step + gap, n_layer * step + gap), "white")
+    pen = ImageDraw.Draw(picture)
     for layer in range(n_layer):
         for head in range(n_head):
-            x, y = head * side + gap, layer * side + gap
-            square = Image.fromarray(shaded(maps[layer, head].cpu())).resize(
-                (cell * T, cell * T), 0
-            )
-            picture.paste(square, (x, y))
-            pen = ImageDraw.Draw(picture)
-            pen.rectangle((x - 1, y - 1, x + cell * T, y + cell * T), outline="lightgray")
+            x = head * step + gap
+            y = layer * step + gap
+            square = Image.fromarray(shaded(maps[layer, head].cpu()))
+            picture.paste(square.resize((side, side), Image.Resampling.NEAREST), (x, y))
+            pen.rectangle((x - 1, y - 1, x + side, y + side), outline="lightgray")
             pen.text((x, y - 13), f"{layer + 1}.{head + 1}", fill="black")
     return np.asarray(picture)
 
 
 def shaded(shares: Tensor) -> np.ndarray:
-    """From 0, white, to 1, black; the root lets the small ones show."""
+    """Returns grey values for shares from 0 (white) to 1 (black).
+
+    The square root makes small shares visible.
+    """
     return (255 * (1 - shares.sqrt())).numpy().astype(np.uint8)

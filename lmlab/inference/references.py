@@ -1,6 +1,5 @@
-"""How good a loss is: what is reached on the same text by counting alone."""
+"""Losses to compare with: what simple models reach on the same text by counting alone."""
 
-import fcntl
 import itertools
 import json
 import math
@@ -10,59 +9,69 @@ import numpy as np
 
 from lmlab import files
 from lmlab.catalogue import NGramConfig
-from lmlab.data.batches import CharDataModule
+from lmlab.data.text import Splits
 from lmlab.inference.loss import log_probs
 from lmlab.models.ngram import NGram
 
-COUNTED, PREDICTED = (
-    5_000_000,
-    1_000_000,
-)  # tokens at most: the last of training, the first of validation
+COUNTED = 5_000_000  # tokens at most: the last ones of the training text
+
+PREDICTED = 1_000_000  # tokens at most: the first ones of the validation text
+
+ORDERS = range(2, 21)  # of the n-grams that are tried
 
 
-ORDERS = range(2, 21)
+def references(data: Splits) -> dict[str, float]:
+    """Returns losses of simple models of the same text, in nats per validation token.
 
-
-def references(data: CharDataModule) -> dict[str, float]:
-    """Nats per validation token: of guessing (`reference/uniform`), of the frequencies of single
-    tokens (`/unigram`), of pairs with one added to each count (`/bigram`), and of the n-gram whose
-    order (`/order`) does best (`/ngram`). Worked out once and kept in the cache. Nothing where
-    there is no validation text.
+    They are `reference/uniform` (all tokens equally likely), `/unigram` (the frequencies of single
+    tokens), `/bigram` (of pairs, with one added to each count) and `/ngram` (the best n-gram, whose
+    order is `/order`). They are computed once and cached. Without validation text, returns nothing.
     """
-    parts = [data.splits[part][-COUNTED:] for part in ("holdout", "train")]
+    parts = [data.holdout[-COUNTED:], data.train[-COUNTED:]]
     train = np.concatenate(parts)[-COUNTED:]
-    val, V = data.splits["val"][:PREDICTED], data.tokenizer.vocab_size
+    val = data.val[:PREDICTED]
+    vocab_size = data.tokenizer.vocab_size
     if len(val) < 2:
         return {}
-    key = files.sha256(b"".join([train.tobytes(), b"/", val.tobytes(), str(V).encode()]))
+    key = files.sha256(b"".join([train.tobytes(), b"/", val.tobytes(), str(vocab_size).encode()]))
     path = files.cache_dir() / "references" / f"{key}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_suffix(".lock"), "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the runs of a sweep want it at the same time
+    with files.lock(path.with_suffix(".lock"), wait=math.inf):  # the runs of a sweep ask at once
         if not path.exists():
-            files.write(path, json.dumps(by_counting(train, val, V)).encode())
+            files.write(path, json.dumps(by_counting(train, val, vocab_size)).encode())
     return json.loads(path.read_bytes())
 
 
-def by_counting(train: np.ndarray, val: np.ndarray, V: int) -> dict[str, float]:
-    first = Counter(train[:-1].tolist())
-    known, asked = (Counter(itertools.pairwise(part.tolist())) for part in (train, val))
-    total = sum(n * math.log((known[a, b] + 1) / (first[a] + V)) for (a, b), n in asked.items())
-    found = {
-        "reference/uniform": math.log(V),
-        "reference/unigram": loss(train, val, V, 1),
-        "reference/bigram": -total / (len(val) - 1),
+def by_counting(train: np.ndarray, val: np.ndarray, vocab_size: int) -> dict[str, float]:
+    """Returns the losses of models that count `train` and predict `val`; see `references`."""
+    losses = {
+        "reference/uniform": math.log(vocab_size),
+        "reference/unigram": ngram_loss(train, val, vocab_size, 1),
+        "reference/bigram": add_one_bigram_loss(train, val, vocab_size),
     }
     best = math.inf
-    for order in ORDERS:  # the loss falls, then rises
-        before, best = best, min(best, loss(train, val, V, order))
-        if best == before:
+    for order in ORDERS:
+        loss = ngram_loss(train, val, vocab_size, order)
+        if not loss < best:  # it falls with the order, then it rises
             break
-        found |= {"reference/ngram": best, "reference/order": order}
-    return found
+        best = loss
+        losses |= {"reference/ngram": best, "reference/order": order}
+    return losses
 
 
-def loss(train: np.ndarray, val: np.ndarray, V: int, order: int) -> float:
-    model = NGram(NGramConfig(order), V)
+def add_one_bigram_loss(train: np.ndarray, val: np.ndarray, vocab_size: int) -> float:
+    """Returns the loss of a bigram that adds one to the count of each pair."""
+    firsts = Counter(train[:-1].tolist())
+    pairs = Counter(itertools.pairwise(train.tolist()))
+    wanted = Counter(itertools.pairwise(val.tolist()))
+    total = sum(
+        n * math.log((pairs[a, b] + 1) / (firsts[a] + vocab_size)) for (a, b), n in wanted.items()
+    )
+    return -total / (len(val) - 1)
+
+
+def ngram_loss(train: np.ndarray, val: np.ndarray, vocab_size: int, order: int) -> float:
+    """Returns the loss of an n-gram of this order."""
+    model = NGram(NGramConfig(order), vocab_size)
     model.count(train)
     return -log_probs(model, val, model.order).double().mean().item()

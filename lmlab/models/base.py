@@ -96,7 +96,7 @@ class LanguageModel(nn.Module):
         try:
             with FlopCounterMode(display=False) as counter, torch.device("meta"), torch.no_grad():
                 torch.func.functional_call(self, {**weights, **buffers}, idx)
-        except (RuntimeError, NotImplementedError):  # numbers decide what is computed
+        except (RuntimeError, NotImplementedError, TypeError):  # numbers decide what is computed
             return 6 * self.n_matrix_weights()
         finally:
             self.train(training)
@@ -104,13 +104,12 @@ class LanguageModel(nn.Module):
 
     def n_matrix_weights(self) -> int:
         """Returns the number of weights that stand in matrix products: all but embeddings."""
-        return sum(
-            weight.numel()
-            for module in self.modules()
-            if not isinstance(module, nn.Embedding)
-            for weight in module.parameters(recurse=False)
-            if weight.dim() >= 2
-        )
+        total = 0
+        for module in self.modules():
+            if not isinstance(module, nn.Embedding):
+                weights = module.parameters(recurse=False)
+                total += sum(weight.numel() for weight in weights if weight.dim() >= 2)
+        return total
 
     # How it is trained
 
@@ -119,12 +118,10 @@ class LanguageModel(nn.Module):
 
         The head is the submodule with the name `head`; weights that it shares are left out, too.
         """
-        outer = {
-            id(weight)
-            for name, module in self.named_modules()
-            for weight in module.parameters(recurse=False)
-            if isinstance(module, nn.Embedding) or name == "head"
-        }
+        outer: set[int] = set()
+        for name, module in self.named_modules():
+            if name == "head" or isinstance(module, nn.Embedding):
+                outer.update(id(weight) for weight in module.parameters(recurse=False))
         return [w for w in self.parameters() if w.dim() >= 2 and id(w) not in outer]
 
     # How it is saved
@@ -145,7 +142,7 @@ class LanguageModel(nn.Module):
     def windows(
         self, ids: Tensor, block_size: int, tokens_at_once: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields batches (idx, targets) which together predict each of `ids` (N,) but the first once.
+        """Yields batches (idx, targets) that predict each of `ids` (N,) but the first once.
 
         `targets` (B, S) are what follows the last S tokens of each row of `idx` (B, T). Here the
         windows do not overlap: all have `block_size` tokens, but for a shorter one at the end.
@@ -182,15 +179,15 @@ class LanguageModel(nn.Module):
     def token_vectors(self) -> Tensor | None:
         """Returns what stands for each token, (V, C): the weights of `token_embedding`."""
         for name, module in self.named_children():
-            if name == "token_embedding":
+            if name == "token_embedding" and isinstance(module, nn.Embedding):
                 return module.weight
         return None
 
     def picture(self, idx: Tensor, names: Sequence[str]) -> np.ndarray | None:
         """Returns an image (H, W, 3) of uint8 for TensorBoard, or None.
 
-        `idx` (T,) is the begin of the validation text; `names` says how each token is written.
-        Tables (`pair_scores`) and attention are drawn without this method.
+        `idx` (T,) are the first tokens of the validation text; `names` says how each token of the
+        vocabulary is written. Tables (`pair_scores`) and attention are drawn without this method.
         """
         return None
 

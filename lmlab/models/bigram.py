@@ -8,8 +8,9 @@ from lmlab.models.base import LanguageModel
 
 
 class Bigram(LanguageModel):
-    """A table: row c scores every character as the next after c. All alike at first, so that the
-    first loss is ln V.
+    """A table: row c scores every character as the next after c.
+
+    All alike at first, so that the first loss is ln V.
     """
 
     def __init__(self, config: BigramConfig, vocab_size: int) -> None:

@@ -8,9 +8,9 @@ and models/modern.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from lmlab.models.attention import KVCache
 
 if TYPE_CHECKING:  # they import this module
-    from lmlab.models.gpt import GPT
-    from lmlab.models.modern import Modern
+    from lmlab.models import gpt, modern
 
 LARGEST = 2**24  # weights; a larger model gives torch's threads enough work
 
@@ -131,14 +130,15 @@ def attend(q: np.ndarray, K: np.ndarray, V: np.ndarray) -> np.ndarray:
 
 
 @torch.no_grad()
-def decoder_of_gpt(model: GPT) -> NumpyDecoder | None:
+def decoder_of_gpt(model: gpt.GPT) -> NumpyDecoder | None:
     """Returns the numpy twin of a GPT, or None where torch would be faster."""
     if model.n_params() > LARGEST:
         return None
     activation, factor = ACTIVATIONS["gelu"]
     layers = []
-    for block in model.blocks:
-        attention, mlp = block.attention, block.mlp
+    for block in cast("Iterable[gpt.Block]", model.blocks):
+        attention = block.attention
+        mlp = block.mlp
         layer = Layer(
             qkv=linear(attention.qkv.weight, attention.qkv.bias, block.norm_1),
             proj=linear(centred(attention.proj.weight), centred_bias(attention.proj.bias)),
@@ -159,7 +159,7 @@ def decoder_of_gpt(model: GPT) -> NumpyDecoder | None:
 
 
 @torch.no_grad()
-def decoder_of_modern(model: Modern) -> NumpyDecoder | None:
+def decoder_of_modern(model: modern.Modern) -> NumpyDecoder | None:
     """Returns the numpy twin of a Modern, or None where torch would be faster.
 
     Its norms have no weights, its matrices no biases.
@@ -170,10 +170,12 @@ def decoder_of_modern(model: Modern) -> NumpyDecoder | None:
     activation, factor = ACTIVATIONS[config.activation]
     has_layer_norm = config.norm == "layer"
     layers = []
-    for block in model.blocks:
-        attention, mlp = block.attention, block.mlp
+    for block in cast("Iterable[modern.Block]", model.blocks):
+        attention = block.attention
+        mlp = block.mlp
         q, k, v = attention.qkv.unflatten(1, (config.n_head, -1))  # (H, D, C)
-        proj, narrow = attention.proj.weight, mlp.proj.weight
+        proj: Tensor = attention.proj.weight
+        narrow: Tensor = mlp.proj.weight
         if has_layer_norm:
             proj = centred(proj)
             narrow = centred(narrow)
@@ -187,21 +189,23 @@ def decoder_of_modern(model: Modern) -> NumpyDecoder | None:
             narrow=linear(narrow * factor),
         )
         layers.append(layer)
-    tokens = model.token_embedding.weight
+    tokens: Tensor = model.token_embedding.weight
     positions = rotation = None
-    if config.positions == "learned":
-        positions = model.position_embedding.weight
-    else:
-        rotation = (model.cos.numpy(), model.sin.numpy())
     if has_layer_norm:
         tokens = centred_rows(tokens)
-        positions = None if positions is None else centred_rows(positions)
+    if config.positions == "learned":
+        weight: Tensor = model.position_embedding.weight
+        if has_layer_norm:
+            weight = centred_rows(weight)
+        positions = weight.float().numpy()
+    else:
+        rotation = (model.cos.numpy(), model.sin.numpy())
     return NumpyDecoder(
         n_head=config.n_head,
         eps=EPS[config.norm],
         activation=activation,
         tokens=tokens.float().numpy(),
-        positions=None if positions is None else positions.float().numpy(),
+        positions=positions,
         rotation=rotation,
         layers=layers,
         head=linear(model.head.weight),

@@ -7,6 +7,7 @@ the norm before attention and MLP instead of after.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -35,9 +36,8 @@ class CausalSelfAttention(nn.Module):
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         B, T, C = x.shape
-        q, k, v = (
-            self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
-        )  # (B, H, T, C/H)
+        qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, T, C/H) each
         if cache is not None:  # when sampling: x are the tokens since the last call
             k, v = cache.extend(k, v)
         y = attend(q, k, v, self.dropout if self.training else 0.0)  # softmax(q k^T / sqrt(C/H)) v
@@ -60,8 +60,10 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then MLP. Each reads a normalised copy of x and adds its answer to x (the
-    residual), so that gradients have a straight way down.
+    """Attention, then MLP.
+
+    Each reads a normalised copy of x and adds its answer to x (the residual), so that gradients
+    have a straight way down.
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -81,40 +83,36 @@ class GPT(LanguageModel):
 
     def __init__(self, config: GPTConfig, vocab_size: int) -> None:
         super().__init__()
-        self.config, self.dropout = config, config.dropout
+        self.config = config
+        self.dropout = config.dropout
         self.token_embedding = nn.Embedding(vocab_size, config.n_embd)
         self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.head = nn.Linear(config.n_embd, vocab_size, bias=False)
-        self.head.weight = (
-            self.token_embedding.weight
-        )  # tied: what a token means, read both ways (Press and Wolf 2017)
-        for (
-            name,
-            weight,
-        ) in self.named_parameters():  # GPT-2's start: at first all tokens are about equally likely
+        # Tied: what a token means, read both ways (Press and Wolf 2017).
+        self.head.weight = self.token_embedding.weight
+        # GPT-2's start: at first all tokens are about equally likely.
+        for name, weight in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(weight)
-            elif weight.dim() == 2:  # 2 * n_layer answers add up in x, so each starts smaller
-                nn.init.normal_(
-                    weight, std=0.02 / math.sqrt(2 * config.n_layer) if "proj" in name else 0.02
-                )
+            elif "proj" in name:  # 2 * n_layer answers add up in x, so each starts smaller
+                nn.init.normal_(weight, std=0.02 / math.sqrt(2 * config.n_layer))
+            elif weight.dim() == 2:
+                nn.init.normal_(weight, std=0.02)
 
     def caches(self) -> list[KVCache]:
         return [KVCache(self.config.block_size) for _ in self.blocks]
 
     def forward(self, idx: Tensor, caches: list[KVCache] | None = None) -> Tensor:
-        """Logits (B, T, V) of the tokens idx (B, T), which follow those in the caches, if there are
-        any.
-        """
+        """Logits (B, T, V) of the tokens idx (B, T), which follow those in the caches, if any."""
         start = caches[0].length if caches else 0
-        positions = torch.arange(
-            start, start + idx.shape[1], device=idx.device
-        )  # (T,), all below block_size
+        end = start + idx.shape[1]  # at most block_size
+        positions = torch.arange(start, end, device=idx.device)  # (T,)
         x = self.token_embedding(idx) + self.position_embedding(positions)  # (B, T, C) + (T, C)
         x = F.dropout(x, self.dropout, self.training)
-        for block, cache in zip(self.blocks, caches or [None] * len(self.blocks), strict=True):
+        layer_caches: Sequence[KVCache | None] = caches or [None] * len(self.blocks)
+        for block, cache in zip(self.blocks, layer_caches, strict=True):
             x = block(x, cache)
         return self.head(self.norm(x))  # (B, T, V)
 

@@ -1,5 +1,4 @@
-"""The LSTM: reads the text token by token, and keeps what it needs of it in a memory that it
-carries along.
+"""The LSTM: reads the text token by token, and carries along what it needs in a memory.
 
 Letters: B sequences, T tokens in each, C numbers a token and of memory (`n_embd`), V tokens in the
 vocabulary. All that a recurrent network knows of the past is its memory, so it can read on for
@@ -34,27 +33,29 @@ class Layer(nn.Module):
         self.read = nn.Linear(n_embd, 4 * n_embd)  # what the token has to say to the four below
         self.recall = nn.Linear(n_embd, 4 * n_embd, bias=False)  # and what was said before
         for gate in self.read.weight.chunk(4) + self.recall.weight.chunk(4):
-            nn.init.orthogonal_(
-                gate
-            )  # what goes through many products neither dies out nor runs away
+            # What goes through many products neither dies out nor runs away.
+            nn.init.orthogonal_(gate)
         nn.init.zeros_(self.read.bias)
-        nn.init.ones_(
-            self.read.bias[n_embd : 2 * n_embd]
-        )  # at first nothing is erased (Jozefowicz et al. 2015)
+        # At first nothing is erased (Jozefowicz et al. 2015).
+        nn.init.ones_(self.read.bias[n_embd : 2 * n_embd])
 
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
         B, T, C = x.shape
-        h, c = (x.new_zeros(B, C) if was is None else was for was in (memory.h, memory.c))
-        said, answers = self.read(x), []  # (B, T, 4C), for all tokens at once
+        h, c = memory.h, memory.c
+        if h is None or c is None:  # nothing was read yet
+            h = c = x.new_zeros(B, C)
+        said = self.read(x)  # (B, T, 4C), for all tokens at once
+        answers = []
         for t in range(T):
             gates = said[:, t] + self.recall(h)  # (B, 4C)
-            write, keep, speak = (
-                gates[:, : 3 * C].sigmoid().chunk(3, dim=1)
-            )  # (B, C) each, between 0 and 1
+            # (B, C) each, between 0 and 1.
+            write, keep, speak = gates[:, : 3 * C].sigmoid().chunk(3, dim=1)
             c = keep * c + write * gates[:, 3 * C :].tanh()
             h = speak * c.tanh()
             answers.append(h)
-        memory.h, memory.c, memory.length = h, c, memory.length + T
+        memory.h = h
+        memory.c = c
+        memory.length += T
         return torch.stack(answers, dim=1)  # (B, T, C)
 
 
@@ -75,12 +76,9 @@ class LSTM(LanguageModel):
         return 6 * self.n_matrix_weights()
 
     def forward(self, idx: Tensor, caches: list[Memory] | None = None) -> Tensor:
-        """Logits (B, T, V) of the tokens idx (B, T), which follow those that the memories have
-        read, if any.
-        """
+        """Logits (B, T, V) of the tokens idx (B, T), which follow those in the memories, if any."""
         x = self.token_embedding(idx)  # (B, T, C)
         for layer, memory in zip(self.layers, caches or self.caches(), strict=True):
-            x = layer(
-                F.dropout(x, self.dropout, self.training), memory
-            )  # between layers alone (Zaremba et al. 2014)
+            # Between layers alone (Zaremba et al. 2014).
+            x = layer(F.dropout(x, self.dropout, self.training), memory)
         return self.head(F.dropout(x, self.dropout, self.training))  # (B, T, V)

@@ -1,5 +1,4 @@
-"""The MLP: the next character from the last few, whose embeddings lie side by side in one long
-vector.
+"""The MLP: the next character from the last few, whose embeddings lie side by side.
 
 Letters: B sequences, T tokens in each, C numbers that stand for a token (`n_embd`), H hidden units
 (`n_hidden`), V tokens in the vocabulary, K tokens that it sees at once (`context`). The first
@@ -19,11 +18,10 @@ from lmlab.models.base import LanguageModel
 class MLP(LanguageModel):
     def __init__(self, config: MLPConfig, vocab_size: int) -> None:
         super().__init__()
-        self.context, self.dropout = config.context, config.dropout
+        self.context = config.context
+        self.dropout = config.dropout
         self.token_embedding = nn.Embedding(vocab_size, config.n_embd)
-        self.nothing = nn.Parameter(
-            torch.zeros(config.n_embd)
-        )  # stands where no token has been yet
+        self.nothing = nn.Parameter(torch.zeros(config.n_embd))  # where no token has been yet
         self.hidden = nn.Linear(config.context * config.n_embd, config.n_hidden)
         self.head = nn.Linear(config.n_hidden, vocab_size)
         nn.init.zeros_(self.head.weight)  # at first all next tokens are equally likely
@@ -33,8 +31,7 @@ class MLP(LanguageModel):
         B, T = idx.shape
         x = self.token_embedding(idx)  # (B, T, C)
         x = torch.cat([self.nothing.expand(B, self.context - 1, -1), x], dim=1)  # (B, K - 1 + T, C)
-        x = torch.cat(
-            [x[:, k : k + T] for k in range(self.context)], dim=2
-        )  # (B, T, K C), the oldest first
+        last_few = [x[:, k : k + T] for k in range(self.context)]  # the oldest first
+        x = torch.cat(last_few, dim=2)  # (B, T, K C)
         x = torch.tanh(self.hidden(x))  # (B, T, H)
         return self.head(F.dropout(x, self.dropout, self.training))  # (B, T, V)

@@ -1,20 +1,24 @@
-"""The modern small transformer: the mini-GPT with what was found since 2019 to learn more from the
-same text.
+"""The modern small transformer: the mini-GPT with what was found since 2019.
 
-Read gpt.py first; letters are as there. Each change is a key, so that a sweep can take any of them
-back:
+With it, a model learns more from the same text. Read gpt.py first; letters are as there. Each
+change is a key, so that a sweep can take any of them back:
 
-    positions=rotary     queries and keys are turned by an angle that grows with their place, so that how well they
-                         agree depends on their distance (Su et al. 2021)
-    norm=rms             each token divided by its root mean square, no mean taken off (Zhang and Sennrich 2019), and
-                         no gains to learn: before a matrix they would add nothing
-    qk_norm=true         queries and keys are normed too, so that no score can run away (Henry et al. 2020)
+    positions=rotary     queries and keys are turned by an angle that grows with their place, so
+                         that how well they agree depends on their distance (Su et al. 2021)
+    norm=rms             each token divided by its root mean square, no mean taken off (Zhang and
+                         Sennrich 2019), and no gains to learn: before a matrix they would add
+                         nothing
+    qk_norm=true         queries and keys are normed too, so that no score can run away (Henry et
+                         al. 2020)
     activation=relu2     the MLP bends by the square of a ReLU (So et al. 2021, Primer)
-    zero_init=true       what is added to x starts at zero: the network begins as no layers at all (Zhang et al. 2019,
-                         Fixup)
-    tied=false           the head has weights of its own; with zero_init all next tokens begin equally likely
+    zero_init=true       what is added to x starts at zero: the network begins as no layers at all
+                         (Zhang et al. 2019, Fixup)
+    tied=false           the head has weights of its own; with zero_init all next tokens begin
+                         equally likely
     embedding_norm=true  tokens are normed before the first block (Dettmers et al. 2021)
 """
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -33,44 +37,42 @@ ACTIVATIONS = {"relu2": lambda x: F.relu(x).square(), "gelu": F.gelu}
 
 
 def rotary_angles(block_size: int, head_size: int) -> Tensor:
-    """The angle (T, D/2) by which each pair of channels is turned at each position, from fast pairs
-    to slow.
-    """
-    speeds = 1000.0 ** -torch.linspace(
-        0, 1, head_size // 2
-    )  # radians a token; the slowest see all of a short context
+    """The angle (T, D/2) by which each pair of channels is turned, from fast pairs to slow."""
+    # Radians a token; the slowest see all of a short context.
+    speeds = 1000.0 ** -torch.linspace(0, 1, head_size // 2)
     return torch.arange(block_size)[:, None] * speeds
 
 
 def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x (B, H, T, D) with channels d and d + D/2 turned as one point of a plane."""
-    (a, b), cos, sin = x.chunk(2, dim=-1), cos.to(x.dtype), sin.to(x.dtype)
+    a, b = x.chunk(2, dim=-1)
+    cos = cos.to(x.dtype)
+    sin = sin.to(x.dtype)
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
 
 
 class CausalSelfAttention(nn.Module):
     def __init__(self, config: ModernConfig) -> None:
         super().__init__()
-        self.n_head, self.dropout = config.n_head, config.dropout
+        self.n_head = config.n_head
+        self.dropout = config.dropout
         self.norm = NORMS[config.norm] if config.qk_norm else None
-        self.qkv = nn.Parameter(
-            torch.empty(3, config.n_embd, config.n_embd)
-        )  # three matrices in one product
+        # Three matrices in one product.
+        self.qkv = nn.Parameter(torch.empty(3, config.n_embd, config.n_embd))
         self.proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
 
     def forward(
         self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, cache: KVCache | None
     ) -> Tensor:
         B, T, C = x.shape
-        q, k, v = (
-            F.linear(x, self.qkv.flatten(0, 1))
-            .view(B, T, 3, self.n_head, C // self.n_head)
-            .permute(2, 0, 3, 1, 4)
-        )  # (B, H, T, C/H)
+        qkv = F.linear(x, self.qkv.flatten(0, 1)).view(B, T, 3, self.n_head, C // self.n_head)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, T, C/H) each
         if self.norm:
-            q, k = self.norm(q), self.norm(k)
+            q = self.norm(q)
+            k = self.norm(k)
         if rotation:
-            q, k = turned(q, *rotation), turned(k, *rotation)
+            q = turned(q, *rotation)
+            k = turned(k, *rotation)
         if cache is not None:
             k, v = cache.extend(k, v)
         y = attend(q, k, v, self.dropout if self.training else 0.0)
@@ -81,21 +83,22 @@ class CausalSelfAttention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, config: ModernConfig) -> None:
         super().__init__()
-        self.dropout, self.activation = config.dropout, ACTIVATIONS[config.activation]
+        self.dropout = config.dropout
+        self.activation = ACTIVATIONS[config.activation]
         self.widen = nn.Linear(config.n_embd, 4 * config.n_embd, bias=False)
         self.proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.dropout(
-            self.proj(self.activation(self.widen(x))), self.dropout, self.training
-        )  # (B, T, C)
+        x = self.activation(self.widen(x))  # (B, T, 4C)
+        return F.dropout(self.proj(x), self.dropout, self.training)  # (B, T, C)
 
 
 class Block(nn.Module):
     def __init__(self, config: ModernConfig) -> None:
         super().__init__()
         self.norm = NORMS[config.norm]
-        self.attention, self.mlp = CausalSelfAttention(config), MLP(config)
+        self.attention = CausalSelfAttention(config)
+        self.mlp = MLP(config)
 
     def forward(
         self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, cache: KVCache | None
@@ -105,19 +108,23 @@ class Block(nn.Module):
 
 
 class Modern(LanguageModel):
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self, config: ModernConfig, vocab_size: int) -> None:
         super().__init__()
-        self.config, self.norm = config, NORMS[config.norm]
+        self.config = config
+        self.norm = NORMS[config.norm]
         self.token_embedding = nn.Embedding(vocab_size, config.n_embd)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.head = nn.Linear(config.n_embd, vocab_size, bias=False)
         for name, weight in self.named_parameters():
             if config.zero_init and ("proj" in name or "head" in name):
                 nn.init.zeros_(weight)
-            else:  # embeddings of length 1 a channel; matrices that keep half of that
-                nn.init.normal_(
-                    weight, std=1.0 if "embedding" in name else 0.5 * weight.shape[-1] ** -0.5
-                )
+            elif "embedding" in name:  # of length 1 a channel
+                nn.init.normal_(weight, std=1.0)
+            else:  # matrices that keep half of that
+                nn.init.normal_(weight, std=0.5 * weight.shape[-1] ** -0.5)
         if config.tied:
             nn.init.normal_(self.token_embedding.weight, std=0.02)
             self.head.weight = self.token_embedding.weight
@@ -133,22 +140,21 @@ class Modern(LanguageModel):
         return [KVCache(self.config.block_size) for _ in self.blocks]
 
     def forward(self, idx: Tensor, caches: list[KVCache] | None = None) -> Tensor:
-        """Logits (B, T, V) of the tokens idx (B, T), which follow those in the caches, if there are
-        any.
-        """
+        """Logits (B, T, V) of the tokens idx (B, T), which follow those in the caches, if any."""
         start = caches[0].length if caches else 0
-        places = torch.arange(
-            start, start + idx.shape[1], device=idx.device
-        )  # (T,), all below block_size
-        x, rotation = self.token_embedding(idx), None  # (B, T, C)
+        end = start + idx.shape[1]  # at most block_size
+        places = torch.arange(start, end, device=idx.device)  # (T,)
+        x = self.token_embedding(idx)  # (B, T, C)
+        rotation = None
         if self.config.positions == "learned":
             x = x + self.position_embedding.weight[places]
         else:
             rotation = self.cos[places], self.sin[places]
-        x = F.dropout(
-            self.norm(x) if self.config.embedding_norm else x, self.config.dropout, self.training
-        )
-        for block, cache in zip(self.blocks, caches or [None] * len(self.blocks), strict=True):
+        if self.config.embedding_norm:
+            x = self.norm(x)
+        x = F.dropout(x, self.config.dropout, self.training)
+        layer_caches: Sequence[KVCache | None] = caches or [None] * len(self.blocks)
+        for block, cache in zip(self.blocks, layer_caches, strict=True):
             x = block(x, rotation, cache)
         return self.head(self.norm(x))  # (B, T, V)
 

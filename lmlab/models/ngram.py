@@ -1,5 +1,4 @@
-"""The n-gram: the next character by counting what followed the last few characters in the training
-text.
+"""The n-gram: the next character by counting what followed the last few in the training text.
 
 Nothing here is nudged, and there are no steps. Letters: B sequences, T tokens in each, V tokens in
 the vocabulary; a context is what the last 0, 1, …, `order` - 1 tokens were. Interpolated modified
@@ -23,15 +22,36 @@ from lmlab.models.base import LanguageModel, alike
 
 @dataclass
 class Level:
-    """The contexts of one length, numbered; and the tokens that follow each, in rows one after the
-    other.
-    """
+    """The contexts of one length, numbered, and the tokens that follow each, row after row."""
 
     contexts: np.ndarray  # sorted: number of the context without its first token * V + that token
     starts: np.ndarray  # where in the arrays below a context's row begins, (contexts + 1,)
     tokens: np.ndarray  # which tokens follow
     shares: np.ndarray  # their discounted counts as a share of all of the context's
     rest: np.ndarray  # what is left for the next shorter context, (contexts,)
+
+    def find(self, shorter: np.ndarray, token: np.ndarray, V: int) -> np.ndarray:
+        """Returns the number of each place's context, (N,); -1 for one that was never seen.
+
+        `shorter` are the numbers of the contexts without their first token, `token` is that token;
+        both are -1 where there is none.
+        """
+        codes = np.where((shorter < 0) | (token < 0), -1, shorter * V + token)
+        numbers = np.searchsorted(self.contexts, codes).clip(max=len(self.contexts) - 1)
+        return np.where(self.contexts[numbers] == codes, numbers, -1)
+
+    def spread(self, probs: np.ndarray, numbers: np.ndarray) -> None:
+        """Adds each context's shares to the row of its place in probs (N, V), scaled to make room.
+
+        `numbers` (N,) are the contexts; a place whose context was never seen stays as it is.
+        """
+        places = np.flatnonzero(numbers >= 0)
+        rows = numbers[places]
+        probs[places] *= self.rest[rows, None]
+        sizes = np.diff(self.starts)[rows]
+        offsets = self.starts[rows] - np.cumsum(sizes) + sizes
+        entries = np.arange(sizes.sum()) + np.repeat(offsets, sizes)  # of all rows
+        probs[np.repeat(places, sizes), self.tokens[entries]] += self.shares[entries]
 
 
 class NGram(LanguageModel):
@@ -50,56 +70,38 @@ class NGram(LanguageModel):
     def count(self, text: np.ndarray) -> None:
         """Learns from the tokens `text` (N,)."""
         V, N = self.vocab_size, len(text)
-        self.text.data, text = torch.from_numpy(text.astype(np.int32)), text.astype(np.int64)
-        contexts, before = (
-            [np.zeros(1, np.int64)],
-            np.zeros(N, np.int64),
-        )  # before[i]: number of the context of text[i]
-        for length in range(
-            1, min(self.order, N)
-        ):  # one token longer, so the first token has none any more
-            sorted_codes, before = np.unique(
-                before[1:] * V + text[: N - length], return_inverse=True
-            )
+        self.text.data = torch.from_numpy(text.astype(np.int32))
+        text = text.astype(np.int64)
+        contexts = [np.zeros(1, np.int64)]
+        before = np.zeros(N, np.int64)  # before[i]: number of the context of text[i]
+        for length in range(1, min(self.order, N)):
+            # One token longer, so the first token has none any more.
+            codes = before[1:] * V + text[: N - length]
+            sorted_codes, before = np.unique(codes, return_inverse=True)
             contexts.append(sorted_codes)
         pairs, counts = np.unique(before * V + text[len(contexts) - 1 :], return_counts=True)
         self.levels = []
         for length in reversed(range(len(contexts))):
             self.levels.insert(0, level(contexts[length], pairs, counts, V))
-            if (
-                length
-            ):  # how many different tokens stood before each shorter context and its next token
+            if length > 0:
+                # How many different tokens stood before each shorter context and its next token.
                 shorter = contexts[length][pairs // V] // V
                 pairs, counts = np.unique(shorter * V + pairs % V, return_counts=True)
 
     def forward(self, idx: Tensor) -> Tensor:
-        """Log-probabilities (B, T, V) after each token of idx (B, T), from what is in idx before
-        it.
-        """
+        """Log-probabilities (B, T, V) after each token of idx (B, T), from idx up to that token."""
         (B, T), V = idx.shape, self.vocab_size
-        ids = np.pad(
-            idx.cpu().numpy(), ((0, 0), (len(self.levels), 0)), constant_values=-1
-        )  # -1: nothing was there
-        probs, numbers = (
-            np.full((B * T, V), 1 / V),
-            np.zeros(B * T, np.int64),
-        )  # of each place's context; -1: not seen
+        longest = len(self.levels)
+        # -1: nothing was there.
+        ids = np.pad(idx.cpu().numpy(), ((0, 0), (longest, 0)), constant_values=-1)
+        probs = np.full((B * T, V), 1 / V)
+        numbers = np.zeros(B * T, np.int64)  # of each place's context; -1: not seen
         for length, level in enumerate(self.levels):
-            if length:
-                token = ids[:, len(self.levels) - length + 1 :][:, :T].reshape(
-                    -1
-                )  # `length` tokens back
-                codes = np.where((numbers < 0) | (token < 0), -1, numbers * V + token)
-                numbers = np.searchsorted(level.contexts, codes).clip(max=len(level.contexts) - 1)
-                numbers = np.where(level.contexts[numbers] == codes, numbers, -1)
-            places = np.flatnonzero(numbers >= 0)
-            rows = numbers[places]
-            probs[places] *= level.rest[rows, None]
-            begin, sizes = level.starts[rows], np.diff(level.starts)[rows]
-            entries = np.arange(sizes.sum()) + np.repeat(
-                begin - np.cumsum(sizes) + sizes, sizes
-            )  # of all rows
-            probs[np.repeat(places, sizes), level.tokens[entries]] += level.shares[entries]
+            if length > 0:
+                start = longest - length + 1
+                token = ids[:, start : start + T].reshape(-1)  # `length` tokens back
+                numbers = level.find(numbers, token, V)
+            level.spread(probs, numbers)
         return torch.from_numpy(np.log(probs)).float().view(B, T, V).to(idx.device)
 
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *others: object) -> None:
@@ -122,12 +124,10 @@ class NGram(LanguageModel):
         text = state.get("text")
         if state.keys() != {"text"} or not isinstance(text, Tensor):  # from a file: anything
             return False
-        if (
-            not alike(text, torch.empty(text.shape, dtype=torch.int32, device="meta"))
-            or text.dim() != 1
-        ):
+        wanted = torch.empty(text.shape, dtype=torch.int32, device="meta")
+        if not alike(text, wanted) or text.dim() != 1 or len(text) == 0:
             return False
-        return len(text) > 0 and bool((text >= 0).all() and (text < self.vocab_size).all())
+        return bool((text >= 0).all() and (text < self.vocab_size).all())
 
     def largest_checkpoint(self) -> int:
         return 2**34
@@ -138,31 +138,31 @@ class NGram(LanguageModel):
         """They overlap, so that each token is predicted from its full context."""
         n = max(1, min(tokens_at_once, 2**24 // self.vocab_size))  # probabilities of 128 MB at most
         for start in range(0, len(ids) - 1, n):
-            first, end = max(0, start - block_size), min(start + n, len(ids) - 1)
+            first = max(0, start - block_size)
+            end = min(start + n, len(ids) - 1)
             yield ids[None, first:end], ids[None, start + 1 : end + 1]
 
 
 def level(contexts: np.ndarray, pairs: np.ndarray, counts: np.ndarray, V: int) -> Level:
-    """The tables of contexts of one length from the sorted `pairs` (context * V + token) and how
-    often each counts.
+    """The tables of contexts of one length.
+
+    They are made from the sorted `pairs` (context * V + token) and how often each counts.
     """
-    n1, n2, n3, n4 = (
-        max(int((counts == n).sum()), 1) for n in (1, 2, 3, 4)
-    )  # 1 where a short text has none
-    Y = n1 / (
-        n1 + 2 * n2
-    )  # the one discount of Kneser and Ney, for a count of 1 and where a short text allows no more
+    # At least 1, which a short text may lack.
+    n1, n2, n3, n4 = (max(int((counts == n).sum()), 1) for n in (1, 2, 3, 4))
+    # The one discount of Kneser and Ney: for a count of 1, and where a short text allows no more.
+    Y = n1 / (n1 + 2 * n2)
     discounts = np.clip([Y, 2 - 3 * Y * n3 / n2, 3 - 4 * Y * n4 / n3], Y, [1, 2, 3])
     taken = discounts[counts.clip(max=3) - 1]
     rows = pairs // V
-    totals, lost = (np.bincount(rows, weights, len(contexts)) for weights in (counts, taken))
-    rest = np.where(
-        totals > 0, lost / totals.clip(min=1), 1.0
-    )  # a context that only began the text hands all down
+    totals = np.bincount(rows, counts, len(contexts))
+    lost = np.bincount(rows, taken, len(contexts))
+    # A context that only began the text hands all down.
+    rest = np.where(totals > 0, lost / totals.clip(min=1), 1.0)
     return Level(
-        contexts,
-        np.searchsorted(pairs, np.arange(len(contexts) + 1) * V),
-        pairs % V,
-        (counts - taken) / totals[rows],
-        rest,
+        contexts=contexts,
+        starts=np.searchsorted(pairs, np.arange(len(contexts) + 1) * V),
+        tokens=pairs % V,
+        shares=(counts - taken) / totals[rows],
+        rest=rest,
     )

@@ -1,9 +1,11 @@
-"""A sweep's cells in TensorBoard's HParams tab: what was chosen, and which runs are the same but
-for their seed.
-"""
+"""What TensorBoard shows of a run: numbers, texts and pictures by step, and what a sweep chose."""
 
 import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import metadata, summary_v2
 from tensorboard.plugins.hparams.api_pb2 import STATUS_FAILURE, STATUS_SUCCESS
@@ -11,31 +13,68 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, Sessi
 from torch.utils.tensorboard import SummaryWriter
 
 from lmlab.catalogue import OF_THE_RUN
-from lmlab.config.check import Config
 from lmlab.config.keys import marked
 
 
-def write_hparams(board: SummaryWriter, group: str, config: Config, status: str, step: int) -> None:
-    """Only that a session began and ended, without a list of columns: so TensorBoard finds the
-    columns itself, also those of cells that come later, and shows the mean over a group. What
-    didn't finish is a group of its own, so that its last loss doesn't enter the mean.
+class Board:
+    """Writes TensorBoard's events file of the run at `path`.
+
+    A resumed run gives its first new step as `purge_step`: TensorBoard forgets the points from
+    there on, which were written after the checkpoint and will be written again.
     """
-    chosen = {
-        key: "null" if value is None else value
-        for key, value in config.flat().items()
-        if key not in marked(OF_THE_RUN)
-    }
-    began = summary_v2.hparams_pb(chosen, group if status == "finished" else f"{group} {status}")
-    ended = HParamsPluginData(
-        session_end_info=SessionEndInfo(
-            status=STATUS_SUCCESS if status == "finished" else STATUS_FAILURE,
-            end_time_secs=time.time(),
+
+    def __init__(self, path: Path, purge_step: int = 0) -> None:
+        self.writer = SummaryWriter(path, purge_step=purge_step)
+
+    def show(self, values: Mapping[str, float | str | np.ndarray], step: int) -> None:
+        """Writes each value by its type: a number, a text, or a picture (H, W, 3) of uint8."""
+        for name, value in values.items():
+            if isinstance(value, str):
+                self.writer.add_text(name, f"```\n{value}\n```", step)
+            elif isinstance(value, np.ndarray):
+                self.writer.add_image(name, value, step, dataformats="HWC")
+            else:
+                self.writer.add_scalar(name, value, step)
+
+    def show_table(self, name: str, values: Mapping[str, Any]) -> None:
+        """Writes keys and values as a table among the texts of step 0."""
+        rows = "".join(f"|{key}|{value}|\n" for key, value in values.items())
+        self.writer.add_text(name, f"|key|value|\n|-|-|\n{rows}", 0)
+
+    def show_hparams(
+        self, group: str, values: Mapping[str, str | float | None], status: str, step: int
+    ) -> None:
+        """Writes the hyper-parameters of a run that has ended with `status`.
+
+        A session begins and ends, without a list of columns: TensorBoard then finds the columns by
+        itself, also those of later cells, and shows the mean over a group. A run that did not
+        finish forms a group of its own, so that its last loss does not enter the mean.
+        """
+        finished = status == "finished"
+        hparams = {
+            key: "null" if value is None else value
+            for key, value in values.items()
+            if key not in marked(OF_THE_RUN)
+        }
+        begin = summary_v2.hparams_pb(hparams, group if finished else f"{group} {status}")
+        session_end = SessionEndInfo(
+            status=STATUS_SUCCESS if finished else STATUS_FAILURE, end_time_secs=time.time()
         )
-    )
-    end = Summary.Value(
-        tag=metadata.SESSION_END_INFO_TAG,
-        metadata=metadata.create_summary_metadata(ended),
-        tensor=metadata.NULL_TENSOR,
-    )
-    for summary in (began, Summary(value=[end])):
-        board.file_writer.add_summary(summary, step)
+        end = Summary.Value(
+            tag=metadata.SESSION_END_INFO_TAG,
+            metadata=metadata.create_summary_metadata(
+                HParamsPluginData(session_end_info=session_end)
+            ),
+            tensor=metadata.NULL_TENSOR,
+        )
+        file_writer: Any = self.writer._get_file_writer()  # not in torch's stubs
+        file_writer.add_summary(begin, step)
+        file_writer.add_summary(Summary(value=[end]), step)
+
+    def flush(self) -> None:
+        """Hands what was written to the system."""
+        self.writer.flush()
+
+    def close(self) -> None:
+        """Writes what is left and closes the file."""
+        self.writer.close()

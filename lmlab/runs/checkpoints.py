@@ -1,6 +1,4 @@
-"""The state of a training run on disk: all that its next step depends on, and a model to read it
-back into.
-"""
+"""The checkpoints of a run: written whole, read with care, and loaded as a model."""
 
 import io
 import pickle
@@ -17,12 +15,12 @@ from lmlab import files, machine
 from lmlab.catalogue import CHANGEABLE
 from lmlab.config.check import Config
 from lmlab.config.keys import marked, neutral_values
-from lmlab.data.tokenizers import CharTokenizer
+from lmlab.data.tokenizers import Tokenizer
 from lmlab.errors import UserError
 from lmlab.models.base import LanguageModel, build_model
 from lmlab.runs.folder import newest, read_config, read_tokenizer
 
-OWN = {  # what a checkpoint of the lab holds beside Lightning's own
+LAB_TYPES = {  # what a checkpoint of the lab holds in addition to Lightning's entries
     "config": dict,
     "tokenizer": str,
     "data_sha256": str,
@@ -40,95 +38,110 @@ OWN = {  # what a checkpoint of the lab holds beside Lightning's own
 
 
 class SealedCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoints, written whole or not at all and read only if nothing in them was
-    changed. The last `last.ckpt` becomes `previous.ckpt`. Raises UserError.
+    """Writes Lightning's checkpoints whole or not at all, and reads only unchanged ones.
+
+    Writing `last.ckpt` keeps the one before as `previous.ckpt`. Raises UserError.
     """
 
     def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: Path, storage_options: Any = None
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        buffer, path = io.BytesIO(), Path(path)
+        """Writes a checkpoint with its checksum."""
+        path = Path(path)
+        buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         if path.name == "last.ckpt" and path.exists():
             files.copy_sealed(path, path.with_name("previous.ckpt"))
         files.write_sealed(path, buffer.getvalue())
 
     def load_checkpoint(
-        self, path: Path, map_location: Any = None, weights_only: Any = None
+        self, path: str | Path, map_location: Any = None, weights_only: Any = None
     ) -> dict[str, Any]:
+        """Returns a checkpoint's tensors and plain data, on the CPU. Raises UserError."""
         return read(Path(path))
 
 
 def read(path: Path, limit: int = 2**40) -> dict[str, Any]:
-    """A checkpoint's tensors and plain data. Raises UserError for one that is damaged, foreign, or
-    carries code, or has more than `limit` bytes.
+    """Returns a checkpoint's tensors and plain data.
+
+    Raises UserError for a file that is damaged or foreign, carries code, or has more than `limit`
+    bytes.
     """
     content = files.read_sealed(path, limit)
     try:
         entries = zipfile.ZipFile(io.BytesIO(content)).infolist()
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-            raise UserError(
-                "packed; a checkpoint of the lab isn't"
-            )  # a few bytes could become terabytes
+            # A few compressed bytes could become terabytes.
+            raise UserError("packed; a checkpoint of the lab isn't")
         checkpoint = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        own, state = checkpoint["lmlab"], checkpoint["state_dict"]
-        fits = (
-            isinstance(state, dict)
-            and {*own} == {*OWN}
-            and all(isinstance(own[key], OWN[key]) for key in OWN)
-        )
-        if not fits or not all(
-            isinstance(value, str | int | float | None) for value in own["metrics"].values()
-        ):
+        if not is_complete(checkpoint):
             raise UserError("its parts are not what they should be")
     except pickle.UnpicklingError:
         raise UserError(
             f"{path}: holds more than tensors and plain data, so nothing of it was loaded"
         ) from None
-    except Exception as error:  # whatever somebody has put there
-        raise UserError(
-            f"{path}: is no checkpoint of the lab ({' '.join(str(error).split())})"
-        ) from None
+    except Exception as error:  # the file can hold anything
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: is no checkpoint of the lab ({reason})") from None
     return checkpoint
 
 
-def read_for(path: Path, config: Config, tokenizer: CharTokenizer) -> dict[str, Any]:
-    """`read`, of a checkpoint that belongs to a run. Raises UserError before anything takes more
-    memory than it may.
+def is_complete(checkpoint: Any) -> bool:
+    """Returns whether a checkpoint has the lab's entries, each of its type.
+
+    May raise anything for a file that is no checkpoint at all.
+    """
+    values = checkpoint["lmlab"]
+    if not isinstance(checkpoint["state_dict"], dict) or values.keys() != LAB_TYPES.keys():
+        return False
+    if not all(isinstance(values[key], kind) for key, kind in LAB_TYPES.items()):
+        return False
+    return all(isinstance(value, str | int | float | None) for value in values["metrics"].values())
+
+
+def read_for(path: Path, config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Returns a checkpoint that belongs to a run with this configuration and tokenizer.
+
+    Raises UserError, before anything takes more memory than it may.
     """
     with torch.device("meta"):
-        asked = build_model(config.model, tokenizer.vocab_size)
-    checkpoint = read(path, asked.largest_checkpoint())
-    own, state = (
-        checkpoint["lmlab"],
-        {str(k).removeprefix("model."): w for k, w in checkpoint["state_dict"].items()},
-    )
+        model = build_model(config.model, tokenizer.vocab_size)
+    checkpoint = read(path, model.largest_checkpoint())
+    saved = checkpoint["lmlab"]
     for key, value in config.flat().items():
-        if key not in marked(CHANGEABLE) and repr(
-            there := own["config"].get(key, neutral_values().get(key))
-        ) != repr(value):
+        saved_value = saved["config"].get(key, neutral_values().get(key))
+        if key not in marked(CHANGEABLE) and repr(saved_value) != repr(value):
             raise UserError(
-                f"{path}: belongs to another run ({key}={there} there, {key}={value} in config.yaml)"
+                f"{path}: belongs to another run ({key}={saved_value} there, "
+                f"{key}={value} in config.yaml)"
             )
-    if own["tokenizer"] != tokenizer.to_json():
+    if saved["tokenizer"] != tokenizer.to_json():
         raise UserError(
             f"{path}: belongs to another run, whose vocabulary is not that of tokenizer.json"
         )
-    if not asked.accepts(state):
+    if not model.accepts(weights_of(checkpoint)):
         raise UserError(
             f"{path}: its weights are not those that config.yaml and tokenizer.json ask for"
         )
     return checkpoint
 
 
+def weights_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Returns the model's `state_dict`; in the checkpoint it is a part of the LightningModule's."""
+    state = checkpoint["state_dict"]
+    return {str(name).removeprefix("model."): weight for name, weight in state.items()}
+
+
 def latest(
-    path: Path, config: Config, tokenizer: CharTokenizer, say: Callable[[str], None]
+    path: Path, config: Config, tokenizer: Tokenizer, say: Callable[[str], None]
 ) -> dict[str, Any] | None:
-    """What the run at `path` has saved last, None if nothing. previous.ckpt stands in for a
-    last.ckpt that is damaged, and takes its place; `say` is told. Raises UserError if both are
-    damaged.
+    """Returns the last checkpoint of the run at `path`, or None if there is none.
+
+    If last.ckpt is damaged, previous.ckpt replaces it, and `say` is called with a line about it.
+    Raises UserError if both are damaged.
     """
-    last, previous = (path / f"checkpoints/{name}.ckpt" for name in ("last", "previous"))
+    last = path / "checkpoints/last.ckpt"
+    previous = path / "checkpoints/previous.ckpt"
     if not last.exists() and not previous.exists():
         return None
     try:
@@ -149,32 +162,38 @@ def latest(
 
 @dataclass(frozen=True)
 class Run:
-    """A run read back, with the model of one of its checkpoints, and the precision that it can have
-    here.
+    """A run read back, with the model of one of its checkpoints.
+
+    The precision in `config` is one that the machine has.
     """
 
     path: Path
     config: Config
-    tokenizer: CharTokenizer
+    tokenizer: Tokenizer
     model: LanguageModel
-    checkpoint: str
+    checkpoint: str  # 'best' or 'last'
 
     @property
     def sha256(self) -> str:
-        """That of the checkpoint's file."""
+        """The sha256 of the checkpoint's file."""
         return files.sha256((self.path / f"checkpoints/{self.checkpoint}.ckpt").read_bytes())
 
 
 def load(path: Path, checkpoint: str = "best", choice: str = "auto") -> Run:
-    """Opens the newest run of `path`. `checkpoint`: 'last', or 'best' (last where none validated).
-    Raises UserError.
+    """Returns the newest run at `path`, with its model on the chosen device.
+
+    `checkpoint` is 'last' or 'best'; without validation there is no best one, and the last is
+    taken. Raises UserError.
     """
-    path, place = newest(path), machine.pick(choice)
-    config, tokenizer = read_config(path), read_tokenizer(path)
-    checkpoint = checkpoint if (path / f"checkpoints/{checkpoint}.ckpt").exists() else "last"
-    state = read_for(path / f"checkpoints/{checkpoint}.ckpt", config, tokenizer)["state_dict"]
+    path = newest(path)
+    device = machine.pick(choice)
+    config = read_config(path)
+    tokenizer = read_tokenizer(path)
+    if not (path / f"checkpoints/{checkpoint}.ckpt").exists():
+        checkpoint = "last"
+    weights = weights_of(read_for(path / f"checkpoints/{checkpoint}.ckpt", config, tokenizer))
     model = build_model(config.model, tokenizer.vocab_size)
-    model.load_state_dict({key.removeprefix("model."): weight for key, weight in state.items()})
-    if config.device.precision not in machine.precisions(place):
+    model.load_state_dict(weights)
+    if config.device.precision not in machine.precisions(device):
         config = replace(config, device=replace(config.device, precision="32-true"))
-    return Run(path, config, tokenizer, model.to(place).eval(), checkpoint)
+    return Run(path, config, tokenizer, model.to(device).eval(), checkpoint)

@@ -1,19 +1,19 @@
-"""A run's directory: all that sampling, evaluating, resuming and comparing need. What stands in it
-is data, maybe a stranger's: it is parsed, checked and limited in size, never executed.
+"""A run's folder: all that sampling, evaluating, resuming and comparing need.
+
+`RunDirectory` writes it; the functions read it back. What stands in it is data, perhaps from a
+stranger: it is parsed, checked and limited in size, never executed.
 """
 
-import fcntl
 import itertools
 import json
 import math
 import os
 import re
 import shutil
-import time
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TextIO, TypeGuard
 
 import yaml
 from rich.console import Console
@@ -29,70 +29,64 @@ from lmlab.config.keys import (
     keys_taken,
     neutral_values,
 )
-from lmlab.data.tokenizers import CharTokenizer
+from lmlab.data.tokenizers import Tokenizer, from_json
 from lmlab.errors import UserError, printable
 
-LIMITS = {
+LIMITS = {  # bytes
     "config.yaml": 2**16,
     "source.yaml": 2**16,
-    "tokenizer.json": 2**25,
+    "tokenizer.json": 2**25,  # a vocabulary of all characters of Unicode takes 14 MB
     "metrics.json": 2**20,
-    # bytes; a vocabulary of all characters there are takes 14 MB
     "history.jsonl": 2**32,
     "evaluations.jsonl": 2**24,
 }
 
 
-PLAIN_LINE = r"\w+: [^ \t\[{&*!|>%@`].*"  # of config.yaml: no nesting, no reference, no tag
+# A line of config.yaml: no nesting, no reference, no tag, with which a few bytes of YAML can become
+# many, or take hours to parse.
+PLAIN_LINE = r"\w+: [^ \t\[{&*!|>%@`].*"
 
 
 class RunDirectory:
-    """What a run writes while it runs. Its lock is held until `close` or the process's end, however
-    that comes; raises UserError where another process holds it.
+    """The folder of a run that is under way, and its lock.
+
+    The lock is held until `close` or the end of the process. Raises UserError if another process
+    holds it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.log, self.history = (
-            open(path / name, "a", buffering=1) for name in ("train.log", "history.jsonl")
-        )
-        for last in (False, False, False, False, True):
-            try:
-                fcntl.flock(self.log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if last:
-                    self.close()
-                    raise UserError(f"{path}: another process is at work on this run") from None
-                time.sleep(
-                    0.02
-                )  # somebody who only asks whether it is locked holds it for a moment
+        self.opened = ExitStack()
+        try:
+            # A status check of another process holds the lock for a moment only.
+            self.opened.enter_context(files.lock(path / "train.log", wait=0.1))
+        except files.Locked:
+            raise UserError(f"{path}: another process is at work on this run") from None
+        self.log = self.open_to_append("train.log")
+        self.history = self.open_to_append("history.jsonl")
         self.console = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
         self.metrics: dict[str, Any] = {}
+
+    def open_to_append(self, name: str) -> TextIO:
+        """Opens a file that `close` closes; each line is written at once."""
+        file = open(self.path / name, "a", buffering=1, encoding="utf-8")
+        return self.opened.enter_context(file)
 
     @classmethod
     def create(
         cls,
         path: Path,
         config: Config,
-        tokenizer: CharTokenizer,
+        tokenizer: Tokenizer,
         facts: dict[str, Any],
         source: Config | None = None,
     ) -> Self:
-        """A new one at `path` or the next free name. `facts` is what metrics.json begins with,
-        `source` the configuration of the run whose weights it starts from.
+        """Creates a run's folder at `path`, or at the next free name, all of it or nothing.
+
+        metrics.json begins with `facts`; `source` is the configuration of the run whose weights it
+        starts from. Raises UserError.
         """
-        name = path.name
-        for n in itertools.count(2):
-            try:
-                path.mkdir(parents=True)
-                break
-            except FileExistsError:
-                path = path.with_name(f"{name}-{n}")
-            except OSError as error:
-                raise UserError(
-                    f"{path}: the run's folder can't be made ({error.strerror})"
-                ) from None
+        path = new_folder(path)
         with ExitStack() as undo:
             undo.callback(shutil.rmtree, path)
             directory = cls(path)
@@ -101,34 +95,36 @@ class RunDirectory:
             directory.update(**facts)
             if source:
                 write_config(path, source, "source.yaml")
-            write_config(path, config)  # the last of them: what has none is no run
+            write_config(path, config)  # the last one: a folder without it is no run
             undo.pop_all()
         return directory
 
     def rewind(self, history_bytes: int) -> None:
-        """Forgets what was noted behind a checkpoint, and what a killed process had only begun to
-        write.
+        """Removes what was noted after a checkpoint, and files that a killed process left behind.
+
+        `history_bytes` is the length of history.jsonl at the checkpoint. Raises UserError if the
+        file is shorter.
         """
         if history_bytes > os.fstat(self.history.fileno()).st_size:
             raise UserError(
                 f"{self.path / 'history.jsonl'}: is shorter than when the checkpoint was made"
             )
         self.history.truncate(history_bytes)
-        for begun in self.path.rglob(f".*.{'?' * 32}"):
-            begun.unlink()
+        for temporary in self.path.rglob(f".*.{'?' * 32}"):
+            temporary.unlink()
 
     def say(self, text: str) -> None:
-        """A line for the terminal and train.log."""
+        """Writes a line to the terminal and to train.log."""
         text = printable(text)
         self.console.print(text)
         self.log.write(text + "\n")
 
     def record(self, **values: Any) -> None:
-        """A line for history.jsonl."""
+        """Adds a line to history.jsonl."""
         self.history.write(to_json(values) + "\n")
 
     def settle(self) -> int:
-        """Waits until all that was noted is on disk; returns the length of history.jsonl."""
+        """Waits until history and events are on disk; returns the bytes of history.jsonl."""
         self.history.flush()
         for path in (self.path / "history.jsonl", *self.path.glob("events.out.tfevents.*")):
             with open(path, "rb") as file:
@@ -136,69 +132,75 @@ class RunDirectory:
         return os.fstat(self.history.fileno()).st_size
 
     def update(self, **values: Any) -> None:
-        """Merges `values` into metrics.json."""
+        """Merges `values` into metrics.json. Raises UserError if it cannot be written."""
         self.metrics |= values
         files.write(self.path / "metrics.json", to_json(self.metrics, indent=2).encode())
 
     def close(self) -> None:
-        with self.log, self.history:
-            pass
+        """Closes the files and releases the lock."""
+        self.opened.close()
 
 
-def to_json(values: dict[str, Any], **options: Any) -> str:
-    """JSON in which a number that is not finite is null."""
-    finite = {
-        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()
-    }
-    return json.dumps(finite, allow_nan=False, **options)
+def new_folder(path: Path) -> Path:
+    """Creates a folder at `path` or at the next free name; returns it. Raises UserError."""
+    name = path.name
+    for n in itertools.count(2):
+        try:
+            path.mkdir(parents=True)
+            break
+        except FileExistsError:
+            path = path.with_name(f"{name}-{n}")
+        except OSError as error:
+            raise UserError(f"{path}: the run's folder can't be made ({error.strerror})") from None
+    return path
+
+
+def to_json(values: dict[str, Any], indent: int | None = None) -> str:
+    """Returns JSON in which a number that is not finite is null."""
+    finite = dict(values)
+    for key, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            finite[key] = None
+    return json.dumps(finite, allow_nan=False, indent=indent)
 
 
 def timestamp() -> str:
-    """The name of a run that starts now."""
+    """Returns the folder name of a run that starts now."""
     return datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
 
 
 def write_config(path: Path, config: Config, name: str = "config.yaml") -> None:
+    """Writes a configuration into the folder `path`. Raises UserError."""
     content = yaml.safe_dump(config.flat(), sort_keys=False, allow_unicode=True, width=2**30)
     files.write_sealed(path / name, content.encode())
 
 
 def newest(path: Path, key: str = "run") -> Path:
-    """The run at `path`, or of those below it the one that started last. Raises UserError where
-    there is none.
+    """Returns the run at `path` or below it that started last and has a checkpoint.
+
+    Raises UserError if there is none; the message names `key`.
     """
 
     def started(run: Path) -> int:
         tokenizer = run / "tokenizer.json"  # written once, at the start
         return tokenizer.stat().st_mtime_ns if tokenizer.exists() else 0
 
-    found = [config.parent for config in path.rglob("config.yaml")]
-    found = [run for run in found if (run / "checkpoints/last.ckpt").exists()]
-    if not found:
+    folders = [config.parent for config in path.rglob("config.yaml")]
+    trained = [folder for folder in folders if (folder / "checkpoints/last.ckpt").exists()]
+    if not trained:
         raise UserError(f"{key}={path}: no trained run there; python train.py makes one")
-    return max(found, key=started)
+    return max(trained, key=started)
 
 
 def read_config(path: Path, name: str = "config.yaml") -> Config:
-    """The configuration of the run at `path`. Raises UserError for what the lab would not have
-    written.
+    """Returns the configuration of the run at `path`.
+
+    Raises UserError for a file that the lab would not have written.
     """
-    for entry in path.rglob("*"):
-        if entry.is_symlink() or (entry.exists() and not (entry.is_file() or entry.is_dir())):
-            raise UserError(
-                f"{entry}: is a link, or no plain file; all that belongs to a run lies in its own folder"
-            )
+    refuse_links(path)
     content = files.read_sealed(path / name, LIMITS[name])
     try:
-        for n, line in enumerate(content.decode().splitlines(), start=1):
-            if not re.fullmatch(
-                PLAIN_LINE, line
-            ):  # with which few bytes can become many, or take hours
-                raise UserError(f"line {n} is not of the form key: value, with a plain value")
-        values = yaml.safe_load(content) or {}
-        for key, value in values.items():
-            if not isinstance(value, str | int | float | None):
-                raise UserError(f"{key}: needs a plain value, not {type(value).__name__}")
+        values = parse_plain_yaml(content)
         choices = {group: values.pop(group, None) for group in CHOICES}
         for group in GROUPS:
             check_value(group, choices[group], Literal[*choices_of(group)])
@@ -216,64 +218,101 @@ def read_config(path: Path, name: str = "config.yaml") -> Config:
         raise UserError(f"{path / name}: {' '.join(str(error).split())}") from None
 
 
-def read_tokenizer(path: Path) -> CharTokenizer:
-    """The vocabulary of the run at `path`. Raises UserError."""
+def refuse_links(path: Path) -> None:
+    """Raises UserError if a folder holds a link, or anything but plain files and folders."""
+    for entry in path.rglob("*"):
+        is_plain = entry.is_file() or entry.is_dir() or not entry.exists()  # just removed
+        if entry.is_symlink() or not is_plain:
+            raise UserError(
+                f"{entry}: is a link, or no plain file; all that belongs to a run lies in its own "
+                "folder"
+            )
+
+
+def parse_plain_yaml(content: bytes) -> dict[str, Any]:
+    """Returns the keys and plain values of a flat YAML file. Raises UserError for other content."""
+    for n, line in enumerate(content.decode().splitlines(), start=1):
+        if not re.fullmatch(PLAIN_LINE, line):
+            raise UserError(f"line {n} is not of the form key: value, with a plain value")
+    values = yaml.safe_load(content) or {}
+    for key, value in values.items():
+        if not isinstance(value, str | int | float | None):
+            raise UserError(f"{key}: needs a plain value, not {type(value).__name__}")
+    return values
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """Returns the tokenizer of the run at `path`. Raises UserError."""
     content = files.read_sealed(path / "tokenizer.json", LIMITS["tokenizer.json"])
     try:
-        return CharTokenizer.from_json(content.decode())
+        return from_json(content.decode())
     except (UserError, ValueError, RecursionError) as error:
         raise UserError(f"{path / 'tokenizer.json'}: {error}") from None
 
 
 def read_metrics(path: Path) -> dict[str, Any]:
-    """metrics.json, in which what no process is at work on is not 'running' but 'interrupted'.
-    Raises UserError.
+    """Returns the content of metrics.json. Raises UserError.
+
+    The status "running" becomes "interrupted" if no process is at work on the run.
     """
     content = files.read(path / "metrics.json", LIMITS["metrics.json"])
     try:
         metrics = json.loads(content)
-        if not isinstance(metrics, dict) or any(
-            isinstance(value, dict | list) for value in metrics.values()
-        ):
-            raise UserError("needs one flat JSON object")
-    except (UserError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path / 'metrics.json'}: {error}") from None
+    if not is_flat(metrics):
+        raise UserError(f"{path / 'metrics.json'}: needs one flat JSON object")
     if metrics.get("status") == "running" and not is_locked(path):
         metrics["status"] = "interrupted"
     return metrics
 
 
+def is_flat(values: Any) -> TypeGuard[dict[str, Any]]:
+    """Returns whether parsed JSON is one object of plain values."""
+    if not isinstance(values, dict):
+        return False
+    return not any(isinstance(value, dict | list) for value in values.values())
+
+
 def text_sha256(metrics: dict[str, Any], path: Path, key: str = "data_sha256") -> str:
-    """What the text of the run at `path` has to have. Raises UserError if the run doesn't say."""
-    if not re.fullmatch(r"[0-9a-f]{64}", str(metrics.get(key))):
+    """Returns the sha256 that the text of the run at `path` must have.
+
+    Raises UserError if the run's metrics do not name it.
+    """
+    value = metrics.get(key)
+    if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{64}", value):
         raise UserError(
             f"{path / 'metrics.json'}: has no {key}, so no text can be taken for the run's own"
         )
-    return metrics[key]
+    return value
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process is at work on the run."""
+    """Returns whether a process is at work on the run."""
     if not (path / "train.log").exists():
         return False
-    with open(path / "train.log") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    try:
+        with files.lock(path / "train.log", shared=True):
+            return False
+    except files.Locked:
+        return True
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """The lines of history.jsonl, without a last one that a kill tore. Raises UserError."""
-    name, found = path / "history.jsonl", []
-    for n, line in enumerate(
-        files.read(name, LIMITS[name.name]).decode(errors="replace").split("\n")[:-1], start=1
-    ):
+    """Returns the lines of history.jsonl. Raises UserError for one that the lab did not write.
+
+    A last line that a killed process left half written is passed over.
+    """
+    history = path / "history.jsonl"
+    content = files.read(history, LIMITS[history.name]).decode(errors="replace")
+    whole_lines = content.split("\n")[:-1]
+    points = []
+    for n, line in enumerate(whole_lines, start=1):
         try:
-            found.append(json.loads(line))
+            point = json.loads(line)
         except (ValueError, RecursionError):
-            found.append(None)
-        if not isinstance(found[-1], dict) or type(found[-1].get("step")) is not int:
-            raise UserError(f"{name}: line {n} is no line of the lab's")
-    return found
+            point = None
+        if not isinstance(point, dict) or type(point.get("step")) is not int:
+            raise UserError(f"{history}: line {n} is no line of the lab's")
+        points.append(point)
+    return points

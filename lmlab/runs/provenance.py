@@ -1,47 +1,84 @@
-"""What the numbers of a run depend on beside its configuration."""
+"""What the numbers of a run depend on, apart from its configuration."""
 
 import os
 import platform
-import shlex
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 PACKAGES = ("torch", "pytorch_lightning", "hydra_core", "tensorboard", "numpy")
+COMPARED = ("lmlab", *PACKAGES, "git_commit", "machine")  # what may change the last bits
 
 
 def provenance(command: str) -> dict[str, Any]:
-    """Packages, code, machine, and the command that was typed."""
-    changes = git("status --porcelain")
+    """Returns facts for metrics.json: the typed command, packages, the lab's code, the machine."""
+    facts: dict[str, Any] = {"command": command, "python": platform.python_version()}
+    for name in PACKAGES:
+        facts[name] = version(name)
+    facts["lmlab"] = lab_version()
+    facts |= git_state(Path(__file__).parents[2])
+    facts["machine"] = machine()
+    return facts
+
+
+def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Returns what differs between two provenances, one text a fact.
+
+    A fact that runs did not note when `then` was written is passed over.
+    """
+    changed = [key for key in COMPARED if key in then and then[key] != now[key]]
+    return [f"{key} {then[key]}, now {now[key]}" for key in changed]
+
+
+def lab_version() -> str | None:
+    """Returns the version of the installed lab, or None for a checkout that was never installed."""
+    try:
+        return version("lmlab")
+    except PackageNotFoundError:
+        return None
+
+
+def git_state(folder: Path) -> dict[str, Any]:
+    """Returns the commit of the lab's checkout and whether files differ from it, or None for both.
+
+    A repository that merely contains an installed copy (in a virtual environment, say) does not
+    track the package's files: its commit says nothing about them.
+    """
+    if git(folder, "ls-files", "--error-unmatch", "lmlab/__init__.py") is None:
+        return {"git_commit": None, "git_dirty": None}
+    changes = git(folder, "status", "--porcelain")
     return {
-        "command": command,
-        "python": platform.python_version(),
-        **{name: version(name) for name in PACKAGES},
-        "git_commit": git("rev-parse --verify HEAD"),
-        "git_dirty": changes if changes is None else bool(changes),
-        "machine": machine(),
+        "git_commit": git(folder, "rev-parse", "--verify", "HEAD"),
+        "git_dirty": None if changes is None else bool(changes),
     }
 
 
-def git(command: str) -> str | None:
-    """What git says of the lab's own folder; None where there is no git or no repository."""
-    folder = shlex.quote(str(Path(__file__).parents[2]))
-    # in a shell, since git may be missing
-    done = subprocess.run(f"git -C {folder} {command}", shell=True, capture_output=True, text=True)
-    return done.stdout.strip() if done.returncode == 0 else None
+def git(folder: Path, *arguments: str) -> str | None:
+    """Returns what git prints about a folder; None without git, or if git fails."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
 
 
 def machine() -> str:
-    about, gpus = Path("/proc/cpuinfo"), range(torch.cuda.device_count())
-    lines = about.read_text().splitlines() if about.exists() else []
-    names = {line.partition(":")[2].strip() for line in lines if line.startswith("model name")}
-    cpu = ", ".join(sorted(names)) or platform.processor() or platform.machine()
-    parts = [
-        f"{cpu}, {os.cpu_count()} cores",
-        *(torch.cuda.get_device_name(i) for i in gpus),
-        platform.system(),
-    ]
-    return "; ".join(parts)
+    """Returns the processor, the number of cores, the GPUs and the system, in words."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return "; ".join([f"{processor()}, {os.cpu_count()} cores", *gpus, platform.system()])
+
+
+def processor() -> str:
+    """Returns the name of the processor, as far as the system says it."""
+    cpuinfo = Path("/proc/cpuinfo")  # Linux alone has it
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+        names = {line.partition(":")[2].strip() for line in lines if line.startswith("model name")}
+        if any(names):
+            return ", ".join(sorted(names))
+    return platform.processor() or platform.machine()

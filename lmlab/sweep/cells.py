@@ -200,10 +200,8 @@ def attempt(cell: Cell, path: Path, watch: Callable[[int, float], bool] | None) 
 
     if (path / "checkpoints/last.ckpt").exists():
         saved = read_config(path)
-        if hasattr(saved.data, "path") and hasattr(
-            cell.config.data, "path"
-        ):  # the text may have been moved
-            saved = replace(saved, data=replace(saved.data, path=cell.config.data.path))
+        if saved.choices["data"] == cell.config.choices["data"]:
+            saved = replace(saved, data=cell.config.data)  # the text may have been moved
         return experiment.resume(path, saved, cell.sweep.command, watch)
     if path.exists():  # ended before there was anything to go on from
         shutil.rmtree(path)

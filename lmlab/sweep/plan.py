@@ -13,7 +13,8 @@ from rich.table import Table
 
 from lmlab import machine
 from lmlab.config.check import Config
-from lmlab.data.batches import Batches, CharDataModule
+from lmlab.data.batches import Batches
+from lmlab.data.text import Splits
 from lmlab.errors import UserError
 from lmlab.inference.loss import keep_evaluation, log_probs, loss_metrics
 from lmlab.models.base import build_model
@@ -21,11 +22,11 @@ from lmlab.runs import checkpoints
 from lmlab.runs.folder import read_metrics, text_sha256
 from lmlab.sweep import cells
 from lmlab.sweep.cells import Cell, Sweep
-from lmlab.training.optimizers import build_optimizer
+from lmlab.training.optimizers import build_optimizer, state_bytes
 from lmlab.training.step import cross_entropy
 
 TEXTS: dict[
-    tuple[object, ...], tuple[CharDataModule, str | None, str | None]
+    tuple[object, ...], tuple[Splits, str | None, str | None]
 ] = {}  # read once for all cells
 
 
@@ -49,16 +50,16 @@ def identify(config: Config, overrides: list[str], sweep: Sweep, elsewhere: bool
             raise
     if source(config) not in TEXTS:
         start = checkpoints.load(Path(keys.init_from), choice="cpu") if keys.init_from else None
-        text = CharDataModule(config, start and start.tokenizer)
+        text = Splits.of_run(config, start and start.tokenizer)
         TEXTS[source(config)] = text, start and str(start.path), start and start.sha256
     text, init_from, init_sha256 = TEXTS[source(config)]
     config = replace(config, run=replace(config.run, init_from=init_from))
     if config.model.has_steps:  # raises for a text that is too short
-        Batches(text.splits["train"], keys.batch_size, config.model.block_size, keys.seed)
+        Batches(text.train, keys.batch_size, config.model.block_size, keys.seed)
     with torch.device("meta"):
         model = build_model(config.model, text.tokenizer.vocab_size)
     tokens = keys.max_steps * keys.batch_size * keys.grad_accumulation * config.model.block_size
-    tokens = len(text.splits["train"]) if not config.model.has_steps else tokens
+    tokens = len(text.train) if not config.model.has_steps else tokens
     return Cell(
         config,
         sweep,
@@ -126,11 +127,11 @@ def seconds_per_step(cell: Cell) -> tuple[float, float]:
         torch.set_num_threads(torch_threads)
 
 
-def counting(config: Config, text: CharDataModule) -> float:
+def counting(config: Config, text: Splits) -> float:
     """Seconds to count the text, scaled up from its beginning."""
-    part, begun = text.splits["train"][:100_000], time.perf_counter()
+    part, begun = text.train[:100_000], time.perf_counter()
     build_model(config.model, text.tokenizer.vocab_size).count(part)
-    return (time.perf_counter() - begun) * len(text.splits["train"]) / len(part)
+    return (time.perf_counter() - begun) * len(text.train) / len(part)
 
 
 def costs(found: list[Cell]) -> dict[str, tuple[float, int]]:
@@ -165,12 +166,10 @@ def costs(found: list[Cell]) -> dict[str, tuple[float, int]]:
         evaluations = 2 + keys.max_steps // keys.eval_interval
         with torch.device("meta"):
             model = build_model(config.model, text.tokenizer.vocab_size)
-        kept = (
-            2 if hasattr(config.optimizer, "beta1") else int(config.optimizer.momentum > 0)
-        )  # beside each weight
-        checkpoint = sum(weight.nbytes for weight in model.parameters()) * (1 + kept) + 2**14
+        weight_bytes = sum(weight.nbytes for weight in model.parameters())
+        checkpoint = weight_bytes + state_bytes(model, config.optimizer) + 2**14
         answers[cell.hash] = (
-            keys.max_steps * step + evaluations * len(text.splits["val"]) * token,
+            keys.max_steps * step + evaluations * len(text.val) * token,
             3 * checkpoint + 150 * keys.max_steps // keys.log_interval + 2**15,
         )
     return answers
@@ -219,10 +218,10 @@ def test_losses(paths: list[str]) -> None:
     """
     for path in paths:
         run = checkpoints.load(Path(path), "last")
-        text = CharDataModule(
+        text = Splits.of_run(
             run.config, run.tokenizer, text_sha256(read_metrics(run.path), run.path)
         )
-        tokens = text.splits["test"]
+        tokens = text.test
         answers = log_probs(
             run.model, tokens, run.config.model.block_size, run.config.device.precision
         )

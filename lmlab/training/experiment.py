@@ -1,13 +1,13 @@
 """One run from end to end: a checked configuration in, a run directory and its results out."""
 
-import logging
+import math
 import shlex
 import signal
 import threading
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext, suppress
-from dataclasses import replace
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,20 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.environments import LightningEnvironment
-from pytorch_lightning.profilers import PassThroughProfiler
 
 from lmlab import machine
 from lmlab.config.check import Config
-from lmlab.data.batches import CharDataModule
-from lmlab.data.tokenizers import CharTokenizer
+from lmlab.config.keys import RunConfig
+from lmlab.data.batches import Batches, BatchModule
+from lmlab.data.text import Splits
+from lmlab.data.tokenizers import Tokenizer
 from lmlab.errors import UserError
+from lmlab.inference import evaluations
+from lmlab.inference.evaluations import Subject
 from lmlab.inference.references import references
-from lmlab.models.base import build_model
+from lmlab.models.base import LanguageModel, build_model
 from lmlab.runs import checkpoints
+from lmlab.runs.board import Board
 from lmlab.runs.checkpoints import SealedCheckpointIO
 from lmlab.runs.folder import (
     RunDirectory,
@@ -34,14 +38,16 @@ from lmlab.runs.folder import (
     text_sha256,
     write_config,
 )
-from lmlab.runs.provenance import PACKAGES, provenance
-from lmlab.training import state
-from lmlab.training.counting import CountRecorder
-from lmlab.training.recorder import Recorder
+from lmlab.runs.provenance import differences, provenance
+from lmlab.training import recorder as recorders
+from lmlab.training import state, summary
+from lmlab.training.meter import speed
+from lmlab.training.optimizers import build_optimizer, example_states
+from lmlab.training.overhead import NoProfiler, mute_lightning, spare_memory_filling
+from lmlab.training.recorder import Ending, Recorder, Watch
 from lmlab.training.step import LanguageModule
-from lmlab.training.summary import introduction, results
 
-Watch = Callable[[int, float], bool]  # is told step and val/loss, and says whether to go on
+SAMPLE = 300  # tokens of the sample at the end
 
 
 def run(
@@ -52,149 +58,216 @@ def run(
     cell: dict[str, Any] | None = None,
     watch: Watch | None = None,
 ) -> tuple[str, Path]:
-    """Trains; returns 'finished', 'diverged' or 'pruned', and the run's folder: `path` or one
-    beside it. `sha256` is what the text has to have, `cell` what metrics.json shall say of the
-    run's place in a sweep. Raises UserError before a folder is made.
+    """Trains a new run; returns its status ('finished', 'diverged', 'pruned') and its folder.
+
+    The folder is `path`, or `path` with a number where that exists. `sha256` is the checksum that
+    the text must have, `cell` the run's place in a sweep for metrics.json. Raises UserError before
+    a folder is made.
     """
-    config, start, facts = machine.resolve(config), None, dict(cell or {})
+    config = machine.resolve(config)
+    facts = dict(cell or {})
+    start = None
     if config.run.init_from:
         start = checkpoints.load(Path(config.run.init_from), choice="cpu")
         config = replace(config, run=replace(config.run, init_from=str(start.path)))
         facts["init_sha256"] = start.sha256
         facts["source_sha256"] = text_sha256(read_metrics(start.path), start.path)
-    data, module = prepare(config, start and start.tokenizer, sha256)
+    prepared = prepare(config, start.tokenizer if start else None, sha256)
+    text, model = prepared.text, prepared.model
     if start:
-        inherit(module, start)
-    n_params = sum(weight.numel() for weight in module.parameters())
+        inherit(model, start)
     facts |= {
         "status": "running",
         "seed": config.run.seed,
-        "n_params": n_params,
-        "data_sha256": data.sha256,
-        "flops_per_token": module.model.flops_per_token(),
+        "n_params": sum(weight.numel() for weight in model.parameters()),
+        "data_sha256": text.sha256,
+        "flops_per_token": model.flops_per_token(),
     }
-    facts |= {f"config/{key}": value for key, value in config.flat().items()} | provenance(command)
+    facts |= with_prefix("config/", config.flat()) | provenance(command)
+    source = start.config if start else None
     with (
         disk_errors(path),
-        closing(
-            RunDirectory.create(path, config, data.tokenizer, facts, start and start.config)
-        ) as directory,
+        closing(RunDirectory.create(path, config, text.tokenizer, facts, source)) as directory,
     ):
-        directory.say(introduction(config, data, n_params, directory.path))
-        return train(directory, data, module, None, watch=watch), directory.path
+        directory.say(summary.introduction(config, text, facts["n_params"], directory.path))
+        return train(directory, config, prepared, watch=watch), directory.path
 
 
 def resume(path: Path, config: Config, command: str, watch: Watch | None = None) -> str:
-    """Goes on with the run at `path` as if it had never stopped; `config` is its own, but for what
-    may change.
+    """Resumes the run at `path` as if it had never stopped; returns its status.
+
+    `config` is the run's own, but for keys that may change. Raises UserError.
     """
     with disk_errors(path), closing(RunDirectory(path)) as directory:
-        tokenizer, metrics, config = (
-            read_tokenizer(path),
-            read_metrics(path),
-            machine.resolve(config),
-        )
-        last = path / "checkpoints/last.ckpt"
+        tokenizer = read_tokenizer(path)
+        metrics = read_metrics(path)
+        config = machine.resolve(config)
         checkpoint = checkpoints.latest(path, config, tokenizer, directory.say)
         saved = checkpoint["lmlab"] if checkpoint else None
-        if not saved and metrics.get("step"):
-            raise UserError(f"{last}: is missing, and so is previous.ckpt")
-        if metrics.get("status") == "diverged":
-            raise UserError(
-                f"resume={path}: the run diverged, and would again; start anew with a smaller lr"
-            )
-        step, keys = saved["step"] if saved else 0, config.run
-        late = bool(saved and keys.max_minutes and saved["train_seconds"] >= 60 * keys.max_minutes)
-        over = bool(
-            saved
-            and saved["last"]
-            and (late or step == keys.max_steps or not config.model.has_steps)
-        )
-        if over and metrics.get("status") == "finished":
-            longer = f"max_minutes={2 * keys.max_minutes:g}" if late else f"max_steps={2 * step}"
-            ends = (
-                "cell" in metrics or not config.model.has_steps
-            )  # a sweep's cell is known by when it ends
-            hint = "" if ends else f"; {longer} would go on"
-            directory.say(f"{path}: finished already{f', at step {step}' if step else ''}{hint}")
+        check_resumable(path, metrics, saved)
+        has_steps = config.model.has_steps
+        over = saved is not None and is_over(saved, config.run, has_steps)
+        if saved is not None and over and metrics.get("status") == "finished":
+            can_go_on = has_steps and "cell" not in metrics  # a cell is identified by its end, too
+            directory.say(finished_already(path, saved, config.run.max_minutes, can_go_on))
             return "finished"
-        if not over and step >= keys.max_steps:
+        start = saved or state.UNTRAINED | {
+            "data_sha256": text_sha256(metrics, path),
+            "metrics": metrics,
+        }
+        step = start["step"]
+        if not over and step >= config.run.max_steps:
             raise UserError(
-                f"max_steps={keys.max_steps}: the run has made {step} steps; allowed are more than that"
+                f"max_steps={config.run.max_steps}: the run has made {step} steps; allowed are more "
+                "than that"
             )
-        data, module = prepare(
-            config, tokenizer, saved["data_sha256"] if saved else text_sha256(metrics, path)
-        )
+        prepared = prepare(config, tokenizer, start["data_sha256"])
         if checkpoint:
-            if over:
-                module.load_state_dict(checkpoint["state_dict"])
-            else:
-                state.check_optimizer(checkpoint, module.configure_optimizers(), last)
+            restore(checkpoint, prepared, over, path / "checkpoints/last.ckpt")
             del checkpoint  # Lightning reads it again, and no more memory than that is needed
         elif config.run.init_from:
-            inherit(module, checkpoints.load(Path(config.run.init_from), choice="cpu"))
-        directory.metrics = saved["metrics"] if saved else metrics
-        directory.metrics.pop("reason", None)
+            inherit(prepared.model, checkpoints.load(Path(config.run.init_from), choice="cpu"))
+        directory.metrics = start["metrics"]
         if config != read_config(path):
             write_config(path, config)
-        directory.rewind(saved["history_bytes"] if saved else 0)
-        now = provenance(command)
-        then = {key: directory.metrics.get(key) for key in (*PACKAGES, "git_commit", "machine")}
-        changed = "; ".join(
-            f"{key} {then[key]}, now {now[key]}" for key in then if then[key] != now[key]
+        directory.rewind(start["history_bytes"])
+        where = f" at step {step} of {config.run.max_steps}" if has_steps else ""
+        changes = note_resumption(directory, config.flat(), provenance(command))
+        directory.say(f"{path}: goes on{where}{changes}")
+        return train(directory, config, prepared, saved, over, watch)
+
+
+def check_resumable(path: Path, metrics: dict[str, Any], saved: dict[str, Any] | None) -> None:
+    """Raises UserError for a run that cannot go on: it has lost its checkpoint, or it diverged."""
+    if saved is None and metrics.get("step"):
+        raise UserError(f"{path / 'checkpoints/last.ckpt'}: is missing, and so is previous.ckpt")
+    if metrics.get("status") == "diverged":
+        raise UserError(
+            f"resume={path}: the run diverged, and would again; start anew with a smaller lr"
         )
-        directory.update(
-            status="running",
-            **{f"config/{key}": value for key, value in config.flat().items()},
-            **{f"resumed/{key}": value for key, value in now.items()},
-        )
-        at = f" at step {step} of {keys.max_steps}" * (config.model.has_steps)
-        directory.say(
-            f"{path}: goes on{at}"
-            + f"; the last bits may come out differently, since something changed: {changed}"
-            * bool(changed)
-        )
-        data.start = step
-        return train(directory, data, module, saved, over, watch)
+
+
+def is_over(saved: dict[str, Any], run: RunConfig, has_steps: bool) -> bool:
+    """Returns whether the checkpoint is that of the run's end."""
+    all_steps_made = not has_steps or saved["step"] == run.max_steps
+    return saved["last"] and (all_steps_made or is_out_of_time(saved, run.max_minutes))
+
+
+def is_out_of_time(saved: dict[str, Any], max_minutes: float | None) -> bool:
+    """Returns whether the time for training was over when the checkpoint was saved."""
+    return max_minutes is not None and saved["train_seconds"] >= 60 * max_minutes
+
+
+def finished_already(
+    path: Path, saved: dict[str, Any], max_minutes: float | None, can_go_on: bool
+) -> str:
+    """Returns the line for a run that is over, with the key that would let it go on."""
+    step = saved["step"]
+    line = f"{path}: finished already"
+    if step > 0:
+        line += f", at step {step}"
+    if can_go_on and max_minutes is not None and is_out_of_time(saved, max_minutes):
+        line += f"; max_minutes={2 * max_minutes:g} would go on"
+    elif can_go_on:
+        line += f"; max_steps={2 * step} would go on"
+    return line
+
+
+def restore(checkpoint: dict[str, Any], prepared: "Prepared", over: bool, path: Path) -> None:
+    """Gives a run that is `over` its weights; else Lightning does, and the optimizer is checked.
+
+    Raises UserError if the state of the optimizer in the checkpoint at `path` does not fit.
+    """
+    if over:
+        weights = checkpoint["state_dict"].items()
+        state_dict = {name.removeprefix("model."): weight for name, weight in weights}
+        prepared.model.load_state_dict(state_dict)
+    else:
+        parts = prepared.model, prepared.optimizer, prepared.precision
+        state.check_optimizer(checkpoint, build_optimizer(*parts), example_states(*parts), path)
+
+
+def note_resumption(directory: RunDirectory, config: dict[str, Any], now: dict[str, Any]) -> str:
+    """Notes in metrics.json with what a run goes on; returns what has changed, for the terminal.
+
+    `now` is the provenance of the process.
+    """
+    directory.metrics.pop("reason", None)
+    changes = differences(directory.metrics, now)
+    directory.update(
+        status="running", **with_prefix("config/", config), **with_prefix("resumed/", now)
+    )
+    if not changes:
+        return ""
+    warning = "; the last bits may come out differently, since something changed: "
+    return warning + "; ".join(changes)
+
+
+def with_prefix(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Returns `values` with longer names, as metrics.json holds them."""
+    return {prefix + key: value for key, value in values.items()}
 
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """A full disk, or a folder that can't be read or written, is one line. What was saved before is
-    intact.
+    """Turns OSErrors into UserErrors of one line: a full disk, a folder without permission.
+
+    What was saved before is intact.
     """
 
     def hook(thread: threading.ExceptHookArgs) -> None:
         """TensorBoard's writing thread prints its error, and hands it on to the next call."""
-        issubclass(thread.exc_type, OSError) or before(thread)
+        if not issubclass(thread.exc_type, OSError):
+            hook_before(thread)
 
-    before, threading.excepthook = threading.excepthook, hook
+    hook_before = threading.excepthook
+    threading.excepthook = hook
     try:
         yield
     except OSError as error:
         raise UserError(f"{error.filename or path}: {error.strerror}") from None
     finally:
-        threading.excepthook = before
+        threading.excepthook = hook_before
 
 
-def prepare(
-    config: Config, tokenizer: CharTokenizer | None, sha256: str | None
-) -> tuple[CharDataModule, LanguageModule]:
-    """The text and the untrained model. All that is random in a run follows from the seed that is
-    set here.
+@dataclass(frozen=True)
+class Prepared:
+    """What stands ready before the first step. A model without steps has no batches."""
+
+    text: Splits
+    model: LanguageModel
+    batches: Batches | None
+    optimizer: Any
+    """The optimizer's keys."""
+
+    precision: str
+
+
+def prepare(config: Config, tokenizer: Tokenizer | None, sha256: str | None) -> Prepared:
+    """Returns the text and the untrained model. Raises UserError, also for a text too short.
+
+    All that is random in a run follows from the seed that is set here.
     """
-    torch.set_num_threads(config.run.threads)
-    data = CharDataModule(config, tokenizer, sha256)
-    if config.model.has_steps:
-        data.setup("fit")
+    if config.run.threads:  # machine.resolve has given a number
+        torch.set_num_threads(config.run.threads)
+    text = Splits.of_run(config, tokenizer, sha256)
     pl.seed_everything(config.run.seed, verbose=False)
-    return data, LanguageModule(build_model(config.model, data.tokenizer.vocab_size), config)
+    model = build_model(config.model, text.tokenizer.vocab_size)
+    batches = None
+    if model.has_steps:
+        batches = training_batches(text, config.run, config.model.block_size)
+    return Prepared(text, model, batches, config.optimizer, config.device.precision)
 
 
-def inherit(module: LanguageModule, start: checkpoints.Run) -> None:
-    """The weights of another run. Raises UserError if they don't fit."""
+def training_batches(text: Splits, run: RunConfig, block_size: int) -> Batches:
+    """Returns the batches of a run. Raises UserError if the text is too short for `block_size`."""
+    return Batches(text.train, run.batch_size, block_size, run.seed)
+
+
+def inherit(model: LanguageModel, start: checkpoints.Run) -> None:
+    """Gives the model the weights of another run. Raises UserError if they do not fit."""
     try:
-        module.model.load_state_dict(start.model.state_dict())
+        model.load_state_dict(start.model.state_dict())
     except RuntimeError:
         raise UserError(
             f"init_from={start.path}: its weights fit only a model like its own, "
@@ -202,116 +275,230 @@ def inherit(module: LanguageModule, start: checkpoints.Run) -> None:
         ) from None
 
 
-def source_tokens(directory: RunDirectory, tokenizer: CharTokenizer) -> np.ndarray | None:
-    """What the run that the weights come from was validated on; None, which is said, if its text
-    can't be had.
+def source_tokens(directory: RunDirectory, tokenizer: Tokenizer) -> np.ndarray | None:
+    """Returns the validation tokens of the run that the weights come from.
+
+    None, with a line that says so, if its text cannot be had.
     """
     if not (directory.path / "source.yaml").exists():
         return None
     try:
         source = read_config(directory.path, "source.yaml")
         sha256 = text_sha256(directory.metrics, directory.path, "source_sha256")
-        tokens = CharDataModule(source, tokenizer, sha256).splits["val"]
-        return tokens if len(tokens) else None
+        tokens = Splits.of_run(source, tokenizer, sha256).val
     except UserError as error:
         directory.say(f"val/loss_source is not tracked: {error}")
         return None
+    if len(tokens) == 0:
+        return None
+    return tokens
 
 
 def train(
     directory: RunDirectory,
-    data: CharDataModule,
-    module: LanguageModule,
-    saved: dict[str, Any] | None,
+    config: Config,
+    prepared: Prepared,
+    saved: dict[str, Any] | None = None,
     over: bool = False,
     watch: Watch | None = None,
 ) -> str:
-    """Steps until the end, from `saved` on; returns 'finished', 'diverged' or 'pruned'. `over`:
-    only the results are missing.
+    """Trains until the end, from `saved` on; returns the status. `over`: only results are missing.
+
+    Raises SystemExit(128 + n) after signal n.
     """
-    config, path, recorder = data.config, shlex.quote(str(directory.path)), None
-    try:
-        kind = CountRecorder if not config.model.has_steps else Recorder
-        recorder = kind(directory, data, source_tokens(directory, data.tokenizer), saved, watch)
-        if not config.model.has_steps and not over:
-            recorder.count(module)
-        elif not over:
-            last = directory.path / "checkpoints/last.ckpt" if saved else None
-            trainer(config, recorder).fit(module, data, ckpt_path=last, weights_only=True)
+    text = prepared.text
+    with noting_failures(directory):
+        subject = Subject(
+            model=prepared.model,
+            text=text,
+            block_size=config.model.block_size,
+            precision=prepared.precision,
+            seed=config.run.seed,
+            source=source_tokens(directory, text.tokenizer),
+        )
+        identity = {
+            "config": config.flat(),
+            "tokenizer": text.tokenizer.to_json(),
+            "data_sha256": text.sha256,
+        }
+        if prepared.batches is None:
+            ending = count(directory, subject, identity, saved if over else None)
         else:
-            recorder.last = True
-            recorder.on_train_end()
-        ended = recorder.last or recorder.diverged or recorder.pruned
-        status = recorder.status() if ended else "interrupted"
-        directory.update(status=status, **recorder.totals())
-    except BaseException as error:
-        stopped = isinstance(
-            error, SystemExit | KeyboardInterrupt
-        )  # Lightning turns Ctrl-C into exit(1)
-        with suppress(UserError):  # on a full disk the status can't be written either
-            directory.update(
-                status="interrupted" if stopped else "failed",
-                **(recorder.totals() if recorder else {}),
-            )
-        if stopped:
-            directory.say(
-                f"stopped; from what was saved last it goes on with: python train.py resume={path}"
-            )
-            raise SystemExit(128 + ((recorder and recorder.signal) or signal.SIGINT)) from None
-        if (
-            saved
-            and not (recorder and recorder.started)
-            and not isinstance(error, OSError | UserError)
-        ):
-            raise UserError(
-                f"{directory.path / 'checkpoints/last.ckpt'}: can't be restored ({error!r})"
-            ) from error
-        raise
-    if ended:
-        status == "finished" and directory.update(**references(data))
-        directory.say(results(directory, recorder, module))
+            recorder = Recorder(directory, config.run, subject, identity, saved, watch)
+            if over:
+                recorder.last = True
+                recorder.finish()
+            else:
+                device = config.choices["device"]
+                module = LanguageModule(
+                    prepared.model, config.optimizer, config.run, prepared.precision, device
+                )
+                first = recorder.meter.step * config.run.grad_accumulation
+                make_steps(recorder, module, BatchModule(prepared.batches, first), device)
+            ending = recorder.ending()
+        directory.update(status=ending.status, **ending.totals)
+    say_results(directory, subject, ending)
+    if ending.signal is not None:
+        raise SystemExit(128 + ending.signal)
+    return ending.status
+
+
+def say_results(directory: RunDirectory, subject: Subject, ending: Ending) -> None:
+    """Says what came of a run, beside what counting reaches on the same text."""
+    if ending.status == "finished":
+        directory.update(**references(subject.text))
+    if ending.status == "interrupted":
+        directory.say(f"interrupted at step {ending.step}; to go on: {resume_command(directory)}")
+        return
+    sample = ""
+    if ending.status != "diverged":
+        sample = evaluations.draw_sample(subject, SAMPLE)
+    directory.say(summary.results(directory.metrics, ending.status, sample))
+    directory.say(summary.whereabouts(directory.path))
+
+
+@contextmanager
+def noting_failures(directory: RunDirectory) -> Iterator[None]:
+    """Notes in metrics.json that a run was interrupted or has failed, and lets the error pass."""
+
+    def note(status: str) -> None:
+        with suppress(UserError):  # on a full disk the status cannot be written either
+            directory.update(status=status)
+
+    def note_stop() -> None:
+        note("interrupted")
         directory.say(
-            f"\nsaved in      {directory.path}\ncurves        tensorboard --logdir outputs\n"
-            f"more samples  python scripts/sample.py run={path}"
+            f"stopped; from what was saved last it goes on with: {resume_command(directory)}"
         )
-    if recorder.signal:
-        ended or directory.say(
-            f"interrupted at step {recorder.step}; to go on: python train.py resume={path}"
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        note_stop()
+        raise SystemExit(128 + signal.SIGINT) from None
+    except SystemExit:
+        note_stop()
+        raise
+    except BaseException:
+        note("failed")
+        raise
+
+
+def resume_command(directory: RunDirectory) -> str:
+    """Returns the command that resumes the run."""
+    return f"python train.py resume={shlex.quote(str(directory.path))}"
+
+
+def make_steps(
+    recorder: Recorder, module: LanguageModule, batches: BatchModule, device: str
+) -> None:
+    """Lets Lightning make the steps, from the checkpoint on if the run is resumed."""
+    directory = recorder.directory
+    last = directory.path / "checkpoints/last.ckpt"
+    max_steps = recorder.schedule.run.max_steps
+    try:
+        trainer(recorder, device, max_steps).fit(
+            module, batches, ckpt_path=last if recorder.saved else None, weights_only=True
         )
-        raise SystemExit(128 + recorder.signal)
-    return status
+    except BaseException as error:
+        with suppress(UserError):  # on a full disk nothing can be written
+            directory.update(**recorder.meter.totals())
+        if isinstance(error, SystemExit | KeyboardInterrupt):  # Lightning makes Ctrl-C an exit(1)
+            raise SystemExit(128 + (recorder.stop.number or signal.SIGINT)) from None
+        if recorder.started or not recorder.saved or isinstance(error, OSError | UserError):
+            raise
+        raise UserError(f"{last}: can't be restored ({error!r})") from error
 
 
-class NoProfiler(PassThroughProfiler):
-    """Lightning's own makes a generator for each of a step's thirty hooks, to time nothing with."""
+def count(
+    directory: RunDirectory,
+    subject: Subject,
+    identity: dict[str, Any],
+    saved: dict[str, Any] | None,
+) -> Ending:
+    """Trains a model without steps: it counts the text once, is evaluated and saved.
 
-    nothing = nullcontext()
+    With `saved`, the entry of its checkpoint, all this is done already.
+    """
+    model = subject.model
+    train_tokens = subject.text.train
+    board = Board(directory.path, purge_step=state.first_new_step(saved))
+    started = time.perf_counter()
+    if saved is None:
+        model.count(train_tokens)
+    seconds = saved["train_seconds"] if saved else time.perf_counter() - started
+    totals = {
+        "step": 0,
+        "tokens": len(train_tokens),
+        "flops": 0,
+        "train_seconds": seconds,
+        "tokens_per_second": speed(len(train_tokens), seconds),
+    }
+    if saved is None:
+        directory.update(n_params=model.n_params())
+        evaluate_counted(directory, board, subject, identity, totals)
+    if "group" in directory.metrics:
+        board.show_hparams(directory.metrics["group"], identity["config"], "finished", 0)
+    board.close()
+    return Ending("finished", 0, totals)
 
-    def profile(self, action_name: str) -> nullcontext:
-        return self.nothing
+
+def evaluate_counted(
+    directory: RunDirectory,
+    board: Board,
+    subject: Subject,
+    identity: dict[str, Any],
+    totals: dict[str, float],
+) -> None:
+    """Evaluates a counted model, notes what was seen, and saves its checkpoints."""
+    values = evaluations.evaluate(subject)
+    numbers, texts = recorders.note(values, 0, directory, board)
+    best = numbers.get("val/loss", math.inf)
+
+    def save(name: str) -> None:
+        entry = state.entry(
+            identity,
+            directory,
+            subject.model.device.type,
+            step=0,
+            last=True,
+            best=best,
+            train_seconds=totals["train_seconds"],
+            train_loss=math.nan,
+            loss_sum=0.0,
+            losses=0,
+        )
+        checkpoint = {"state_dict": subject.model.state_dict(prefix="model."), "lmlab": entry}
+        SealedCheckpointIO().save_checkpoint(checkpoint, directory.path / "checkpoints" / name)
+
+    as_best = {}
+    if "val/loss" in numbers:
+        save("best.ckpt")
+        as_best = recorders.as_best(numbers, 0)
+        board.show({"best/val/loss": best}, 0)
+    directory.update(**totals, **numbers, **as_best)
+    directory.say(recorders.line(0, numbers, texts["sample"]))
+    directory.update(**totals)
+    board.flush()
+    save("last.ckpt")
 
 
-def trainer(config: Config, recorder: Recorder) -> pl.Trainer:
-    """Lightning's Trainer, with all that the Recorder does switched off."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    for module in ("pytorch_lightning", "lightning_fabric"):
-        warnings.filterwarnings("ignore", module=module)  # advice on loaders, loggers and clusters
-    torch.utils.deterministic.fill_uninitialized_memory = (
-        False  # a pass over every new tensor, for nothing
-    )
-    kind = config.choices["device"]
+def trainer(recorder: Recorder, device: str, max_steps: int) -> pl.Trainer:
+    """Returns Lightning's Trainer, with all that the Recorder does switched off."""
+    mute_lightning()
+    spare_memory_filling()
     return pl.Trainer(
-        accelerator="gpu" if kind == "cuda" else kind,
+        accelerator="gpu" if device == "cuda" else device,
         devices=1,
         callbacks=[recorder],
-        deterministic=kind == "cpu",
+        deterministic=device == "cpu",
         max_epochs=-1,
-        max_steps=config.run.max_steps,
+        max_steps=max_steps,
         profiler=NoProfiler(),
         plugins=[
             SealedCheckpointIO(),
-            LightningEnvironment(),
-        ],  # on Slurm too: there submitit alone requeues
+            LightningEnvironment(),  # on Slurm, too: there submitit alone requeues
+        ],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -1,65 +1,163 @@
-"""From gradients to weights: the optimizers, and the learning rate as a function of the step."""
+"""From gradients to weights: the optimizers, and the learning rate as a function of the step.
+
+An optimizer costs a function here (from `Weights`, its keys and the precision to torch's
+optimizer), its keys in the catalogue, and a YAML. What it keeps for each weight is never declared:
+`example_states` lets it make a step and looks.
+"""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from lmlab.catalogue import AdamWConfig, MuonConfig, SGDConfig
+from lmlab.catalogue import OPTIMIZERS, AdamWConfig, MuonConfig, OptimizerConfig, SGDConfig, row_of
 from lmlab.config.keys import RunConfig
+from lmlab.models.base import LanguageModel
+from lmlab.registry import load
 from lmlab.training.muon import Muon
 
-OPTIMIZERS = {
-    SGDConfig: lambda groups, c, _: torch.optim.SGD(
-        groups, lr=c.lr, momentum=c.momentum, fused=True
-    ),
-    AdamWConfig: lambda groups, c, _: torch.optim.AdamW(
-        groups, lr=c.lr, betas=(c.beta1, c.beta2), fused=True
-    ),
-    MuonConfig: lambda groups, c, p: Muon(
-        groups, c.lr, (c.beta1, c.beta2), c.momentum, c.ns_steps, p == "bf16-mixed"
-    ),
-}
+Group = dict[str, Any]  # "params" and their settings, as torch's optimizers take them
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights of a model, sorted as optimizers need them."""
+
+    matrices: list[nn.Parameter]
+    others: list[nn.Parameter]
+    """Gains and biases."""
+
+    hidden: list[nn.Parameter]
+    """Those of the matrices that are neither embeddings nor the head."""
+
+    @classmethod
+    def of(cls, model: LanguageModel) -> "Weights":
+        """Returns the weights of `model`."""
+        weights = list(model.parameters())
+        matrices = [weight for weight in weights if weight.dim() >= 2]
+        others = [weight for weight in weights if weight.dim() < 2]
+        return cls(matrices, others, model.hidden_matrices())
+
+    def groups(self, weight_decay: float) -> list[Group]:
+        """Returns two groups: matrices, and the others, which do not decay (Brown et al. 2020)."""
+        return [
+            {"params": self.matrices, "weight_decay": weight_decay},
+            {"params": self.others, "weight_decay": 0.0},
+        ]
+
+
+def sgd(weights: Weights, config: SGDConfig, precision: str) -> torch.optim.Optimizer:
+    """Returns gradient descent with momentum."""
+    groups = weights.groups(config.weight_decay)
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+
+
+def adamw(weights: Weights, config: AdamWConfig, precision: str) -> torch.optim.Optimizer:
+    """Returns AdamW (Loshchilov and Hutter 2019)."""
+    betas = (config.beta1, config.beta2)
+    return torch.optim.AdamW(
+        weights.groups(config.weight_decay), lr=config.lr, betas=betas, fused=True
+    )
+
+
+def muon(weights: Weights, config: MuonConfig, precision: str) -> torch.optim.Optimizer:
+    """Returns Muon for the hidden matrices, and AdamW at `adam_lr` for the rest."""
+    is_hidden = {id(weight) for weight in weights.hidden}
+    hidden = [weight for weight in weights.matrices if id(weight) in is_hidden]
+    outer = [weight for weight in weights.matrices if id(weight) not in is_hidden]
+    decay = config.weight_decay
+    scale = (config.adam_lr or config.lr) / config.lr
+    # Checkpoints hold the groups: neither their order nor that of their keys may change.
+    groups = [
+        {"params": hidden, "weight_decay": decay, "hidden": True, "lr_scale": 1.0},
+        {"params": outer, "weight_decay": decay, "hidden": False, "lr_scale": scale},
+        {"params": weights.others, "weight_decay": 0.0, "hidden": False, "lr_scale": scale},
+    ]
+    return Muon(
+        [group for group in groups if group["params"]],
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        momentum=config.momentum,
+        ns_steps=config.ns_steps,
+        half=precision == "bf16-mixed",
+    )
+
+
+def builder_of(config: OptimizerConfig) -> Callable[..., torch.optim.Optimizer]:
+    """Returns the function that builds the optimizer of these keys, as the catalogue says."""
+    builder: Callable[..., torch.optim.Optimizer] = load(row_of(OPTIMIZERS, config).builder)
+    return builder
 
 
 def build_optimizer(
-    model: nn.Module, config: Any, precision: str = "32-true"
+    model: LanguageModel, config: Any, precision: str = "32-true"
 ) -> torch.optim.Optimizer:
-    """Weight decay pulls on matrices and embeddings only, not on gains and biases (Brown et al.
-    2020). With Muon the matrices between embedding and head are a group of their own.
+    """Returns the optimizer that `config` asks for, for all weights of `model`."""
+    return builder_of(config)(Weights.of(model), config, precision)
+
+
+def example_states(
+    model: LanguageModel, config: Any, precision: str = "32-true"
+) -> list[dict[str, Any]]:
+    """Returns the state that the optimizer keeps for each weight, in the optimizer's order.
+
+    It comes from a step on zeros on the CPU, one weight for all that have the same shape in a
+    group; the model is not touched and may be on the meta device.
     """
-    matrices = [weight for weight in model.parameters() if weight.dim() >= 2]
-    others = [weight for weight in model.parameters() if weight.dim() < 2]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    if isinstance(config, MuonConfig):
-        outer = {
-            id(weight)
-            for name, part in model.named_modules()
-            for weight in part.parameters(recurse=False)
-            if isinstance(part, nn.Embedding) or name == "head"
-        }
-        scale = config.adam_lr / config.lr
-        groups = [
-            {**group, "params": weights, "hidden": hidden, "lr_scale": 1.0 if hidden else scale}
-            for group in groups
-            for hidden in (True, False)
-            if (
-                weights := [
-                    w for w in group["params"] if (w.dim() >= 2 and id(w) not in outer) is hidden
-                ]
-            )
-        ]
-    return OPTIMIZERS[type(config)](groups, config, precision)
+    weights = Weights.of(model)
+    is_hidden = {id(weight) for weight in weights.hidden}
+    examples: dict[tuple[Any, ...], nn.Parameter] = {}
+
+    def kind(weight: Tensor) -> tuple[Any, ...]:
+        return weight.shape, weight.dtype, id(weight) in is_hidden
+
+    def examples_of(weights: list[nn.Parameter]) -> list[nn.Parameter]:
+        kinds = {kind(weight): weight for weight in weights}
+        for key, weight in kinds.items():
+            examples[key] = nn.Parameter(torch.zeros(weight.shape, dtype=weight.dtype))
+            examples[key].grad = torch.zeros(weight.shape, dtype=weight.dtype)
+        return [examples[key] for key in kinds]
+
+    def known_examples(weights: list[nn.Parameter]) -> list[nn.Parameter]:
+        kinds = dict.fromkeys(kind(weight) for weight in weights)
+        return [examples[key] for key in kinds]
+
+    build = builder_of(config)
+    optimizer = build(
+        Weights(
+            matrices=examples_of(weights.matrices),
+            others=examples_of(weights.others),
+            hidden=known_examples(weights.hidden),
+        ),
+        config,
+        precision,
+    )
+    optimizer.step()
+    in_order: list[nn.Parameter] = []
+    for group in build(weights, config, precision).param_groups:
+        in_order += group["params"]
+    return [optimizer.state[examples[kind(weight)]] for weight in in_order]
+
+
+def state_bytes(model: LanguageModel, config: Any) -> int:
+    """Returns the bytes that the optimizer's state takes in a checkpoint."""
+    return sum(
+        value.nbytes
+        for state in example_states(model, config)
+        for value in state.values()
+        if isinstance(value, Tensor)  # the step may be a plain number
+    )
 
 
 def learning_rate(step: int, lr: float, run: RunConfig) -> float:
-    """The rate of update `step`, counted from 0: linear warm-up to `lr`, `hold_steps` of it, then
-    constant, or a straight line or half a cosine (Loshchilov and Hutter 2017, one cycle) down to
-    `min_lr` at `decay_steps`, where it stays.
+    """Returns the learning rate of gradient step `step`, counted from 0.
+
+    It rises linearly to `lr`, stays there for `hold_steps`, and then is constant, or falls by a
+    straight line or half a cosine (Loshchilov and Hutter 2017, one cycle) to `min_lr` at
+    `decay_steps`, where it stays.
     """
     if step < run.warmup_steps:
         return lr * (step + 1) / (run.warmup_steps + 1)
@@ -69,5 +167,6 @@ def learning_rate(step: int, lr: float, run: RunConfig) -> float:
     if step >= run.decay_steps:
         return run.min_lr
     done = (step - start) / (run.decay_steps - start)
-    left = 1 - done if run.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+    half_cosine = (1 + math.cos(math.pi * done)) / 2
+    left = 1 - done if run.schedule == "linear" else half_cosine
     return run.min_lr + (lr - run.min_lr) * left

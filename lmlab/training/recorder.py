@@ -1,342 +1,349 @@
-"""What happens beside training: losses are noted, the model is evaluated and sampled, checkpoints
-are kept.
-"""
+"""Decides after each training step what is due: a point, an evaluation, a checkpoint, the end."""
 
 import math
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 from pytorch_lightning import Callback, Trainer
-from rich.progress import Progress
-from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
+from torch import Tensor
 
-from lmlab.catalogue import TransformerConfig
-from lmlab.data.batches import CharDataModule
-from lmlab.inference import generate, pictures
-from lmlab.inference.attention_maps import attention_maps
-from lmlab.inference.loss import log_probs, loss_metrics
-from lmlab.models.bigram import Bigram
-from lmlab.runs.board import write_hparams
+from lmlab.config.keys import RunConfig
+from lmlab.inference import evaluations
+from lmlab.inference.evaluations import Subject
+from lmlab.runs.board import Board
 from lmlab.runs.folder import RunDirectory
 from lmlab.training import state
+from lmlab.training.meter import Meter
 from lmlab.training.step import LanguageModule
 
 PICTURES = 5  # of attention, after the one of step 0
+LOSSES = ("train/loss", "val/loss", "val/loss_source")  # in the line of an evaluation
+
+Watch = Callable[[int, float], bool]  # from step and val/loss: whether the run shall go on
 
 
-PICTURED = 32  # tokens that they show
+@dataclass(frozen=True)
+class Due:
+    """What is due after a step."""
+
+    point: bool
+    evaluation: bool
+    checkpoint: bool
+    end: bool
+
+
+class Schedule:
+    """Says when something is due, from the intervals of `run`."""
+
+    def __init__(self, run: RunConfig) -> None:
+        self.run = run
+        evaluations_in_all = math.ceil(run.max_steps / run.eval_interval)
+        every = max(1, math.ceil(evaluations_in_all / PICTURES))
+        self.picture_interval = every * run.eval_interval
+        self.saved_at = time.monotonic()
+
+    def due(self, step: int, seconds: float) -> Due:
+        """Returns what is due after `step` steps and so many seconds of training."""
+        run = self.run
+        end = step >= run.max_steps or self.is_out_of_time(seconds)
+        evaluation = end or step % run.eval_interval == 0
+        minutes = (time.monotonic() - self.saved_at) / 60
+        at_interval = step % run.checkpoint_interval == 0
+        return Due(
+            point=evaluation or step % run.log_interval == 0,
+            evaluation=evaluation,
+            checkpoint=end or at_interval or minutes >= run.checkpoint_minutes,
+            end=end,
+        )
+
+    def is_out_of_time(self, seconds: float) -> bool:
+        """Returns whether `max_minutes` of training are over."""
+        minutes = self.run.max_minutes
+        return minutes is not None and seconds >= 60 * minutes
+
+    def evaluates_after(self, step: int) -> bool:
+        """Returns whether an evaluation follows `step`, as far as that is known before."""
+        return step % self.run.eval_interval == 0 or step == self.run.max_steps
+
+    def draws_attention(self, step: int) -> bool:
+        """Returns whether the pictures that take long are due in the evaluation after `step`."""
+        return step % self.picture_interval == 0
+
+    def checkpoint_saved(self) -> None:
+        """Starts the time until `checkpoint_minutes` anew."""
+        self.saved_at = time.monotonic()
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a run has ended: 'finished', 'diverged', 'pruned', or 'interrupted' by `signal`."""
+
+    status: str
+    step: int
+    totals: dict[str, float]
+    """What metrics.json says of all steps together."""
+
+    signal: int | None = None
+
+
+class StopSignal:
+    """Ctrl-C and SIGTERM: the first lets the step end, the second ends the process at once."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+
+    def listen(self, sigterm_came: bool) -> None:
+        """Takes the signals over; Lightning gives them back at its end.
+
+        `sigterm_came`: a SIGTERM has reached Lightning before.
+        """
+        if sigterm_came:
+            self.number = signal.SIGTERM
+        if threading.current_thread() is threading.main_thread():  # only there Python allows it
+            signal.signal(signal.SIGINT, self.receive)
+            signal.signal(signal.SIGTERM, self.receive)
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        """Notes the signal. Raises SystemExit for the second one."""
+        if self.number is not None:
+            raise SystemExit(128 + number)
+        self.number = number
+        # not print: the signal may have come in the middle of another one
+        os.write(2, b"\nstopping after this step; once more stops at once\n")
 
 
 class Recorder(Callback):
-    """Takes all that is measured to history.jsonl, metrics.json, TensorBoard and the terminal, and
-    what the next step depends on to checkpoints. `saved` is what `on_save_checkpoint` put into the
-    one to go on from, `source` the validation tokens of the run that the weights come from, `watch`
-    says after an evaluation whether to go on.
+    """Decides after each step what is due. What is then done stands in the files that it calls.
+
+    `subject` is what evaluations look at, `identity` what a checkpoint says of the run it belongs
+    to, `saved` the `lmlab` entry of the checkpoint to resume from, and `watch` says after an
+    evaluation whether to go on.
     """
 
     def __init__(
         self,
-        run: RunDirectory,
-        data: CharDataModule,
-        source: np.ndarray | None = None,
+        directory: RunDirectory,
+        run: RunConfig,
+        subject: Subject,
+        identity: dict[str, Any],
         saved: dict[str, Any] | None = None,
-        watch: Callable[[int, float], bool] | None = None,
+        watch: Watch | None = None,
     ) -> None:
-        self.run, self.data, self.config, self.source, self.saved = (
-            run,
-            data,
-            data.config,
-            source,
-            saved,
-        )
+        self.directory = directory
+        self.subject = subject
+        self.identity = identity
+        self.saved = saved
         self.watch = watch
-        keys = self.config.run
-        self.tokens_per_step = (
-            keys.batch_size * keys.grad_accumulation * self.config.model.block_size
-        )
-        state = saved or {"step": 0, "train_seconds": 0.0, "train_loss": math.nan, "best": math.inf}
-        self.step, self.train_seconds, self.train_loss, self.best = (
-            state[key] for key in ("step", "train_seconds", "train_loss", "best")
-        )
-        self.started = self.last = self.diverged = self.pruned = False
-        self.signal: int | None = None
-        self.before: dict[str, Tensor] = {}  # weights before a step that is measured
-        self.picture_interval = keys.eval_interval * max(
-            1, -(-keys.max_steps // (keys.eval_interval * PICTURES))
-        )
-        self.clock: float | None = None
-        self.board = SummaryWriter(run.path, purge_step=self.step + 1 if saved else 0)
-        self.bar = Progress(
-            console=run.console, refresh_per_second=1, disable=not run.console.is_terminal
-        )
-        self.task = self.bar.add_task("", total=keys.max_steps)
+        self.schedule = Schedule(run)
+        flops_per_token = directory.metrics.get("flops_per_token", 0)
+        self.meter = Meter(run, subject.block_size, flops_per_token, directory.console, saved)
+        self.stop = StopSignal()
+        self.board = Board(directory.path, purge_step=state.first_new_step(saved))
+        self.best: float = (saved or state.UNTRAINED)["best"]
+        self.before: dict[str, Tensor] = {}  # the matrices before a step that is measured
+        self.started = False  # whether a step was made
+        self.last = False  # whether the step was the run's last
+        self.diverged = False
+        self.pruned = False
 
-    def on_train_start(self, trainer: Trainer, module: LanguageModule) -> None:
-        self.signal = signal.SIGTERM if trainer.received_sigterm else None
-        if (
-            threading.current_thread() is threading.main_thread()
-        ):  # Lightning takes them back at its end
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, self.on_signal)
-        self.bar.start()
-        self.saved_at = time.monotonic()
+    # Lightning calls these
+
+    def on_train_start(self, trainer: Trainer, module: LanguageModule) -> None:  # type: ignore[override]  # our module
+        """Restores what Lightning does not, or evaluates the untrained model."""
+        self.stop.listen(trainer.received_sigterm)
+        self.meter.bar.start()
+        self.schedule.checkpoint_saved()
         if self.saved:
-            if trainer.global_step != self.step:
+            if trainer.global_step != self.meter.step:
                 raise ValueError("its parts are of different steps")
             module.loss_sum.fill_(self.saved["loss_sum"])
             module.losses = self.saved["losses"]
             state.set_random_state(self.saved["random_state"])
         else:
-            facts = {
-                key: value
-                for key, value in self.run.metrics.items()
-                if "/" not in key and key != "status"
-            }
-            for name, values in (("config", self.config.flat()), ("provenance", facts)):
-                rows = "".join(f"|{key}|{value}|\n" for key, value in values.items())
-                self.board.add_text(name, f"|key|value|\n|-|-|\n{rows}", 0)
+            self.board.show_table("config", self.identity["config"])
+            self.board.show_table("provenance", facts_of(self.directory.metrics))
             self.evaluate(trainer, module)
             self.save(trainer, module)
-        self.remember(module)
-        self.clock = time.perf_counter()
+        self.keep_matrices(module)
+        self.meter.start()
 
-    def on_signal(self, number: int, frame: object) -> None:
-        """The first one lets the step end, the second doesn't wait."""
-        if self.signal:
-            raise SystemExit(128 + number)
-        self.signal = number
-        os.write(
-            2, b"\nstopping after this step; once more stops at once\n"
-        )  # nothing that could be busy
-
-    def on_train_batch_end(self, trainer: Trainer, module: LanguageModule, *_: object) -> None:
-        if trainer.global_step == self.step:
+    def on_train_batch_end(self, trainer: Trainer, module: LanguageModule, *_: object) -> None:  # type: ignore[override]  # our module
+        """Does what is due after a step."""
+        if trainer.global_step == self.meter.step:
             return  # one of several batches of a step
-        self.started, self.step, keys = True, trainer.global_step, self.config.run
-        late = keys.max_minutes is not None and self.seconds() >= 60 * keys.max_minutes
-        self.last = late or self.step >= keys.max_steps
-        minutes = (time.monotonic() - self.saved_at) / 60
-        evaluating = self.last or self.step % keys.eval_interval == 0
-        saving = (
-            self.last
-            or self.step % keys.checkpoint_interval == 0
-            or minutes >= keys.checkpoint_minutes
-        )
-        if evaluating or self.step % keys.log_interval == 0:
-            self.point(trainer, module)
-        stopping = bool(self.signal)
-        if evaluating or saving or stopping:
-            module.loss_sum.item()  # what a GPU still has to do is training
-            self.train_seconds, self.clock = self.seconds(), None
-            if evaluating:
-                self.evaluate(trainer, module)
-            stopping = bool(
-                self.signal
-            )  # looked at once: a signal that comes while saving waits for the next step
-            if saving or stopping:
-                self.save(trainer, module)
-            self.clock = time.perf_counter()
-        self.remember(module)
-        trainer.should_stop = late or self.diverged or self.pruned or stopping
-
-    def seconds(self) -> float:
-        """Seconds of training so far, evaluations and checkpoints left out."""
-        return self.train_seconds + (time.perf_counter() - self.clock if self.clock else 0.0)
-
-    def point(self, trainer: Trainer, module: LanguageModule) -> None:
-        """A point of train/loss: the mean over the steps since the last multiple of `log_interval`."""
-        steps = module.losses // self.config.run.grad_accumulation
-        self.train_loss = module.take_loss(begin_anew=self.step % self.config.run.log_interval == 0)
-        seconds = self.seconds()
-        speed = self.step * self.tokens_per_step / seconds
-        self.note(
-            {
-                "train/loss": self.train_loss,
-                "lr": trainer.optimizers[0].param_groups[0]["lr"],
-                "grad_norm": float(module.grad_norm),
-                "tokens_per_second": speed,
-            },
-            train_seconds=seconds,
-            steps=steps,
-        )
-        shown = f"step {self.step}  loss {self.train_loss:.3f}  {speed:,.0f} tokens/s"
-        self.bar.update(self.task, completed=self.step, description=shown)
-        self.diverged = not math.isfinite(self.train_loss)
-
-    def remember(self, module: LanguageModule) -> None:
-        """Keeps the matrices if the next step is one that an evaluation follows."""
-        step, keys = self.step + 1, self.config.run
-        if step % keys.eval_interval == 0 or step == keys.max_steps:
-            self.before = {name: weight.clone() for name, weight in matrices(module.model)}
-
-    def update_ratios(self, module: LanguageModule) -> dict[str, float]:
-        """How much the last step changed each matrix: the norm of the change over the norm of what
-        it became, so that what began at zero has one too. Empty after a step that nobody knew to be
-        the last, by max_minutes.
-        """
-        before, self.before = self.before, {}
-        ratios = {
-            f"update_ratio/{name}": (weight - before[name]).norm() / weight.norm().clamp_min(1e-30)
-            for name, weight in matrices(module.model)
-            if name in before
-        }
-        numbers = (
-            torch.stack([*ratios.values()]).tolist() if ratios else []
-        )  # a GPU is waited for once
-        return dict(zip(ratios, numbers, strict=True))
-
-    def note(self, values: dict[str, float], **others: Any) -> None:
-        self.run.record(step=self.step, **values, **others)
-        for key, value in values.items():
-            self.board.add_scalar(key, value, self.step)
-
-    def sound(self, module: LanguageModule) -> bool:
-        """False once the loss or a weight is not finite: then nothing is evaluated or saved any
-        more.
-        """
-        self.diverged |= not all(torch.isfinite(weight).all() for weight in module.parameters())
-        return not self.diverged
-
-    def evaluate(self, trainer: Trainer, module: LanguageModule) -> None:
-        """Validation, a sample, and best.ckpt if validation was never better."""
-        if not self.sound(module):
-            return
-        values, tokens = {}, self.data.splits["val"]
-        if len(tokens):
-            values = self.measure(module, tokens)
-            if self.source is not None:
-                values["val/loss_source"] = self.measure(module, self.source)["val/loss"]
-        sample = self.sample(module, 60)
-        self.note(values, sample=sample)
-        self.board.add_text("sample", f"```\n{sample}\n```", self.step)
-        for name, ratio in self.update_ratios(module).items():
-            self.board.add_scalar(name, ratio, self.step)
-        for name, picture in self.pictures(module):
-            self.board.add_image(name, picture, self.step, dataformats="HWC")
-        losses = {"train/loss": self.train_loss} | values if self.step else values
-        if values.get("val/loss", math.inf) < self.best:
-            self.best = values["val/loss"]
-            trainer.save_checkpoint(self.run.path / "checkpoints/best.ckpt")
-            values |= {f"best/{key}": value for key, value in values.items()} | {
-                "best/step": self.step
-            }
-        if "val/loss" in values:
-            self.board.add_scalar("best/val/loss", self.best, self.step)
-        self.run.update(**self.totals(), **values)
-        named = ("train/loss", "val/loss", "val/loss_source")
-        shown = "".join(f"{key} {losses[key]:.4f}  " for key in named if key in losses)
-        self.run.say(f"step {self.step:>5}  {shown}{sample.replace(chr(10), '↵')}")
-        if self.watch and "val/loss" in values and not self.last:
-            self.pruned = not self.watch(self.step, values["val/loss"])
-
-    def pictures(self, module: LanguageModule) -> Iterator[tuple[str, np.ndarray]]:
-        """A bigram's table; a transformer's attention to one text, now and then."""
-        if isinstance(module.model, Bigram):
-            yield "bigram", pictures.bigram_picture(module.model, self.data.tokenizer.chars)
-        shown = self.last or self.step % self.picture_interval == 0
-        if shown and isinstance(self.config.model, TransformerConfig):
-            tokens = self.data.splits["val" if len(self.data.splits["val"]) else "train"]
-            tokens = tokens[: min(self.config.model.block_size, PICTURED)].astype(np.int64)
-            maps = attention_maps(module.model, torch.from_numpy(tokens).to(module.device))
-            if maps is not None:
-                yield "attention", pictures.attention_picture(maps)
-
-    def measure(self, module: LanguageModule, tokens: np.ndarray) -> dict[str, float]:
-        answers = log_probs(
-            module.model, tokens, self.config.model.block_size, self.config.device.precision
-        )
-        return loss_metrics(answers, tokens, self.data.tokenizer, "val")
-
-    def sample(self, module: LanguageModule, length: int) -> str:
-        pieces = generate.stream(
-            module.model,
-            self.data.tokenizer,
-            "",
-            length,
-            self.config.model.block_size,
-            seed=self.config.run.seed,
-            temperature=0.8,
-            precision=self.config.device.precision,
-        )
-        return "".join(piece for (piece,) in pieces)
-
-    def save(self, trainer: Trainer, module: LanguageModule) -> None:
-        """last.ckpt, from which a run goes on as if it had never stopped."""
-        if self.sound(module):
-            self.run.update(**self.totals())
-            self.board.flush()
-            trainer.save_checkpoint(self.run.path / "checkpoints/last.ckpt")
-            self.saved_at = time.monotonic()
+        self.started = True
+        self.meter.step = trainer.global_step
+        due = self.schedule.due(self.meter.step, self.meter.seconds())
+        self.last = due.end
+        if due.point:
+            self.note_point(trainer, module)
+        stopping = self.stop.number is not None
+        if due.evaluation or due.checkpoint or stopping:
+            with self.meter.paused(module):  # what is done here is no training time
+                if due.evaluation:
+                    self.evaluate(trainer, module)
+                # asked once: a signal that comes while saving waits for the next step
+                stopping = self.stop.number is not None
+                if due.checkpoint or stopping:
+                    self.save(trainer, module)
+        self.keep_matrices(module)
+        trainer.should_stop = due.end or self.diverged or self.pruned or stopping
 
     def on_save_checkpoint(
-        self, trainer: Trainer, module: LanguageModule, checkpoint: dict[str, Any]
+        self,
+        trainer: Trainer,
+        module: LanguageModule,  # type: ignore[override]  # our module
+        checkpoint: dict[str, Any],
     ) -> None:
-        """Adds what Lightning leaves out."""
-        checkpoint["lmlab"] = {
-            "config": self.config.flat(),
-            "tokenizer": self.data.tokenizer.to_json(),
-            "data_sha256": self.data.sha256,
-            "metrics": self.run.metrics,
-            "history_bytes": self.run.settle(),
-            "step": self.step,
-            "last": self.last,
-            "best": self.best,
-            "train_seconds": self.train_seconds,
-            "train_loss": self.train_loss,
-            "loss_sum": module.loss_sum.item(),
-            "losses": module.losses,
-            "random_state": state.random_state(module.device.type),
-        }
+        """Adds what an exact resume needs and Lightning leaves out."""
+        checkpoint["lmlab"] = state.entry(
+            self.identity,
+            self.directory,
+            module.device.type,
+            step=self.meter.step,
+            last=self.last,
+            best=self.best,
+            train_seconds=self.meter.train_seconds,
+            train_loss=self.meter.train_loss,
+            loss_sum=module.loss_sum.item(),
+            losses=module.losses,
+        )
 
     def on_load_checkpoint(
-        self, trainer: Trainer, module: LanguageModule, checkpoint: dict[str, Any]
+        self,
+        trainer: Trainer,
+        module: LanguageModule,  # type: ignore[override]  # our module
+        checkpoint: dict[str, Any],
     ) -> None:
-        """Steps are counted in another place than when the lab's 0.1 let Lightning make them."""
-        loop = checkpoint["loops"]["fit_loop"]
-        before = loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"][
-            "total"
-        ]
-        if before["completed"]:
-            loop["epoch_loop.manual_optimization.optim_step_progress"] = {
-                "total": before,
-                "current": dict(before),
-            }
-
-    def totals(self) -> dict[str, Any]:
-        tokens, seconds = self.step * self.tokens_per_step, self.seconds()
-        return {
-            "step": self.step,
-            "train/loss": self.train_loss,
-            "tokens": tokens,
-            "flops": tokens * self.run.metrics.get("flops_per_token", 0),
-            "train_seconds": seconds,
-            "tokens_per_second": tokens / seconds if seconds else math.nan,
-        }
-
-    def status(self) -> str:
-        return "diverged" if self.diverged else "pruned" if self.pruned else "finished"
+        """Lets Lightning count on from a checkpoint of the lab's version 0.1."""
+        state.move_step_count(checkpoint)
 
     def on_train_end(self, *_: object) -> None:
-        if "group" in self.run.metrics and (self.last or self.diverged or self.pruned):
-            write_hparams(
-                self.board, self.run.metrics["group"], self.config, self.status(), self.step
-            )
-        self.on_exception()
+        self.finish()
 
     def on_exception(self, *_: object) -> None:
-        self.train_seconds, self.clock = self.seconds(), None
-        self.bar.stop()
+        self.close()
+
+    # What is done when it is due
+
+    def note_point(self, trainer: Trainer, module: LanguageModule) -> None:
+        """Notes a point of the training curves, and whether the loss is still finite."""
+        lr = trainer.optimizers[0].param_groups[0]["lr"]
+        numbers, others = self.meter.point(module, lr)
+        self.directory.record(step=self.meter.step, **numbers, **others)
+        self.board.show(numbers, self.meter.step)
+        self.diverged = not math.isfinite(self.meter.train_loss)
+
+    def evaluate(self, trainer: Trainer, module: LanguageModule) -> None:
+        """Looks at the model, notes what was seen, and saves best.ckpt at the lowest val/loss."""
+        if not self.is_finite(module):
+            return
+        step = self.meter.step
+        slow = self.last or self.schedule.draws_attention(step)
+        subject = replace(self.subject, step=step, before=self.before, with_attention=slow)
+        values = evaluations.evaluate(subject)
+        self.before = {}
+        numbers, texts = note(values, step, self.directory, self.board)
+        best: dict[str, float] = {}
+        if numbers.get("val/loss", math.inf) < self.best:
+            self.best = numbers["val/loss"]
+            trainer.save_checkpoint(self.directory.path / "checkpoints/best.ckpt")
+            best = as_best(numbers, step)
+        if "val/loss" in numbers:
+            self.board.show({"best/val/loss": self.best}, step)
+        self.directory.update(**self.meter.totals(), **numbers, **best)
+        losses = {"train/loss": self.meter.train_loss} | numbers
+        if step == 0:
+            losses.pop("train/loss")  # there is none before the first step
+        self.directory.say(line(step, losses, texts["sample"]))
+        if self.watch and "val/loss" in numbers and not self.last:
+            self.pruned = not self.watch(step, numbers["val/loss"])
+
+    def save(self, trainer: Trainer, module: LanguageModule) -> None:
+        """Saves last.ckpt, from which a run goes on as if it had never stopped."""
+        if not self.is_finite(module):
+            return
+        self.directory.update(**self.meter.totals())
+        self.board.flush()
+        trainer.save_checkpoint(self.directory.path / "checkpoints/last.ckpt")
+        self.schedule.checkpoint_saved()
+
+    def keep_matrices(self, module: LanguageModule) -> None:
+        """Keeps the matrices if an evaluation follows the next step: it measures their change."""
+        if self.schedule.evaluates_after(self.meter.step + 1):
+            weights = evaluations.matrices(module.model)
+            self.before = {name: weight.clone() for name, weight in weights}
+
+    def is_finite(self, module: LanguageModule) -> bool:
+        """Returns whether loss and weights are finite; else nothing is evaluated or saved.
+
+        Also sets `diverged`.
+        """
+        if not all(torch.isfinite(weight).all() for weight in module.parameters()):
+            self.diverged = True
+        return not self.diverged
+
+    # How it ends
+
+    @property
+    def status(self) -> str:
+        """'finished', 'diverged', 'pruned', or 'interrupted' before any of these."""
+        if self.diverged:
+            return "diverged"
+        if self.pruned:
+            return "pruned"
+        if self.last:
+            return "finished"
+        return "interrupted"
+
+    def ending(self) -> Ending:
+        """Returns how the run has ended."""
+        return Ending(self.status, self.meter.step, self.meter.totals(), self.stop.number)
+
+    def finish(self) -> None:
+        """Notes the hyper-parameters of a sweep's cell that has ended, and closes the files."""
+        group = self.directory.metrics.get("group")
+        if group is not None and self.status != "interrupted":
+            self.board.show_hparams(group, self.identity["config"], self.status, self.meter.step)
+        self.close()
+
+    def close(self) -> None:
+        """Stops clock and bar, and closes TensorBoard's file."""
+        self.meter.stop()
+        self.meter.bar.stop()
         self.board.close()
 
 
-def matrices(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    return (
-        (name, weight.detach()) for name, weight in model.named_parameters() if weight.dim() >= 2
-    )
+def note(
+    values: Mapping[str, evaluations.Value], step: int, directory: RunDirectory, board: Board
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Notes what an evaluation found; returns the numbers and texts among it."""
+    numbers = evaluations.numbers_of(values)
+    texts = evaluations.texts_of(values)
+    directory.record(step=step, **numbers, **texts)
+    board.show(values, step)
+    return numbers, texts
+
+
+def as_best(numbers: Mapping[str, float], step: int) -> dict[str, float]:
+    """Returns the numbers of the best evaluation so far under the names that they have then."""
+    return {f"best/{name}": value for name, value in numbers.items()} | {"best/step": step}
+
+
+def line(step: int, numbers: Mapping[str, float], sample: str) -> str:
+    """Returns the line of the terminal for an evaluation."""
+    losses = "".join(f"{name} {numbers[name]:.4f}  " for name in LOSSES if name in numbers)
+    sample = sample.replace("\n", "↵")
+    return f"step {step:>5}  {losses}{sample}"
+
+
+def facts_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what metrics.json says of a run's origin: all but numbers by step and the status."""
+    return {key: value for key, value in metrics.items() if "/" not in key and key != "status"}

@@ -1,5 +1,6 @@
-"""What the next training step depends on beside the weights: random states and the optimizer."""
+"""What the next step depends on in addition to the weights: sums, random states, the optimizer."""
 
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -9,37 +10,97 @@ import torch
 
 from lmlab.errors import UserError
 from lmlab.models.base import alike
+from lmlab.runs.folder import RunDirectory
+
+# how far a run is before its first checkpoint
+UNTRAINED: dict[str, Any] = {
+    "step": 0,
+    "best": math.inf,
+    "train_seconds": 0.0,
+    "train_loss": math.nan,
+    "history_bytes": 0,
+}
+
+
+def entry(
+    identity: dict[str, Any], directory: RunDirectory, device: str, **progress: Any
+) -> dict[str, Any]:
+    """Returns what a checkpoint holds under the key `lmlab`.
+
+    `identity` says to which run it belongs, `progress` how far that run is. All that was noted so
+    far is on disk afterwards.
+    """
+    return {
+        **identity,
+        "metrics": directory.metrics,
+        "history_bytes": directory.settle(),
+        **progress,
+        "random_state": random_state(device),
+    }
+
+
+def first_new_step(saved: dict[str, Any] | None) -> int:
+    """Returns the first step whose points are not written yet, from the entry of a checkpoint."""
+    return 0 if saved is None else saved["step"] + 1
+
+
+def move_step_count(checkpoint: dict[str, Any]) -> None:
+    """Moves the number of steps to where Lightning now counts them.
+
+    Version 0.1 of the lab let Lightning make the steps by itself (automatic optimization).
+    """
+    loop = checkpoint["loops"]["fit_loop"]
+    automatic = loop["epoch_loop.automatic_optimization.optim_progress"]
+    total = automatic["optimizer"]["step"]["total"]
+    if total["completed"]:
+        loop["epoch_loop.manual_optimization.optim_step_progress"] = {
+            "total": total,
+            "current": dict(total),
+        }
 
 
 def check_optimizer(
-    checkpoint: dict[str, Any], optimizer: torch.optim.Optimizer, path: Path
+    checkpoint: dict[str, Any],
+    optimizer: torch.optim.Optimizer,
+    examples: list[dict[str, Any]],
+    path: Path,
 ) -> None:
-    """Raises UserError unless the optimizer's state in a checkpoint is one that it could have come
-    to by itself. The fused ones trust what they are given, and would read beyond its end.
+    """Raises UserError unless the optimizer's state in a checkpoint fits the optimizer.
+
+    `examples` holds a state that the optimizer has made itself for each weight. Fused optimizers
+    trust what they are given, and would read beyond its end.
     """
     try:
-        (there,), own = checkpoint["optimizer_states"], optimizer.state_dict()["param_groups"]
-        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-        same = [repr(group | {"lr": 0}) for group in there["param_groups"]] == [
-            repr(g | {"lr": 0}) for g in own
-        ]
-        for number, state in there["state"].items():
-            for name, value in state.items():
-                same &= value is None or alike(
-                    value, torch.zeros(()) if name == "step" else weights[number]
-                )
-    except Exception:  # whatever somebody has put there
-        same = False
-    if not same:
+        (saved,) = checkpoint["optimizer_states"]
+        wanted_groups = [without_lr(group) for group in optimizer.state_dict()["param_groups"]]
+        fits = [without_lr(group) for group in saved["param_groups"]] == wanted_groups
+        for number, values in saved["state"].items():
+            for name, value in values.items():
+                fits &= value is None or fits_example(value, examples[number][name])
+    except Exception:  # the file may hold anything
+        fits = False
+    if not fits:
         raise UserError(f"{path}: its optimizer's state doesn't fit config.yaml")
 
 
+def without_lr(group: dict[str, Any]) -> str:
+    """Returns the settings of a group as text, but for the learning rate: the step decides it."""
+    return repr(group | {"lr": 0})
+
+
+def fits_example(value: Any, example: Any) -> bool:
+    """Returns whether `value` is like `example`: a tensor of its shape, or a number of its type."""
+    if isinstance(example, torch.Tensor):
+        return alike(value, example)
+    return type(value) is type(example) and isinstance(example, int | float)
+
+
 def random_state(device: str) -> dict[str, Any]:
-    """The state of every random generator that a training step could draw on, as plain data."""
+    """Returns the state of every random generator that a step could draw on, as plain data."""
     _, keys, *others = np.random.get_state()
     return {
         "python": random.getstate(),
-        "numpy": [keys.tolist(), *others],
+        "numpy": [np.asarray(keys).tolist(), *others],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if device == "cuda" else [],
         "mps": [torch.mps.get_rng_state()] if device == "mps" else [],
@@ -47,11 +108,12 @@ def random_state(device: str) -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
+    """Restores what `random_state` has returned."""
     random.setstate(state["python"])
     keys, *others = state["numpy"]
     np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), *others))
     torch.set_rng_state(state["torch"])
-    for i, own in enumerate(state["cuda"][: torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(own, i)
-    for own in state["mps"]:
-        torch.mps.set_rng_state(own)
+    for device, cuda_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(cuda_state, device)
+    for mps_state in state["mps"]:
+        torch.mps.set_rng_state(mps_state)

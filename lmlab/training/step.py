@@ -1,84 +1,110 @@
-"""The training step: predict the next token, measure the loss, nudge the weights. Lightning repeats
-it.
+"""The training step: predict the next token, measure the loss, improve the weights.
+
+Lightning runs the loop around it, which amounts to this:
+
+    recorder.on_train_start()               # evaluates the untrained model, or restores the sums
+    for batch in batches.stream(first):     # data/batches.py: idx and targets, (B, T) each
+        module.training_step(batch)         # below: loss, gradients, now and then a gradient step
+        recorder.on_train_batch_end()       # training/recorder.py: points, evaluations, checkpoints
+        if recorder asked to stop or max_steps are made:
+            break
+    recorder.on_train_end()
+
+Lightning also moves the model to the device, writes and reads checkpoints, and takes Ctrl-C.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
-from lmlab.config.check import Config
+from lmlab.config.keys import RunConfig
 from lmlab.machine import autocast
+from lmlab.models.base import LanguageModel
 from lmlab.training.optimizers import build_optimizer, learning_rate
+from lmlab.training.overhead import PlainHookName
 
 
 def cross_entropy(model: nn.Module, idx: Tensor, targets: Tensor) -> Tensor:
-    """Mean over all B x T predictions, nats per token. What torch.compile compiles."""
+    """Returns the mean loss over all B x T predictions, in nats. torch.compile compiles it."""
     return F.cross_entropy(model(idx).flatten(0, 1), targets.flatten())
 
 
-class LanguageModule(LightningModule):
-    """Wraps any model from token ids (B, T) to logits (B, T, V) for Lightning's Trainer. Losses add
-    up on the device, so that no step waits for a number; `take_loss` reads them.
+def compiled(device: str, grad_accumulation: int) -> Callable[..., Tensor]:
+    """Returns `cross_entropy` compiled for a device.
+
+    On CUDA a step is replayed as one CUDA graph, in a third of the time. Not with accumulation:
+    the graph would overwrite the gradients of the batch before.
+    """
+    torch.compiler.reset()  # an earlier run of this process would decide what is compiled, and how
+    graphs = device == "cuda" and grad_accumulation == 1
+    mode = "reduce-overhead" if graphs else "default"
+    return torch.compile(cross_entropy, dynamic=False, mode=mode)
+
+
+class LanguageModule(PlainHookName):
+    """Wraps a model from token ids (B, T) to logits (B, T, V) for Lightning's Trainer.
+
+    Losses add up on the device, so that no step waits for a number; `take_loss` reads them.
+    `optimizer` holds the optimizer's keys.
     """
 
-    automatic_optimization = False  # what Lightning does by itself takes twice as long
+    # By hand it takes half as long. The price: Lightning's own clipping, accumulation, schedulers
+    # and weight averaging have no effect.
+    automatic_optimization = False
 
-    def __init__(self, model: nn.Module, config: Config) -> None:
+    loss_sum: Tensor
+
+    def __init__(
+        self, model: LanguageModel, optimizer: Any, run: RunConfig, precision: str, device: str
+    ) -> None:
         super().__init__()
         self.model = model
-        self.config = config
-        self.cross_entropy = cross_entropy
-        if config.run.compile:
-            # an earlier run of this process would decide what is compiled, and how
-            torch.compiler.reset()
-            # On CUDA a step's kernels as one launch, in a third of the time; gradients that add up
-            # it would write over.
-            graphs = config.choices["device"] == "cuda" and config.run.grad_accumulation == 1
-            mode = "reduce-overhead" if graphs else "default"
-            self.cross_entropy = torch.compile(cross_entropy, dynamic=False, mode=mode)
+        self.optimizer_config = optimizer
+        self.run = run
+        self.precision = precision
+        if run.compile:
+            self.cross_entropy = compiled(device, run.grad_accumulation)
+        else:
+            self.cross_entropy = cross_entropy
         self.weights = list(model.parameters())
         self.register_buffer("loss_sum", torch.zeros(()), persistent=False)
-        self.losses = self.batches = 0
+        self.losses = 0  # that `loss_sum` adds up
+        self.batches = 0
         self.grad_norm = torch.zeros(())
 
-    def __setattr__(self, name: str, value: object) -> None:
-        """Lightning notes each hook's name here, thirty times a step; torch would ask each time if
-        it is a weight.
-        """
-        if name == "_current_fx_name":
-            self.__dict__[name] = value
-        else:
-            super().__setattr__(name, value)
-
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Gradients of the mean cross-entropy of a batch; after `grad_accumulation` batches the
-        weights' update.
-        """
-        run, optimizer = self.config.run, self.optimizers()
-        with autocast(self.device, self.config.device.precision):
+        """Adds a batch's gradients; after `grad_accumulation` batches makes a gradient step."""
+        accumulation = self.run.grad_accumulation
+        with autocast(self.device, self.precision):
             loss = self.cross_entropy(self.model, *batch)
-        self.manual_backward(loss / run.grad_accumulation if run.grad_accumulation > 1 else loss)
+        self.manual_backward(loss / accumulation if accumulation > 1 else loss)
         self.loss_sum.add_(loss.detach())
         self.losses += 1
         self.batches += 1
-        if self.batches % run.grad_accumulation == 0:
-            self.grad_norm = nn.utils.clip_grad_norm_(
-                self.weights, run.grad_clip or float("inf")
-            )  # from before
-            lr = learning_rate(self.global_step, self.config.optimizer.lr, run)
-            for group in optimizer.param_groups:
-                group["lr"] = lr * group.get("lr_scale", 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
+        if self.batches % accumulation == 0:
+            self.gradient_step()
+
+    def gradient_step(self) -> None:
+        """Clips the gradients, sets the learning rate, and changes the weights."""
+        optimizer: Any = self.optimizers()  # the only one
+        largest = self.run.grad_clip or float("inf")
+        self.grad_norm = nn.utils.clip_grad_norm_(self.weights, largest)  # that before clipping
+        lr = learning_rate(self.global_step, self.optimizer_config.lr, self.run)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * group.get("lr_scale", 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
 
     def take_loss(self, begin_anew: bool) -> float:
-        """Mean loss since it last began anew. Here training waits for the device."""
-        mean = (self.loss_sum / self.losses).item()
+        """Returns the mean loss since it last began anew. Here training waits for the device."""
+        mean = float(self.loss_sum / self.losses)
         if begin_anew:
             self.loss_sum.zero_()
             self.losses = 0
         return mean
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return build_optimizer(self.model, self.config.optimizer, self.config.device.precision)
+        return build_optimizer(self.model, self.optimizer_config, self.precision)

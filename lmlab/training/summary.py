@@ -1,98 +1,111 @@
-"""What a run says of itself on the terminal: at its start what it is, at its end what came of it."""
+"""What a run says on the terminal: at its start what it is, at its end what came of it."""
 
+import shlex
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from lmlab.config.check import Config
-from lmlab.data.batches import CharDataModule
-from lmlab.runs.folder import RunDirectory
-from lmlab.training.recorder import Recorder
-from lmlab.training.step import LanguageModule
+from lmlab.data.text import Splits
+
+SHOWN = ("train/loss", "val/loss", "val/loss_source", "val/perplexity", "val/bits_per_byte")
 
 
-def introduction(config: Config, data: CharDataModule, n_params: int, path: Path) -> str:
-    choices, keys, shape = (
-        config.choices,
-        config.run,
-        " ".join(f"{k}={v}" for k, v in vars(config.model).items()),
-    )
-    sizes = ", ".join(
-        f"{name} {len(part):,}"
-        for name, part in data.splits.items()
-        if len(part) or name != "holdout"
-    )
-    n = keys.batch_size * keys.grad_accumulation
-    return table(
-        [
-            (
-                "model",
-                f"{choices['model']}{f', {n_params:,} parameters' * config.model.has_steps}: {shape}",
-            ),
-            (
-                "data",
-                f"{choices['data']}, {data.tokenizer.vocab_size} distinct characters: {sizes}"
-                + f"; {data.dropped:,} characters that the vocabulary lacks were left out"
-                * bool(data.dropped),
-            ),
-            (
-                "device",
-                f"{choices['device']}, precision {config.device.precision}, {keys.threads} threads",
-            ),
-            (
-                "training",
-                "by counting"
-                if not config.model.has_steps
-                else f"{keys.max_steps:,} steps of {n} x "
-                f"{config.model.block_size} characters, {choices['optimizer']}",
-            ),
-            ("run", f"{path}\n"),
-        ]
-    )
-
-
-def results(directory: RunDirectory, recorder: Recorder, module: LanguageModule) -> str:
-    """The table at the end, with the best validation on the way, and a sample."""
-    if recorder.diverged:
-        return (
-            f"diverged: at step {recorder.step} the loss or a weight is not finite. Try a smaller lr, more "
-            "warmup_steps, or grad_clip=1. What is saved is from before."
+def introduction(config: Config, text: Splits, n_params: int, path: Path) -> str:
+    """Returns the table at the start: model, text, device, how long, and where the run lies."""
+    choices = config.choices
+    run = config.run
+    keys = " ".join(f"{key}={value}" for key, value in vars(config.model).items())
+    if not config.model.has_steps:
+        size = ""
+        training = "by counting"
+    else:
+        size = f", {n_params:,} parameters"
+        training = (
+            f"{run.max_steps:,} steps of {run.batch_size * run.grad_accumulation} x "
+            f"{config.model.block_size} characters, {choices['optimizer']}"
         )
-    final, keys = (
-        directory.metrics,
-        ("train/loss", "val/loss", "val/loss_source", "val/perplexity", "val/bits_per_byte"),
-    )
-    several = "best/step" in final and recorder.config.model.has_steps
-    rows = [("", "final", f"best, step {final['best/step']}" if several else "")]
-    shown = {key: f"{value:.4f}" for key, value in final.items() if isinstance(value, float)}
-    rows += [
-        (key, shown[key], shown.get(f"best/{key}", "") * several) for key in keys if key in shown
-    ]
-    rows.append(
+    rows = [
+        ("model", f"{choices['model']}{size}: {keys}"),
+        ("data", f"{choices['data']}, {described(text)}"),
         (
-            "training",
-            f"{final['train_seconds']:.1f} s",
-            f"{final['tokens_per_second']:,.0f} tokens/s",
-        )
+            "device",
+            f"{choices['device']}, precision {config.device.precision}, {run.threads} threads",
+        ),
+        ("training", training),
+        ("run", f"{path}\n"),
+    ]
+    return table(rows)
+
+
+def described(text: Splits) -> str:
+    """Returns the sizes of a text and its parts, and what of it was left out."""
+    sizes = ", ".join(
+        f"{name} {len(tokens):,}"
+        for name, tokens in text.parts.items()
+        if len(tokens) > 0 or name != "holdout"
     )
-    return f"\n{table(rows)}\n{compared(final)}\n\n{recorder.sample(module, 300)}"
+    line = f"{text.tokenizer.vocab_size} distinct characters: {sizes}"
+    if text.dropped:
+        line += f"; {text.dropped:,} characters that the vocabulary lacks were left out"
+    return line
 
 
-def compared(final: dict[str, Any]) -> str:
-    """What counting reaches on the same text, so that one can tell how good a val/loss is."""
+def results(metrics: Mapping[str, Any], status: str, sample: str) -> str:
+    """Returns the table at the end, with the best evaluation on the way, and a sample."""
+    if status == "diverged":
+        return (
+            f"diverged: at step {metrics['step']} the loss or a weight is not finite. Try a smaller "
+            "lr, more warmup_steps, or grad_clip=1. What is saved is from before."
+        )
+    columns = [("final", "")]
+    if metrics.get("step", 0) > 0 and "best/step" in metrics:
+        columns.append((f"best, step {metrics['best/step']}", "best/"))
+    rows = [("", *(title for title, _ in columns))]
+    for name in SHOWN:
+        if isinstance(metrics.get(name), float):
+            rows.append((name, *(number(metrics, prefix + name) for _, prefix in columns)))
+    seconds = f"{metrics['train_seconds']:.1f} s"
+    rows.append(("training", seconds, f"{metrics['tokens_per_second']:,.0f} tokens/s"))
+    return f"\n{table(rows)}\n{compared(metrics)}\n\n{sample}"
+
+
+def number(metrics: Mapping[str, Any], name: str) -> str:
+    """Returns a number of metrics.json for the table, or nothing where there is none."""
+    value = metrics.get(name)
+    if not isinstance(value, float):
+        return ""
+    return f"{value:.4f}"
+
+
+def whereabouts(path: Path) -> str:
+    """Returns the lines that say where the run lies, and how to go on with it."""
+    return (
+        f"\nsaved in      {path}\ncurves        tensorboard --logdir outputs\n"
+        f"more samples  python scripts/sample.py run={shlex.quote(str(path))}"
+    )
+
+
+def compared(final: Mapping[str, Any]) -> str:
+    """Returns what counting reaches on the same text, which tells how good a val/loss is."""
     names = {
         "ngram": f"{final.get('reference/order')} characters at a time",
         "bigram": "pairs",
         "unigram": "single characters",
         "uniform": "guessing",
     }
-    known = [
+    losses = [
         f"{name} {final[f'reference/{key}']:.3f}"
         for key, name in names.items()
         if f"reference/{key}" in final
     ]
-    return f"by counting   {', '.join(known)}" if known else ""
+    if not losses:
+        return ""
+    return f"by counting   {', '.join(losses)}"
 
 
-def table(rows: list[tuple[str, ...]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+def table(rows: Sequence[tuple[str, ...]]) -> str:
+    """Returns the rows as lines, with columns of equal width; a row may lack the last ones."""
+    widths = [max(map(len, column)) for column in zip_longest(*rows, fillvalue="")]
     return "\n".join("   ".join(map(str.ljust, row, widths)).rstrip() for row in rows)

@@ -1,4 +1,4 @@
-"""What the suites start, and how they take the time."""
+"""The commands that the suites run, and how their time is taken."""
 
 import os
 import re
@@ -24,21 +24,21 @@ NANOGPT = {
 
 
 def clock() -> float:
-    """Seconds, after all that a GPU still has to do."""
+    """Returns the time in seconds, once a GPU has done all that it was given."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def wall(command: list[str], folder: Path | str) -> float:
-    """Seconds that a whole command takes."""
+    """Returns the seconds that a whole command takes."""
     begun = time.perf_counter()
     subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - begun
 
 
 def train(arguments: str) -> tuple[float, dict[str, float]]:
-    """One run of train.py: wall time, and its metrics."""
+    """Runs train.py. Returns the wall time in seconds, and the run's metrics."""
     with tempfile.TemporaryDirectory() as folder:
         seconds = wall(TRAIN + arguments.split(), folder)
         (path,) = Path(folder).rglob("metrics.json")
@@ -46,15 +46,15 @@ def train(arguments: str) -> tuple[float, dict[str, float]]:
 
 
 def train_nanogpt(clone: Path, recipe: str, seed: int, out: Path) -> tuple[float, float]:
-    """One run of nanoGPT's train.py: wall time, and seconds of its training steps alone, those that
-    evaluate first counted as others.
+    """Runs nanoGPT's train.py. Returns its wall time, and the seconds of its training steps alone.
+
+    Steps before which it evaluates are counted as long as the mean of the others.
     """
-    source = (
-        f"exec(open('train.py').read().replace('1337', '{1337 + seed}'))"  # its seed is no option
-    )
+    # The seed is no option of nanoGPT's, so it is replaced in the source.
+    source = f"exec(open('train.py').read().replace('1337', '{1337 + seed}'))"
     command = [sys.executable, "-c", source, "config/train_shakespeare_char.py", f"--out_dir={out}"]
     begun = time.perf_counter()
-    said = subprocess.run(
+    output = subprocess.run(
         command + NANOGPT[recipe].split(),
         cwd=clone,
         check=True,
@@ -65,9 +65,8 @@ def train_nanogpt(clone: Path, recipe: str, seed: int, out: Path) -> tuple[float
     seconds = time.perf_counter() - begun
     steps = {
         int(step): float(ms) / 1000
-        for step, ms in re.findall(r"iter (\d+): .*time ([\d.]+)ms", said)
+        for step, ms in re.findall(r"iter (\d+): .*time ([\d.]+)ms", output)
     }
-    evaluating = {int(step) for step in re.findall(r"step (\d+): train loss", said)}
-    return seconds, mean(ms for step, ms in steps.items() if step not in evaluating) * (
-        len(steps) - 1
-    )
+    evaluating = {int(step) for step in re.findall(r"step (\d+): train loss", output)}
+    mean_step = mean(took for step, took in steps.items() if step not in evaluating)
+    return seconds, mean_step * (len(steps) - 1)

@@ -1,27 +1,21 @@
-"""How fast a text becomes tokens, from its file to the memory map, in a fresh process on one core;
-imports don't count.
+"""Measures how fast a text becomes tokens, in a fresh process on one core, imports not counted.
 
 MB/s, ASCII                 64 MB of the stories repeated, in 10^6 bytes of text a second: both
-readings, the tokens'
-
-                            file and its checksum, fsync included
-
-MB/s, Cyrillic              the same in Cyrillic letters, two bytes each, as of a Russian text MB/s,
-half Cyrillic         a to o alone in Cyrillic: one and two bytes in turn, at random, delay a
-decoder most nanoGPT / lmlab             how many times the seconds (ASCII) nanoGPT's
-data/shakespeare_char/prepare.py takes, which
-
-                            reads the text whole, looks up each character in a dict and writes 16-bit ids
-
+                            readings, the tokens' file and its checksum, fsync included
+MB/s, Cyrillic              the same in Cyrillic letters, two bytes each, as of a Russian text
+MB/s, half Cyrillic         a to o alone in Cyrillic: one and two bytes in turn, at random, which
+                            delay a decoder most
+nanoGPT / lmlab             how many times the seconds (ASCII) nanoGPT's
+                            data/shakespeare_char/prepare.py takes, which reads the text whole,
+                            looks up each character in a dict and writes 16-bit ids
 resident MB, ASCII of 1 GB  the most memory that the process ever had, torch included (measured
-once; left out for
-
-                            repeats=1)
+                            once; left out for repeats=1)
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import subprocess
@@ -36,6 +30,7 @@ CYRILLIC = {ord("a") + i: ord("а") + i for i in range(26)}
 
 
 def measure(repeats: int) -> dict[str, float]:
+    """Returns the figures above, the median of `repeats` measurements each."""
     from lmlab.data import corpora
 
     tales = corpora.TALES.read_text(encoding="utf-8").encode("ascii", "ignore").decode()
@@ -49,7 +44,7 @@ def measure(repeats: int) -> dict[str, float]:
         paths = {
             name: fill(Path(folder) / f"{name}.txt", text, 64 * MB) for name, text in texts.items()
         }
-        seconds = {name: [] for name in (*texts, "nanoGPT")}
+        seconds: dict[str, list[float]] = {name: [] for name in (*texts, "nanoGPT")}
         for _ in range(repeats):
             for name, path in paths.items():
                 seconds[name].append(run("lmlab", path)[0])
@@ -67,39 +62,40 @@ def measure(repeats: int) -> dict[str, float]:
 
 
 def fill(path: Path, text: str, size: int) -> Path:
-    """A file of the text, repeated until it has so many bytes."""
+    """Writes the text again and again, until the file has `size` bytes; returns its path."""
     content = text.encode()
     with open(path, "wb") as file:
-        for _ in range(-(-size // len(content))):
+        for _ in range(math.ceil(size / len(content))):
             file.write(content)
     return path
 
 
-def run(way: str, path: Path) -> tuple[float, float]:
-    """Seconds, and the most bytes of memory, of a process that prepares a text and has an empty
-    cache.
+def run(program: str, path: Path) -> tuple[float, float]:
+    """Returns the seconds and the most bytes of memory of a process that prepares a text.
+
+    The process begins with an empty cache.
     """
     with tempfile.TemporaryDirectory(dir=path.parent) as cache:
         environment = os.environ | {"LMLAB_CACHE": cache}
-        command = [sys.executable, __file__, way, str(path), cache]
-        return tuple(
-            json.loads(
-                subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE).stdout
-            )
-        )
+        command = [sys.executable, __file__, program, str(path), cache]
+        done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE)
+    seconds, memory = json.loads(done.stdout)
+    return seconds, memory
 
 
 def lmlab(path: str, folder: str) -> float:
+    """Returns the seconds in which the lab prepares the text at `path`."""
     from lmlab.config import overrides
-    from lmlab.data.batches import CharDataModule
+    from lmlab.data.text import Splits
 
     config, _ = overrides.resolved(("device=cpu", "data=file", f"path={path}"))
     begun = time.perf_counter()
-    CharDataModule(config)
+    Splits.of_run(config)
     return time.perf_counter() - begun
 
 
 def nanogpt(path: str, folder: str) -> float:
+    """Returns the seconds in which nanoGPT's way prepares the text at `path`."""
     import numpy as np
 
     begun = time.perf_counter()

@@ -1,4 +1,4 @@
-"""How long it takes until something happens: whole processes, from the start of the command on."""
+"""Measures how long whole processes take until something happens, from their command on."""
 
 import subprocess
 import sys
@@ -13,8 +13,9 @@ IMPORTS = [sys.executable, "-c", "import torch, pytorch_lightning"]
 
 
 def first_step(folder: str) -> float:
-    """Seconds from the command of the default run to its first training step, which is waited for
-    and then enough.
+    """Returns the seconds from the command of the default run to its first training step.
+
+    The run is killed after that step.
     """
     begun = time.perf_counter()
     run = subprocess.Popen(
@@ -34,7 +35,13 @@ def first_step(folder: str) -> float:
 
 
 def measure(repeats: int) -> dict[str, float]:
-    found = {"imports": [], "first step": [], "wrong key": [], "help": []}
+    """Returns medians: seconds, and the first step's as a multiple of the imports'."""
+    seconds: dict[str, list[float]] = {
+        "imports": [],
+        "first step": [],
+        "wrong key": [],
+        "help": [],
+    }
     with tempfile.TemporaryDirectory() as folder:
         first_step(folder)  # fills the caches
         for _ in range(repeats):
@@ -45,14 +52,14 @@ def measure(repeats: int) -> dict[str, float]:
             ):
                 begun = time.perf_counter()
                 subprocess.run(command, cwd=folder, capture_output=True)
-                found[name].append(time.perf_counter() - begun)
+                seconds[name].append(time.perf_counter() - begun)
             with tempfile.TemporaryDirectory() as fresh:
-                found["first step"].append(first_step(fresh))
-    pairs = zip(found["first step"], found["imports"], strict=True)
+                seconds["first step"].append(first_step(fresh))
+    pairs = zip(seconds["first step"], seconds["imports"], strict=True)
     return {
-        "seconds, import torch, pytorch_lightning": median(found["imports"]),
-        "seconds to the first training step": median(found["first step"]),
+        "seconds, import torch, pytorch_lightning": median(seconds["imports"]),
+        "seconds to the first training step": median(seconds["first step"]),
         "first step / imports": median(a / b for a, b in pairs),
-        "seconds, a misspelt key": median(found["wrong key"]),
-        "seconds, --help": median(found["help"]),
+        "seconds, a misspelt key": median(seconds["wrong key"]),
+        "seconds, --help": median(seconds["help"]),
     }

@@ -12,24 +12,27 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
+from pytorch_lightning import Trainer
 
 from lmlab import machine
 from lmlab.commands import train as cli
 from lmlab.config import overrides
-from lmlab.data import batches
+from lmlab.data.text import Splits
 from lmlab.errors import UserError
 from lmlab.inference.loss import log_probs
-from lmlab.models.base import build_model
+from lmlab.models.base import LanguageModel, build_model
 from lmlab.training.optimizers import build_optimizer
 from lmlab.training.recorder import Recorder
+from lmlab.training.step import LanguageModule
 from suites import commands
 from suites.commands import clock
 
-STEPS, IN_TURN = 500, 10  # of a run, and at a time
+STEPS = 500  # of a run
+IN_TURN = 10  # steps in the lab, then as many in the open
 
 
 def peak(place: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of the best of twenty products of large matrices."""
+    """Returns the FLOP/s of the best of twenty products of large matrices."""
     n = 2048 if place.type == "cpu" else 8192
     a, b = (torch.randn(n, n, device=place, dtype=dtype) for _ in range(2))
     times = []
@@ -41,18 +44,19 @@ def peak(place: torch.device, dtype: torch.dtype) -> float:
 
 
 def in_the_open(arguments: list[str]) -> Callable[[], float]:
-    """A loop in plain PyTorch with the model, optimizer and precision that train.py would have;
-    each call makes some steps more and returns their seconds.
+    """Returns a loop in plain PyTorch with the model, optimizer and precision of train.py.
+
+    Each call makes `IN_TURN` steps more and returns their seconds.
     """
     config = machine.resolve(overrides.resolved(arguments)[0])
-    place, run, T = machine.pick(config.choices["device"]), config.run, config.model.block_size
-    text = batches.CharDataModule(config)
-    tokens = torch.from_numpy(text.splits["train"].copy()).to(place)
+    place = machine.pick(config.choices["device"])
+    run = config.run
+    T = config.model.block_size
+    text = Splits.of_run(config)
+    tokens = torch.from_numpy(text.train.copy()).to(place)
     model = build_model(config.model, text.tokenizer.vocab_size).to(place)
-    optimizer, weights = (
-        build_optimizer(model, config.optimizer, config.device.precision),
-        list(model.parameters()),
-    )
+    optimizer = build_optimizer(model, config.optimizer, config.device.precision)
+    weights = list(model.parameters())
 
     def steps() -> float:
         careful = torch.are_deterministic_algorithms_enabled()
@@ -75,38 +79,41 @@ def in_the_open(arguments: list[str]) -> Callable[[], float]:
 
 
 class Timed(Recorder):
-    """Keeps the seconds of the lab's steps, evaluations left out, and makes as many in the open in
-    between.
+    """Measures the seconds of the lab's steps without evaluations.
+
+    In between it makes as many steps in the open.
     """
 
     open_steps: Callable[[], float]
     lab = openly = 0.0
 
-    def on_train_start(self, *given: object) -> None:
-        super().on_train_start(*given)
-        Timed.openly, _ = 0.0, self.open_steps()  # the first warm up
+    def on_train_start(self, trainer: Trainer, module: LanguageModule) -> None:  # type: ignore[override]  # our module
+        super().on_train_start(trainer, module)
+        self.open_steps()  # the first warm up
+        Timed.openly = 0.0
         Timed.lab = -clock()
 
-    def on_train_batch_end(self, *given: object) -> None:
-        super().on_train_batch_end(*given)
-        if self.step % IN_TURN == 0:
+    def on_train_batch_end(self, trainer: Trainer, module: LanguageModule, *_: object) -> None:  # type: ignore[override]  # our module
+        super().on_train_batch_end(trainer, module)
+        if self.meter.step % IN_TURN == 0:
             Timed.lab += clock()
             Timed.openly += self.open_steps()
             Timed.lab -= clock()
 
-    def evaluate(self, *given: object) -> None:
+    def evaluate(self, trainer: Trainer, module: LanguageModule) -> None:
         Timed.lab += clock()
-        super().evaluate(*given)
+        super().evaluate(trainer, module)
         Timed.lab -= clock()
 
-    def on_train_end(self, *given: object) -> None:
+    def on_train_end(self, *_: object) -> None:
         Timed.lab += clock()
-        super().on_train_end(*given)
+        super().on_train_end()
 
 
 def in_turn(arguments: list[str]) -> tuple[float, float]:
-    """Seconds a step of train.py, with its bar, its points and its checkpoints, and of the loop in
-    the open.
+    """Returns the seconds a step of train.py, and of the loop in the open.
+
+    train.py has its bar, points and checkpoints.
     """
     Timed.open_steps = staticmethod(in_the_open(arguments))
     with (
@@ -126,35 +133,38 @@ def measure(repeats: int, nanogpt: Path | None) -> dict[str, float]:
         raise UserError(
             f"nanogpt={nanogpt}: its text isn't prepared; run data/shakespeare_char/prepare.py there first"
         )
-    place, found = machine.pick("auto"), {}
+    place = machine.pick("auto")
+    numbers: dict[str, float] = {}
     config = machine.resolve(overrides.resolved(("model=gpt",))[0])
     half = config.device.precision == "bf16-mixed"
-    found["GFLOP/s, peak in float32"] = peak(place, torch.float32) / 1e9
+    numbers["GFLOP/s, peak in float32"] = peak(place, torch.float32) / 1e9
     best = peak(place, torch.bfloat16 if half else torch.float32)
-    found["GFLOP/s, peak in the precision of training"] = best / 1e9
+    numbers["GFLOP/s, peak in the precision of training"] = best / 1e9
     for name, arguments in (
         ("gpt", ["model=gpt", "compile=false"]),
         ("bigram", ["model=bigram", "compile=false"]),
         ("modern, muon", ["model=modern", "optimizer=muon", "compile=false"]),
     ):
         times = [in_turn(arguments) for _ in range(repeats)]
-        found[f"{name}: ms a step, loop in the open"] = 1e3 * median(b for _, b in times)
-        found[f"{name}: ms a step, lmlab"] = 1e3 * median(a for a, _ in times)
-        found[f"{name}: lmlab / loop in the open"] = median(a / b for a, b in times)
-        found[f"{name}: ms beside the loop in the open"] = 1e3 * median(a - b for a, b in times)
+        numbers[f"{name}: ms a step, loop in the open"] = 1e3 * median(b for _, b in times)
+        numbers[f"{name}: ms a step, lmlab"] = 1e3 * median(a for a, _ in times)
+        numbers[f"{name}: lmlab / loop in the open"] = median(a / b for a, b in times)
+        numbers[f"{name}: ms beside the loop in the open"] = 1e3 * median(a - b for a, b in times)
         if name == "gpt":
             tokens = (
                 config.run.batch_size
                 * config.model.block_size
-                / (found[f"{name}: ms a step, lmlab"] / 1e3)
+                / (numbers[f"{name}: ms a step, lmlab"] / 1e3)
             )
             flops = build_model(config.model, 60).flops_per_token()  # of the stories' characters
-            found["gpt: share of the peak (MFU)"] = flops * tokens / best
-    return found | (against_nanogpt(repeats, nanogpt) if nanogpt else {})
+            numbers["gpt: share of the peak (MFU)"] = flops * tokens / best
+    if nanogpt:
+        numbers |= against_nanogpt(repeats, nanogpt)
+    return numbers
 
 
 def against_nanogpt(repeats: int, clone: Path) -> dict[str, float]:
-    """Whole runs of its recipe in turn with ours, another seed each time."""
+    """Returns medians over runs of nanoGPT's recipe in turn with ours, a seed each."""
     recipe = "shakespeare_baby" if torch.cuda.is_available() else "shakespeare_cpu"
     tokens = {"shakespeare_cpu": 2000 * 12 * 64, "shakespeare_baby": 1000 * 64 * 256}[recipe]
     ours_only = "" if recipe == "shakespeare_cpu" else " max_steps=1000 decay_steps=5000"
@@ -189,9 +199,9 @@ def against_nanogpt(repeats: int, clone: Path) -> dict[str, float]:
 
 
 def full_pass(clone: Path, checkpoint: Path) -> float:
-    """The loss of nanoGPT's checkpoint on all of the validation text, as the lab evaluates its own."""
+    """Returns the loss of nanoGPT's checkpoint on the validation text, by the lab's evaluation."""
     sys.path.insert(0, str(clone))
-    from model import GPT, GPTConfig
+    from model import GPT, GPTConfig  # type: ignore[import-not-found]  # nanoGPT's own file
 
     saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
     theirs = GPT(GPTConfig(**saved["model_args"]))
@@ -199,7 +209,7 @@ def full_pass(clone: Path, checkpoint: Path) -> float:
         {name.removeprefix("_orig_mod."): weight for name, weight in saved["model"].items()}
     )
 
-    class Logits(torch.nn.Module):
+    class Logits(LanguageModel):
         def __init__(self) -> None:
             super().__init__()
             self.theirs = theirs
@@ -207,6 +217,6 @@ def full_pass(clone: Path, checkpoint: Path) -> float:
         def forward(self, idx: torch.Tensor) -> torch.Tensor:
             return self.theirs(idx, idx)[0]  # without targets it answers for the last token alone
 
-    text = batches.CharDataModule(overrides.resolved(("experiment=shakespeare_cpu",))[0])
-    answers = log_probs(Logits(), text.splits["val"], saved["model_args"]["block_size"])
+    text = Splits.of_run(overrides.resolved(("experiment=shakespeare_cpu",))[0])
+    answers = log_probs(Logits(), text.val, saved["model_args"]["block_size"])
     return -answers.double().mean().item()

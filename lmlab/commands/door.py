@@ -1,0 +1,29 @@
+"""How every command ends, and the choices that several commands take."""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
+
+from lmlab.catalogue import CATALOGUE
+from lmlab.errors import one_line_errors
+
+if TYPE_CHECKING:  # a type checker knows no Literal that is computed
+    Corpus = str
+    Device = str
+else:
+    Corpus = Literal[*CATALOGUE["data"]]
+    Device = Literal[*CATALOGUE["device"]]
+
+INTERRUPTED = 130  # the exit status of a program that Ctrl-C ended
+
+
+def run_command(main: Callable[[list[str]], None]) -> None:
+    """Runs a command with the arguments that were typed; its errors become one line on stderr."""
+    try:
+        with one_line_errors():
+            main(sys.argv[1:])
+    except KeyboardInterrupt:
+        raise SystemExit(INTERRUPTED) from None
+    except BrokenPipeError:  # the reader, such as `head`, closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

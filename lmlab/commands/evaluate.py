@@ -1,0 +1,202 @@
+"""Measures how good a trained model is, or several as a mixture, on their own text or another.
+
+  python scripts/evaluate.py run=outputs/gpt/2026-11-22_10-00-00
+  python scripts/evaluate.py run=outputs/gpt data=file path=my.txt
+  python scripts/evaluate.py run=outputs/gpt,outputs/ngram
+
+run         a run's folder, or a folder of runs, of which the newest is taken (outputs); several
+            with commas between them are a mixture, whose weights are fitted on the text that
+            holdout_fraction= kept from their training
+split       train | holdout | val | test: which part of the run's own text (val)
+data, path  another text, as for train.py, all of which is read
+checkpoint  last | best (last)
+device      auto | cpu | cuda | mps (auto)
+
+Prints the numbers and appends them, one line of JSON, to evaluations.jsonl in the (first) run's
+folder.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from lmlab.catalogue import CORPORA, CorpusConfig
+from lmlab.commands.door import Corpus, Device
+from lmlab.commands.options import parse_script
+from lmlab.config.check import build, check_key
+from lmlab.config.keys import keys_of
+from lmlab.errors import UserError
+from lmlab.registry import importing
+from lmlab.runs.folder import read_metrics, text_sha256
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from lmlab.data.text import Splits
+    from lmlab.runs.checkpoints import Run
+
+
+@dataclass(frozen=True)
+class Options:
+    """What can be typed; the page of --help explains it."""
+
+    run: str = "outputs"
+    split: Literal["train", "holdout", "val", "test"] | None = None
+    data: Corpus | None = None
+    path: str | None = None
+    checkpoint: Literal["last", "best"] = "last"
+    device: Device = "auto"
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is evaluated: the tokens of a text, or of a part of it, and what they are called."""
+
+    tokens: np.ndarray
+    sha256: str
+    title: str
+    prefix: str
+    """The first half of the numbers' names, such as val of val/loss."""
+
+    split: str | None
+    """The part of the run's own text; None for another text."""
+
+
+def main(argv: list[str]) -> None:
+    """Evaluates as the arguments say, prints the numbers and keeps them. Raises UserError."""
+    options = parse_script(Options, __doc__, argv)
+    with importing():  # torch: after the arguments hold
+        from lmlab.inference.loss import keep_evaluation, loss_metrics
+        from lmlab.runs import checkpoints
+
+    members = [
+        checkpoints.load(path, options.checkpoint, options.device)
+        for path in run_folders(options.run)
+    ]
+    first = members[0]
+    target = own_text(first, options) if options.data is None else other_text(first, options)
+    about = {
+        "checkpoint": first.checkpoint,
+        "text": target.title,
+        "sha256": target.sha256,
+    }
+    if len(members) == 1:
+        log_probs = predictions(first, target.tokens)
+    else:
+        log_probs, weights = mixed(members, target)
+        for member, weight in zip(members, weights, strict=True):
+            about[f"weight of {member.path}"] = f"{weight:.6f}"
+    numbers = loss_metrics(log_probs, target.tokens, first.tokenizer, target.prefix)
+    for key, value in numbers.items():
+        print(f"{key:<20}{value:.6f}")
+    named = ", ".join(str(member.path) for member in members)
+    length = f"{len(target.tokens):,} characters"
+    print(f"({named}, {first.checkpoint}.ckpt, {target.title}: {length})", file=sys.stderr)
+    keep_evaluation(first.path, about, numbers)
+
+
+def run_folders(text: str) -> list[Path]:
+    """Returns the folders that `text` names with commas between them.
+
+    The folders of a sweep's cells have commas in their own names, so a folder ends at the first
+    comma before which there is one. Text that cannot be divided so is returned as one path.
+    """
+    unreadable = [Path(text)]  # loading it will say that no run is there
+    folders = []
+    name = ""
+    for piece in text.split(","):
+        name = f"{name},{piece}" if name else piece
+        if not name:
+            return unreadable
+        if Path(name).is_dir():
+            folders.append(Path(name))
+            name = ""
+    return unreadable if name else folders
+
+
+def own_text(run: Run, options: Options) -> Target:
+    """Returns a part of the text that the run was trained on. Raises UserError."""
+    if options.path:
+        raise UserError(f"path={options.path}: goes with data=file")
+    split = options.split or "val"
+    text = splits_of(run)
+    tokens = part_of(text, split)
+    return Target(tokens, text.sha256, title=split, prefix=split, split=split)
+
+
+def other_text(run: Run, options: Options) -> Target:
+    """Returns a text that the run was not trained on, all of it. Raises UserError."""
+    from lmlab.data.text import Splits
+
+    choice = options.data or ""
+    if options.split:
+        raise UserError(
+            f"split={options.split}: goes with the run's own text; data={choice} is read whole"
+        )
+    text = Splits(choice, corpus_config(run, choice, options.path), run.tokenizer)
+    tokens = part_of(text, "train")
+    title = options.path or choice
+    return Target(tokens, text.sha256, title, prefix="text", split=None)
+
+
+def corpus_config(run: Run, choice: str, path: str | None) -> CorpusConfig:
+    """Returns the keys of another text, all of which is the part `train`. Raises UserError."""
+    config_class = CORPORA[choice].config
+    values: dict[str, Any] = dict.fromkeys(keys_of(CorpusConfig), 0.0)
+    if path:
+        check_key("path", path, {**run.config.choices, "data": choice})
+        values["path"] = path
+    for key in keys_of(config_class):
+        if key not in values:
+            raise UserError(f"{key}: data={choice} needs {key}=…")
+    return build(config_class, values)
+
+
+def splits_of(run: Run) -> Splits:
+    """Returns the text that the run was trained on. Raises UserError if it has changed."""
+    from lmlab.data.text import Splits
+
+    expected = text_sha256(read_metrics(run.path), run.path)
+    return Splits.of_run(run.config, run.tokenizer, expected)
+
+
+def part_of(text: Splits, split: str) -> np.ndarray:
+    """Returns the token ids of a part, (N,). Raises UserError if they are fewer than two."""
+    if len(text.parts[split]) < 2:
+        allowed = ", ".join(name for name, tokens in text.parts.items() if len(tokens) > 1)
+        raise UserError(
+            f"split={split}: there are no two characters of it; allowed are {allowed or 'none'}"
+        )
+    return text.parts[split]
+
+
+def predictions(run: Run, tokens: np.ndarray) -> Tensor:
+    """Returns the log-probability of each token but the first, (N - 1,)."""
+    from lmlab.inference.loss import log_probs
+
+    return log_probs(run.model, tokens, run.config.model.block_size, run.config.device.precision)
+
+
+def mixed(members: list[Run], target: Target) -> tuple[Tensor, list[float]]:
+    """Returns the log-probabilities of a mixture (N - 1,), and its weights.
+
+    Prints each model's weight and loss. Raises UserError if the models cannot be mixed.
+    """
+    import torch
+
+    from lmlab.inference import mixture
+    from lmlab.inference.loss import loss_metrics
+
+    mixture.check(members, target.split)
+    holdout = part_of(splits_of(members[0]), "holdout")
+    weights = mixture.fit(torch.stack([predictions(member, holdout) for member in members]))
+    answers = torch.stack([predictions(member, target.tokens) for member in members])  # (M, N - 1)
+    for member, weight, answer in zip(members, weights.tolist(), answers, strict=True):
+        numbers = loss_metrics(answer, target.tokens, member.tokenizer, target.prefix)
+        name = f"{target.prefix}/loss"
+        print(f"{weight:.3f} of a model of {name} {numbers[name]:.6f}: {member.path}")
+    return mixture.mix(answers, weights), weights.tolist()

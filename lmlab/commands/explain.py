@@ -1,0 +1,50 @@
+"""Shows what a trained model makes of a text, character by character, as one page for a browser.
+
+  python scripts/explain.py run=outputs/gpt/2026-11-22_10-00-00 text="The cat sat." out=explain.html
+
+run         a run's folder, or a folder of runs, of which the newest is taken (outputs)
+text        2 to 2,000 characters (null: how the run's own validation text begins)
+out         the page (explain.html)
+checkpoint  best | last (best)
+device      auto | cpu | cuda | mps (auto)
+
+The page shows how surprised the model was by each character and what it expected instead. Where
+the model has them, it also shows its attention, its table next to the counts, and its embeddings.
+The page needs no other file and no network.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lmlab.commands.door import Device
+from lmlab.commands.options import parse_script
+from lmlab.errors import printable
+from lmlab.registry import importing
+
+
+@dataclass(frozen=True)
+class Options:
+    """What can be typed; the page of --help explains it."""
+
+    run: str = "outputs"
+    text: str | None = None
+    out: str = "explain.html"
+    checkpoint: Literal["best", "last"] = "best"
+    device: Device = "auto"
+
+
+def main(argv: list[str]) -> None:
+    """Writes the page and prints its path. Raises UserError."""
+    options = parse_script(Options, __doc__, argv)
+    with importing():  # torch: after the arguments hold
+        from lmlab.inference import explain
+        from lmlab.runs import checkpoints
+
+    run = checkpoints.load(Path(options.run), options.checkpoint, options.device)
+    for key, value in explain.write(run, options.text, Path(options.out)).items():
+        print(printable(f"{key:<21}{value}"), file=sys.stderr)
+    print(options.out)

@@ -1,0 +1,95 @@
+"""Draws text from a trained model and writes it as it is drawn.
+
+  python scripts/sample.py run=outputs/gpt/2026-11-22_10-00-00 prompt="The cat"
+
+run          a run's folder, or a folder of runs, of which the newest is taken (outputs)
+prompt       how the text begins ("": at the start of a line)
+max_tokens   how many tokens to draw (500)
+samples      how many texts (1)
+temperature  below 1 safer, above 1 wilder; 0: always the likeliest token (0.8)
+top_k        draw from the k likeliest tokens only (null: all)
+top_p        draw from the likeliest tokens that together have probability p (null: all)
+stop         end before this string (null: never)
+seed         the same seed draws the same text (null: a new one, which is printed)
+checkpoint   best | last (best)
+device       auto | cpu | cuda | mps (auto)
+
+The text goes to stdout, everything else to stderr.
+"""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from lmlab.catalogue import Count, PositiveOrZero
+from lmlab.commands.door import Device
+from lmlab.commands.options import parse_script
+from lmlab.errors import printable
+from lmlab.registry import importing
+
+
+@dataclass(frozen=True)
+class Options:
+    """What can be typed; the page of --help explains it."""
+
+    run: str = "outputs"
+    prompt: str = ""
+    max_tokens: Count = 500
+    samples: Count = 1
+    temperature: PositiveOrZero = 0.8
+    top_k: Count | None = None
+    top_p: Annotated[float, "(0, 1]"] | None = None
+    stop: str | None = None
+    seed: Annotated[int, "[0, 4294967296)"] | None = None
+    checkpoint: Literal["best", "last"] = "best"
+    device: Device = "auto"
+
+
+def main(argv: list[str]) -> None:
+    """Samples as the arguments say. Raises UserError."""
+    options = parse_script(Options, __doc__, argv)
+    with importing():  # torch: after the arguments hold
+        from lmlab.inference import generate
+        from lmlab.runs import checkpoints
+
+    run = checkpoints.load(Path(options.run), options.checkpoint, options.device)
+    seed = secrets.randbelow(2**32) if options.seed is None else options.seed
+    stream = generate.stream(
+        run.model,
+        run.tokenizer,
+        options.prompt,
+        options.max_tokens,
+        run.config.model.block_size,
+        samples=options.samples,
+        seed=seed,
+        stop=options.stop,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        precision=run.config.device.precision,
+    )
+    # A file gets what was drawn; a terminal gets nothing that steers it.
+    readable = printable if sys.stdout.isatty() else str
+    texts = write_first(stream, [options.prompt] * options.samples, readable)
+    for n, text in enumerate(texts[1:], start=2):  # only one text can be written as it is drawn
+        print(f"--- {n} of {options.samples}", file=sys.stderr)
+        print(readable(text))
+    print(f"({run.path}, {run.checkpoint}.ckpt, seed={seed})", file=sys.stderr)
+
+
+def write_first(
+    stream: Iterable[list[str]], texts: list[str], readable: Callable[[str], str]
+) -> list[str]:
+    """Writes the first text as it grows. Returns all texts, each begun with its prompt."""
+    written = 0
+    for pieces in stream:
+        texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
+        print(readable(texts[0][written:]), end="", flush=True)
+        written = len(texts[0])
+    print()
+    return texts

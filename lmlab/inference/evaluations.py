@@ -1,0 +1,161 @@
+"""What is looked at in an evaluation: a list of functions, from the loss to the pictures.
+
+Each takes a `Subject` and returns named values. A number reaches history.jsonl, metrics.json and
+TensorBoard, a text history.jsonl and TensorBoard, a picture and a `Detail` TensorBoard alone. A
+new metric is one more function with `@evaluation`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lmlab.data.text import Splits
+from lmlab.inference import generate
+from lmlab.inference.loss import log_probs, loss_metrics
+from lmlab.inference.pictures import pictures_of
+from lmlab.models.base import LanguageModel
+
+SAMPLED = 60  # tokens of the sample in an evaluation
+PICTURED = 32  # tokens that the pictures of attention show
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model at a step of its training, with what its evaluation needs."""
+
+    model: LanguageModel
+    text: Splits
+    block_size: int
+    precision: str
+    seed: int
+    source: np.ndarray | None = None
+    """Validation tokens of the run that the weights come from."""
+
+    step: int = 0
+    before: Mapping[str, Tensor] = field(default_factory=dict)
+    """The matrices before the last step; empty if they were not kept."""
+
+    with_attention: bool = True
+    """Whether the pictures that take long are due, too."""
+
+
+class Detail(float):
+    """A number for TensorBoard alone."""
+
+
+Value = float | str | np.ndarray  # a number, a text, or a picture (H, W, 3) of uint8
+Evaluation = Callable[[Subject], Mapping[str, Value]]
+EVALUATIONS: list[Evaluation] = []
+
+
+def evaluation(function: Evaluation) -> Evaluation:
+    """Registers a function that every evaluation calls, in the order of registration."""
+    EVALUATIONS.append(function)
+    return function
+
+
+def evaluate(subject: Subject) -> dict[str, Value]:
+    """Returns what all of `EVALUATIONS` find, by name."""
+    values: dict[str, Value] = {}
+    for function in EVALUATIONS:
+        values |= function(subject)
+    return values
+
+
+def numbers_of(values: Mapping[str, Value]) -> dict[str, float]:
+    """Returns the numbers among `values`, without details."""
+    return {
+        name: value
+        for name, value in values.items()
+        if isinstance(value, int | float) and not isinstance(value, Detail)
+    }
+
+
+def texts_of(values: Mapping[str, Value]) -> dict[str, str]:
+    """Returns the texts among `values`."""
+    return {name: value for name, value in values.items() if isinstance(value, str)}
+
+
+@evaluation
+def validation_loss(subject: Subject) -> dict[str, float]:
+    """Returns val/loss (nats per token), val/perplexity and val/bits_per_byte."""
+    tokens = subject.text.val
+    if len(tokens) == 0:
+        return {}
+    return loss_on(subject, tokens)
+
+
+@evaluation
+def source_loss(subject: Subject) -> dict[str, float]:
+    """Returns val/loss_source: the loss on what the model has learned before (fine-tuning)."""
+    if subject.source is None or len(subject.text.val) == 0:
+        return {}
+    return {"val/loss_source": loss_on(subject, subject.source)["val/loss"]}
+
+
+@evaluation
+def sample(subject: Subject) -> dict[str, str]:
+    """Returns a text that the model has written."""
+    return {"sample": draw_sample(subject, SAMPLED)}
+
+
+@evaluation
+def update_ratios(subject: Subject) -> dict[str, Detail]:
+    """Returns how much the last step changed each matrix.
+
+    This is the norm of the change over the norm of the result, so that a matrix that was zero has
+    a ratio, too. There are none after a step that only `max_minutes` made the last.
+    """
+    if not subject.before:
+        return {}
+    ratios = {
+        name: (weight - subject.before[name]).norm() / weight.norm().clamp_min(1e-30)
+        for name, weight in matrices(subject.model)
+    }
+    numbers = torch.stack([*ratios.values()]).tolist()  # waits for a GPU once, not for each matrix
+    return {
+        f"update_ratio/{name}": Detail(number) for name, number in zip(ratios, numbers, strict=True)
+    }
+
+
+@evaluation
+def pictures(subject: Subject) -> dict[str, np.ndarray]:
+    """Returns the model's pictures: attention on the begin of the validation text, or tables."""
+    tokens = subject.text.val
+    if len(tokens) == 0:
+        tokens = subject.text.train
+    tokens = tokens[: min(subject.block_size, PICTURED)].astype(np.int64)
+    idx = torch.from_numpy(tokens).to(subject.model.device)
+    names = subject.text.tokenizer.names()
+    return dict(pictures_of(subject.model, idx, names, subject.with_attention))
+
+
+def loss_on(subject: Subject, tokens: np.ndarray) -> dict[str, float]:
+    """Returns the numbers of `loss_metrics` for `tokens`, with the names of validation."""
+    answers = log_probs(subject.model, tokens, subject.block_size, subject.precision)
+    return loss_metrics(answers, tokens, subject.text.tokenizer, "val")
+
+
+def draw_sample(subject: Subject, length: int) -> str:
+    """Returns a text of `length` tokens, the same for the same weights and seed."""
+    pieces = generate.stream(
+        subject.model,
+        subject.text.tokenizer,
+        "",
+        length,
+        subject.block_size,
+        seed=subject.seed,
+        temperature=0.8,
+        precision=subject.precision,
+    )
+    return "".join(piece for (piece,) in pieces)
+
+
+def matrices(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yields the weights that are matrices, with their names."""
+    for name, weight in model.named_parameters():
+        if weight.dim() >= 2:
+            yield name, weight.detach()

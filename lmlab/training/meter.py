@@ -1,0 +1,104 @@
+"""The clock of a run and its running numbers: seconds, mean loss, tokens a second, progress bar."""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from lmlab.config.keys import RunConfig
+from lmlab.training.state import UNTRAINED
+from lmlab.training.step import LanguageModule
+
+
+class Meter:
+    """Measures a run while it trains. Evaluations and checkpoints are left out of its seconds.
+
+    `saved` holds step, train_seconds and train_loss of the checkpoint to resume from.
+    """
+
+    def __init__(
+        self,
+        run: RunConfig,
+        block_size: int,
+        flops_per_token: int,
+        console: Console,
+        saved: dict[str, Any] | None = None,
+    ) -> None:
+        self.run = run
+        self.tokens_per_step = run.batch_size * run.grad_accumulation * block_size
+        self.flops_per_token = flops_per_token
+        progress = saved or UNTRAINED
+        self.step: int = progress["step"]
+        self.train_seconds: float = progress["train_seconds"]
+        self.train_loss: float = progress["train_loss"]
+        self.running_since: float | None = None
+        self.bar = Progress(console=console, refresh_per_second=1, disable=not console.is_terminal)
+        self.task = self.bar.add_task("", total=run.max_steps)
+
+    def start(self) -> None:
+        """Starts or continues the clock."""
+        self.running_since = time.perf_counter()
+
+    def stop(self) -> None:
+        """Stops the clock."""
+        self.train_seconds = self.seconds()
+        self.running_since = None
+
+    def seconds(self) -> float:
+        """Returns the seconds of training so far."""
+        if self.running_since is None:
+            return self.train_seconds
+        return self.train_seconds + time.perf_counter() - self.running_since
+
+    @contextmanager
+    def paused(self, module: LanguageModule) -> Iterator[None]:
+        """Stops the clock for a while. What a GPU still has to do is training: it is waited for."""
+        module.loss_sum.item()
+        self.stop()
+        yield
+        self.start()
+
+    def point(self, module: LanguageModule, lr: float) -> tuple[dict[str, float], dict[str, float]]:
+        """Returns a point of the training curves, and what history.jsonl alone keeps of it.
+
+        train/loss is the mean over the steps since the last multiple of `log_interval`. Here
+        training waits for the device.
+        """
+        steps = module.losses // self.run.grad_accumulation
+        at_interval = self.step % self.run.log_interval == 0
+        self.train_loss = module.take_loss(begin_anew=at_interval)
+        seconds = self.seconds()
+        tokens_per_second = speed(self.step * self.tokens_per_step, seconds)
+        description = (
+            f"step {self.step}  loss {self.train_loss:.3f}  {tokens_per_second:,.0f} tokens/s"
+        )
+        self.bar.update(self.task, completed=self.step, description=description)
+        numbers = {
+            "train/loss": self.train_loss,
+            "lr": lr,
+            "grad_norm": float(module.grad_norm),
+            "tokens_per_second": tokens_per_second,
+        }
+        return numbers, {"train_seconds": seconds, "steps": steps}
+
+    def totals(self) -> dict[str, float]:
+        """Returns what metrics.json says of the whole run: steps, tokens, FLOPs, seconds, speed."""
+        tokens = self.step * self.tokens_per_step
+        seconds = self.seconds()
+        return {
+            "step": self.step,
+            "train/loss": self.train_loss,
+            "tokens": tokens,
+            "flops": tokens * self.flops_per_token,
+            "train_seconds": seconds,
+            "tokens_per_second": speed(tokens, seconds),
+        }
+
+
+def speed(tokens: int, seconds: float) -> float:
+    """Returns tokens a second, or nan before there is time."""
+    return tokens / seconds if seconds else math.nan
