@@ -67,7 +67,7 @@ def test_nanogpt_mini_and_its_lightning_run_follow_the_same_losses(train, monkey
     run = train("experiment=nanogpt_mini threads=1 max_steps=25 log_interval=1 eval_interval=25")
     config = checkpoints.load(run).config
     data = Splits.of_run(config)
-    batches = experiment.training_batches(config, data)
+    batches = experiment.training_batches(data, config.run, config.model.block_size)
     model = mini.GPT(data.tokenizer.vocab_size)
     model.load_state_dict(started["weights"])
     losses = mini.train(model, batches.__getitem__, 25)
