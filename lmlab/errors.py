@@ -12,10 +12,15 @@ from hydra.errors import HydraException
 EXTRAS = ("pandas", "scipy", "optuna", "matplotlib")  # what training does without
 
 
+class UserError(Exception):
+    """An error that the user can put right: its text names the key, the value, what is allowed."""
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """A UserError, or a package of an extra that isn't there, becomes its line and exit status 2; a
-    UserError with HYDRA_FULL_ERROR=1 its trace.
+    """Turns a UserError into one line on stderr and exit status 2.
+
+    The same for a missing package of an extra. With HYDRA_FULL_ERROR=1 the traceback is shown.
     """
     try:
         yield
@@ -34,17 +39,17 @@ def one_line_errors() -> Iterator[None]:
         raise SystemExit(2) from None
 
 
-class UserError(Exception):
-    """What the user can put right, in one line: the key, the value, what is allowed."""
-
-
 def nearest(word: str, words: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(words), n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
+    """Returns " (did you mean …?)" with the most similar of `words`, or "" if none is similar."""
+    matches = difflib.get_close_matches(word, list(words), n=1)
+    if not matches:
+        return ""
+    return f" (did you mean {matches[0]}?)"
 
 
 def printable(text: str) -> str:
-    """`text` without power over the terminal: control characters but newline and tab become their
-    names.
+    """Returns a text that cannot control the terminal.
+
+    Control characters other than newline and tab become their escape sequences.
     """
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: repr(match[0])[1:-1], text)

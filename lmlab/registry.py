@@ -9,8 +9,9 @@ from typing import Any
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """For large imports: what they make stays, and to look for garbage in it takes a fifth of their
-    time.
+    """Switches the garbage collector off during large imports, which saves a fifth of their time.
+
+    What was imported is never searched for garbage later, either.
     """
     gc.disable()
     try:

@@ -2,114 +2,133 @@
 
 import re
 from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.types import Override
 
 from lmlab.catalogue import CHANGEABLE, UNTOUCHING
 from lmlab.config.check import Config, check_key, check_value, from_flat
 from lmlab.config.keys import CHOICES, SweepConfig, keys_of, marked
-from lmlab.config.overrides import check_step_keys, parse
+from lmlab.config.overrides import check_step_keys, is_signed, parse
 from lmlab.errors import UserError
 from lmlab.runs.folder import newest, read_config, read_metrics
 
+Overrides = dict[str, Override]  # by key
+
 
 def literal(argument: str) -> str:
-    """An argument that names a run, quoted for Hydra: folders of sweeps have its signs in their
-    names.
+    """Returns an argument that names a run in quotes, as Hydra wants it.
+
+    The names of a sweep's folders hold signs that mean something in Hydra's grammar.
     """
     key, _, text = argument.partition("=")
     if key not in ("resume", "replay", "init_from") or text == "null" or text[:1] in ("'", '"'):
         return argument
-    escaped = re.sub(r"\\*'|\\+$", lambda found: "".join(f"\\{sign}" for sign in found[0]), text)
+    escaped = re.sub(r"\\*'|\\+$", lambda match: "".join(f"\\{c}" for c in match[0]), text)
     return f"{key}='{escaped}'"
 
 
+def by_key(arguments: list[str]) -> Overrides:
+    """Returns the parsed arguments by their keys. Raises UserError."""
+    return {override.key_or_group: override for override in map(parse, arguments)}
+
+
 def inherited(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """The arguments with init_from= as the folder of one run, and that run's model as further
-    arguments. Raises UserError if another model was asked for.
+    """Returns the arguments with init_from= as the folder of one run, and those that are added.
+
+    The added arguments say the model of that run. Raises UserError if another model was typed.
     """
-    overrides = {o.key_or_group: o for o in map(parse, arguments)}
-    start = overrides["init_from"].value() if "init_from" in overrides else None
+    overrides = by_key(arguments)
+    start = None
+    if "init_from" in overrides:
+        start = overrides["init_from"].value()
     if start is None:
         return arguments, []
     path = newest(Path(check_value("init_from", start, str)), "init_from")
     saved = read_config(path)
-    own = {"model": saved.choices["model"], **vars(saved.model)}
-    free = {"dropout"} | ({"block_size"} if own["model"] == "bigram" else set())
-    for key in own:
-        if key in overrides and key not in free and overrides[key].value() != own[key]:
+    model_keys = {"model": saved.choices["model"], **vars(saved.model)}
+    free = {"dropout"}  # keys that do not change the shapes of the weights
+    if saved.choices["model"] == "bigram":
+        free.add("block_size")
+    for key, value in model_keys.items():
+        if key in overrides and key not in free and overrides[key].value() != value:
             raise UserError(
-                f"{overrides[key].input_line}: the run at {path} has {key}={own[key]}, and its weights fit "
-                "no other model"
+                f"{overrides[key].input_line}: the run at {path} has {key}={value}, and its "
+                "weights fit no other model"
             )
-    resolved = [
-        literal(f"init_from={path}") if text.startswith("init_from=") else text
-        for text in arguments
-    ]
-    return resolved, [f"{key}={value}" for key, value in own.items() if key not in overrides]
+    resolved = []
+    for text in arguments:
+        if parse(text).key_or_group == "init_from":
+            text = literal(f"init_from={path}")
+        resolved.append(text)
+    added = [f"{key}={value}" for key, value in model_keys.items() if key not in overrides]
+    return resolved, added
 
 
 def repeated(arguments: list[str], flags: list[str]) -> tuple[str, Path, Config] | None:
-    """What resume= or replay= asks for: which of them, the run's folder, and its configuration with
-    what may change. None if neither is there. Raises UserError.
+    """Returns "resume" or "replay", the folder of the run that it names, and its configuration.
+
+    The configuration has the typed values of the keys that a resumed run may change. Returns None
+    if neither key was typed. Raises UserError.
     """
-    overrides = {o.key_or_group: o for o in map(parse, arguments)}
-    verb = next(
-        (
-            key
-            for key in ("resume", "replay")
-            if key in overrides and overrides[key].value() is not None
-        ),
-        None,
-    )
-    if verb is None:
+    overrides = by_key(arguments)
+    for verb in ("resume", "replay"):
+        if verb in overrides and overrides[verb].value() is not None:
+            break
+    else:
         return None
-    others = {key: o for key, o in overrides.items() if key != verb}
-    unfit = [
-        *flags,
-        *(
-            o.input_line
-            for o in overrides.values()
-            if o.is_sweep_override() or o.input_line[0] in "+~"
-        ),
-        *(
-            o.input_line
-            for key, o in others.items()
-            if verb == "replay" or key in ("replay", "init_from", *keys_of(SweepConfig))
-        ),
-    ]
+    others = {key: override for key, override in overrides.items() if key != verb}
+    refuse_unfit(verb, overrides, flags)
+    path = run_folder(verb, overrides[verb].value())
+    return verb, path, changed(path, others)
+
+
+def refuse_unfit(verb: str, overrides: Overrides, flags: list[str]) -> None:
+    """Raises UserError for flags and overrides that cannot go with resume= or replay=."""
+    unfit = list(flags)
+    for key, override in overrides.items():
+        alone = verb == "replay" or key in ("replay", "init_from", *keys_of(SweepConfig))
+        if override.is_sweep_override() or is_signed(override) or (alone and key != verb):
+            unfit.append(str(override.input_line))
     if unfit:
         raise UserError(
             f"{unfit[0]}: can't go with {verb}=…, which takes one run as it was started"
         )
-    typed = check_value(verb, overrides[verb].value(), str)
+
+
+def run_folder(verb: str, value: Any) -> Path:
+    """Returns the folder that resume= or replay= names. Raises UserError if it is no run's."""
+    typed = check_value(verb, value, str)
     path = Path(typed)
-    if not typed or not (path / "config.yaml").exists():
-        such = max(
-            (str(found.parent) for found in path.rglob("config.yaml")),
-            default="outputs/<name>/<time>",
-        )
-        raise UserError(f"{verb}={typed}: is not a run's folder, as {such} would be")
+    if typed and (path / "config.yaml").exists():
+        return path
+    below = [str(config.parent) for config in path.rglob("config.yaml")]
+    example = max(below, default="outputs/<name>/<time>")
+    raise UserError(f"{verb}={typed}: is not a run's folder, as {example} would be")
+
+
+def changed(path: Path, overrides: Overrides) -> Config:
+    """Returns the configuration of the run at `path` with other values for some of its keys.
+
+    Raises UserError for keys that the run must keep.
+    """
     saved = read_config(path)
     values = saved.flat()
-    check_step_keys([*others.values()], saved.choices)
-    for key, override in others.items():
-        check_key(key, override.value(), saved.choices)
-        if key not in marked(CHANGEABLE) and override.value() != values[key]:
+    check_step_keys([*overrides.values()], saved.choices)
+    for key, override in overrides.items():
+        value = override.value()
+        check_key(key, value, saved.choices)
+        if value == values[key]:
+            continue
+        if key not in marked(CHANGEABLE):
             raise UserError(
-                f"{key}={override.value()}: the run was started with {key}={values[key]} and keeps it; a "
-                f"new run can have another, and with init_from={path} its weights"
+                f"{key}={value}: the run was started with {key}={values[key]} and keeps it; a new "
+                f"run can have another, and with init_from={path} its weights"
             )
-        if (
-            key not in marked(UNTOUCHING)
-            and override.value() != values[key]
-            and "cell" in read_metrics(path)
-        ):
+        if key not in marked(UNTOUCHING) and "cell" in read_metrics(path):
             raise UserError(
-                f"{key}={override.value()}: the run is a sweep's cell, known by {key}={values[key]}; a "
-                "sweep with another value makes another cell"
+                f"{key}={value}: the run is a sweep's cell, known by {key}={values[key]}; a sweep "
+                "with another value makes another cell"
             )
-        values[key] = override.value()
-    return (
-        verb,
-        path,
-        from_flat({key: values[key] for key in values if key not in CHOICES}, saved.choices),
-    )
+        values[key] = value
+    return from_flat({key: values[key] for key in values if key not in CHOICES}, saved.choices)

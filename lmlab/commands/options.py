@@ -37,20 +37,26 @@ def keys_in(file: str, title: str, prefix: str = "") -> str:
 
 
 def parse_script(options: type, page: str, argv: list[str]) -> Any:
-    """The dataclass `options` from key=value arguments, split at the first `=` and checked; --help
-    prints `page`.
+    """Returns the dataclass `options` filled from key=value arguments, each checked.
+
+    --help prints `page` and ends the program. Raises UserError.
     """
     if {"-h", "--help"} & set(argv):
         print(page.strip())
         raise SystemExit
-    hints, values = get_type_hints(options, include_extras=True), {}
+    hints = get_type_hints(options, include_extras=True)
+    values = {}
     for argument in argv:
         key, equals, text = argument.partition("=")
         if not equals or key not in hints:
-            wrong = f"there is no key {key}" if equals else "needs key=value"
+            reason = "needs key=value"
+            if equals:
+                reason = f"there is no key {key}"
             raise UserError(
-                f"{argument}: {wrong}{nearest(key, hints)}; keys are {', '.join(hints)}"
+                f"{argument}: {reason}{nearest(key, hints)}; keys are {', '.join(hints)}"
             )
-        is_text = "str" in str(hints[key]) or "Literal" in str(hints[key])
-        values[key] = check_value(key, text if is_text else parse(argument).value(), hints[key])
+        value: Any = text
+        if "str" not in str(hints[key]) and "Literal" not in str(hints[key]):
+            value = parse(argument).value()
+        values[key] = check_value(key, value, hints[key])
     return options(**values)

@@ -1,11 +1,13 @@
-"""The door: what is typed goes to the one who answers it. Nothing imports torch before the
-arguments hold.
+"""python train.py: checks what was typed, then trains, resumes, replays or runs a sweep.
+
+Nothing imports torch before the arguments hold.
 """
 
 import os
 import shlex
 import sys
 import tempfile
+from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,13 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from lmlab.commands.continued import inherited, literal, repeated
 from lmlab.commands.options import help_page
-from lmlab.config.overrides import CONF, Asked, checked, parse, resolved
+from lmlab.config.keys import CONF
+from lmlab.config.overrides import Asked, checked, parse, resolved
 from lmlab.errors import UserError, one_line_errors, printable
 from lmlab.registry import importing
 from lmlab.runs.folder import timestamp
@@ -25,63 +29,142 @@ from lmlab.sweep.cells import Cell, Sweep
 
 
 def main(argv: list[str] | None = None) -> None:
-    """What train.py does."""
-    argv, parser = sys.argv[1:] if argv is None else argv, get_args_parser()
-    parser.prog, parser.print_usage = "train.py", lambda _: None  # a wrong flag too gets one line
-    args = parser.parse_args(argv)
+    """Runs train.py with the arguments `argv`, those of the process unless given."""
+    if argv is None:
+        argv = sys.argv[1:]
+    args = flag_parser().parse_args(argv)
     if args.help:
-        return print(help_page())
+        print(help_page())
+        return
     command = shlex.join(["python", "train.py", *argv])
+    flags = [argument for argument in argv if argument not in args.overrides]
     with one_line_errors():
-        flags = [argument for argument in argv if argument not in args.overrides]
         typed = [literal(argument) for argument in args.overrides]
-        if again(typed, flags, command):
-            return None
-        typed, beside = inherited(typed)
-        overrides = [*typed, *beside]
+        if resume_or_replay(typed, flags, command):
+            return
+        typed, added = inherited(typed)
+        overrides = [*typed, *added]
         asked = checked(overrides, args.multirun)
-        sweep = Sweep(asked.name, command, tuple(beside), asked.swept)
-        swept = args.multirun and not args.cfg and not args.info
-        if swept:
-            survey = begun(asked, sweep)
-            if asked.runs[0][0].sweep.dry_run:
-                return survey.show()
-            overrides = [text for text in overrides if parse(text).key_or_group != "name"]
-            place = f"{tempfile.gettempdir()}/lmlab-{os.getuid()}"  # of Hydra's own notes
-            place = place if asked.launcher == "local" else sweep.own
-            overrides += [f"name='{asked.name}'", f"hydra.sweep.dir='{place}'"]
-        sys.argv = ["train.py", *flags, *overrides]
-
-    def one_run(cfg: DictConfig) -> Cell | None:
-        return task(cfg, sweep)
-
-    one_run.sweep = sweep  # for launchers and sweepers, which are handed the function
-    begin = hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(one_run)
-    if not swept:
-        return begin()
-    if asked.launcher == "local":
-        one_run.survey = survey
+    sweep = Sweep(asked.name, command, tuple(added), asked.swept)
+    if args.multirun and not args.cfg and not args.info:
+        run_sweep(asked, sweep, flags, overrides)
     else:
-        survey.announce()
-    with one_line_errors():
-        from lmlab.sweep import report  # while the server imports
+        run_hydra(Task(sweep), flags, overrides)
+
+
+def flag_parser() -> ArgumentParser:
+    """Returns Hydra's parser of flags, with one line for a wrong flag instead of its usage."""
+    parser: Any = get_args_parser()
+    parser.prog = "train.py"
+    parser.print_usage = lambda file=None: None
+    result: ArgumentParser = parser
+    return result
+
+
+def run_hydra(task: "Task", flags: list[str], overrides: list[str]) -> None:
+    """Lets Hydra call `task`, once or for each cell of a sweep."""
+    sys.argv = ["train.py", *flags, *overrides]
+    hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(task)()
+
+
+def resume_or_replay(arguments: list[str], flags: list[str], command: str) -> bool:
+    """Does what resume= or replay= ask for; returns False if neither was typed."""
+    request = repeated(arguments, flags)
+    if request is None:
+        return False
+    verb, path, config = request
+    with importing():
+        from lmlab.training import experiment, replay
+    if verb == "replay":
+        succeeded = replay.replay(path, config, command)
+    else:
+        succeeded = experiment.resume(path, config, command) == "finished"
+    if not succeeded:
+        raise SystemExit(1)
+    return True
+
+
+class Task:
+    """What Hydra calls for a run, and hands to launchers and sweepers, which read its attributes.
+
+    `sweep` is what the cells share; `survey` what is known of the cells before they run, for the
+    launcher `local` alone.
+    """
+
+    def __init__(self, sweep: Sweep, survey: Any = None) -> None:
+        self.sweep = sweep
+        self.survey = survey
+
+    def __call__(self, composed: DictConfig) -> Cell | None:
+        """Makes one run; returns its cell in a sweep, or None if the cell cannot be run."""
+        job = HydraConfig.get()
+        overrides = list(job.overrides.task)
+        if job.mode == RunMode.MULTIRUN:
+            return self.run_cell(overrides)
+        with one_line_errors():
+            config, _ = resolved(overrides)
+            with importing():
+                from lmlab.training import experiment
+            path = Path("outputs", config.run.name, timestamp())
+            status, _ = experiment.run(config, path, self.sweep.command)
+        if status == "diverged":
+            raise SystemExit(1)
+        return None
+
+    def run_cell(self, overrides: list[str]) -> Cell | None:
+        """Makes one cell of a sweep; prints why if it cannot be run, so that the others go on."""
+        from lmlab.sweep import cells, plan, study
 
         try:
-            begin()
+            config, _ = resolved(overrides)
+            cell = plan.identify(config, overrides, self.sweep)
+        except UserError as error:
+            print(f"error: {printable(str(error))}", file=sys.stderr)
+            return None
+        trial = None
+        if config.sweep:
+            trial = config.sweep.trial
+        with study.watching(trial) as watch:
+            cells.run_when_free(cell, watch)
+        return cell
+
+
+def run_sweep(asked: Asked, sweep: Sweep, flags: list[str], overrides: list[str]) -> None:
+    """Runs the cells of a sweep, or with dry_run=true shows them; then prints the leaderboard."""
+    with one_line_errors():
+        survey = start_survey(asked, sweep)
+        first, _ = asked.runs[0]
+        if first.sweep and first.sweep.dry_run:
+            survey.show()
+            return
+    task = Task(sweep)
+    hydras_own = str(sweep.own)  # where Hydra puts its notes
+    if asked.launcher == "local":
+        task.survey = survey
+        hydras_own = f"{tempfile.gettempdir()}/lmlab-{os.getuid()}"
+    else:
+        survey.announce()
+    overrides = [text for text in overrides if parse(text).key_or_group != "name"]
+    overrides += [f"name='{asked.name}'", f"hydra.sweep.dir='{hydras_own}'"]
+    with one_line_errors():
+        from lmlab.sweep import report  # imported while the server of processes imports
+
+        try:
+            run_hydra(task, flags, overrides)
         except SystemExit as stop:
             if asked.launcher in ("local", "basic") or stop.code != 1:
                 raise
             print(
-                "error: a job ended without an answer; others may still run, the same command shows them",
+                "error: a job ended without an answer; others may still run, the same command "
+                "shows them",
                 file=sys.stderr,
             )
         if not report.finish(sweep, asked.launcher):
             raise SystemExit(1)
-    return None
 
 
-def begun(asked: Asked, sweep: Sweep) -> Any:
-    """The survey of a sweep that begins: with processes to run it, and Hydra knowing our plugins."""
+def start_survey(asked: Asked, sweep: Sweep) -> Any:
+    """Returns the survey of a sweep, with its server of processes started and Hydra prepared."""
     if asked.launcher == "local":
         from lmlab.sweep.server import server
 
@@ -90,56 +173,9 @@ def begun(asked: Asked, sweep: Sweep) -> Any:
     from lmlab.sweep.search import SearchSweeper
     from lmlab.sweep.survey import Survey
 
+    plugins = Plugins.instance()
     for plugin in (LocalLauncher, SearchSweeper):
-        Plugins.instance().register(
-            plugin
-        )  # and under the name of the one package from which Hydra takes them
-        Plugins.instance().class_name_to_class[f"hydra_plugins.lmlab.{plugin.__name__}"] = plugin
+        plugins.register(plugin)
+        # Hydra instantiates plugins only under the name of its own package.
+        plugins.class_name_to_class[f"hydra_plugins.lmlab.{plugin.__name__}"] = plugin
     return Survey(asked, sweep)
-
-
-def again(arguments: list[str], flags: list[str], command: str) -> bool:
-    """Does what resume= or replay= of a run's folder asks for; False if neither is there."""
-    asked = repeated(arguments, flags)
-    if not asked:
-        return False
-    verb, path, config = asked
-    with importing():
-        from lmlab.training import experiment, replay
-    well = (
-        replay.replay(path, config, command)
-        if verb == "replay"
-        else experiment.resume(path, config, command) == "finished"
-    )
-    if not well:
-        raise SystemExit(1)
-    return True
-
-
-def task(cfg: DictConfig, sweep: Sweep) -> Cell | None:
-    """One run, as Hydra calls it: for the command itself, or for each cell of a sweep, which is
-    returned; None for what turns out to be no run.
-    """
-    job = HydraConfig.get()
-
-    if job.mode.name == "MULTIRUN":
-        from lmlab.sweep import cells, plan, study
-
-        try:
-            cell = plan.identify(
-                resolved(list(job.overrides.task))[0], list(job.overrides.task), sweep
-            )
-        except UserError as error:
-            print(f"error: {printable(str(error))}", file=sys.stderr)  # the others go on
-            return None
-        with study.watching(cell.config.sweep.trial) as watch:
-            cells.run_when_free(cell, watch)
-        return cell
-    with one_line_errors():
-        single = resolved(list(job.overrides.task))[0]
-        with importing():
-            from lmlab.training import experiment
-        path = Path("outputs", single.run.name, timestamp())
-        if experiment.run(single, path, sweep.command)[0] == "diverged":
-            raise SystemExit(1)
-    return None

@@ -4,7 +4,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
@@ -34,11 +34,15 @@ from lmlab.config.keys import (
 )
 from lmlab.errors import UserError, nearest
 
+SEARCH_LIMIT = 4096  # of combinations, up to which each that a search may begin with is checked
+
 
 @dataclass(frozen=True)
 class Asked:
-    """A command that holds: what each of its runs was given, composed; and of a sweep its name and
-    how it is run.
+    """A command that was checked.
+
+    `runs` holds each run's configuration with the overrides that make it; `name` is the sweep's,
+    or the run's; `swept` are the keys with several values; `hydra` are Hydra's own settings.
     """
 
     runs: list[tuple[Config, list[str]]]
@@ -50,115 +54,135 @@ class Asked:
 
 
 def checked(arguments: list[str], multirun: bool) -> Asked:
-    """Raises UserError unless every run that was asked for holds. Of the numbers that a search may
-    try, the ends are looked at.
+    """Returns the command that `arguments` make. Raises UserError unless every run can be made.
+
+    Of the values that a search may try, those at the ends of their ranges are checked.
     """
     overrides = [parse(text) for text in arguments]
-    fixed, swept = (
-        [o for o in overrides if o.is_sweep_override() is several] for several in (False, True)
-    )
-    _, choices, settings = compose(
-        tuple(o.input_line for o in [o for o in fixed if is_hydras(o)] + chosen(fixed))
-    )
-    launcher, sweeper = (str(choices[f"hydra/{kind}"]) for kind in ("launcher", "sweeper"))
-    for kind, choice in (("launcher", launcher), ("sweeper", sweeper)):
-        if choice in SETTINGS:
-            own = {key: value for key, value in settings[kind].items() if key != "_target_"}
-            for key in {*own} - {*keys_of(SETTINGS[choice])}:
-                near = nearest(key, keys_of(SETTINGS[choice]))
-                raise UserError(f"hydra.{kind}.{key}={own[key]}: there is no such key{near}")
-            build(SETTINGS[choice], own, f"hydra.{kind}.")
-    for o in overrides:
-        check_place(o, multirun, sweeper)
-    values = [
-        ends(o)
-        if sweeper == "search"
-        else [f"{o.key_or_group}={one}" for one in o.sweep_string_iterator()]
-        for o in swept
-    ]
-    found, notices = [], {}
-    for picked in combinations(values, limit=4096 if sweeper == "search" else None):
-        own = iter(picked)
-        cell = [next(own) if o.is_sweep_override() else o.input_line for o in overrides]
-        config, notice = resolved(cell)
-        found.append((config, [text for text in cell if not is_hydras(parse(text))]))
-        notices[notice] = None
-    if not any(config.model.has_steps for config, _ in found):
-        for config, cell in found:
-            check_step_keys([parse(text) for text in cell], config.choices)
-    print("".join(f"{notice}\n" for notice in notices if notice), end="")
+    fixed = [o for o in overrides if not o.is_sweep_override()]
+    swept = [o for o in overrides if o.is_sweep_override()]
+    _, choices, settings = compose(typed_lines([o for o in fixed if is_hydras(o)] + chosen(fixed)))
+    launcher = str(choices["hydra/launcher"])
+    sweeper = str(choices["hydra/sweeper"])
+    check_settings("launcher", launcher, settings["launcher"])
+    check_settings("sweeper", sweeper, settings["sweeper"])
+    for override in overrides:
+        check_place(override, multirun, sweeper)
+    runs = all_runs(overrides, searching=sweeper == "search")
     keys = tuple(o.key_or_group for o in swept)
-    named = not swept or any(o.key_or_group == "name" for o in overrides)
-    name = found[0][0].run.name if named else re.sub(r"[^\w.,=+-]", ".", "-".join(keys))
-    found = [(replace(config, run=replace(config.run, name=name)), cell) for config, cell in found]
-    return Asked(found, name, keys, launcher, sweeper, settings)
+    name = runs[0][0].run.name
+    if swept and not any(o.key_or_group == "name" for o in overrides):
+        name = re.sub(r"[^\w.,=+-]", ".", "-".join(keys))
+    runs = [(replace(config, run=replace(config.run, name=name)), cell) for config, cell in runs]
+    return Asked(runs, name, keys, launcher, sweeper, settings)
+
+
+def typed_lines(overrides: Iterable[Override]) -> tuple[str, ...]:
+    """Returns overrides as they were typed."""
+    return tuple(str(override.input_line) for override in overrides)
+
+
+def all_runs(overrides: list[Override], searching: bool) -> list[tuple[Config, list[str]]]:
+    """Returns the configuration and the overrides of each run that a command asks for.
+
+    Prints once what a replaced choice leaves of an experiment. Raises UserError.
+    """
+    limit = SEARCH_LIMIT if searching else None
+    values = []
+    for override in overrides:
+        if not override.is_sweep_override():
+            values.append([str(override.input_line)])
+        elif searching:
+            values.append(ends(override))
+        else:
+            key = override.key_or_group
+            values.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+    runs = []
+    notices: dict[str, None] = {}  # each once, in order
+    for cell in combinations(values, limit):
+        config, notice = resolved(cell)
+        runs.append((config, [text for text in cell if not is_hydras(parse(text))]))
+        notices[notice] = None
+    if not any(config.model.has_steps for config, _ in runs):
+        for config, own_overrides in runs:
+            check_step_keys([parse(text) for text in own_overrides], config.choices)
+    for notice in notices:
+        if notice:
+            print(notice)
+    return runs
+
+
+def check_settings(kind: str, choice: str, values: dict[str, Any]) -> None:
+    """Raises UserError for a wrong setting of a launcher or sweeper that is lmlab's own."""
+    if choice not in SETTINGS:
+        return
+    settings = {key: value for key, value in values.items() if key != "_target_"}
+    known = keys_of(SETTINGS[choice])
+    for key, value in settings.items():
+        if key not in known:
+            hint = nearest(key, known)
+            raise UserError(f"hydra.{kind}.{key}={value}: there is no such key{hint}")
+    build(SETTINGS[choice], settings, f"hydra.{kind}.")
 
 
 def check_place(override: Override, multirun: bool, sweeper: str) -> None:
-    """Raises UserError for several values, or a setting of sweeps, where there is none."""
-    key, text, several = override.key_or_group, override.input_line, override.is_sweep_override()
-    if several and (not multirun or key in marked(ONCE) or is_hydras(override)):
-        once = " ".join(["name", *keys_of(SweepConfig)])
-        raise UserError(
-            f"{text}: several values are a sweep, of any key but {once}; add -m, or quote the "
-            f"value twice: {key}=\"'…'\""
-        )
-    if several and sweeper != "search" and not override.is_discrete_sweep():
-        raise UserError(
-            f"{text}: has no list of values to try one by one; hydra/sweeper=search looks for the best "
-            "among them"
-        )
-    if several and sweeper == "search" and key == "seed":
-        raise UserError(f"{text}: a search would take the luckiest seed for the best; give it one")
-    if not multirun and (
-        key in keys_of(SweepConfig) or key.startswith(("hydra/launcher", "hydra.launcher"))
-    ):
+    """Raises UserError if a command cannot have several values there, or a setting of sweeps."""
+    key = override.key_or_group
+    text = override.input_line
+    if override.is_sweep_override():
+        if not multirun or key in marked(ONCE) or is_hydras(override):
+            once = " ".join(["name", *keys_of(SweepConfig)])
+            raise UserError(
+                f"{text}: several values are a sweep, of any key but {once}; add -m, or quote the "
+                f"value twice: {key}=\"'…'\""
+            )
+        if sweeper != "search" and not override.is_discrete_sweep():
+            raise UserError(
+                f"{text}: has no list of values to try one by one; hydra/sweeper=search looks for "
+                "the best among them"
+            )
+        if sweeper == "search" and key == "seed":
+            raise UserError(
+                f"{text}: a search would take the luckiest seed for the best; give it one"
+            )
+    of_sweeps = key in keys_of(SweepConfig) or key.startswith(("hydra/launcher", "hydra.launcher"))
+    if of_sweeps and not multirun:
         raise UserError(f"{text}: goes with a sweep; add -m")
     if key == "trial":
         raise UserError(f"{text}: is set by hydra/sweeper=search alone")
 
 
 def combinations(values: list[list[str]], limit: int | None) -> Iterable[Sequence[str]]:
-    """One of each; where there are more than `limit`, the first of all and the last of all."""
+    """Yields one value of each list, in all combinations.
+
+    Where there are more than `limit`, only the first values of all lists, and the last of all.
+    """
     if limit is not None and math.prod(map(len, values)) > limit:
-        return [own[0] for own in values], [own[-1] for own in values]
+        return [texts[0] for texts in values], [texts[-1] for texts in values]
     return itertools.product(*values)
 
 
 def resolved(cell: Sequence[str]) -> tuple[Config, str]:
-    """The checked configuration of one run's overrides, and what is to be said of it. Raises
-    UserError.
+    """Returns the checked configuration of one run's overrides, and a notice, "" if there is none.
+
+    Keys of training by steps have no effect on a model without steps. Raises UserError.
     """
-    typed = [parse(text) for text in cell]
-    hydras = [o for o in typed if is_hydras(o)]
-    signed = [o for o in typed if o.input_line[0] in "+~" and o not in hydras]
-    values, choices, _ = compose(tuple(o.input_line for o in chosen(typed)))
+    typed = [o for o in map(parse, cell) if not is_hydras(o)]
+    values, choices, _ = compose(typed_lines(chosen(typed)))
+    for override in typed:
+        if override.key_or_group not in CHOICES:
+            check_key(override.key_or_group, override.value(), choices)
+    for override in typed:
+        if is_signed(override):
+            raise UserError(
+                f"{override.input_line}: keys are not added or removed; give "
+                f"{override.key_or_group}=… a value"
+            )
     if not config_class("model", choices["model"]).has_steps:
-        for o in typed:
-            if o.key_or_group not in CHOICES and not is_hydras(o):
-                check_key(o.key_or_group, o.value(), choices)
-        typed = without_step_keys(typed)
-        values, choices, _ = compose(tuple(o.input_line for o in chosen(typed)))
-    plain = {
-        o.key_or_group: o.value()
-        for o in typed
-        if o not in hydras and o.key_or_group not in CHOICES
-    }
-    for key, value in plain.items():
-        check_key(key, value, choices)
-    for o in signed:
-        raise UserError(
-            f"{o.input_line}: keys are not added or removed; give {o.key_or_group}=… a value"
-        )
-    return read(values | plain, {group: choices[group] for group in CHOICES})
-
-
-def without_step_keys(typed: list[Override]) -> list[Override]:
-    """Returns the overrides that concern a model without steps.
-
-    The others are shared with the other models of a sweep and leave this model as it is.
-    """
-    return [o for o in typed if o.key_or_group not in marked(STEPWISE)]
+        typed = [o for o in typed if o.key_or_group not in marked(STEPWISE)]
+        values, choices, _ = compose(typed_lines(chosen(typed)))
+    given = {o.key_or_group: o.value() for o in typed if o.key_or_group not in CHOICES}
+    return read(values | given, {group: choices[group] for group in CHOICES})
 
 
 def check_step_keys(typed: list[Override], choices: dict[str, str]) -> None:
@@ -166,20 +190,21 @@ def check_step_keys(typed: list[Override], choices: dict[str, str]) -> None:
     model = choices["model"]
     if config_class("model", model).has_steps:
         return
-    for o in typed:
-        if o.key_or_group in marked(STEPWISE):
+    for override in typed:
+        if override.key_or_group in marked(STEPWISE):
             keys = ", ".join(keys_of(config_class("model", model)))
             raise UserError(
-                f"{o.input_line}: model={model} is trained by counting, without steps; it goes "
-                f"with {keys} and data, name, seed"
+                f"{override.input_line}: model={model} is trained by counting, without steps; it "
+                f"goes with {keys} and data, name, seed"
             )
 
 
 def chosen(overrides: list[Override]) -> list[Override]:
-    """Returns the overrides that choose a file of conf/. Raises UserError if it isn't there."""
-    groups = [o for o in overrides if o.key_or_group in CHOICES and o.input_line[0] not in "+~"]
-    for o in groups:
-        check_value(o.key_or_group, o.value(), Literal[*allowed(o.key_or_group)])
+    """Returns the overrides that choose a file of conf/. Raises UserError if it is not there."""
+    groups = [o for o in overrides if o.key_or_group in CHOICES and not is_signed(o)]
+    for override in groups:
+        group = override.key_or_group
+        check_value(group, override.value(), Literal[*allowed(group)])
     return groups
 
 
@@ -191,21 +216,34 @@ def allowed(group: str) -> list[str | None]:
 
 
 def is_hydras(override: Override) -> bool:
+    """Returns whether an override belongs to Hydra itself, not to a run."""
     return override.key_or_group.startswith(("hydra.", "hydra/"))
 
 
+def is_signed(override: Override) -> bool:
+    """Returns whether an override adds or removes a key, like `+key=…` or `~key`."""
+    return str(override.input_line).startswith(("+", "~"))
+
+
 def ends(override: Override) -> list[str]:
-    """Of what a search may choose from: each of single values, of an interval its ends."""
+    """Returns the overrides at the ends of what a search may choose from.
+
+    These are the two ends of an interval, or each of single values.
+    """
     value = override.value()
     key = override.get_key_element()
     if isinstance(value, IntervalSweep):
-        kind = int if kind_of(key) is int and value.start % 1 == value.end % 1 == 0 else float
-        return [f"{key}={kind(end)}" for end in (value.start, value.end)]
+        low = float(value.start or 0)
+        high = float(value.end or 0)
+        if kind_of(key) is int and low.is_integer() and high.is_integer():
+            return [f"{key}={int(low)}", f"{key}={int(high)}"]
+        return [f"{key}={low}", f"{key}={high}"]
     return [f"{key}={value}" for value in override.sweep_string_iterator()]
 
 
 @lru_cache(maxsize=4096)
 def parse(text: str) -> Override:
+    """Returns an argument as Hydra's override. Raises UserError."""
     try:
         return OverridesParser.create().parse_override(text)
     except HydraException:
@@ -217,47 +255,72 @@ def parse(text: str) -> Override:
 
 @lru_cache
 def compose(overrides: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
-    """What Hydra composes from choices of groups: the keys, all choices, and Hydra's own settings."""
+    """Returns the keys' values, all choices, and Hydra's own settings, as Hydra composes them.
+
+    `overrides` are choices of groups. Raises UserError.
+    """
     try:
-        with (
-            nullcontext()
-            if GlobalHydra.instance().is_initialized()
-            else hydra.initialize_config_dir(str(CONF), version_base="1.3")
-        ):
-            values = OmegaConf.to_container(
-                hydra.compose("config", list(overrides), return_hydra_config=True)
-            )
+        with initialized():
+            composed = hydra.compose("config", list(overrides), return_hydra_config=True)
+            values: Any = OmegaConf.to_container(composed)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        said = re.split("Config search path|To append to your config", str(error))[
-            0
-        ]  # + is no way in, here
-        extra = "; it comes with pip install -e '.[slurm]'" if "submitit" in said else ""
-        raise UserError(said.rstrip(". \n") + extra) from None
-    own = values.pop("hydra")
-    return values, own["runtime"]["choices"], own
+        # Hydra goes on to recommend +key=…, which the lab refuses.
+        reason = re.split("Config search path|To append to your config", str(error))[0]
+        hint = ""
+        if "submitit" in reason:
+            hint = "; it comes with pip install -e '.[slurm]'"
+        raise UserError(reason.rstrip(". \n") + hint) from None
+    settings = values.pop("hydra")
+    return values, settings["runtime"]["choices"], settings
+
+
+def initialized() -> AbstractContextManager[Any]:
+    """Returns a context in which Hydra knows conf/: its own, if Hydra runs already."""
+    if GlobalHydra.instance().is_initialized():
+        return nullcontext()
+    context: AbstractContextManager[Any] = hydra.initialize_config_dir(
+        str(CONF), version_base="1.3"
+    )
+    return context
 
 
 def read(values: dict[str, Any], choices: dict[str, str]) -> tuple[Config, str]:
-    """The checked configuration; and, where a choice replaces one of the experiment's own, what of
-    the rest stays.
+    """Returns the checked configuration of composed values, and a notice, "" if there is none.
+
+    Where a choice replaces one that the experiment is made for, the experiment's values for keys
+    that the new choice lacks are dropped, and the notice says which values stay.
     """
-    path = CONF / "experiment" / f"{choices['experiment']}.yaml"
-    recipe = yaml.safe_load(path.read_text()) if choices["experiment"] else {"defaults": []}
-    entries = [entry for entry in recipe.pop("defaults", []) if isinstance(entry, dict)]
-    made_for = {
-        key.removeprefix("override /"): own for entry in entries for key, own in entry.items()
-    }
-    replaced = {group: own for group, own in made_for.items() if choices[group] != own}
-    keys_replaced: set[str] = set()
+    recipe, made_for = experiment_file(choices["experiment"])
+    replaced = {group: choice for group, choice in made_for.items() if choices[group] != choice}
+    if not replaced:
+        return from_flat(values, choices), ""
+    replaced_keys: set[str] = set()
     for group, choice in replaced.items():
-        keys_replaced.update(keys_of(config_class(group, choice)))
-    lost = keys_replaced & {*recipe} - keys_taken(choices)
-    old, new = (" ".join(f"{g}={chosen[g]}" for g in replaced) for chosen in (made_for, choices))
-    idle: frozenset[str] = frozenset()
+        replaced_keys.update(keys_of(config_class(group, choice)))
+    dropped = (replaced_keys & {*recipe}) - keys_taken(choices)
+    idle: set[str] = set()
     if not config_class("model", choices["model"]).has_steps:
-        idle = marked(STEPWISE)
-    kept = " ".join(f"{key}={values[key]}" for key in recipe if key not in lost | idle)
-    notice = f"experiment={choices['experiment']} is made for {old}; with {new} it keeps its other values: {kept}"
-    return from_flat(
-        {key: values[key] for key in values if key not in lost}, choices
-    ), notice if replaced else ""
+        idle.update(marked(STEPWISE))
+    kept = [f"{key}={values[key]}" for key in recipe if key not in dropped | idle]
+    old = [f"{group}={choice}" for group, choice in replaced.items()]
+    new = [f"{group}={choices[group]}" for group in replaced]
+    notice = (
+        f"experiment={choices['experiment']} is made for {' '.join(old)}; with {' '.join(new)} it "
+        f"keeps its other values: {' '.join(kept)}"
+    )
+    config = from_flat({key: values[key] for key in values if key not in dropped}, choices)
+    return config, notice
+
+
+def experiment_file(name: str | None) -> tuple[dict[str, Any], dict[str, str]]:
+    """Returns the values that an experiment sets, and the choices that it is made for."""
+    if name is None:
+        return {}, {}
+    path = CONF / "experiment" / f"{name}.yaml"
+    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    made_for: dict[str, str] = {}
+    for entry in recipe.pop("defaults", []):
+        if isinstance(entry, dict):  # an entry of Hydra's defaults list, not a configuration
+            for key, choice in entry.items():
+                made_for[key.removeprefix("override /")] = choice
+    return recipe, made_for

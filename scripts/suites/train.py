@@ -201,7 +201,7 @@ def against_nanogpt(repeats: int, clone: Path) -> dict[str, float]:
 def full_pass(clone: Path, checkpoint: Path) -> float:
     """Returns the loss of nanoGPT's checkpoint on the validation text, by the lab's evaluation."""
     sys.path.insert(0, str(clone))
-    from model import GPT, GPTConfig  # type: ignore[import-not-found]  # nanoGPT's own file
+    from model import GPT, GPTConfig  # nanoGPT's own file
 
     saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
     theirs = GPT(GPTConfig(**saved["model_args"]))
