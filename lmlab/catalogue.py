@@ -1,9 +1,11 @@
 """The built-in choices: for each its keys, with types, ranges and markers, and what builds it.
 
-This file imports no torch, so that a command is checked at once. A new built-in model costs a
-class in lmlab/models, a row here and a YAML file in conf/model; CONTRIBUTING.md says how.
+`NUMBERS`, at the end, says where each measured number is shown. This file imports no torch, so that
+a command is checked at once. A new built-in model costs a class in lmlab/models, a row here and a
+YAML file in conf/model; CONTRIBUTING.md says how.
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -27,6 +29,13 @@ class Neutral:
     """
 
     value: Any
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Marks a key whose value is one of the words that `words` returns at the time of the check."""
+
+    words: Callable[[], Iterable[str]]
 
 
 CHANGEABLE = Marker("a resumed run may have another value")
@@ -278,3 +287,92 @@ GROUP_MARKERS: dict[str, tuple[Marker, ...]] = {
 def row_of(rows: dict[str, Choice], config: Any) -> Choice:
     """Returns the row whose keys `config` holds."""
     return next(row for row in rows.values() if row.config is type(config))
+
+
+@dataclass(frozen=True)
+class Number:
+    """Where a measured number is shown, and what a search may do with it.
+
+    A number without a row stands in history.jsonl, metrics.json and TensorBoard alone.
+    """
+
+    label: str = ""
+    """The title of its column in the report; if empty, its name."""
+
+    is_loss: bool = False
+    """Whether it stands in the line of an evaluation, and a replay compares it bit for bit."""
+
+    ranks: bool = False
+    """Whether the leaderboard may be sorted by it, lowest first, and the report draws its curve."""
+
+    in_end_table: bool = False
+    """Whether a run shows it when it ends."""
+
+    in_leaderboard: bool = False
+    """Whether the leaderboard has its mean over the finished seeds."""
+
+    in_report: bool = False
+    """Whether that mean is a column of the printed leaderboard, and of the report, too."""
+
+    is_objective: bool = False
+    """Whether a search may look for its best value."""
+
+    can_prune: bool = False
+    """Whether a search for its best value may prune a trial by val/loss."""
+
+
+# In the order of the leaderboard's columns.
+NUMBERS = {
+    "val/loss": Number(
+        is_loss=True,
+        ranks=True,
+        in_end_table=True,
+        in_leaderboard=True,
+        is_objective=True,
+        can_prune=True,
+    ),
+    "val/loss_source": Number(is_loss=True, in_end_table=True),
+    "val/perplexity": Number(in_end_table=True),
+    "best/val/loss": Number(
+        "best val/loss", in_leaderboard=True, in_report=True, is_objective=True, can_prune=True
+    ),
+    "val/bits_per_byte": Number(
+        in_end_table=True, in_leaderboard=True, is_objective=True, can_prune=True
+    ),
+    "test/loss": Number(in_leaderboard=True, in_report=True),
+    "train/loss": Number(
+        is_loss=True, ranks=True, in_end_table=True, in_leaderboard=True, is_objective=True
+    ),
+    "train_seconds": Number(in_leaderboard=True),
+    "tokens_per_second": Number(is_objective=True),
+}
+METRIC = Number(in_end_table=True, in_leaderboard=True, in_report=True, is_objective=True)
+"""The row of a metric that is registered by its name alone: it is shown wherever val/loss is."""
+
+# What simple models reach on the same text, best first, in words; `order` is reference/order.
+REFERENCES = {
+    "reference/ngram": "counting {order:.0f} characters at a time",
+    "reference/bigram": "counting pairs",
+    "reference/unigram": "counting single characters",
+    "reference/uniform": "guessing",
+}
+
+
+def numbers_where(property: str) -> list[str]:
+    """Returns the names of the numbers that have a property, such as "ranks"."""
+    return [name for name, number in NUMBERS.items() if getattr(number, property)]
+
+
+def objectives() -> list[str]:
+    """Returns the names of the numbers that a search may optimize."""
+    return numbers_where("is_objective")
+
+
+def training_first(names: Iterable[str]) -> list[str]:
+    """Returns `names` in the order of the terminal: those of training, then the others."""
+    return sorted(names, key=lambda name: not name.startswith("train/"))
+
+
+def losses() -> list[str]:
+    """Returns the names of the losses in the line of an evaluation, in its order."""
+    return training_first(numbers_where("is_loss"))

@@ -2,18 +2,25 @@
 of the cell.
 """
 
+import re
+from unittest import mock
+
+import numpy as np
 import optuna
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lmlab.catalogue import METRIC, NUMBERS
 from lmlab.commands import train as cli
 from lmlab.config.overrides import ends, parse
+from lmlab.inference import evaluations
 from lmlab.sweep import load_runs
 from lmlab.sweep.search import Dimension
 from lmlab.sweep.study import sampler
 from lmlab.training import experiment
-from tests.conftest import metrics, refused
+from tests.conftest import history, metrics, refused
 from tests.test_sweep import in_company, linux, lost, sweep  # noqa: F401
 
 LINE = (
@@ -227,3 +234,50 @@ def test_each_trial_has_a_sampler_of_its_own(some_config):
         return own.ask(space).params["lr"]
 
     assert proposed(4) == proposed(4) and len({proposed(4), proposed(5), proposed(4, seed=2)}) == 3
+
+
+def test_a_metric_is_one_registration(here, sweep, capsys, monkeypatch):  # noqa: F811
+    """It reaches history, metrics.json, leaderboard, page and end table, and can be an objective."""
+    line = LINE + "max_steps=4 eval_interval=2 lr=1,9 name=m hydra/launcher=basic "
+    line += "hydra.sweeper.n_trials=3 hydra.sweeper.direction=maximize "
+    monkeypatch.setattr(evaluations, "EVALUATIONS", [*evaluations.EVALUATIONS])
+    typed = "hydra.sweeper.objective=val/accuracy"
+    refused(capsys, lambda: cli.main((line + typed).split()), [typed, "val/loss, best/val/loss"])
+    with mock.patch.dict(NUMBERS):
+
+        @evaluations.evaluation(numbers={"val/accuracy": METRIC})
+        def accuracy(subject):
+            tokens = subject.text.val
+            guesses = subject.model.table.weight.argmax(dim=1).numpy()[tokens[:-1]]
+            return {"val/accuracy": float((guesses == tokens[1:]).mean())}
+
+        assert sweep(line + typed) == 0
+        runs = load_runs("outputs/sweeps/m")
+    for trial in study("m").trials:
+        run = here / "outputs/sweeps/m" / trial.user_attrs["folder"]
+        assert trial.value == metrics(run)["val/accuracy"] == history(run, "val/accuracy")[4]
+        assert metrics(run)["best/val/accuracy"] == trial.value > 0
+    board = pd.read_csv("outputs/sweeps/m/leaderboard.csv")
+    expected = runs.groupby("lr")["val/accuracy"].mean()
+    np.testing.assert_allclose(board.set_index("lr")["val/accuracy"], expected[board["lr"]])
+    first = f"{board['val/accuracy'][0]:.4f}"
+    for page in ("leaderboard.md", "report.html"):
+        text = (here / "outputs/sweeps/m" / page).read_text()
+        assert "val/accuracy" in text and first in text
+    best = runs.sort_values("val/loss")["path"].iloc[0]
+    end_table = (here / best / "train.log").read_text().splitlines()
+    assert any(re.fullmatch(rf"val/accuracy +{first}( .*)?", line) for line in end_table)
+
+
+def test_only_an_objective_that_falls_with_the_val_loss_is_pruned():
+    assert [name for name, number in NUMBERS.items() if number.can_prune] == [
+        "val/loss",
+        "best/val/loss",
+        "val/bits_per_byte",
+    ]
+
+
+def test_no_other_number_is_an_objective(capsys):
+    typed = "hydra.sweeper.objective=grad_norm"
+    allowed = "val/loss, best/val/loss, val/bits_per_byte, train/loss, tokens_per_second"
+    refused(capsys, lambda: cli.main([*LINE.split(), "lr=1,2", typed]), [typed, allowed])

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from lmlab.catalogue import DeviceConfig, OptimizerConfig
+from lmlab.catalogue import DeviceConfig, OneOf, OptimizerConfig
 from lmlab.config.keys import (
     CHOICES,
     GROUPS,
@@ -70,12 +70,15 @@ def check_key(key: str, value: Any, choices: dict[str, str]) -> None:
 def check_value(key: str, value: Any, hint: Any) -> Any:
     """Returns `value` if it is of the annotated type and in range; raises UserError if not.
 
-    A whole number passes as float. Markers in the annotation play no part.
+    A whole number passes as float. Of the markers in the annotation only `OneOf` plays a part.
     """
     interval = None
     while get_origin(hint) is Annotated:
         hint, *extras = get_args(hint)
         interval = next((extra for extra in extras if type(extra) is str), interval)
+        for extra in extras:
+            if isinstance(extra, OneOf):  # a marker, not a configuration
+                return check_word(key, value, tuple(extra.words()))
     if NoneType in get_args(hint):
         if value is None:
             return None

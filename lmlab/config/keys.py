@@ -25,8 +25,10 @@ from lmlab.catalogue import (
     Count,
     Marker,
     Neutral,
+    OneOf,
     Positive,
     PositiveOrZero,
+    objectives,
 )
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -85,9 +87,7 @@ class SearchConfig:
     """The settings of hydra/sweeper=search."""
 
     n_trials: Count
-    objective: Literal[
-        "val/loss", "best/val/loss", "val/bits_per_byte", "train/loss", "tokens_per_second"
-    ]
+    objective: Annotated[str, OneOf(objectives)]
     direction: Literal["minimize", "maximize"]
     sampler: Literal["tpe", "random"]
     pruner: Literal["median", "hyperband", "none"]

@@ -2,16 +2,19 @@
 
 Each takes a `Subject` and returns named values. A number reaches history.jsonl, metrics.json and
 TensorBoard, a text history.jsonl and TensorBoard, a picture and a `Detail` TensorBoard alone. A
-new metric is one more function with `@evaluation`.
+new metric is one more function with `@evaluation`; a row of `catalogue.NUMBERS`, or the decorator,
+says where else its numbers are shown.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import overload
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lmlab.catalogue import NUMBERS, Number
 from lmlab.data.text import Splits
 from lmlab.inference import generate
 from lmlab.inference.loss import log_probs, loss_metrics
@@ -51,10 +54,31 @@ Evaluation = Callable[[Subject], Mapping[str, Value]]
 EVALUATIONS: list[Evaluation] = []
 
 
-def evaluation(function: Evaluation) -> Evaluation:
-    """Registers a function that every evaluation calls, in the order of registration."""
-    EVALUATIONS.append(function)
-    return function
+@overload
+def evaluation(function: Evaluation) -> Evaluation: ...
+
+
+@overload
+def evaluation(*, numbers: Mapping[str, Number]) -> Callable[[Evaluation], Evaluation]: ...
+
+
+def evaluation(
+    function: Evaluation | None = None, *, numbers: Mapping[str, Number] | None = None
+) -> Evaluation | Callable[[Evaluation], Evaluation]:
+    """Registers a function that every evaluation calls, in the order of registration.
+
+    It stands as `@evaluation` above the function, or, where the catalogue does not know a number,
+    as `@evaluation(numbers={"val/accuracy": METRIC})`: these rows are added to `NUMBERS`.
+    """
+
+    def register(function: Evaluation) -> Evaluation:
+        NUMBERS.update(numbers or {})
+        EVALUATIONS.append(function)
+        return function
+
+    if function is None:
+        return register
+    return register(function)
 
 
 def evaluate(subject: Subject) -> dict[str, Value]:

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lmlab import files
+from lmlab.catalogue import NUMBERS, REFERENCES, numbers_where
 from lmlab.inference.page import fill_page
 from lmlab.runs.folder import read_history
 from lmlab.sweep import table as tables
@@ -94,11 +95,8 @@ def columns(board: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
                 else f"{'yes' if like else 'no'} (p {p:.2g})",
                 **{key: value(row[key]) for key in keys},
                 **{
-                    name: number(row[key])
-                    for name, key in (
-                        ("best val/loss", "best/val/loss"),
-                        ("test/loss", "test/loss"),
-                    )
+                    NUMBERS[key].label or key: number(row[key])
+                    for key in numbers_where("in_report")
                     if key in board and board[key].notna().any()
                 },
                 "parameters": f"{row['n_params']:,.0f}"
@@ -216,15 +214,13 @@ def page_data(table: pd.DataFrame, board: pd.DataFrame, title: str) -> dict[str,
 
 def references(table: pd.DataFrame) -> list[list[Any]]:
     """What counting reaches, name and loss, if all runs were validated on the same text."""
-    known = table[[key for key in tables.REFERENCES if key in table]].dropna().drop_duplicates()
-    if known.shape != (1, len(tables.REFERENCES)):
+    wanted = [*REFERENCES, "reference/order"]
+    known = table[[name for name in wanted if name in table]].dropna().drop_duplicates()
+    if known.shape != (1, len(wanted)):
         return []
-    ngram, order, *others = known.iloc[0]
-    names = ("counting pairs", "counting single characters", "guessing")
-    return [
-        [f"counting {order:.0f} characters at a time", ngram],
-        *map(list, zip(names, others, strict=True)),
-    ]
+    (losses,) = known.to_dict("records")
+    order = losses["reference/order"]
+    return [[words.format(order=order), losses[name]] for name, words in REFERENCES.items()]
 
 
 def curves(members: pd.DataFrame) -> dict[str, Any]:
@@ -251,7 +247,7 @@ def curves(members: pd.DataFrame) -> dict[str, Any]:
         known = begun[begun[key].notna()] if key in begun else begun[:0]
         per_step[key] = known[key].iloc[0] / known["step"].iloc[0] if len(known) else None
     answer = {"marks": marks, "per_step": per_step}
-    for key in ("val/loss", "train/loss"):
+    for key in numbers_where("ranks"):
         found = [
             {line["step"]: line[key] for line in lines if line.get(key) is not None}
             for lines in done

@@ -15,6 +15,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from lmlab.catalogue import NUMBERS
 from lmlab.config.keys import SearchConfig, kind_of
 from lmlab.config.overrides import ends, parse, resolved
 from lmlab.errors import UserError, one_line_errors
@@ -24,12 +25,6 @@ from lmlab.sweep.launcher import LocalLauncher
 
 if TYPE_CHECKING:
     import optuna
-
-LOSSES = (
-    "val/loss",
-    "best/val/loss",
-    "val/bits_per_byte",
-)  # objectives that show on the way: such trials can be cut
 
 
 class SearchSweeper(Sweeper):
@@ -79,12 +74,14 @@ class SearchSweeper(Sweeper):
         config, _ = resolved(
             [*self.fixed, *(ends(o)[0] for o in overrides if o.is_sweep_override())]
         )
-        if config.data.val_fraction == 0 and self.settings.objective in LOSSES:
+        if config.data.val_fraction == 0 and "val/" in self.settings.objective:
             raise UserError(
                 f"hydra.sweeper.objective={self.settings.objective}: needs val_fraction above 0"
             )
         url = self.settings.storage or f"sqlite:///{self.sweep_of.folder}/study.db"
-        pruner = self.settings.pruner if self.settings.objective in LOSSES else "none"
+        pruner = "none"
+        if NUMBERS[self.settings.objective].can_prune:
+            pruner = self.settings.pruner
         self.about = {
             "study": self.sweep_of.name,
             "storage": url,

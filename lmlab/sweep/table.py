@@ -14,33 +14,19 @@ import pandas as pd
 from scipy import stats
 
 from lmlab import files
-from lmlab.catalogue import UNTOUCHING
+from lmlab.catalogue import REFERENCES, UNTOUCHING, numbers_where
 from lmlab.config.check import derived
 from lmlab.config.keys import GROUPS, marked
 from lmlab.errors import UserError
 from lmlab.runs.folder import LIMITS, read_config, read_metrics
 from lmlab.sweep.cells import identity
+from lmlab.sweep.labels import common_parts, without
 
 TEST = "paired t-test over common seeds, Holm's correction, 5 %"
 LEVEL = 0.05
-LOSSES = ("val/loss", "train/loss")
-REFERENCES = tuple(
-    f"reference/{name}" for name in ("ngram", "order", "bigram", "unigram", "uniform")
-)
-NUMBERS = (
-    *LOSSES,
-    *REFERENCES,
-    "best/val/loss",
-    "val/bits_per_byte",
-    "step",
-    "tokens",
-    "flops",
-    "n_params",
-    "train_seconds",
-)
-TYPES = dict.fromkeys(NUMBERS, int | float | None) | dict.fromkeys(
-    ("label", "group", "reason", "status"), str | None
-)
+# What metrics.json must hold under these names, if it holds anything.
+SIZES = ("step", "tokens", "flops", "n_params", "reference/order")
+WORDS = ("label", "group", "reason", "status")
 
 
 def load_runs(*folders: str | Path) -> pd.DataFrame:
@@ -65,7 +51,9 @@ def load_runs(*folders: str | Path) -> pd.DataFrame:
     keys = dict.fromkeys(key for flat, _ in found.values() for key in flat)
     table = pd.DataFrame([flat | others for flat, others in found.values()])
     table = table[[*keys, *(column for column in table if column not in keys)]]
-    table = table.assign(**{key: pd.to_numeric(table[key]) for key in LOSSES})
+    for name in numbers_where("in_leaderboard"):
+        if name in table:  # a column without any number would be one of objects
+            table[name] = pd.to_numeric(table[name])
     table.attrs["faults"] = faults
     return table
 
@@ -77,7 +65,7 @@ def load_run(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     metrics = {
         key: value for key, value in metrics.items() if not key.startswith(("config/", "resumed/"))
     }
-    for key, kinds in TYPES.items():
+    for key, kinds in types().items():
         if not isinstance(metrics.get(key), kinds):
             raise UserError(f"{path / 'metrics.json'}: {key}={metrics[key]} is of another type")
     group = (
@@ -95,7 +83,15 @@ def load_run(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         metrics |= tested(path)
     label = metrics.get("label") or f"{path.parent.name}/{path.name}"
     about = {"path": str(path), "group": group, "label": label}
-    return flat, {"reason": why.get(status, "")} | dict.fromkeys(LOSSES) | metrics | about
+    return flat, {"reason": why.get(status, "")} | dict.fromkeys(
+        numbers_where("ranks")
+    ) | metrics | about
+
+
+def types() -> dict[str, Any]:
+    """Returns the types that named values of metrics.json may have."""
+    names = [*numbers_where("in_leaderboard"), *REFERENCES, *SIZES]
+    return dict.fromkeys(names, int | float | None) | dict.fromkeys(WORDS, str | None)
 
 
 def tested(path: Path) -> dict[str, float]:
@@ -159,14 +155,7 @@ def leaderboard(table: pd.DataFrame) -> pd.DataFrame:
         )
         first = members.iloc[0]
         row = {"group": group, **{key: first[key] for key in varied(table)}, "n": len(done)}
-        for key in (
-            "val/loss",
-            "best/val/loss",
-            "val/bits_per_byte",
-            "test/loss",
-            "train/loss",
-            "train_seconds",
-        ):
+        for key in numbers_where("in_leaderboard"):
             if key in members:
                 row[key] = done[key].mean() if len(done) else math.nan
         row["se"] = done[loss].sem() if len(done) > 1 else math.nan
@@ -197,7 +186,9 @@ def leaderboard(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def objective(table: pd.DataFrame) -> str:
-    return next((key for key in LOSSES if table[key].notna().any()), LOSSES[0])
+    """Returns the loss that ranks the runs: val/loss, or train/loss if nothing validates."""
+    losses = numbers_where("ranks")
+    return next((name for name in losses if table[name].notna().any()), losses[0])
 
 
 def compare(losses: dict[int, float], best: dict[int, float]) -> float | None:
@@ -227,8 +218,6 @@ def holm(ps: list[float | None]) -> list[float | None]:
 
 def unfinished(table: pd.DataFrame) -> Iterable[tuple[str, str, str]]:
     """Label, without what all have in it, status and reason of every run that isn't finished."""
-    parts = [label.split(",") for label in table["label"]]
-    common = set.intersection(*map(set, parts)) if len(parts) > 1 else set()
+    common = common_parts(table["label"])
     for _, run in table[table["status"] != "finished"].iterrows():
-        shown = [part for part in run["label"].split(",") if part not in common]
-        yield ",".join(shown) or run["label"], run["status"], run["reason"]
+        yield without(run["label"], common), run["status"], run["reason"]

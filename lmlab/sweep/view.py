@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lmlab.sweep.cells import Cell
+from lmlab.sweep.labels import common_parts, without
 
 LAST = 6  # cells that have ended and are still shown
 
@@ -25,8 +26,7 @@ class View:
     def __init__(self, total: int, labels: Iterable[str]) -> None:
         self.console = Console(highlight=False, markup=False, emoji=False)
         self.total, self.counts, self.last = total, Counter(), deque(maxlen=LAST)
-        parts = [set(label.split(",")) for label in labels]
-        self.common = set.intersection(*parts) if len(parts) > 1 else set()
+        self.common = common_parts(labels)
         self.live = (
             Live(console=self.console, auto_refresh=False, transient=True)
             if self.console.is_terminal
@@ -45,10 +45,7 @@ class View:
 
     def name(self, cell: Cell) -> str:
         """What of its label is not the same for all."""
-        return (
-            ",".join(part for part in cell.label.split(",") if part not in self.common)
-            or cell.label
-        )
+        return without(cell.label, self.common)
 
     def say(self, text: str) -> None:
         self.console.print(text, soft_wrap=True)

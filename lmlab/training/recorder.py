@@ -14,6 +14,7 @@ import torch
 from pytorch_lightning import Callback, Trainer
 from torch import Tensor
 
+from lmlab.catalogue import losses
 from lmlab.config.keys import RunConfig
 from lmlab.inference import evaluations
 from lmlab.inference.evaluations import Subject
@@ -24,7 +25,6 @@ from lmlab.training.meter import Meter
 from lmlab.training.step import LanguageModule
 
 PICTURES = 5  # of attention, after the one of step 0
-LOSSES = ("train/loss", "val/loss", "val/loss_source")  # in the line of an evaluation
 
 Watch = Callable[[int, float], bool]  # from step and val/loss: whether the run shall go on
 
@@ -259,10 +259,10 @@ class Recorder(Callback):
         if "val/loss" in numbers:
             self.board.show({"best/val/loss": self.best}, step)
         self.directory.update(**self.meter.totals(), **numbers, **best)
-        losses = {"train/loss": self.meter.train_loss} | numbers
-        if step == 0:
-            losses.pop("train/loss")  # there is none before the first step
-        self.directory.say(line(step, losses, texts["sample"]))
+        measured = dict(numbers)
+        if step > 0:  # before the first step there is no loss of training
+            measured["train/loss"] = self.meter.train_loss
+        self.directory.say(line(step, measured, texts["sample"]))
         if self.watch and "val/loss" in numbers and not self.last:
             self.pruned = not self.watch(step, numbers["val/loss"])
 
@@ -339,9 +339,9 @@ def as_best(numbers: Mapping[str, float], step: int) -> dict[str, float]:
 
 def line(step: int, numbers: Mapping[str, float], sample: str) -> str:
     """Returns the line of the terminal for an evaluation."""
-    losses = "".join(f"{name} {numbers[name]:.4f}  " for name in LOSSES if name in numbers)
+    shown = "".join(f"{name} {numbers[name]:.4f}  " for name in losses() if name in numbers)
     sample = sample.replace("\n", "↵")
-    return f"step {step:>5}  {losses}{sample}"
+    return f"step {step:>5}  {shown}{sample}"
 
 
 def facts_of(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,10 +3,10 @@
 from dataclasses import replace
 from pathlib import Path
 
+from lmlab import catalogue
 from lmlab.config.check import Config
 from lmlab.runs.folder import read_history, read_metrics, text_sha256, timestamp
 from lmlab.training import experiment
-from lmlab.training.recorder import LOSSES
 
 
 def replay(path: Path, config: Config, command: str) -> bool:
@@ -46,6 +46,6 @@ def losses(path: Path) -> dict[tuple[int, str, int], float | None]:
     return {
         (line["step"], name, line.get("steps", 0)): line[name]
         for line in read_history(path)
-        for name in LOSSES
+        for name in catalogue.losses()
         if name in line
     }

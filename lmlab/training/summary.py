@@ -6,10 +6,9 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from lmlab.catalogue import REFERENCES, numbers_where, training_first
 from lmlab.config.check import Config
 from lmlab.data.text import Splits
-
-SHOWN = ("train/loss", "val/loss", "val/loss_source", "val/perplexity", "val/bits_per_byte")
 
 
 def introduction(config: Config, text: Splits, n_params: int, path: Path) -> str:
@@ -63,7 +62,7 @@ def results(metrics: Mapping[str, Any], status: str, sample: str) -> str:
     if metrics.get("step", 0) > 0 and "best/step" in metrics:
         columns.append((f"best, step {metrics['best/step']}", "best/"))
     rows = [("", *(title for title, _ in columns))]
-    for name in SHOWN:
+    for name in training_first(numbers_where("in_end_table")):
         if isinstance(metrics.get(name), float):
             rows.append((name, *(number(metrics, prefix + name) for _, prefix in columns)))
     seconds = f"{metrics['train_seconds']:.1f} s"
@@ -89,17 +88,11 @@ def whereabouts(path: Path) -> str:
 
 def compared(final: Mapping[str, Any]) -> str:
     """Returns what counting reaches on the same text, which tells how good a val/loss is."""
-    names = {
-        "ngram": f"{final.get('reference/order')} characters at a time",
-        "bigram": "pairs",
-        "unigram": "single characters",
-        "uniform": "guessing",
-    }
-    losses = [
-        f"{name} {final[f'reference/{key}']:.3f}"
-        for key, name in names.items()
-        if f"reference/{key}" in final
-    ]
+    losses = []
+    for name, words in REFERENCES.items():
+        if name in final:
+            counted = words.format(order=final.get("reference/order")).removeprefix("counting ")
+            losses.append(f"{counted} {final[name]:.3f}")
     if not losses:
         return ""
     return f"by counting   {', '.join(losses)}"

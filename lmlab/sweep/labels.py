@@ -1,0 +1,17 @@
+"""Labels of cells, which are overrides with commas between them, without what all have in common."""
+
+from collections.abc import Collection, Iterable
+
+
+def common_parts(labels: Iterable[str]) -> set[str]:
+    """Returns the overrides that all labels have; none if there is only one label."""
+    parts = [set(label.split(",")) for label in labels]
+    if len(parts) < 2:
+        return set()
+    return set.intersection(*parts)
+
+
+def without(label: str, common: Collection[str]) -> str:
+    """Returns the label without the overrides in `common`, or all of it if nothing remains."""
+    varying = [part for part in label.split(",") if part not in common]
+    return ",".join(varying) or label
