@@ -16,7 +16,7 @@ from lmlab import files
 from lmlab.commands import train as cli
 from lmlab.config import overrides
 from lmlab.data import corpora
-from lmlab.sweep.server import server
+from lmlab.sweep.processes import server
 
 # A slow machine is no failure, and a failure comes back at the next run.
 settings.register_profile(

@@ -132,7 +132,7 @@ def test_a_label_is_part_of_a_path_whatever_was_typed(texts):
     ]
     label = cells.label(overrides, Sweep("x", ""))
     assert "/" not in label and label.isascii() and label.isprintable()
-    assert len(replace(FIXED, label=label).path.name.encode()) <= 255
+    assert len(replace(FIXED, label=label).find().name.encode()) <= 255
 
 
 FIXED = cells.Cell(None, Sweep("x", ""), "", "0" * 8, "", "", 0, 0, 0)
@@ -145,18 +145,18 @@ def test_labels_show_what_was_typed_and_numbers_that_can_be_read():
 
 def test_a_finished_cell_is_left_as_it_is(here):
     one = cell()
-    assert cells.run(one) == "finished" and one.path.name.endswith(one.hash)
-    before = content(one.path)
+    assert cells.run(one) == "finished" and one.find().name.endswith(one.hash)
+    before = content(one.find())
     again = cell("log_interval=2", "max_steps=10")
-    assert again.path == one.path and cells.run(again) == "finished"
-    assert content(one.path) == before
+    assert again.find() == one.find() and cells.run(again) == "finished"
+    assert content(one.find()) == before
 
 
 def test_a_diverged_cell_is_not_run_again(here):
     one = cell("optimizer=sgd", "lr=1e39", "grad_clip=0", "warmup_steps=0", "schedule=constant")
     assert cells.run(one) == "diverged"
-    before = content(one.path)
-    assert cells.run(one) == "diverged" and content(one.path) == before
+    before = content(one.find())
+    assert cells.run(one) == "diverged" and content(one.find()) == before
 
 
 def test_an_interrupted_cell_goes_on_from_its_checkpoint_to_the_same_end(here, monkeypatch):
@@ -173,14 +173,14 @@ def test_an_interrupted_cell_goes_on_from_its_checkpoint_to_the_same_end(here, m
     monkeypatch.setattr(experiment.LanguageModule, "training_step", stopping)
     with pytest.raises(SystemExit):
         cells.run(cell())
-    assert metrics(cell().path)["status"] == "interrupted"
+    assert metrics(cell().find())["status"] == "interrupted"
     monkeypatch.undo()
     os.chdir(here)
     assert cells.run(cell()) == "finished"
-    first = here / "whole" / whole.path.name
-    assert history(cell().path, "train/loss") == history(first, "train/loss")
-    assert metrics(cell().path)["val/loss"] == metrics(first)["val/loss"]
-    assert "goes on at step 7" in (cell().path / "train.log").read_text()
+    first = here / "whole" / whole.find().name
+    assert history(cell().find(), "train/loss") == history(first, "train/loss")
+    assert metrics(cell().find())["val/loss"] == metrics(first)["val/loss"]
+    assert "goes on at step 7" in (cell().find() / "train.log").read_text()
 
 
 def test_a_cell_that_fails_says_why_and_is_tried_again_as_often_as_asked(here, monkeypatch, capsys):
@@ -193,23 +193,23 @@ def test_a_cell_that_fails_says_why_and_is_tried_again_as_often_as_asked(here, m
     with monkeypatch.context() as patch:
         patch.setattr(experiment.LanguageModule, "training_step", broken)
         assert cells.run(cell("retries=2")) == "failed" and tries == [0, 0, 0]
-    numbers = metrics(cell().path)
+    numbers = metrics(cell().find())
     assert (numbers["status"], numbers["reason"]) == ("failed", "ZeroDivisionError: of all things")
     assert "Traceback" in capsys.readouterr().err
     assert cells.run(cell()) == "finished"  # the next command tries it again
-    assert "reason" not in metrics(cell().path)
+    assert "reason" not in metrics(cell().find())
 
 
 def test_a_cell_that_fails_before_it_has_a_folder_gets_one(here, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(experiment, "prepare", lambda *_: bytearray(2**60))
         assert cells.run(cell()) == "failed"
-    numbers = metrics(cell().path)
+    numbers = metrics(cell().find())
     assert (
         numbers["reason"].startswith("out of memory: MemoryError")
         and numbers["cell"] == cell().hash
     )
-    assert runs.read_config(cell().path) == cell().config
+    assert runs.read_config(cell().find()) == cell().config
     assert cells.run(cell()) == "finished"
 
 
@@ -218,7 +218,7 @@ def test_text_that_changes_after_the_cell_was_named_fails_it(here):
     one = cell("data=file", "path=a.txt")
     (here / "a.txt").write_text("another text, as long " * 20)
     assert cells.run(one) == "failed"
-    assert "not the one that the run was trained on" in metrics(one.path)["reason"]
+    assert "not the one that the run was trained on" in metrics(one.find())["reason"]
 
 
 def test_nobody_else_runs_a_cell_meanwhile(here):
@@ -230,7 +230,7 @@ def test_nobody_else_runs_a_cell_meanwhile(here):
         waiting = threading.Thread(target=cells.run_when_free, args=(one,))
         waiting.start()
         waiting.join(0.2)
-        assert waiting.is_alive() and not one.path.exists()
+        assert waiting.is_alive() and not one.find().exists()
     waiting.join(20)
     assert one.status() == "finished" and not cells.is_busy(one)
 
@@ -238,9 +238,9 @@ def test_nobody_else_runs_a_cell_meanwhile(here):
 def test_a_cell_that_somebody_resumes_by_hand_is_busy(here):
     one = cell()
     cells.run(one)
-    numbers = metrics(one.path) | {"status": "interrupted"}
-    (one.path / "metrics.json").write_text(runs.to_json(numbers))
-    directory = runs.RunDirectory(one.path)
+    numbers = metrics(one.find()) | {"status": "interrupted"}
+    (one.find() / "metrics.json").write_text(runs.to_json(numbers))
+    directory = runs.RunDirectory(one.find())
     with pytest.raises(cells.Busy):
         cells.run(one)
     directory.close()

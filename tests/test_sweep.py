@@ -21,7 +21,7 @@ import pytest
 
 from lmlab.commands import train as cli
 from lmlab.runs import folder as runs
-from lmlab.sweep import load_runs, plan, table
+from lmlab.sweep import costs, load_runs, table
 from tests.conftest import ROOT, content, history, metrics
 
 BIGRAM = "-m model=bigram data=sentence val_fraction=0.2 block_size=8 device=cpu eval_interval=50 log_interval=5 "
@@ -298,8 +298,8 @@ def test_dry_run_lists_the_cells_and_runs_none(here, sweep, capsys):
     for run in (here / "outputs/sweeps/d").glob("model=*"):
         (row,) = [line for line in shown.splitlines() if run.name in line]
         assert (
-            plan.si(metrics(run)["n_params"]).strip() in row
-            and plan.si(metrics(run)["flops"]).strip() in row
+            costs.si(metrics(run)["n_params"]).strip() in row
+            and costs.si(metrics(run)["flops"]).strip() in row
         )
 
 

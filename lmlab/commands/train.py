@@ -121,10 +121,7 @@ class Task:
         except UserError as error:
             print(f"error: {printable(str(error))}", file=sys.stderr)
             return None
-        trial = None
-        if config.sweep:
-            trial = config.sweep.trial
-        with study.watching(trial) as watch:
+        with study.watching(cell.trial) as watch:
             cells.run_when_free(cell, watch)
         return cell
 
@@ -166,7 +163,7 @@ def run_sweep(asked: Asked, sweep: Sweep, flags: list[str], overrides: list[str]
 def start_survey(asked: Asked, sweep: Sweep) -> Any:
     """Returns the survey of a sweep, with its server of processes started and Hydra prepared."""
     if asked.launcher == "local":
-        from lmlab.sweep.server import server
+        from lmlab.sweep.processes import server
 
         server()
     from lmlab.sweep.launcher import LocalLauncher

@@ -10,11 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lmlab.data.text import Splits
 from lmlab.data.tokenizers import Tokenizer
 from lmlab.errors import UserError
 from lmlab.machine import autocast
 from lmlab.models.base import LanguageModel
-from lmlab.runs.folder import to_json
+from lmlab.runs import checkpoints
+from lmlab.runs.folder import read_metrics, text_sha256, to_json
 
 TOKENS_AT_ONCE = 4096  # fixed, since the rounding of a matrix product depends on its size
 
@@ -84,3 +86,19 @@ def keep_evaluation(path: Path, about: dict[str, str], numbers: dict[str, float]
             file.write(line)
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}; the numbers were not kept") from None
+
+
+def evaluate_test_split(path: Path) -> None:
+    """Evaluates the last weights of the run at `path` on its test split, and notes the loss.
+
+    Raises UserError.
+    """
+    run = checkpoints.load(path, "last")
+    text = Splits.of_run(run.config, run.tokenizer, text_sha256(read_metrics(run.path), run.path))
+    config = run.config
+    answers = log_probs(run.model, text.test, config.model.block_size, config.device.precision)
+    keep_evaluation(
+        run.path,
+        {"checkpoint": "last", "text": "test", "sha256": text.sha256},
+        loss_metrics(answers, text.test, run.tokenizer, "test"),
+    )

@@ -1,9 +1,9 @@
-"""A cell of a sweep: one run whose folder is named after what it computes. So asking for it again
-skips it, goes on with it or tries it again, whichever launcher asks and however many do at once. No
-torch before a cell runs.
+"""A cell of a sweep: one run, whose folder is named after what the run computes.
+
+So the same cell asked for again is skipped, resumed or tried again, by whatever launcher, and by
+several processes at once. Nothing here imports torch before a cell runs.
 """
 
-import fcntl
 import hashlib
 import json
 import re
@@ -24,7 +24,11 @@ from lmlab.config.overrides import parse
 from lmlab.errors import UserError
 from lmlab.runs.folder import is_locked, read_config, read_metrics, to_json, write_config
 
-ENDED = ("finished", "diverged", "pruned")  # of its own
+ENDED = ("finished", "diverged", "pruned")  # statuses after which a cell is not run again
+LABEL = 150  # characters of a label in a folder's name
+REASON = 300  # characters of an error's text
+
+Watch = Callable[[int, float], bool]  # from step and val/loss: whether the cell shall go on
 
 
 class Busy(Exception):
@@ -33,30 +37,34 @@ class Busy(Exception):
 
 @dataclass(frozen=True)
 class Sweep:
-    """What all cells of one command share: among it the overrides that the door added to those
-    typed (`beside`), and the keys that were given several values.
+    """What all cells of one command share.
+
+    `added` are overrides that init_from= has added to those typed; `swept` are the keys with
+    several values.
     """
 
     name: str
     command: str
-    beside: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
     swept: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
+        """The folder of the sweep, in which each cell has its own."""
         return Path("outputs", "sweeps", self.name)
 
     @property
     def own(self) -> Path:
-        """Where the sweep keeps what belongs to no run: locks, logs, Hydra's notes."""
+        """The folder of what belongs to no cell: locks, logs, Hydra's notes."""
         return self.folder / ".sweep"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A run to be made. `config` has the device, precision and threads that it gets; `hash` tells
-    it from all others, `group` is that of all which differ only in their seed; sizes are those of
-    the whole run.
+    """A run of a sweep, which may be made already.
+
+    `config` has the device, precision and threads that the run gets. `hash` identifies the cell,
+    `group` all cells that differ only in their seed. `tokens` and `flops` are of the whole run.
     """
 
     config: Config
@@ -69,124 +77,157 @@ class Cell:
     tokens: int
     flops: int
 
-    @property
-    def path(self) -> Path:
-        """Its folder: the one that has its hash, however the command was worded that made it."""
-        found = sorted(self.sweep.folder.glob(f"*-{self.hash}"))
-        return found[0] if found else self.sweep.folder / f"{self.label[:150]}-{self.hash}"
+    def find(self) -> Path:
+        """Returns the cell's folder: the one with its hash, or where it would be made.
+
+        An earlier command may have made it with other words, and so another label. This reads the
+        disk each time, since another process may make the folder meanwhile.
+        """
+        for path in sorted(self.sweep.folder.glob(f"*-{self.hash}")):
+            return path
+        return self.sweep.folder / f"{self.label[:LABEL]}-{self.hash}"
 
     @property
     def facts(self) -> dict[str, str]:
-        """What its metrics.json says of its place in the sweep."""
+        """What the cell's metrics.json says of its place in the sweep."""
         return {"cell": self.hash, "group": self.group, "label": self.label}
 
     @property
-    def log(self) -> Path:
-        return self.sweep.own / "logs" / f"{self.path.name}.log"
+    def trial(self) -> str | None:
+        """The trial of a search that the cell is, as JSON, or None."""
+        return self.config.sweep.trial if self.config.sweep else None
+
+    @property
+    def retries(self) -> int:
+        """How many times more the cell is tried if it fails."""
+        return self.config.sweep.retries if self.config.sweep else 0
+
+    def with_retries(self, retries: int) -> "Cell":
+        """Returns the same cell with another number of retries."""
+        if self.config.sweep is None:
+            return self
+        sweep = replace(self.config.sweep, retries=retries)
+        return replace(self, config=replace(self.config, sweep=sweep))
+
+    def log_path(self) -> Path:
+        """Returns the file for what the cell's process prints."""
+        return self.sweep.own / "logs" / f"{self.find().name}.log"
 
     def metrics(self) -> dict[str, Any]:
-        """What its folder says of it; nothing where there is none yet, or one that can't be read."""
+        """Returns the cell's metrics.json, or nothing if it is missing or cannot be read."""
         try:
-            return read_metrics(self.path)
+            return read_metrics(self.find())
         except UserError:
             return {}
 
     def status(self) -> str:
+        """Returns the cell's status, "new" if it has not begun."""
         return str(self.metrics().get("status", "new"))
 
-    def over(self) -> bool:
-        """Whether nothing is left to do. What a search has cut is done for a search that cuts, and
-        for nobody else.
+    def is_over(self) -> bool:
+        """Returns whether nothing is left to do.
+
+        A pruned cell is over only for a search that prunes.
         """
-        status, trial = self.status(), self.config.sweep and self.config.sweep.trial
-        cuts = bool(trial) and json.loads(trial)["pruner"] != "none"
-        return status in ENDED and (status != "pruned" or cuts)
+        status = self.status()
+        if status == "pruned":
+            return self.trial is not None and json.loads(self.trial)["pruner"] != "none"
+        return status in ENDED
 
 
 def identity(flat: dict[str, Any], data_sha256: str, init_sha256: str | None) -> tuple[str, str]:
-    """The hash of a run's configuration and data, and that of its group, whose members differ in
-    their seeds.
+    """Returns the hash of a run's configuration and data, and the hash of its group.
+
+    The members of a group differ only in their seed.
     """
     neutral = neutral_values()
-    touching = {
-        key: value
-        for key, value in flat.items()
-        if key not in marked(UNTOUCHING) and not (key in neutral and neutral[key] == value)
-    }
-    touching |= {"data_sha256": data_sha256} | ({"init_sha256": init_sha256} if init_sha256 else {})
+    hashed = {}
+    for key, value in flat.items():
+        is_neutral = key in neutral and neutral[key] == value
+        if key not in marked(UNTOUCHING) and not is_neutral:
+            hashed[key] = value
+    hashed["data_sha256"] = data_sha256
+    if init_sha256:
+        hashed["init_sha256"] = init_sha256
+    without_seed = {key: value for key, value in hashed.items() if key != "seed"}
+    return short_hash(hashed), short_hash(without_seed)
 
-    def short(values: dict[str, Any]) -> str:
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
-    return short(touching), short({key: value for key, value in touching.items() if key != "seed"})
+def short_hash(values: dict[str, Any]) -> str:
+    """Returns eight hexadecimal digits of the sha256 of `values`."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def label(overrides: list[str], sweep: Sweep) -> str:
-    """The overrides as part of a folder's name: first those that vary, long numbers shortened."""
+    """Returns a run's overrides as part of a folder's name.
+
+    Swept keys come first, and long numbers are shortened.
+    """
     hidden = ("name", *keys_of(SweepConfig))
-    typed = [
-        text
-        for text in overrides
-        if text not in sweep.beside and parse(text).key_or_group not in hidden
-    ]
+    typed = []
+    for text in overrides:
+        if text not in sweep.added and parse(text).key_or_group not in hidden:
+            typed.append(text)
     typed.sort(key=lambda text: parse(text).key_or_group not in sweep.swept)
-    shorter = re.sub(
-        r"\d\.\d{5,}(e-?\d+)?", lambda found: f"{float(found[0]):.4g}", ",".join(typed)
-    )
-    return re.sub(r"[^\w.,=+-]", "_", shorter, flags=re.ASCII)
+    shortened = re.sub(r"\d\.\d{5,}(e-?\d+)?", short_number, ",".join(typed))
+    return re.sub(r"[^\w.,=+-]", "_", shortened, flags=re.ASCII)
+
+
+def short_number(match: re.Match[str]) -> str:
+    """Returns a number with four digits."""
+    return f"{float(match[0]):.4g}"
 
 
 @contextmanager
 def locked(cell: Cell, patience: float = 0.1) -> Iterator[None]:
-    """While it is held nobody else runs the cell. Raises Busy if somebody does, and not only asks
-    whether somebody does, which takes less than `patience` seconds. Death releases it.
+    """Holds the cell's lock, so that no other process runs the cell.
+
+    Raises Busy if another process holds it for longer than `patience` seconds: to look whether a
+    cell is being run takes less. The end of the process releases the lock, however it comes.
     """
-    path, late = cell.sweep.own / "locks" / cell.hash, time.monotonic() + patience
+    path = cell.sweep.own / "locks" / cell.hash
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > late:
-                    raise Busy(cell.path) from None
-                time.sleep(0.01)
-        yield
+    try:
+        with files.lock(path, wait=patience):
+            yield
+    except files.Locked as locked_file:
+        if locked_file.args and locked_file.args[0] == path:
+            raise Busy(cell.find()) from None
+        raise
 
 
 def is_busy(cell: Cell) -> bool:
-    """Whether some process runs the cell, as a sweep's or resumed by hand."""
+    """Returns whether a process runs the cell, in a sweep or resumed by hand."""
     try:
         with locked(cell, patience=0):
-            return is_locked(cell.path)
+            return is_locked(cell.find())
     except Busy:
         return True
 
 
-def run(cell: Cell, watch: Callable[[int, float], bool] | None = None) -> str:
-    """Does what is left to do of the cell and returns its status. What goes wrong is noted in its
-    folder and printed; only what stops the program is raised, and Busy. `watch` is told (step,
-    val/loss) and may end the run early.
+def run(cell: Cell, watch: Watch | None = None) -> str:
+    """Does what is left to do of a cell; returns its status.
+
+    An error is noted in the cell's folder and printed. Raises Busy, and what ends the program.
+    `watch` may end the run early.
     """
     with locked(cell):
-        path, tries = cell.path, 1 + (cell.config.sweep.retries if cell.config.sweep else 0)
-        if cell.over():
+        path = cell.find()
+        if cell.is_over():
             return cell.status()
-        if is_locked(path):  # somebody resumes it by hand
+        if is_locked(path):  # by a process that resumes it by hand
             raise Busy(path)
-        for _ in range(tries):
+        for _ in range(1 + cell.retries):
             try:
-                status = attempt(cell, path, watch)
-                break
+                return attempt(cell, path, watch)
             except Exception as error:
                 traceback.print_exc()
                 status = fail(cell, reason(error.__cause__ or error))
         return status
 
 
-def run_when_free(cell: Cell, watch: Callable[[int, float], bool] | None = None) -> str:
-    """`run`, after whoever else is at work on the cell."""
+def run_when_free(cell: Cell, watch: Watch | None = None) -> str:
+    """Does the same as `run`, after any other process that runs the cell."""
     while True:
         try:
             return run(cell, watch)
@@ -194,50 +235,58 @@ def run_when_free(cell: Cell, watch: Callable[[int, float], bool] | None = None)
             time.sleep(0.5)
 
 
-def attempt(cell: Cell, path: Path, watch: Callable[[int, float], bool] | None) -> str:
-    """One try: on from the last checkpoint if there is one, else from the beginning."""
+def attempt(cell: Cell, path: Path, watch: Watch | None) -> str:
+    """Tries a cell once, from its last checkpoint if there is one; returns its status."""
     from lmlab.training import experiment
 
+    command = cell.sweep.command
     if (path / "checkpoints/last.ckpt").exists():
         saved = read_config(path)
         if saved.choices["data"] == cell.config.choices["data"]:
             saved = replace(saved, data=cell.config.data)  # the text may have been moved
-        return experiment.resume(path, saved, cell.sweep.command, watch)
-    if path.exists():  # ended before there was anything to go on from
+        return experiment.resume(path, saved, command, watch)
+    if path.exists():  # it ended before its first checkpoint
         shutil.rmtree(path)
-    return experiment.run(
-        cell.config, path, cell.sweep.command, cell.data_sha256, cell.facts, watch
-    )[0]
+    status, _ = experiment.run(cell.config, path, command, cell.data_sha256, cell.facts, watch)
+    return status
 
 
 def fail(cell: Cell, why: str) -> str:
-    """Notes that the cell failed, and why; makes its folder if it had not come so far."""
-    path, config = cell.path, cell.config
+    """Notes that a cell failed, and why, in its folder, which is made if it is missing.
+
+    Returns "failed".
+    """
+    path = cell.find()
     metrics = cell.metrics()
     if not (path / "config.yaml").exists():
         path.mkdir(parents=True, exist_ok=True)
-        write_config(path, config)
+        write_config(path, cell.config)
     if not metrics:
         metrics = {
             "step": 0,
-            "seed": config.run.seed,
+            "seed": cell.config.run.seed,
             "n_params": cell.n_params,
             "data_sha256": cell.data_sha256,
+            **cell.facts,
         }
-        metrics |= cell.facts
     metrics |= {"status": "failed", "reason": why}
     files.write(path / "metrics.json", to_json(metrics, indent=2).encode())
     return "failed"
 
 
 def reason(error: BaseException) -> str:
-    """An error in one line, the first of what it says."""
-    said = re.sub(r"\[enforce fail[^]]*\] err == 0\. ", "", " ".join(str(error).split()))[
-        :300
-    ]  # torch's line number
-    short = isinstance(error, MemoryError) or any(
-        sign in said.lower()
-        for sign in ("out of memory", "can't allocate memory", "not enough memory")
-    )
-    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-    return f"{'out of memory: ' * short}{kind}{said}"
+    """Returns an error in one line."""
+    text = " ".join(str(error).split())
+    text = re.sub(r"\[enforce fail[^]]*\] err == 0\. ", "", text)[:REASON]  # torch's line number
+    if not isinstance(error, UserError):
+        text = f"{type(error).__name__}: {text}"
+    if is_out_of_memory(error):
+        return f"out of memory: {text}"
+    return text
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns whether an error says that memory ran out; torch raises it as RuntimeError."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    text = " ".join(str(error).split()).lower()[:REASON]
+    return isinstance(error, MemoryError) or any(word in text for word in words)

@@ -1,5 +1,6 @@
-"""Cells on this machine: each in a fresh process forked from a server that has imported torch,
-several at a time. The launcher itself never imports it.
+"""Hydra's launcher for this machine: several cells at a time, each in a fresh process.
+
+The processes are forked from a server that has imported torch; the launcher never imports it.
 """
 
 import os
@@ -8,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing import connection
 from typing import Any
 
@@ -18,205 +19,252 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from lmlab.errors import UserError, one_line_errors
-from lmlab.sweep import cells, worker
+from lmlab.sweep import cells, processes
 from lmlab.sweep.cells import Cell, Sweep
-from lmlab.sweep.server import server
 from lmlab.sweep.survey import Survey
 from lmlab.sweep.view import View
 
 POLL = 0.2  # seconds between two looks at the cells
+WAITING = 10_000  # cells that may wait for another process at a time
+
+Request = tuple[Any, Sequence[str]]  # a handle of the caller's own, and the overrides of a cell
 
 
 @dataclass
 class Job:
-    """A cell on its way. `handle` is the caller's own."""
+    """A cell that waits or runs. `handle` is the caller's own."""
 
     cell: Cell
     handle: Any
-    tries: int  # how many more it has
+    retries: int  # how many times more the cell is tried if it fails
+    changed_at: int  # when its metrics.json was last written, as far as the launcher knows
     process: Any = None
     gpu: str | None = None
-    begun: float = 0.0
-    told: float | None = None  # when it was told to stop
-    late: bool = False
-    stamp: int = 0  # of its metrics.json, when this launcher saw it last
+    started: float = 0.0
+    asked_to_stop: float | None = None  # when
+    out_of_time: bool = False
 
 
-def stamp(cell: Cell) -> int:
-    """Changes whenever something is noted about the cell."""
+def changed_at(cell: Cell) -> int:
+    """Returns when something was last noted about the cell, in ns; 0 if nothing was."""
     try:
-        return (cell.path / "metrics.json").stat().st_mtime_ns
+        return (cell.find() / "metrics.json").stat().st_mtime_ns
     except FileNotFoundError:
         return 0
+
+
+def has_failed_since(job: Job) -> bool:
+    """Returns whether the cell's failure was noted after the launcher last looked."""
+    return job.cell.status() == "failed" and changed_at(job.cell) != job.changed_at
 
 
 class LocalLauncher(Launcher):
     """Hydra's launcher, hydra/launcher=local."""
 
     def __init__(self, n_jobs: int | None, time_limit: float | None) -> None:
-        self.n_jobs, self.time_limit = n_jobs, time_limit
+        self.n_jobs = n_jobs
+        self.time_limit = time_limit  # minutes
+        self.jobs: list[Job] = []
+        self.waiting: deque[Job] = deque()
+        self.signal = 0
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        self.sweep: Sweep = task_function.sweep
-        self.survey: Survey = task_function.survey
+        """Takes what the command's `Task` says of the sweep. Hydra calls this."""
+        task: Any = task_function
+        self.sweep: Sweep = task.sweep
+        self.survey: Survey = task.survey
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        """Runs them all, in any order; what goes wrong in a cell stands in its folder."""
-        left, answers = deque(enumerate(job_overrides)), {}
-        self.stream(lambda: left.popleft() if left else None, answers.__setitem__, len(left))
-        return [
-            JobReturn(overrides=list(own), status=JobStatus.COMPLETED, _return_value=answers.get(i))
-            for i, own in enumerate(job_overrides)
-        ]
+        """Runs all cells, in any order; errors of a cell are noted in its folder."""
+        requests = deque(enumerate(job_overrides))
+        ended: dict[int, Cell | None] = {}
+
+        def next_request() -> Request | None:
+            return requests.popleft() if requests else None
+
+        self.stream(next_request, ended.__setitem__, len(requests))
+        results = []
+        for number, overrides in enumerate(job_overrides):
+            result = JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED)
+            result._return_value = ended.get(number)
+            results.append(result)
+        return results
 
     def stream(
         self,
-        following: Callable[[], tuple[Any, Sequence[str]] | None],
-        ended: Callable[[Any, Cell | None], None],
+        next_request: Callable[[], Request | None],
+        on_end: Callable[[Any, Cell | None], None],
         total: int,
     ) -> None:
-        """Runs what `following` hands out as (handle, overrides), one whenever there is room, until
-        it has none and all are done; `ended` is told each handle and its cell, None if it can't be
-        run. A cell that another process is at work on waits.
+        """Runs the cells that `next_request` returns, one whenever there is room, until None.
+
+        `on_end` is called with each handle and its cell, or None if the cell cannot be run. A cell
+        that another process runs waits for it.
         """
         with one_line_errors():
-            self.survey.announce()  # waits for it: here a cell that can't be run is told
-        self.jobs, self.waiting, self.ended = [], deque(), ended
-        self.signal, self.view = 0, View(total, [cell.label for cell in self.survey.cells.values()])
+            self.survey.announce()  # waits for the survey, which raises for a cell that cannot run
+        self.jobs = []
+        self.waiting = deque()
+        self.signal = 0
+        self.on_end = on_end
+        self.view = View(total, [cell.label for cell in self.survey.cells.values()])
         n_jobs = self.survey.slots(self.n_jobs)
         with self.signals(), self.view:
             try:
-                while True:
-                    while (
-                        not self.signal
-                        and len(self.jobs) < n_jobs
-                        and (job := self.ready(following))
-                    ):
-                        self.start(job)
-                    if not self.jobs and (self.signal or not self.waiting):
-                        break
-                    connection.wait([job.process.sentinel for job in self.jobs], timeout=POLL)
-                    if not self.jobs:
-                        time.sleep(POLL)
-                    for job in list(self.jobs):
-                        self.attend(job)
-                    self.view.show(
-                        *([job.cell for job in some] for some in (self.jobs, self.waiting))
-                    )
+                self.run_all(next_request, n_jobs)
             finally:
                 for job in self.jobs:  # only if the launcher itself failed
                     job.process.kill()
         if self.signal:
             print(
-                f"stopped; the same command goes on. So far: python scripts/compare.py {self.sweep.folder}"
+                "stopped; the same command goes on. So far: python scripts/compare.py "
+                f"{self.sweep.folder}"
             )
             raise SystemExit(128 + self.signal)
 
-    def ready(self, following: Callable[[], tuple[Any, Sequence[str]] | None]) -> Job | None:
-        """The next job that can start now; those that need not are answered."""
+    def run_all(self, next_request: Callable[[], Request | None], n_jobs: int) -> None:
+        """Runs cells until there are no more, or until a signal and the end of those that run."""
+        while True:
+            while not self.signal and len(self.jobs) < n_jobs:
+                job = self.next_job(next_request)
+                if job is None:
+                    break
+                self.start(job)
+            if not self.jobs and (self.signal or not self.waiting):
+                return
+            connection.wait([job.process.sentinel for job in self.jobs], timeout=POLL)
+            if not self.jobs:
+                time.sleep(POLL)
+            for job in list(self.jobs):
+                self.poll(job)
+            running = [job.cell for job in self.jobs]
+            elsewhere = [job.cell for job in self.waiting]
+            self.view.show(running, elsewhere)
+
+    def next_job(self, next_request: Callable[[], Request | None]) -> Job | None:
+        """Returns the next job that can start now. Jobs that are over already are reported."""
         for _ in range(len(self.waiting)):
             job = self.waiting.popleft()
             if cells.is_busy(job.cell):
                 self.waiting.append(job)
-            elif job.cell.over() or (
-                job.cell.status() == "failed" and stamp(job.cell) != job.stamp
-            ):
-                self.done(job, "by another process")
+            elif job.cell.is_over() or has_failed_since(job):
+                self.end(job, "by another process")
             else:
                 return job
-        while len(self.waiting) < 10_000 and (one := following()):
+        while len(self.waiting) < WAITING:
+            request = next_request()
+            if request is None:
+                return None
+            handle, overrides = request
             try:
-                cell = self.survey.cell(one[1])
-            except UserError as error:  # what a search proposed can't be run
-                self.view.refused(one[1], str(error))
-                self.ended(one[0], None)
+                cell = self.survey.cell(overrides)
+            except UserError as error:  # a search has proposed what cannot be run
+                self.view.refused(overrides, str(error))
+                self.on_end(handle, None)
                 continue
-            settings = cell.config.sweep
-            tries = settings.retries  # here, so that each try has a fresh process
-            cell = replace(cell, config=replace(cell.config, sweep=replace(settings, retries=0)))
-            job = Job(cell, one[0], tries, stamp=stamp(cell))
-            if cell.over():
-                self.done(job, "already")
-            elif cells.is_busy(cell):
+            # The launcher itself tries again, so that each try has a fresh process.
+            job = Job(cell.with_retries(0), handle, cell.retries, changed_at(cell))
+            if job.cell.is_over():
+                self.end(job, "already")
+            elif cells.is_busy(job.cell):
                 self.waiting.append(job)
             else:
                 return job
         return None
 
     def start(self, job: Job) -> None:
+        """Starts the process of a job, on the GPU with the fewest jobs if it needs one."""
         if job.cell.config.choices["device"] == "cuda":
-            ids = os.environ.get(
-                "CUDA_VISIBLE_DEVICES", ",".join(map(str, range(self.survey.gpus)))
-            ).split(",")
-            job.gpu = min(ids, key=[other.gpu for other in self.jobs].count)
-        job.process = server().Process(target=worker.work, args=(job.cell, job.gpu))
+            all_gpus = ",".join(str(number) for number in range(self.survey.gpus))
+            gpus = os.environ.get("CUDA_VISIBLE_DEVICES", all_gpus).split(",")
+            taken = [other.gpu for other in self.jobs]
+            job.gpu = min(gpus, key=taken.count)
+        job.started = time.monotonic()
+        job.asked_to_stop = None
+        job.out_of_time = False
+        job.changed_at = changed_at(job.cell)
+        job.process = processes.server().Process(
+            target=processes.run_cell, args=(job.cell, job.gpu)
+        )
         job.process.start()
-        job.begun, job.told, job.late, job.stamp = time.monotonic(), None, False, stamp(job.cell)
         self.jobs.append(job)
 
-    def attend(self, job: Job) -> None:
-        """Ends what takes too long, and takes note of what has ended."""
-        now, code = time.monotonic(), job.process.exitcode
-        if code is None:
-            late = self.time_limit is not None and now - job.begun > 60 * self.time_limit
-            if job.told is None and (late or self.signal):
-                job.told, job.late = now, late
-                job.process.terminate()
-            elif job.told is not None and now - job.told > worker.GRACE:
-                job.process.kill()
-            return None
+    def poll(self, job: Job) -> None:
+        """Stops a job that runs for too long; ends, retries or puts aside one that has ended."""
+        exit_status = job.process.exitcode
+        if exit_status is None:
+            self.stop_if_due(job)
+            return
         self.jobs.remove(job)
         job.process.close()
-        if job.cell.over():
-            return self.done(job)
-        if code == worker.BUSY:
-            return self.waiting.append(job)
-        if self.signal and not job.late:
-            return None
-        told = (
-            job.cell.status() == "failed" and stamp(job.cell) != job.stamp
-        )  # the cell itself said why
-        if not told or code < 0 or job.late:
+        if job.cell.is_over():
+            self.end(job)
+        elif exit_status == processes.EXIT_BUSY:
+            self.waiting.append(job)
+        elif not self.signal or job.out_of_time:
+            self.fail(job, exit_status)
+
+    def stop_if_due(self, job: Job) -> None:
+        """Asks a job to stop after a signal or its time limit, and kills it if it does not."""
+        now = time.monotonic()
+        if job.asked_to_stop is not None:
+            if now - job.asked_to_stop > processes.GRACE:
+                job.process.kill()
+            return
+        late = self.time_limit is not None and now - job.started > 60 * self.time_limit
+        if late or self.signal:
+            job.asked_to_stop = now
+            job.out_of_time = late
+            job.process.terminate()
+
+    def fail(self, job: Job, exit_status: int) -> None:
+        """Notes why a job failed, unless the cell has done so itself; then retries or ends it."""
+        if not has_failed_since(job) or exit_status < 0 or job.out_of_time:
             try:
                 with cells.locked(job.cell):
-                    cells.fail(job.cell, self.why(job, code))
+                    cells.fail(job.cell, self.reason(job, exit_status))
             except cells.Busy:
-                return self.waiting.append(job)
+                self.waiting.append(job)
+                return
             except UserError as error:  # a full disk, on which not even that can be noted
                 self.view.say(f"{error}")
-        if job.tries:
-            job.tries -= 1
-            self.view.say(
-                f"{self.view.name(job.cell)}: {job.cell.metrics().get('reason')}; tried again"
-            )
-            job.stamp = stamp(job.cell)
-            return self.waiting.appendleft(job)
-        return self.done(job)
+        if job.retries == 0:
+            self.end(job)
+            return
+        job.retries -= 1
+        reason = job.cell.metrics().get("reason")
+        self.view.say(f"{self.view.name(job.cell)}: {reason}; tried again")
+        job.changed_at = changed_at(job.cell)
+        self.waiting.appendleft(job)
 
-    def why(self, job: Job, code: int) -> str:
-        if job.late:
+    def reason(self, job: Job, exit_status: int) -> str:
+        """Returns why a process has ended without a word, in one line."""
+        if job.out_of_time:
             return f"took longer than its time limit of {self.time_limit:g} minutes"
-        known = {number.value: number.name for number in signal.Signals}
-        if -code in known:
-            memory = ", as the system does where memory runs out" if code == -signal.SIGKILL else ""
-            return f"killed by {known[-code]}{memory}"
-        if code - 128 in known:
-            return f"stopped by {known[code - 128]} from outside"
-        return f"its process ended with exit status {code}; {job.cell.log} has what it said"
+        names = {number.value: number.name for number in signal.Signals}
+        if exit_status == -signal.SIGKILL:
+            return "killed by SIGKILL, as the system does where memory runs out"
+        if -exit_status in names:
+            return f"killed by {names[-exit_status]}"
+        if exit_status - 128 in names:
+            return f"stopped by {names[exit_status - 128]} from outside"
+        log = job.cell.log_path()
+        return f"its process ended with exit status {exit_status}; {log} has what it said"
 
-    def done(self, job: Job, how: str = "") -> None:
-        status = job.cell.status()
-        self.view.ended(job.cell, status, how)
-        self.ended(job.handle, job.cell)
+    def end(self, job: Job, how: str = "") -> None:
+        """Reports a job that is over to the view and to the caller."""
+        self.view.ended(job.cell, job.cell.status(), how)
+        self.on_end(job.handle, job.cell)
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """The first Ctrl-C or SIGTERM lets every cell end its step and save, the second doesn't
-        wait.
+        """Takes Ctrl-C and SIGTERM: the first lets each cell end its step and save.
+
+        The second kills the cells.
         """
 
         def on_signal(number: int, frame: object) -> None:
@@ -227,11 +275,11 @@ class LocalLauncher(Launcher):
                 os.write(2, b"\nstopping the cells after their step; once more stops at once\n")
             self.signal = number
 
-        before = {
-            number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        handlers = {}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            handlers[number] = signal.signal(number, on_signal)
         try:
             yield
         finally:
-            for number, handler in before.items():
+            for number, handler in handlers.items():
                 signal.signal(number, handler)

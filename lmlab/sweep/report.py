@@ -20,7 +20,7 @@ from lmlab.inference.page import fill_page
 from lmlab.runs.folder import read_history
 from lmlab.sweep import table as tables
 from lmlab.sweep.cells import ENDED, Sweep
-from lmlab.sweep.server import answer
+from lmlab.sweep.planner import planner
 
 PAGE = Path(__file__).with_name("report.html")
 POINTS = 200  # of a curve
@@ -37,7 +37,7 @@ def finish(sweep: Sweep, launcher: str) -> bool:
     winner = winner[winner["test_fraction"] > 0]
     todo = [path for path in winner["path"] if "test/loss" not in tables.load_run(Path(path))[1]]
     if todo:  # the winner was chosen on the validation split, which flatters it
-        answer(launcher)("test_losses", todo)
+        planner(launcher).evaluate_test_splits(todo)
         table = tables.load_runs(sweep.folder)
     show(table)
     write(table, sweep.folder, sweep.name)

@@ -174,7 +174,7 @@ class SearchSweeper(Sweeper):
             return
         metrics = cell.metrics()
         value, status = metrics.get(self.settings.objective), metrics.get("status")
-        for key, told in (("status", status), ("folder", cell.path.name)):
+        for key, told in (("status", status), ("folder", cell.find().name)):
             trial.set_user_attr(key, told)
         state = {"finished": None, "pruned": "PRUNED", "diverged": "FAIL", "failed": "FAIL"}
         if status in state:

@@ -3,94 +3,130 @@
 import os
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 
 from rich.console import Console
 
+from lmlab.config.check import Config
 from lmlab.config.overrides import Asked, resolved
+from lmlab.errors import UserError
 from lmlab.sweep.cells import Cell, Sweep
-from lmlab.sweep.server import answer
+from lmlab.sweep.planner import planner
+
+Identified = tuple[list[Cell], int]  # the cells, and the number of GPUs
 
 
 class Survey:
-    """Each cell as it will be run here: its text, its device, its size. With the local launcher it
-    comes by while the caller goes on, until something is asked of it. Raises UserError for the
-    first cell that can't be run.
+    """The cells of a command, each as it will be run here.
+
+    With the local launcher they are identified in the background, and the first access waits for
+    the result. Raises UserError, then or now, for the first cell that cannot be run.
     """
 
     def __init__(self, asked: Asked, sweep: Sweep) -> None:
-        self.asked, self.sweep, self.coming, self.announced = asked, sweep, None, False
+        self.asked = asked
+        self.sweep = sweep
+        self.planner = planner(asked.launcher)
         self.elsewhere = asked.launcher not in ("local", "basic")
+        self.was_announced = False
+        self.future: Future[Identified] | None = None
         if asked.launcher == "local":
             pool = ThreadPoolExecutor(1)
-            self.coming = pool.submit(self.ask)
+            self.future = pool.submit(self.identify_all)
             pool.shutdown(wait=False)
         else:
-            _ = self.cells  # now, since it may raise
+            self.check()
 
-    def ask(self) -> tuple[list[Cell], int]:
-        return answer(self.asked.launcher)(
-            "identify_all", self.asked.runs, self.sweep, self.elsewhere
-        )
-
-    @cached_property
-    def found(self) -> tuple[list[Cell], int]:
-        return self.coming.result() if self.coming else self.ask()
+    def identify_all(self) -> Identified:
+        """Returns the cells and the number of GPUs. Raises UserError."""
+        return self.planner.identify_all(self.asked.runs, self.sweep, self.elsewhere)
 
     @cached_property
-    def cells(self) -> dict[str, Cell]:
-        """By configuration."""
-        return {
-            repr(config): cell
-            for (config, _), cell in zip(self.asked.runs, self.found[0], strict=True)
-        }
+    def identified(self) -> Identified:
+        """The cells and the number of GPUs, identified once."""
+        if self.future is not None:
+            return self.future.result()
+        return self.identify_all()
+
+    def check(self) -> None:
+        """Raises UserError if a cell cannot be run; waits for the result."""
+        self.identified  # noqa: B018  # the access raises
+
+    @cached_property
+    def cells(self) -> dict[tuple[object, ...], Cell]:
+        """The cells by their configurations."""
+        identified, _ = self.identified
+        by_config = {}
+        for (config, _), cell in zip(self.asked.runs, identified, strict=True):
+            by_config[key_of(config)] = cell
+        return by_config
 
     @property
     def gpus(self) -> int:
-        return self.found[1]
+        """The number of GPUs here."""
+        return self.identified[1]
 
     def cell(self, overrides: Sequence[str]) -> Cell:
+        """Returns the cell of a run's overrides. Raises UserError if it cannot be run."""
         config, _ = resolved(overrides)
-        known = self.cells.get(repr(config))
-        return known or answer(self.asked.launcher)("identify", config, list(overrides), self.sweep)
+        known = self.cells.get(key_of(config))
+        return known or self.planner.identify(config, list(overrides), self.sweep)
 
     def announce(self) -> None:
-        """One line, once: how many cells there are, and what is done already."""
-        if self.announced:
+        """Prints once how many cells there are, and how many of them are done already."""
+        if self.was_announced:
             return
-        self.announced = True
+        self.was_announced = True
         unique = {cell.hash: cell for cell in self.cells.values()}
-        n, done = len(unique), sum(cell.over() for cell in unique.values())
-        what = "a search" if self.asked.sweeper == "search" else f"{n} cell{'s' * (n > 1)}"
-        print(
-            f"{self.sweep.folder}: {what}" + f", {done} of them done already" * bool(done),
-            flush=True,
-        )
+        count = f"{len(unique)} cells"
+        if self.asked.sweeper == "search":
+            count = "a search"
+        elif len(unique) == 1:
+            count = "1 cell"
+        n_done = sum(cell.is_over() for cell in unique.values())
+        done = ""
+        if n_done:
+            done = f", {n_done} of them done already"
+        print(f"{self.sweep.folder}: {count}{done}", flush=True)
 
     def show(self) -> None:
-        """What dry_run=true asks for."""
-        found = list(self.cells.values())
-        n_jobs = (
-            self.slots(self.asked.hydra["launcher"].get("n_jobs"))
-            if self.asked.launcher == "local"
-            else 1
-        )
-        table = answer(self.asked.launcher)("table", found, n_jobs, self.elsewhere)
+        """Prints the table of dry_run=true. Raises UserError if another machine runs the cells."""
+        if self.elsewhere:
+            raise UserError("dry_run=true: times are measured here; add hydra/launcher=local")
+        n_jobs = 1
+        if self.asked.launcher == "local":
+            n_jobs = self.slots(self.asked.hydra["launcher"].get("n_jobs"))
+        table = self.planner.costs_table(list(self.cells.values()), n_jobs)
         if self.asked.sweeper == "search":
-            table.title = f"{self.sweep.folder}: {self.asked.hydra['sweeper']['n_trials']} trials between these ends"
-        Console(width=None if sys.stdout.isatty() else 200).print(table)
+            n_trials = self.asked.hydra["sweeper"]["n_trials"]
+            table.title = f"{self.sweep.folder}: {n_trials} trials between these ends"
+        width = None
+        if not sys.stdout.isatty():
+            width = 200
+        Console(width=width).print(table)
 
     def slots(self, n_jobs: int | None) -> int:
-        """How many cells run at a time: as many as were asked for, one a GPU, or what the cores
-        have room for.
+        """Returns how many cells run at a time.
+
+        That is `n_jobs`, or one for each GPU, or as many as the cores have room for.
         """
-        found = self.cells.values()
-        threads = max(cell.config.run.threads for cell in found)
-        cores = (
-            len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else os.cpu_count() or 1
-        )
-        on_gpu = any(cell.config.choices["device"] == "cuda" for cell in found)
-        return n_jobs or (on_gpu and self.gpus) or max(1, cores // threads)
+        cells = self.cells.values()
+        if n_jobs:
+            return n_jobs
+        if self.gpus and any(cell.config.choices["device"] == "cuda" for cell in cells):
+            return self.gpus
+        threads = max(cell.config.run.threads or 1 for cell in cells)
+        return max(1, usable_cores() // threads)
+
+
+def key_of(config: Config) -> tuple[object, ...]:
+    """Returns a configuration in a form that a dictionary can look up."""
+    return tuple(config.flat().items())
+
+
+def usable_cores() -> int:
+    """Returns the number of cores that this process may use."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,6 +1,4 @@
-"""What a sweep shows while it runs: a table that is kept up to date on a terminal, a line a cell
-elsewhere.
-"""
+"""What a sweep shows while it runs: a live table on a terminal, else a line for each cell."""
 
 import json
 import os
@@ -17,22 +15,28 @@ from rich.text import Text
 from lmlab.sweep.cells import Cell
 from lmlab.sweep.labels import common_parts, without
 
-LAST = 6  # cells that have ended and are still shown
+RECENT = 6  # cells that have ended, or that run elsewhere, in the table
+REDRAW = 0.5  # seconds between two drawings of the table
+TAIL = 4096  # bytes at the end of history.jsonl that hold the last point
 
 
 class View:
-    """A context in which it is shown."""
+    """Shows the cells while its context is open.
+
+    `total` is the number of cells, 0 if it is unknown; `labels` are those of the cells known so
+    far, of which only the differences are shown.
+    """
 
     def __init__(self, total: int, labels: Iterable[str]) -> None:
         self.console = Console(highlight=False, markup=False, emoji=False)
-        self.total, self.counts, self.last = total, Counter(), deque(maxlen=LAST)
+        self.total = total
+        self.counts: Counter[str] = Counter()  # cells that have ended, by status
+        self.recent: deque[tuple[str, str]] = deque(maxlen=RECENT)
         self.common = common_parts(labels)
-        self.live = (
-            Live(console=self.console, auto_refresh=False, transient=True)
-            if self.console.is_terminal
-            else None
-        )
-        self.drawn = 0.0
+        self.live: Live | None = None
+        if self.console.is_terminal:
+            self.live = Live(console=self.console, auto_refresh=False, transient=True)
+        self.drawn_at = 0.0
 
     def __enter__(self) -> Self:
         if self.live:
@@ -44,68 +48,94 @@ class View:
             self.live.stop()
 
     def name(self, cell: Cell) -> str:
-        """What of its label is not the same for all."""
+        """Returns the part of a cell's label that other cells do not have."""
         return without(cell.label, self.common)
 
     def say(self, text: str) -> None:
+        """Prints a line."""
         self.console.print(text, soft_wrap=True)
 
     def ended(self, cell: Cell, status: str, how: str) -> None:
-        metrics = cell.metrics()
+        """Notes that a cell has ended; `how` says by whom or when, if it was not run now."""
         self.counts[status] += 1
-        loss, why = metrics.get("val/loss"), metrics.get("reason")
-        said = f"{status} {how}".strip() + (f": {why}" if why else "")
-        if status in ("finished", "pruned") and loss is not None:
-            said += f", val/loss {loss:.4f}"
-        self.last.append((self.name(cell), said))
-        if not self.live and how != "already":
-            of = f" of {self.total}" if self.total else ""
-            self.say(f"{self.counts.total():>3}{of}  {self.name(cell)}: {said}")
+        result = result_of(cell, status, how)
+        self.recent.append((self.name(cell), result))
+        if self.live or how == "already":
+            return
+        count = f"{self.counts.total():>3}"
+        if self.total:
+            count += f" of {self.total}"
+        self.say(f"{count}  {self.name(cell)}: {result}")
 
     def refused(self, overrides: Iterable[str], why: str) -> None:
-        """A proposal of a search that is no run."""
+        """Notes that a search has proposed what cannot be run."""
         self.counts["failed"] += 1
         self.say(f"{','.join(overrides)[:100]}: {why}")
 
     def show(self, running: list[Cell], elsewhere: list[Cell]) -> None:
-        """Draws the table, if there is one and it's time."""
-        if not self.live or time.monotonic() - self.drawn < 0.5:
+        """Draws the table on a terminal, if the last drawing is old enough."""
+        if self.live is None or time.monotonic() - self.drawn_at < REDRAW:
             return
-        self.drawn, table = time.monotonic(), Table(box=None, pad_edge=False)
-        for name in ("cell", "state", "step", "loss", "time left"):
-            table.add_column(
-                name, justify="left" if name in ("cell", "state") else "right", overflow="fold"
-            )
-        for name, said in self.last:
-            table.add_row(name, said, style="dim")
-        for state, shown in (("running", running), ("elsewhere", elsewhere[:LAST])):
-            for cell in shown:
-                point, steps = progress(cell), cell.config.run.max_steps
-                step, loss, seconds = (
-                    point.get(key) for key in ("step", "train/loss", "train_seconds")
-                )
-                table.add_row(
-                    self.name(cell),
-                    state,
-                    f"{step or 0:,} / {steps:,}",
-                    f"{loss:.4f}" if loss is not None else "",
-                    f"{(steps - step) * seconds / step:,.0f} s" if step and seconds else "",
-                )
-        counts = ", ".join(f"{n} {status}" for status, n in self.counts.items())
-        left = (
-            f"{self.counts.total()} of {self.total} cells"
-            if self.total
-            else f"{self.counts.total()} cells"
-        )
-        self.live.update(Group(table, Text(f"{left}: {counts}" if counts else left)), refresh=True)
+        self.drawn_at = time.monotonic()
+        table = Table(box=None, pad_edge=False)
+        for name in ("cell", "state"):
+            table.add_column(name, justify="left", overflow="fold")
+        for name in ("step", "loss", "time left"):
+            table.add_column(name, justify="right", overflow="fold")
+        for name, result in self.recent:
+            table.add_row(name, result, style="dim")
+        for cell in running:
+            table.add_row(self.name(cell), "running", *progress_columns(cell))
+        for cell in elsewhere[:RECENT]:
+            table.add_row(self.name(cell), "elsewhere", *progress_columns(cell))
+        self.live.update(Group(table, Text(self.summary())), refresh=True)
+
+    def summary(self) -> str:
+        """Returns the line below the table: how many cells have ended, and with what status."""
+        summary = f"{self.counts.total()} cells"
+        if self.total:
+            summary = f"{self.counts.total()} of {self.total} cells"
+        if self.counts:
+            counts = ", ".join(f"{n} {status}" for status, n in self.counts.items())
+            summary += f": {counts}"
+        return summary
 
 
-def progress(cell: Cell) -> dict[str, Any]:
-    """The last point that the cell has noted; of its file only the end is read."""
+def result_of(cell: Cell, status: str, how: str) -> str:
+    """Returns what came of a cell, in one line."""
+    metrics = cell.metrics()
+    result = f"{status} {how}".strip()
+    if metrics.get("reason"):
+        result += f": {metrics['reason']}"
+    loss = metrics.get("val/loss")
+    if status in ("finished", "pruned") and loss is not None:
+        result += f", val/loss {loss:.4f}"
+    return result
+
+
+def progress_columns(cell: Cell) -> tuple[str, str, str]:
+    """Returns how far a cell is: its step, its loss, the time left; empty where unknown."""
+    point = last_point(cell)
+    steps = cell.config.run.max_steps
+    step = point.get("step") or 0
+    shown_loss = ""
+    if point.get("train/loss") is not None:
+        shown_loss = f"{point['train/loss']:.4f}"
+    time_left = ""
+    if step and point.get("train_seconds"):
+        time_left = f"{(steps - step) * point['train_seconds'] / step:,.0f} s"
+    return f"{step:,} / {steps:,}", shown_loss, time_left
+
+
+def last_point(cell: Cell) -> dict[str, Any]:
+    """Returns the last point that the cell has noted. Only the end of its file is read."""
     try:
-        with open(cell.path / "history.jsonl", "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
+        with open(cell.find() / "history.jsonl", "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
             lines = [line for line in file.read().split(b"\n")[:-1] if b'"train/loss":' in line]
-        return json.loads(lines[-1]) if lines else {}
-    except (OSError, ValueError):  # not there yet, or only half
+        if not lines:
+            return {}
+        point: dict[str, Any] = json.loads(lines[-1])
+        return point
+    except (OSError, ValueError):  # not there yet, or half a line
         return {}

@@ -1,0 +1,211 @@
+"""A dry run: what each cell of a sweep would cost, measured or estimated without training."""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from rich.table import Table
+
+from lmlab import machine
+from lmlab.data.text import Splits
+from lmlab.models.base import build_model
+from lmlab.sweep.cells import Cell
+from lmlab.sweep.plan import identify, source_key, source_of
+from lmlab.training.optimizers import build_optimizer, state_bytes
+from lmlab.training.step import cross_entropy
+
+COUNTED = 100_000  # tokens that are counted to estimate the time for all
+LARGE_STEP = 1e10  # FLOPs from which a step is scaled up from one sequence
+REPEATS = 5  # of each measurement; the median counts
+CHECKPOINT_REST = 2**14  # bytes of a checkpoint other than weights and the optimizer's state
+FOLDER_REST = 2**15  # bytes of a run's folder other than checkpoints and history
+POINT = 150  # bytes of a line of history.jsonl
+COUNTED_BYTES = 12  # bytes on disk for each token of an n-gram's text
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a cell would take: seconds, and bytes on disk."""
+
+    seconds: float
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds of a gradient step, and of the evaluation of a token. Counting is one step."""
+
+    step: float
+    token: float = 0.0
+
+
+def costs(cells: list[Cell]) -> dict[str, Cost]:
+    """Returns the estimated cost of each cell by its hash. Cells of one shape are measured once."""
+    speeds: dict[tuple[object, ...], Speed] = {}
+    estimates = {}
+    for cell in cells:
+        shape = shape_of(cell)
+        text = source_of(cell.config).text
+        if cell.config.model.has_steps:
+            if shape not in speeds:
+                speeds[shape] = speed_of_steps(cell)
+            estimates[cell.hash] = cost_of_steps(cell, speeds[shape], text)
+        else:
+            if shape not in speeds:
+                speeds[shape] = speed_of_counting(cell, text)
+            size = COUNTED_BYTES * cell.tokens + FOLDER_REST
+            estimates[cell.hash] = Cost(speeds[shape].step, size)
+    return estimates
+
+
+def shape_of(cell: Cell) -> tuple[object, ...]:
+    """Returns all that the speed of a cell depends on."""
+    config = cell.config
+    return (
+        config.model,
+        config.optimizer,
+        config.run.batch_size,
+        config.run.grad_accumulation,
+        config.run.threads,
+        config.device,
+        config.choices["device"],
+        *source_key(config),
+    )
+
+
+def cost_of_steps(cell: Cell, speed: Speed, text: Splits) -> Cost:
+    """Returns the cost of all steps, evaluations and files of a cell."""
+    run = cell.config.run
+    evaluations = 2 + run.max_steps // run.eval_interval
+    with torch.device("meta"):
+        model = build_model(cell.config.model, text.tokenizer.vocab_size)
+    weight_bytes = sum(weight.nbytes for weight in model.parameters())
+    checkpoint = weight_bytes + state_bytes(model, cell.config.optimizer) + CHECKPOINT_REST
+    history = POINT * run.max_steps // run.log_interval
+    return Cost(
+        seconds=run.max_steps * speed.step + evaluations * len(text.val) * speed.token,
+        bytes=3 * checkpoint + history + FOLDER_REST,  # last, previous and best
+    )
+
+
+def speed_of_counting(cell: Cell, text: Splits) -> Speed:
+    """Measures how long the text takes to count, scaled up from its beginning."""
+    beginning = text.train[:COUNTED]
+    model = build_model(cell.config.model, text.tokenizer.vocab_size)
+    started = time.perf_counter()
+    model.count(beginning)
+    seconds = time.perf_counter() - started
+    return Speed(seconds * len(text.train) / len(beginning))
+
+
+def speed_of_steps(cell: Cell) -> Speed:
+    """Measures a gradient step and an evaluation here. Large steps are scaled up from one row."""
+    config = cell.config
+    run = config.run
+    device = machine.pick(config.choices["device"])
+    text = source_of(config).text
+    model = build_model(config.model, text.tokenizer.vocab_size).to(device)
+    optimizer = build_optimizer(model, config.optimizer, config.device.precision)
+    steps = run.max_steps * run.grad_accumulation
+    rows = run.batch_size
+    if cell.flops / steps >= LARGE_STEP:
+        rows = 1
+    idx = torch.randint(text.tokenizer.vocab_size, (rows, config.model.block_size), device=device)
+
+    def predict() -> torch.Tensor:
+        with machine.autocast(device, config.device.precision):
+            loss = cross_entropy(model, idx, idx)
+        loss.item()
+        return loss
+
+    def backward() -> None:
+        predict().backward()
+
+    def update() -> None:
+        gradients = [weight.grad for weight in model.parameters()]
+        optimizer.step()
+        for weight, gradient in zip(model.parameters(), gradients, strict=True):
+            weight.grad = gradient  # Muon takes it away
+
+    def seconds(action: Callable[[], object]) -> float:
+        measured = []
+        for _ in range(REPEATS):
+            started = time.perf_counter()
+            action()
+            next(model.parameters()).sum().item()  # waits for a GPU
+            measured.append(time.perf_counter() - started)
+        return sorted(measured)[REPEATS // 2]
+
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(run.threads or 1)
+    try:
+        with torch.no_grad():
+            evaluation = seconds(predict) / idx.numel()
+        gradients = seconds(backward) * run.batch_size / rows * run.grad_accumulation
+        return Speed(gradients + seconds(update), evaluation)
+    finally:
+        torch.set_num_threads(threads_before)
+
+
+def table(cells: list[Cell], n_jobs: int) -> Table:
+    """Returns the table that dry_run=true shows, for `n_jobs` cells at a time."""
+    cells = list({cell.hash: cell for cell in cells}.values())
+    for cell in cells:
+        identify(cell.config, [], cell.sweep)  # reads the text, in a process that has not
+    estimates = costs(cells)
+    statuses = {cell.hash: cell.status() for cell in cells}
+    left = [estimates[cell.hash] for cell in cells if not cell.is_over()]
+    seconds = sum(cost.seconds for cost in left) / n_jobs
+    size = sum(cost.bytes for cost in left)
+    counts = ", ".join(f"{n} {status}" for status, n in Counter(statuses.values()).items())
+    result = Table(
+        title=f"{cells[0].sweep.folder}: {len(cells)} cells, {counts}",
+        title_justify="left",
+        caption=f"{n_jobs} at a time; what is left takes about {duration(seconds)} and "
+        f"{si(size)}B of disk",
+        caption_justify="left",
+    )
+    for name in ("cell", "state"):
+        result.add_column(name, justify="left", overflow="fold")
+    for name in ("parameters", "tokens", "FLOPs", "time", "disk"):
+        result.add_column(name, justify="right", overflow="fold")
+    for cell in cells:
+        cost = estimates[cell.hash]
+        result.add_row(
+            cell.find().name,
+            statuses[cell.hash],
+            si(cell.n_params),
+            si(cell.tokens),
+            si(cell.flops),
+            duration(cost.seconds),
+            f"{si(cost.bytes)}B",
+        )
+    return result
+
+
+def si(number: float) -> str:
+    """Returns a number with three digits and an SI prefix: 1234567 as "1.23 M"."""
+    for factor, prefix in (
+        (1e18, "E"),
+        (1e15, "P"),
+        (1e12, "T"),
+        (1e9, "G"),
+        (1e6, "M"),
+        (1e3, "k"),
+    ):
+        if number >= factor:
+            return f"{number / factor:.3g} {prefix}"
+    return f"{number:.3g} "
+
+
+def duration(seconds: float) -> str:
+    """Returns a duration in hours, minutes and seconds, as far as they matter."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    if minutes:
+        return f"{minutes} min {rest:02} s"
+    return f"{seconds:.1f} s"

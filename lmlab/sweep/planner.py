@@ -1,0 +1,78 @@
+"""Questions about a sweep's cells whose answers need torch: identity, costs, test losses.
+
+Each is a function of another file; here stands where it runs: in this process, or in one of its
+own, so that the local launcher never imports torch.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from lmlab.config.check import Config
+from lmlab.sweep import processes
+from lmlab.sweep.cells import Cell, Sweep
+
+
+class Planner:
+    """Answers in this process."""
+
+    def identify(self, config: Config, overrides: list[str], sweep: Sweep) -> Cell:
+        """Returns the cell of a configuration. Raises UserError if it cannot be run."""
+        from lmlab.sweep import plan
+
+        return plan.identify(config, overrides, sweep)
+
+    def identify_all(
+        self, runs: list[tuple[Config, list[str]]], sweep: Sweep, elsewhere: bool
+    ) -> tuple[list[Cell], int]:
+        """Returns the cells of a sweep's runs, and the number of GPUs. Raises UserError."""
+        from lmlab.sweep import plan
+
+        return plan.identify_all(runs, sweep, elsewhere)
+
+    def costs_table(self, cells: list[Cell], n_jobs: int) -> Table:
+        """Returns the table of a dry run: what each cell would cost."""
+        from lmlab.sweep import costs
+
+        return costs.table(cells, n_jobs)
+
+    def evaluate_test_splits(self, paths: Sequence[str]) -> None:
+        """Evaluates the last weights of runs on their test split, and notes the loss."""
+        from lmlab.inference import loss
+
+        for path in paths:
+            loss.evaluate_test_split(Path(path))
+
+
+class RemotePlanner(Planner):
+    """Answers each question in a process of its own."""
+
+    def identify(self, config: Config, overrides: list[str], sweep: Sweep) -> Cell:
+        cell: Cell = processes.call(Planner().identify, config, overrides, sweep)
+        return cell
+
+    def identify_all(
+        self, runs: list[tuple[Config, list[str]]], sweep: Sweep, elsewhere: bool
+    ) -> tuple[list[Cell], int]:
+        answer: tuple[list[Cell], int] = processes.call(
+            Planner().identify_all, runs, sweep, elsewhere
+        )
+        return answer
+
+    def costs_table(self, cells: list[Cell], n_jobs: int) -> Table:
+        table: Table = processes.call(Planner().costs_table, cells, n_jobs)
+        return table
+
+    def evaluate_test_splits(self, paths: Sequence[str]) -> None:
+        processes.call(Planner().evaluate_test_splits, paths)
+
+
+def planner(launcher: str) -> Planner:
+    """Returns the planner for a launcher.
+
+    Launchers other than `local` run cells in this process, or wait for long: torch may be imported.
+    """
+    if launcher == "local":
+        return RemotePlanner()
+    return Planner()

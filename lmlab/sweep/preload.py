@@ -1,0 +1,23 @@
+"""Imports all that a cell needs, in the server, so that no process forked from it has to."""
+
+import signal
+
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the launcher's, also while this imports
+
+import importlib  # noqa: E402
+
+from lmlab.registry import importing  # noqa: E402
+
+MODULES = (
+    "lmlab.training.experiment",
+    "lmlab.sweep.plan",
+    "lmlab.sweep.costs",
+    "lmlab.sweep.study",
+)
+
+with importing():  # nothing of it is touched from here on, so that its memory stays shared
+    from PIL import Image
+
+    for module in MODULES:
+        importlib.import_module(module)
+    Image.preinit()  # PIL imports its formats one by one, when they are first needed

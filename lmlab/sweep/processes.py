@@ -1,0 +1,132 @@
+"""Processes of the local launcher: forked from a server that has imported torch already.
+
+A process runs one cell, or answers one question that needs torch. The launcher's own process never
+imports torch.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from functools import cache
+from multiprocessing import connection, parent_process
+from typing import Any
+
+from lmlab.errors import UserError
+from lmlab.sweep.cells import Busy, Cell
+
+EXIT_FAILED = 1  # exit status of a process whose cell has failed
+EXIT_BUSY = 75  # exit status of a process whose cell is being run by another process
+GRACE = 15  # seconds that a cell has to end its step and save, after it was asked to stop
+
+
+@cache
+def server() -> Any:
+    """Returns the context that makes processes; the first call starts the server.
+
+    The server imports for some seconds while the caller goes on. On macOS, whose libraries forbid
+    forking, each process imports for itself.
+    """
+    if sys.platform == "darwin":
+        return multiprocessing.get_context("spawn")
+    # Threads of OpenBLAS in the server would be missing in the processes forked from it.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from multiprocessing import forkserver
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["lmlab.sweep.preload"])
+    forkserver.ensure_running()
+    return context
+
+
+def call(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Returns what `function` returns in a process of its own. Raises the UserError it raises."""
+    receiver, sender = server().Pipe(duplex=False)
+    process = server().Process(target=send_result, args=(sender, function, *arguments))
+    process.start()
+    sender.close()
+    try:
+        result = receiver.recv()
+    except EOFError:
+        process.join()
+        raise RuntimeError(
+            f"{function.__name__}: its process ended with exit status {process.exitcode}"
+        ) from None
+    finally:
+        receiver.close()
+    process.join()
+    process.close()
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+def send_result(
+    sender: connection.Connection, function: Callable[..., Any], *arguments: Any
+) -> None:
+    """Sends back what `function` returns or raises. This is the whole work of a process."""
+    leave_terminal()
+    end_with_launcher()
+    try:
+        result = function(*arguments)
+    except UserError as error:
+        result = error
+    except Exception:
+        result = RuntimeError(traceback.format_exc())
+    sender.send(result)
+
+
+def run_cell(cell: Cell, gpu: str | None) -> None:
+    """Runs a cell, on one GPU if `gpu` names one. This is the whole work of a process.
+
+    All that the cell prints goes to its log. The exit status is 0, EXIT_FAILED or EXIT_BUSY.
+    """
+    log = cell.log_path()
+    log.parent.mkdir(parents=True, exist_ok=True)
+    leave_terminal()
+    redirect_output(os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND))
+    end_with_launcher()
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    from lmlab.sweep import cells, study
+
+    try:
+        with study.watching(cell.trial) as watch:
+            status = cells.run(cell, watch)
+    except Busy:
+        raise SystemExit(EXIT_BUSY) from None
+    raise SystemExit(EXIT_FAILED if status == "failed" else 0)
+
+
+def leave_terminal() -> None:
+    """Makes Ctrl-C reach the launcher alone, which then asks each of its cells to stop once."""
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def redirect_output(descriptor: int) -> None:
+    """Sends stdout and stderr of this process to an open file."""
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    sys.stdout = os.fdopen(1, "w", 1, closefd=False)
+    sys.stderr = os.fdopen(2, "w", 1, closefd=False)
+
+
+def end_with_launcher() -> None:
+    """Watches the launcher: if it is killed, this process saves and ends, as on SIGTERM."""
+    launcher = parent_process()
+    if launcher is None:  # this is the launcher's own process
+        return
+
+    def watch() -> None:
+        connection.wait([launcher.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
