@@ -7,6 +7,7 @@ import json
 import math
 import time
 import uuid
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -232,6 +233,16 @@ def typed(override: Override) -> str:
     return override.input_line
 
 
+@dataclass(frozen=True)
+class Range:
+    """The numbers from `low` to `high`, all or those at distances of `step`; `log`: by ratios."""
+
+    low: float
+    high: float
+    step: float | None
+    log: bool
+
+
 class Dimension:
     """What a search may give one key: one of several values, or a number of a range.
 
@@ -241,9 +252,9 @@ class Dimension:
     def __init__(self, override: Override) -> None:
         self.key = override.key_or_group
         self.typed = typed(override)
-        self.texts: dict[Any, str] = {}
-        """How each of several values is typed; empty for a range."""
-
+        self.is_whole = kind_of(self.key) is int
+        self.texts: dict[Any, str] = {}  # how each of several values is typed
+        self.range: Range | None = None  # of numbers, if there are no single values
         value = override.value()
         assert isinstance(value, ChoiceSweep | RangeSweep | IntervalSweep)  # it has several values
         if getattr(value, "shuffle", False):
@@ -251,31 +262,28 @@ class Dimension:
         if isinstance(value, ChoiceSweep):
             plain = [text.text if isinstance(text, QuotedString) else text for text in value.list]
             self.texts = dict(zip(plain, override.sweep_string_iterator(), strict=True))
+        elif isinstance(value, RangeSweep):
+            numbers = sorted(map(float, override.sweep_string_iterator()))
+            self.range = Range(numbers[0], numbers[-1], abs(value.step), "log" in value.tags)
+        else:
+            assert value.start is not None and value.end is not None  # the parser needs both
+            self.range = Range(value.start, value.end, None, "log" in value.tags)
         try:
-            self.distribution = self.distribution_of(override, value)
+            self.distribution = self.optunas_distribution()
         except ValueError as error:
             raise UserError(f"{self.typed}: {error}") from None
 
-    def distribution_of(
-        self, override: Override, value: ChoiceSweep | RangeSweep | IntervalSweep
-    ) -> "Distribution":
+    def optunas_distribution(self) -> "Distribution":
         """Returns Optuna's distribution of the values. Raises ValueError if there is none."""
         from optuna import distributions
 
-        step = None
-        if isinstance(value, ChoiceSweep):
+        if self.range is None:
             return distributions.CategoricalDistribution([*self.texts])
-        if isinstance(value, RangeSweep):
-            numbers = sorted(map(float, override.sweep_string_iterator()))
-            low = numbers[0]
-            high = numbers[-1]
-            step = abs(value.step)
-        else:
-            assert value.start is not None and value.end is not None  # the parser needs both
-            low = value.start
-            high = value.end
-        log = "log" in value.tags
-        if kind_of(self.key) is int:
+        low = self.range.low
+        high = self.range.high
+        step = self.range.step
+        log = self.range.log
+        if self.is_whole:
             return distributions.IntDistribution(int(low), int(high), log, int(step or 1))
         return distributions.FloatDistribution(float(low), float(high), log, step)
 
@@ -295,16 +303,18 @@ class Dimension:
 
     def suggest(self, trial: "optuna.Trial") -> str:
         """Returns the override with the value that the trial has for the key, or gets now."""
-        from optuna import distributions
-
         value: Any
-        one = self.distribution
-        if isinstance(one, distributions.CategoricalDistribution):
-            value = trial.suggest_categorical(self.key, one.choices)
-        elif isinstance(one, distributions.IntDistribution):
-            value = trial.suggest_int(self.key, one.low, one.high, step=one.step, log=one.log)
+        if self.range is None:
+            value = trial.suggest_categorical(self.key, [*self.texts])
+            return self.text(value)
+        low = self.range.low
+        high = self.range.high
+        step = self.range.step
+        log = self.range.log
+        if self.is_whole:
+            value = trial.suggest_int(self.key, int(low), int(high), step=int(step or 1), log=log)
         else:
-            value = trial.suggest_float(self.key, one.low, one.high, step=one.step, log=one.log)
+            value = trial.suggest_float(self.key, float(low), float(high), step=step, log=log)
         return self.text(value)
 
     def text(self, value: Any) -> str:
