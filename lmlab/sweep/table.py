@@ -1,11 +1,13 @@
-"""Runs as a table, and configurations over seeds as a leaderboard. Reads run directories and
-nothing else.
+"""Runs as a table, and configurations over seeds as a leaderboard.
+
+Only the folders of runs are read.
 """
 
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,166 +26,245 @@ from lmlab.sweep.labels import common_parts, without
 
 TEST = "paired t-test over common seeds, Holm's correction, 5 %"
 LEVEL = 0.05
-# What metrics.json must hold under these names, if it holds anything.
+
+# Numbers and texts of metrics.json that may be missing, but not of another type.
 SIZES = ("step", "tokens", "flops", "n_params", "reference/order")
-WORDS = ("label", "group", "reason", "status")
+TEXTS = ("label", "group", "reason", "status")
 
 
 def load_runs(*folders: str | Path) -> pd.DataFrame:
-    """A row for each run below the folders: `path`, its configuration (keys as typed), its
-    metrics.json, `group` (equal for runs that differ only in seed), `reason` (why it isn't
-    finished). What can't be read is left out and told in `.attrs["faults"]`. Raises UserError where
+    """Returns a table with a row for each run below the folders.
+
+    Its columns are the configuration (keys as typed), `reason` (why the run is not finished),
+    metrics.json, `path`, `group` (equal for runs that differ only in seed) and `label`. Runs that
+    cannot be read are left out, and their errors stand in `.attrs["faults"]`. Raises UserError if
     there is no run.
     """
-    found, faults = {}, []
+    runs: dict[Path, tuple[dict[str, Any], dict[str, Any]]] = {}
+    faults = []
     for folder in map(Path, folders):
-        there = sorted({config.parent for config in folder.rglob("config.yaml")})
-        if not there:
+        paths = sorted({config.parent for config in folder.rglob("config.yaml")})
+        if not paths:
             raise UserError(f"{folder}: no run there")
-        for path in there:
+        for path in paths:
             try:
-                found.setdefault(path.resolve(), load_run(path))
+                runs.setdefault(path.resolve(), load_run(path))
             except UserError as error:
-                if path.exists():  # else another process is about to begin it anew
+                if path.exists():  # if not, another process is about to start the run anew
                     faults.append(str(error))
-    if not found:
-        raise UserError(faults[0] if faults else f"{folder}: no run there")
-    keys = dict.fromkeys(key for flat, _ in found.values() for key in flat)
-    table = pd.DataFrame([flat | others for flat, others in found.values()])
-    table = table[[*keys, *(column for column in table if column not in keys)]]
-    for name in numbers_where("in_leaderboard"):
-        if name in table:  # a column without any number would be one of objects
-            table[name] = pd.to_numeric(table[name])
+    if faults and not runs:
+        raise UserError(faults[0])
+    if not runs:
+        raise UserError(f"{folders[-1]}: no run there")
+    keys = dict.fromkeys(key for configuration, _ in runs.values() for key in configuration)
+    table = pd.DataFrame([configuration | others for configuration, others in runs.values()])
+    others = [column for column in table if column not in keys]
+    table = table[[*keys, *others]]
+    averaged = [name for name in numbers_where("in_leaderboard") if name in table]
+    # Without this, a column that has no number would be one of objects.
+    table = table.assign(**{name: pd.to_numeric(table[name]) for name in averaged})
     table.attrs["faults"] = faults
     return table
 
 
 def load_run(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The configuration of a run, and all else of its row."""
-    config, metrics = read_config(path), read_metrics(path)
-    flat = config.flat()
-    learn_numbers(metrics)
+    """Returns the configuration of a run, and all else that stands in its row.
+
+    Raises UserError if the run cannot be read.
+    """
+    config = read_config(path)
+    configuration = config.flat()
     metrics = {
-        key: value for key, value in metrics.items() if not key.startswith(("config/", "resumed/"))
+        name: value
+        for name, value in read_metrics(path).items()
+        if not name.startswith(("config/", "resumed/"))
     }
-    for key, kinds in types().items():
-        if not isinstance(metrics.get(key), kinds):
-            raise UserError(f"{path / 'metrics.json'}: {key}={metrics[key]} is of another type")
-    group = (
-        metrics.get("group")
-        or identity(flat, str(metrics.get("data_sha256")), metrics.get("init_sha256"))[1]
-    )
-    step, status = metrics.get("step", 0), metrics.get("status")
-    why = {
+    learn_numbers(metrics)
+    check_types(path, metrics)
+    group = metrics.get("group")
+    if not group:
+        data_sha256 = str(metrics.get("data_sha256"))
+        _, group = identity(configuration, data_sha256, metrics.get("init_sha256"))
+    if config.data.test_fraction and (path / "evaluations.jsonl").exists():
+        metrics |= tested(path)
+    defaults = {"reason": reason(metrics)} | dict.fromkeys(numbers_where("ranks"))
+    label = metrics.get("label") or f"{path.parent.name}/{path.name}"
+    names = {"path": str(path), "group": group, "label": label}
+    return configuration, defaults | metrics | names
+
+
+def check_types(path: Path, metrics: dict[str, Any]) -> None:
+    """Raises UserError if a number or text that the table needs is of another type."""
+    numbers = (*numbers_where("in_leaderboard"), *REFERENCES, *SIZES)
+    types = dict.fromkeys(numbers, int | float | None) | dict.fromkeys(TEXTS, str | None)
+    for name, kinds in types.items():
+        if not isinstance(metrics.get(name), kinds):
+            raise UserError(f"{path / 'metrics.json'}: {name}={metrics[name]} is of another type")
+
+
+def reason(metrics: dict[str, Any]) -> str:
+    """Returns why a run is not finished, empty if it is."""
+    step = metrics.get("step", 0)
+    reasons = {
         "diverged": f"at step {step} the loss or a weight was not finite",
         "running": f"at step {step}",
         "interrupted": f"stopped at step {step}; the sweep's command or resume= goes on",
         "pruned": f"by the search at step {step}",
     }
-    if config.data.test_fraction and (path / "evaluations.jsonl").exists():
-        metrics |= tested(path)
-    label = metrics.get("label") or f"{path.parent.name}/{path.name}"
-    about = {"path": str(path), "group": group, "label": label}
-    return flat, {"reason": why.get(status, "")} | dict.fromkeys(
-        numbers_where("ranks")
-    ) | metrics | about
-
-
-def types() -> dict[str, Any]:
-    """Returns the types that named values of metrics.json may have."""
-    names = [*numbers_where("in_leaderboard"), *REFERENCES, *SIZES]
-    return dict.fromkeys(names, int | float | None) | dict.fromkeys(WORDS, str | None)
+    return reasons.get(metrics.get("status", ""), "")
 
 
 def tested(path: Path) -> dict[str, float]:
-    """test/loss of the run's last weights, as scripts/evaluate.py noted it last."""
-    found = {}
-    for line in (
-        files.read(path / "evaluations.jsonl", LIMITS["evaluations.jsonl"]).decode().splitlines()
-    ):
+    """Returns test/loss of the run's last weights, as scripts/evaluate.py noted it last."""
+    losses: dict[str, float] = {}
+    for note in evaluations_of(path):
+        is_of_last_weights = (note.get("text"), note.get("checkpoint")) == ("test", "last")
+        if is_of_last_weights and isinstance(note.get("test/loss"), float):
+            losses["test/loss"] = note["test/loss"]
+    return losses
+
+
+def evaluations_of(path: Path) -> Iterator[dict[str, Any]]:
+    """Yields the lines of the run's evaluations.jsonl, without those that a kill has torn."""
+    content = files.read(path / "evaluations.jsonl", LIMITS["evaluations.jsonl"])
+    for line in content.decode().splitlines():
         try:
-            noted = json.loads(line)
-        except ValueError:  # torn by a kill
+            note = json.loads(line)
+        except ValueError:
             continue
-        if isinstance(noted, dict) and (noted.get("text"), noted.get("checkpoint")) == (
-            "test",
-            "last",
-        ):
-            loss = noted.get("test/loss")
-            found = {"test/loss": loss} if isinstance(loss, float) else found
-    return found
+        if isinstance(note, dict):
+            yield note
+
+
+def configuration_keys(table: pd.DataFrame) -> list[str]:
+    """Returns the columns of a table of runs that hold the configuration."""
+    columns = list(table.columns)
+    return columns[: columns.index("reason")]
+
+
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Returns the rows of a table, each by column name."""
+    names = [str(name) for name in table.columns]
+    rows = table.to_dict("split", index=False)["data"]
+    return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 def varied(table: pd.DataFrame) -> list[str]:
-    """The keys in which the runs differ, but the seed; without those that nobody typed and that
-    follow from others.
+    """Returns the keys in which the runs differ, without the seed.
+
+    Keys are left out if nobody typed them and other keys determine their values.
     """
-    keys = [
-        key
-        for key in table.columns[: table.columns.get_loc("reason")]
-        if key != "seed" and key not in marked(UNTOUCHING)
-    ]
-    keys = [
-        key
-        for key in [*keys, "data", "init_from"]
-        if key in table and table[key].map(repr).nunique() > 1
-    ]
-    chosen = table[list(GROUPS)].agg("|".join, axis=1)
-    rows = table.to_dict("records")
-
-    def follows(key: str) -> bool:
-        same = key in derived(rows[0]) and all(row[key] == derived(row)[key] for row in rows)
-        return same or table[key].map(repr).groupby(chosen).nunique().max() == 1
-
+    hidden = marked(UNTOUCHING) | {"seed"}
+    keys = [key for key in configuration_keys(table) if key not in hidden]
+    keys += [key for key in ("data", "init_from") if key in table]
     typed = ",".join(table["label"])
-    return [
-        key for key in keys if key in GROUPS or re.search(rf"\b{key}=", typed) or not follows(key)
-    ]
+
+    def is_shown(key: str) -> bool:
+        """Returns whether the runs differ in the key, and other keys do not tell its values."""
+        if distinct(table[key]) < 2:
+            return False
+        if key in GROUPS or re.search(rf"\b{key}=", typed):
+            return True
+        return not (is_derived(table, key) or follows_from_choices(table, key))
+
+    return [key for key in keys if is_shown(key)]
+
+
+def distinct(values: pd.Series) -> int:
+    """Returns the number of different values; 1 and 1.0, or None and nan, are different."""
+    return values.map(repr).nunique()
+
+
+def is_derived(table: pd.DataFrame, key: str) -> bool:
+    """Returns whether the key has in every run the value that it has if it is null."""
+    for run in records(table):
+        usual = derived(run)
+        if key not in usual or run[key] != usual[key]:
+            return False
+    return True
+
+
+def follows_from_choices(table: pd.DataFrame, key: str) -> bool:
+    """Returns whether runs with the same model, text, device and optimizer agree in the key."""
+    choices = table[list(GROUPS)].agg("|".join, axis=1)
+    return all(distinct(values) == 1 for _, values in table[key].groupby(choices))
+
+
+@dataclass
+class Entry:
+    """A configuration in the leaderboard: its row, and the loss of each of its finished seeds."""
+
+    row: dict[str, Any]
+    losses: dict[int, float]
+
+    def rank(self, loss: str) -> tuple[bool, float]:
+        """Returns what entries are sorted by: the mean loss, without one the last place."""
+        mean = self.row[loss]
+        return math.isnan(mean), mean
 
 
 def leaderboard(table: pd.DataFrame) -> pd.DataFrame:
-    """A row for each configuration, best first: by the mean of its finished seeds' last `val/loss`
-    (`train/loss` where nothing validates). `se` is the standard error of the mean, nan for one
-    seed. `p` is that of the paired t-test against the first row over the seeds that both have,
-    corrected by Holm 1979; `like_best` whether it is not below 5 %, None where fewer than two seeds
-    are common. Configurations without a finished seed come last.
+    """Returns a table with a row for each configuration, best first.
+
+    They are ranked by the mean of their finished seeds' last `val/loss` (`train/loss` if nothing
+    validates); configurations without a finished seed come last. `se` is the standard error of
+    this mean, nan for one seed. `p` is that of the paired t-test against the first row over the
+    seeds that both have, corrected by Holm (1979); `like_best` is whether it is at least 5 %, None
+    if fewer than two seeds are common.
     """
     loss = objective(table)
-    rows = []
-    for group, members in table.groupby("group", sort=False):
-        done = members[(members["status"] == "finished") & members[loss].notna()].drop_duplicates(
-            "seed"
-        )
-        first = members.iloc[0]
-        row = {"group": group, **{key: first[key] for key in varied(table)}, "n": len(done)}
-        for key in numbers_where("in_leaderboard"):
-            if key in members:
-                row[key] = done[key].mean() if len(done) else math.nan
-        row["se"] = done[loss].sem() if len(done) > 1 else math.nan
-        row |= {
-            key: int(first[key])
-            for key in ("n_params", "tokens")
-            if key in members and first[key] == first[key]
-        }
-        row |= {
-            "seeds": ",".join(map(str, sorted(done["seed"]))),
-            "not_finished": ", ".join(
-                f"{n} {status}"
-                for status, n in members["status"][members["status"] != "finished"]
-                .value_counts()
-                .items()
-            ),
-        }
-        rows.append((row, dict(zip(done["seed"], done[loss], strict=True))))
-    rows.sort(key=lambda pair: (math.isnan(pair[0][loss]), pair[0][loss]))
-    best = rows[0][1]
-    for row, _ in rows[1:]:  # earlier winners have been tested too
-        row |= {"test/loss": math.nan} if "test/loss" in row else {}
-    ps = [compare(losses, best) for _, losses in rows]
-    for (row, _), p in zip(rows, holm(ps), strict=True):
-        row["p"], row["like_best"] = p, None if p is None else bool(p >= LEVEL)
-    rows[0][0]["like_best"] = True if best else None
-    return pd.DataFrame([row for row, _ in rows])
+    keys = varied(table)
+    entries = [
+        Entry(row_of(members, keys, loss), losses_of(members, loss))
+        for _, members in table.groupby("group", sort=False)
+    ]
+    entries.sort(key=lambda entry: entry.rank(loss))
+    best = entries[0]
+    for entry in entries[1:]:
+        if "test/loss" in entry.row:  # earlier winners have been tested, too
+            entry.row["test/loss"] = math.nan
+    p_values = [None, *(paired_p(entry.losses, best.losses) for entry in entries[1:])]
+    for entry, p in zip(entries, holm(p_values), strict=True):
+        entry.row["p"] = p
+        entry.row["like_best"] = None
+        if p is not None:
+            entry.row["like_best"] = p >= LEVEL
+    if best.losses:
+        best.row["like_best"] = True
+    return pd.DataFrame([entry.row for entry in entries])
+
+
+def finished_seeds(members: pd.DataFrame, loss: str) -> pd.DataFrame:
+    """Returns of the runs of a configuration the finished ones that have a loss, one a seed."""
+    finished = members[(members["status"] == "finished") & members[loss].notna()]
+    return finished.drop_duplicates("seed")
+
+
+def losses_of(members: pd.DataFrame, loss: str) -> dict[int, float]:
+    """Returns the loss of each finished seed of a configuration."""
+    finished = finished_seeds(members, loss)
+    return dict(zip(finished["seed"], finished[loss], strict=True))
+
+
+def row_of(members: pd.DataFrame, keys: Iterable[str], loss: str) -> dict[str, Any]:
+    """Returns the row of a configuration in the leaderboard, without the tests."""
+    finished = finished_seeds(members, loss)
+    first = members.iloc[0]
+    row = {"group": first["group"]}
+    for key in keys:
+        row[key] = first[key]
+    row["n"] = len(finished)
+    for name in numbers_where("in_leaderboard"):
+        if name in members:
+            row[name] = finished[name].mean()
+    row["se"] = finished[loss].sem()
+    for name in ("n_params", "tokens"):
+        if name in members and pd.notna(first[name]):
+            row[name] = int(first[name])
+    row["seeds"] = ",".join(map(str, sorted(finished["seed"])))
+    counts = members["status"][members["status"] != "finished"].value_counts()
+    row["not_finished"] = ", ".join(f"{n} {status}" for status, n in counts.items())
+    return row
 
 
 def objective(table: pd.DataFrame) -> str:
@@ -192,33 +273,37 @@ def objective(table: pd.DataFrame) -> str:
     return next((name for name in losses if table[name].notna().any()), losses[0])
 
 
-def compare(losses: dict[int, float], best: dict[int, float]) -> float | None:
-    """p of the paired t-test over common seeds, two-sided; None for fewer than two of them, or
-    against itself.
-    """
+def paired_p(losses: dict[int, float], best: dict[int, float]) -> float | None:
+    """Returns p of the two-sided paired t-test over common seeds, None for fewer than two."""
     common = sorted({*losses} & {*best})
-    if losses is best or len(common) < 2:
+    if len(common) < 2:
         return None
     differences = np.array([losses[seed] - best[seed] for seed in common])
-    if (
-        np.ptp(differences) == 0
-    ):  # no spread to measure against: the same, or different whatever the seed
-        return 1.0 if differences[0] == 0 else 0.0
+    if np.ptp(differences) == 0:  # no spread to measure against
+        are_equal = differences[0] == 0  # if not, they differ whatever the seed
+        return float(are_equal)
     return float(stats.ttest_1samp(differences, 0).pvalue)
 
 
-def holm(ps: list[float | None]) -> list[float | None]:
-    """Each p times the number of those not smaller (Holm 1979), never below a smaller one's."""
-    order = sorted((i for i, p in enumerate(ps) if p is not None), key=lambda i: ps[i])
-    corrected, highest = list(ps), 0.0
-    for place, i in enumerate(order):
-        highest = max(highest, min(1.0, ps[i] * (len(order) - place)))
+def holm(p_values: list[float | None]) -> list[float | None]:
+    """Returns each p times the number of those not smaller (Holm 1979), at most 1.
+
+    None is below that of a smaller one; None stays None.
+    """
+    tests = {i: p for i, p in enumerate(p_values) if p is not None}
+    corrected = list(p_values)
+    highest = 0.0
+    for n_smaller, i in enumerate(sorted(tests, key=tests.__getitem__)):
+        highest = max(highest, min(1.0, tests[i] * (len(tests) - n_smaller)))
         corrected[i] = highest
     return corrected
 
 
-def unfinished(table: pd.DataFrame) -> Iterable[tuple[str, str, str]]:
-    """Label, without what all have in it, status and reason of every run that isn't finished."""
+def unfinished(table: pd.DataFrame) -> Iterator[tuple[str, str, str]]:
+    """Yields label, status and reason of each run that is not finished.
+
+    The label lacks what all labels have in common.
+    """
     common = common_parts(table["label"])
-    for _, run in table[table["status"] != "finished"].iterrows():
+    for run in records(table[table["status"] != "finished"]):
         yield without(run["label"], common), run["status"], run["reason"]

@@ -33,7 +33,8 @@ def measure(repeats: int) -> dict[str, float]:
         "basic launcher": [[*grid, "hydra/launcher=basic"]],
         "local launcher": [grid],
     }
-    walls, besides = {way: [] for way in ways}, []
+    walls: dict[str, list[float]] = {way: [] for way in ways}
+    besides: list[float] = []
     for _ in range(repeats):
         for way, commands in ways.items():
             with tempfile.TemporaryDirectory() as folder:
