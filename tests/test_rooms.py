@@ -48,3 +48,37 @@ def test_imports_go_down_only():
 def test_every_file_belongs_to_a_room():
     rooms = {room_of(path) for path in (ROOT / "lmlab").rglob("*.py")}
     assert rooms - {"__init__"} == set(HEIGHT)
+
+
+def test_few_places_ask_whether_a_model_has_steps():
+    """A model without steps is no special case all over the library."""
+    asked = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in sorted((ROOT / "lmlab").rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr == "has_steps"
+    ]
+    assert len(asked) <= 6, asked
+
+
+PLAIN = {
+    *("bool", "bytes", "dict", "float", "int", "list", "str", "tuple"),
+    *("Tensor", "torch.Tensor", "np.ndarray", "np.floating", "np.generic", "nn.Embedding"),
+    *("Exception", "IntervalSweep", "KeyboardInterrupt", "MemoryError", "OSError", "QuotedString"),
+    *("RangeSweep", "SystemExit", "UserError", "None", "Detail", "Neutral"),
+}
+
+
+def test_no_type_of_a_model_an_optimizer_or_a_configuration_is_asked_for():
+    """isinstance is for plain data, for what Hydra parses, for errors, and for torch's tensors."""
+    others = set()
+    for path in sorted((ROOT / "lmlab").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "isinstance":
+                names = ast.unparse(node.args[1]).strip("()").replace(",", " |").split(" | ")
+                others |= {f"{path.relative_to(ROOT)}: {name}" for name in {*names} - PLAIN}
+    assert others <= {
+        "lmlab/runs/checkpoints.py: kind",  # of the entries of a checkpoint
+        "lmlab/sweep/table.py: kinds",  # of the numbers in a metrics.json
+        "lmlab/sweep/search.py: LocalLauncher",  # the only launcher that runs cells one by one
+    }

@@ -163,6 +163,16 @@ def marked(marker: Marker) -> frozenset[str]:
     return frozenset(keys | groups)
 
 
+def idle_keys(choices: dict[str, str]) -> frozenset[str]:
+    """Returns the keys that have no effect on the chosen model.
+
+    These are the keys of training by steps, if the model has no steps.
+    """
+    if config_class("model", choices["model"]).has_steps:
+        return frozenset()
+    return marked(STEPWISE)
+
+
 @lru_cache
 def neutral_values() -> dict[str, Any]:
     """Returns the keys that were added after version 0.1, each with the value that changes nothing."""

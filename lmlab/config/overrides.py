@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lmlab.catalogue import ONCE, STEPWISE
+from lmlab.catalogue import ONCE
 from lmlab.config.check import Config, build, check_key, check_value, from_flat
 from lmlab.config.keys import (
     CHOICES,
@@ -27,6 +27,7 @@ from lmlab.config.keys import (
     SweepConfig,
     choices_of,
     config_class,
+    idle_keys,
     keys_of,
     keys_taken,
     kind_of,
@@ -103,7 +104,7 @@ def all_runs(overrides: list[Override], searching: bool) -> list[tuple[Config, l
         config, notice = resolved(cell)
         runs.append((config, [text for text in cell if not is_hydras(parse(text))]))
         notices[notice] = None
-    if not any(config.model.has_steps for config, _ in runs):
+    if all(idle_keys(config.choices) for config, _ in runs):  # no model of the command has steps
         for config, own_overrides in runs:
             check_step_keys([parse(text) for text in own_overrides], config.choices)
     for notice in notices:
@@ -178,9 +179,8 @@ def resolved(cell: Sequence[str]) -> tuple[Config, str]:
                 f"{override.input_line}: keys are not added or removed; give "
                 f"{override.key_or_group}=… a value"
             )
-    if not config_class("model", choices["model"]).has_steps:
-        typed = [o for o in typed if o.key_or_group not in marked(STEPWISE)]
-        values, choices, _ = compose(typed_lines(chosen(typed)))
+    typed = [o for o in typed if o.key_or_group not in idle_keys(choices)]
+    values, choices, _ = compose(typed_lines(chosen(typed)))
     given = {o.key_or_group: o.value() for o in typed if o.key_or_group not in CHOICES}
     return read(values | given, {group: choices[group] for group in CHOICES})
 
@@ -188,10 +188,8 @@ def resolved(cell: Sequence[str]) -> tuple[Config, str]:
 def check_step_keys(typed: list[Override], choices: dict[str, str]) -> None:
     """Raises UserError for a key of training by steps that is given for a model without steps."""
     model = choices["model"]
-    if config_class("model", model).has_steps:
-        return
     for override in typed:
-        if override.key_or_group in marked(STEPWISE):
+        if override.key_or_group in idle_keys(choices):
             keys = ", ".join(keys_of(config_class("model", model)))
             raise UserError(
                 f"{override.input_line}: model={model} is trained by counting, without steps; it "
@@ -298,10 +296,8 @@ def read(values: dict[str, Any], choices: dict[str, str]) -> tuple[Config, str]:
     for group, choice in replaced.items():
         replaced_keys.update(keys_of(config_class(group, choice)))
     dropped = (replaced_keys & {*recipe}) - keys_taken(choices)
-    idle: set[str] = set()
-    if not config_class("model", choices["model"]).has_steps:
-        idle.update(marked(STEPWISE))
-    kept = [f"{key}={values[key]}" for key in recipe if key not in dropped | idle]
+    silent = dropped | idle_keys(choices)
+    kept = [f"{key}={values[key]}" for key in recipe if key not in silent]
     old = [f"{group}={choice}" for group, choice in replaced.items()]
     new = [f"{group}={choices[group]}" for group in replaced]
     notice = (

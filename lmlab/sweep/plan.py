@@ -54,12 +54,14 @@ def identify(config: Config, overrides: list[str], sweep: Sweep, elsewhere: bool
         TEXTS[source(config)] = text, start and str(start.path), start and start.sha256
     text, init_from, init_sha256 = TEXTS[source(config)]
     config = replace(config, run=replace(config.run, init_from=init_from))
-    if config.model.has_steps:  # raises for a text that is too short
+    if config.model.has_steps:
+        # raises for a text that is too short
         Batches(text.train, keys.batch_size, config.model.block_size, keys.seed)
+        tokens = keys.max_steps * keys.batch_size * keys.grad_accumulation * config.model.block_size
+    else:
+        tokens = len(text.train)
     with torch.device("meta"):
         model = build_model(config.model, text.tokenizer.vocab_size)
-    tokens = keys.max_steps * keys.batch_size * keys.grad_accumulation * config.model.block_size
-    tokens = len(text.train) if not config.model.has_steps else tokens
     return Cell(
         config,
         sweep,
@@ -153,15 +155,13 @@ def costs(found: list[Cell]) -> dict[str, tuple[float, int]]:
             *source(config),
         )
         text, *_ = TEXTS[source(config)]
-        if shape not in measured:
-            measured[shape] = (
-                (counting(config, text), 0.0)
-                if not config.model.has_steps
-                else seconds_per_step(cell)
-            )
         if not config.model.has_steps:
+            if shape not in measured:
+                measured[shape] = counting(config, text), 0.0
             answers[cell.hash] = measured[shape][0], 12 * cell.tokens + 2**15
             continue
+        if shape not in measured:
+            measured[shape] = seconds_per_step(cell)
         step, token = measured[shape]
         evaluations = 2 + keys.max_steps // keys.eval_interval
         with torch.device("meta"):
