@@ -51,11 +51,22 @@ class Config:
         return self.choices | {group: self.base(group) for group in GROUPS}
 
     def flat(self) -> dict[str, Any]:
-        """Returns choices and keys as one flat mapping, which is what config.yaml holds."""
+        """Returns choices and keys as one flat mapping."""
         flat: dict[str, Any] = dict(self.choices)
         for config in (self.run, self.model, self.data, self.device, self.optimizer):
             flat |= asdict(config)
         return flat
+
+    def as_noted(self) -> dict[str, Any]:
+        """Returns what config.yaml holds: `flat`, and what presets build on (model_base: gpt).
+
+        So the run of a preset can be read where the preset has changed or is missing.
+        """
+        values = self.flat()
+        for group in GROUPS:
+            if self.base(group) != self.choices[group]:
+                values[f"{group}_base"] = self.base(group)
+        return values
 
 
 def check_key(key: str, value: Any, choices: dict[str, str]) -> None:
@@ -90,7 +101,7 @@ def check_value(key: str, value: Any, hint: Any) -> Any:
         hint, *extras = get_args(hint)
         interval = next((extra for extra in extras if type(extra) is str), interval)
         for extra in extras:
-            if isinstance(extra, OneOf):  # a marker, not a configuration
+            if type(extra) is OneOf:
                 return check_word(key, value, tuple(extra.words()))
     if NoneType in get_args(hint):
         if value is None:

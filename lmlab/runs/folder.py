@@ -171,16 +171,8 @@ def timestamp() -> str:
 
 
 def write_config(path: Path, config: Config, name: str = "config.yaml") -> None:
-    """Writes a configuration into the folder `path`. Raises UserError.
-
-    For a preset the file says, too, on which built-in choice it builds (model_base: gpt), so that
-    the run can be read where the preset is changed or missing.
-    """
-    values = config.flat()
-    for group in GROUPS:
-        if config.base(group) != config.choices[group]:
-            values[f"{group}_base"] = config.base(group)
-    content = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=2**30)
+    """Writes a configuration into the folder `path`. Raises UserError."""
+    content = yaml.safe_dump(config.as_noted(), sort_keys=False, allow_unicode=True, width=2**30)
     files.write_sealed(path / name, content.encode())
 
 
