@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from lmlab.errors import UserError
+from lmlab.registry import load
 
 
 # A marker says what else is true of a key than its type and range. It stands in the annotation:
@@ -371,6 +372,15 @@ REFERENCES = {
     "reference/unigram": "counting single characters",
     "reference/uniform": "guessing",
 }
+
+
+def learn_numbers(names: Iterable[str]) -> None:
+    """Adds the rows of registered evaluations to NUMBERS if one of `names` may be among them.
+
+    This imports torch, so it is done only for a number of an evaluation that has no row.
+    """
+    if any(name.startswith("val/") and name not in NUMBERS for name in names):
+        load("lmlab.inference.evaluations:EVALUATIONS")
 
 
 def numbers_where(property: str) -> list[str]:

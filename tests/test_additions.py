@@ -85,8 +85,10 @@ def nadam(weights: Weights, config: Any, precision: str) -> torch.optim.Optimize
     )
 '''
 METRIC = '''
+from lmlab.catalogue import METRIC
 
-@evaluation
+
+@evaluation(numbers={"val/accuracy": METRIC})
 def accuracy(subject: Subject) -> dict[str, float]:
     """Returns the share of the first validation tokens that the model expects most."""
     ids = torch.from_numpy(subject.text.val[:33].astype(np.int64)).to(subject.model.device)
@@ -202,3 +204,11 @@ def test_the_new_models_attention_is_on_its_page(answers):
     data = json.loads(page.split('id="data">')[1].split("</script>")[0])
     shape = (data["attention"]["layers"], data["attention"]["heads"])
     assert shape == (2, 2) and len(data["attention"]["sizes"]) == len("The cat sat.") - 1
+
+
+def test_the_leaderboard_averages_the_metric_over_the_seeds(answers):
+    here, _ = answers
+    cells = [*(here / "outputs/sweeps/many").glob("*/metrics.json")]
+    mean = sum(metrics(cell.parent)["val/accuracy"] for cell in cells) / len(cells)
+    board = (here / "outputs/sweeps/many/leaderboard.md").read_text()
+    assert "val/accuracy" in board and f"{mean:.4f}" in board

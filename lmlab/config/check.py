@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from lmlab.catalogue import DeviceConfig, OneOf, OptimizerConfig
+from lmlab.catalogue import DeviceConfig, OneOf, OptimizerConfig, learn_numbers
 from lmlab.config.keys import (
     CHOICES,
     GROUPS,
@@ -102,6 +102,7 @@ def check_value(key: str, value: Any, hint: Any) -> Any:
         interval = next((extra for extra in extras if type(extra) is str), interval)
         for extra in extras:
             if type(extra) is OneOf:
+                learn_numbers([str(value)])
                 return check_word(key, value, tuple(extra.words()))
     if NoneType in get_args(hint):
         if value is None:

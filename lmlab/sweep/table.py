@@ -14,7 +14,7 @@ import pandas as pd
 from scipy import stats
 
 from lmlab import files
-from lmlab.catalogue import REFERENCES, UNTOUCHING, numbers_where
+from lmlab.catalogue import REFERENCES, UNTOUCHING, learn_numbers, numbers_where
 from lmlab.config.check import derived
 from lmlab.config.keys import GROUPS, marked
 from lmlab.errors import UserError
@@ -62,6 +62,7 @@ def load_run(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The configuration of a run, and all else of its row."""
     config, metrics = read_config(path), read_metrics(path)
     flat = config.flat()
+    learn_numbers(metrics)
     metrics = {
         key: value for key, value in metrics.items() if not key.startswith(("config/", "resumed/"))
     }
