@@ -65,7 +65,8 @@ PLAIN = {
     *("bool", "bytes", "dict", "float", "int", "list", "str", "tuple"),
     *("Tensor", "torch.Tensor", "np.ndarray", "np.floating", "np.generic", "nn.Embedding"),
     *("Exception", "IntervalSweep", "KeyboardInterrupt", "MemoryError", "OSError", "QuotedString"),
-    *("RangeSweep", "SystemExit", "UserError", "None", "Detail", "Neutral", "OneOf"),
+    *("ChoiceSweep", "RangeSweep", "SystemExit", "UserError", "None"),
+    *("Detail", "Neutral", "OneOf"),
 }
 
 

@@ -1,20 +1,29 @@
-"""A search instead of a grid: Optuna proposes, cells answer. The study's database is what all
-processes share.
+"""A search instead of a grid: Optuna proposes values, and cells measure how good they are.
+
+All processes of a search share its study, which lies in a database.
 """
 
-import fcntl
 import json
+import math
 import time
 import uuid
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from hydra.core.override_parser.types import IntervalSweep, Override, QuotedString, RangeSweep
+from hydra.core.override_parser.types import (
+    ChoiceSweep,
+    IntervalSweep,
+    Override,
+    QuotedString,
+    RangeSweep,
+)
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from lmlab import files
 from lmlab.catalogue import NUMBERS
 from lmlab.config.keys import SearchConfig, kind_of
 from lmlab.config.overrides import ends, parse, resolved
@@ -25,10 +34,25 @@ from lmlab.sweep.launcher import LocalLauncher
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.distributions import (
+        CategoricalDistribution,
+        FloatDistribution,
+        IntDistribution,
+    )
+
+    Distribution = CategoricalDistribution | IntDistribution | FloatDistribution
+
+POLL_SECONDS = 0.5  # between two looks at the trials of other processes
+UNCLAIMED_SECONDS = 5  # that a trial may have no owner before it counts as left behind
+
+# What Optuna calls a trial whose cell has ended in this way; "finished" needs the value instead.
+STATES = {"pruned": "PRUNED", "diverged": "FAIL", "failed": "FAIL"}
+
+Proposal = tuple["optuna.Trial", list[str]]  # a trial and the overrides of its cell
 
 
 class SearchSweeper(Sweeper):
-    """Hydra's sweeper, hydra/sweeper=search; settings as in conf/hydra/sweeper/search.yaml."""
+    """Hydra's sweeper for hydra/sweeper=search, set up by conf/hydra/sweeper/search.yaml."""
 
     def __init__(self, **settings: Any) -> None:
         self.settings = SearchConfig(**settings)
@@ -36,193 +60,241 @@ class SearchSweeper(Sweeper):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        self.sweep_of: Sweep = task_function.sweep
+        """Takes the launcher from Hydra, and the sweep from the function that runs a cell."""
+        task: Any = task_function
+        self.sweep_of: Sweep = task.sweep
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        """Trials until the study has `n_trials`. What a dead process left behind is taken up."""
+        """Runs trials until the study has `n_trials`, those that dead processes left among them."""
         with one_line_errors():
             self.begin([parse(text) for text in arguments])
-        with open(self.sweep_of.own / "searches" / self.me, "w") as alive:
-            fcntl.flock(alive, fcntl.LOCK_EX)  # while this process lives
-            while True:
-                if isinstance(self.launcher, LocalLauncher):
-                    done = sum(
-                        trial.state.is_finished() for trial in self.study.get_trials(deepcopy=False)
-                    )
-                    self.launcher.stream(self.following, self.ended, self.settings.n_trials - done)
-                else:
-                    one_by_one = (
-                        type(self.launcher).__name__ == "BasicLauncher"
-                    )  # Hydra loads a copy of the class
-                    self.batch(1 if one_by_one else self.settings.batch)
-                if not any(self.owner(trial) == "other" for trial in self.running()):
-                    break
-                time.sleep(0.5)  # another process is at work on the last ones, and may die
+        with files.lock(self.searches / self.search_id):  # held as long as this process lives
+            self.run_trials()
+            while any(self.owner(trial) == "other" for trial in self.running()):
+                time.sleep(POLL_SECONDS)  # the other process may die before its trials end
+                self.run_trials()
 
     def begin(self, overrides: list[Override]) -> None:
         """Opens the study. Raises UserError if there is nothing to search, or no place for it."""
-        self.fixed = [o.input_line for o in overrides if not o.is_sweep_override()]
-        self.space = {o.key_or_group: Dimension(o) for o in overrides if o.is_sweep_override()}
+        swept = [override for override in overrides if override.is_sweep_override()]
+        self.fixed = [typed(o) for o in overrides if not o.is_sweep_override()]
+        self.space = {override.key_or_group: Dimension(override) for override in swept}
         if not self.space:
             raise UserError(
                 "hydra/sweeper=search: needs a key with several values, as "
                 "lr='tag(log,interval(1e-4,1e-2))'"
             )
-        config, _ = resolved(
-            [*self.fixed, *(ends(o)[0] for o in overrides if o.is_sweep_override())]
-        )
-        if config.data.val_fraction == 0 and "val/" in self.settings.objective:
-            raise UserError(
-                f"hydra.sweeper.objective={self.settings.objective}: needs val_fraction above 0"
-            )
-        url = self.settings.storage or f"sqlite:///{self.sweep_of.folder}/study.db"
+        config, _ = resolved([*self.fixed, *(ends(override)[0] for override in swept)])
+        objective = self.settings.objective
+        if config.data.val_fraction == 0 and "val/" in objective:
+            raise UserError(f"hydra.sweeper.objective={objective}: needs val_fraction above 0")
         pruner = "none"
-        if NUMBERS[self.settings.objective].can_prune:
+        if NUMBERS[objective].can_prune:
             pruner = self.settings.pruner
         self.about = {
             "study": self.sweep_of.name,
-            "storage": url,
+            "storage": self.settings.storage or f"sqlite:///{self.sweep_of.folder}/study.db",
             "direction": self.settings.direction,
             "pruner": pruner,
             "steps": [config.run.eval_interval, config.run.max_steps],
         }
-        self.me, folder = uuid.uuid4().hex, self.sweep_of.own / "searches"
-        if not self.settings.storage:
-            folder.mkdir(parents=True, exist_ok=True)
+        self.search_id = uuid.uuid4().hex
+        self.searches = self.sweep_of.own / "searches"  # a locked file for each living search
+        if not self.settings.storage:  # the database lies in the sweep's folder
+            self.searches.mkdir(parents=True, exist_ok=True)
         self.study = study.open_study(self.about)
-        folder.mkdir(parents=True, exist_ok=True)
+        self.searches.mkdir(parents=True, exist_ok=True)
         for dimension in self.space.values():
-            dimension.fits(self.study)
-        for key, value in (
-            ("objective", self.settings.objective),
-            ("direction", self.settings.direction),
-        ):
-            before = self.study.user_attrs.get(key, value)
-            if before != value:
-                raise UserError(
-                    f"hydra.sweeper.{key}={value}: the study {self.study.study_name} was begun with "
-                    f"{before}; another name= begins another"
-                )
-            self.study.set_user_attr(key, value)
+            dimension.check_study(self.study)
+        self.keep_setting("objective", objective)
+        self.keep_setting("direction", self.settings.direction)
 
-    def batch(self, n: int) -> None:
-        """For launchers that want to know all their cells at once: n at a time."""
-        while batch := [one for one in (self.following() for _ in range(n)) if one]:
-            answers = self.launcher.launch(
-                [overrides for _, overrides in batch], initial_job_idx=batch[0][0].number
+    def keep_setting(self, key: str, value: str) -> None:
+        """Notes a setting in the study. Raises UserError if it was begun with another value."""
+        before = self.study.user_attrs.get(key, value)
+        if before != value:
+            raise UserError(
+                f"hydra.sweeper.{key}={value}: the study {self.study.study_name} was begun with "
+                f"{before}; another name= begins another"
             )
-            for (trial, _), answer in zip(batch, answers, strict=True):
-                self.ended(trial, answer.return_value)
+        self.study.set_user_attr(key, value)
+
+    def run_trials(self) -> None:
+        """Runs trials with the launcher until none is left that this process can run."""
+        if isinstance(self.launcher, LocalLauncher):
+            trials = self.study.get_trials(deepcopy=False)
+            n_ended = sum(trial.state.is_finished() for trial in trials)
+            n_left = self.settings.n_trials - n_ended
+            self.launcher.stream(self.next_trial, self.end_trial, n_left)
+        elif type(self.launcher).__name__ == "BasicLauncher":  # Hydra loads a copy of the class
+            self.run_batches(1)
+        else:
+            self.run_batches(self.settings.batch)
+
+    def run_batches(self, size: int) -> None:
+        """Runs trials in batches, for launchers that want all their cells at once."""
+        assert self.launcher is not None  # Hydra has called `setup`
+        while batch := self.next_trials(size):
+            overrides = [overrides for _, overrides in batch]
+            first_trial, _ = batch[0]
+            results = self.launcher.launch(overrides, initial_job_idx=first_trial.number)
+            for (trial, _), result in zip(batch, results, strict=True):
+                self.end_trial(trial, result.return_value)
+
+    def next_trials(self, size: int) -> list[Proposal]:
+        """Returns the next proposals, `size` of them or what is left."""
+        batch: list[Proposal] = []
+        while len(batch) < size and (proposal := self.next_trial()):
+            batch.append(proposal)
+        return batch
 
     def running(self) -> list["optuna.trial.FrozenTrial"]:
-        return [
-            trial
-            for trial in self.study.get_trials(deepcopy=False)
-            if trial.state.name == "RUNNING"
-        ]
+        """Returns the trials of the study that have not ended."""
+        trials = self.study.get_trials(deepcopy=False)
+        return [trial for trial in trials if trial.state.name == "RUNNING"]
 
-    def owner(self, trial: "optuna.trial.FrozenTrial") -> str:
-        """Who runs a trial: 'me', an 'other' process that lives, 'nobody', or 'unknown', on a disk
-        that isn't seen.
+    def owner(
+        self, trial: "optuna.trial.FrozenTrial"
+    ) -> Literal["me", "other", "nobody", "unknown"]:
+        """Returns who runs a trial: this process, another one that lives, or none.
+
+        It is unknown if the process that took the trial shares the database, but not the disk.
         """
-        by = trial.user_attrs.get("by")
-        if by is None:  # killed, or on another machine between two lines of `following`
-            return (
-                "nobody"
-                if datetime.now() - trial.datetime_start > timedelta(seconds=5)
-                else "other"
-            )
-        if by == self.me:
+        search_id = trial.user_attrs.get("by")
+        if search_id is None:
+            # Its process was killed, or has not yet come to the next line of `next_trial`.
+            start = trial.datetime_start
+            if start and datetime.now() - start <= timedelta(seconds=UNCLAIMED_SECONDS):
+                return "other"
+            return "nobody"
+        if search_id == self.search_id:
             return "me"
-        path = self.sweep_of.own / "searches" / by
+        path = self.searches / search_id
         if not path.exists():
             return "unknown"
-        with open(path, "r+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            with files.lock(path):
                 return "nobody"
-            except BlockingIOError:
-                return "other"
+        except files.Locked:
+            return "other"
 
-    def following(self) -> tuple[Any, list[str]] | None:
-        """A trial that nobody runs any more, else a new one, else None; and its overrides."""
+    def next_trial(self) -> Proposal | None:
+        """Returns a trial that a dead process left, else a new one, with the cell's overrides.
+
+        Returns None if the study has all its trials.
+        """
         import optuna
 
-        with open(self.sweep_of.own / "study.lock", "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # so that no two processes count the same trials
+        # The lock keeps two processes from counting the same trials.
+        with files.lock(self.sweep_of.own / "study.lock", wait=math.inf):
             left = next((trial for trial in self.running() if self.owner(trial) == "nobody"), None)
-            count = len(self.study.get_trials(deepcopy=False))
-            if left is None and count >= self.settings.n_trials:
-                return None
-            self.study.sampler = study.sampler(self.settings, left.number if left else count)
-            trial = optuna.trial.Trial(self.study, left._trial_id) if left else self.study.ask()
-            trial.set_user_attr("by", self.me)
-            chosen = [dimension.suggest(trial) for dimension in self.space.values()]
+            if left:
+                self.study.sampler = study.sampler(self.settings, left.number)
+                trial = optuna.trial.Trial(self.study, left._trial_id)
+            else:
+                count = len(self.study.get_trials(deepcopy=False))
+                if count >= self.settings.n_trials:
+                    return None
+                self.study.sampler = study.sampler(self.settings, count)
+                trial = self.study.ask()
+            trial.set_user_attr("by", self.search_id)
+            values = [dimension.suggest(trial) for dimension in self.space.values()]
         note = json.dumps(self.about | {"trial": trial._trial_id}).replace("'", "\\'")
-        return trial, [*self.fixed, *chosen, f"trial='{note}'"]
+        return trial, [*self.fixed, *values, f"trial='{note}'"]
 
-    def ended(self, trial: Any, cell: Cell | None) -> None:
-        """Tells the study what came of a trial; None: it was no run. One that was interrupted stays
-        open.
+    def end_trial(self, trial: "optuna.Trial", cell: Cell | None) -> None:
+        """Reports to the study how a trial has ended; one that was interrupted stays open.
+
+        `cell` is None if the proposed values cannot be run.
         """
         if cell is None:
             trial.set_user_attr("status", "failed")
-            study.tell(self.study, trial, None, "FAIL")
+            study.report_state(self.study, trial, "FAIL")
             return
         metrics = cell.metrics()
-        value, status = metrics.get(self.settings.objective), metrics.get("status")
-        for key, told in (("status", status), ("folder", cell.path.name)):
-            trial.set_user_attr(key, told)
-        state = {"finished": None, "pruned": "PRUNED", "diverged": "FAIL", "failed": "FAIL"}
-        if status in state:
-            study.tell(self.study, trial, value if status == "finished" else None, state[status])
+        status = metrics.get("status")
+        value = metrics.get(self.settings.objective)
+        trial.set_user_attr("status", status)
+        trial.set_user_attr("folder", cell.path.name)
+        if status == "finished" and value is not None:
+            study.report_value(self.study, trial, value)
+        elif status == "finished":
+            study.report_state(self.study, trial, "FAIL")
+        elif status in STATES:
+            study.report_state(self.study, trial, STATES[status])
+
+
+def typed(override: Override) -> str:
+    """Returns an override as it was typed."""
+    assert override.input_line is not None  # it was parsed from text
+    return override.input_line
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers from `low` to `high`, all or those at distances of `step`; `log`: by ratios."""
+
+    low: float
+    high: float
+    step: float | None
+    log: bool
 
 
 class Dimension:
-    """What a search may give one key: one of several values, or a number of a range. Raises
-    UserError if there is none such.
+    """What a search may give one key: one of several values, or a number of a range.
+
+    Raises UserError if there is no such value.
     """
 
     def __init__(self, override: Override) -> None:
-        import optuna
-
-        self.key, self.typed, value = override.key_or_group, override.input_line, override.value()
-        log, self.texts = "log" in value.tags, {}
+        self.key = override.key_or_group
+        self.typed = typed(override)
+        self.is_whole = kind_of(self.key) is int
+        self.texts: dict[Any, str] = {}  # how each of several values is typed
+        self.range: Range | None = None  # of numbers, if there are no single values
+        value = override.value()
+        assert isinstance(value, ChoiceSweep | RangeSweep | IntervalSweep)  # it has several values
         if getattr(value, "shuffle", False):
             raise UserError(f"{self.typed}: a search has its own order; leave shuffle out")
-        if isinstance(value, IntervalSweep):
-            low, high, step = value.start, value.end, None
-        elif isinstance(value, RangeSweep):
-            numbers = sorted(map(float, override.sweep_string_iterator()))
-            low, high, step = numbers[0], numbers[-1], abs(value.step)
-        else:
+        if isinstance(value, ChoiceSweep):
             plain = [text.text if isinstance(text, QuotedString) else text for text in value.list]
             self.texts = dict(zip(plain, override.sweep_string_iterator(), strict=True))
+        elif isinstance(value, RangeSweep):
+            numbers = sorted(map(float, override.sweep_string_iterator()))
+            self.range = Range(numbers[0], numbers[-1], abs(value.step), "log" in value.tags)
+        else:
+            assert value.start is not None and value.end is not None  # the parser needs both
+            self.range = Range(value.start, value.end, None, "log" in value.tags)
         try:
-            if self.texts:
-                self.distribution = optuna.distributions.CategoricalDistribution(list(self.texts))
-            elif kind_of(self.key) is int:
-                self.distribution = optuna.distributions.IntDistribution(
-                    int(low), int(high), log, int(step or 1)
-                )
-            else:
-                self.distribution = optuna.distributions.FloatDistribution(
-                    float(low), float(high), log, step
-                )
+            self.distribution = self.optunas_distribution()
         except ValueError as error:
             raise UserError(f"{self.typed}: {error}") from None
 
-    def fits(self, study: "optuna.Study") -> None:
-        """Raises UserError if the study has chosen the key from something else so far."""
-        import optuna
+    def optunas_distribution(self) -> "Distribution":
+        """Returns Optuna's distribution of the values. Raises ValueError if there is none."""
+        from optuna import distributions
+
+        if self.range is None:
+            return distributions.CategoricalDistribution([*self.texts])
+        low = self.range.low
+        high = self.range.high
+        step = self.range.step
+        log = self.range.log
+        if self.is_whole:
+            return distributions.IntDistribution(int(low), int(high), log, int(step or 1))
+        return distributions.FloatDistribution(float(low), float(high), log, step)
+
+    def check_study(self, study: "optuna.Study") -> None:
+        """Raises UserError if the study has chosen the key's value from something else so far."""
+        from optuna import distributions
 
         for trial in study.get_trials(deepcopy=False):
             before = trial.distributions.get(self.key, self.distribution)
             try:
-                optuna.distributions.check_distribution_compatibility(before, self.distribution)
+                distributions.check_distribution_compatibility(before, self.distribution)
             except ValueError:
                 raise UserError(
                     f"{self.typed}: the study {study.study_name} was begun with another kind of choice; "
@@ -230,13 +302,23 @@ class Dimension:
                 ) from None
 
     def suggest(self, trial: "optuna.Trial") -> str:
-        """The override with the value that the trial has for the key, or is given now."""
-        one = self.distribution
-        if self.texts:
-            return self.text(trial.suggest_categorical(self.key, one.choices))
-        suggest = trial.suggest_int if isinstance(one.low, int) else trial.suggest_float
-        return self.text(suggest(self.key, one.low, one.high, step=one.step, log=one.log))
+        """Returns the override with the value that the trial has for the key, or gets now."""
+        value: Any
+        if self.range is None:
+            value = trial.suggest_categorical(self.key, [*self.texts])
+            return self.text(value)
+        low = self.range.low
+        high = self.range.high
+        step = self.range.step
+        log = self.range.log
+        if self.is_whole:
+            value = trial.suggest_int(self.key, int(low), int(high), step=int(step or 1), log=log)
+        else:
+            value = trial.suggest_float(self.key, float(low), float(high), step=step, log=log)
+        return self.text(value)
 
     def text(self, value: Any) -> str:
-        """The override that gives the key a value."""
-        return f"{self.key}={self.texts[value] if self.texts else repr(value)}"
+        """Returns the override that gives the key a value."""
+        if self.texts:
+            return f"{self.key}={self.texts[value]}"
+        return f"{self.key}={value!r}"

@@ -1,5 +1,6 @@
-"""A search's memory: Optuna's study in a database, which searches, their cells and other machines
-share.
+"""The memory of a search: Optuna's study in a database.
+
+Searches and their cells share it, also on several machines.
 """
 
 import json
@@ -15,45 +16,56 @@ from lmlab.errors import UserError
 if TYPE_CHECKING:
     import optuna
 
+TRIES = 3  # to open a database: two processes may create its tables at once
+BUSY_SECONDS = 60  # that SQLite waits for another process
+
 
 def open_study(about: dict[str, Any]) -> "optuna.Study":
-    """The study that `about` describes, made if it isn't there. Raises UserError for a database
-    that can't be had.
+    """Returns the study that `about` describes; creates it if it is missing.
+
+    `about` holds its name ("study"), "storage", "direction", "pruner" and the "steps" of the first
+    and the last evaluation. Raises UserError for a database that cannot be used.
     """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    first, steps = about["steps"]
-    pruner = {
-        "median": lambda: optuna.pruners.MedianPruner(),
-        "hyperband": lambda: optuna.pruners.HyperbandPruner(min(first, steps), max(first, steps)),
-        "none": lambda: optuna.pruners.NopPruner(),
-    }[about["pruner"]]()
-    options = {"connect_args": {"timeout": 60}} if about["storage"].startswith("sqlite") else {}
-    for last in (False, False, True):
+    url = about["storage"]
+    options = {}
+    if url.startswith("sqlite"):
+        options = {"connect_args": {"timeout": BUSY_SECONDS}}
+    reason = ""
+    for attempt in range(TRIES):
+        if attempt > 0:
+            time.sleep(0.5)
         try:
-            storage = optuna.storages.RDBStorage(about["storage"], engine_kwargs=options)
             return optuna.create_study(
                 study_name=about["study"],
-                storage=storage,
-                pruner=pruner,
+                storage=optuna.storages.RDBStorage(url, engine_kwargs=options),
+                pruner=pruner(about["pruner"], *about["steps"]),
                 direction=about["direction"],
                 load_if_exists=True,
             )
-        except (
-            Exception
-        ) as error:  # whatever a database has to say; also to two that make its tables at once
-            if last:
-                said = " ".join(str(error).split())[:200]
-                place = f"hydra.sweeper.storage={about['storage']}"
-                raise UserError(f"{place}: no study can be kept there ({said})") from None
-            time.sleep(0.5)
-    raise AssertionError
+        except Exception as error:  # each kind of database has its own
+            reason = " ".join(str(error).split())[:200]
+    raise UserError(f"hydra.sweeper.storage={url}: no study can be kept there ({reason})")
+
+
+def pruner(name: str, first: int, last: int) -> "optuna.pruners.BasePruner":
+    """Returns the pruner of that name, for evaluations from step `first` to step `last`."""
+    import optuna
+
+    if name == "median":
+        return optuna.pruners.MedianPruner()
+    if name == "hyperband":
+        return optuna.pruners.HyperbandPruner(min(first, last), max(first, last))
+    return optuna.pruners.NopPruner()
 
 
 def sampler(settings: SearchConfig, number: int) -> "optuna.samplers.BaseSampler":
-    """One for each trial, seeded by its number: so a search that was stopped goes on as it would
-    have.
+    """Returns the sampler of the trial with this number.
+
+    Each trial has a sampler of its own, seeded by its number, so that a search that was stopped
+    goes on as it would have gone on without the stop.
     """
     import optuna
 
@@ -63,40 +75,40 @@ def sampler(settings: SearchConfig, number: int) -> "optuna.samplers.BaseSampler
     return optuna.samplers.TPESampler(seed=seed)
 
 
-def tell(
-    study: "optuna.Study", trial: "optuna.Trial", value: float | None, state: str | None
-) -> None:
+def report_value(study: "optuna.Study", trial: "optuna.Trial", value: float) -> None:
+    """Ends a trial with the value of its objective. Does nothing if it has ended before."""
+    study.tell(trial, value, skip_if_finished=True)
+
+
+def report_state(study: "optuna.Study", trial: "optuna.Trial", state: str) -> None:
+    """Ends a trial without a value, as "FAIL" or "PRUNED". Does nothing if it has ended before."""
     import optuna
 
-    chosen = (
-        optuna.trial.TrialState[state]
-        if state
-        else None
-        if value is not None
-        else optuna.trial.TrialState.FAIL
-    )
-    study.tell(trial, value if chosen is None else None, chosen, skip_if_finished=True)
+    study.tell(trial, state=optuna.trial.TrialState[state], skip_if_finished=True)
 
 
 @contextmanager
-def watching(trial: str | None) -> Iterator[Callable[[int, float], bool] | None]:
-    """What tells the study a trial's losses on the way, and whether the trial should go on. None
-    outside a search.
+def watching(note: str | None) -> Iterator[Callable[[int, float], bool] | None]:
+    """Yields a function that reports a step and its loss, and returns whether to go on.
+
+    `note` is the key `trial` of a search's cell. Yields None outside of a search, and for a search
+    that does not prune.
     """
-    if trial is None or (about := json.loads(trial))["pruner"] == "none":
+    if note is None or json.loads(note)["pruner"] == "none":
         yield None
         return
     import optuna
 
-    study = open_study(about)
-    own = optuna.trial.Trial(study, about["trial"])
+    about = json.loads(note)
+    trial = optuna.trial.Trial(open_study(about), about["trial"])
 
     def watch(step: int, loss: float) -> bool:
+        """Reports the loss, and returns whether the trial should go on."""
         if step == 0:  # nothing has been learned yet
             return True
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a resumed trial may tell a step again
-            own.report(loss, step)
-        return not own.should_prune()
+            warnings.simplefilter("ignore")  # a resumed trial may report a step again
+            trial.report(loss, step)
+        return not trial.should_prune()
 
     yield watch
