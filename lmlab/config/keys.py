@@ -139,13 +139,18 @@ def keys_of(config: type) -> list[str]:
 
 def keys_taken(choices: dict[str, str]) -> set[str]:
     """Returns the keys that the chosen model, text, device and optimizer have."""
-    return {key for group in GROUPS for key in keys_of(config_class(group, choices[group]))}
+    taken: set[str] = set()
+    for group in GROUPS:
+        taken.update(keys_of(config_class(group, choices[group])))
+    return taken
 
 
 def annotations() -> Iterator[tuple[str, Any]]:
     """Yields each key of a run or a sweep with its annotation, once for each class that has it."""
-    classes = {choice.config: None for group in CATALOGUE.values() for choice in group.values()}
-    for config in (RunConfig, SweepConfig, *classes):
+    classes: dict[type, None] = {RunConfig: None, SweepConfig: None}  # each once, in order
+    for rows in CATALOGUE.values():
+        classes |= dict.fromkeys(row.config for row in rows.values())
+    for config in classes:
         hints = get_type_hints(config, include_extras=True)
         yield from ((key, hints[key]) for key in keys_of(config))
 
@@ -174,25 +179,24 @@ def idle_keys(choices: dict[str, str]) -> frozenset[str]:
 
 
 @lru_cache
+def markers_of(kind: type) -> dict[str, Any]:
+    """Returns the keys that have a marker of the class `kind`, each with that marker."""
+    markers_by_key = {}
+    for key, annotation in annotations():
+        for marker in markers(annotation):
+            if type(marker) is kind:
+                markers_by_key[key] = marker
+    return markers_by_key
+
+
 def neutral_values() -> dict[str, Any]:
-    """Returns the keys that were added after version 0.1, each with the value that changes nothing."""
-    return {
-        key: marker.value
-        for key, annotation in annotations()
-        for marker in markers(annotation)
-        if isinstance(marker, Neutral)  # a marker, not a configuration
-    }
+    """Returns the keys added after version 0.1, each with the value that changes nothing."""
+    return {key: neutral.value for key, neutral in markers_of(Neutral).items()}
 
 
-@lru_cache
 def following_keys() -> dict[str, Follows]:
     """Returns the keys that, where they are null, follow from another key, and how."""
-    return {
-        key: marker
-        for key, annotation in annotations()
-        for marker in markers(annotation)
-        if type(marker) is Follows
-    }
+    return markers_of(Follows)
 
 
 @lru_cache
