@@ -5,7 +5,7 @@ a command is checked at once. A new built-in model costs a class in lmlab/models
 YAML file in conf/model; CONTRIBUTING.md says how.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -37,6 +37,21 @@ class OneOf:
     """Marks a key whose value is one of the words that `words` returns at the time of the check."""
 
     words: Callable[[], Iterable[str]]
+
+
+@dataclass(frozen=True)
+class Follows:
+    """Marks a key that, where it is null, has the value of the key `source` over `divisor`."""
+
+    source: str
+    divisor: int = 1
+
+    def value(self, values: Mapping[str, Any]) -> Any:
+        """Returns the key's value among these values of all keys."""
+        value = values[self.source]
+        if self.divisor == 1:
+            return value
+        return value / self.divisor
 
 
 CHANGEABLE = Marker("a resumed run may have another value")
@@ -219,7 +234,7 @@ class AdamWConfig(OptimizerConfig):
 class MuonConfig(AdamWConfig):
     """The keys of Muon, and of AdamW for the weights that Muon leaves out."""
 
-    adam_lr: Annotated[Positive | None, STEPWISE]
+    adam_lr: Annotated[Positive | None, STEPWISE, Follows("lr")]
     momentum: Annotated[Share, STEPWISE]
     ns_steps: Annotated[int, "[1, 20]", STEPWISE]
 

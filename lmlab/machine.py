@@ -81,7 +81,7 @@ def resolve(config: Config) -> Config:
 
     Raises UserError for a device or a precision that this machine lacks.
     """
-    device = pick(config.choices["device"])
+    device = pick(config.base("device"))
     return replace(
         config,
         choices=config.choices | {"device": device.type},

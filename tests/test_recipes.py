@@ -2,14 +2,16 @@
 
 import importlib.util
 import re
+import shutil
 
 import pytest
 import yaml
 
-from lmlab.config import overrides
+from lmlab.commands import train as cli
+from lmlab.config import keys, overrides
 from lmlab.config.keys import CHOICES, GROUPS, choices_of
 from lmlab.errors import UserError
-from tests.conftest import ROOT, config, metrics
+from tests.conftest import ROOT, config, history, metrics, refused
 
 FILES = sorted(path.relative_to(ROOT / "conf") for path in (ROOT / "conf").glob("*/*.yaml"))
 SMALL = {
@@ -77,3 +79,90 @@ def test_a_recipe_says_how_it_is_run_and_what_was_seen(path):
     header = (ROOT / "conf" / path).read_text().split("defaults:")[0]
     assert f"python train.py experiment={path.stem}" in header and "TODO" not in header
     assert re.search(r"seen: (?!SEEN_|-)\S", header)
+
+
+@pytest.fixture
+def conf(tmp_path_factory, monkeypatch):
+    """A copy of conf/ to which files can be added, and a function that lets the lab look again."""
+    folder = tmp_path_factory.mktemp("checkout") / "conf"
+    shutil.copytree(ROOT / "conf", folder)
+    for module in (keys, overrides, cli):
+        monkeypatch.setattr(module, "CONF", folder)
+
+    def look_again():
+        for function in (keys.bases_of, keys.choices_of, overrides.compose):
+            function.cache_clear()
+
+    look_again()
+    yield folder, look_again
+    look_again()
+
+
+PRESET = "# @package _global_\n# {}\ndefaults: [{}]\n\n{}\n"
+QUICK = "data=sentence val_fraction=0.2 threads=1 max_steps=2"
+
+
+def test_a_preset_is_one_yaml_and_its_runs_are_read_without_it(train, conf, here, capsys):
+    folder, look_again = conf
+    preset = folder / "model/gpt_tiny.yaml"
+    preset.write_text(PRESET.format("Tiny.", "gpt_nano", "n_layer: 1\nn_embd: 8\nblock_size: 8"))
+    run = train(f"model=gpt_tiny {QUICK}")
+    assert config(run)["model"] == "gpt_tiny" and config(run)["model_base"] == "gpt"
+    assert (config(run)["n_layer"], config(run)["n_head"]) == (1, 2)  # of gpt_tiny, of gpt_nano
+    refused(capsys, lambda: cli.main(["model=gpt_tiny", "order=3"]), ["model=gpt_tiny"])
+    preset.unlink()
+    look_again()
+    refused(capsys, lambda: cli.main(["model=gpt_tiny"]), ["model=gpt_tiny", "gpt_nano"])
+    cli.main([f"resume={run}", "max_steps=4", "log_interval=1"])
+    assert metrics(run)["step"] == 4 and 4 in history(run, "train/loss")
+    tuned = train(f"init_from={run} {QUICK}")
+    assert config(tuned)["model"] == "gpt" and config(tuned)["n_embd"] == 8
+
+
+def test_a_preset_that_has_changed_since_does_not_change_its_runs(train, conf):
+    folder, look_again = conf
+    preset = folder / "model/mine.yaml"
+    preset.write_text(PRESET.format("A bigram.", "bigram", "block_size: 8"))
+    run = train(f"model=mine {QUICK}")
+    preset.write_text(PRESET.format("A GPT.", "gpt_nano", "block_size: 8"))
+    look_again()
+    cli.main([f"resume={run}", "max_steps=3"])
+    assert metrics(run)["step"] == 3
+
+
+def test_presets_of_a_text_a_device_and_an_optimizer(train, conf, here):
+    (here / "my.txt").write_text("my own text " * 100)
+    folder, _ = conf
+    for group, base, values in (
+        ("data", "file", "path: my.txt"),
+        ("device", "cpu", "precision: 32-true"),
+        ("optimizer", "sgd", "lr: 0.5"),
+    ):
+        (folder / f"{group}/mine.yaml").write_text(PRESET.format("Mine.", base, values))
+    run = train(
+        "model=bigram data=mine device=mine optimizer=mine block_size=8 threads=1 max_steps=2"
+    )
+    values = config(run)
+    assert (values["path"], values["precision"], values["lr"]) == ("my.txt", "32-true", 0.5)
+    assert (values["data"], values["device"], values["optimizer"]) == ("mine", "cpu", "mine")
+    assert (values["data_base"], values["optimizer_base"]) == ("file", "sgd")
+    assert "device_base" not in values  # the run notes the device that it got
+
+
+def test_runs_of_built_in_choices_note_no_base(train):
+    assert not [key for key in config(train(f"model=bigram {QUICK}")) if key.endswith("_base")]
+
+
+@pytest.mark.parametrize("defaults", ["[loop_b]", "[none_such]", "[_self_]", "[{gpt: null}]"])
+def test_a_file_that_builds_on_no_choice_is_none(conf, here, capsys, defaults):
+    folder, _ = conf
+    for name, text in (("loop_a", defaults), ("loop_b", "[loop_a]")):
+        (folder / f"model/{name}.yaml").write_text(
+            f"# @package _global_\n# A loop.\ndefaults: {text}\n"
+        )
+    refused(capsys, lambda: cli.main(["model=loop_a"]), ["model=loop_a", "allowed are bigram"])
+
+
+def test_a_preset_whose_values_would_be_lost_is_refused(conf, here, capsys):
+    (conf[0] / "model/mine.yaml").write_text("# Mine.\n#\ndefaults: [gpt]\n\nn_layer: 2\n")
+    refused(capsys, lambda: cli.main(["model=mine"]), ["model=mine", "# @package _global_"])

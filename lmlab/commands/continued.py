@@ -8,7 +8,7 @@ from hydra.core.override_parser.types import Override
 
 from lmlab.catalogue import CHANGEABLE, UNTOUCHING
 from lmlab.config.check import Config, check_key, check_value, from_flat
-from lmlab.config.keys import CHOICES, SweepConfig, keys_of, marked
+from lmlab.config.keys import CHOICES, SweepConfig, choices_of, keys_of, marked
 from lmlab.config.overrides import check_step_keys, is_signed, parse
 from lmlab.errors import UserError
 from lmlab.runs.folder import newest, read_config, read_metrics
@@ -46,9 +46,12 @@ def inherited(arguments: list[str]) -> tuple[list[str], list[str]]:
         return arguments, []
     path = newest(Path(check_value("init_from", start, str)), "init_from")
     saved = read_config(path)
-    model_keys = {"model": saved.choices["model"], **vars(saved.model)}
+    name = saved.choices["model"]
+    if name not in choices_of("model"):  # a preset that is missing here
+        name = saved.base("model")
+    model_keys = {"model": name, **vars(saved.model)}
     free = {"dropout"}  # keys that do not change the shapes of the weights
-    if saved.choices["model"] == "bigram":
+    if saved.base("model") == "bigram":
         free.add("block_size")
     for key, value in model_keys.items():
         if key in overrides and key not in free and overrides[key].value() != value:
@@ -114,10 +117,10 @@ def changed(path: Path, overrides: Overrides) -> Config:
     """
     saved = read_config(path)
     values = saved.flat()
-    check_step_keys([*overrides.values()], saved.choices)
+    check_step_keys([*overrides.values()], saved.built_on())
     for key, override in overrides.items():
         value = override.value()
-        check_key(key, value, saved.choices)
+        check_key(key, value, saved.built_on())
         if value == values[key]:
             continue
         if key not in marked(CHANGEABLE):
@@ -131,4 +134,5 @@ def changed(path: Path, overrides: Overrides) -> Config:
                 "with another value makes another cell"
             )
         values[key] = value
-    return from_flat({key: values[key] for key in values if key not in CHOICES}, saved.choices)
+    run_keys = {key: values[key] for key in values if key not in CHOICES}
+    return from_flat(run_keys, saved.choices, saved.noted)

@@ -148,7 +148,7 @@ def corpus_config(run: Run, choice: str, path: str | None) -> CorpusConfig:
     config_class = CORPORA[choice].config
     values: dict[str, Any] = dict.fromkeys(keys_of(CorpusConfig), 0.0)
     if path:
-        check_key("path", path, {**run.config.choices, "data": choice})
+        check_key("path", path, run.config.built_on() | {"data": choice})
         values["path"] = path
     for key in keys_of(config_class):
         if key not in values:

@@ -11,8 +11,10 @@ from lmlab.config.keys import (
     GROUPS,
     RunConfig,
     SweepConfig,
+    bases_of,
     choices_of,
     config_class,
+    following_keys,
     keys_of,
 )
 from lmlab.errors import UserError, nearest
@@ -26,7 +28,8 @@ class Config:
 
     `choices` maps each group, and "experiment", to the chosen name; `model`, `data`, `device` and
     `optimizer` hold the values of the chosen one's keys, `run` those of all other keys. `sweep` is
-    None for a configuration that was read from a run's folder.
+    None for a configuration that was read from a run's folder. `noted` says of presets that the
+    folder names, as "group=preset", on which built-in choice they build.
     """
 
     choices: dict[str, str]
@@ -36,13 +39,34 @@ class Config:
     device: DeviceConfig
     optimizer: Any
     sweep: SweepConfig | None = field(default=None, compare=False)
+    noted: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
+
+    def base(self, group: str) -> str:
+        """Returns the built-in choice that the chosen one of `group` is or builds on."""
+        choice = self.choices[group]
+        return self.noted.get(f"{group}={choice}") or bases_of(group)[choice]
+
+    def built_on(self) -> dict[str, str]:
+        """Returns `choices` with the built-in choice in the place of each preset."""
+        return self.choices | {group: self.base(group) for group in GROUPS}
 
     def flat(self) -> dict[str, Any]:
-        """Returns choices and keys as one flat mapping, which is what config.yaml holds."""
+        """Returns choices and keys as one flat mapping."""
         flat: dict[str, Any] = dict(self.choices)
         for config in (self.run, self.model, self.data, self.device, self.optimizer):
             flat |= asdict(config)
         return flat
+
+    def as_noted(self) -> dict[str, Any]:
+        """Returns what config.yaml holds: `flat`, and what presets build on (model_base: gpt).
+
+        So the run of a preset can be read where the preset has changed or is missing.
+        """
+        values = self.flat()
+        for group in GROUPS:
+            if self.base(group) != self.choices[group]:
+                values[f"{group}_base"] = self.base(group)
+        return values
 
 
 def check_key(key: str, value: Any, choices: dict[str, str]) -> None:
@@ -77,7 +101,7 @@ def check_value(key: str, value: Any, hint: Any) -> Any:
         hint, *extras = get_args(hint)
         interval = next((extra for extra in extras if type(extra) is str), interval)
         for extra in extras:
-            if isinstance(extra, OneOf):  # a marker, not a configuration
+            if type(extra) is OneOf:
                 learn_numbers([str(value)])
                 return check_word(key, value, tuple(extra.words()))
     if NoneType in get_args(hint):
@@ -135,33 +159,39 @@ def build(config: type, values: dict[str, Any], prefix: str = "") -> Any:
 
 
 def derived(values: dict[str, Any]) -> dict[str, Any]:
-    """Returns the values of the keys that follow from others where they are null."""
-    return {
-        "decay_steps": values["max_steps"],
-        "min_lr": values["lr"] / 10,
-        "adam_lr": values["lr"],
-    }
+    """Returns the values that the keys which follow from others have where they are null."""
+    return {key: follows.value(values) for key, follows in following_keys().items()}
 
 
-def from_flat(values: dict[str, Any], choices: dict[str, str]) -> Config:
+def from_flat(
+    values: dict[str, Any], choices: dict[str, str], noted: dict[str, str] | None = None
+) -> Config:
     """Returns the checked `Config` of keys and values, typed or read from a config.yaml.
 
-    Raises UserError.
+    `noted` is what a run's folder says of presets; without it the files in conf/ say it. Raises
+    UserError.
     """
+    noted = noted or {}
+    rows = {group: noted.get(f"{group}={choices[group]}", choices[group]) for group in GROUPS}
     for key, value in values.items():
-        check_key(key, value, choices)
+        if key in GROUPS:
+            raise UserError(
+                f"{key}={choices[key]}: its file in conf/{key}/ or one that it builds on must "
+                "begin with the line: # @package _global_"
+            )
+        check_key(key, value, choices | rows)
         if "${" in str(value):
             raise UserError(f"{key}={value}: no interpolation; write the value itself")
         if value == "???":
             raise UserError(f"{key}: data={choices['data']} needs {key}=…")
-    optimizer = build(config_class("optimizer", choices["optimizer"]), values)
-    usual = derived(values | {"lr": optimizer.lr}) | {"name": choices["model"]}
+    optimizer = build(config_class("optimizer", rows["optimizer"]), values)
+    usual = derived(values | {"lr": optimizer.lr} | choices)
     values = values | {key: value for key, value in usual.items() if values.get(key) is None}
-    parts = {group: build(config_class(group, choices[group]), values) for group in GROUPS}
+    parts = {group: build(config_class(group, rows[group]), values) for group in GROUPS}
     sweep = None
     if "retries" in values:
         sweep = build(SweepConfig, values)
-    config = Config(choices, build(RunConfig, values), **parts, sweep=sweep)
+    config = Config(choices, build(RunConfig, values), **parts, sweep=sweep, noted=noted)
     config.model.check()
     config.data.check()
     check_run(config.run, config.optimizer)

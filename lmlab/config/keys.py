@@ -23,6 +23,7 @@ from lmlab.catalogue import (
     UNTOUCHING,
     Choice,
     Count,
+    Follows,
     Marker,
     Neutral,
     OneOf,
@@ -40,7 +41,7 @@ CHOICES = tuple(GROUP_MARKERS)  # the groups and the experiment
 class RunConfig:
     """The keys of every run."""
 
-    name: Annotated[str, UNTOUCHING, OF_THE_RUN, ONCE]
+    name: Annotated[str, UNTOUCHING, OF_THE_RUN, ONCE, Follows("model")]
     seed: Annotated[int, "[0, 4294967296)", OF_THE_RUN]
     threads: Count | None
     compile: Annotated[bool | None, CHANGEABLE, STEPWISE, Neutral(False)]
@@ -52,8 +53,8 @@ class RunConfig:
     schedule: Annotated[Literal["cosine", "linear", "constant"], STEPWISE]
     warmup_steps: Annotated[int, "[0, inf)", STEPWISE]
     hold_steps: Annotated[int, "[0, inf)", STEPWISE, Neutral(0)]
-    decay_steps: Annotated[Count, STEPWISE]
-    min_lr: Annotated[PositiveOrZero, STEPWISE]
+    decay_steps: Annotated[Count, STEPWISE, Follows("max_steps")]
+    min_lr: Annotated[PositiveOrZero, STEPWISE, Follows("lr", divisor=10)]
     log_interval: Annotated[Count, CHANGEABLE, UNTOUCHING, STEPWISE]
     eval_interval: Annotated[Count, CHANGEABLE, STEPWISE]
     checkpoint_interval: Annotated[Count, CHANGEABLE, UNTOUCHING, STEPWISE]
@@ -101,23 +102,29 @@ SETTINGS: dict[str, type] = {"local": LocalConfig, "search": SearchConfig}
 
 
 @lru_cache
-def choices_of(group: str) -> dict[str, Choice]:
-    """Returns what can be chosen of `group`, by name: the catalogue's rows and their presets.
+def bases_of(group: str) -> dict[str, str]:
+    """Returns what can be chosen of `group`, each with the built-in choice that it is or builds on.
 
     A preset is a file in conf/ whose defaults list names the choice that it builds on.
     """
-    choices = dict(CATALOGUE[group])
-    bases = {}
+    above: dict[str, str] = {}
     for path in sorted((CONF / group).glob("*.yaml")):
-        defaults = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("defaults")
-        if path.stem not in choices and defaults:
-            bases[path.stem] = defaults[0]
-    for preset, base in bases.items():
-        while base in bases:
-            base = bases[base]
-        if base in choices:
-            choices[preset] = choices[base]
-    return choices
+        for entry in (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("defaults", ()):
+            if type(entry) is str and entry != "_self_" and path.stem not in CATALOGUE[group]:
+                above[path.stem] = entry
+    bases = {name: name for name in CATALOGUE[group]}
+    for preset, base in above.items():
+        for _ in above:  # a preset may build on a preset, but not on itself
+            base = above.get(base, base)
+        if base in CATALOGUE[group]:
+            bases[preset] = base
+    return bases
+
+
+@lru_cache
+def choices_of(group: str) -> dict[str, Choice]:
+    """Returns what can be chosen of `group`, by name: the catalogue's rows and their presets."""
+    return {choice: CATALOGUE[group][base] for choice, base in bases_of(group).items()}
 
 
 def config_class(group: str, choice: str) -> type[Any]:
@@ -132,13 +139,18 @@ def keys_of(config: type) -> list[str]:
 
 def keys_taken(choices: dict[str, str]) -> set[str]:
     """Returns the keys that the chosen model, text, device and optimizer have."""
-    return {key for group in GROUPS for key in keys_of(config_class(group, choices[group]))}
+    taken: set[str] = set()
+    for group in GROUPS:
+        taken.update(keys_of(config_class(group, choices[group])))
+    return taken
 
 
 def annotations() -> Iterator[tuple[str, Any]]:
     """Yields each key of a run or a sweep with its annotation, once for each class that has it."""
-    classes = {choice.config: None for group in CATALOGUE.values() for choice in group.values()}
-    for config in (RunConfig, SweepConfig, *classes):
+    classes: dict[type, None] = {RunConfig: None, SweepConfig: None}  # each once, in order
+    for rows in CATALOGUE.values():
+        classes |= dict.fromkeys(row.config for row in rows.values())
+    for config in classes:
         hints = get_type_hints(config, include_extras=True)
         yield from ((key, hints[key]) for key in keys_of(config))
 
@@ -167,14 +179,24 @@ def idle_keys(choices: dict[str, str]) -> frozenset[str]:
 
 
 @lru_cache
+def markers_of(kind: type) -> dict[str, Any]:
+    """Returns the keys that have a marker of the class `kind`, each with that marker."""
+    markers_by_key = {}
+    for key, annotation in annotations():
+        for marker in markers(annotation):
+            if type(marker) is kind:
+                markers_by_key[key] = marker
+    return markers_by_key
+
+
 def neutral_values() -> dict[str, Any]:
-    """Returns the keys that were added after version 0.1, each with the value that changes nothing."""
-    return {
-        key: marker.value
-        for key, annotation in annotations()
-        for marker in markers(annotation)
-        if isinstance(marker, Neutral)  # a marker, not a configuration
-    }
+    """Returns the keys added after version 0.1, each with the value that changes nothing."""
+    return {key: neutral.value for key, neutral in markers_of(Neutral).items()}
+
+
+def following_keys() -> dict[str, Follows]:
+    """Returns the keys that, where they are null, follow from another key, and how."""
+    return markers_of(Follows)
 
 
 @lru_cache

@@ -152,7 +152,7 @@ class Splits:
         """Returns the text that a run with this configuration is trained and validated on."""
         drop_unknown = config.run.unknown == "drop"
         try:
-            return cls(config.choices["data"], config.data, tokenizer, sha256, drop_unknown)
+            return cls(config.base("data"), config.data, tokenizer, sha256, drop_unknown)
         except UnknownCharacters as error:
             if config.run.init_from:
                 raise UnknownCharacters(f"{error}; unknown=drop leaves them out") from None

@@ -19,6 +19,7 @@ import yaml
 from rich.console import Console
 
 from lmlab import files
+from lmlab.catalogue import CATALOGUE
 from lmlab.config.check import Config, check_value, from_flat
 from lmlab.config.keys import (
     CHOICES,
@@ -171,7 +172,7 @@ def timestamp() -> str:
 
 def write_config(path: Path, config: Config, name: str = "config.yaml") -> None:
     """Writes a configuration into the folder `path`. Raises UserError."""
-    content = yaml.safe_dump(config.flat(), sort_keys=False, allow_unicode=True, width=2**30)
+    content = yaml.safe_dump(config.as_noted(), sort_keys=False, allow_unicode=True, width=2**30)
     files.write_sealed(path / name, content.encode())
 
 
@@ -202,9 +203,17 @@ def read_config(path: Path, name: str = "config.yaml") -> Config:
     try:
         values = parse_plain_yaml(content)
         choices = {group: values.pop(group, None) for group in CHOICES}
+        noted = {}
         for group in GROUPS:
-            check_value(group, choices[group], Literal[*choices_of(group)])
-        taken = keys_taken(choices)
+            base = values.pop(f"{group}_base", None)  # of a preset, since version 0.2
+            if base is None:
+                check_value(group, choices[group], Literal[*choices_of(group)])
+            else:
+                check_value(f"{group}_base", base, Literal[*CATALOGUE[group]])
+                check_value(group, choices[group], str)
+                noted[f"{group}={choices[group]}"] = base
+        rows = {group: noted.get(f"{group}={choices[group]}", choices[group]) for group in GROUPS}
+        taken = keys_taken(rows)
         values |= {
             key: value
             for key, value in neutral_values().items()
@@ -213,7 +222,7 @@ def read_config(path: Path, name: str = "config.yaml") -> Config:
         missing = {*keys_of(RunConfig)} - {*values}
         if missing:
             raise UserError(f"{min(missing)} is missing")
-        return from_flat(values, choices)
+        return from_flat(values, choices, noted)
     except (UserError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path / name}: {' '.join(str(error).split())}") from None
 

@@ -83,7 +83,7 @@ def run(
         "data_sha256": text.sha256,
         "flops_per_token": model.flops_per_token(),
     }
-    facts |= with_prefix("config/", config.flat()) | provenance(command)
+    facts |= with_prefix("config/", config.as_noted()) | provenance(command)
     source = start.config if start else None
     with (
         disk_errors(path),
