@@ -1,4 +1,4 @@
-"""Imports what a choice of the catalogue names, at the moment when it is needed."""
+"""Imports what the catalogue names, such as a model, at the moment when it is needed."""
 
 import gc
 import importlib

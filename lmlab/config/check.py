@@ -1,4 +1,4 @@
-"""Checks keys and values, and builds the checked `Config` of a run. Imports no torch."""
+"""Checks the keys and values of a run, and builds its `Config`. Imports no torch."""
 
 import re
 from dataclasses import asdict, dataclass, field

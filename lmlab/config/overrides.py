@@ -1,4 +1,4 @@
-"""Checks the overrides of a command, all at once, before anything starts. Hydra composes them."""
+"""From the overrides that were typed to checked configurations. Hydra composes them."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""Batches of token ids: B sequences in a batch, T tokens in a sequence."""
+"""Cuts the tokens of a text into batches: B windows of T tokens, and the tokens that follow."""
 
 import itertools
 from collections.abc import Iterator

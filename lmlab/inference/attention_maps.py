@@ -1,4 +1,4 @@
-"""Attention maps: how much each token looks at each other, which fast kernels do not keep."""
+"""Attention maps: how much each token attends to each other; fast kernels do not keep this."""
 
 from collections.abc import Callable
 from typing import Any

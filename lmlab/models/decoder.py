@@ -1,4 +1,4 @@
-"""The transformers once more, in numpy: one sequence, one token after another, to sample on a CPU.
+"""A second implementation of the transformers, in numpy: samples faster on a CPU.
 
 A token of a small model is some 50 µs of arithmetic, but torch takes ten times that to start its
 hundred operations; numpy starts them faster. What they compute, and why, stands in models/gpt.py

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run: numbers, texts and pictures by step, and what a sweep chose."""
+"""Writes what TensorBoard shows of a run: curves, texts, pictures, hyper-parameters."""
 
 import time
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""A run's folder: all that sampling, evaluating, resuming and comparing need.
+"""A run's folder: writes config.yaml, metrics.json, history.jsonl, train.log; reads them back.
 
 `RunDirectory` writes it; the functions read it back. What stands in it is data, perhaps from a
 stranger: it is parsed, checked and limited in size, never executed.

@@ -1,4 +1,4 @@
-"""A dry run: what each cell of a sweep would cost, measured or estimated without training."""
+"""The dry run of a sweep: what each cell would cost, measured or estimated without training."""
 
 import time
 from collections import Counter

@@ -1,4 +1,4 @@
-"""From a configuration to a sweep's cell: its text, its device, its size, its hash."""
+"""Identifies the cell of a configuration: its text, its device, its size, its hash."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path

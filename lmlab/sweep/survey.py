@@ -1,4 +1,4 @@
-"""What is known of a sweep's cells before the first of them runs."""
+"""The cells of a command, identified in the background before the first of them runs."""
 
 import os
 import sys

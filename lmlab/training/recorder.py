@@ -1,4 +1,4 @@
-"""Decides after each training step what is due: a point, an evaluation, a checkpoint, the end."""
+"""Decides after each step whether a point, an evaluation, a checkpoint or the end is due."""
 
 import math
 import os

@@ -1,6 +1,6 @@
-"""The training step: predict the next token, measure the loss, improve the weights.
+"""The training step, and the loop that Lightning runs around it.
 
-Lightning runs the loop around it, which amounts to this:
+A step predicts the next token, measures the loss and improves the weights. The loop amounts to:
 
     recorder.on_train_start()               # evaluates the untrained model, or restores the sums
     for batch in batches.stream(first):     # data/batches.py: idx and targets, (B, T) each
