@@ -112,10 +112,10 @@ def columns(board: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
         texts["not finished"] = row["not_finished"]
         texts["seconds"] = decimal(row.get("train_seconds"), 1)
         rows.append(texts)
-    shown = pd.DataFrame(rows)
+    board_of_texts = pd.DataFrame(rows)
     if board["not_finished"].any():
-        return shown
-    return shown.drop(columns="not finished")
+        return board_of_texts
+    return board_of_texts.drop(columns="not finished")
 
 
 def place(loss: float, n: int) -> str:
@@ -198,9 +198,8 @@ def markdown(table: pd.DataFrame, board: pd.DataFrame) -> str:
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     lines += ["", footnote(table, board)]
     unfinished = []
-    for label, status, reason in tables.unfinished(table):
-        why = f", {reason}" if reason else ""
-        unfinished.append(f"- {label}: {status}{why}")
+    for label, *reasons in tables.unfinished(table):
+        unfinished.append(f"- {label}: {', '.join(filter(None, reasons))}")
     if unfinished:
         lines += ["", *unfinished]
     return "\n".join([*lines, ""])
