@@ -8,12 +8,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
+from lmlab.catalogue import REFERENCES
 from lmlab.commands import train as cli
 from lmlab.errors import UserError, one_line_errors
 from lmlab.inference import loss
 from lmlab.sweep import load_runs, report, table
+from lmlab.sweep.labels import common_parts, without
 from tests.conftest import history, metrics, script, working_in
 
 
@@ -291,3 +295,26 @@ def test_a_torn_line_of_evaluations_loses_itself_alone(here):
     assert table.tested(here) == {"test/loss": 1.5}
     loss.keep_evaluation(here, {"checkpoint": "last", "text": "test"}, {"test/loss": 1.25})
     assert table.tested(here) == {"test/loss": 1.25}
+
+
+@given(st.lists(st.sets(st.sampled_from("abcdef"), min_size=1), min_size=2, max_size=5))
+def test_a_label_without_what_all_have_in_common_still_tells_it_from_others(parts):
+    labels = [",".join(f"{key}=1" for key in sorted(keys)) for keys in parts]
+    common = common_parts(labels)
+    for label, keys in zip(labels, parts, strict=True):
+        rest = without(label, common).split(",")
+        varying = [f"{key}=1" for key in sorted(keys) if any(key not in other for other in parts)]
+        assert rest == (varying or label.split(","))
+
+
+def test_a_single_label_has_nothing_in_common_with_others():
+    assert common_parts(["a=1,b=2"]) == common_parts([]) == set()
+    assert without("a=1,b=2", set()) == "a=1,b=2"
+
+
+def test_every_reference_of_a_run_is_in_the_table_of_references(sweep):
+    run = next(sweep.glob("seed=0,lr=2*"))
+    noted = {name for name in metrics(run) if name.startswith("reference/")}
+    assert noted == {*REFERENCES, "reference/order"}
+    losses = [metrics(run)[name] for name in REFERENCES]
+    assert losses == sorted(losses)  # the best first

@@ -1,5 +1,6 @@
-"""What a sweep ends with: the leaderboard in the terminal, as CSV, Markdown, and one HTML page that
-needs no other.
+"""What a sweep ends with: its leaderboard on the terminal, as CSV, as Markdown, and as a page.
+
+The page, report.html, needs no other file.
 """
 
 import math
@@ -7,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -23,50 +24,52 @@ from lmlab.sweep.cells import ENDED, Sweep
 from lmlab.sweep.planner import planner
 
 PAGE = Path(__file__).with_name("report.html")
-POINTS = 200  # of a curve
-SAMPLES = 40
+POINTS = 200  # of a curve, at most
+SAMPLES = 40  # texts, at most
+WIDTH = 160  # characters of the printed leaderboard where there is no terminal
+
+Item = TypeVar("Item")
 
 
 def finish(sweep: Sweep, launcher: str) -> bool:
-    """Shows and writes what came of the sweep; whether all of its cells have come to an end of
-    their own.
+    """Prints and writes the leaderboard of a sweep; returns whether all of its cells have ended.
+
+    Before that, the best configuration is evaluated on its test split: it was chosen on the
+    validation split, which flatters it.
     """
     table = tables.load_runs(sweep.folder)
-    board = tables.leaderboard(table)
-    winner = table[(table["group"] == board["group"][0]) & (table["status"] == "finished")]
+    best = tables.leaderboard(table)["group"][0]
+    winner = table[(table["group"] == best) & (table["status"] == "finished")]
     winner = winner[winner["test_fraction"] > 0]
-    todo = [path for path in winner["path"] if "test/loss" not in tables.load_run(Path(path))[1]]
-    if todo:  # the winner was chosen on the validation split, which flatters it
-        planner(launcher).evaluate_test_splits(todo)
+    untested = [path for path in winner["path"] if not is_tested(path)]
+    if untested:
+        planner(launcher).evaluate_test_splits(untested)
         table = tables.load_runs(sweep.folder)
     show(table)
     write(table, sweep.folder, sweep.name)
     return bool(table["status"].isin(ENDED).all()) and not table.attrs["faults"]
 
 
+def is_tested(path: str) -> bool:
+    """Returns whether the loss of a run on its test split is known."""
+    _, row = tables.load_run(Path(path))
+    return "test/loss" in row
+
+
 def show(table: pd.DataFrame) -> None:
-    """The leaderboard, and what isn't finished with its reason, in the terminal."""
-    board, keys = tables.leaderboard(table), tables.varied(table)
-    shown = columns(board, keys)
-    rich = Table(
-        caption=footnote(table, board), caption_justify="left", box=None, header_style="bold"
-    )
-    textual = (*keys, "like the best", "not finished")
-    for name in shown.columns:
-        rich.add_column(name, justify="left" if name in textual else "right", overflow="fold")
-    for n, row in enumerate(shown.itertuples(index=False)):
-        rich.add_row(*map(str, row), style="bold" if n == 0 else None)
-    console = Console(
-        width=None if sys.stdout.isatty() else 160, highlight=False, markup=False, emoji=False
-    )
+    """Prints the leaderboard, the runs that are not finished, and those that cannot be read."""
+    board = tables.leaderboard(table)
+    keys = tables.varied(table)
+    width = None if sys.stdout.isatty() else WIDTH
+    console = Console(width=width, highlight=False, markup=False, emoji=False)
     console.print()
-    console.print(rich)
-    failed = list(tables.unfinished(table))
-    if failed:
+    console.print(printed_board(columns(board, keys), keys, footnote(table, board)))
+    unfinished = list(tables.unfinished(table))
+    if unfinished:
         rows = Table(box=None, header_style="bold")
         for name in ("not finished", "status", "why"):
             rows.add_column(name, overflow="fold")
-        for row in failed:
+        for row in unfinished:
             rows.add_row(*row)
         console.print()
         console.print(rows)
@@ -74,246 +77,301 @@ def show(table: pd.DataFrame) -> None:
         console.print(f"left out      {fault}", soft_wrap=True)
 
 
+def printed_board(texts: pd.DataFrame, keys: Sequence[str], caption: str) -> Table:
+    """Returns the leaderboard for the terminal, from its cells as texts."""
+    printed = Table(caption=caption, caption_justify="left", box=None, header_style="bold")
+    for name in texts.columns:
+        if name in (*keys, "like the best", "not finished"):
+            printed.add_column(name, justify="left", overflow="fold")
+        else:
+            printed.add_column(name, justify="right", overflow="fold")
+    for n, row in enumerate(texts.itertuples(index=False)):
+        printed.add_row(*map(str, row), style="bold" if n == 0 else None)
+    return printed
+
+
 def columns(board: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """The leaderboard as people read it, all of it text. The last column alone is about time."""
-    loss, rows = tables.objective(board), []
-    for n, row in board.iterrows():
-        ranked = not math.isnan(row[loss])
-        p, like = row["p"], row["like_best"]
-        rows.append(
-            {
-                "": str(n + 1) if ranked else "–",
-                loss: number(row[loss]),
-                "±": number(row["se"]),
-                "n": str(row["n"]),
-                "like the best": "best"
-                if n == 0 and ranked
-                else ""
-                if not ranked
-                else "too few seeds"
-                if like is None
-                else f"{'yes' if like else 'no'} (p {p:.2g})",
-                **{key: value(row[key]) for key in keys},
-                **{
-                    NUMBERS[key].label or key: number(row[key])
-                    for key in numbers_where("in_report")
-                    if key in board and board[key].notna().any()
-                },
-                "parameters": f"{row['n_params']:,.0f}"
-                if row.get("n_params") == row.get("n_params")
-                else "",
-                "not finished": row["not_finished"],
-                "seconds": number(row.get("train_seconds", math.nan), 1),
-            }
-        )
-    shown = pd.DataFrame(rows)
-    return shown if board["not_finished"].any() else shown.drop(columns="not finished")
+    """Returns the leaderboard as people read it: all cells are texts."""
+    loss = tables.objective(board)
+    means = [name for name in numbers_where("in_report") if name in board]
+    means = [name for name in means if board[name].notna().any()]
+    rows = []
+    for n, row in enumerate(tables.records(board)):
+        texts = {
+            "": place(row[loss], n),
+            loss: decimal(row[loss]),
+            "±": decimal(row["se"]),
+            "n": str(row["n"]),
+            "like the best": verdict(row, loss, is_first=n == 0),
+        }
+        for key in keys:
+            texts[key] = plain(row[key])
+        for name in means:
+            texts[NUMBERS[name].label or name] = decimal(row[name])
+        texts["parameters"] = whole(row.get("n_params"))
+        texts["not finished"] = row["not_finished"]
+        texts["seconds"] = decimal(row.get("train_seconds"), 1)
+        rows.append(texts)
+    board_of_texts = pd.DataFrame(rows)
+    if board["not_finished"].any():
+        return board_of_texts
+    return board_of_texts.drop(columns="not finished")
 
 
-def number(x: float, digits: int = 4) -> str:
-    return "" if x is None or math.isnan(x) else f"{x:.{digits}f}"
+def place(loss: float, n: int) -> str:
+    """Returns the place of the row after `n` others, a dash if it has no loss."""
+    if math.isnan(loss):
+        return "–"
+    return str(n + 1)
 
 
-def value(x: Any) -> str:
-    if isinstance(x, float | np.floating):
-        return "" if math.isnan(x) else f"{x:.6g}"
-    return "null" if x is None else str(x)
+def verdict(row: dict[str, Any], loss: str, is_first: bool) -> str:
+    """Returns whether a configuration is like the best one, with p."""
+    if math.isnan(row[loss]):
+        return ""
+    if is_first:
+        return "best"
+    if row["like_best"] is None:
+        return "too few seeds"
+    is_like = "yes" if row["like_best"] else "no"
+    return f"{is_like} (p {row['p']:.2g})"
+
+
+def decimal(x: float | None, digits: int = 4) -> str:
+    """Returns a number with so many digits after the point, nothing if it is missing."""
+    if x is None or math.isnan(x):
+        return ""
+    return f"{x:.{digits}f}"
+
+
+def whole(x: float | None) -> str:
+    """Returns a whole number with commas, nothing if it is missing."""
+    if x is None or math.isnan(x):
+        return ""
+    return f"{x:,.0f}"
+
+
+def plain(x: Any) -> str:
+    """Returns the value of a key as text, nothing if the run has no such key."""
+    if x is None:
+        return "null"
+    if not isinstance(x, float | np.floating):
+        return str(x)
+    if math.isnan(x):
+        return ""
+    return f"{x:.6g}"
 
 
 def footnote(table: pd.DataFrame, board: pd.DataFrame) -> str:
-    text = (
-        f"{tables.objective(board)} at the end: mean over n seeds, ± its standard error. Like the best: not to be "
-        f"told from it ({tables.TEST}; a p is after correction)."
-    )
+    """Returns what a reader of the leaderboard has to know."""
+    loss = tables.objective(board)
+    sentences = [
+        f"{loss} at the end: mean over n seeds, ± its standard error.",
+        f"Like the best: not to be told from it ({tables.TEST}; a p is after correction).",
+    ]
     if table["data_sha256"].nunique() > 1 or table["val_fraction"].nunique() > 1:
-        text += " Not all were validated on the same text: their losses are no ranking."
-    ranked = int(board[tables.objective(board)].notna().sum())
+        sentences.append("Not all were validated on the same text: their losses are no ranking.")
+    n_ranked = int(board[loss].notna().sum())
     if "test/loss" in board and board["test/loss"].notna().any():
-        return f"{text} test/loss is that of the best alone, on text that chose nothing."
-    if ranked > 1:
-        return (
-            f"{text} The best of {ranked} on one split flatters; with test_fraction=0.1 the best is measured on "
-            "another."
+        sentences.append("test/loss is that of the best alone, on text that chose nothing.")
+    elif n_ranked > 1:
+        sentences.append(
+            f"The best of {n_ranked} on one split flatters; with test_fraction=0.1 the best is "
+            "measured on another."
         )
-    return text
+    return " ".join(sentences)
 
 
 def write(table: pd.DataFrame, folder: Path, title: str) -> None:
-    """leaderboard.csv (numbers as they are), leaderboard.md and report.html into `folder`."""
+    """Writes leaderboard.csv (numbers in full), leaderboard.md and report.html into `folder`."""
     board = tables.leaderboard(table)
-    shown = columns(board, tables.varied(table))
-    lines = [
-        "| " + " | ".join(map(str, row)) + " |"
-        for row in (shown.columns, ["---"] * len(shown.columns), *shown.itertuples(index=False))
-    ]
-    rows = [
-        f"- {label}: {status}" + f", {why}" * bool(why)
-        for label, status, why in tables.unfinished(table)
-    ]
-    markdown = "\n".join([*lines, "", footnote(table, board), *(["", *rows] if rows else []), ""])
     files.write(folder / "leaderboard.csv", board.to_csv(index=False).encode())
-    files.write(folder / "leaderboard.md", markdown.encode())
+    files.write(folder / "leaderboard.md", markdown(table, board).encode())
     files.write(folder / "report.html", fill_page(PAGE, title, page_data(table, board, title)))
     print(f"\nreport        {folder / 'report.html'}\ncurves        tensorboard --logdir {folder}")
 
 
+def markdown(table: pd.DataFrame, board: pd.DataFrame) -> str:
+    """Returns the leaderboard, its footnote and the runs that are not finished, as Markdown."""
+    texts = columns(board, tables.varied(table))
+    rows = [list(texts.columns), ["---"] * len(texts.columns), *texts.to_numpy().tolist()]
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lines += ["", footnote(table, board)]
+    unfinished = []
+    for label, *reasons in tables.unfinished(table):
+        unfinished.append(f"- {label}: {', '.join(filter(None, reasons))}")
+    if unfinished:
+        lines += ["", *unfinished]
+    return "\n".join([*lines, ""])
+
+
 def page_data(table: pd.DataFrame, board: pd.DataFrame, title: str) -> dict[str, Any]:
-    """All that the page draws."""
-    keys, loss = tables.varied(table), tables.objective(table)
-    shown = columns(board, keys)
-    configuration = [
-        key
-        for key in table.columns[: table.columns.get_loc("reason")]
-        if key not in ("seed", "name")
-    ]
+    """Returns all that the script of the page draws."""
+    keys = tables.varied(table)
+    loss = tables.objective(table)
+    texts = columns(board, keys)
     rows = []
-    for n, row in board.iterrows():
+    for row, cells in zip(tables.records(board), texts.itertuples(index=False), strict=True):
         members = table[table["group"] == row["group"]]
-        first = members.iloc[0]
-        rows.append(
-            {
-                "name": ", ".join(f"{key}={value(row[key])}" for key in keys)
-                or str(first["model"]),
-                "cells": list(shown.iloc[n]),
-                "values": {key: row[key] for key in keys},
-                "loss": row[loss],
-                "se": row["se"],
-                "like_best": row["like_best"],
-                "config": {key: value(first[key]) for key in configuration},
-                "curves": curves(members),
-                "runs": [
-                    {
-                        "seed": run["seed"],
-                        "status": run["status"],
-                        "loss": run[loss] if run["status"] == "finished" else None,
-                        "label": run["label"],
-                    }
-                    for _, run in members.iterrows()
-                ],
-            }
-        )
-    made = {
-        key: sorted({str(run) for run in table[key].dropna()})
-        for key in ("torch", "git_commit", "machine", "command")
-        if key in table
-    }
+        rows.append(page_row(row, list(cells), members, keys, loss))
     return {
         "title": title,
         "made": datetime.now().strftime("%Y-%m-%d %H:%M"),
-        "columns": list(shown.columns),
+        "columns": list(texts.columns),
         "references": references(table),
         "keys": keys,
         "loss": loss,
         "footnote": footnote(table, board),
         "rows": rows,
-        "from": made,
+        "from": origins(table),
         "samples": samples(table[table["group"] == board["group"][0]]),
-        "unfinished": [list(one) for one in tables.unfinished(table)],
+        "unfinished": list(tables.unfinished(table)),
     }
 
 
+def page_row(
+    row: dict[str, Any], cells: list[str], members: pd.DataFrame, keys: Sequence[str], loss: str
+) -> dict[str, Any]:
+    """Returns what the page draws of a configuration; `cells` are the texts of its row."""
+    runs = tables.records(members)
+    shown_keys = [key for key in tables.configuration_keys(members) if key not in ("seed", "name")]
+    name = ", ".join(f"{key}={plain(row[key])}" for key in keys)
+    return {
+        "name": name or str(runs[0]["model"]),
+        "cells": cells,
+        "values": {key: row[key] for key in keys},
+        "loss": row[loss],
+        "se": row["se"],
+        "like_best": row["like_best"],
+        "config": {key: plain(runs[0][key]) for key in shown_keys},
+        "curves": curves(members),
+        "runs": [dot(run, loss) for run in runs],
+    }
+
+
+def dot(run: dict[str, Any], loss: str) -> dict[str, Any]:
+    """Returns what the page draws of a run, the loss only if it has finished."""
+    value = run[loss] if run["status"] == "finished" else None
+    return {"seed": run["seed"], "status": run["status"], "loss": value, "label": run["label"]}
+
+
+def origins(table: pd.DataFrame) -> dict[str, list[str]]:
+    """Returns the versions, commits, machines and commands that the runs were made with."""
+    names = [name for name in ("torch", "git_commit", "machine", "command") if name in table]
+    return {name: sorted(set(table[name].dropna().map(str))) for name in names}
+
+
 def references(table: pd.DataFrame) -> list[list[Any]]:
-    """What counting reaches, name and loss, if all runs were validated on the same text."""
+    """Returns name and loss of what counting reaches; nothing if the validation texts differ."""
     wanted = [*REFERENCES, "reference/order"]
     known = table[[name for name in wanted if name in table]].dropna().drop_duplicates()
     if known.shape != (1, len(wanted)):
         return []
-    (losses,) = known.to_dict("records")
+    (losses,) = tables.records(known)
     order = losses["reference/order"]
     return [[words.format(order=order), losses[name]] for name, words in REFERENCES.items()]
 
 
 def curves(members: pd.DataFrame) -> dict[str, Any]:
-    """Of the finished seeds, at the steps that all have: the mean of each loss and its standard
-    error. Of what diverged, where. A step's tokens and FLOPs are fixed, its seconds a mean.
+    """Returns the curves of a configuration's finished seeds, and where its other runs diverged.
+
+    A step's tokens and FLOPs are the same in all runs.
     """
-    done, marks, per_step = [], [], {}
-    begun = members[members["step"] > 0]
-    members = members[~((members["status"] == "finished") & members.duplicated(["status", "seed"]))]
-    for _, run in members.iterrows():
-        lines = (
-            read_history(Path(run["path"]))
-            if (Path(run["path"]) / "history.jsonl").exists()
-            else []
-        )
-        if run["status"] == "finished":
-            done.append(lines)
-        elif run["status"] == "diverged":
-            last = [line["val/loss"] for line in lines if line.get("val/loss") is not None]
-            marks.append(
-                {"step": run["step"], "seed": run["seed"], "loss": last[-1] if last else None}
-            )
-    for key in ("tokens", "flops"):
-        known = begun[begun[key].notna()] if key in begun else begun[:0]
-        per_step[key] = known[key].iloc[0] / known["step"].iloc[0] if len(known) else None
-    answer = {"marks": marks, "per_step": per_step}
-    for key in numbers_where("ranks"):
-        found = [
-            {line["step"]: line[key] for line in lines if line.get(key) is not None}
-            for lines in done
-        ]
-        steps = sorted(set.intersection(*map(set, found))) if found else []
-        steps = [
-            steps[i]
-            for i in sorted(
-                set(np.linspace(0, len(steps) - 1, min(POINTS, len(steps))).astype(int))
-            )
-        ]
-        values = (
-            np.array([[one[step] for step in steps] for one in found])
-            if steps
-            else np.zeros((1, 0))
-        )
-        spread = (
-            values.std(axis=0, ddof=1) / math.sqrt(len(values))
-            if len(values) > 1
-            else np.zeros(len(steps))
-        )
-        timed = [
-            [
-                (0, 0.0),
-                *(
-                    (line["step"], line["train_seconds"])
-                    for line in lines
-                    if "train_seconds" in line
-                ),
-            ]
-            for lines in done
-        ]
-        clocks = [np.interp(steps, *zip(*points, strict=True)) for points in timed]
-        answer[key] = {
-            "step": steps,
-            "mean": values.mean(axis=0),
-            "se": spread,
-            "seconds": np.mean(clocks, axis=0) if steps else [],
-        }
-    return answer
+    is_finished = members["status"] == "finished"
+    is_repeated = is_finished & members.duplicated(["status", "seed"])
+    histories = [history(run) for run in tables.records(members[is_finished & ~is_repeated])]
+    diverged = tables.records(members[members["status"] == "diverged"])
+    drawn: dict[str, Any] = {
+        "marks": [mark(run) for run in diverged],
+        "per_step": {name: per_step(members, name) for name in ("tokens", "flops")},
+    }
+    for name in numbers_where("ranks"):
+        drawn[name] = curve(histories, name)
+    return drawn
+
+
+def history(run: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the lines of a run's history.jsonl, none if it has no such file."""
+    path = Path(run["path"])
+    if not (path / "history.jsonl").exists():
+        return []
+    return read_history(path)
+
+
+def mark(run: dict[str, Any]) -> dict[str, Any]:
+    """Returns where a run has diverged, and its last val/loss before."""
+    loss = None
+    for line in history(run):
+        if line.get("val/loss") is not None:
+            loss = line["val/loss"]
+    return {"step": run["step"], "seed": run["seed"], "loss": loss}
+
+
+def per_step(members: pd.DataFrame, name: str) -> float | None:
+    """Returns the tokens or FLOPs of a step, None if no run has noted them."""
+    if name not in members:
+        return None
+    runs = tables.records(members[(members["step"] > 0) & members[name].notna()])
+    if not runs:
+        return None
+    return runs[0][name] / runs[0]["step"]
+
+
+def curve(histories: list[list[dict[str, Any]]], name: str) -> dict[str, Any]:
+    """Returns mean and standard error of a number over seeds, at the steps that all have.
+
+    `seconds` are those of training until the step, the mean over the seeds.
+    """
+    by_step = [values_by_step(lines, name) for lines in histories]
+    steps: list[int] = []
+    if by_step:
+        steps = thinned(sorted(set.intersection(*map(set, by_step))), POINTS)
+    if not steps:
+        return {"step": [], "mean": [], "se": [], "seconds": []}
+    values = np.array([list(map(run.__getitem__, steps)) for run in by_step])
+    spread = np.zeros(len(steps))
+    if len(values) > 1:
+        spread = values.std(axis=0, ddof=1) / math.sqrt(len(values))
+    return {
+        "step": steps,
+        "mean": values.mean(axis=0),
+        "se": spread,
+        "seconds": np.mean([seconds_at(steps, lines) for lines in histories], axis=0),
+    }
+
+
+def values_by_step(lines: list[dict[str, Any]], name: str) -> dict[int, float]:
+    """Returns the finite values of a number in a history, by step."""
+    return {line["step"]: line[name] for line in lines if line.get(name) is not None}
+
+
+def seconds_at(steps: list[int], lines: list[dict[str, Any]]) -> np.ndarray:
+    """Returns the seconds of training at `steps`, interpolated between the lines of a history."""
+    timed = [line for line in lines if "train_seconds" in line]
+    known_steps = [0, *(line["step"] for line in timed)]
+    known_seconds = [0.0, *(line["train_seconds"] for line in timed)]
+    return np.interp(steps, known_steps, known_seconds)
 
 
 def samples(members: pd.DataFrame) -> dict[str, Any] | None:
-    """What the first of the finished seeds wrote at its evaluations, the first and the last among
-    those shown; None where none did.
-    """
-    for _, run in members[members["status"] == "finished"].sort_values("seed").iterrows():
-        name = Path(run["path"]) / "history.jsonl"
-        lines = [
-            line
-            for line in (read_history(name.parent) if name.exists() else [])
-            if "sample" in line
-        ]
+    """Returns what the first finished seed wrote at its evaluations; None if none wrote."""
+    finished = members[members["status"] == "finished"].sort_values("seed")
+    for run in tables.records(finished):
+        lines = [line for line in history(run) if "sample" in line]
         if lines:
-            shown = sorted(
-                set(np.linspace(0, len(lines) - 1, min(SAMPLES, len(lines))).astype(int))
-            )
-            return {
-                "seed": run["seed"],
-                "lines": [
-                    {
-                        "step": lines[i]["step"],
-                        "loss": lines[i].get("val/loss"),
-                        "text": str(lines[i]["sample"]),
-                    }
-                    for i in shown
-                ],
-            }
+            texts = [
+                {
+                    "step": line["step"],
+                    "loss": line.get("val/loss"),
+                    "text": str(line["sample"]),
+                }
+                for line in thinned(lines, SAMPLES)
+            ]
+            return {"seed": run["seed"], "lines": texts}
     return None
+
+
+def thinned(items: Sequence[Item], limit: int) -> list[Item]:
+    """Returns at most `limit` items at equal distances, the first and the last among them."""
+    indices = np.linspace(0, len(items) - 1, min(limit, len(items))).astype(int)
+    return [items[i] for i in np.unique(indices)]

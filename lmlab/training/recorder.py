@@ -339,9 +339,9 @@ def as_best(numbers: Mapping[str, float], step: int) -> dict[str, float]:
 
 def line(step: int, numbers: Mapping[str, float], sample: str) -> str:
     """Returns the line of the terminal for an evaluation."""
-    shown = "".join(f"{name} {numbers[name]:.4f}  " for name in losses() if name in numbers)
+    pairs = "".join(f"{name} {numbers[name]:.4f}  " for name in losses() if name in numbers)
     sample = sample.replace("\n", "↵")
-    return f"step {step:>5}  {shown}{sample}"
+    return f"step {step:>5}  {pairs}{sample}"
 
 
 def facts_of(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a run says on the terminal: at its start what it is, at its end what came of it."""
+"""What a run prints: at its start what it is, at its end its numbers and a sample."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -87,7 +87,7 @@ def whereabouts(path: Path) -> str:
 
 
 def compared(final: Mapping[str, Any]) -> str:
-    """Returns what counting reaches on the same text, which tells how good a val/loss is."""
+    """Returns the line that compares val/loss with what counting reaches on the same text."""
     losses = []
     for name, words in REFERENCES.items():
         if name in final:
