@@ -20,11 +20,9 @@ test: install  ## run the tests
 quick: install  ## run the tests that take seconds and touch every room
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m quick
 
-lint: install  ## check style and format
+lint: install  ## check style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-
-types: install  ## check annotations; part of lint as soon as the last room is clean
 	$(BIN)/mypy
 
 format: install  ## write the code in the format that lint checks
@@ -38,4 +36,4 @@ clean:  ## remove .venv and caches; outputs stay
 	rm -rf .venv *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help install train test quick lint types format board clean
+.PHONY: help install train test quick lint format board clean
