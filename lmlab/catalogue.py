@@ -307,7 +307,7 @@ def row_of(rows: dict[str, Choice], config: Any) -> Choice:
 
 @dataclass(frozen=True)
 class Number:
-    """Where a measured number is shown, and what a search may do with it.
+    """Says where a measured number is shown, and what a search may do with it.
 
     A number without a row stands in history.jsonl, metrics.json and TensorBoard alone.
     """
@@ -363,7 +363,7 @@ NUMBERS = {
     "tokens_per_second": Number(is_objective=True),
 }
 METRIC = Number(in_end_table=True, in_leaderboard=True, in_report=True, is_objective=True)
-"""The row of a metric that is registered by its name alone: it is shown wherever val/loss is."""
+"""The row of most metrics: in all tables, and an objective that prunes nothing."""
 
 # What simple models reach on the same text, best first, in words; `order` is reference/order.
 REFERENCES = {

@@ -1,4 +1,7 @@
-"""Labels of cells, which are overrides with commas between them, without what all have in common."""
+"""Labels of cells without what all of them have in common.
+
+A label holds overrides, with commas between them.
+"""
 
 from collections.abc import Collection, Iterable
 

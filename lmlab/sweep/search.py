@@ -235,7 +235,10 @@ def typed(override: Override) -> str:
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers from `low` to `high`, all or those at distances of `step`; `log`: by ratios."""
+    """The numbers from `low` to `high`; with a `step` only those at such distances.
+
+    `log`: the search looks at ratios of numbers, not at differences.
+    """
 
     low: float
     high: float
@@ -297,8 +300,8 @@ class Dimension:
                 distributions.check_distribution_compatibility(before, self.distribution)
             except ValueError:
                 raise UserError(
-                    f"{self.typed}: the study {study.study_name} was begun with another kind of choice; "
-                    "another name= begins another"
+                    f"{self.typed}: the study {study.study_name} was begun with another kind of "
+                    "choice; another name= begins another"
                 ) from None
 
     def suggest(self, trial: "optuna.Trial") -> str:

@@ -55,8 +55,8 @@ def results(metrics: Mapping[str, Any], status: str, sample: str) -> str:
     """Returns the table at the end, with the best evaluation on the way, and a sample."""
     if status == "diverged":
         return (
-            f"diverged: at step {metrics['step']} the loss or a weight is not finite. Try a smaller "
-            "lr, more warmup_steps, or grad_clip=1. What is saved is from before."
+            f"diverged: at step {metrics['step']} the loss or a weight is not finite. Try a "
+            "smaller lr, more warmup_steps, or grad_clip=1. What is saved is from before."
         )
     columns = [("final", "")]
     if metrics.get("step", 0) > 0 and "best/step" in metrics:
