@@ -1,12 +1,10 @@
-"""From one run to many: cells that survive, launchers and a search that run them, the table that
-compares them.
-"""
+"""From one run to many: cells, the launcher and the search that run them, and the leaderboard."""
 
 from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    """`load_runs`, without pandas for those who don't ask."""
+    """Returns `load_runs`, which is imported at its first use, since it needs pandas."""
     if name == "load_runs":
         from lmlab.sweep.table import load_runs
 
