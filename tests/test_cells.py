@@ -202,7 +202,7 @@ def test_a_cell_that_fails_says_why_and_is_tried_again_as_often_as_asked(here, m
 
 def test_a_cell_that_fails_before_it_has_a_folder_gets_one(here, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "prepare", lambda *_: bytearray(2**60))
+        patch.setattr(experiment, "Prepared", lambda *_: bytearray(2**60))
         assert cells.run(cell()) == "failed"
     numbers = metrics(cell().find())
     assert (

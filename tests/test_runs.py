@@ -37,7 +37,7 @@ def test_any_configuration_is_read_back_as_it_was(some_config, tmp_path_factory,
         optimizer=replace(some_config.optimizer, lr=lr),
     )
     folder = tmp_path_factory.mktemp("config")
-    runs.write_config(folder, config)
+    runs.write_config(folder, config.as_noted())
     assert runs.read_config(folder) == config
 
 

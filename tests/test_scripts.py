@@ -12,10 +12,11 @@ from lmlab.catalogue import CATALOGUE
 from lmlab.commands import train as cli
 from lmlab.commands.door import run_command
 from lmlab.data import corpora
+from lmlab.data.batches import Batches
 from lmlab.data.text import Splits
 from lmlab.errors import UserError, one_line_errors
 from lmlab.runs import checkpoints
-from lmlab.training import experiment
+from lmlab.training import preparation
 from tests.conftest import NANO, ROOT, history, metrics, script, working_in
 
 pytestmark = pytest.mark.usefixtures("short_texts")
@@ -63,11 +64,11 @@ def test_nanogpt_mini_and_its_lightning_run_follow_the_same_losses(train, monkey
         }
         return started["model"]
 
-    monkeypatch.setattr(experiment, "build_model", build_and_remember)
+    monkeypatch.setattr(preparation, "build_model", build_and_remember)
     run = train("experiment=nanogpt_mini threads=1 max_steps=25 log_interval=1 eval_interval=25")
     config = checkpoints.load(run).config
     data = Splits.of_run(config)
-    batches = experiment.training_batches(data, config.run, config.model.block_size)
+    batches = Batches(data.train, config.run.batch_size, config.model.block_size, config.run.seed)
     model = mini.GPT(data.tokenizer.vocab_size)
     model.load_state_dict(started["weights"])
     losses = mini.train(model, batches.__getitem__, 25)

@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lmlab import files
 from lmlab.commands import train as cli
+from lmlab.data.batches import Batches
 from lmlab.data.text import Splits
 from lmlab.data.tokenizers import CharTokenizer
 from lmlab.inference import evaluations, loss
@@ -23,6 +24,12 @@ from tests.conftest import NANO, config, history, metrics
 
 pytestmark = pytest.mark.usefixtures("short_texts")
 BIGRAM = "model=bigram threads=1 device=cpu log_interval=1 "
+
+
+def batches_of(text, config):
+    """The batches that a run with this configuration is trained on."""
+    run = config.run
+    return Batches(text.train, run.batch_size, config.model.block_size, run.seed)
 
 
 def weights(run, checkpoint="last"):
@@ -58,7 +65,7 @@ def test_a_run_equals_a_loop_written_out(train, some_config):
     torch.manual_seed(0)
     model = checkpoints.build_model(loaded.config.model, 60)
     data = Splits.of_run(loaded.config)
-    batches = experiment.training_batches(data, loaded.config.run, loaded.config.model.block_size)
+    batches = batches_of(data, loaded.config)
     losses = {}
     for step in range(4):
         idx, targets = batches[step]
@@ -212,7 +219,7 @@ def test_update_ratios_are_those_of_the_step_before_an_evaluation(train):
     run = train("experiment=tiny_lm max_steps=7 eval_interval=3 grad_accumulation=2 threads=1")
     loaded, ratios = checkpoints.load(run), {}
     data = Splits.of_run(loaded.config)
-    batches = experiment.training_batches(data, loaded.config.run, loaded.config.model.block_size)
+    batches = batches_of(data, loaded.config)
     table = torch.zeros(9, 9, requires_grad=True)
     for step in range(1, 8):
         losses = [
@@ -288,7 +295,9 @@ def test_max_minutes_ends_a_run_if_it_comes_first(train):
 
 def test_two_runs_of_one_second_get_folders_of_their_own(some_config, here):
     paths = [
-        runs.RunDirectory.create(here / "x" / "now", some_config, CharTokenizer("ab"), {})
+        runs.RunDirectory.create(
+            here / "x" / "now", some_config.as_noted(), CharTokenizer("ab"), {}
+        )
         for _ in range(3)
     ]
     assert [path.path.name for path in paths] == ["now", "now-2", "now-3"]

@@ -104,9 +104,12 @@ class Task:
         with one_line_errors():
             config, _ = resolved(overrides)
             with importing():
-                from lmlab.training import experiment
+                from lmlab import machine
+                from lmlab.training import experiment, preparation
+            config = machine.resolve(config)
+            start = preparation.load_start(config.run.init_from)
             path = Path("outputs", config.run.name, timestamp())
-            status, _ = experiment.run(config, path, self.sweep.command)
+            status, _ = experiment.run(config, path, self.sweep.command, start)
         if status == "diverged":
             raise SystemExit(1)
         return None

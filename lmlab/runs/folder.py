@@ -10,6 +10,7 @@ import math
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
@@ -77,15 +78,15 @@ class RunDirectory:
     def create(
         cls,
         path: Path,
-        config: Config,
+        noted: Mapping[str, Any],
         tokenizer: Tokenizer,
         facts: dict[str, Any],
-        source: Config | None = None,
+        source: Mapping[str, Any] | None = None,
     ) -> Self:
         """Creates a run's folder at `path`, or at the next free name, all of it or nothing.
 
-        metrics.json begins with `facts`; `source` is the configuration of the run whose weights it
-        starts from. Raises UserError.
+        config.yaml holds `noted`, and metrics.json begins with `facts`; `source` is what the
+        config.yaml holds of the run whose weights it starts from. Raises UserError.
         """
         path = new_folder(path)
         with ExitStack() as undo:
@@ -96,7 +97,7 @@ class RunDirectory:
             directory.update(**facts)
             if source:
                 write_config(path, source, "source.yaml")
-            write_config(path, config)  # the last one: a folder without it is no run
+            write_config(path, noted)  # the last one: a folder without it is no run
             undo.pop_all()
         return directory
 
@@ -170,9 +171,9 @@ def timestamp() -> str:
     return datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
 
 
-def write_config(path: Path, config: Config, name: str = "config.yaml") -> None:
-    """Writes a configuration into the folder `path`. Raises UserError."""
-    content = yaml.safe_dump(config.as_noted(), sort_keys=False, allow_unicode=True, width=2**30)
+def write_config(path: Path, noted: Mapping[str, Any], name: str = "config.yaml") -> None:
+    """Writes `Config.as_noted` into the folder `path`. Raises UserError."""
+    content = yaml.safe_dump(dict(noted), sort_keys=False, allow_unicode=True, width=2**30)
     files.write_sealed(path / name, content.encode())
 
 

@@ -237,7 +237,7 @@ def run_when_free(cell: Cell, watch: Watch | None = None) -> str:
 
 def attempt(cell: Cell, path: Path, watch: Watch | None) -> str:
     """Tries a cell once, from its last checkpoint if there is one; returns its status."""
-    from lmlab.training import experiment
+    from lmlab.training import experiment, preparation
 
     command = cell.sweep.command
     if (path / "checkpoints/last.ckpt").exists():
@@ -247,7 +247,10 @@ def attempt(cell: Cell, path: Path, watch: Watch | None) -> str:
         return experiment.resume(path, saved, command, watch)
     if path.exists():  # it ended before its first checkpoint
         shutil.rmtree(path)
-    status, _ = experiment.run(cell.config, path, command, cell.data_sha256, cell.facts, watch)
+    start = preparation.load_start(cell.config.run.init_from)
+    status, _ = experiment.run(
+        cell.config, path, command, start, cell.data_sha256, cell.facts, watch
+    )
     return status
 
 
@@ -260,7 +263,7 @@ def fail(cell: Cell, why: str) -> str:
     metrics = cell.metrics()
     if not (path / "config.yaml").exists():
         path.mkdir(parents=True, exist_ok=True)
-        write_config(path, cell.config)
+        write_config(path, cell.config.as_noted())
     if not metrics:
         metrics = {
             "step": 0,

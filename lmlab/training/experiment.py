@@ -7,26 +7,20 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
-import torch
 from lightning_fabric.plugins.environments import LightningEnvironment
 
 from lmlab import machine
 from lmlab.config.check import Config
 from lmlab.config.keys import RunConfig
-from lmlab.data.batches import Batches, BatchModule
-from lmlab.data.text import Splits
-from lmlab.data.tokenizers import Tokenizer
+from lmlab.data.batches import BatchModule
 from lmlab.errors import UserError
 from lmlab.inference import evaluations
 from lmlab.inference.evaluations import Subject
 from lmlab.inference.references import references
-from lmlab.models.base import LanguageModel, build_model
 from lmlab.runs import checkpoints
 from lmlab.runs.board import Board
 from lmlab.runs.checkpoints import SealedCheckpointIO
@@ -44,6 +38,7 @@ from lmlab.training import state, summary
 from lmlab.training.meter import speed
 from lmlab.training.optimizers import build_optimizer, example_states
 from lmlab.training.overhead import NoProfiler, mute_lightning, spare_memory_filling
+from lmlab.training.preparation import Prepared, inherit, load_start, source_tokens
 from lmlab.training.recorder import Ending, Recorder, Watch
 from lmlab.training.step import LanguageModule
 
@@ -54,43 +49,49 @@ def run(
     config: Config,
     path: Path,
     command: str,
+    start: checkpoints.Run | None = None,
     sha256: str | None = None,
     cell: dict[str, Any] | None = None,
     watch: Watch | None = None,
 ) -> tuple[str, Path]:
     """Trains a new run; returns its status ('finished', 'diverged', 'pruned') and its folder.
 
-    The folder is `path`, or `path` with a number where that exists. `sha256` is the checksum that
-    the text must have, `cell` the run's place in a sweep for metrics.json. Raises UserError before
-    a folder is made.
+    `config` has the device, precision and threads of this machine. The folder is `path`, or `path`
+    with a number where that exists. `start` is the run that init_from= names, `sha256` the checksum
+    that the text must have, `cell` the run's place in a sweep for metrics.json. Raises UserError
+    before a folder is made.
     """
-    config = machine.resolve(config)
+    tokenizer = start.tokenizer if start else None
+    prepared = Prepared(config, tokenizer, sha256)
     facts = dict(cell or {})
-    start = None
-    if config.run.init_from:
-        start = checkpoints.load(Path(config.run.init_from), choice="cpu")
-        config = replace(config, run=replace(config.run, init_from=str(start.path)))
+    source = None
+    if start:
+        inherit(prepared.model, start)
         facts["init_sha256"] = start.sha256
         facts["source_sha256"] = text_sha256(read_metrics(start.path), start.path)
-    prepared = prepare(config, start.tokenizer if start else None, sha256)
-    text, model = prepared.text, prepared.model
-    if start:
-        inherit(model, start)
-    facts |= {
-        "status": "running",
-        "seed": config.run.seed,
-        "n_params": sum(weight.numel() for weight in model.parameters()),
-        "data_sha256": text.sha256,
-        "flops_per_token": model.flops_per_token(),
-    }
-    facts |= with_prefix("config/", config.as_noted()) | provenance(command)
-    source = start.config if start else None
+        source = start.config.as_noted()
+    facts |= first_facts(prepared, command)
     with (
         disk_errors(path),
-        closing(RunDirectory.create(path, config, text.tokenizer, facts, source)) as directory,
+        closing(
+            RunDirectory.create(path, prepared.noted, prepared.text.tokenizer, facts, source)
+        ) as directory,
     ):
-        directory.say(summary.introduction(config, text, facts["n_params"], directory.path))
-        return train(directory, config, prepared, watch=watch), directory.path
+        directory.say(summary.introduction(prepared, directory.path))
+        return train(directory, prepared, watch=watch), directory.path
+
+
+def first_facts(prepared: Prepared, command: str) -> dict[str, Any]:
+    """Returns what metrics.json says of a run before its first step."""
+    return {
+        "status": "running",
+        "seed": prepared.run.seed,
+        "n_params": sum(weight.numel() for weight in prepared.model.parameters()),
+        "data_sha256": prepared.text.sha256,
+        "flops_per_token": prepared.model.flops_per_token(),
+        **with_prefix("config/", prepared.noted),
+        **provenance(command),
+    }
 
 
 def resume(path: Path, config: Config, command: str, watch: Watch | None = None) -> str:
@@ -121,20 +122,22 @@ def resume(path: Path, config: Config, command: str, watch: Watch | None = None)
                 f"max_steps={config.run.max_steps}: the run has made {step} steps; allowed are more "
                 "than that"
             )
-        prepared = prepare(config, tokenizer, start["data_sha256"])
+        prepared = Prepared(config, tokenizer, start["data_sha256"])
         if checkpoint:
             restore(checkpoint, prepared, over, path / "checkpoints/last.ckpt")
             del checkpoint  # Lightning reads it again, and no more memory than that is needed
-        elif config.run.init_from:
-            inherit(prepared.model, checkpoints.load(Path(config.run.init_from), choice="cpu"))
+        else:
+            parent = load_start(prepared.run.init_from)
+            if parent:
+                inherit(prepared.model, parent)
         directory.metrics = start["metrics"]
         if config != read_config(path):
-            write_config(path, config)
+            write_config(path, prepared.noted)
         directory.rewind(start["history_bytes"])
         where = f" at step {step} of {config.run.max_steps}" if has_steps else ""
-        changes = note_resumption(directory, config.flat(), provenance(command))
+        changes = note_resumption(directory, prepared.keys, provenance(command))
         directory.say(f"{path}: goes on{where}{changes}")
-        return train(directory, config, prepared, saved, over, watch)
+        return train(directory, prepared, saved, over, watch)
 
 
 def check_resumable(path: Path, metrics: dict[str, Any], saved: dict[str, Any] | None) -> None:
@@ -173,7 +176,7 @@ def finished_already(
     return line
 
 
-def restore(checkpoint: dict[str, Any], prepared: "Prepared", over: bool, path: Path) -> None:
+def restore(checkpoint: dict[str, Any], prepared: Prepared, over: bool, path: Path) -> None:
     """Gives a run that is `over` its weights; else Lightning does, and the optimizer is checked.
 
     Raises UserError if the state of the optimizer in the checkpoint at `path` does not fit.
@@ -230,73 +233,8 @@ def disk_errors(path: Path) -> Iterator[None]:
         threading.excepthook = hook_before
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """What stands ready before the first step. A model without steps has no batches."""
-
-    text: Splits
-    model: LanguageModel
-    batches: Batches | None
-    optimizer: Any
-    """The optimizer's keys."""
-
-    precision: str
-
-
-def prepare(config: Config, tokenizer: Tokenizer | None, sha256: str | None) -> Prepared:
-    """Returns the text and the untrained model. Raises UserError, also for a text too short.
-
-    All that is random in a run follows from the seed that is set here.
-    """
-    if config.run.threads:  # machine.resolve has given a number
-        torch.set_num_threads(config.run.threads)
-    text = Splits.of_run(config, tokenizer, sha256)
-    pl.seed_everything(config.run.seed, verbose=False)
-    model = build_model(config.model, text.tokenizer.vocab_size)
-    batches = None
-    if model.has_steps:
-        batches = training_batches(text, config.run, config.model.block_size)
-    return Prepared(text, model, batches, config.optimizer, config.device.precision)
-
-
-def training_batches(text: Splits, run: RunConfig, block_size: int) -> Batches:
-    """Returns the batches of a run. Raises UserError if the text is too short for `block_size`."""
-    return Batches(text.train, run.batch_size, block_size, run.seed)
-
-
-def inherit(model: LanguageModel, start: checkpoints.Run) -> None:
-    """Gives the model the weights of another run. Raises UserError if they do not fit."""
-    try:
-        model.load_state_dict(start.model.state_dict())
-    except RuntimeError:
-        raise UserError(
-            f"init_from={start.path}: its weights fit only a model like its own, "
-            + " ".join(f"{key}={value}" for key, value in vars(start.config.model).items())
-        ) from None
-
-
-def source_tokens(directory: RunDirectory, tokenizer: Tokenizer) -> np.ndarray | None:
-    """Returns the validation tokens of the run that the weights come from.
-
-    None, with a line that says so, if its text cannot be had.
-    """
-    if not (directory.path / "source.yaml").exists():
-        return None
-    try:
-        source = read_config(directory.path, "source.yaml")
-        sha256 = text_sha256(directory.metrics, directory.path, "source_sha256")
-        tokens = Splits.of_run(source, tokenizer, sha256).val
-    except UserError as error:
-        directory.say(f"val/loss_source is not tracked: {error}")
-        return None
-    if len(tokens) == 0:
-        return None
-    return tokens
-
-
 def train(
     directory: RunDirectory,
-    config: Config,
     prepared: Prepared,
     saved: dict[str, Any] | None = None,
     over: bool = False,
@@ -311,30 +249,34 @@ def train(
         subject = Subject(
             model=prepared.model,
             text=text,
-            block_size=config.model.block_size,
+            block_size=prepared.block_size,
             precision=prepared.precision,
-            seed=config.run.seed,
+            seed=prepared.run.seed,
             source=source_tokens(directory, text.tokenizer),
         )
         identity = {
-            "config": config.flat(),
+            "config": prepared.keys,
             "tokenizer": text.tokenizer.to_json(),
             "data_sha256": text.sha256,
         }
         if prepared.batches is None:
             ending = count(directory, subject, identity, saved if over else None)
         else:
-            recorder = Recorder(directory, config.run, subject, identity, saved, watch)
+            recorder = Recorder(directory, prepared.run, subject, identity, saved, watch)
             if over:
                 recorder.last = True
                 recorder.finish()
             else:
-                device = config.choices["device"]
                 module = LanguageModule(
-                    prepared.model, config.optimizer, config.run, prepared.precision, device
+                    prepared.model,
+                    prepared.optimizer,
+                    prepared.run,
+                    prepared.precision,
+                    prepared.device,
                 )
-                first = recorder.meter.step * config.run.grad_accumulation
-                make_steps(recorder, module, BatchModule(prepared.batches, first), device)
+                first = recorder.meter.step * prepared.run.grad_accumulation
+                batches = BatchModule(prepared.batches, first)
+                make_steps(recorder, module, batches, prepared.device)
             ending = recorder.ending()
         directory.update(status=ending.status, **ending.totals)
     say_results(directory, subject, ending)

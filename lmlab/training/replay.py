@@ -3,10 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
-from lmlab import catalogue
+from lmlab import catalogue, machine
 from lmlab.config.check import Config
 from lmlab.runs.folder import read_history, read_metrics, text_sha256, timestamp
 from lmlab.training import experiment
+from lmlab.training.preparation import load_start
 
 
 def replay(path: Path, config: Config, command: str) -> bool:
@@ -21,7 +22,9 @@ def replay(path: Path, config: Config, command: str) -> bool:
         run = replace(config.run, max_steps=max(1, steps), max_minutes=None)
         config = replace(config, run=run)
     new_path = Path("outputs", config.run.name, timestamp())
-    _, new_path = experiment.run(config, new_path, command, sha256)
+    config = machine.resolve(config)
+    start = load_start(config.run.init_from)
+    _, new_path = experiment.run(config, new_path, command, start, sha256)
     now = losses(new_path)
     common = sorted({*before} & {*now})
     parted = next((point for point in common if before[point] != now[point]), None)

@@ -7,30 +7,30 @@ from pathlib import Path
 from typing import Any
 
 from lmlab.catalogue import REFERENCES, numbers_where, training_first
-from lmlab.config.check import Config
 from lmlab.data.text import Splits
+from lmlab.training.preparation import Prepared
 
 
-def introduction(config: Config, text: Splits, n_params: int, path: Path) -> str:
+def introduction(prepared: Prepared, path: Path) -> str:
     """Returns the table at the start: model, text, device, how long, and where the run lies."""
-    choices = config.choices
-    run = config.run
-    keys = " ".join(f"{key}={value}" for key, value in vars(config.model).items())
-    if not config.model.has_steps:
-        size = ""
-        training = "by counting"
-    else:
-        size = f", {n_params:,} parameters"
+    keys = prepared.keys
+    run = prepared.run
+    model = prepared.model
+    model_keys = " ".join(f"{key}={value}" for key, value in vars(model.config).items())
+    size = ""
+    training = "by counting"
+    if prepared.batches is not None:
+        size = f", {model.size()}"
         training = (
             f"{run.max_steps:,} steps of {run.batch_size * run.grad_accumulation} x "
-            f"{config.model.block_size} characters, {choices['optimizer']}"
+            f"{prepared.block_size} characters, {keys['optimizer']}"
         )
     rows = [
-        ("model", f"{choices['model']}{size}: {keys}"),
-        ("data", f"{choices['data']}, {described(text)}"),
+        ("model", f"{keys['model']}{size}: {model_keys}"),
+        ("data", f"{keys['data']}, {described(prepared.text)}"),
         (
             "device",
-            f"{choices['device']}, precision {config.device.precision}, {run.threads} threads",
+            f"{prepared.device}, precision {prepared.precision}, {run.threads} threads",
         ),
         ("training", training),
         ("run", f"{path}\n"),

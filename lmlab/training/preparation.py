@@ -1,0 +1,85 @@
+"""Prepares a run: reads its text, builds its model, cuts its batches. Nothing is trained yet."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+
+from lmlab.config.check import Config
+from lmlab.config.keys import RunConfig
+from lmlab.data.batches import Batches
+from lmlab.data.text import Splits
+from lmlab.data.tokenizers import Tokenizer
+from lmlab.errors import UserError
+from lmlab.models.base import LanguageModel, build_model
+from lmlab.runs import checkpoints
+from lmlab.runs.folder import RunDirectory, read_config, text_sha256
+
+
+class Prepared:
+    """A text, an untrained model and its batches. From here on no function needs the `Config`.
+
+    `config` has the device, precision and threads of this machine; `tokenizer` and `sha256` are
+    those of the text that it must be, if it is known. All that is random in a run follows from the
+    seed that is set here. Raises UserError, also for a text that is too short.
+    """
+
+    def __init__(
+        self, config: Config, tokenizer: Tokenizer | None = None, sha256: str | None = None
+    ) -> None:
+        if config.run.threads:  # machine.resolve has given a number
+            torch.set_num_threads(config.run.threads)
+        self.text = Splits.of_run(config, tokenizer, sha256)
+        pl.seed_everything(config.run.seed, verbose=False)
+        self.model = build_model(config.model, self.text.tokenizer.vocab_size)
+        self.run: RunConfig = config.run
+        self.optimizer: Any = config.optimizer  # the optimizer's keys
+        self.precision: str = config.device.precision
+        self.device: str = config.choices["device"]
+        self.block_size: int = config.model.block_size
+        self.keys = config.flat()  # all choices and keys, which checkpoints note
+        self.noted = config.as_noted()  # what config.yaml holds
+        self.batches: Batches | None = None  # a model without steps has none
+        if self.model.has_steps:
+            self.batches = Batches(
+                self.text.train, self.run.batch_size, self.block_size, self.run.seed
+            )
+
+
+def load_start(init_from: str | None) -> checkpoints.Run | None:
+    """Returns the run whose weights a new run starts from, on the CPU, or None. Raises UserError."""
+    if init_from is None:
+        return None
+    return checkpoints.load(Path(init_from), choice="cpu")
+
+
+def inherit(model: LanguageModel, start: checkpoints.Run) -> None:
+    """Gives the model the weights of another run. Raises UserError if they do not fit."""
+    try:
+        model.load_state_dict(start.model.state_dict())
+    except RuntimeError:
+        raise UserError(
+            f"init_from={start.path}: its weights fit only a model like its own, "
+            + " ".join(f"{key}={value}" for key, value in vars(start.config.model).items())
+        ) from None
+
+
+def source_tokens(directory: RunDirectory, tokenizer: Tokenizer) -> np.ndarray | None:
+    """Returns the validation tokens of the run that the weights come from.
+
+    None, with a line that says so, if its text cannot be had.
+    """
+    if not (directory.path / "source.yaml").exists():
+        return None
+    try:
+        source = read_config(directory.path, "source.yaml")
+        sha256 = text_sha256(directory.metrics, directory.path, "source_sha256")
+        tokens = Splits.of_run(source, tokenizer, sha256).val
+    except UserError as error:
+        directory.say(f"val/loss_source is not tracked: {error}")
+        return None
+    if len(tokens) == 0:
+        return None
+    return tokens
