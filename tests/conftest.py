@@ -168,8 +168,10 @@ def some_config():
         return overrides.resolved(("model=gpt_nano", "device=cpu"))[0]
 
 
-LONG = ("resume", "search", "sweep", "readme", "additions", "recipes", "finetune", "learn", "disk")
-LONG += ("damage", "device", "old_runs")  # files that `make quick` leaves out
+# The files that `make quick` leaves out, and then those that take longest of the others.
+LONG = ("resume", "search", "sweep", "readme", "additions", "recipes", "finetune", "cli", "learn")
+LONG += ("training", "disk", "damage", "device", "old_runs")
+FIRST = (*LONG, "cells")
 
 
 def pytest_addoption(parser):
@@ -183,10 +185,10 @@ def pytest_addoption(parser):
 
 def pytest_collection_modifyitems(items):
     """Sorts the files that take longest first, so that no worker is left alone with one at the
-    end, and marks the tests of all other files as quick.
+    end, and marks the tests of all files but the long ones as quick.
     """
-    long_files = [f"test_{name}" for name in LONG]
-    items.sort(key=lambda item: (*long_files, item.path.stem).index(item.path.stem))
+    order = [f"test_{name}" for name in FIRST]
+    items.sort(key=lambda item: (*order, item.path.stem).index(item.path.stem))
     for item in items:
-        if item.path.stem not in long_files:
+        if item.path.stem.removeprefix("test_") not in LONG:
             item.add_marker("quick")
