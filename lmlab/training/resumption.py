@@ -1,0 +1,83 @@
+"""A run that goes on: what is checked, what is restored, and what is noted and said of it."""
+
+from pathlib import Path
+from typing import Any
+
+from lmlab.config.keys import RunConfig
+from lmlab.errors import UserError
+from lmlab.runs.folder import RunDirectory
+from lmlab.runs.provenance import differences
+from lmlab.training import state
+from lmlab.training.optimizers import build_optimizer, example_states
+from lmlab.training.preparation import Prepared
+
+
+def check_resumable(path: Path, metrics: dict[str, Any], saved: dict[str, Any] | None) -> None:
+    """Raises UserError for a run that cannot go on: it has lost its checkpoint, or it diverged."""
+    if saved is None and metrics.get("step"):
+        raise UserError(f"{path / 'checkpoints/last.ckpt'}: is missing, and so is previous.ckpt")
+    if metrics.get("status") == "diverged":
+        raise UserError(
+            f"resume={path}: the run diverged, and would again; start anew with a smaller lr"
+        )
+
+
+def is_over(saved: dict[str, Any], run: RunConfig, has_steps: bool) -> bool:
+    """Returns whether the checkpoint is that of the run's end."""
+    all_steps_made = not has_steps or saved["step"] == run.max_steps
+    return saved["last"] and (all_steps_made or is_out_of_time(saved, run.max_minutes))
+
+
+def is_out_of_time(saved: dict[str, Any], max_minutes: float | None) -> bool:
+    """Returns whether the time for training was over when the checkpoint was saved."""
+    return max_minutes is not None and saved["train_seconds"] >= 60 * max_minutes
+
+
+def finished_already(
+    path: Path, saved: dict[str, Any], max_minutes: float | None, can_go_on: bool
+) -> str:
+    """Returns the line for a run that is over, with the key that would let it go on."""
+    step = saved["step"]
+    line = f"{path}: finished already"
+    if step > 0:
+        line += f", at step {step}"
+    if can_go_on and max_minutes is not None and is_out_of_time(saved, max_minutes):
+        line += f"; max_minutes={2 * max_minutes:g} would go on"
+    elif can_go_on:
+        line += f"; max_steps={2 * step} would go on"
+    return line
+
+
+def restore(checkpoint: dict[str, Any], prepared: Prepared, over: bool, path: Path) -> None:
+    """Gives a run that is `over` its weights; else Lightning does, and the optimizer is checked.
+
+    Raises UserError if the state of the optimizer in the checkpoint at `path` does not fit.
+    """
+    if over:
+        weights = checkpoint["state_dict"].items()
+        state_dict = {name.removeprefix("model."): weight for name, weight in weights}
+        prepared.model.load_state_dict(state_dict)
+    else:
+        parts = prepared.model, prepared.optimizer, prepared.precision
+        state.check_optimizer(checkpoint, build_optimizer(*parts), example_states(*parts), path)
+
+
+def note_resumption(directory: RunDirectory, config: dict[str, Any], now: dict[str, Any]) -> str:
+    """Notes in metrics.json with what a run goes on; returns what has changed, for the terminal.
+
+    `now` is the provenance of the process.
+    """
+    directory.metrics.pop("reason", None)
+    changes = differences(directory.metrics, now)
+    directory.update(
+        status="running", **with_prefix("config/", config), **with_prefix("resumed/", now)
+    )
+    if not changes:
+        return ""
+    warning = "; the last bits may come out differently, since something changed: "
+    return warning + "; ".join(changes)
+
+
+def with_prefix(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Returns `values` with longer names, as metrics.json holds them."""
+    return {prefix + key: value for key, value in values.items()}
