@@ -1,8 +1,8 @@
-"""The built-in choices: for each its keys, with types, ranges and markers, and what builds it.
+"""The built-in choices, each with its keys (types, ranges, markers) and its builder.
 
-`NUMBERS`, at the end, says where each measured number is shown. This file imports no torch, so that
-a command is checked at once. A new built-in model costs a class in lmlab/models, a row here and a
-YAML file in conf/model; CONTRIBUTING.md says how.
+`NUMBERS`, at the end, lists the places where each measured number is shown. This file imports no
+torch, so that a command is checked at once. A new built-in model costs a class in lmlab/models, a
+row here and a YAML file in conf/model; CONTRIBUTING.md explains it.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -41,7 +41,7 @@ class OneOf:
 
 @dataclass(frozen=True)
 class Follows:
-    """Marks a key that, where it is null, has the value of the key `source` over `divisor`."""
+    """Marks a key whose default is the value of the key `source`, divided by `divisor`."""
 
     source: str
     divisor: int = 1
@@ -103,7 +103,7 @@ class NGramConfig:
         return max(1, self.order - 1)
 
     def check(self) -> None:
-        """Accepts every order in range."""
+        """Raises nothing: every order of the n-gram in its range is valid."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class TransformerConfig(ModelConfig):
             self.refuse_width("a multiple of n_head")
 
     def refuse_width(self, needed: str) -> None:
-        """Raises the UserError that names n_embd, n_head and what is needed."""
+        """Raises a UserError that names n_embd and n_head; `needed` completes the sentence."""
         raise UserError(f"n_embd={self.n_embd} n_head={self.n_head}: n_embd must be {needed}")
 
 
@@ -199,7 +199,7 @@ class FileConfig(CorpusConfig):
 
 @dataclass(frozen=True)
 class DeviceConfig:
-    """The keys of a device."""
+    """The keys of a run that depend on its device."""
 
     precision: Annotated[Literal["auto", "32-true", "bf16-mixed"], STEPWISE]
 
@@ -250,7 +250,7 @@ class MuonConfig(AdamWConfig):
 
 @dataclass(frozen=True)
 class Choice:
-    """A row of the catalogue: the class of the keys, and what builds the choice, as text.
+    """A row of the catalogue: the class of the keys, and the name of the builder.
 
     `builder` is "module:name"; `registry.load` imports it when it is needed.
     """
@@ -307,9 +307,9 @@ def row_of(rows: dict[str, Choice], config: Any) -> Choice:
 
 @dataclass(frozen=True)
 class Number:
-    """Says where a measured number is shown, and what a search may do with it.
+    """The places where a measured number is shown, and its uses in a search.
 
-    A number without a row stands in history.jsonl, metrics.json and TensorBoard alone.
+    A number without a row is written to history.jsonl, metrics.json and TensorBoard only.
     """
 
     label: str = ""
@@ -394,7 +394,7 @@ def objectives() -> list[str]:
 
 
 def training_first(names: Iterable[str]) -> list[str]:
-    """Returns `names` in the order of the terminal: those of training, then the others."""
+    """Returns `names` in the order of the terminal: numbers of training first."""
     return sorted(names, key=lambda name: not name.startswith("train/"))
 
 

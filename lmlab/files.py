@@ -15,11 +15,11 @@ POLL_SECONDS = 0.01  # between two tries to take a lock
 
 
 class Locked(Exception):
-    """Another process holds the lock of a file. The caller says it in the words of its command."""
+    """Another process holds the lock of a file. Callers turn this into an error of their own."""
 
 
 def cache_dir() -> Path:
-    """Returns the folder for what can be made again: $LMLAB_CACHE, or lmlab in the user's cache."""
+    """Returns the folder for files that can be made again: $LMLAB_CACHE, or ~/.cache/lmlab."""
     base = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     return Path(os.environ.get("LMLAB_CACHE", f"{base}/lmlab")).expanduser()
 
@@ -88,7 +88,7 @@ def move(temporary: Path, path: Path) -> None:
 
 
 def remove(temporary: Path) -> None:
-    """Removes what a failed replacement left behind."""
+    """Removes the temporary file of a failed replacement."""
     if temporary.exists():
         temporary.unlink()
 
@@ -109,10 +109,10 @@ def read(path: Path, limit: int) -> bytes:
 
 
 def seal(path: Path) -> Path:
-    """Returns where the checksum of `path` stands.
+    """Returns the path of the file that holds the checksum of `path`.
 
-    During a replacement the old and the new checksum stand there, so that the file is valid
-    whichever of the two is on disk after a crash.
+    While `path` is being replaced, it holds the checksums of both versions, so that the old and the
+    new version are valid after a crash.
     """
     return path.with_name(f"{path.name}.sha256")
 
@@ -125,7 +125,7 @@ def sums(path: Path) -> bytes:
 
 
 def read_sealed(path: Path, limit: int) -> bytes:
-    """Returns what `read` does. Raises UserError if the checksum is missing or does not match."""
+    """Returns the content of a file. Raises UserError if its checksum is missing or wrong."""
     for _ in range(3):  # another process may replace both files between the two reads
         content = read(path, limit)
         if sha256(content).encode() in read(seal(path), 4096).split():

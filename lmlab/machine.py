@@ -20,7 +20,7 @@ CORES = torch.get_num_threads()  # torch's own choice, before a run sets another
 
 
 def pick(choice: str) -> torch.device:
-    """Returns the device of a choice; auto takes the fastest. Raises UserError if it is missing."""
+    """Returns the device with this name, or the fastest one for "auto". Raises UserError."""
     is_there = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),

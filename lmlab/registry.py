@@ -1,4 +1,4 @@
-"""Imports what the catalogue names, such as a model, at the moment when it is needed."""
+"""Imports a class or function of the catalogue at the moment when it is needed."""
 
 import gc
 import importlib
@@ -11,7 +11,7 @@ from typing import Any
 def importing() -> Iterator[None]:
     """Switches the garbage collector off during large imports, which saves a fifth of their time.
 
-    What was imported is never searched for garbage later, either.
+    The imported objects are never searched for garbage later, either.
     """
     gc.disable()
     try:
@@ -22,6 +22,6 @@ def importing() -> Iterator[None]:
 
 
 def load(builder: str) -> Any:
-    """Returns the class or function that a row of the catalogue names, as "module:name"."""
+    """Returns the class or function with the name "module:name", as a catalogue row has it."""
     module, _, name = builder.partition(":")
     return getattr(importlib.import_module(module), name)

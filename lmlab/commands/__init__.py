@@ -1,1 +1,1 @@
-"""The commands: what is typed, and who answers it."""
+"""The commands of the lab: their options, and the functions that run them."""

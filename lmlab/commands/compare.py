@@ -7,8 +7,8 @@ Takes folders of runs, and reads every run below them. Then, as key=value:
 out  where leaderboard.csv, leaderboard.md and report.html are written (the given folder; of
      several the one that they lie in)
 
-Configurations are ranked by val/loss at the end of training, the mean over seeds. Only what stands
-in the runs' folders is read.
+Configurations are ranked by val/loss at the end of training, the mean over seeds. Only the runs'
+folders are read.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lmlab.errors import UserError
 
 @dataclass(frozen=True)
 class Options:
-    """What can be typed after the folders; the page of --help explains it."""
+    """The options after the folders; --help explains them."""
 
     out: str | None = None
 

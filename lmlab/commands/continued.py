@@ -34,9 +34,9 @@ def by_key(arguments: list[str]) -> Overrides:
 
 
 def inherited(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Returns the arguments with init_from= as the folder of one run, and those that are added.
+    """Returns the arguments, with init_from= made the folder of one run, and further arguments.
 
-    The added arguments say the model of that run. Raises UserError if another model was typed.
+    The further arguments choose the model of that run. Raises UserError if another model was typed.
     """
     overrides = by_key(arguments)
     start = None

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """What can be typed; the page of --help explains it."""
+    """The options of the command; --help explains them."""
 
     run: str = "outputs"
     split: Literal["train", "holdout", "val", "test"] | None = None
@@ -54,7 +54,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Target:
-    """What is evaluated: the tokens of a text, or of a part of it, and what they are called."""
+    """The tokens to evaluate, of a text or of a part of it, and the name of that text."""
 
     tokens: np.ndarray
     sha256: str
@@ -67,7 +67,7 @@ class Target:
 
 
 def main(argv: list[str]) -> None:
-    """Evaluates as the arguments say, prints the numbers and keeps them. Raises UserError."""
+    """Evaluates one run or a mixture, prints the numbers and saves them. Raises UserError."""
     options = parse_script(Options, __doc__, argv)
     with importing():  # torch: after the arguments hold
         from lmlab.inference.loss import keep_evaluation, loss_metrics

@@ -28,7 +28,7 @@ from lmlab.registry import importing
 
 @dataclass(frozen=True)
 class Options:
-    """What can be typed; the page of --help explains it."""
+    """The options of the command; --help explains them."""
 
     run: str = "outputs"
     text: str | None = None

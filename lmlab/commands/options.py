@@ -10,7 +10,7 @@ from lmlab.errors import UserError, nearest
 
 
 def help_page() -> str:
-    """Returns the text of --help: conf/help.txt, then what the files of conf/ say."""
+    """Returns the text of --help: conf/help.txt, then the comments of the files in conf/."""
     page = (CONF / "help.txt").read_text(encoding="utf-8")
     for group in (*CHOICES, "hydra/launcher", "hydra/sweeper"):
         page += f"\n{group}=\n"

@@ -27,7 +27,7 @@ STYLES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Options:
-    """What can be typed; the page of --help explains it."""
+    """The options of the command; --help explains them."""
 
     runs: str = "outputs"
     out: str = "curves.png"

@@ -35,7 +35,7 @@ from lmlab.registry import importing
 
 @dataclass(frozen=True)
 class Options:
-    """What can be typed; the page of --help explains it."""
+    """The options of the command; --help explains them."""
 
     run: str = "outputs"
     prompt: str = ""
@@ -51,7 +51,7 @@ class Options:
 
 
 def main(argv: list[str]) -> None:
-    """Samples as the arguments say. Raises UserError."""
+    """Draws the samples that the arguments ask for. Raises UserError."""
     options = parse_script(Options, __doc__, argv)
     with importing():  # torch: after the arguments hold
         from lmlab.inference import generate

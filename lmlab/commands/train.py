@@ -1,6 +1,6 @@
-"""python train.py: checks what was typed, then trains, resumes, replays or runs a sweep.
+"""python train.py: checks the arguments, then trains, resumes, replays or runs a sweep.
 
-Nothing imports torch before the arguments hold.
+Nothing imports torch before all arguments are checked.
 """
 
 import os
@@ -68,7 +68,7 @@ def run_hydra(task: "Task", flags: list[str], overrides: list[str]) -> None:
 
 
 def resume_or_replay(arguments: list[str], flags: list[str], command: str) -> bool:
-    """Does what resume= or replay= ask for; returns False if neither was typed."""
+    """Resumes or replays a run; returns False if neither resume= nor replay= was typed."""
     request = repeated(arguments, flags)
     if request is None:
         return False
@@ -85,10 +85,10 @@ def resume_or_replay(arguments: list[str], flags: list[str], command: str) -> bo
 
 
 class Task:
-    """What Hydra calls for a run, and hands to launchers and sweepers, which read its attributes.
+    """The function that Hydra calls for each run, with attributes for launchers and sweepers.
 
-    `sweep` is what the cells share; `survey` what is known of the cells before they run, for the
-    launcher `local` alone.
+    `sweep` holds the facts that all cells share. `survey` holds the cells before they run; only the
+    launcher `local` uses it.
     """
 
     def __init__(self, sweep: Sweep, survey: Any = None) -> None:
@@ -115,7 +115,7 @@ class Task:
         return None
 
     def run_cell(self, overrides: list[str]) -> Cell | None:
-        """Makes one cell of a sweep; prints why if it cannot be run, so that the others go on."""
+        """Runs one cell of a sweep. Returns None, with a printed reason, if it cannot be run."""
         from lmlab.sweep import cells, plan, study
 
         try:

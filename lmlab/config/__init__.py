@@ -1,1 +1,1 @@
-"""What is asked for: keys and their values, checked before anything starts. Imports no torch."""
+"""Keys and their values, checked before anything starts. Imports no torch."""

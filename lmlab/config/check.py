@@ -27,9 +27,9 @@ class Config:
     """A checked run.
 
     `choices` maps each group, and "experiment", to the chosen name; `model`, `data`, `device` and
-    `optimizer` hold the values of the chosen one's keys, `run` those of all other keys. `sweep` is
-    None for a configuration that was read from a run's folder. `noted` says of presets that the
-    folder names, as "group=preset", on which built-in choice they build.
+    `optimizer` hold the values of the keys of that choice, `run` the values of all other keys.
+    `sweep` is None for a configuration that was read from a run's folder. `noted` maps each preset
+    in that folder, as "group=preset", to the built-in choice that the preset builds on.
     """
 
     choices: dict[str, str]
@@ -58,9 +58,9 @@ class Config:
         return flat
 
     def as_noted(self) -> dict[str, Any]:
-        """Returns what config.yaml holds: `flat`, and what presets build on (model_base: gpt).
+        """Returns the content of config.yaml: `flat` and the base of each preset (model_base: gpt).
 
-        So the run of a preset can be read where the preset has changed or is missing.
+        With the base, the run of a preset can be read after the preset has changed or is gone.
         """
         values = self.flat()
         for group in GROUPS:
@@ -166,10 +166,10 @@ def derived(values: dict[str, Any]) -> dict[str, Any]:
 def from_flat(
     values: dict[str, Any], choices: dict[str, str], noted: dict[str, str] | None = None
 ) -> Config:
-    """Returns the checked `Config` of keys and values, typed or read from a config.yaml.
+    """Returns the checked `Config` of keys and values, from a command or from a config.yaml.
 
-    `noted` is what a run's folder says of presets; without it the files in conf/ say it. Raises
-    UserError.
+    `noted` maps presets to built-in choices, as a run's folder notes them; by default the files in
+    conf/ are read. Raises UserError for a key or value that is not allowed.
     """
     noted = noted or {}
     rows = {group: noted.get(f"{group}={choices[group]}", choices[group]) for group in GROUPS}

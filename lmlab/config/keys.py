@@ -1,7 +1,7 @@
 """The keys of a run and of a sweep, and questions about all keys. Imports no torch.
 
-What is true of a key stands on the key, as a marker in its annotation; lmlab/catalogue.py
-explains the markers and holds the keys of models, texts, devices and optimizers.
+Markers in a key's annotation hold its properties. lmlab/catalogue.py explains the markers and
+holds the keys of models, texts, devices and optimizers.
 """
 
 from collections.abc import Iterator
@@ -103,7 +103,7 @@ SETTINGS: dict[str, type] = {"local": LocalConfig, "search": SearchConfig}
 
 @lru_cache
 def bases_of(group: str) -> dict[str, str]:
-    """Returns what can be chosen of `group`, each with the built-in choice that it is or builds on.
+    """Returns all choices of `group`, each with the built-in choice that it is or builds on.
 
     A preset is a file in conf/ whose defaults list names the choice that it builds on.
     """
@@ -123,7 +123,7 @@ def bases_of(group: str) -> dict[str, str]:
 
 @lru_cache
 def choices_of(group: str) -> dict[str, Choice]:
-    """Returns what can be chosen of `group`, by name: the catalogue's rows and their presets."""
+    """Returns all choices of `group` by name: the rows of the catalogue, and their presets."""
     return {choice: CATALOGUE[group][base] for choice, base in bases_of(group).items()}
 
 

@@ -55,9 +55,9 @@ class Asked:
 
 
 def checked(arguments: list[str], multirun: bool) -> Asked:
-    """Returns the command that `arguments` make. Raises UserError unless every run can be made.
+    """Returns the checked command of `arguments`. Raises UserError if one of its runs is wrong.
 
-    Of the values that a search may try, those at the ends of their ranges are checked.
+    For a search, the values at the ends of its ranges are checked.
     """
     overrides = [parse(text) for text in arguments]
     fixed = [o for o in overrides if not o.is_sweep_override()]
@@ -86,7 +86,7 @@ def typed_lines(overrides: Iterable[Override]) -> tuple[str, ...]:
 def all_runs(overrides: list[Override], searching: bool) -> list[tuple[Config, list[str]]]:
     """Returns the configuration and the overrides of each run that a command asks for.
 
-    Prints once what a replaced choice leaves of an experiment. Raises UserError.
+    Prints a notice, once, if a typed choice replaces one of the experiment. Raises UserError.
     """
     limit = SEARCH_LIMIT if searching else None
     values = []
@@ -207,7 +207,7 @@ def chosen(overrides: list[Override]) -> list[Override]:
 
 
 def allowed(group: str) -> list[str | None]:
-    """Returns what can be chosen of a group, or as the experiment (None: no experiment)."""
+    """Returns the choices of a group; for "experiment" also None, which means no experiment."""
     if group == "experiment":
         return [None, *sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))]
     return [*choices_of(group)]
@@ -224,9 +224,9 @@ def is_signed(override: Override) -> bool:
 
 
 def ends(override: Override) -> list[str]:
-    """Returns the overrides at the ends of what a search may choose from.
+    """Returns the overrides with which a search's range of values is checked.
 
-    These are the two ends of an interval, or each of single values.
+    For an interval these are its two ends, else all values.
     """
     value = override.value()
     key = override.get_key_element()

@@ -18,11 +18,11 @@ RESIDENT = 2**28  # bytes of tokens that may lie on the device
 
 
 class Batches:
-    """Batch t is a pure function of (tokens, B, T, seed, t), in whatever order batches are drawn.
+    """Batch t depends on (tokens, B, T, seed, t) only, not on the batches drawn before.
 
-    An epoch lays windows of T tokens end to end, from a random phase on, and serves them in random
-    order. Batches run on across the ends of epochs. So every token but at most 2T is seen once
-    before any token is seen twice.
+    An epoch starts at a random offset below T, divides the tokens into windows of T, and returns
+    the windows in random order. A batch may hold windows of two epochs. In an epoch every token is
+    seen once, but for at most 2T tokens at the ends of the text.
     """
 
     def __init__(self, tokens: np.ndarray, batch_size: int, block_size: int, seed: int) -> None:
@@ -66,10 +66,10 @@ class Batches:
         return torch.from_numpy(self.tokens[places].astype(np.int64))
 
     def stream(self, t: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields batch t and all after it on `device`, several of them cut at once.
+        """Yields batch t and all later batches on `device`; several are made in one operation.
 
-        Tokens that fit are copied to the device and cut there. Others are read from the disk, by a
-        thread that reads ahead. Neither way waits for a GPU.
+        Tokens that fit into the memory of the device are copied there once. Otherwise a thread
+        reads them from the disk in advance. The processor does not wait for the GPU in either case.
         """
         n = max(1, CUT_AT_ONCE // (self.batch_size * (self.block_size + 1)))
         if len(self.tokens) * self.resident_type().itemsize <= RESIDENT:
@@ -85,7 +85,7 @@ class Batches:
         return np.dtype(np.uint8 if self.tokens.dtype == np.uint8 else np.int32)
 
     def from_device(self, t: int, n: int, device: torch.device) -> Iterator[Tensor]:
-        """Yields the windows of n batches at a time, from batch t on, cut on the device."""
+        """Yields the windows of n batches at a time, from batch t on, made on the device."""
         tokens = torch.from_numpy(self.tokens.astype(self.resident_type())).to(device)
         window = torch.arange(self.block_size + 1, device=device)
         for first in itertools.count(t, n):

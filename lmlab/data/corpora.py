@@ -25,8 +25,8 @@ SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2d
 def sentence(config: CorpusConfig) -> Iterator[str]:
     """Yields one sentence again and again.
 
-    It has nine characters. Only after l and o the next one is open, so that a bigram reaches 0.39
-    nats at best.
+    It has nine different characters. Each determines the next character, except l and o, so that
+    a bigram cannot get below 0.39 nats.
     """
     yield "hello world\n" * 16
 

@@ -24,9 +24,9 @@ LARGE = 50_000_000  # bytes of text that take long enough for a progress bar
 class Text:
     """A text that need not fit into memory: it is read twice, in pieces.
 
-    The first reading, by `__init__`, finds the `sha256` and the `size` in bytes of its UTF-8 form,
-    its `length` in characters, and the tokenizer of its characters, `vocabulary`. `pieces()` starts
-    a reading.
+    `__init__` reads it once and computes `sha256` and `size` (of its UTF-8 bytes), `length` (in
+    characters) and `vocabulary` (a tokenizer of its characters). Each call of `pieces()` reads the
+    text again from its beginning.
     """
 
     def __init__(self, pieces: Callable[[], Iterable[str]]) -> None:
@@ -114,7 +114,7 @@ class Splits:
     """A text in its parts `holdout`, `train`, `val` and `test`: arrays of token ids, (N,).
 
     They follow each other in this order: text next to the validation text is the best to train on,
-    so `holdout` stands at the beginning. `tokenizer` is the given one, or the text's own; `sha256`
+    so `holdout` is the beginning. `tokenizer` is the given one, or the text's own; `sha256`
     is that of the text; `dropped` counts the characters that the tokenizer lacks, which
     `drop_unknown` leaves out.
 

@@ -1,4 +1,4 @@
-"""From text to token ids and back: what the lab asks of a tokenizer, and the one by characters."""
+"""Text to token ids and back: the base class of tokenizers, and the tokenizer of characters."""
 
 import json
 import sys
@@ -16,9 +16,9 @@ class UnknownCharacters(UserError):
 
 
 class Tokenizer:
-    """Turns text into token ids and back. Everything in the lab that reads text asks only this.
+    """Turns text into token ids and back. The lab calls only these methods of a tokenizer.
 
-    A further kind is a subclass with a `kind` of its own, listed in `from_json`.
+    A new kind of tokenizer is a subclass with another `kind`, listed in `from_json`.
     """
 
     kind: ClassVar[str]
@@ -28,18 +28,18 @@ class Tokenizer:
     """How many tokens there are, V. Their ids are 0 to V - 1."""
 
     byte_lengths: np.ndarray
-    """How many bytes of UTF-8 each token stands for, (V,): what bits per byte are counted with."""
+    """The number of UTF-8 bytes of each token, (V,). Bits per byte are counted with it."""
 
     def encode_pieces(self, pieces: Iterable[str], drop: bool = False) -> Iterator[np.ndarray]:
         """Yields the ids of a text that comes in pieces, each array of the smallest unsigned type.
 
-        `drop` leaves out what the vocabulary lacks; without it UnknownCharacters counts and names
-        that at the end of the text.
+        With `drop`, characters that the vocabulary lacks are left out. Without it, the text ends
+        with UnknownCharacters, an error that counts and names these characters.
         """
         raise NotImplementedError
 
     def decode(self, ids: np.ndarray | list[int]) -> str:
-        """Returns the text that the ids stand for."""
+        """Returns the text of token ids."""
         raise NotImplementedError
 
     def to_json(self) -> str:
@@ -48,9 +48,9 @@ class Tokenizer:
 
     @classmethod
     def from_values(cls, values: dict[str, Any]) -> Self:
-        """Returns the tokenizer of a parsed tokenizer.json, which anyone may have written.
+        """Returns the tokenizer of a parsed tokenizer.json, perhaps from a stranger.
 
-        Raises UserError for what `to_json` would not have written.
+        Raises UserError for values that `to_json` would not have written.
         """
         raise NotImplementedError
 
@@ -67,7 +67,7 @@ class Tokenizer:
         return [self.name_of(token) for token in range(self.vocab_size)]
 
     def default_prompt(self) -> str:
-        """Returns the beginning of a text without a prompt: a newline, or else the first token."""
+        """Returns the prompt of a text without a prompt: a newline, or token 0 if there is none."""
         try:
             self.encode("\n")
         except UnknownCharacters:

@@ -1,1 +1,1 @@
-"""What is done with a trained model: loss, evaluations, sampling, pictures. No gradients."""
+"""Uses of a trained model: loss, evaluations, sampling, pictures. No gradients."""

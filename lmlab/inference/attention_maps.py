@@ -31,7 +31,7 @@ class Recording(TorchFunctionMode):
         args: tuple = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Records a call of attention, and lets every call do what it would have done."""
+        """Records each call of attention. All calls are then made as usual."""
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             self.layers.append(self.weights(*args, **kwargs))

@@ -1,9 +1,9 @@
-"""What is looked at in an evaluation: a list of functions, from the loss to the pictures.
+"""The list of functions that make an evaluation, from the loss to the pictures.
 
-Each takes a `Subject` and returns named values. A number reaches history.jsonl, metrics.json and
-TensorBoard, a text history.jsonl and TensorBoard, a picture and a `Detail` TensorBoard alone. A
-new metric is one more function with `@evaluation`; a row of `catalogue.NUMBERS`, or the decorator,
-says where else its numbers are shown.
+Each takes a `Subject` and returns named values. Numbers are written to history.jsonl, metrics.json
+and TensorBoard, texts to history.jsonl and TensorBoard, pictures and `Detail`s to TensorBoard only.
+A new metric is one more function with `@evaluation`. A row of `catalogue.NUMBERS`, or an argument
+of the decorator, adds its numbers to the leaderboard and other places.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +27,7 @@ PICTURED = 32  # tokens that the pictures of attention show
 
 @dataclass(frozen=True)
 class Subject:
-    """A model at a step of its training, with what its evaluation needs."""
+    """A model at a step of its training, with all that an evaluation reads."""
 
     model: LanguageModel
     text: Splits
@@ -67,8 +67,8 @@ def evaluation(
 ) -> Evaluation | Callable[[Evaluation], Evaluation]:
     """Registers a function that every evaluation calls, in the order of registration.
 
-    It stands as `@evaluation` above the function, or, where the catalogue does not know a number,
-    as `@evaluation(numbers={"val/accuracy": METRIC})`: these rows are added to `NUMBERS`.
+    Write `@evaluation` above the function. If the catalogue has no row for a number, write
+    `@evaluation(numbers={"val/accuracy": METRIC})`; the rows are added to `NUMBERS`.
     """
 
     def register(function: Evaluation) -> Evaluation:
@@ -82,7 +82,7 @@ def evaluation(
 
 
 def evaluate(subject: Subject) -> dict[str, Value]:
-    """Returns what all of `EVALUATIONS` find, by name."""
+    """Returns the values of all `EVALUATIONS` by name."""
     values: dict[str, Value] = {}
     for function in EVALUATIONS:
         values |= function(subject)
@@ -114,7 +114,7 @@ def validation_loss(subject: Subject) -> dict[str, float]:
 
 @evaluation
 def source_loss(subject: Subject) -> dict[str, float]:
-    """Returns val/loss_source: the loss on what the model has learned before (fine-tuning)."""
+    """Returns val/loss_source: the loss on the text of the run that the weights come from."""
     if subject.source is None or len(subject.text.val) == 0:
         return {}
     return {"val/loss_source": loss_on(subject, subject.source)["val/loss"]}

@@ -1,4 +1,4 @@
-"""The page explain.html: what a model expected of a text, token by token, and where it looked."""
+"""The page explain.html: a model's expectations of a text, token by token, and its attention."""
 
 import base64
 import math
@@ -35,10 +35,10 @@ COUNTED_AT_ONCE = 2**22  # tokens
 
 
 def write(run: Run, text: str | None, out: Path) -> dict[str, Any]:
-    """Writes the page to `out` and returns what the page says on top. Raises UserError.
+    """Writes the page to `out` and returns the facts at its top. Raises UserError.
 
-    The page shows what the model of `run` makes of `text`, or of the beginning of its own
-    validation text if `text` is None.
+    The page shows how the model of `run` reads `text`, or, if `text` is None, the beginning of the
+    run's own validation text.
     """
     if out.is_dir():
         raise UserError(f"out={out}: is a folder; needs the name of a file, as explain.html")
@@ -48,7 +48,7 @@ def write(run: Run, text: str | None, out: Path) -> dict[str, Any]:
 
 
 def page_data(run: Run, text: str | None) -> dict[str, Any]:
-    """Returns all that the page draws; None stands for what the model lacks. Raises UserError."""
+    """Returns all data of the page; a part that the model lacks is None. Raises UserError."""
     scores = run.model.pair_scores()
     splits: Splits | None = None  # of the run's own text
     why = None  # it cannot be read
@@ -88,9 +88,9 @@ def own_splits(run: Run) -> Splits:
 
 
 def beginning(splits: Splits) -> np.ndarray:
-    """Returns the first tokens of the validation text, else of the training text, (N,).
+    """Returns the first tokens (N,) of the validation text, or of the training text without one.
 
-    Raises UserError if there is a single one.
+    Raises UserError if the text has only one token.
     """
     ids = splits.val if len(splits.val) > 0 else splits.train
     ids = ids[:USUAL]

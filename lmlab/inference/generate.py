@@ -98,7 +98,7 @@ class CachedReader(PlainReader):
 
 
 class NumpyReader(CachedReader):
-    """Like CachedReader, but the model's `decoder` reads all that is read token by token."""
+    """Like CachedReader, but the model's numpy `decoder` reads all single tokens."""
 
     def __init__(
         self, model: LanguageModel, block_size: int, precision: str, decoder: Decoder
@@ -142,7 +142,7 @@ def generate(
 ) -> Iterator[np.ndarray]:
     """Yields the next token of each sequence in idx (B, T), (B,), `max_tokens` times.
 
-    The draws come from a random generator of its own, on the CPU, so that all devices draw alike.
+    A separate random generator on the CPU makes the draws, so that all devices draw alike.
     The model sees at most `block_size` tokens.
     """
     random = torch.Generator().manual_seed(seed)
@@ -186,7 +186,7 @@ def stream(
 
 
 class Sample:
-    """A text that grows piece by piece, and ends before the string `stop` if there is one."""
+    """A text that grows piece by piece. It ends before the string `stop`, if that is not None."""
 
     def __init__(self, stop: str | None) -> None:
         self.stop = stop

@@ -63,7 +63,7 @@ def loss_metrics(
 ) -> dict[str, float]:
     """Returns `split`/loss (mean, nats per token), `split`/perplexity and `split`/bits_per_byte.
 
-    `log_probs` (N - 1,) are those of `tokens` (N,) but the first; the bytes are of UTF-8.
+    `log_probs` (N - 1,) belong to all of `tokens` (N,) but the first. The bytes are of UTF-8.
     """
     total = -log_probs.double().sum()
     loss = total / len(log_probs)

@@ -11,8 +11,8 @@ from lmlab.runs.folder import read_metrics, text_sha256
 def check(members: list[Run], split: str | None) -> None:
     """Raises UserError unless the runs can be mixed and the mixture evaluated on `split`.
 
-    All must be trained on the same part of one text. None may be trained on `split` (None stands
-    for another text), or on the holdout, to which the weights of the mixture are fitted.
+    All runs must be trained on the same part of one text, and no run on `split` (None: another
+    text) or on the holdout, on which the weights of the mixture are fitted.
     """
     if split in ("train", "holdout"):
         raise UserError(
@@ -41,7 +41,7 @@ def check(members: list[Run], split: str | None) -> None:
 
 
 def trained_on(run: Run) -> tuple[str, str | None, float, float, float]:
-    """Returns what identifies the training part of the text of `run`."""
+    """Returns a key that identifies the training part of the text of `run`."""
     data = run.config.data
     return (
         run.tokenizer.to_json(),
@@ -55,7 +55,7 @@ def trained_on(run: Run) -> tuple[str, str | None, float, float, float]:
 def fit(log_probs: Tensor) -> Tensor:
     """Returns the weights (M,) of M models that make a text likeliest, in float64.
 
-    `log_probs` (M, N) are what the models give its N tokens. The method is expectation
+    `log_probs` (M, N) are the models' log-probabilities of its N tokens. The method is expectation
     maximisation (Jelinek and Mercer 1980), which finds the only maximum.
     """
     log_probs = log_probs.double()

@@ -14,8 +14,8 @@ def pictures_of(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yields the pictures of a model, each with its name.
 
-    Attention is drawn as the model reads the tokens idx (T,), on the model's device. `names` says
-    how each token of the vocabulary is written.
+    Attention is drawn as the model reads the tokens idx (T,), on the model's device. `names` are
+    the texts of all tokens of the vocabulary.
     """
     scores = model.pair_scores()
     if scores is not None:
@@ -32,7 +32,7 @@ def pictures_of(
 def table_picture(scores: Tensor, names: Sequence[str]) -> np.ndarray:
     """Returns scores (V, V) as an image (H, W, 3), with one row for each token.
 
-    The darker a column, the likelier its token is the next one.
+    In the row of a token, the cell of a likely next token is dark.
     """
     from PIL import Image, ImageDraw  # takes time, and no training step needs it
 

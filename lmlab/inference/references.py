@@ -1,4 +1,4 @@
-"""Losses to compare with: what simple models reach on the same text by counting alone."""
+"""Losses to compare with: those of simple models that only count, on the same text."""
 
 import itertools
 import json
@@ -21,11 +21,12 @@ ORDERS = range(2, 21)  # of the n-grams that are tried
 
 
 def references(data: Splits) -> dict[str, float]:
-    """Returns losses of simple models of the same text, in nats per validation token.
+    """Returns losses of simple models on the validation text, in nats per token.
 
-    They are `reference/uniform` (all tokens equally likely), `/unigram` (the frequencies of single
-    tokens), `/bigram` (of pairs, with one added to each count) and `/ngram` (the best n-gram, whose
-    order is `/order`). They are computed once and cached. Without validation text, returns nothing.
+    The keys are `reference/uniform` (all tokens equally likely), `reference/unigram` (frequencies
+    of tokens), `reference/bigram` (frequencies of pairs, with one added to each count) and
+    `reference/ngram` (the best n-gram; its order is `reference/order`). The result is cached.
+    Returns an empty dict if there is no validation text.
     """
     parts = [data.holdout[-COUNTED:], data.train[-COUNTED:]]
     train = np.concatenate(parts)[-COUNTED:]

@@ -1,4 +1,4 @@
-"""What all transformers here share: attention, and the cache that makes the next token cheap."""
+"""Attention, which all transformers here share, and the cache that makes the next token cheap."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""What the lab asks of a model: a class with `forward`, from token ids (B, T) to scores (B, T, V).
+"""The base class of all models: only `forward` is needed, from ids (B, T) to scores (B, T, V).
 
     class Average(LanguageModel):
         def __init__(self, config: AverageConfig, vocab_size: int) -> None:
@@ -28,7 +28,7 @@ from lmlab.registry import load
 
 
 class Cache(Protocol):
-    """What a layer remembers of the tokens that it has read."""
+    """The memory of a layer for the tokens that it has read."""
 
     length: int  # how many tokens
 
@@ -37,7 +37,7 @@ class Decoder(Protocol):
     """A second implementation of a model that reads one sequence, token by token, on the CPU."""
 
     def follow(self, caches: Sequence[Any]) -> None:
-        """Continues after the tokens in `caches`; further tokens are added to `caches`, too."""
+        """Starts after the tokens in `caches`. Each further token is also added to `caches`."""
 
     def __call__(self, token: int) -> np.ndarray:
         """Returns the logits (V,) after one more token."""
@@ -103,7 +103,7 @@ class LanguageModel(nn.Module):
         return 3 * counter.get_total_flops() // tokens
 
     def n_matrix_weights(self) -> int:
-        """Returns the number of weights that stand in matrix products: all but embeddings."""
+        """Returns the number of weights in matrix products: all matrices but embeddings."""
         total = 0
         for module in self.modules():
             if not isinstance(module, nn.Embedding):
@@ -144,8 +144,8 @@ class LanguageModel(nn.Module):
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields batches (idx, targets) that predict each of `ids` (N,) but the first once.
 
-        `targets` (B, S) are what follows the last S tokens of each row of `idx` (B, T). Here the
-        windows do not overlap: all have `block_size` tokens, but for a shorter one at the end.
+        `targets` (B, S) are the tokens that follow the last S tokens of each row of `idx` (B, T).
+        Here the windows do not overlap: all have `block_size` tokens, but the last may be shorter.
         """
         whole = (len(ids) - 1) // block_size * block_size  # tokens in windows of full length
         inputs = ids[:whole].view(-1, block_size)
@@ -161,8 +161,8 @@ class LanguageModel(nn.Module):
     def caches(self) -> Sequence[Cache] | None:
         """Returns empty caches, one a layer, or None if the model reads all tokens anew each time.
 
-        With caches, `forward(idx, caches)` reads the tokens that follow those in the caches, and
-        adds them.
+        With caches, `idx` of `forward(idx, caches)` follows the tokens in the caches, and is added
+        to them.
         """
         return None
 
@@ -177,7 +177,7 @@ class LanguageModel(nn.Module):
         return None
 
     def token_vectors(self) -> Tensor | None:
-        """Returns what stands for each token, (V, C): the weights of `token_embedding`."""
+        """Returns the vector of each token, (V, C): the weights of `token_embedding`."""
         for name, module in self.named_children():
             if name == "token_embedding" and isinstance(module, nn.Embedding):
                 return module.weight
@@ -186,8 +186,8 @@ class LanguageModel(nn.Module):
     def picture(self, idx: Tensor, names: Sequence[str]) -> np.ndarray | None:
         """Returns an image (H, W, 3) of uint8 for TensorBoard, or None.
 
-        `idx` (T,) are the first tokens of the validation text; `names` says how each token of the
-        vocabulary is written. Tables (`pair_scores`) and attention are drawn without this method.
+        `idx` (T,) are the first tokens of the validation text; `names` are the texts of all tokens
+        of the vocabulary. Tables (`pair_scores`) and attention are drawn without this method.
         """
         return None
 
@@ -213,7 +213,7 @@ def alike(tensor: Any, weight: Tensor) -> bool:
 def build_model(config: Any, vocab_size: int) -> LanguageModel:
     """Returns an untrained model for a vocabulary of `vocab_size` tokens.
 
-    The catalogue says which class is built from the keys `config`.
+    The catalogue holds the class that is built from the keys `config`.
     """
     build = load(row_of(MODELS, config).builder)
     model = build(config, vocab_size)

@@ -1,8 +1,8 @@
 """A second implementation of the transformers, in numpy: samples faster on a CPU.
 
 A token of a small model is some 50 µs of arithmetic, but torch takes ten times that to start its
-hundred operations; numpy starts them faster. What they compute, and why, stands in models/gpt.py
-and models/modern.py.
+hundred operations; numpy starts them faster. models/gpt.py and models/modern.py explain the
+computation.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class NumpyDecoder:
     memories: list[tuple[KVCache, np.ndarray, np.ndarray]] = field(default_factory=list)
 
     def follow(self, caches: Sequence[KVCache]) -> None:
-        """Continues after the tokens in `caches`; further tokens are added to `caches`, too."""
+        """Starts after the tokens in `caches`. Each further token is also added to `caches`."""
         self.memories = [(cache, cache.k[0].numpy(), cache.v[0].numpy()) for cache in caches]
 
     def norm(self, x: np.ndarray) -> np.ndarray:
@@ -119,7 +119,7 @@ def turned(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
 
 
 def attend(q: np.ndarray, K: np.ndarray, V: np.ndarray) -> np.ndarray:
-    """Returns what one token with the queries q (H, D) takes from S tokens, (C,).
+    """Returns the attention (C,) of one token with the queries q (H, D) to S tokens.
 
     Keys and values, K and V, are (H, S, D).
     """

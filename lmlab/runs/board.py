@@ -1,4 +1,4 @@
-"""Writes what TensorBoard shows of a run: curves, texts, pictures, hyper-parameters."""
+"""Writes TensorBoard's events of a run: curves, texts, pictures, hyper-parameters."""
 
 import time
 from collections.abc import Mapping
@@ -48,7 +48,7 @@ class Board:
 
         A session begins and ends, without a list of columns: TensorBoard then finds the columns by
         itself, also those of later cells, and shows the mean over a group. A run that did not
-        finish forms a group of its own, so that its last loss does not enter the mean.
+        finish is in a separate group, so that its last loss does not enter the mean.
         """
         finished = status == "finished"
         hparams = {
@@ -72,9 +72,9 @@ class Board:
         file_writer.add_summary(Summary(value=[end]), step)
 
     def flush(self) -> None:
-        """Hands what was written to the system."""
+        """Writes all events so far to the file."""
         self.writer.flush()
 
     def close(self) -> None:
-        """Writes what is left and closes the file."""
+        """Writes the remaining events and closes the file."""
         self.writer.close()

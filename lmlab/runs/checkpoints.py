@@ -40,7 +40,7 @@ LAB_TYPES = {  # what a checkpoint of the lab holds in addition to Lightning's e
 class SealedCheckpointIO(TorchCheckpointIO):
     """Writes Lightning's checkpoints whole or not at all, and reads only unchanged ones.
 
-    Writing `last.ckpt` keeps the one before as `previous.ckpt`. Raises UserError.
+    A new `last.ckpt` moves the old `last.ckpt` to `previous.ckpt`. Raises UserError.
     """
 
     def save_checkpoint(

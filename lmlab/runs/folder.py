@@ -1,7 +1,7 @@
 """A run's folder: writes config.yaml, metrics.json, history.jsonl, train.log; reads them back.
 
-`RunDirectory` writes it; the functions read it back. What stands in it is data, perhaps from a
-stranger: it is parsed, checked and limited in size, never executed.
+`RunDirectory` writes it; the functions read it back. Its content is data, perhaps from a stranger:
+it is parsed, checked and limited in size, never executed.
 """
 
 import itertools
@@ -85,8 +85,8 @@ class RunDirectory:
     ) -> Self:
         """Creates a run's folder at `path`, or at the next free name, all of it or nothing.
 
-        config.yaml holds `noted`, and metrics.json begins with `facts`; `source` is what the
-        config.yaml holds of the run whose weights it starts from. Raises UserError.
+        config.yaml holds `noted`, and metrics.json begins with `facts`; `source` is the
+        content of config.yaml of the run whose weights it starts from. Raises UserError.
         """
         path = new_folder(path)
         with ExitStack() as undo:
@@ -102,7 +102,7 @@ class RunDirectory:
         return directory
 
     def rewind(self, history_bytes: int) -> None:
-        """Removes what was noted after a checkpoint, and files that a killed process left behind.
+        """Removes all history after a checkpoint, and temporary files of a killed process.
 
         `history_bytes` is the length of history.jsonl at the checkpoint. Raises UserError if the
         file is shorter.

@@ -1,4 +1,4 @@
-"""What the numbers of a run depend on, apart from its configuration."""
+"""The versions, the commit and the machine that made a run."""
 
 import os
 import platform
@@ -25,9 +25,9 @@ def provenance(command: str) -> dict[str, Any]:
 
 
 def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Returns what differs between two provenances, one text a fact.
+    """Returns the differences between two provenances, one text for each fact.
 
-    A fact that runs did not note when `then` was written is passed over.
+    A fact that is missing in `then`, which an older version wrote, is ignored.
     """
     changed = [key for key in COMPARED if key in then and then[key] != now[key]]
     return [f"{key} {then[key]}, now {now[key]}" for key in changed]
@@ -57,7 +57,7 @@ def git_state(folder: Path) -> dict[str, Any]:
 
 
 def git(folder: Path, *arguments: str) -> str | None:
-    """Returns what git prints about a folder; None without git, or if git fails."""
+    """Returns the output of git for a folder, or None without git, or if git fails."""
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
@@ -74,7 +74,7 @@ def machine() -> str:
 
 
 def processor() -> str:
-    """Returns the name of the processor, as far as the system says it."""
+    """Returns the name of the processor, if the system knows it."""
     cpuinfo = Path("/proc/cpuinfo")  # Linux alone has it
     if cpuinfo.exists():
         lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -1,7 +1,7 @@
-"""A cell of a sweep: one run, whose folder is named after what the run computes.
+"""A cell of a sweep: one run, whose folder has a hash of its configuration and text in its name.
 
-So the same cell asked for again is skipped, resumed or tried again, by whatever launcher, and by
-several processes at once. Nothing here imports torch before a cell runs.
+So a command that asks for the same cell again skips it, resumes it or tries it again, with any
+launcher, and also if several processes do so together. Nothing imports torch before a cell runs.
 """
 
 import hashlib
@@ -37,10 +37,10 @@ class Busy(Exception):
 
 @dataclass(frozen=True)
 class Sweep:
-    """What all cells of one command share.
+    """The facts that all cells of one command share.
 
-    `added` are overrides that init_from= has added to those typed; `swept` are the keys with
-    several values.
+    `added` are the overrides that init_from= has added to the typed ones; `swept` are the keys
+    with several values.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Sweep:
 
     @property
     def own(self) -> Path:
-        """The folder of what belongs to no cell: locks, logs, Hydra's notes."""
+        """The folder of files that belong to no cell: locks, logs, Hydra's notes."""
         return self.folder / ".sweep"
 
 
@@ -78,10 +78,10 @@ class Cell:
     flops: int
 
     def find(self) -> Path:
-        """Returns the cell's folder: the one with its hash, or where it would be made.
+        """Returns the cell's folder: an existing one with its hash, or the path of a new one.
 
-        An earlier command may have made it with other words, and so another label. This reads the
-        disk each time, since another process may make the folder meanwhile.
+        An existing folder may have another label, from a command with other words. The disk is read
+        each time, since another process may make the folder meanwhile.
         """
         for path in sorted(self.sweep.folder.glob(f"*-{self.hash}")):
             return path
@@ -89,7 +89,7 @@ class Cell:
 
     @property
     def facts(self) -> dict[str, str]:
-        """What the cell's metrics.json says of its place in the sweep."""
+        """The entries of the cell's metrics.json about its place in the sweep."""
         return {"cell": self.hash, "group": self.group, "label": self.label}
 
     @property
@@ -110,7 +110,7 @@ class Cell:
         return replace(self, config=replace(self.config, sweep=sweep))
 
     def log_path(self) -> Path:
-        """Returns the file for what the cell's process prints."""
+        """Returns the path of the log file, which holds the output of the cell's process."""
         return self.sweep.own / "logs" / f"{self.find().name}.log"
 
     def metrics(self) -> dict[str, Any]:
@@ -206,9 +206,9 @@ def is_busy(cell: Cell) -> bool:
 
 
 def run(cell: Cell, watch: Watch | None = None) -> str:
-    """Does what is left to do of a cell; returns its status.
+    """Runs or resumes a cell until its end; returns its status.
 
-    An error is noted in the cell's folder and printed. Raises Busy, and what ends the program.
+    An error is noted in the cell's folder and printed. Raises Busy, KeyboardInterrupt, SystemExit.
     `watch` may end the run early.
     """
     with locked(cell):
@@ -289,7 +289,7 @@ def reason(error: BaseException) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Returns whether an error says that memory ran out; torch raises it as RuntimeError."""
+    """Returns whether memory has run out. torch raises a RuntimeError then."""
     words = ("out of memory", "can't allocate memory", "not enough memory")
     text = " ".join(str(error).split()).lower()[:REASON]
     return isinstance(error, MemoryError) or any(word in text for word in words)

@@ -1,4 +1,4 @@
-"""The dry run of a sweep: what each cell would cost, measured or estimated without training."""
+"""The dry run of a sweep: the time and disk space of each cell, estimated without training."""
 
 import time
 from collections import Counter
@@ -27,7 +27,7 @@ COUNTED_BYTES = 12  # bytes on disk for each token of an n-gram's text
 
 @dataclass(frozen=True)
 class Cost:
-    """What a cell would take: seconds, and bytes on disk."""
+    """The estimated seconds of a cell, and its bytes on disk."""
 
     seconds: float
     bytes: int

@@ -1,4 +1,4 @@
-"""Labels of cells without what all of them have in common.
+"""Shortens labels of cells: leaves out the overrides that all of them have.
 
 A label holds overrides, with commas between them.
 """

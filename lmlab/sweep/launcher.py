@@ -71,7 +71,7 @@ class LocalLauncher(Launcher):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Takes what the command's `Task` says of the sweep. Hydra calls this."""
+        """Takes the sweep and the survey from the command's `Task`. Hydra calls this."""
         task: Any = task_function
         self.sweep: Sweep = task.sweep
         self.survey: Survey = task.survey
@@ -127,7 +127,7 @@ class LocalLauncher(Launcher):
             raise SystemExit(128 + self.signal)
 
     def run_all(self, next_request: Callable[[], Request | None], n_jobs: int) -> None:
-        """Runs cells until there are no more, or until a signal and the end of those that run."""
+        """Runs cells until there are no more. After a signal, only waits for the running cells."""
         while True:
             while not self.signal and len(self.jobs) < n_jobs:
                 job = self.next_job(next_request)

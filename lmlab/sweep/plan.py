@@ -44,7 +44,7 @@ def source_of(config: Config) -> Source:
 
 
 def source_key(config: Config) -> tuple[object, ...]:
-    """Returns what a text and its vocabulary depend on."""
+    """Returns the values that a text and its vocabulary depend on."""
     return config.choices["data"], config.data, config.run.init_from, config.run.unknown
 
 

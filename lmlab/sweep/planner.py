@@ -1,7 +1,7 @@
 """Questions about a sweep's cells whose answers need torch: identity, costs, test losses.
 
-Each is a function of another file; here stands where it runs: in this process, or in one of its
-own, so that the local launcher never imports torch.
+Other files hold the functions. A planner calls them in this process or in a separate process, so
+that the local launcher never imports torch.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from lmlab.sweep.cells import Cell, Sweep
 
 
 class Planner:
-    """Answers in this process."""
+    """Calls the functions in this process."""
 
     def identify(self, config: Config, overrides: list[str], sweep: Sweep) -> Cell:
         """Returns the cell of a configuration. Raises UserError if it cannot be run."""
@@ -32,7 +32,7 @@ class Planner:
         return plan.identify_all(runs, sweep, elsewhere)
 
     def costs_table(self, cells: list[Cell], n_jobs: int) -> Table:
-        """Returns the table of a dry run: what each cell would cost."""
+        """Returns the table of a dry run: the estimated cost of each cell."""
         from lmlab.sweep import costs
 
         return costs.table(cells, n_jobs)
@@ -46,7 +46,7 @@ class Planner:
 
 
 class RemotePlanner(Planner):
-    """Answers each question in a process of its own."""
+    """Calls each function in a separate process."""
 
     def identify(self, config: Config, overrides: list[str], sweep: Sweep) -> Cell:
         cell: Cell = processes.call(Planner().identify, config, overrides, sweep)

@@ -28,8 +28,8 @@ GRACE = 15  # seconds that a cell has to end its step and save, after it was ask
 def server() -> Any:
     """Returns the context that makes processes; the first call starts the server.
 
-    The server imports for some seconds while the caller goes on. On macOS, whose libraries forbid
-    forking, each process imports for itself.
+    The server imports for some seconds in the background. On macOS, whose libraries forbid forking,
+    each process imports everything again.
     """
     if sys.platform == "darwin":
         return multiprocessing.get_context("spawn")
@@ -44,7 +44,7 @@ def server() -> Any:
 
 
 def call(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Returns what `function` returns in a process of its own. Raises the UserError it raises."""
+    """Calls `function` in a separate process and returns its result, or raises its UserError."""
     receiver, sender = server().Pipe(duplex=False)
     process = server().Process(target=send_result, args=(sender, function, *arguments))
     process.start()
@@ -68,7 +68,7 @@ def call(function: Callable[..., Any], *arguments: Any) -> Any:
 def send_result(
     sender: connection.Connection, function: Callable[..., Any], *arguments: Any
 ) -> None:
-    """Sends back what `function` returns or raises. This is the whole work of a process."""
+    """Sends the result or the error of `function` to the caller's process, and ends."""
     leave_terminal()
     end_with_launcher()
     try:

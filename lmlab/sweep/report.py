@@ -1,4 +1,4 @@
-"""What a sweep ends with: its leaderboard on the terminal, as CSV, as Markdown, and as a page.
+"""The leaderboard of a sweep, on the terminal, as CSV, as Markdown, and as a page.
 
 The page, report.html, needs no other file.
 """
@@ -138,21 +138,21 @@ def verdict(row: dict[str, Any], loss: str, is_first: bool) -> str:
 
 
 def decimal(x: float | None, digits: int = 4) -> str:
-    """Returns a number with so many digits after the point, nothing if it is missing."""
+    """Returns a number with `digits` after the point, or "" if the number is missing."""
     if x is None or math.isnan(x):
         return ""
     return f"{x:.{digits}f}"
 
 
 def whole(x: float | None) -> str:
-    """Returns a whole number with commas, nothing if it is missing."""
+    """Returns a whole number with commas, or "" if the number is missing."""
     if x is None or math.isnan(x):
         return ""
     return f"{x:,.0f}"
 
 
 def plain(x: Any) -> str:
-    """Returns the value of a key as text, nothing if the run has no such key."""
+    """Returns the value of a key as text, or "" if the run has no such key."""
     if x is None:
         return "null"
     if not isinstance(x, float | np.floating):
@@ -163,7 +163,7 @@ def plain(x: Any) -> str:
 
 
 def footnote(table: pd.DataFrame, board: pd.DataFrame) -> str:
-    """Returns what a reader of the leaderboard has to know."""
+    """Returns the explanation of the columns of the leaderboard."""
     loss = tables.objective(board)
     sentences = [
         f"{loss} at the end: mean over n seeds, ± its standard error.",
@@ -232,7 +232,7 @@ def page_data(table: pd.DataFrame, board: pd.DataFrame, title: str) -> dict[str,
 def page_row(
     row: dict[str, Any], cells: list[str], members: pd.DataFrame, keys: Sequence[str], loss: str
 ) -> dict[str, Any]:
-    """Returns what the page draws of a configuration; `cells` are the texts of its row."""
+    """Returns the page's data of a configuration; `cells` are the texts of its row."""
     runs = tables.records(members)
     shown_keys = [key for key in tables.configuration_keys(members) if key not in ("seed", "name")]
     name = ", ".join(f"{key}={plain(row[key])}" for key in keys)
@@ -250,7 +250,7 @@ def page_row(
 
 
 def dot(run: dict[str, Any], loss: str) -> dict[str, Any]:
-    """Returns what the page draws of a run, the loss only if it has finished."""
+    """Returns the page's data of a run; it has a loss only if it has finished."""
     value = run[loss] if run["status"] == "finished" else None
     return {"seed": run["seed"], "status": run["status"], "loss": value, "label": run["label"]}
 
@@ -262,7 +262,7 @@ def origins(table: pd.DataFrame) -> dict[str, list[str]]:
 
 
 def references(table: pd.DataFrame) -> list[list[Any]]:
-    """Returns name and loss of what counting reaches; nothing if the validation texts differ."""
+    """Returns names and losses of the counting models; none if the validation texts differ."""
     wanted = [*REFERENCES, "reference/order"]
     known = table[[name for name in wanted if name in table]].dropna().drop_duplicates()
     if known.shape != (1, len(wanted)):
@@ -273,9 +273,9 @@ def references(table: pd.DataFrame) -> list[list[Any]]:
 
 
 def curves(members: pd.DataFrame) -> dict[str, Any]:
-    """Returns the curves of a configuration's finished seeds, and where its other runs diverged.
+    """Returns the curves of a configuration: means over its finished seeds, and diverged runs.
 
-    A step's tokens and FLOPs are the same in all runs.
+    All runs of a configuration have the same tokens and FLOPs at the same step.
     """
     is_finished = members["status"] == "finished"
     is_repeated = is_finished & members.duplicated(["status", "seed"])
@@ -320,7 +320,7 @@ def per_step(members: pd.DataFrame, name: str) -> float | None:
 def curve(histories: list[list[dict[str, Any]]], name: str) -> dict[str, Any]:
     """Returns mean and standard error of a number over seeds, at the steps that all have.
 
-    `seconds` are those of training until the step, the mean over the seeds.
+    `seconds` is the mean training time until each step.
     """
     by_step = [values_by_step(lines, name) for lines in histories]
     steps: list[int] = []
@@ -354,7 +354,7 @@ def seconds_at(steps: list[int], lines: list[dict[str, Any]]) -> np.ndarray:
 
 
 def samples(members: pd.DataFrame) -> dict[str, Any] | None:
-    """Returns what the first finished seed wrote at its evaluations; None if none wrote."""
+    """Returns the samples of the first finished seed, by step; None if there are none."""
     finished = members[members["status"] == "finished"].sort_values("seed")
     for run in tables.records(finished):
         lines = [line for line in history(run) if "sample" in line]

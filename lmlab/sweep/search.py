@@ -1,6 +1,6 @@
 """A search instead of a grid: Optuna proposes values, and cells measure how good they are.
 
-All processes of a search share its study, which lies in a database.
+All processes of a search share its study, which is a database.
 """
 
 import json
@@ -68,7 +68,7 @@ class SearchSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        """Runs trials until the study has `n_trials`, those that dead processes left among them."""
+        """Runs trials until the study has `n_trials`. Trials of dead processes are run again."""
         with one_line_errors():
             self.begin([parse(text) for text in arguments])
         with files.lock(self.searches / self.search_id):  # held as long as this process lives
@@ -135,7 +135,7 @@ class SearchSweeper(Sweeper):
             self.run_batches(self.settings.batch)
 
     def run_batches(self, size: int) -> None:
-        """Runs trials in batches, for launchers that want all their cells at once."""
+        """Runs `size` trials at a time, for launchers that must get all cells of a batch at once."""
         assert self.launcher is not None  # Hydra has called `setup`
         while batch := self.next_trials(size):
             overrides = [overrides for _, overrides in batch]
@@ -145,7 +145,7 @@ class SearchSweeper(Sweeper):
                 self.end_trial(trial, result.return_value)
 
     def next_trials(self, size: int) -> list[Proposal]:
-        """Returns the next proposals, `size` of them or what is left."""
+        """Returns the next proposals: `size` of them, or fewer at the end."""
         batch: list[Proposal] = []
         while len(batch) < size and (proposal := self.next_trial()):
             batch.append(proposal)
@@ -182,7 +182,7 @@ class SearchSweeper(Sweeper):
             return "other"
 
     def next_trial(self) -> Proposal | None:
-        """Returns a trial that a dead process left, else a new one, with the cell's overrides.
+        """Returns a trial with its cell's overrides: one of a dead process, or a new one.
 
         Returns None if the study has all its trials.
         """
@@ -235,7 +235,7 @@ def typed(override: Override) -> str:
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers from `low` to `high`; with a `step` only those at such distances.
+    """The numbers from `low` to `high`, or, with a `step`, low, low + step, and so on.
 
     `log`: the search looks at ratios of numbers, not at differences.
     """
@@ -247,7 +247,7 @@ class Range:
 
 
 class Dimension:
-    """What a search may give one key: one of several values, or a number of a range.
+    """The values that a search may try for one key: a list, or a range of numbers.
 
     Raises UserError if there is no such value.
     """
@@ -291,7 +291,7 @@ class Dimension:
         return distributions.FloatDistribution(float(low), float(high), log, step)
 
     def check_study(self, study: "optuna.Study") -> None:
-        """Raises UserError if the study has chosen the key's value from something else so far."""
+        """Raises UserError if earlier trials of the study chose the key from other values."""
         from optuna import distributions
 
         for trial in study.get_trials(deepcopy=False):

@@ -64,8 +64,8 @@ def pruner(name: str, first: int, last: int) -> "optuna.pruners.BasePruner":
 def sampler(settings: SearchConfig, number: int) -> "optuna.samplers.BaseSampler":
     """Returns the sampler of the trial with this number.
 
-    Each trial has a sampler of its own, seeded by its number, so that a search that was stopped
-    goes on as it would have gone on without the stop.
+    Each trial has a separate sampler, seeded by the trial's number. So a search that was stopped
+    and continued proposes the same values as one without a stop.
     """
     import optuna
 

@@ -37,7 +37,7 @@ def load_runs(*folders: str | Path) -> pd.DataFrame:
 
     Its columns are the configuration (keys as typed), `reason` (why the run is not finished),
     metrics.json, `path`, `group` (equal for runs that differ only in seed) and `label`. Runs that
-    cannot be read are left out, and their errors stand in `.attrs["faults"]`. Raises UserError if
+    cannot be read are left out, and `.attrs["faults"]` holds their errors. Raises UserError if
     there is no run.
     """
     runs: dict[Path, tuple[dict[str, Any], dict[str, Any]]] = {}
@@ -68,7 +68,7 @@ def load_runs(*folders: str | Path) -> pd.DataFrame:
 
 
 def load_run(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the configuration of a run, and all else that stands in its row.
+    """Returns the configuration of a run, and the other values of its row.
 
     Raises UserError if the run cannot be read.
     """
@@ -125,7 +125,7 @@ def tested(path: Path) -> dict[str, float]:
 
 
 def evaluations_of(path: Path) -> Iterator[dict[str, Any]]:
-    """Yields the lines of the run's evaluations.jsonl, without those that a kill has torn."""
+    """Yields the lines of the run's evaluations.jsonl, without a last line that is incomplete."""
     content = files.read(path / "evaluations.jsonl", LIMITS["evaluations.jsonl"])
     for line in content.decode().splitlines():
         try:
@@ -160,7 +160,7 @@ def varied(table: pd.DataFrame) -> list[str]:
     typed = ",".join(table["label"])
 
     def is_shown(key: str) -> bool:
-        """Returns whether the runs differ in the key, and other keys do not tell its values."""
+        """Returns whether runs differ in the key, and its values do not follow from other keys."""
         if distinct(table[key]) < 2:
             return False
         if key in GROUPS or re.search(rf"\b{key}=", typed):
@@ -176,7 +176,7 @@ def distinct(values: pd.Series) -> int:
 
 
 def is_derived(table: pd.DataFrame, key: str) -> bool:
-    """Returns whether the key has in every run the value that it has if it is null."""
+    """Returns whether the key has its default value, which other keys determine, in every run."""
     for run in records(table):
         usual = derived(run)
         if key not in usual or run[key] != usual[key]:
@@ -198,7 +198,7 @@ class Entry:
     losses: dict[int, float]
 
     def rank(self, loss: str) -> tuple[bool, float]:
-        """Returns what entries are sorted by: the mean loss, without one the last place."""
+        """Returns the sort key of an entry: its mean loss, or infinity without one."""
         mean = self.row[loss]
         return math.isnan(mean), mean
 
@@ -235,7 +235,7 @@ def leaderboard(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def finished_seeds(members: pd.DataFrame, loss: str) -> pd.DataFrame:
-    """Returns of the runs of a configuration the finished ones that have a loss, one a seed."""
+    """Returns the finished runs with a loss among `runs`, one for each seed."""
     finished = members[(members["status"] == "finished") & members[loss].notna()]
     return finished.drop_duplicates("seed")
 
@@ -286,9 +286,10 @@ def paired_p(losses: dict[int, float], best: dict[int, float]) -> float | None:
 
 
 def holm(p_values: list[float | None]) -> list[float | None]:
-    """Returns each p times the number of those not smaller (Holm 1979), at most 1.
+    """Returns the p-values corrected for multiple tests (Holm 1979), at most 1; None stays None.
 
-    None is below that of a smaller one; None stays None.
+    Each p is multiplied by the number of p-values that are not smaller. The result never decreases
+    as p grows.
     """
     tests = {i: p for i, p in enumerate(p_values) if p is not None}
     corrected = list(p_values)
@@ -302,7 +303,7 @@ def holm(p_values: list[float | None]) -> list[float | None]:
 def unfinished(table: pd.DataFrame) -> Iterator[tuple[str, str, str]]:
     """Yields label, status and reason of each run that is not finished.
 
-    The label lacks what all labels have in common.
+    Overrides that all labels have are left out of the label.
     """
     common = common_parts(table["label"])
     for run in records(table[table["status"] != "finished"]):

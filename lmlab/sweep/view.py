@@ -1,4 +1,4 @@
-"""What a sweep shows while it runs: a live table on a terminal, else a line for each cell."""
+"""Shows a sweep while it runs: a live table on a terminal, else a line for each cell."""
 
 import json
 import os
@@ -23,8 +23,8 @@ TAIL = 4096  # bytes at the end of history.jsonl that hold the last point
 class View:
     """Shows the cells while its context is open.
 
-    `total` is the number of cells, 0 if it is unknown; `labels` are those of the cells known so
-    far, of which only the differences are shown.
+    `total` is the number of cells, or 0 if it is unknown. `labels` are the labels of the known
+    cells; overrides that all labels have are not shown.
     """
 
     def __init__(self, total: int, labels: Iterable[str]) -> None:
@@ -56,7 +56,7 @@ class View:
         self.console.print(text, soft_wrap=True)
 
     def ended(self, cell: Cell, status: str, how: str) -> None:
-        """Notes that a cell has ended; `how` says by whom or when, if it was not run now."""
+        """Notes that a cell has ended; `how` is "already" or "by another process", or empty."""
         self.counts[status] += 1
         result = result_of(cell, status, how)
         self.recent.append((self.name(cell), result))
@@ -68,7 +68,7 @@ class View:
         self.say(f"{count}  {self.name(cell)}: {result}")
 
     def refused(self, overrides: Iterable[str], why: str) -> None:
-        """Notes that a search has proposed what cannot be run."""
+        """Notes that a search has proposed values that cannot be run."""
         self.counts["failed"] += 1
         self.say(f"{','.join(overrides)[:100]}: {why}")
 
@@ -102,7 +102,7 @@ class View:
 
 
 def result_of(cell: Cell, status: str, how: str) -> str:
-    """Returns what came of a cell, in one line."""
+    """Returns the result of a cell, in one line."""
     metrics = cell.metrics()
     result = f"{status} {how}".strip()
     if metrics.get("reason"):

@@ -1,1 +1,1 @@
-"""The training of one run: the step, the optimizers, and what happens around them."""
+"""The training of one run: the step, the optimizers, and all that happens around them."""

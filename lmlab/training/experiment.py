@@ -88,7 +88,7 @@ def run(
 
 
 def first_facts(prepared: Prepared, command: str) -> dict[str, Any]:
-    """Returns what metrics.json says of a run before its first step."""
+    """Returns the entries of metrics.json before the first step of a run."""
     return {
         "status": "running",
         "seed": prepared.run.seed,
@@ -103,7 +103,7 @@ def first_facts(prepared: Prepared, command: str) -> dict[str, Any]:
 def resume(path: Path, config: Config, command: str, watch: Watch | None = None) -> str:
     """Resumes the run at `path` as if it had never stopped; returns its status.
 
-    `config` is the run's own, but for keys that may change. Raises UserError.
+    `config` is the run's configuration; keys that may change may have new values. Raises UserError.
     """
     with disk_errors(path), closing(RunDirectory(path)) as directory:
         tokenizer = read_tokenizer(path)
@@ -150,11 +150,11 @@ def resume(path: Path, config: Config, command: str, watch: Watch | None = None)
 def disk_errors(path: Path) -> Iterator[None]:
     """Turns OSErrors into UserErrors of one line: a full disk, a folder without permission.
 
-    What was saved before is intact.
+    Files that were saved before are intact.
     """
 
     def hook(thread: threading.ExceptHookArgs) -> None:
-        """TensorBoard's writing thread prints its error, and hands it on to the next call."""
+        """Prints no traceback for an OSError: TensorBoard raises it again at its next call."""
         if not issubclass(thread.exc_type, OSError):
             hook_before(thread)
 
@@ -221,7 +221,7 @@ def train(
 
 
 def say_results(directory: RunDirectory, subject: Subject, ending: Ending) -> None:
-    """Says what came of a run, beside what counting reaches on the same text."""
+    """Prints the results of a run, its sample, and the losses of counting on the same text."""
     if ending.status == "finished":
         directory.update(**references(subject.text))
     if ending.status == "interrupted":
@@ -327,7 +327,7 @@ def evaluate_counted(
     identity: dict[str, Any],
     totals: dict[str, float],
 ) -> None:
-    """Evaluates a counted model, notes what was seen, and saves its checkpoints."""
+    """Evaluates a counted model, notes the numbers, and saves its checkpoints."""
     values = evaluations.evaluate(subject)
     numbers, texts = recorders.note(values, 0, directory, board)
     best = numbers.get("val/loss", math.inf)

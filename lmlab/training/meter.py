@@ -56,14 +56,14 @@ class Meter:
 
     @contextmanager
     def paused(self, module: LanguageModule) -> Iterator[None]:
-        """Stops the clock for a while. What a GPU still has to do is training: it is waited for."""
+        """Stops the clock for a while. First waits for the GPU, whose work is training."""
         module.loss_sum.item()
         self.stop()
         yield
         self.start()
 
     def point(self, module: LanguageModule, lr: float) -> tuple[dict[str, float], dict[str, float]]:
-        """Returns a point of the training curves, and what history.jsonl alone keeps of it.
+        """Returns a point of the training curves, and further values for history.jsonl.
 
         train/loss is the mean over the steps since the last multiple of `log_interval`. Here
         training waits for the device.
@@ -86,7 +86,7 @@ class Meter:
         return numbers, {"train_seconds": seconds, "steps": steps}
 
     def totals(self) -> dict[str, float]:
-        """Returns what metrics.json says of the whole run: steps, tokens, FLOPs, seconds, speed."""
+        """Returns the totals for metrics.json: steps, tokens, FLOPs, seconds, speed."""
         tokens = self.step * self.tokens_per_step
         seconds = self.seconds()
         return {

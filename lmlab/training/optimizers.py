@@ -1,8 +1,8 @@
 """From gradients to weights: the optimizers, and the learning rate as a function of the step.
 
 An optimizer costs a function here (from `Weights`, its keys and the precision to torch's
-optimizer), its keys in the catalogue, and a YAML. What it keeps for each weight is never declared:
-`example_states` lets it make a step and looks.
+optimizer), its keys in the catalogue, and a YAML. Its state for each weight is never declared:
+`example_states` makes a step and reads the state.
 """
 
 import math
@@ -42,7 +42,7 @@ class Weights:
         return cls(matrices, others, model.hidden_matrices())
 
     def groups(self, weight_decay: float) -> list[Group]:
-        """Returns two groups: matrices, and the others, which do not decay (Brown et al. 2020)."""
+        """Returns matrices with weight decay, and all other weights without (Brown et al. 2020)."""
         return [
             {"params": self.matrices, "weight_decay": weight_decay},
             {"params": self.others, "weight_decay": 0.0},
@@ -87,7 +87,7 @@ def muon(weights: Weights, config: MuonConfig, precision: str) -> torch.optim.Op
 
 
 def builder_of(config: OptimizerConfig) -> Callable[..., torch.optim.Optimizer]:
-    """Returns the function that builds the optimizer of these keys, as the catalogue says."""
+    """Returns the function that builds the optimizer of these keys, from the catalogue."""
     builder: Callable[..., torch.optim.Optimizer] = load(row_of(OPTIMIZERS, config).builder)
     return builder
 

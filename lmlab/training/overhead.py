@@ -25,7 +25,7 @@ class NoProfiler(PassThroughProfiler):
 class PlainHookName(LightningModule):
     """Notes the name of a hook, which Lightning does thirty times a step, as a plain attribute.
 
-    Else torch would ask each time whether it is a weight.
+    torch would otherwise ask each time whether the name is a weight.
     """
 
     def __setattr__(self, name: str, value: object) -> None:

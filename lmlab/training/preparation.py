@@ -21,9 +21,10 @@ from lmlab.runs.folder import RunDirectory, read_config, text_sha256
 class Prepared:
     """A text, an untrained model and its batches. From here on no function needs the `Config`.
 
-    `config` has the device, precision and threads of this machine; `tokenizer` and `sha256` are
-    those of the text that it must be, if it is known. All that is random in a run follows from the
-    seed that is set here. Raises UserError, also for a text that is too short.
+    `config` has the device, precision and threads of this machine. `tokenizer` is the tokenizer to
+    use, by default the text's own; `sha256` is the checksum that the text must have, if it is
+    known. The seed that is set here determines all that is random in a run. Raises UserError, also for a
+    text that is too short.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class Prepared:
 
 
 def load_start(init_from: str | None) -> checkpoints.Run | None:
-    """Returns the run whose weights a new run starts from, on the CPU, or None. Raises UserError."""
+    """Loads the run whose weights a new run starts from, on the CPU. Raises UserError."""
     if init_from is None:
         return None
     return checkpoints.load(Path(init_from), choice="cpu")
@@ -69,7 +70,7 @@ def inherit(model: LanguageModel, start: checkpoints.Run) -> None:
 def source_tokens(directory: RunDirectory, tokenizer: Tokenizer) -> np.ndarray | None:
     """Returns the validation tokens of the run that the weights come from.
 
-    None, with a line that says so, if its text cannot be had.
+    Returns None, and prints a line, if the text cannot be read.
     """
     if not (directory.path / "source.yaml").exists():
         return None

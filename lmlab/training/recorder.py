@@ -31,7 +31,7 @@ Watch = Callable[[int, float], bool]  # from step and val/loss: whether the run 
 
 @dataclass(frozen=True)
 class Due:
-    """What is due after a step."""
+    """The actions that are due after a step."""
 
     point: bool
     evaluation: bool
@@ -40,7 +40,7 @@ class Due:
 
 
 class Schedule:
-    """Says when something is due, from the intervals of `run`."""
+    """Computes what is due after a step, from the intervals of `run`."""
 
     def __init__(self, run: RunConfig) -> None:
         self.run = run
@@ -50,7 +50,7 @@ class Schedule:
         self.saved_at = time.monotonic()
 
     def due(self, step: int, seconds: float) -> Due:
-        """Returns what is due after `step` steps and so many seconds of training."""
+        """Returns the actions that are due after `step` steps and `seconds` of training."""
         run = self.run
         end = step >= run.max_steps or self.is_out_of_time(seconds)
         evaluation = end or step % run.eval_interval == 0
@@ -120,11 +120,11 @@ class StopSignal:
 
 
 class Recorder(Callback):
-    """Decides after each step what is due. What is then done stands in the files that it calls.
+    """Decides after each step which actions are due, and calls the functions that do them.
 
-    `subject` is what evaluations look at, `identity` what a checkpoint says of the run it belongs
-    to, `saved` the `lmlab` entry of the checkpoint to resume from, and `watch` says after an
-    evaluation whether to go on.
+    `subject` is the object of all evaluations, `identity` the facts by which a checkpoint names its
+    run, and `saved` the `lmlab` entry of the checkpoint to resume from. `watch` is called after an
+    evaluation and returns whether to go on.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class Recorder(Callback):
     # Lightning calls these
 
     def on_train_start(self, trainer: Trainer, module: LanguageModule) -> None:  # type: ignore[override]  # our module
-        """Restores what Lightning does not, or evaluates the untrained model."""
+        """Restores the state that Lightning does not save, or evaluates the untrained model."""
         self.stop.listen(trainer.received_sigterm)
         self.meter.bar.start()
         self.schedule.checkpoint_saved()
@@ -175,7 +175,7 @@ class Recorder(Callback):
         self.meter.start()
 
     def on_train_batch_end(self, trainer: Trainer, module: LanguageModule, *_: object) -> None:  # type: ignore[override]  # our module
-        """Does what is due after a step."""
+        """Does the actions that are due after a step."""
         if trainer.global_step == self.meter.step:
             return  # one of several batches of a step
         self.started = True
@@ -202,7 +202,7 @@ class Recorder(Callback):
         module: LanguageModule,  # type: ignore[override]  # our module
         checkpoint: dict[str, Any],
     ) -> None:
-        """Adds what an exact resume needs and Lightning leaves out."""
+        """Adds the state that an exact resume needs and Lightning does not save."""
         checkpoint["lmlab"] = state.entry(
             self.identity,
             self.directory,
@@ -242,7 +242,7 @@ class Recorder(Callback):
         self.diverged = not math.isfinite(self.meter.train_loss)
 
     def evaluate(self, trainer: Trainer, module: LanguageModule) -> None:
-        """Looks at the model, notes what was seen, and saves best.ckpt at the lowest val/loss."""
+        """Evaluates the model, writes the values, and saves best.ckpt at the lowest val/loss."""
         if not self.is_finite(module):
             return
         step = self.meter.step
@@ -267,7 +267,7 @@ class Recorder(Callback):
             self.pruned = not self.watch(step, numbers["val/loss"])
 
     def save(self, trainer: Trainer, module: LanguageModule) -> None:
-        """Saves last.ckpt, from which a run goes on as if it had never stopped."""
+        """Saves last.ckpt, from which a run is resumed as if it had never stopped."""
         if not self.is_finite(module):
             return
         self.directory.update(**self.meter.totals())
@@ -282,7 +282,7 @@ class Recorder(Callback):
             self.before = {name: weight.clone() for name, weight in weights}
 
     def is_finite(self, module: LanguageModule) -> bool:
-        """Returns whether loss and weights are finite; else nothing is evaluated or saved.
+        """Returns whether loss and weights are finite. If not, nothing is evaluated or saved.
 
         Also sets `diverged`.
         """
@@ -324,7 +324,7 @@ class Recorder(Callback):
 def note(
     values: Mapping[str, evaluations.Value], step: int, directory: RunDirectory, board: Board
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """Notes what an evaluation found; returns the numbers and texts among it."""
+    """Writes the values of an evaluation; returns the numbers and the texts among them."""
     numbers = evaluations.numbers_of(values)
     texts = evaluations.texts_of(values)
     directory.record(step=step, **numbers, **texts)
@@ -345,5 +345,5 @@ def line(step: int, numbers: Mapping[str, float], sample: str) -> str:
 
 
 def facts_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what metrics.json says of a run's origin: all but numbers by step and the status."""
+    """Returns the entries of metrics.json about a run's origin, without its numbers and status."""
     return {key: value for key, value in metrics.items() if "/" not in key and key != "status"}

@@ -1,4 +1,4 @@
-"""A run that goes on: what is checked, what is restored, and what is noted and said of it."""
+"""Resumes a run: checks its state, restores it, and notes the change of versions."""
 
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ def finished_already(
 
 
 def restore(checkpoint: dict[str, Any], prepared: Prepared, over: bool, path: Path) -> None:
-    """Gives a run that is `over` its weights; else Lightning does, and the optimizer is checked.
+    """Loads the weights of a run that is `over`. Otherwise Lightning does so, after a check here.
 
     Raises UserError if the state of the optimizer in the checkpoint at `path` does not fit.
     """
@@ -63,7 +63,7 @@ def restore(checkpoint: dict[str, Any], prepared: Prepared, over: bool, path: Pa
 
 
 def note_resumption(directory: RunDirectory, config: dict[str, Any], now: dict[str, Any]) -> str:
-    """Notes in metrics.json with what a run goes on; returns what has changed, for the terminal.
+    """Writes the provenance of a resumed run; returns its changes as text, or "".
 
     `now` is the provenance of the process.
     """

@@ -1,4 +1,4 @@
-"""What the next step depends on in addition to the weights: sums, random states, the optimizer."""
+"""The state of training in addition to the weights: sums, random states, the optimizer."""
 
 import math
 import random
@@ -25,10 +25,10 @@ UNTRAINED: dict[str, Any] = {
 def entry(
     identity: dict[str, Any], directory: RunDirectory, device: str, **progress: Any
 ) -> dict[str, Any]:
-    """Returns what a checkpoint holds under the key `lmlab`.
+    """Returns the entry `lmlab` of a checkpoint.
 
-    `identity` says to which run it belongs, `progress` how far that run is. All that was noted so
-    far is on disk afterwards.
+    `identity` names the run, `progress` holds its step and sums. Afterwards all lines of
+    history.jsonl are on disk.
     """
     return {
         **identity,
@@ -67,8 +67,8 @@ def check_optimizer(
 ) -> None:
     """Raises UserError unless the optimizer's state in a checkpoint fits the optimizer.
 
-    `examples` holds a state that the optimizer has made itself for each weight. Fused optimizers
-    trust what they are given, and would read beyond its end.
+    `examples` holds a state that the optimizer has made itself for each weight. Fused optimizers do
+    not check sizes: they would read beyond the end of a tensor.
     """
     try:
         (saved,) = checkpoint["optimizer_states"]
@@ -108,7 +108,7 @@ def random_state(device: str) -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Restores what `random_state` has returned."""
+    """Restores the random states that `random_state` has returned."""
     random.setstate(state["python"])
     keys, *others = state["numpy"]
     np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), *others))

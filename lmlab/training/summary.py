@@ -1,4 +1,4 @@
-"""What a run prints: at its start what it is, at its end its numbers and a sample."""
+"""The tables that a run prints at its start and at its end."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from lmlab.training.preparation import Prepared
 
 
 def introduction(prepared: Prepared, path: Path) -> str:
-    """Returns the table at the start: model, text, device, how long, and where the run lies."""
+    """Returns the table at the start: model, text, device, length of training, folder."""
     keys = prepared.keys
     run = prepared.run
     model = prepared.model
@@ -39,7 +39,7 @@ def introduction(prepared: Prepared, path: Path) -> str:
 
 
 def described(text: Splits) -> str:
-    """Returns the sizes of a text and its parts, and what of it was left out."""
+    """Returns the sizes of a text and its parts, and the number of characters left out."""
     sizes = ", ".join(
         f"{name} {len(tokens):,}"
         for name, tokens in text.parts.items()
@@ -79,7 +79,7 @@ def number(metrics: Mapping[str, Any], name: str) -> str:
 
 
 def whereabouts(path: Path) -> str:
-    """Returns the lines that say where the run lies, and how to go on with it."""
+    """Returns the lines with the run's folder and the commands to look at the run."""
     return (
         f"\nsaved in      {path}\ncurves        tensorboard --logdir outputs\n"
         f"more samples  python scripts/sample.py run={shlex.quote(str(path))}"
@@ -87,7 +87,7 @@ def whereabouts(path: Path) -> str:
 
 
 def compared(final: Mapping[str, Any]) -> str:
-    """Returns the line that compares val/loss with what counting reaches on the same text."""
+    """Returns the line with the losses of counting on the same text, to compare val/loss with."""
     losses = []
     for name, words in REFERENCES.items():
         if name in final:
@@ -99,6 +99,6 @@ def compared(final: Mapping[str, Any]) -> str:
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> str:
-    """Returns the rows as lines, with columns of equal width; a row may lack the last ones."""
+    """Returns the rows as lines with aligned columns. A row may have fewer columns."""
     widths = [max(map(len, column)) for column in zip_longest(*rows, fillvalue="")]
     return "\n".join("   ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
