@@ -235,7 +235,7 @@ def leaderboard(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def finished_seeds(members: pd.DataFrame, loss: str) -> pd.DataFrame:
-    """Returns the finished runs with a loss among `runs`, one for each seed."""
+    """Returns the finished runs with a loss among `members`, one for each seed."""
     finished = members[(members["status"] == "finished") & members[loss].notna()]
     return finished.drop_duplicates("seed")
 
