@@ -182,6 +182,10 @@ def test_keys_of_steps_that_a_sweep_shares_leave_an_ngram_as_it_is(train):
     """Such a key is refused only where no model of the command has steps."""
     line = "-m data=sentence threads=1 "
     [alone] = train(line + "model=ngram name=alone")
-    together = train(line + "model=ngram,bigram device=cpu max_steps=2 name=together")
-    hashes = [run.name.split("-")[-1] for run in together]
-    assert len(hashes) == 2 and alone.name.split("-")[-1] in hashes
+    together = train(line + "model=ngram,bigram device=cpu max_steps=2 lr=0.1,0.2 name=together")
+    assert len(together) == 3  # the n-gram does not depend on lr
+    [ngram] = [run for run in together if "model=ngram" in run.name]
+    assert ngram.name.split("-")[-1] == alone.name.split("-")[-1]
+    assert "lr=" not in ngram.name and "device=" not in ngram.name
+    board = (ngram.parent / "leaderboard.csv").read_text().splitlines()
+    assert "max_steps" not in board[0] and "lr" in board[0].split(",")

@@ -7,6 +7,8 @@ import torch
 
 from lmlab import machine
 from lmlab.config.check import Config
+from lmlab.config.keys import idle_keys
+from lmlab.config.overrides import parse
 from lmlab.data.batches import Batches
 from lmlab.data.text import Splits
 from lmlab.errors import UserError
@@ -72,11 +74,12 @@ def identify(config: Config, overrides: list[str], sweep: Sweep, elsewhere: bool
         tokens = len(text.train)
     with torch.device("meta"):
         model = build_model(config.model, text.tokenizer.vocab_size)
+    used = [text for text in overrides if parse(text).key_or_group not in idle_keys(config.choices)]
     cell_hash, group = cells.identity(config.flat(), text.sha256, source.init_sha256)
     return Cell(
         config=config,
         sweep=sweep,
-        label=cells.label(overrides, sweep) or config.choices["model"],
+        label=cells.label(used, sweep) or config.choices["model"],
         hash=cell_hash,
         group=group,
         data_sha256=text.sha256,

@@ -6,7 +6,7 @@ Only the folders of runs are read.
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from scipy import stats
 from lmlab import files
 from lmlab.catalogue import REFERENCES, UNTOUCHING, learn_numbers, numbers_where
 from lmlab.config.check import derived
-from lmlab.config.keys import GROUPS, marked
+from lmlab.config.keys import GROUPS, choices_of, idle_keys, marked
 from lmlab.errors import UserError
 from lmlab.runs.folder import LIMITS, read_config, read_metrics
 from lmlab.sweep.cells import identity
@@ -161,13 +161,27 @@ def varied(table: pd.DataFrame) -> list[str]:
 
     def is_shown(key: str) -> bool:
         """Returns whether runs differ in the key, and its values do not follow from other keys."""
-        if distinct(table[key]) < 2:
+        if distinct(used_values(table, key)) < 2:
             return False
         if key in GROUPS or re.search(rf"\b{key}=", typed):
             return True
         return not (is_derived(table, key) or follows_from_choices(table, key))
 
     return [key for key in keys if is_shown(key)]
+
+
+def used_values(table: pd.DataFrame, key: str) -> pd.Series:
+    """Returns the values of a key in all runs whose model uses the key."""
+    is_used = [key not in unused_keys(run) for run in records(table)]
+    return table[key][is_used]
+
+
+def unused_keys(run: Mapping[str, Any]) -> frozenset[str]:
+    """Returns the keys of a run's configuration that its model does not use."""
+    model = run.get("model")
+    if model not in choices_of("model"):
+        return frozenset()
+    return idle_keys({"model": model})
 
 
 def distinct(values: pd.Series) -> int:
@@ -251,8 +265,9 @@ def row_of(members: pd.DataFrame, keys: Iterable[str], loss: str) -> dict[str, A
     finished = finished_seeds(members, loss)
     first = members.iloc[0]
     row = {"group": first["group"]}
+    unused = unused_keys(records(members)[0])
     for key in keys:
-        row[key] = first[key]
+        row[key] = None if key in unused else first[key]
     row["n"] = len(finished)
     for name in numbers_where("in_leaderboard"):
         if name in members:
