@@ -1,4 +1,4 @@
-"""The door of a checkout: python train.py model=gpt n_layer=4, or python train.py --help."""
+"""The command that trains: python train.py model=gpt n_layer=4, or python train.py --help."""
 
 if __name__ == "__main__":
     try:

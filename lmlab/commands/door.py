@@ -1,4 +1,4 @@
-"""How every command ends, and the choices that several commands take."""
+"""Runs a command: turns its errors into one line, and handles Ctrl-C and closed pipes."""
 
 import os
 import sys

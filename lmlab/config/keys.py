@@ -1,4 +1,4 @@
-"""The keys of a run and of a sweep, and questions about all keys. Imports no torch.
+"""The keys of all runs and sweeps, such as seed and max_steps, and their markers. No torch.
 
 Markers in a key's annotation hold its properties. lmlab/catalogue.py explains the markers and
 holds the keys of models, texts, devices and optimizers.

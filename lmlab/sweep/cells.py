@@ -1,7 +1,8 @@
-"""A cell of a sweep: one run, whose folder has a hash of its configuration and text in its name.
+"""A cell of a sweep: one run, which is skipped if it is finished, resumed, or tried again.
 
-So a command that asks for the same cell again skips it, resumes it or tries it again, with any
-launcher, and also if several processes do so together. Nothing imports torch before a cell runs.
+The name of a cell's folder holds a hash of its configuration and text. So a second command finds
+the same cell, with any launcher, and also if several processes look for it at the same time.
+Nothing imports torch before a cell runs.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
-"""Questions about a sweep's cells whose answers need torch: identity, costs, test losses.
+"""Calls the functions of sweeps that need torch, in this process or in a separate one.
 
-Other files hold the functions. A planner calls them in this process or in a separate process, so
-that the local launcher never imports torch.
+The functions stand in plan.py, costs.py and inference/loss.py. The local launcher uses a separate
+process, so that its own process never imports torch.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
-"""Runs as a table, and configurations over seeds as a leaderboard.
+"""Runs as a table, and the leaderboard: means over seeds, with paired tests.
 
-Only the folders of runs are read.
+The numbers are read from the folders of runs.
 """
 
 import json
