@@ -1,4 +1,4 @@
-"""Checks the keys and values of a run, and builds its `Config`. Imports no torch."""
+"""Checks each key and value of a run, such as n_layer=two, and builds its `Config`. No torch."""
 
 import re
 from dataclasses import asdict, dataclass, field

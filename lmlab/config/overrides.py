@@ -1,4 +1,4 @@
-"""From the overrides that were typed to checked configurations. Hydra composes them."""
+"""Composes the overrides of a command with Hydra; check.py then checks each configuration."""
 
 import itertools
 import math

@@ -1,6 +1,7 @@
-"""Calls the functions of sweeps that need torch, in this process or in a separate one.
+"""Answers a sweep's questions that need torch, in this process or in another one.
 
-The functions stand in plan.py, costs.py and inference/loss.py. The local launcher uses a separate
+Which cell does a configuration have, what does it cost, what is its loss on the test part? The
+answers come from plan.py, costs.py and inference/loss.py. The local launcher uses a separate
 process, so that its own process never imports torch.
 """
 

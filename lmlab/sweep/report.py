@@ -1,4 +1,4 @@
-"""The leaderboard of a sweep, on the terminal, as CSV, as Markdown, and as a page.
+"""Writes the leaderboard of a sweep: on the terminal, as CSV, as Markdown, and as a page.
 
 The page, report.html, needs no other file.
 """

@@ -1,4 +1,4 @@
-"""The cells of a command, identified in the background before the first of them runs."""
+"""Counts the cells of a sweep, and those already finished, before the first of them runs."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Runs as a table, and the leaderboard: means over seeds, with paired tests.
+"""Computes the leaderboard of runs: means over seeds, with paired tests.
 
 The numbers are read from the folders of runs.
 """
