@@ -243,7 +243,7 @@ class MuonConfig(AdamWConfig):
         if not model.has_hidden_matrices:
             allowed = [name for name, choice in OPTIMIZERS.items() if choice.config != MuonConfig]
             raise UserError(
-                f"optimizer=muon: is for the matrices of a transformer; model={model_name} has "
+                f"optimizer=muon: trains the matrices of a transformer; model={model_name} has "
                 f"none, allowed are {', '.join(sorted(allowed, reverse=True))}"
             )
 

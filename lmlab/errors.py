@@ -28,7 +28,7 @@ def one_line_errors() -> Iterator[None]:
         if error.name not in EXTRAS:
             raise
         print(
-            f"error: {error.name} is missing; it comes with: pip install -e '.[sweeps]'",
+            f"error: {error.name} is not installed; install it with: pip install -e '.[sweeps]'",
             file=sys.stderr,
         )
         raise SystemExit(2) from None

@@ -39,7 +39,7 @@ def write(path: Path, content: bytes | Iterable[bytes]) -> None:
         write_pieces(temporary, content)
         move(temporary, path)
     except OSError as error:
-        raise UserError(f"{path}: can't be written ({error.strerror})") from None
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
     finally:
         remove(temporary)
 
@@ -53,7 +53,7 @@ def write_sealed(path: Path, content: bytes | Iterable[bytes]) -> None:
         move(temporary, path)
         write(seal(path), checksum)
     except OSError as error:
-        raise UserError(f"{path}: can't be written ({error.strerror})") from None
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
     finally:
         remove(temporary)
 
@@ -102,10 +102,12 @@ def read(path: Path, limit: int) -> bytes:
         if path.is_symlink() or (path.exists() and not path.is_file()):
             raise UserError(f"{path}: is not a plain file")
         if path.stat().st_size > limit:
-            raise UserError(f"{path}: has {path.stat().st_size:,} bytes; allowed are {limit:,}")
+            raise UserError(
+                f"{path}: has {path.stat().st_size:,} bytes; allowed are at most {limit:,}"
+            )
         return path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: can't be read ({error.strerror})") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def seal(path: Path) -> Path:
@@ -130,7 +132,9 @@ def read_sealed(path: Path, limit: int) -> bytes:
         content = read(path, limit)
         if sha256(content).encode() in read(seal(path), 4096).split():
             return content
-    raise UserError(f"{path}: damaged or exchanged, its content doesn't match {seal(path).name}")
+    raise UserError(
+        f"{path}: is damaged or was replaced: its content does not match {seal(path).name}"
+    )
 
 
 def is_intact(path: Path) -> bool:
@@ -153,7 +157,7 @@ def copy_sealed(path: Path, copy: Path) -> None:
         os.replace(temporary, copy)
         write(seal(copy), sums(path))
     except OSError as error:
-        raise UserError(f"{copy}: can't be written ({error.strerror})") from None
+        raise UserError(f"{copy}: cannot be written ({error.strerror})") from None
     finally:
         remove(temporary)
 

@@ -29,8 +29,7 @@ def pick(choice: str) -> torch.device:
     usable = [name for name, there in is_there.items() if there]
     if choice not in ("auto", *usable):
         raise UserError(
-            f"device={choice}: there is none on this machine; usable here are "
-            f"auto, {', '.join(usable)}"
+            f"device={choice}: this machine has none; allowed here are auto, {', '.join(usable)}"
         )
     return torch.device(usable[0] if choice == "auto" else choice)
 
@@ -101,7 +100,7 @@ def pick_precision(device: torch.device, choice: str) -> Precision:
         if choice in ("auto", precision):
             return precision
     raise UserError(
-        f"precision={choice}: {device.type} can't do it; allowed are auto, {', '.join(allowed)}"
+        f"precision={choice}: not possible on {device.type}; allowed are auto, {', '.join(allowed)}"
     )
 
 

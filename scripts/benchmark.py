@@ -60,7 +60,7 @@ def main(argv: list[str]) -> None:
     for suite in wanted:
         if suite not in (*SUITES, "all"):
             allowed = ", ".join(SUITES)
-            raise UserError(f"{suite}: there is no such suite; allowed are {allowed}, all")
+            raise UserError(f"{suite}: unknown suite; allowed are {allowed}, all")
     clone = clone_of_nanogpt(options.nanogpt, wanted)
     suites = wanted if wanted and "all" not in wanted else SUITES
     figures = {}
@@ -78,9 +78,9 @@ def clone_of_nanogpt(path: str | None, wanted: list[str]) -> Path | None:
     if not path:
         return None
     if wanted and not {"train", "sample", "all"} & {*wanted}:
-        raise UserError(f"nanogpt={path}: goes with train and sample")
+        raise UserError(f"nanogpt={path}: needs the suite train or sample")
     if not (Path(path) / "model.py").exists():
-        raise UserError(f"nanogpt={path}: is no clone of nanoGPT, there is no model.py in it")
+        raise UserError(f"nanogpt={path}: is not a clone of nanoGPT: it has no model.py")
     return Path(path)
 
 

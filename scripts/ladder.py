@@ -50,8 +50,8 @@ def main(argv: list[str]) -> None:
     rungs = summary(runs)
     if rungs.empty:
         raise UserError(
-            f"sweep={options.sweep}: no run there has finished with a val/loss; the recipes "
-            "experiment=ladder_… make some"
+            f"sweep={options.sweep}: has no finished run with a val/loss; the recipes "
+            "experiment=ladder_… make such runs"
         )
     figure, (by_size, by_compute) = pyplot.subplots(
         1, 2, figsize=(10, 4.5), layout="constrained", sharey=True

@@ -31,7 +31,7 @@ def test_every_suite_is_there_and_explained(suite):
     [
         (["speed"], ["speed", "startup, data, train, sample, sweep, all"]),
         (["train", "nanogpt=/nowhere"], ["nanogpt=/nowhere", "model.py"]),
-        (["sweep", "nanogpt=/nowhere"], ["nanogpt=/nowhere", "train and sample"]),
+        (["sweep", "nanogpt=/nowhere"], ["nanogpt=/nowhere", "train or sample"]),
         (["repeats=0"], ["repeats=0"]),
     ],
 )

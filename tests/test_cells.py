@@ -180,7 +180,7 @@ def test_an_interrupted_cell_goes_on_from_its_checkpoint_to_the_same_end(here, m
     first = here / "whole" / whole.find().name
     assert history(cell().find(), "train/loss") == history(first, "train/loss")
     assert metrics(cell().find())["val/loss"] == metrics(first)["val/loss"]
-    assert "goes on at step 7" in (cell().find() / "train.log").read_text()
+    assert "continues at step 7" in (cell().find() / "train.log").read_text()
 
 
 def test_a_cell_that_fails_says_why_and_is_tried_again_as_often_as_asked(here, monkeypatch, capsys):

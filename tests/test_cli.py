@@ -87,7 +87,7 @@ WRONG = {
     "data=file 'path=a b(c'": ["path=a b(c", "quoted twice", "path=\"'…'\""],
     "data=file 'path=a,b'": ["path=a,b", "twice", "path=\"'…'\""],
     "lr=0.1,0.2": ["lr=0.1,0.2", "add -m"],
-    "-m name=a,b": ["name=a,b", "any key but name"],
+    "-m name=a,b": ["name=a,b", "a key other than name"],
     "-m model=bigram,gpt n_layer=2": [
         "n_layer=2",
         "model=bigram",
@@ -97,7 +97,7 @@ WRONG = {
     "dry_run=true": ["dry_run=true", "add -m"],
     "retries=1": ["retries=1", "add -m"],
     "hydra.launcher.n_jobs=2": ["hydra.launcher.n_jobs=2", "add -m"],
-    "-m retries=1,2": ["retries=1,2", "any key but"],
+    "-m retries=1,2": ["retries=1,2", "a key other than"],
     "-m retries=-1 seed=0,1": ["retries=-1", "[0, 100]"],
     "-m trial=x": ["trial=x", "search"],
     "-m hydra.launcher.n_jobs=0 seed=0,1": ["hydra.launcher.n_jobs=0", "[1, inf)"],
@@ -123,7 +123,7 @@ WRONG = {
     ],
     "-m hydra/sweeper=search lr=1,2 hydra.sweeper.storage=here": [
         "hydra.sweeper.storage=here",
-        "no study",
+        "cannot store a study",
     ],
     "-m hydra/sweeper=search lr=1,2 data=sentence": [
         "hydra.sweeper.objective=val/loss",

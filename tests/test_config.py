@@ -100,5 +100,5 @@ def test_derived_values(some_config):
     st.sampled_from(["name", "seed", "lr", "schedule"]),
 )
 def test_a_value_is_no_lookup(some_config, value, key):
-    with pytest.raises(UserError, match="no interpolation"):
+    with pytest.raises(UserError, match="interpolation is not allowed"):
         from_flat(values_of(some_config) | {key: value}, some_config.choices)

@@ -161,5 +161,5 @@ def test_a_wrong_download_is_not_kept(server, tmp_path):
         whole(corpora.shakespeare)
     assert list((tmp_path / "cache").iterdir()) == []
     (tmp_path / "cache" / "tinyshakespeare.txt").write_text("something else")
-    with pytest.raises(UserError, match="wrong sha256"):
+    with pytest.raises(UserError, match="sha256 differs"):
         whole(corpora.shakespeare)

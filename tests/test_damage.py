@@ -107,7 +107,7 @@ def each(damage):
 DAMAGES = {
     "truncated": (
         each(lambda run, name, _: os.truncate(run / name, 500)),
-        ["last.ckpt", "previous.ckpt: damaged"],
+        ["last.ckpt", "previous.ckpt: is damaged"],
     ),
     "empty": (each(lambda run, name, _: os.truncate(run / name, 0)), ["last.ckpt", "damaged"]),
     "bit flipped": (each(lambda run, name, _: flip(run / name)), ["last.ckpt", "damaged"]),
@@ -125,20 +125,23 @@ DAMAGES = {
     ),
     "code": (
         each(lambda run, name, _: sealed(run / name, payload(run))),
-        ["last.ckpt", "nothing of it was loaded"],
+        ["last.ckpt", "nothing was loaded"],
     ),
     "pickle": (
         each(lambda run, name, _: sealed(run / name, pickle.dumps(Payload()))),
-        ["last.ckpt", "no checkpoint"],
+        ["last.ckpt", "not a checkpoint"],
     ),
-    "packed": (each(lambda run, name, _: sealed(run / name, packed(run))), ["last.ckpt", "packed"]),
+    "packed": (
+        each(lambda run, name, _: sealed(run / name, packed(run))),
+        ["last.ckpt", "compressed"],
+    ),
     "of no lab": (
         each(lambda run, name, _: sealed(run / name, altered(run, lmlab=[]))),
-        ["last.ckpt", "no checkpoint"],
+        ["last.ckpt", "not a checkpoint"],
     ),
     "no weights": (
         each(lambda run, name, _: sealed(run / name, altered(run, state_dict={}))),
-        ["last.ckpt", "its weights are not those"],
+        ["last.ckpt", "its weights do not fit"],
     ),
     "few bytes, many weights": (
         each(
@@ -155,7 +158,7 @@ DAMAGES = {
                 sealed(run / name, giant(run)),
             )
         ),
-        ["last.ckpt", "its weights are not those"],
+        ["last.ckpt", "its weights do not fit"],
     ),
     "larger than its model": (
         each(lambda run, name, _: sealed(run / name, bytes(2**24 + 4096))),
@@ -179,7 +182,7 @@ DAMAGES = {
     ),
     "tokenizer missing": (
         lambda run, _: (run / "tokenizer.json").unlink(),
-        ["tokenizer.json", "can't be read"],
+        ["tokenizer.json", "cannot be read"],
     ),
     "tokenizer of another": (
         lambda run, _: sealed(run / "tokenizer.json", b'{"type": "char", "chars": ["a", "b"]}'),
@@ -222,7 +225,7 @@ DAMAGES = {
     ),
     "config interpolates": (
         lambda run, _: change(run / "config.yaml", name="${oc.env:HOME}"),
-        ["config.yaml", "no interpolation"],
+        ["config.yaml", "interpolation is not allowed"],
     ),
     "config escapes": (
         lambda run, _: change(run / "config.yaml", name="../../x"),
@@ -338,7 +341,7 @@ def test_sixty_flipped_bits_are_sixty_refusals(run):
     size = (run / LAST).stat().st_size
     for n in range(60):
         flip(run / LAST, byte=n * size // 60 + n % 7, bit=n % 8)
-        with pytest.raises(UserError, match=r"last\.ckpt: damaged"):
+        with pytest.raises(UserError, match=r"last\.ckpt: is damaged"):
             checkpoints.read(run / LAST)
         flip(run / LAST, byte=n * size // 60 + n % 7, bit=n % 8)
     checkpoints.read(run / LAST)
@@ -357,7 +360,7 @@ def test_any_prefix_of_a_checkpoint_is_refused(trained, tmp_path_factory, data):
     with pytest.raises(UserError, match="damaged"):
         checkpoints.read(path)
     sealed(path, prefix)
-    with pytest.raises(UserError, match="no checkpoint"):
+    with pytest.raises(UserError, match="not a checkpoint"):
         checkpoints.read(path)
 
 
@@ -370,8 +373,8 @@ def test_previous_stands_in_for_a_damaged_last(trained, run, capsys, damage):
     said = capsys.readouterr().out
     assert (
         "last.ckpt: " in said
-        and "going on from previous.ckpt" in said
-        and "goes on at step 15" in said
+        and "continues from previous.ckpt" in said
+        and "continues at step 15" in said
     )
     assert metrics(run)["val/loss"] == metrics(trained / "longer")["val/loss"]
     one, two = (
@@ -451,7 +454,9 @@ def test_a_state_that_cannot_be_restored_is_named(run, capsys, name):
     }
     sealed(run / LAST, altered(run, **parts[name]))
     refused(
-        capsys, lambda: cli.main(["resume=run", "max_steps=30"]), ["last.ckpt", "can't be restored"]
+        capsys,
+        lambda: cli.main(["resume=run", "max_steps=30"]),
+        ["last.ckpt", "cannot be restored"],
     )
 
 

@@ -156,7 +156,7 @@ def test_every_cell_of_a_sweep_starts_from_the_same_run_and_can_be_resumed(train
     refused(
         capsys,
         lambda: cli.main([resume, "max_steps=3"]),
-        ["max_steps=3", "max_steps=2", "another cell"],
+        ["max_steps=3", "max_steps=2", "repeat the sweep"],
     )
     (cells[0] / "metrics.json").write_text(
         json.dumps(metrics(cells[0]) | {"status": "interrupted"})
@@ -175,7 +175,9 @@ def test_a_run_is_not_made_shorter_than_it_is(train, here, capsys, monkeypatch):
     for line in ("max_steps=3", "max_minutes=1e-6"):
         cli.main([f"resume={run}", line])
         assert "finished already" in capsys.readouterr().out
-    assert "max_steps=2: the run has made 3 steps" in said(capsys, f"resume={run} max_steps=2")
+    assert "max_steps=2: the run has already made 3 steps" in said(
+        capsys, f"resume={run} max_steps=2"
+    )
     step = LanguageModule.training_step
     monkeypatch.setattr(
         LanguageModule,
@@ -193,7 +195,9 @@ def test_a_run_is_not_made_shorter_than_it_is(train, here, capsys, monkeypatch):
         and metrics(run)["step"] == 5
         and history(run, "val/loss").keys() == {0}
     )
-    assert "max_steps=5: the run has made 5 steps" in said(capsys, f"resume={run} max_steps=5")
+    assert "max_steps=5: the run has already made 5 steps" in said(
+        capsys, f"resume={run} max_steps=5"
+    )
     cli.main(f"resume={run} max_steps=6".split())
     assert history(run, "val/loss").keys() == {0, 6}
 
@@ -239,5 +243,5 @@ def test_what_extends_a_run_changes_nothing_before(train, here, capsys):
         assert line.split("=")[0].strip("+~") in said(capsys, f"resume={part} {line}")
     assert "init_from" in said(capsys, f"resume={part} n_layer=1")
     for line in (f"init_from={part}", f"replay={part}"):
-        assert "can't go with resume=" in said(capsys, f"resume={part} {line}")
+        assert "not allowed with resume=" in said(capsys, f"resume={part} {line}")
     assert "outputs" in said(capsys, f"resume={here}")

@@ -174,7 +174,7 @@ def test_a_foreign_text_in_a_checkpoint_is_refused(train, capsys):
         checkpoint["state_dict"]["model.text"] = text
         torch.save(checkpoint, path)
         files.write_sealed(path, path.read_bytes())
-        with pytest.raises(checkpoints.UserError, match="its weights are not those"):
+        with pytest.raises(checkpoints.UserError, match="its weights do not fit"):
             checkpoints.load(run, "last")
 
 

@@ -135,7 +135,7 @@ def test_an_old_run_that_was_killed_goes_on_to_the_end_that_it_would_have_had(ou
     noted = losses(run)
     assert max(step for _, step in noted) == 35  # of which what follows step 20 is made anew
     status, said, _ = command(f"train.py resume={run}")
-    assert status == 0 and "goes on at step 20 of 60" in said
+    assert status == 0 and "continues at step 20 of 60" in said
     ended = metrics(run)
     assert (ended["status"], ended["step"]) == ("finished", 60)
     assert {key: ended[key] for key in EXPECTED["killed"]} == close(EXPECTED["killed"])
@@ -156,7 +156,7 @@ def test_the_command_of_an_old_half_done_sweep_does_the_rest_under_the_same_name
     assert {metrics(sweep / name)["status"] for name in expected["cells"]} == {"finished"}
     assert {name: content(sweep / name) for name in finished} == before
     (halfway,) = there - finished
-    assert "goes on at step 100 of 300" in (sweep / halfway / "train.log").read_text()
+    assert "continues at step 100 of 300" in (sweep / halfway / "train.log").read_text()
 
 
 def test_the_command_of_an_old_finished_search_finds_its_trials_done(outputs, command):

@@ -197,7 +197,9 @@ def test_stops_moves_and_resumes_in_a_row_lose_nothing(start, undisturbed, tmp_p
             and steps < metrics(run)["step"] == saved < STEPS
         )
         name = run.relative_to(tmp_path)
-        assert f"interrupted at step {saved}; to go on: python train.py resume=" in out.read_text()
+        assert (
+            f"interrupted at step {saved}; to continue: python train.py resume=" in out.read_text()
+        )
         assert f"{name}\n" in out.read_text().split("interrupted")[-1]
         steps, run = saved, run.rename(tmp_path / f"moved-{n}")  # each time to another place
     assert_same(finish(start, tmp_path, kind, run), undisturbed[kind][0])

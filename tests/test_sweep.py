@@ -231,7 +231,7 @@ def test_every_launcher_gives_the_same_bits(here, sweep, capsys):
 def test_a_cell_that_fails_is_tried_again_as_often_as_asked(here, sweep, capsys):
     line = "-m model=gpt_nano n_embd=100000 data=sentence val_fraction=0.2 device=cpu seed=0 name=r retries=2"
     assert sweep(line) == 1
-    assert capsys.readouterr().out.count("tried again") == 2
+    assert capsys.readouterr().out.count("trying again") == 2
 
 
 @linux
@@ -371,7 +371,7 @@ def test_a_cell_that_is_resumed_by_hand_holds_up_no_other_and_keeps_its_name(her
     (run,) = [path.parent for path in (here / "outputs/sweeps/h").glob("*/metrics.json")]
     with pytest.raises(SystemExit) as stop:
         cli.main([f"resume={run}", "max_steps=8"])
-    assert stop.value.code == 2 and "known by max_steps=4" in capsys.readouterr().err
+    assert stop.value.code == 2 and "started with max_steps=4" in capsys.readouterr().err
     numbers = metrics(run) | {"status": "interrupted"}
     (run / "metrics.json").write_text(json.dumps(numbers))
     by_hand = runs.RunDirectory(run)

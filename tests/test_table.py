@@ -284,7 +284,7 @@ def test_what_cannot_be_read_is_left_out_and_told(sweep, here, capsys):
     assert (
         shown.count("left out") == 2
         and "config.yaml" in shown
-        and "step=20 is of another type" in shown
+        and "step=20 has the wrong type" in shown
     )
 
 

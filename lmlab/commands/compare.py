@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
     others = [argument for argument in argv if argument not in folders]
     options = parse_script(Options, __doc__, others)
     if not folders:
-        raise UserError("compare.py needs a folder of runs, as outputs/sweeps/depth")
+        raise UserError("compare.py needs a folder of runs, such as outputs/sweeps/depth")
     from lmlab.sweep import load_runs, report
 
     table = load_runs(*folders)

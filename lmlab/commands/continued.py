@@ -56,8 +56,8 @@ def inherited(arguments: list[str]) -> tuple[list[str], list[str]]:
     for key, value in model_keys.items():
         if key in overrides and key not in free and overrides[key].value() != value:
             raise UserError(
-                f"{overrides[key].input_line}: the run at {path} has {key}={value}, and its "
-                "weights fit no other model"
+                f"{overrides[key].input_line}: the run at {path} has {key}={value}; its weights "
+                "do not fit another model"
             )
     resolved = []
     for text in arguments:
@@ -87,7 +87,7 @@ def repeated(arguments: list[str], flags: list[str]) -> tuple[str, Path, Config]
 
 
 def refuse_unfit(verb: str, overrides: Overrides, flags: list[str]) -> None:
-    """Raises UserError for flags and overrides that cannot go with resume= or replay=."""
+    """Raises UserError for flags and overrides that are not allowed with resume= or replay=."""
     unfit = list(flags)
     for key, override in overrides.items():
         alone = verb == "replay" or key in ("replay", "init_from", *keys_of(SweepConfig))
@@ -95,7 +95,7 @@ def refuse_unfit(verb: str, overrides: Overrides, flags: list[str]) -> None:
             unfit.append(str(override.input_line))
     if unfit:
         raise UserError(
-            f"{unfit[0]}: can't go with {verb}=…, which takes one run as it was started"
+            f"{unfit[0]}: not allowed with {verb}=…, which uses the run's own configuration"
         )
 
 
@@ -107,7 +107,7 @@ def run_folder(verb: str, value: Any) -> Path:
         return path
     below = [str(config.parent) for config in path.rglob("config.yaml")]
     example = max(below, default="outputs/<name>/<time>")
-    raise UserError(f"{verb}={typed}: is not a run's folder, as {example} would be")
+    raise UserError(f"{verb}={typed}: is not the folder of a run, such as {example}")
 
 
 def changed(path: Path, overrides: Overrides) -> Config:
@@ -125,13 +125,13 @@ def changed(path: Path, overrides: Overrides) -> Config:
             continue
         if key not in marked(CHANGEABLE):
             raise UserError(
-                f"{key}={value}: the run was started with {key}={values[key]} and keeps it; a new "
-                f"run can have another, and with init_from={path} its weights"
+                f"{key}={value}: the run was started with {key}={values[key]}, which cannot change; "
+                f"a new run with another value can start from its weights: init_from={path}"
             )
         if key not in marked(UNTOUCHING) and "cell" in read_metrics(path):
             raise UserError(
-                f"{key}={value}: the run is a sweep's cell, known by {key}={values[key]}; a sweep "
-                "with another value makes another cell"
+                f"{key}={value}: the run is a cell of a sweep, started with {key}={values[key]}; "
+                "repeat the sweep's command with the other value instead"
             )
         values[key] = value
     run_keys = {key: values[key] for key in values if key not in CHOICES}

@@ -121,7 +121,7 @@ def run_folders(text: str) -> list[Path]:
 def own_text(run: Run, options: Options) -> Target:
     """Returns a part of the text that the run was trained on. Raises UserError."""
     if options.path:
-        raise UserError(f"path={options.path}: goes with data=file")
+        raise UserError(f"path={options.path}: needs data=file")
     split = options.split or "val"
     text = splits_of(run)
     tokens = part_of(text, split)
@@ -135,7 +135,7 @@ def other_text(run: Run, options: Options) -> Target:
     choice = options.data or ""
     if options.split:
         raise UserError(
-            f"split={options.split}: goes with the run's own text; data={choice} is read whole"
+            f"split={options.split}: needs the run's own text; of data={choice} all is read"
         )
     text = Splits(choice, corpus_config(run, choice, options.path), run.tokenizer)
     tokens = part_of(text, "train")
@@ -169,7 +169,7 @@ def part_of(text: Splits, split: str) -> np.ndarray:
     if len(text.parts[split]) < 2:
         allowed = ", ".join(name for name, tokens in text.parts.items() if len(tokens) > 1)
         raise UserError(
-            f"split={split}: there are no two characters of it; allowed are {allowed or 'none'}"
+            f"split={split}: this part has fewer than two characters; allowed are {allowed or 'none'}"
         )
     return text.parts[split]
 

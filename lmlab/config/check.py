@@ -83,7 +83,7 @@ def check_key(key: str, value: Any, choices: dict[str, str]) -> None:
             taken = ", ".join(keys_of(config_class(group, choices[group])))
             raise UserError(
                 f"{key}={value}: {group}={choices[group]} doesn't take {key}, it takes {taken}; "
-                f"{key} goes with {group}={'|'.join(takers)}"
+                f"{key} is a key of {group}={'|'.join(takers)}"
             )
     if key not in known:
         raise UserError(
@@ -118,7 +118,7 @@ def check_value(key: str, value: Any, hint: Any) -> Any:
             int: f"a whole number in {interval}",
             float: f"a number in {interval}",
             bool: "true or false",
-            str: f"text; what looks like something else is quoted twice: {key}=\"'{value}'\"",
+            str: f"text; text that looks like another type is quoted twice: {key}=\"'{value}'\"",
         }
         raise UserError(f"{key}={value}: needs {needed[hint]}")
     if hint is str and len(value.splitlines()) > 1:
@@ -181,7 +181,7 @@ def from_flat(
             )
         check_key(key, value, choices | rows)
         if "${" in str(value):
-            raise UserError(f"{key}={value}: no interpolation; write the value itself")
+            raise UserError(f"{key}={value}: interpolation is not allowed; write the value itself")
         if value == "???":
             raise UserError(f"{key}: data={choices['data']} needs {key}=…")
     optimizer = build(config_class("optimizer", rows["optimizer"]), values)
@@ -202,10 +202,10 @@ def from_flat(
 def check_run(run: RunConfig, optimizer: OptimizerConfig) -> None:
     """Raises UserError if the keys of a run do not fit together."""
     if run.unknown == "drop" and not run.init_from:
-        raise UserError("unknown=drop: goes with init_from=…, whose vocabulary may lack characters")
+        raise UserError("unknown=drop: needs init_from=…, whose vocabulary may lack characters")
     if run.hold_steps and run.schedule == "constant":
         raise UserError(
-            f"hold_steps={run.hold_steps}: goes with schedule=cosine or linear; constant never falls"
+            f"hold_steps={run.hold_steps}: needs schedule=cosine or linear; constant never falls"
         )
     if run.hold_steps and run.warmup_steps + run.hold_steps >= run.decay_steps:
         raise UserError(
@@ -214,8 +214,8 @@ def check_run(run: RunConfig, optimizer: OptimizerConfig) -> None:
             "(null: max_steps), or nothing is left to decay"
         )
     if run.min_lr > optimizer.lr:
-        raise UserError(f"min_lr={run.min_lr} lr={optimizer.lr}: min_lr can't be above lr")
+        raise UserError(f"min_lr={run.min_lr} lr={optimizer.lr}: min_lr must not be above lr")
     if not re.fullmatch(WHOLE_NAME, run.name):
         raise UserError(
-            f"name={run.name}: it names a folder; allowed are letters, digits and _ . , = + -"
+            f"name={run.name}: the name of a folder; allowed are letters, digits and _ . , = + -"
         )

@@ -134,23 +134,21 @@ def check_place(override: Override, multirun: bool, sweeper: str) -> None:
         if not multirun or key in marked(ONCE) or is_hydras(override):
             once = " ".join(["name", *keys_of(SweepConfig)])
             raise UserError(
-                f"{text}: several values are a sweep, of any key but {once}; add -m, or quote the "
-                f"value twice: {key}=\"'…'\""
+                f"{text}: several values need a sweep (add -m), and a key other than {once}; one "
+                f"value with commas is quoted twice: {key}=\"'…'\""
             )
         if sweeper != "search" and not override.is_discrete_sweep():
             raise UserError(
-                f"{text}: has no list of values to try one by one; hydra/sweeper=search looks for "
-                "the best among them"
+                f"{text}: a sweep needs a list of values; to search in a range, add "
+                "hydra/sweeper=search"
             )
         if sweeper == "search" and key == "seed":
-            raise UserError(
-                f"{text}: a search would take the luckiest seed for the best; give it one"
-            )
+            raise UserError(f"{text}: a search needs one seed, or it would choose the luckiest one")
     of_sweeps = key in keys_of(SweepConfig) or key.startswith(("hydra/launcher", "hydra.launcher"))
     if of_sweeps and not multirun:
-        raise UserError(f"{text}: goes with a sweep; add -m")
+        raise UserError(f"{text}: is a key of sweeps; add -m")
     if key == "trial":
-        raise UserError(f"{text}: is set by hydra/sweeper=search alone")
+        raise UserError(f"{text}: only hydra/sweeper=search sets this key")
 
 
 def combinations(values: list[list[str]], limit: int | None) -> Iterable[Sequence[str]]:
@@ -176,8 +174,8 @@ def resolved(cell: Sequence[str]) -> tuple[Config, str]:
     for override in typed:
         if is_signed(override):
             raise UserError(
-                f"{override.input_line}: keys are not added or removed; give "
-                f"{override.key_or_group}=… a value"
+                f"{override.input_line}: keys cannot be added or removed; write "
+                f"{override.key_or_group}=…"
             )
     typed = [o for o in typed if o.key_or_group not in idle_keys(choices)]
     values, choices, _ = compose(typed_lines(chosen(typed)))
@@ -192,8 +190,8 @@ def check_step_keys(typed: list[Override], choices: dict[str, str]) -> None:
         if override.key_or_group in idle_keys(choices):
             keys = ", ".join(keys_of(config_class("model", model)))
             raise UserError(
-                f"{override.input_line}: model={model} is trained by counting, without steps; it "
-                f"goes with {keys} and data, name, seed"
+                f"{override.input_line}: model={model} is trained by counting, without steps; its "
+                f"keys are {keys} and data, name, seed"
             )
 
 
@@ -246,7 +244,7 @@ def parse(text: str) -> Override:
         return OverridesParser.create().parse_override(text)
     except HydraException:
         raise UserError(
-            f"{text}: not of the form key=value; a value with spaces, commas, quotes or braces is "
+            f"{text}: needs the form key=value; a value with spaces, commas, quotes or braces is "
             f"quoted twice: {text.partition('=')[0]}=\"'…'\""
         ) from None
 

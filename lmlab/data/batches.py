@@ -30,7 +30,7 @@ class Batches:
         if spare < 1:
             raise UserError(
                 f"block_size={block_size}: needs at least {block_size + 1} characters of training "
-                f"text, here are {len(tokens)}"
+                f"text, but there are {len(tokens)}"
             )
         self.tokens = tokens
         self.batch_size = batch_size

@@ -57,12 +57,12 @@ def shakespeare(config: CorpusConfig) -> Iterator[str]:
             )
         except (OSError, RuntimeError) as error:
             raise UserError(
-                f"data=shakespeare: no download ({error}); fetch {SHAKESPEARE_URL} yourself "
-                f"and put it at {path}"
+                f"data=shakespeare: the download failed ({error}); download {SHAKESPEARE_URL} "
+                f"yourself and save it as {path}"
             ) from None
     if files.sha256(path.read_bytes()) != SHAKESPEARE_SHA256:
         raise UserError(
-            f"data=shakespeare: {path} is something else (wrong sha256); delete it and start again"
+            f"data=shakespeare: {path} is another text (its sha256 differs); delete the file and try again"
         )
     yield from pieces(path)
 
@@ -118,6 +118,6 @@ def pieces(path: Path) -> Iterator[str]:
         start = end - len(error.object) + error.start
         raise UserError(f"path={path}: byte {start} is not UTF-8 text; convert the file") from None
     except OSError as error:
-        raise UserError(f"path={path}: can't be read ({error.strerror})") from None
+        raise UserError(f"path={path}: cannot be read ({error.strerror})") from None
     if end == 0:
         raise UserError(f"path={path}: the file is empty")

@@ -61,7 +61,7 @@ class Text:
                 update(length * self.size / max(1, self.length))
                 yield piece
         if mark != self.mark:
-            raise UserError("the text changed while it was read; start again")
+            raise UserError("the text changed while it was read; try again")
 
 
 @contextmanager
@@ -188,13 +188,13 @@ def divide(tokens: np.ndarray, config: CorpusConfig) -> list[np.ndarray]:
     if not len(train):
         raise UserError(
             f"val_fraction={config.val_fraction} test_fraction={config.test_fraction} "
-            f"holdout_fraction={config.holdout_fraction}: of {n} characters they leave none to "
-            "train on; allowed are smaller shares"
+            f"holdout_fraction={config.holdout_fraction}: of {n} characters none is left for "
+            "training; allowed are smaller shares"
         )
     for name, tokens_of_part in (("holdout", holdout), ("val", val), ("test", test)):
         if shares[name] and len(tokens_of_part) < 2:
             raise UserError(
-                f"{name}_fraction={shares[name]}: of {n} characters that is less than two; "
-                "allowed are 0 or a larger share"
+                f"{name}_fraction={shares[name]}: that is fewer than two of {n} characters; "
+                "allowed are 0 and larger shares"
             )
     return [holdout, train, val, test]

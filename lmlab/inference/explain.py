@@ -41,7 +41,7 @@ def write(run: Run, text: str | None, out: Path) -> dict[str, Any]:
     run's own validation text.
     """
     if out.is_dir():
-        raise UserError(f"out={out}: is a folder; needs the name of a file, as explain.html")
+        raise UserError(f"out={out}: is a folder; needs the name of a file, such as explain.html")
     data = page_data(run, text)
     files.write(out, fill_page(PAGE, data["title"], data))
     return data["about"]
@@ -62,7 +62,7 @@ def page_data(run: Run, text: str | None) -> dict[str, Any]:
     elif splits is not None:
         ids = beginning(splits)
     else:
-        raise UserError(f"text: none was given, and the run's own can't be had: {why}")
+        raise UserError(f"text: none was given, and the run's own text cannot be used: {why}")
     log_probs, attention = read(run.model, ids, run.config.model.block_size)
     following = torch.from_numpy(ids[1:].astype(np.int64))
     bits = -log_probs[torch.arange(len(log_probs)), following] / math.log(2)
@@ -96,7 +96,7 @@ def beginning(splits: Splits) -> np.ndarray:
     ids = ids[:USUAL]
     if len(ids) < 2:
         raise UserError(
-            "text: none was given, and the run's own has a single character; allowed are 2 or more"
+            "text: none was given, and the run's own text has only one character; needs 2 or more"
         )
     return ids
 

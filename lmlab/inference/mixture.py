@@ -23,14 +23,14 @@ def check(members: list[Run], split: str | None) -> None:
         if not run.config.data.holdout_fraction:
             raise UserError(
                 f"run={run.path}: has holdout_fraction=0, but a mixture's weights are fitted on "
-                "text that none of its models was trained on; allowed are runs with, say, "
-                "holdout_fraction=0.05"
+                "text that none of its models was trained on; needs runs with holdout_fraction "
+                "above 0, such as 0.05"
             )
         if run.config.run.init_from:
             raise UserError(
                 f"run={run.path}: started from the weights of {run.config.run.init_from}, which "
-                "may have read what decides the mixture's weights; allowed are runs without "
-                "init_from"
+                "may have been trained on the text that decides the mixture's weights; allowed are "
+                "runs without init_from"
             )
         if trained_on(run) != first:
             raise UserError(

@@ -72,17 +72,17 @@ def read(path: Path, limit: int = 2**40) -> dict[str, Any]:
         entries = zipfile.ZipFile(io.BytesIO(content)).infolist()
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
             # A few compressed bytes could become terabytes.
-            raise UserError("packed; a checkpoint of the lab isn't")
+            raise UserError("compressed, unlike the lab's checkpoints")
         checkpoint = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         if not is_complete(checkpoint):
-            raise UserError("its parts are not what they should be")
+            raise UserError("parts are missing or of the wrong type")
     except pickle.UnpicklingError:
         raise UserError(
-            f"{path}: holds more than tensors and plain data, so nothing of it was loaded"
+            f"{path}: contains more than tensors and plain data; nothing was loaded"
         ) from None
     except Exception as error:  # the file can hold anything
         reason = " ".join(str(error).split())
-        raise UserError(f"{path}: is no checkpoint of the lab ({reason})") from None
+        raise UserError(f"{path}: is not a checkpoint of the lab ({reason})") from None
     return checkpoint
 
 
@@ -117,12 +117,10 @@ def read_for(path: Path, config: Config, tokenizer: Tokenizer) -> dict[str, Any]
             )
     if saved["tokenizer"] != tokenizer.to_json():
         raise UserError(
-            f"{path}: belongs to another run, whose vocabulary is not that of tokenizer.json"
+            f"{path}: belongs to another run: its vocabulary differs from tokenizer.json"
         )
     if not model.accepts(weights_of(checkpoint)):
-        raise UserError(
-            f"{path}: its weights are not those that config.yaml and tokenizer.json ask for"
-        )
+        raise UserError(f"{path}: its weights do not fit config.yaml and tokenizer.json")
     return checkpoint
 
 
@@ -155,7 +153,7 @@ def latest(
             raise UserError(
                 f"{fault}; {other}; a new run can start from its best.ckpt: init_from={path}"
             ) from None
-        say(f"{fault}; going on from previous.ckpt")
+        say(f"{fault}; continues from previous.ckpt")
         files.copy_sealed(previous, last)
         return checkpoint
 

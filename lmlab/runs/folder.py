@@ -63,7 +63,7 @@ class RunDirectory:
             # A status check of another process holds the lock for a moment only.
             self.opened.enter_context(files.lock(path / "train.log", wait=0.1))
         except files.Locked:
-            raise UserError(f"{path}: another process is at work on this run") from None
+            raise UserError(f"{path}: another process is using this run") from None
         self.log = self.open_to_append("train.log")
         self.history = self.open_to_append("history.jsonl")
         self.console = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
@@ -153,7 +153,9 @@ def new_folder(path: Path) -> Path:
         except FileExistsError:
             path = path.with_name(f"{name}-{n}")
         except OSError as error:
-            raise UserError(f"{path}: the run's folder can't be made ({error.strerror})") from None
+            raise UserError(
+                f"{path}: the folder of the run cannot be made ({error.strerror})"
+            ) from None
     return path
 
 
@@ -234,8 +236,7 @@ def refuse_links(path: Path) -> None:
         is_plain = entry.is_file() or entry.is_dir() or not entry.exists()  # just removed
         if entry.is_symlink() or not is_plain:
             raise UserError(
-                f"{entry}: is a link, or no plain file; all that belongs to a run lies in its own "
-                "folder"
+                f"{entry}: is a link or not a plain file; all files of a run must be in its folder"
             )
 
 
@@ -291,9 +292,7 @@ def text_sha256(metrics: dict[str, Any], path: Path, key: str = "data_sha256") -
     """
     value = metrics.get(key)
     if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{64}", value):
-        raise UserError(
-            f"{path / 'metrics.json'}: has no {key}, so no text can be taken for the run's own"
-        )
+        raise UserError(f"{path / 'metrics.json'}: has no {key}, so the run's own text is unknown")
     return value
 
 
@@ -323,6 +322,6 @@ def read_history(path: Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError):
             point = None
         if not isinstance(point, dict) or type(point.get("step")) is not int:
-            raise UserError(f"{history}: line {n} is no line of the lab's")
+            raise UserError(f"{history}: line {n} was not written by the lab")
         points.append(point)
     return points

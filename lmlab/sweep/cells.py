@@ -29,7 +29,7 @@ ENDED = ("finished", "diverged", "pruned")  # statuses after which a cell is not
 LABEL = 150  # characters of a label in a folder's name
 REASON = 300  # characters of an error's text
 
-Watch = Callable[[int, float], bool]  # from step and val/loss: whether the cell shall go on
+Watch = Callable[[int, float], bool]  # from step and val/loss: whether the cell shall continue
 
 
 class Busy(Exception):

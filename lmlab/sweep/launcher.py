@@ -121,7 +121,7 @@ class LocalLauncher(Launcher):
                     job.process.kill()
         if self.signal:
             print(
-                "stopped; the same command goes on. So far: python scripts/compare.py "
+                "stopped; the same command continues the sweep. Results so far: python scripts/compare.py "
                 f"{self.sweep.folder}"
             )
             raise SystemExit(128 + self.signal)
@@ -237,7 +237,7 @@ class LocalLauncher(Launcher):
             return
         job.retries -= 1
         reason = job.cell.metrics().get("reason")
-        self.view.say(f"{self.view.name(job.cell)}: {reason}; tried again")
+        self.view.say(f"{self.view.name(job.cell)}: {reason}; trying again")
         job.changed_at = changed_at(job.cell)
         self.waiting.appendleft(job)
 

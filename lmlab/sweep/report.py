@@ -167,17 +167,21 @@ def footnote(table: pd.DataFrame, board: pd.DataFrame) -> str:
     loss = tables.objective(board)
     sentences = [
         f"{loss} at the end: mean over n seeds, ± its standard error.",
-        f"Like the best: not to be told from it ({tables.TEST}; a p is after correction).",
+        f"Like the best: not significantly different from it ({tables.TEST}; p is after correction).",
     ]
     if table["data_sha256"].nunique() > 1 or table["val_fraction"].nunique() > 1:
-        sentences.append("Not all were validated on the same text: their losses are no ranking.")
+        sentences.append(
+            "Not all were validated on the same text, so their losses cannot be compared."
+        )
     n_ranked = int(board[loss].notna().sum())
     if "test/loss" in board and board["test/loss"].notna().any():
-        sentences.append("test/loss is that of the best alone, on text that chose nothing.")
+        sentences.append(
+            "test/loss is measured for the best only, on text that was not used to choose it."
+        )
     elif n_ranked > 1:
         sentences.append(
-            f"The best of {n_ranked} on one split flatters; with test_fraction=0.1 the best is "
-            "measured on another."
+            f"The loss of the best of {n_ranked} is partly luck, since it was chosen by that loss; with "
+            "test_fraction=0.1 it is also measured on other text."
         )
     return " ".join(sentences)
 

@@ -84,7 +84,7 @@ class SearchSweeper(Sweeper):
         self.space = {override.key_or_group: Dimension(override) for override in swept}
         if not self.space:
             raise UserError(
-                "hydra/sweeper=search: needs a key with several values, as "
+                "hydra/sweeper=search: needs a key with several values, such as "
                 "lr='tag(log,interval(1e-4,1e-2))'"
             )
         config, _ = resolved([*self.fixed, *(ends(override)[0] for override in swept)])
@@ -117,8 +117,8 @@ class SearchSweeper(Sweeper):
         before = self.study.user_attrs.get(key, value)
         if before != value:
             raise UserError(
-                f"hydra.sweeper.{key}={value}: the study {self.study.study_name} was begun with "
-                f"{before}; another name= begins another"
+                f"hydra.sweeper.{key}={value}: the study {self.study.study_name} was started with "
+                f"{before}; another name= starts another study"
             )
         self.study.set_user_attr(key, value)
 
@@ -261,7 +261,7 @@ class Dimension:
         value = override.value()
         assert isinstance(value, ChoiceSweep | RangeSweep | IntervalSweep)  # it has several values
         if getattr(value, "shuffle", False):
-            raise UserError(f"{self.typed}: a search has its own order; leave shuffle out")
+            raise UserError(f"{self.typed}: a search chooses its own order; remove shuffle")
         if isinstance(value, ChoiceSweep):
             plain = [text.text if isinstance(text, QuotedString) else text for text in value.list]
             self.texts = dict(zip(plain, override.sweep_string_iterator(), strict=True))
@@ -300,8 +300,8 @@ class Dimension:
                 distributions.check_distribution_compatibility(before, self.distribution)
             except ValueError:
                 raise UserError(
-                    f"{self.typed}: the study {study.study_name} was begun with another kind of "
-                    "choice; another name= begins another"
+                    f"{self.typed}: the study {study.study_name} was started with another kind "
+                    "of choice; another name= starts another study"
                 ) from None
 
     def suggest(self, trial: "optuna.Trial") -> str:

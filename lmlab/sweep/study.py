@@ -47,7 +47,7 @@ def open_study(about: dict[str, Any]) -> "optuna.Study":
             )
         except Exception as error:  # each kind of database has its own
             reason = " ".join(str(error).split())[:200]
-    raise UserError(f"hydra.sweeper.storage={url}: no study can be kept there ({reason})")
+    raise UserError(f"hydra.sweeper.storage={url}: cannot store a study there ({reason})")
 
 
 def pruner(name: str, first: int, last: int) -> "optuna.pruners.BasePruner":
@@ -89,7 +89,7 @@ def report_state(study: "optuna.Study", trial: "optuna.Trial", state: str) -> No
 
 @contextmanager
 def watching(note: str | None) -> Iterator[Callable[[int, float], bool] | None]:
-    """Yields a function that reports a step and its loss, and returns whether to go on.
+    """Yields a function that reports a step and its loss, and returns whether to continue.
 
     `note` is the key `trial` of a search's cell. Yields None outside of a search, and for a search
     that does not prune.
@@ -103,7 +103,7 @@ def watching(note: str | None) -> Iterator[Callable[[int, float], bool] | None]:
     trial = optuna.trial.Trial(open_study(about), about["trial"])
 
     def watch(step: int, loss: float) -> bool:
-        """Reports the loss, and returns whether the trial should go on."""
+        """Reports the loss, and returns whether the trial should continue."""
         if step == 0:  # nothing has been learned yet
             return True
         with warnings.catch_warnings():

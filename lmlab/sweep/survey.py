@@ -93,7 +93,9 @@ class Survey:
     def show(self) -> None:
         """Prints the table of dry_run=true. Raises UserError if another machine runs the cells."""
         if self.elsewhere:
-            raise UserError("dry_run=true: times are measured here; add hydra/launcher=local")
+            raise UserError(
+                "dry_run=true: the times are measured on this machine; add hydra/launcher=local"
+            )
         n_jobs = 1
         if self.asked.launcher == "local":
             n_jobs = self.slots(self.asked.hydra["launcher"].get("n_jobs"))

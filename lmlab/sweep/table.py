@@ -94,12 +94,12 @@ def load_run(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def check_types(path: Path, metrics: dict[str, Any]) -> None:
-    """Raises UserError if a number or text that the table needs is of another type."""
+    """Raises UserError if a number or text that the table needs has the wrong type."""
     numbers = (*numbers_where("in_leaderboard"), *REFERENCES, *SIZES)
     types = dict.fromkeys(numbers, int | float | None) | dict.fromkeys(TEXTS, str | None)
     for name, kinds in types.items():
         if not isinstance(metrics.get(name), kinds):
-            raise UserError(f"{path / 'metrics.json'}: {name}={metrics[name]} is of another type")
+            raise UserError(f"{path / 'metrics.json'}: {name}={metrics[name]} has the wrong type")
 
 
 def reason(metrics: dict[str, Any]) -> str:
@@ -108,7 +108,7 @@ def reason(metrics: dict[str, Any]) -> str:
     reasons = {
         "diverged": f"at step {step} the loss or a weight was not finite",
         "running": f"at step {step}",
-        "interrupted": f"stopped at step {step}; the sweep's command or resume= goes on",
+        "interrupted": f"stopped at step {step}; the sweep's command or resume= continues it",
         "pruned": f"by the search at step {step}",
     }
     return reasons.get(metrics.get("status", ""), "")

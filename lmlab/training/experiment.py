@@ -125,8 +125,8 @@ def resume(path: Path, config: Config, command: str, watch: Watch | None = None)
         step = start["step"]
         if not over and step >= config.run.max_steps:
             raise UserError(
-                f"max_steps={config.run.max_steps}: the run has made {step} steps; allowed are more "
-                "than that"
+                f"max_steps={config.run.max_steps}: the run has already made {step} steps; needs a "
+                "larger number"
             )
         prepared = Prepared(config, tokenizer, start["data_sha256"])
         if checkpoint:
@@ -142,7 +142,7 @@ def resume(path: Path, config: Config, command: str, watch: Watch | None = None)
         directory.rewind(start["history_bytes"])
         where = f" at step {step} of {config.run.max_steps}" if has_steps else ""
         changes = note_resumption(directory, prepared.keys, provenance(command))
-        directory.say(f"{path}: goes on{where}{changes}")
+        directory.say(f"{path}: continues{where}{changes}")
         return train(directory, prepared, saved, over, watch)
 
 
@@ -225,7 +225,9 @@ def say_results(directory: RunDirectory, subject: Subject, ending: Ending) -> No
     if ending.status == "finished":
         directory.update(**references(subject.text))
     if ending.status == "interrupted":
-        directory.say(f"interrupted at step {ending.step}; to go on: {resume_command(directory)}")
+        directory.say(
+            f"interrupted at step {ending.step}; to continue: {resume_command(directory)}"
+        )
         return
     sample = ""
     if ending.status != "diverged":
@@ -244,9 +246,7 @@ def noting_failures(directory: RunDirectory) -> Iterator[None]:
 
     def note_stop() -> None:
         note("interrupted")
-        directory.say(
-            f"stopped; from what was saved last it goes on with: {resume_command(directory)}"
-        )
+        directory.say(f"stopped; to continue from the last checkpoint: {resume_command(directory)}")
 
     try:
         yield
@@ -284,7 +284,7 @@ def make_steps(
             raise SystemExit(128 + (recorder.stop.number or signal.SIGINT)) from None
         if recorder.started or not recorder.saved or isinstance(error, OSError | UserError):
             raise
-        raise UserError(f"{last}: can't be restored ({error!r})") from error
+        raise UserError(f"{last}: cannot be restored ({error!r})") from error
 
 
 def count(

@@ -62,7 +62,7 @@ def inherit(model: LanguageModel, start: checkpoints.Run) -> None:
         model.load_state_dict(start.model.state_dict())
     except RuntimeError:
         raise UserError(
-            f"init_from={start.path}: its weights fit only a model like its own, "
+            f"init_from={start.path}: its weights need a model with "
             + " ".join(f"{key}={value}" for key, value in vars(start.config.model).items())
         ) from None
 

@@ -26,7 +26,7 @@ from lmlab.training.step import LanguageModule
 
 PICTURES = 5  # of attention, after the one of step 0
 
-Watch = Callable[[int, float], bool]  # from step and val/loss: whether the run shall go on
+Watch = Callable[[int, float], bool]  # from step and val/loss: whether the run shall continue
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Recorder(Callback):
 
     `subject` is the object of all evaluations, `identity` the facts by which a checkpoint names its
     run, and `saved` the `lmlab` entry of the checkpoint to resume from. `watch` is called after an
-    evaluation and returns whether to go on.
+    evaluation and returns whether to continue.
     """
 
     def __init__(

@@ -13,12 +13,12 @@ from lmlab.training.preparation import Prepared
 
 
 def check_resumable(path: Path, metrics: dict[str, Any], saved: dict[str, Any] | None) -> None:
-    """Raises UserError for a run that cannot go on: it has lost its checkpoint, or it diverged."""
+    """Raises UserError for a run without a checkpoint to continue from, or that has diverged."""
     if saved is None and metrics.get("step"):
         raise UserError(f"{path / 'checkpoints/last.ckpt'}: is missing, and so is previous.ckpt")
     if metrics.get("status") == "diverged":
         raise UserError(
-            f"resume={path}: the run diverged, and would again; start anew with a smaller lr"
+            f"resume={path}: the run diverged and would diverge again; start a new run with a smaller lr"
         )
 
 
@@ -36,15 +36,15 @@ def is_out_of_time(saved: dict[str, Any], max_minutes: float | None) -> bool:
 def finished_already(
     path: Path, saved: dict[str, Any], max_minutes: float | None, can_go_on: bool
 ) -> str:
-    """Returns the line for a run that is over, with the key that would let it go on."""
+    """Returns the line for a run that is over, with the key that would continue it."""
     step = saved["step"]
     line = f"{path}: finished already"
     if step > 0:
         line += f", at step {step}"
     if can_go_on and max_minutes is not None and is_out_of_time(saved, max_minutes):
-        line += f"; max_minutes={2 * max_minutes:g} would go on"
+        line += f"; max_minutes={2 * max_minutes:g} would continue it"
     elif can_go_on:
-        line += f"; max_steps={2 * step} would go on"
+        line += f"; max_steps={2 * step} would continue it"
     return line
 
 

@@ -80,7 +80,7 @@ def check_optimizer(
     except Exception:  # the file may hold anything
         fits = False
     if not fits:
-        raise UserError(f"{path}: its optimizer's state doesn't fit config.yaml")
+        raise UserError(f"{path}: the optimizer's state does not fit config.yaml")
 
 
 def without_lr(group: dict[str, Any]) -> str:
