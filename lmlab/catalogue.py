@@ -17,7 +17,7 @@ from lmlab.registry import load
 #     log_interval: Annotated[Count, CHANGEABLE, UNTOUCHING]
 @dataclass(frozen=True)
 class Marker:
-    """Something that is true of a key."""
+    """A property of a key."""
 
     meaning: str
 
@@ -26,7 +26,7 @@ class Marker:
 class Neutral:
     """Marks a key that was added after version 0.1 with the value at which it changes nothing.
 
-    A config.yaml that lacks the key has this value, and the names of cells leave the value out.
+    If a config.yaml lacks the key, the key has this value. The names of cells leave it out.
     """
 
     value: Any
@@ -47,7 +47,7 @@ class Follows:
     divisor: int = 1
 
     def value(self, values: Mapping[str, Any]) -> Any:
-        """Returns the key's value among these values of all keys."""
+        """Returns the value of the key, computed from the values of all keys."""
         value = values[self.source]
         if self.divisor == 1:
             return value
@@ -69,7 +69,7 @@ Share = Annotated[float, "[0, 1)"]
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The keys of a model. A subclass adds its own and, where they must fit together, a `check`."""
+    """The keys of a model. A subclass adds its own, and a `check` if keys must fit together."""
 
     has_steps: ClassVar[bool] = True
     """Whether gradient steps train the model. If False, it counts the whole text at once."""
@@ -85,7 +85,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class BigramConfig(ModelConfig):
-    """The keys of the bigram: only the length of the windows that it is trained on."""
+    """The keys of the bigram: only the length of its training windows."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class NGramConfig:
         return max(1, self.order - 1)
 
     def check(self) -> None:
-        """Raises nothing: every order of the n-gram in its range is valid."""
+        """Does nothing, since every allowed order of the n-gram is valid."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class TransformerConfig(ModelConfig):
     dropout: Share
 
     def check(self) -> None:
-        """Raises UserError unless each head gets the same number of channels."""
+        """Raises UserError if the channels cannot be divided equally among the heads."""
         if self.n_embd % self.n_head:
             self.refuse_width("a multiple of n_head")
 
@@ -166,7 +166,7 @@ class ModernConfig(TransformerConfig):
     embedding_norm: bool
 
     def check(self) -> None:
-        """Raises UserError unless heads get the same number of channels, and pairs if rotary."""
+        """Raises UserError if the heads cannot get equal channels, an even number if rotary."""
         if self.positions == "rotary" and self.n_embd % (2 * self.n_head):
             self.refuse_width("a multiple of twice n_head")
         super().check()
@@ -181,7 +181,7 @@ class CorpusConfig:
     holdout_fraction: Annotated[Share, Neutral(0.0)]
 
     def check(self) -> None:
-        """Raises UserError if nothing is left to train on."""
+        """Raises UserError if no text is left for training."""
         if self.val_fraction + self.test_fraction + self.holdout_fraction >= 1:
             raise UserError(
                 f"val_fraction={self.val_fraction} test_fraction={self.test_fraction} "
@@ -191,7 +191,7 @@ class CorpusConfig:
 
 @dataclass(frozen=True)
 class FileConfig(CorpusConfig):
-    """The keys of a text of one's own."""
+    """The keys of data=file: the user's own text."""
 
     # What the file holds enters by its sha256.
     path: Annotated[str, CHANGEABLE, UNTOUCHING, OF_THE_RUN]
@@ -301,15 +301,15 @@ GROUP_MARKERS: dict[str, tuple[Marker, ...]] = {
 
 
 def row_of(rows: dict[str, Choice], config: Any) -> Choice:
-    """Returns the row whose keys `config` holds."""
+    """Returns the catalogue row that `config` belongs to."""
     return next(row for row in rows.values() if row.config is type(config))
 
 
 @dataclass(frozen=True)
 class Number:
-    """The places where a measured number is shown, and its uses in a search.
+    """Where a measured number is shown, and how a search uses it.
 
-    A number without a row is written to history.jsonl, metrics.json and TensorBoard only.
+    A number that has no row is only written to history.jsonl, metrics.json and TensorBoard.
     """
 
     label: str = ""

@@ -1,4 +1,4 @@
-"""Errors that a user can put right: one line on stderr, exit status 2."""
+"""Errors that a user can correct: one line on stderr, exit status 2."""
 
 import difflib
 import os
@@ -13,14 +13,15 @@ EXTRAS = ("pandas", "scipy", "optuna", "matplotlib")  # what training does witho
 
 
 class UserError(Exception):
-    """An error that the user can put right: its text names the key, the value, what is allowed."""
+    """An error that the user can correct. Its text names the key, the value and what is allowed."""
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turns a UserError into one line on stderr and exit status 2.
 
-    The same for a missing package of an extra. With HYDRA_FULL_ERROR=1 the traceback is shown.
+    It does the same if an optional package is missing. With HYDRA_FULL_ERROR=1 the traceback is
+    shown.
     """
     try:
         yield

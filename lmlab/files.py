@@ -1,4 +1,4 @@
-"""Files written whole or not at all, their checksums, their locks, and the cache folder."""
+"""Writes files whole or not at all; their checksums, their locks, and the cache folder."""
 
 import fcntl
 import hashlib
@@ -15,11 +15,11 @@ POLL_SECONDS = 0.01  # between two tries to take a lock
 
 
 class Locked(Exception):
-    """Another process holds the lock of a file. Callers turn this into an error of their own."""
+    """Raised if another process holds the lock of a file. Callers turn it into their own error."""
 
 
 def cache_dir() -> Path:
-    """Returns the folder for files that can be made again: $LMLAB_CACHE, or ~/.cache/lmlab."""
+    """Returns the cache folder, whose files can be made again: $LMLAB_CACHE, or ~/.cache/lmlab."""
     base = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     return Path(os.environ.get("LMLAB_CACHE", f"{base}/lmlab")).expanduser()
 
@@ -30,7 +30,7 @@ def sha256(content: bytes) -> str:
 
 
 def write(path: Path, content: bytes | Iterable[bytes]) -> None:
-    """Writes `content`, in one piece or many, to `path`: all of it, safe on disk, or nothing.
+    """Writes `content`, one piece or many, to `path`: either all of it or nothing.
 
     Raises UserError if it cannot be written.
     """
@@ -45,7 +45,7 @@ def write(path: Path, content: bytes | Iterable[bytes]) -> None:
 
 
 def write_sealed(path: Path, content: bytes | Iterable[bytes]) -> None:
-    """Writes like `write`, and the checksum of `content` next to it. Raises UserError."""
+    """Writes `content` to `path`, and its checksum to a second file. Raises UserError."""
     temporary = temporary_name(path)
     try:
         checksum = write_pieces(temporary, content)
@@ -78,7 +78,7 @@ def write_pieces(path: Path, content: bytes | Iterable[bytes]) -> bytes:
 
 
 def move(temporary: Path, path: Path) -> None:
-    """Gives a file its final name, and waits until the name, too, would survive a power cut."""
+    """Gives a file its final name, and waits until the name is on disk."""
     os.replace(temporary, path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -146,7 +146,7 @@ def is_intact(path: Path) -> bool:
 
 
 def copy_sealed(path: Path, copy: Path) -> None:
-    """Gives a sealed file that is about to be replaced a second name. Raises UserError."""
+    """Copies a file, with its checksum, to a second name. Raises UserError."""
     temporary = temporary_name(copy)
     try:
         try:
@@ -166,9 +166,10 @@ def copy_sealed(path: Path, copy: Path) -> None:
 def lock(path: Path, wait: float = 0.0, shared: bool = False) -> Iterator[None]:
     """Holds an advisory lock on the file at `path`, which is created if it is missing.
 
-    Raises `Locked` if another process still holds it after `wait` seconds (math.inf: never). The
-    end of the process releases the lock, however it comes. A `shared` lock only reads the file,
-    which must exist; it excludes exclusive locks, but not other shared ones.
+    Raises `Locked` if another process still holds it after `wait` seconds (math.inf: waits
+    forever). The lock is released when the process ends for any reason. Several processes can
+    hold a `shared` lock at the same time, but no other process an exclusive one; a `shared` lock
+    needs an existing file.
     """
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     deadline = time.monotonic() + wait

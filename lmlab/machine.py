@@ -1,4 +1,4 @@
-"""The machine that a run gets: which device, which precision, how many threads, compiled or not."""
+"""Chooses the device, the precision, the threads and the compilation for this machine."""
 
 import sys
 import sysconfig
@@ -36,7 +36,7 @@ def pick(choice: str) -> torch.device:
 
 @lru_cache
 def has_bf16(device: torch.device) -> bool:
-    """Returns whether bfloat16 is the type that the device multiplies fastest."""
+    """Returns whether the device multiplies bfloat16 faster than other types."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):  # newer torch has it
@@ -46,7 +46,7 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def precisions(device: torch.device) -> list[Precision]:
-    """Returns the precisions that the device can compute in, the default first."""
+    """Returns the precisions that the device supports, the default first."""
     if has_bf16(device):
         return ["bf16-mixed", "32-true"]
     if device.type == "cpu":  # slowly, but it can
@@ -58,7 +58,7 @@ def precisions(device: torch.device) -> list[Precision]:
 def has_compiler(device: torch.device) -> bool:
     """Returns whether torch.compile finds what it needs for the device.
 
-    That is a C++ compiler and Python's headers; for a GPU also Triton, which needs compute
+    It needs a C++ compiler and Python's headers, and on a GPU also Triton, which needs compute
     capability 7.0.
     """
     from torch._inductor.cpp_builder import get_cpp_compiler
@@ -76,7 +76,7 @@ def has_compiler(device: torch.device) -> bool:
 
 
 def resolve(config: Config) -> Config:
-    """Returns `config` with the device, precision, threads and compilation that it gets here.
+    """Returns `config` with the device, precision, threads and compilation for this machine.
 
     Raises UserError for a device or a precision that this machine lacks.
     """
@@ -94,7 +94,7 @@ def resolve(config: Config) -> Config:
 
 
 def pick_precision(device: torch.device, choice: str) -> Precision:
-    """Returns the precision of a choice; auto takes the default. Raises UserError."""
+    """Returns the chosen precision, or the device's default for "auto". Raises UserError."""
     allowed = precisions(device)
     for precision in allowed:
         if choice in ("auto", precision):
@@ -105,7 +105,7 @@ def pick_precision(device: torch.device, choice: str) -> Precision:
 
 
 def pick_compile(device: torch.device, choice: bool | None) -> bool:
-    """Returns whether to compile: if it was asked for, or by default on CUDA, and if it can be."""
+    """Returns whether to compile. The default is only on CUDA; without a compiler it is False."""
     if choice is None:
         choice = device.type == "cuda"
     if choice and not has_compiler(device):
@@ -119,5 +119,5 @@ def pick_compile(device: torch.device, choice: bool | None) -> bool:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
-    """Returns the context for every forward pass, in training and outside of it."""
+    """Returns the context for every forward pass, in training and in evaluation."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16-mixed")

@@ -1,4 +1,4 @@
-"""Imports a class or function of the catalogue at the moment when it is needed."""
+"""Imports a class or function of the catalogue when it is first needed."""
 
 import gc
 import importlib
@@ -11,7 +11,7 @@ from typing import Any
 def importing() -> Iterator[None]:
     """Switches the garbage collector off during large imports, which saves a fifth of their time.
 
-    The imported objects are never searched for garbage later, either.
+    The garbage collector never searches the imported objects later.
     """
     gc.disable()
     try:
@@ -22,6 +22,6 @@ def importing() -> Iterator[None]:
 
 
 def load(builder: str) -> Any:
-    """Returns the class or function with the name "module:name", as a catalogue row has it."""
+    """Returns the class or function that a catalogue row names as "module:name"."""
     module, _, name = builder.partition(":")
     return getattr(importlib.import_module(module), name)

@@ -24,7 +24,7 @@ WHOLE_NAME = r"\w[\w.,=+-]*"  # a run's name is a folder's
 
 @dataclass(frozen=True)
 class Config:
-    """A checked run.
+    """The checked configuration of a run.
 
     `choices` maps each group, and "experiment", to the chosen name; `model`, `data`, `device` and
     `optimizer` hold the values of the keys of that choice, `run` the values of all other keys.
@@ -42,12 +42,12 @@ class Config:
     noted: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     def base(self, group: str) -> str:
-        """Returns the built-in choice that the chosen one of `group` is or builds on."""
+        """Returns the built-in choice of `group`, for a preset the one that it builds on."""
         choice = self.choices[group]
         return self.noted.get(f"{group}={choice}") or bases_of(group)[choice]
 
     def built_on(self) -> dict[str, str]:
-        """Returns `choices` with the built-in choice in the place of each preset."""
+        """Returns `choices`, with each preset replaced by its built-in choice."""
         return self.choices | {group: self.base(group) for group in GROUPS}
 
     def flat(self) -> dict[str, Any]:
@@ -60,7 +60,7 @@ class Config:
     def as_noted(self) -> dict[str, Any]:
         """Returns the content of config.yaml: `flat` and the base of each preset (model_base: gpt).
 
-        With the base, the run of a preset can be read after the preset has changed or is gone.
+        Thus a run made with a preset can be read even if the preset was changed or deleted.
         """
         values = self.flat()
         for group in GROUPS:
@@ -70,7 +70,7 @@ class Config:
 
 
 def check_key(key: str, value: Any, choices: dict[str, str]) -> None:
-    """Raises UserError unless the run or one of the choices takes `key`."""
+    """Raises UserError if neither the run nor any of the choices has the key `key`."""
     known = {*CHOICES, *keys_of(RunConfig), *keys_of(SweepConfig)}
     for group in GROUPS:
         takers = []
@@ -94,7 +94,7 @@ def check_key(key: str, value: Any, choices: dict[str, str]) -> None:
 def check_value(key: str, value: Any, hint: Any) -> Any:
     """Returns `value` if it is of the annotated type and in range; raises UserError if not.
 
-    A whole number passes as float. Of the markers in the annotation only `OneOf` plays a part.
+    A whole number is accepted as float. Of the markers in the annotation only `OneOf` is used.
     """
     interval = None
     while get_origin(hint) is Annotated:
@@ -147,7 +147,7 @@ def in_interval(number: float, interval: str) -> bool:
 
 
 def build(config: type, values: dict[str, Any], prefix: str = "") -> Any:
-    """Returns the class of keys `config` filled from `values`, each checked.
+    """Returns an object of the class `config`, filled with checked `values`.
 
     The errors name the keys with `prefix`. Raises UserError.
     """
@@ -159,17 +159,17 @@ def build(config: type, values: dict[str, Any], prefix: str = "") -> Any:
 
 
 def derived(values: dict[str, Any]) -> dict[str, Any]:
-    """Returns the values that the keys which follow from others have where they are null."""
+    """Returns the default of each key that depends on another key, such as min_lr on lr."""
     return {key: follows.value(values) for key, follows in following_keys().items()}
 
 
 def from_flat(
     values: dict[str, Any], choices: dict[str, str], noted: dict[str, str] | None = None
 ) -> Config:
-    """Returns the checked `Config` of keys and values, from a command or from a config.yaml.
+    """Checks keys and values, of a command or a config.yaml, and returns their `Config`.
 
-    `noted` maps presets to built-in choices, as a run's folder notes them; by default the files in
-    conf/ are read. Raises UserError for a key or value that is not allowed.
+    `noted` maps presets to built-in choices, as a run's folder holds them; by default the files
+    in conf/ are read. Raises UserError for a key or value that is not allowed.
     """
     noted = noted or {}
     rows = {group: noted.get(f"{group}={choices[group]}", choices[group]) for group in GROUPS}

@@ -103,7 +103,7 @@ SETTINGS: dict[str, type] = {"local": LocalConfig, "search": SearchConfig}
 
 @lru_cache
 def bases_of(group: str) -> dict[str, str]:
-    """Returns all choices of `group`, each with the built-in choice that it is or builds on.
+    """Returns all choices of `group`. Each maps to itself, a preset to its built-in choice.
 
     A preset is a file in conf/ whose defaults list names the choice that it builds on.
     """
@@ -133,7 +133,7 @@ def config_class(group: str, choice: str) -> type[Any]:
 
 
 def keys_of(config: type) -> list[str]:
-    """Returns the names of the keys that a class of keys has."""
+    """Returns the names of the keys that a config class defines."""
     return [field.name for field in fields(config)]
 
 
@@ -146,7 +146,7 @@ def keys_taken(choices: dict[str, str]) -> set[str]:
 
 
 def annotations() -> Iterator[tuple[str, Any]]:
-    """Yields each key of a run or a sweep with its annotation, once for each class that has it."""
+    """Yields each key of runs and sweeps with its annotation, once for every class."""
     classes: dict[type, None] = {RunConfig: None, SweepConfig: None}  # each once, in order
     for rows in CATALOGUE.values():
         classes |= dict.fromkeys(row.config for row in rows.values())
@@ -162,7 +162,7 @@ def markers(annotation: Any) -> tuple[Any, ...]:
 
 @lru_cache
 def marked(marker: Marker) -> frozenset[str]:
-    """Returns the keys, groups among them, that have `marker`."""
+    """Returns the keys and groups that have `marker`."""
     keys = {key for key, annotation in annotations() if marker in markers(annotation)}
     groups = {group for group, marks in GROUP_MARKERS.items() if marker in marks}
     return frozenset(keys | groups)
@@ -195,7 +195,7 @@ def neutral_values() -> dict[str, Any]:
 
 
 def following_keys() -> dict[str, Follows]:
-    """Returns the keys that, where they are null, follow from another key, and how."""
+    """Returns the keys whose default depends on another key, each with its rule."""
     return markers_of(Follows)
 
 

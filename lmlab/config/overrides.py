@@ -40,10 +40,10 @@ SEARCH_LIMIT = 4096  # of combinations, up to which each that a search may begin
 
 @dataclass(frozen=True)
 class Asked:
-    """A command that was checked.
+    """A checked command.
 
-    `runs` holds each run's configuration with the overrides that make it; `name` is the sweep's,
-    or the run's; `swept` are the keys with several values; `hydra` are Hydra's own settings.
+    `runs` holds the configuration of each run with its overrides. `name` is the name of the sweep
+    or of the run. `swept` are the keys with several values. `hydra` are Hydra's own settings.
     """
 
     runs: list[tuple[Config, list[str]]]
@@ -55,7 +55,7 @@ class Asked:
 
 
 def checked(arguments: list[str], multirun: bool) -> Asked:
-    """Returns the checked command of `arguments`. Raises UserError if one of its runs is wrong.
+    """Checks a command and all its runs. Raises UserError if one of them is wrong.
 
     For a search, the values at the ends of its ranges are checked.
     """
@@ -79,14 +79,14 @@ def checked(arguments: list[str], multirun: bool) -> Asked:
 
 
 def typed_lines(overrides: Iterable[Override]) -> tuple[str, ...]:
-    """Returns overrides as they were typed."""
+    """Returns overrides as the user typed them."""
     return tuple(str(override.input_line) for override in overrides)
 
 
 def all_runs(overrides: list[Override], searching: bool) -> list[tuple[Config, list[str]]]:
     """Returns the configuration and the overrides of each run that a command asks for.
 
-    Prints a notice, once, if a typed choice replaces one of the experiment. Raises UserError.
+    If a typed choice replaces one of the experiment, it prints a notice once. Raises UserError.
     """
     limit = SEARCH_LIMIT if searching else None
     values = []
@@ -114,7 +114,7 @@ def all_runs(overrides: list[Override], searching: bool) -> list[tuple[Config, l
 
 
 def check_settings(kind: str, choice: str, values: dict[str, Any]) -> None:
-    """Raises UserError for a wrong setting of a launcher or sweeper that is lmlab's own."""
+    """Raises UserError if a setting of one of lmlab's launchers or sweepers is wrong."""
     if choice not in SETTINGS:
         return
     settings = {key: value for key, value in values.items() if key != "_target_"}
@@ -127,7 +127,7 @@ def check_settings(kind: str, choice: str, values: dict[str, Any]) -> None:
 
 
 def check_place(override: Override, multirun: bool, sweeper: str) -> None:
-    """Raises UserError if a command cannot have several values there, or a setting of sweeps."""
+    """Raises UserError for values or settings of sweeps where they are not allowed."""
     key = override.key_or_group
     text = override.input_line
     if override.is_sweep_override():
@@ -152,9 +152,9 @@ def check_place(override: Override, multirun: bool, sweeper: str) -> None:
 
 
 def combinations(values: list[list[str]], limit: int | None) -> Iterable[Sequence[str]]:
-    """Yields one value of each list, in all combinations.
+    """Returns all combinations of one value from each list.
 
-    Where there are more than `limit`, only the first values of all lists, and the last of all.
+    If there are more than `limit`, it returns only two: all first values, and all last values.
     """
     if limit is not None and math.prod(map(len, values)) > limit:
         return [texts[0] for texts in values], [texts[-1] for texts in values]
@@ -162,7 +162,7 @@ def combinations(values: list[list[str]], limit: int | None) -> Iterable[Sequenc
 
 
 def resolved(cell: Sequence[str]) -> tuple[Config, str]:
-    """Returns the checked configuration of one run's overrides, and a notice, "" if there is none.
+    """Returns the checked configuration of one run's overrides, and a notice (or "").
 
     Keys of training by steps have no effect on a model without steps. Raises UserError.
     """
@@ -184,7 +184,7 @@ def resolved(cell: Sequence[str]) -> tuple[Config, str]:
 
 
 def check_step_keys(typed: list[Override], choices: dict[str, str]) -> None:
-    """Raises UserError for a key of training by steps that is given for a model without steps."""
+    """Raises UserError if a key of training by steps is given for a model without steps."""
     model = choices["model"]
     for override in typed:
         if override.key_or_group in idle_keys(choices):
@@ -196,7 +196,7 @@ def check_step_keys(typed: list[Override], choices: dict[str, str]) -> None:
 
 
 def chosen(overrides: list[Override]) -> list[Override]:
-    """Returns the overrides that choose a file of conf/. Raises UserError if it is not there."""
+    """Returns the overrides that choose a file of conf/. Raises UserError if a file is missing."""
     groups = [o for o in overrides if o.key_or_group in CHOICES and not is_signed(o)]
     for override in groups:
         group = override.key_or_group
@@ -239,7 +239,7 @@ def ends(override: Override) -> list[str]:
 
 @lru_cache(maxsize=4096)
 def parse(text: str) -> Override:
-    """Returns an argument as Hydra's override. Raises UserError."""
+    """Parses an argument as one of Hydra's overrides. Raises UserError."""
     try:
         return OverridesParser.create().parse_override(text)
     except HydraException:
@@ -271,7 +271,7 @@ def compose(overrides: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str],
 
 
 def initialized() -> AbstractContextManager[Any]:
-    """Returns a context in which Hydra knows conf/: its own, if Hydra runs already."""
+    """Returns a context in which Hydra reads conf/. If Hydra already runs, it uses that context."""
     if GlobalHydra.instance().is_initialized():
         return nullcontext()
     context: AbstractContextManager[Any] = hydra.initialize_config_dir(
@@ -281,10 +281,10 @@ def initialized() -> AbstractContextManager[Any]:
 
 
 def read(values: dict[str, Any], choices: dict[str, str]) -> tuple[Config, str]:
-    """Returns the checked configuration of composed values, and a notice, "" if there is none.
+    """Checks composed values; returns their configuration and a notice (or "").
 
-    Where a choice replaces one that the experiment is made for, the experiment's values for keys
-    that the new choice lacks are dropped, and the notice says which values stay.
+    A typed choice, such as a model, can replace the experiment's. Then the experiment's values for
+    keys that the new choice lacks are dropped, and the notice says which values stay.
     """
     recipe, made_for = experiment_file(choices["experiment"])
     replaced = {group: choice for group, choice in made_for.items() if choices[group] != choice}
@@ -307,7 +307,7 @@ def read(values: dict[str, Any], choices: dict[str, str]) -> tuple[Config, str]:
 
 
 def experiment_file(name: str | None) -> tuple[dict[str, Any], dict[str, str]]:
-    """Returns the values that an experiment sets, and the choices that it is made for."""
+    """Returns the values of the keys in an experiment file, and its choices, such as the model."""
     if name is None:
         return {}, {}
     path = CONF / "experiment" / f"{name}.yaml"

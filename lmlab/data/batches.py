@@ -18,11 +18,11 @@ RESIDENT = 2**28  # bytes of tokens that may lie on the device
 
 
 class Batches:
-    """Batch t depends on (tokens, B, T, seed, t) only, not on the batches drawn before.
+    """Makes batch t from (tokens, B, T, seed, t) alone; earlier batches have no influence.
 
     An epoch starts at a random offset below T, divides the tokens into windows of T, and returns
     the windows in random order. A batch may hold windows of two epochs. In an epoch every token is
-    seen once, but for at most 2T tokens at the ends of the text.
+    seen once, except at most 2T tokens at the ends of the text.
     """
 
     def __init__(self, tokens: np.ndarray, batch_size: int, block_size: int, seed: int) -> None:
@@ -40,17 +40,17 @@ class Batches:
         self.windows = max(1, spare // block_size)  # in an epoch
 
     def __getitem__(self, t: int) -> tuple[Tensor, Tensor]:
-        """Returns idx and targets of batch t, (B, T) int64; targets are idx one token later."""
+        """Returns idx and targets of batch t, (B, T) int64. Targets are idx one token later."""
         sequences = self.windows_at(self.window_starts(t, 1))
         return sequences[:, :-1], sequences[:, 1:]
 
     def starts(self, epoch: int) -> np.ndarray:
-        """Returns where the windows of an epoch start, in the order in which they are served."""
+        """Returns the start positions of an epoch's windows, in their random order."""
         phase, order = shuffled(self.seed, epoch, self.phases, self.windows)
         return phase + self.block_size * order
 
     def window_starts(self, t: int, n: int) -> np.ndarray:
-        """Returns where the windows of n batches start, from batch t on, (n B,)."""
+        """Returns the start positions of the windows of n batches from batch t on, (n B,)."""
         numbers = np.arange(t * self.batch_size, (t + n) * self.batch_size)
         epochs, places = np.divmod(numbers, self.windows)
         return np.concatenate(
@@ -61,7 +61,7 @@ class Batches:
         )
 
     def windows_at(self, starts: np.ndarray) -> Tensor:
-        """Returns the T + 1 tokens from each of `starts` (N,) on, (N, T + 1) int64."""
+        """Returns the T + 1 tokens after each position in `starts` (N,), (N, T + 1) int64."""
         places = starts[:, None] + np.arange(self.block_size + 1)
         return torch.from_numpy(self.tokens[places].astype(np.int64))
 
@@ -69,7 +69,7 @@ class Batches:
         """Yields batch t and all later batches on `device`; several are made in one operation.
 
         Tokens that fit into the memory of the device are copied there once. Otherwise a thread
-        reads them from the disk in advance. The processor does not wait for the GPU in either case.
+        reads them from the disk in advance. In both cases the CPU does not wait for the GPU.
         """
         n = max(1, CUT_AT_ONCE // (self.batch_size * (self.block_size + 1)))
         if len(self.tokens) * self.resident_type().itemsize <= RESIDENT:
@@ -85,7 +85,7 @@ class Batches:
         return np.dtype(np.uint8 if self.tokens.dtype == np.uint8 else np.int32)
 
     def from_device(self, t: int, n: int, device: torch.device) -> Iterator[Tensor]:
-        """Yields the windows of n batches at a time, from batch t on, made on the device."""
+        """Yields the windows of n batches at a time, beginning with batch t, made on the device."""
         tokens = torch.from_numpy(self.tokens.astype(self.resident_type())).to(device)
         window = torch.arange(self.block_size + 1, device=device)
         for first in itertools.count(t, n):
@@ -93,7 +93,7 @@ class Batches:
             yield tokens[starts[:, None] + window].long()
 
     def from_disk(self, t: int, n: int, device: torch.device) -> Iterator[Tensor]:
-        """Yields the windows of n batches at a time, from batch t on, read from the disk."""
+        """Yields the windows of n batches at a time, beginning with batch t, read from the disk."""
         for first in itertools.count(t, n):
             yield send(self.windows_at(self.window_starts(first, n)), device)
 
@@ -107,14 +107,14 @@ def shuffled(seed: int, epoch: int, phases: int, windows: int) -> tuple[int, np.
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copies `tensor` to `device`, to a GPU without waiting for it."""
+    """Copies `tensor` to `device`. It does not wait for a GPU."""
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
 
 
 def ahead(items: Iterator[Tensor]) -> Iterator[Tensor]:
-    """Yields the same items; a thread makes the next one while the last one is used."""
+    """Yields the same items. A thread makes the next item while the last one is used."""
     with ThreadPoolExecutor(1) as reader:
         coming = reader.submit(next, items)
         while True:
@@ -124,7 +124,7 @@ def ahead(items: Iterator[Tensor]) -> Iterator[Tensor]:
 
 
 class BatchModule(LightningDataModule):
-    """Hands the batches of `Batches` to Lightning, from batch `first` on, without an end."""
+    """Gives Lightning the batches of `Batches`, starting with batch `first`, without an end."""
 
     def __init__(self, batches: Batches, first: int = 0) -> None:
         super().__init__()

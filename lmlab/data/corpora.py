@@ -1,4 +1,4 @@
-"""The texts. A corpus is a function from its configuration to the pieces of a text, in order."""
+"""The texts. A corpus is a function: it takes a configuration and yields a text in pieces."""
 
 import codecs
 import glob
@@ -23,16 +23,16 @@ SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2d
 
 
 def sentence(config: CorpusConfig) -> Iterator[str]:
-    """Yields one sentence again and again.
+    """Yields one sentence many times.
 
-    It has nine different characters. Each determines the next character, except l and o, so that
-    a bigram cannot get below 0.39 nats.
+    It has nine different characters. Each of them except l and o determines the next one, so the
+    loss of a bigram cannot be below 0.39 nats.
     """
     yield "hello world\n" * 16
 
 
 def tales(config: CorpusConfig) -> Iterator[str]:
-    """Yields the stories that come with the package."""
+    """Yields the stories that are part of the package."""
     yield from pieces(TALES)
 
 
@@ -46,7 +46,7 @@ def pydoc(config: CorpusConfig) -> Iterator[str]:
 def shakespeare(config: CorpusConfig) -> Iterator[str]:
     """Yields tiny-shakespeare (Karpathy 2015), downloaded once into the cache.
 
-    Raises UserError without a network, or if the file in the cache is another one.
+    Raises UserError without a network, or if the file in the cache is not this text.
     """
     path = files.cache_dir() / "tinyshakespeare.txt"
     if not path.exists():
@@ -82,7 +82,7 @@ def file(config: FileConfig) -> Iterator[str]:
 
 
 def paths_of(typed: str) -> list[Path]:
-    """Returns a file, or the files of a folder (but hidden ones) or of a glob, sorted by name."""
+    """Returns the files of a file name, a folder (without hidden files) or a glob, sorted."""
     path = Path(typed).expanduser()
     if path.is_dir():
         paths = [entry for entry in path.rglob("*") if not is_hidden(entry.relative_to(path))]
@@ -99,7 +99,7 @@ def is_hidden(path: Path) -> bool:
 
 
 def pieces(path: Path) -> Iterator[str]:
-    """Yields the text of a file, all characters but a byte-order mark at its beginning.
+    """Yields the text of a file, without a byte-order mark at its beginning.
 
     Raises UserError if it is empty, not UTF-8, or cannot be read.
     """

@@ -1,4 +1,4 @@
-"""A text read in pieces, its tokens in a file of the cache, and its parts."""
+"""Reads a text in pieces, stores its tokens in a file of the cache, and divides it into parts."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
@@ -22,7 +22,7 @@ LARGE = 50_000_000  # bytes of text that take long enough for a progress bar
 
 
 class Text:
-    """A text that need not fit into memory: it is read twice, in pieces.
+    """A text of any size. It is read twice, in pieces, and need not fit into memory.
 
     `__init__` reads it once and computes `sha256` and `size` (of its UTF-8 bytes), `length` (in
     characters) and `vocabulary` (a tokenizer of its characters). Each call of `pieces()` reads the
@@ -39,7 +39,7 @@ class Text:
         self.sha256 = self.digest.hexdigest()
 
     def first_reading(self) -> Iterator[str]:
-        """Yields the pieces, and notes size, length and checksum on the way."""
+        """Yields the pieces, and computes their size, length and checksum."""
         with progress_bar("reading") as update:
             for piece in self.pieces():
                 content = piece.encode("utf-8", "surrogatepass")
@@ -51,7 +51,7 @@ class Text:
                 yield piece
 
     def again(self) -> Iterator[str]:
-        """Yields the same pieces once more. Raises UserError at their end if they were others."""
+        """Yields the pieces a second time. Raises UserError at the end if the text has changed."""
         length = 0
         mark = 0
         with progress_bar("tokenising", self.size) as update:
@@ -66,9 +66,9 @@ class Text:
 
 @contextmanager
 def progress_bar(title: str, total: int | None = None) -> Iterator[Callable[[float], None]]:
-    """Gives a function that takes how many bytes are done; on a terminal a bar shows them.
+    """Returns a context with a function that takes the number of bytes read so far.
 
-    The bar appears once more than `LARGE` bytes are done.
+    On a terminal a progress bar shows this number, as soon as it is larger than `LARGE`.
     """
     console = Console(stderr=True)
     progress = Progress(
@@ -96,8 +96,8 @@ def progress_bar(title: str, total: int | None = None) -> Iterator[Callable[[flo
 def token_file(text: Text, tokenizer: Tokenizer, drop: bool = False) -> np.ndarray:
     """Returns the tokens of `text`, (N,), as a read-only memory map of a file in the cache.
 
-    The file has the name of the content that it was made from: a changed text gets a new file, and
-    two runs that make the same file at once write the same bytes. Raises UnknownCharacters.
+    The name of the file depends on the text, so a changed text gets a new file. Two runs that make
+    the same file at the same time write the same bytes. Raises UnknownCharacters.
     """
     content = files.sha256(f"{tokenizer.to_json()} {text.sha256} {drop}".encode())
     dtype = np.min_scalar_type(tokenizer.vocab_size - 1)
@@ -118,8 +118,8 @@ class Splits:
     is that of the text; `dropped` counts the characters that the tokenizer lacks, which
     `drop_unknown` leaves out.
 
-    Raises UserError if the text cannot be had, read or divided, or if it is not the one with the
-    given `sha256`; UnknownCharacters if the tokenizer lacks characters that may not be dropped.
+    Raises UserError if the text cannot be read or divided, or if its sha256 is not the given one.
+    Raises UnknownCharacters if the tokenizer lacks characters that may not be dropped.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class Splits:
     def of_run(
         cls, config: Config, tokenizer: Tokenizer | None = None, sha256: str | None = None
     ) -> Self:
-        """Returns the text that a run with this configuration is trained and validated on."""
+        """Returns the text on which a run with this configuration is trained and validated."""
         drop_unknown = config.run.unknown == "drop"
         try:
             return cls(config.base("data"), config.data, tokenizer, sha256, drop_unknown)
@@ -165,7 +165,7 @@ class Splits:
 
 
 def as_typed(choice: str, config: CorpusConfig) -> str:
-    """Returns a choice of text with the keys that it alone takes, such as data=file path=a.txt."""
+    """Returns a choice of text with its own keys, such as data=file path=a.txt."""
     shared = {field.name for field in fields(CorpusConfig)}
     own_keys = [key for key in vars(config) if key not in shared]
     return " ".join([f"data={choice}", *(f"{key}={getattr(config, key)}" for key in own_keys)])

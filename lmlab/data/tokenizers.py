@@ -1,4 +1,4 @@
-"""Text to token ids and back: the base class of tokenizers, and the tokenizer of characters."""
+"""Turns text into token ids and back: the base class, and the tokenizer of characters."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ class UnknownCharacters(UserError):
 
 
 class Tokenizer:
-    """Turns text into token ids and back. The lab calls only these methods of a tokenizer.
+    """Turns text into token ids and back. The lab calls no other methods of a tokenizer.
 
     A new kind of tokenizer is a subclass with another `kind`, listed in `from_json`.
     """
@@ -31,10 +31,10 @@ class Tokenizer:
     """The number of UTF-8 bytes of each token, (V,). Bits per byte are counted with it."""
 
     def encode_pieces(self, pieces: Iterable[str], drop: bool = False) -> Iterator[np.ndarray]:
-        """Yields the ids of a text that comes in pieces, each array of the smallest unsigned type.
+        """Yields the ids of each piece of a text, in the smallest unsigned type.
 
-        With `drop`, characters that the vocabulary lacks are left out. Without it, the text ends
-        with UnknownCharacters, an error that counts and names these characters.
+        With `drop`, characters that the vocabulary lacks are left out. Without it, such characters
+        raise UnknownCharacters after the last piece; the error counts and names them.
         """
         raise NotImplementedError
 
@@ -48,18 +48,18 @@ class Tokenizer:
 
     @classmethod
     def from_values(cls, values: dict[str, Any]) -> Self:
-        """Returns the tokenizer of a parsed tokenizer.json, perhaps from a stranger.
+        """Returns the tokenizer of a parsed tokenizer.json, which may come from a stranger.
 
         Raises UserError for values that `to_json` would not have written.
         """
         raise NotImplementedError
 
     def encode(self, text: str) -> np.ndarray:
-        """Returns the ids of `text`, (N,), as `encode_pieces`. Raises UnknownCharacters."""
+        """Returns the ids of `text`, (N,). Raises UnknownCharacters."""
         return np.concatenate(list(self.encode_pieces([text])))
 
     def name_of(self, token: int) -> str:
-        """Returns how a token is written where people read it."""
+        """Returns the readable name of a token."""
         return self.decode([token])
 
     def names(self) -> list[str]:
@@ -67,7 +67,7 @@ class Tokenizer:
         return [self.name_of(token) for token in range(self.vocab_size)]
 
     def default_prompt(self) -> str:
-        """Returns the prompt of a text without a prompt: a newline, or token 0 if there is none."""
+        """Returns the prompt if the user gave none: a newline, or token 0 without one."""
         try:
             self.encode("\n")
         except UnknownCharacters:
@@ -154,7 +154,9 @@ def is_sorted_alphabet(chars: Any) -> TypeGuard[list[str]]:
 
 
 def from_json(text: str) -> Tokenizer:
-    """Returns the tokenizer that `to_json` wrote. Raises UserError or ValueError for other text."""
+    """Returns the tokenizer from the text that `to_json` wrote.
+
+    Raises UserError or ValueError for any other text."""
     values = json.loads(text)
     kinds: dict[str, type[Tokenizer]] = {CharTokenizer.kind: CharTokenizer}
     if not isinstance(values, dict) or str(values.get("type")) not in kinds:
@@ -163,8 +165,8 @@ def from_json(text: str) -> Tokenizer:
 
 
 def code_points(text: str) -> np.ndarray:
-    """Returns the number of each character, (N,), in the type that numpy takes as an index.
+    """Returns the Unicode number of each character, (N,), in numpy's own type for indices.
 
-    Numpy would convert any other type on the way, slowly.
+    Numpy would convert any other type to it, which is slow.
     """
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.intp)

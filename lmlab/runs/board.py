@@ -19,8 +19,8 @@ from lmlab.config.keys import marked
 class Board:
     """Writes TensorBoard's events file of the run at `path`.
 
-    A resumed run gives its first new step as `purge_step`: TensorBoard forgets the points from
-    there on, which were written after the checkpoint and will be written again.
+    A resumed run gives its first new step as `purge_step`. TensorBoard then forgets the points from
+    this step on; they were written after the checkpoint and will be written again.
     """
 
     def __init__(self, path: Path, purge_step: int = 0) -> None:
@@ -46,9 +46,9 @@ class Board:
     ) -> None:
         """Writes the hyper-parameters of a run that has ended with `status`.
 
-        A session begins and ends, without a list of columns: TensorBoard then finds the columns by
-        itself, also those of later cells, and shows the mean over a group. A run that did not
-        finish is in a separate group, so that its last loss does not enter the mean.
+        The events name no columns, so TensorBoard finds the columns itself, also those of later
+        cells. It shows the mean over a group. A run that did not finish is in a separate group,
+        so its last loss is not part of the mean.
         """
         finished = status == "finished"
         hparams = {

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: written whole, read with care, and loaded as a model."""
+"""Writes the checkpoints of a run, reads and checks them, and loads them as a model."""
 
 import io
 import pickle
@@ -38,7 +38,7 @@ LAB_TYPES = {  # what a checkpoint of the lab holds in addition to Lightning's e
 
 
 class SealedCheckpointIO(TorchCheckpointIO):
-    """Writes Lightning's checkpoints whole or not at all, and reads only unchanged ones.
+    """Writes Lightning's checkpoints whole or not at all, and refuses changed ones.
 
     A new `last.ckpt` moves the old `last.ckpt` to `previous.ckpt`. Raises UserError.
     """
@@ -64,8 +64,8 @@ class SealedCheckpointIO(TorchCheckpointIO):
 def read(path: Path, limit: int = 2**40) -> dict[str, Any]:
     """Returns a checkpoint's tensors and plain data.
 
-    Raises UserError for a file that is damaged or foreign, carries code, or has more than `limit`
-    bytes.
+    Raises UserError if the file is damaged, was not written by the lab, contains code, or has more
+    than `limit` bytes.
     """
     content = files.read_sealed(path, limit)
     try:
@@ -87,9 +87,9 @@ def read(path: Path, limit: int = 2**40) -> dict[str, Any]:
 
 
 def is_complete(checkpoint: Any) -> bool:
-    """Returns whether a checkpoint has the lab's entries, each of its type.
+    """Returns whether a checkpoint has all entries of the lab, with the right types.
 
-    May raise anything for a file that is no checkpoint at all.
+    It may raise any error if the content is not a checkpoint.
     """
     values = checkpoint["lmlab"]
     if not isinstance(checkpoint["state_dict"], dict) or values.keys() != LAB_TYPES.keys():
@@ -102,7 +102,7 @@ def is_complete(checkpoint: Any) -> bool:
 def read_for(path: Path, config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
     """Returns a checkpoint that belongs to a run with this configuration and tokenizer.
 
-    Raises UserError, before anything takes more memory than it may.
+    Raises UserError, and does so before it reads a file that is too large.
     """
     with torch.device("meta"):
         model = build_model(config.model, tokenizer.vocab_size)
@@ -160,9 +160,9 @@ def latest(
 
 @dataclass(frozen=True)
 class Run:
-    """A run read back, with the model of one of its checkpoints.
+    """A trained run: its configuration, its tokenizer, and the model of one checkpoint.
 
-    The precision in `config` is one that the machine has.
+    The precision in `config` is one that this machine supports.
     """
 
     path: Path
@@ -180,8 +180,8 @@ class Run:
 def load(path: Path, checkpoint: str = "best", choice: str = "auto") -> Run:
     """Returns the newest run at `path`, with its model on the chosen device.
 
-    `checkpoint` is 'last' or 'best'; without validation there is no best one, and the last is
-    taken. Raises UserError.
+    `checkpoint` is 'last' or 'best'. Without validation there is no best checkpoint, and the last
+    one is used. Raises UserError.
     """
     path = newest(path)
     device = machine.pick(choice)

@@ -1,7 +1,7 @@
 """A run's folder: writes config.yaml, metrics.json, history.jsonl, train.log; reads them back.
 
-`RunDirectory` writes it; the functions read it back. Its content is data, perhaps from a stranger:
-it is parsed, checked and limited in size, never executed.
+`RunDirectory` writes it; the functions read it. A folder may come from a stranger, so its content
+is parsed, checked and limited in size, and never executed.
 """
 
 import itertools
@@ -50,7 +50,7 @@ PLAIN_LINE = r"\w+: [^ \t\[{&*!|>%@`].*"
 
 
 class RunDirectory:
-    """The folder of a run that is under way, and its lock.
+    """The folder of a run that is being trained, and its lock.
 
     The lock is held until `close` or the end of the process. Raises UserError if another process
     holds it.
@@ -70,7 +70,7 @@ class RunDirectory:
         self.metrics: dict[str, Any] = {}
 
     def open_to_append(self, name: str) -> TextIO:
-        """Opens a file that `close` closes; each line is written at once."""
+        """Opens a file to append lines, each written at once. `close` closes the file."""
         file = open(self.path / name, "a", buffering=1, encoding="utf-8")
         return self.opened.enter_context(file)
 
@@ -83,10 +83,10 @@ class RunDirectory:
         facts: dict[str, Any],
         source: Mapping[str, Any] | None = None,
     ) -> Self:
-        """Creates a run's folder at `path`, or at the next free name, all of it or nothing.
+        """Creates a run's folder at `path`, or at the next free name: all of it or nothing.
 
         config.yaml holds `noted`, and metrics.json begins with `facts`; `source` is the
-        content of config.yaml of the run whose weights it starts from. Raises UserError.
+        content of config.yaml of the run that gave the weights. Raises UserError.
         """
         path = new_folder(path)
         with ExitStack() as undo:
@@ -102,7 +102,7 @@ class RunDirectory:
         return directory
 
     def rewind(self, history_bytes: int) -> None:
-        """Removes all history after a checkpoint, and temporary files of a killed process.
+        """Removes the history after a checkpoint, and the temporary files of a killed process.
 
         `history_bytes` is the length of history.jsonl at the checkpoint. Raises UserError if the
         file is shorter.
@@ -126,7 +126,7 @@ class RunDirectory:
         self.history.write(to_json(values) + "\n")
 
     def settle(self) -> int:
-        """Waits until history and events are on disk; returns the bytes of history.jsonl."""
+        """Waits until history and events are on disk; returns history.jsonl's length in bytes."""
         self.history.flush()
         for path in (self.path / "history.jsonl", *self.path.glob("events.out.tfevents.*")):
             with open(path, "rb") as file:
@@ -144,7 +144,7 @@ class RunDirectory:
 
 
 def new_folder(path: Path) -> Path:
-    """Creates a folder at `path` or at the next free name; returns it. Raises UserError."""
+    """Creates a folder at `path` or the next free name, and returns it. Raises UserError."""
     name = path.name
     for n in itertools.count(2):
         try:
@@ -160,7 +160,7 @@ def new_folder(path: Path) -> Path:
 
 
 def to_json(values: dict[str, Any], indent: int | None = None) -> str:
-    """Returns JSON in which a number that is not finite is null."""
+    """Returns JSON, with null in place of NaN and infinity."""
     finite = dict(values)
     for key, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
@@ -180,9 +180,10 @@ def write_config(path: Path, noted: Mapping[str, Any], name: str = "config.yaml"
 
 
 def newest(path: Path, key: str = "run") -> Path:
-    """Returns the run at `path` or below it that started last and has a checkpoint.
+    """Returns the newest run, at `path` or in a folder below it, that has a checkpoint.
 
-    Raises UserError if there is none; the message names `key`.
+    The newest is the one that started last. Raises UserError if there is none; the message names
+    `key`.
     """
 
     def started(run: Path) -> int:
@@ -231,7 +232,7 @@ def read_config(path: Path, name: str = "config.yaml") -> Config:
 
 
 def refuse_links(path: Path) -> None:
-    """Raises UserError if a folder holds a link, or anything but plain files and folders."""
+    """Raises UserError if a folder contains a link or a special file."""
     for entry in path.rglob("*"):
         is_plain = entry.is_file() or entry.is_dir() or not entry.exists()  # just removed
         if entry.is_symlink() or not is_plain:
@@ -264,7 +265,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
 def read_metrics(path: Path) -> dict[str, Any]:
     """Returns the content of metrics.json. Raises UserError.
 
-    The status "running" becomes "interrupted" if no process is at work on the run.
+    The status "running" is returned as "interrupted" if no process is training the run.
     """
     content = files.read(path / "metrics.json", LIMITS["metrics.json"])
     try:
@@ -288,7 +289,7 @@ def is_flat(values: Any) -> TypeGuard[dict[str, Any]]:
 def text_sha256(metrics: dict[str, Any], path: Path, key: str = "data_sha256") -> str:
     """Returns the sha256 that the text of the run at `path` must have.
 
-    Raises UserError if the run's metrics do not name it.
+    Raises UserError if metrics.json does not contain it.
     """
     value = metrics.get(key)
     if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{64}", value):
@@ -297,7 +298,7 @@ def text_sha256(metrics: dict[str, Any], path: Path, key: str = "data_sha256") -
 
 
 def is_locked(path: Path) -> bool:
-    """Returns whether a process is at work on the run."""
+    """Returns whether a process is training the run."""
     if not (path / "train.log").exists():
         return False
     try:
@@ -308,9 +309,9 @@ def is_locked(path: Path) -> bool:
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """Returns the lines of history.jsonl. Raises UserError for one that the lab did not write.
+    """Returns the lines of history.jsonl. Raises UserError if the lab did not write one of them.
 
-    A last line that a killed process left half written is passed over.
+    It ignores an incomplete last line, which a killed process leaves.
     """
     history = path / "history.jsonl"
     content = files.read(history, LIMITS[history.name]).decode(errors="replace")

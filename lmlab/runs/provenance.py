@@ -1,4 +1,4 @@
-"""The versions, the commit and the machine that made a run."""
+"""Describes what made a run: the versions, the commit and the machine."""
 
 import os
 import platform
@@ -14,7 +14,7 @@ COMPARED = ("lmlab", *PACKAGES, "git_commit", "machine")  # what may change the 
 
 
 def provenance(command: str) -> dict[str, Any]:
-    """Returns facts for metrics.json: the typed command, packages, the lab's code, the machine."""
+    """Returns facts for metrics.json: the command, the packages, the lab's code, the machine."""
     facts: dict[str, Any] = {"command": command, "python": platform.python_version()}
     for name in PACKAGES:
         facts[name] = version(name)
@@ -27,14 +27,14 @@ def provenance(command: str) -> dict[str, Any]:
 def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Returns the differences between two provenances, one text for each fact.
 
-    A fact that is missing in `then`, which an older version wrote, is ignored.
+    It ignores facts that an older version did not write in `then`.
     """
     changed = [key for key in COMPARED if key in then and then[key] != now[key]]
     return [f"{key} {then[key]}, now {now[key]}" for key in changed]
 
 
 def lab_version() -> str | None:
-    """Returns the version of the installed lab, or None for a checkout that was never installed."""
+    """Returns the version of the installed lab, or None if the lab is not installed."""
     try:
         return version("lmlab")
     except PackageNotFoundError:
@@ -44,8 +44,8 @@ def lab_version() -> str | None:
 def git_state(folder: Path) -> dict[str, Any]:
     """Returns the commit of the lab's checkout and whether files differ from it, or None for both.
 
-    A repository that merely contains an installed copy (in a virtual environment, say) does not
-    track the package's files: its commit says nothing about them.
+    Both are None for a copy that is installed inside another repository, for example in a virtual
+    environment: the commit of that repository does not describe the lab's files.
     """
     if git(folder, "ls-files", "--error-unmatch", "lmlab/__init__.py") is None:
         return {"git_commit": None, "git_dirty": None}
@@ -57,7 +57,7 @@ def git_state(folder: Path) -> dict[str, Any]:
 
 
 def git(folder: Path, *arguments: str) -> str | None:
-    """Returns the output of git for a folder, or None without git, or if git fails."""
+    """Returns the output of git in a folder, or None if git is missing or fails."""
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
