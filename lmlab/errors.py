@@ -20,8 +20,8 @@ class UserError(Exception):
 def one_line_errors() -> Iterator[None]:
     """Turns a UserError into one line on stderr and exit status 2.
 
-    It does the same if an optional package is missing. With HYDRA_FULL_ERROR=1 the traceback is
-    shown.
+    It does the same if an optional package is not installed. With HYDRA_FULL_ERROR=1 the traceback
+    is shown.
     """
     try:
         yield

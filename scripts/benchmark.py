@@ -1,28 +1,29 @@
-"""Measures how fast the lab is, next to what would be used instead.
+"""Measures how fast the lab is, compared with what people would use instead.
 
   python scripts/benchmark.py sweep
   python scripts/benchmark.py train sample nanogpt=../nanoGPT
 
-Suites (none or all: every one):
+Suites (all of them if none is named):
 
-  startup  from the command to the first training step of the default run, its text cached, against importing torch and
-           pytorch_lightning alone; and how soon a misspelt key and --help are answered
-  data     MB of text made into tokens a second on one core, against the way of nanoGPT's prepare.py; memory at its peak
-  train    a step of lmlab, with bar, points and checkpoints, against a loop in the open: plain PyTorch with the same
-           model, optimizer and precision; arithmetic as a share of the machine's measured peak. With nanogpt=: whole
-           runs of its recipe (on a GPU the first 1,000 steps of its larger one, both compiled) in turn with ours, and
-           shakespeare_fast's time to its loss against the time of that recipe's steps
+  startup  the time from the command to the first training step of the default run (its text is in the cache),
+           against the time to import torch and pytorch_lightning; and the time until a misspelt key and --help
+           are answered
+  data     MB of text turned into tokens a second on one core, against nanoGPT's prepare.py; peak memory
+  train    a step of lmlab, with bar, points and checkpoints, against a plain PyTorch loop with the same model,
+           optimizer and precision; arithmetic as a share of the machine's measured peak. With nanogpt=: whole
+           runs of its recipe, in turn with ours (on a GPU the first 1,000 steps of its larger recipe, both
+           compiled), and the time of shakespeare_fast to its loss against the time of that recipe's steps
   sample   1,000 characters one by one against the same model without a cache. With nanogpt=: against its generate()
   sweep    twelve bigram cells of 300 steps: `python train.py -m …` against a shell loop of twelve `python train.py`,
            and against the same sweep under Hydra's basic launcher; a cell's cost beside its training
 
 nanogpt  a clone of github.com/karpathy/nanoGPT whose data/shakespeare_char/prepare.py was run
          (null: left out)
-repeats  how often each is run, in turn; the medians count, of ratios those of pairs (3)
-out      where the figures are written as JSON (null: nowhere)
+repeats  how often each is run, in turn; the figures are medians, for ratios medians over pairs (3)
+out      file for the figures as JSON (null: none)
 
-Only the ratios of one call mean anything: machines are noisy, and cores that others use make all of
-it wrong.
+Compare only ratios from one call: machines are noisy, and other work on the cores makes all figures
+wrong.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ SUITES = ("startup", "data", "train", "sample", "sweep")
 
 @dataclass(frozen=True)
 class Options:
-    """What can be typed after the suites; the page of --help explains it."""
+    """The options after the suites; --help explains them."""
 
     nanogpt: str | None = None
     repeats: Count = 3
@@ -53,7 +54,7 @@ class Options:
 
 
 def main(argv: list[str]) -> None:
-    """Measures the suites that are named, and prints their figures. Raises UserError."""
+    """Measures the named suites and prints their figures. Raises UserError."""
     wanted = [argument for argument in argv if "=" not in argument and argument[:1] != "-"]
     others = [argument for argument in argv if argument not in wanted]
     options = parse_script(Options, __doc__, others)
@@ -74,7 +75,7 @@ def main(argv: list[str]) -> None:
 
 
 def clone_of_nanogpt(path: str | None, wanted: list[str]) -> Path | None:
-    """Returns the folder of nanoGPT, if one was named. Raises UserError unless it can be used."""
+    """Returns the folder of nanoGPT, if it was named. Raises UserError if it cannot be used."""
     if not path:
         return None
     if wanted and not {"train", "sample", "all"} & {*wanted}:
@@ -85,7 +86,7 @@ def clone_of_nanogpt(path: str | None, wanted: list[str]) -> Path | None:
 
 
 def measure(suite: str, options: dict[str, Any]) -> dict[str, float]:
-    """Returns the figures of a suite, which is handed the options that it takes."""
+    """Returns the figures of a suite, and passes it the options that it takes."""
     function = importlib.import_module(f"suites.{suite}").measure
     return function(**{key: options[key] for key in inspect.signature(function).parameters})
 

@@ -1,4 +1,4 @@
-"""Compares runs, configurations averaged over their seeds. The code: lmlab/commands/compare.py."""
+"""Compares runs: averages configurations over their seeds. The code: lmlab/commands/compare.py."""
 
 from lmlab.commands.compare import main
 from lmlab.commands.door import run_command

@@ -1,4 +1,4 @@
-"""Shows what a trained model makes of a text. The code: lmlab/commands/explain.py."""
+"""Shows what a trained model expects in a text. The code: lmlab/commands/explain.py."""
 
 from lmlab.commands.door import run_command
 from lmlab.commands.explain import main

@@ -2,12 +2,12 @@
 
   python scripts/ladder.py sweep=outputs/sweeps/ladder out=ladder.png
 
-sweep  a sweep's folder, fed by the recipes experiment=ladder_… (outputs/sweeps/ladder)
+sweep  the folder of a sweep of the recipes experiment=ladder_… (outputs/sweeps/ladder)
 out    the picture, .png or .svg (ladder.png)
 
-Draws validation loss against parameters, and against the operations of training as the runs went
-along; prints the table behind it, one row a configuration: the mean over its finished seeds, and
-its standard error.
+Draws validation loss against the number of parameters, and against the operations of training
+during the runs. Prints the table behind it: for each configuration the mean over its finished
+seeds, and the standard error.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """What can be typed; the page of --help explains it."""
+    """The options of the script; --help explains them."""
 
     sweep: str = "outputs/sweeps/ladder"
     out: str = "ladder.png"
@@ -79,7 +79,7 @@ def models_of(rungs: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
 
 
 def draw_sizes(axes: Axes, rungs: pd.DataFrame) -> None:
-    """Draws loss against the number of parameters, a line a model."""
+    """Draws loss against the number of parameters, with a line for each model."""
     for model, color, rows in models_of(rungs):
         sizes, losses, errors = rows["n_params"], rows["loss"], rows["se"]
         axes.errorbar(sizes, losses, errors, color=color, marker="o", ms=5, label=model)
@@ -92,7 +92,7 @@ def draw_sizes(axes: Axes, rungs: pd.DataFrame) -> None:
 
 
 def draw_compute(axes: Axes, rungs: pd.DataFrame, runs: pd.DataFrame) -> None:
-    """Draws loss against the operations of training: a curve a configuration, a point at its end."""
+    """Draws loss against the operations of training, with a curve for each configuration."""
     for _, color, rows in models_of(rungs):
         if not rows["flops"].gt(0).all():  # counting multiplies nothing
             axes.axhline(rows["loss"].min(), color=color, ls="--", lw=1)
@@ -106,7 +106,7 @@ def draw_compute(axes: Axes, rungs: pd.DataFrame, runs: pd.DataFrame) -> None:
 
 
 def summary(runs: pd.DataFrame) -> pd.DataFrame:
-    """Returns a row a configuration: models in the order of their best, the best of each last."""
+    """Returns a row for each configuration: the worst model first, and its best row last."""
     groups = runs.groupby("group", as_index=False).agg(
         model=("model", "first"),
         n_params=("n_params", "first"),
@@ -123,7 +123,7 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def curve(members: pd.DataFrame) -> tuple[list[float], list[float]]:
-    """Returns the operations so far and the mean validation loss there, of one configuration."""
+    """Returns the operations until each evaluation, and the mean validation loss there."""
     from lmlab.runs.folder import read_history
 
     losses: dict[int, list[float]] = {}  # by step, one of each member

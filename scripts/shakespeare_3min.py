@@ -2,10 +2,10 @@
 
   time python scripts/shakespeare_3min.py seed=0
 
-seed  of the transformer's weights and batches (0)
+seed  the seed of the transformer's weights and batches (0)
 
-Trains `experiment=shakespeare_3min`, counts n-grams on the same text, fits the two's shares on
-characters that neither was trained on, and evaluates the mixture once, all in one process.
+Trains `experiment=shakespeare_3min` and counts n-grams on the same text. Then it fits the shares of
+the two models on characters that neither was trained on, and evaluates the mixture once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MEMBERS = {
 
 @dataclass(frozen=True)
 class Options:
-    """What can be typed; the page of --help explains it."""
+    """The options of the script; --help explains them."""
 
     seed: Annotated[int, "[0, 4294967296)"] = 0
 

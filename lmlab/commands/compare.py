@@ -2,13 +2,12 @@
 
   python scripts/compare.py outputs/sweeps/depth outputs/sweeps/width
 
-Takes folders of runs, and reads every run below them. Then, as key=value:
+Its arguments are folders; it reads every run in them. The option, as key=value:
 
-out  where leaderboard.csv, leaderboard.md and report.html are written (the given folder; of
-     several the one that they lie in)
+out  folder for leaderboard.csv, leaderboard.md and report.html (the given folder; for several
+     folders, the one that contains all of them)
 
-Configurations are ranked by val/loss at the end of training, the mean over seeds. Only the runs'
-folders are read.
+Configurations are ranked by val/loss at the end of training, as a mean over seeds.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ def main(argv: list[str]) -> None:
 
 
 def is_folder(argument: str) -> bool:
-    """Returns whether an argument names a folder: its name may contain "=" only if it exists."""
+    """Returns whether an argument names a folder. If it contains "=", the folder must exist."""
     if argument.startswith("-"):
         return False
     return "=" not in argument or Path(argument).exists()

@@ -17,9 +17,9 @@ Overrides = dict[str, Override]  # by key
 
 
 def literal(argument: str) -> str:
-    """Returns an argument that names a run in quotes, as Hydra wants it.
+    """Returns an argument that names a run, with the quotes that Hydra needs.
 
-    The names of a sweep's folders hold signs that mean something in Hydra's grammar.
+    The folder names of a sweep contain characters that have a meaning in Hydra's grammar.
     """
     key, _, text = argument.partition("=")
     if key not in ("resume", "replay", "init_from") or text == "null" or text[:1] in ("'", '"'):
@@ -34,9 +34,10 @@ def by_key(arguments: list[str]) -> Overrides:
 
 
 def inherited(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Returns the arguments, with init_from= made the folder of one run, and further arguments.
+    """Returns the arguments, in which init_from= names one run, and additional arguments.
 
-    The further arguments choose the model of that run. Raises UserError if another model was typed.
+    The additional arguments choose the model of that run. Raises UserError if the user typed
+    another model.
     """
     overrides = by_key(arguments)
     start = None
@@ -71,8 +72,8 @@ def inherited(arguments: list[str]) -> tuple[list[str], list[str]]:
 def repeated(arguments: list[str], flags: list[str]) -> tuple[str, Path, Config] | None:
     """Returns "resume" or "replay", the folder of the run that it names, and its configuration.
 
-    The configuration has the typed values of the keys that a resumed run may change. Returns None
-    if neither key was typed. Raises UserError.
+    The configuration contains the typed values of keys that a resumed run may change. Returns None
+    if the user typed neither key. Raises UserError.
     """
     overrides = by_key(arguments)
     for verb in ("resume", "replay"):
@@ -100,7 +101,7 @@ def refuse_unfit(verb: str, overrides: Overrides, flags: list[str]) -> None:
 
 
 def run_folder(verb: str, value: Any) -> Path:
-    """Returns the folder that resume= or replay= names. Raises UserError if it is no run's."""
+    """Returns the folder that resume= or replay= names. Raises UserError if it is no run."""
     typed = check_value(verb, value, str)
     path = Path(typed)
     if typed and (path / "config.yaml").exists():
@@ -111,7 +112,7 @@ def run_folder(verb: str, value: Any) -> Path:
 
 
 def changed(path: Path, overrides: Overrides) -> Config:
-    """Returns the configuration of the run at `path` with other values for some of its keys.
+    """Returns the configuration of the run at `path`, with new values for some of its keys.
 
     Raises UserError for keys that the run must keep.
     """

@@ -19,7 +19,7 @@ INTERRUPTED = 130  # the exit status of a program that Ctrl-C ended
 
 
 def run_command(main: Callable[[list[str]], None]) -> None:
-    """Runs a command with the arguments that were typed; its errors become one line on stderr."""
+    """Runs a command with the typed arguments. Its errors become one line on stderr."""
     try:
         with one_line_errors():
             main(sys.argv[1:])

@@ -1,19 +1,18 @@
-"""Measures how good a trained model is, or several as a mixture, on their own text or another.
+"""Measures how good a trained model, or a mixture of several, is on its own text or another.
 
   python scripts/evaluate.py run=outputs/gpt/2026-11-22_10-00-00
   python scripts/evaluate.py run=outputs/gpt data=file path=my.txt
   python scripts/evaluate.py run=outputs/gpt,outputs/ngram
 
-run         a run's folder, or a folder of runs, of which the newest is taken (outputs); several
-            with commas between them are a mixture, whose weights are fitted on the text that
-            holdout_fraction= kept from their training
+run         the folder of a run, or a folder of runs, whose newest run is used (outputs); several
+            with commas between them are a mixture, whose weights are fitted on the holdout part
 split       train | holdout | val | test: which part of the run's own text (val)
-data, path  another text, as for train.py, all of which is read
+data, path  another text, as for train.py; all of it is read
 checkpoint  last | best (last)
 device      auto | cpu | cuda | mps (auto)
 
-Prints the numbers and appends them, one line of JSON, to evaluations.jsonl in the (first) run's
-folder.
+Prints the numbers, and appends them as a line of JSON to evaluations.jsonl in the folder of the
+(first) run.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Target:
-    """The tokens to evaluate, of a text or of a part of it, and the name of that text."""
+    """The tokens to evaluate, from a text or a part of it, and the name of the text."""
 
     tokens: np.ndarray
     sha256: str
@@ -102,8 +101,8 @@ def main(argv: list[str]) -> None:
 def run_folders(text: str) -> list[Path]:
     """Returns the folders that `text` names with commas between them.
 
-    The folders of a sweep's cells have commas in their own names, so a folder ends at the first
-    comma before which there is one. Text that cannot be divided so is returned as one path.
+    The folder names of a sweep's cells contain commas, so each name is the shortest text up to a
+    comma that is an existing folder. If this fails, `text` is returned as one path.
     """
     unreadable = [Path(text)]  # loading it will say that no run is there
     folders = []
@@ -119,7 +118,7 @@ def run_folders(text: str) -> list[Path]:
 
 
 def own_text(run: Run, options: Options) -> Target:
-    """Returns a part of the text that the run was trained on. Raises UserError."""
+    """Returns a part of the run's own text. Raises UserError."""
     if options.path:
         raise UserError(f"path={options.path}: needs data=file")
     split = options.split or "val"
@@ -129,7 +128,7 @@ def own_text(run: Run, options: Options) -> Target:
 
 
 def other_text(run: Run, options: Options) -> Target:
-    """Returns a text that the run was not trained on, all of it. Raises UserError."""
+    """Returns the whole of a text that the run was not trained on. Raises UserError."""
     from lmlab.data.text import Splits
 
     choice = options.data or ""
@@ -144,7 +143,7 @@ def other_text(run: Run, options: Options) -> Target:
 
 
 def corpus_config(run: Run, choice: str, path: str | None) -> CorpusConfig:
-    """Returns the keys of another text, all of which is the part `train`. Raises UserError."""
+    """Returns the keys of another text, with all of it in the part `train`. Raises UserError."""
     config_class = CORPORA[choice].config
     values: dict[str, Any] = dict.fromkeys(keys_of(CorpusConfig), 0.0)
     if path:
@@ -175,7 +174,7 @@ def part_of(text: Splits, split: str) -> np.ndarray:
 
 
 def predictions(run: Run, tokens: np.ndarray) -> Tensor:
-    """Returns the log-probability of each token but the first, (N - 1,)."""
+    """Returns the log-probabilities of tokens 2 to N, (N - 1,)."""
     from lmlab.inference.loss import log_probs
 
     return log_probs(run.model, tokens, run.config.model.block_size, run.config.device.precision)

@@ -1,9 +1,9 @@
-"""Shows what a trained model makes of a text, character by character, as one page for a browser.
+"""Shows what a trained model expects in a text, character by character, as a page for a browser.
 
   python scripts/explain.py run=outputs/gpt/2026-11-22_10-00-00 text="The cat sat." out=explain.html
 
-run         a run's folder, or a folder of runs, of which the newest is taken (outputs)
-text        2 to 2,000 characters (null: how the run's own validation text begins)
+run         the folder of a run, or a folder of runs, whose newest run is used (outputs)
+text        2 to 2,000 characters (null: the beginning of the run's own validation text)
 out         the page (explain.html)
 checkpoint  best | last (best)
 device      auto | cpu | cuda | mps (auto)

@@ -1,4 +1,4 @@
-"""Options of the scripts (key=value), and the text of train.py --help."""
+"""Reads the options of the scripts (key=value), and makes the text of train.py --help."""
 
 from typing import Any, get_type_hints
 
@@ -30,14 +30,14 @@ def help_page() -> str:
 
 
 def keys_in(file: str, title: str, prefix: str = "") -> str:
-    """Returns the lines of a file of conf/ that set a key, under a title."""
+    """Returns a title and the lines of a file of conf/ that set a key."""
     lines = (CONF / f"{file}.yaml").read_text(encoding="utf-8").split("\nhydra:")[0].splitlines()
     keys = [line for line in lines if line[:1].islower() and not line.startswith("defaults:")]
     return f"\nKeys of {title}\n" + "".join(f"  {prefix}{line}\n" for line in keys)
 
 
 def parse_script(options: type, page: str, argv: list[str]) -> Any:
-    """Returns the dataclass `options` filled from key=value arguments, each checked.
+    """Returns the dataclass `options`, filled with checked key=value arguments.
 
     --help prints `page` and ends the program. Raises UserError.
     """

@@ -2,7 +2,7 @@
 
   python scripts/plot.py runs="outputs/bigram outputs/gpt" out=curves.png
 
-runs  folders of runs, with spaces between them; of each the newest run is drawn (outputs)
+runs  folders of runs, with spaces between them; it draws the newest run of each (outputs)
 out   the picture, .png or .svg (curves.png)
 """
 
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
 
 
 def draw(axes: Axes, run: Path, color: str) -> None:
-    """Draws the curves of one run: each loss that its history has."""
+    """Draws the curves of one run, one for each loss in its history."""
     lines = read_history(run)
     for key, style in STYLES.items():
         points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]

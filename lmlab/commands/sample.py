@@ -1,16 +1,16 @@
-"""Draws text from a trained model and writes it as it is drawn.
+"""Draws text from a trained model and writes it at the same time.
 
   python scripts/sample.py run=outputs/gpt/2026-11-22_10-00-00 prompt="The cat"
 
-run          a run's folder, or a folder of runs, of which the newest is taken (outputs)
+run          the folder of a run, or a folder of runs, whose newest run is used (outputs)
 prompt       how the text begins ("": at the start of a line)
 max_tokens   how many tokens to draw (500)
 samples      how many texts (1)
-temperature  below 1 safer, above 1 wilder; 0: always the likeliest token (0.8)
-top_k        draw from the k likeliest tokens only (null: all)
-top_p        draw from the likeliest tokens that together have probability p (null: all)
-stop         end before this string (null: never)
-seed         the same seed draws the same text (null: a new one, which is printed)
+temperature  below 1 safer, above 1 wilder; 0: always the most likely token (0.8)
+top_k        draw only from the k most likely tokens (null: all)
+top_p        draw only from the most likely tokens that together have probability p (null: all)
+stop         the text ends before this string (null: no such string)
+seed         the same seed draws the same text (null: a new seed, which is printed)
 checkpoint   best | last (best)
 device       auto | cpu | cuda | mps (auto)
 
@@ -51,7 +51,7 @@ class Options:
 
 
 def main(argv: list[str]) -> None:
-    """Draws the samples that the arguments ask for. Raises UserError."""
+    """Draws the samples and writes them. Raises UserError."""
     options = parse_script(Options, __doc__, argv)
     with importing():  # torch: after the arguments hold
         from lmlab.inference import generate
@@ -85,7 +85,7 @@ def main(argv: list[str]) -> None:
 def write_first(
     stream: Iterable[list[str]], texts: list[str], readable: Callable[[str], str]
 ) -> list[str]:
-    """Writes the first text as it grows. Returns all texts, each begun with its prompt."""
+    """Writes the first text while it grows. Returns all texts, each with its prompt."""
     written = 0
     for pieces in stream:
         texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]

@@ -29,7 +29,7 @@ from lmlab.sweep.cells import Cell, Sweep
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs train.py with the arguments `argv`, those of the process unless given."""
+    """Runs train.py with the arguments `argv`, by default those of the process."""
     if argv is None:
         argv = sys.argv[1:]
     args = flag_parser().parse_args(argv)
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def flag_parser() -> ArgumentParser:
-    """Returns Hydra's parser of flags, with one line for a wrong flag instead of its usage."""
+    """Returns Hydra's parser of flags, changed so that a wrong flag gives one line of error."""
     parser: Any = get_args_parser()
     parser.prog = "train.py"
     parser.print_usage = lambda file=None: None
@@ -68,7 +68,7 @@ def run_hydra(task: "Task", flags: list[str], overrides: list[str]) -> None:
 
 
 def resume_or_replay(arguments: list[str], flags: list[str], command: str) -> bool:
-    """Resumes or replays a run; returns False if neither resume= nor replay= was typed."""
+    """Resumes or replays a run. Returns False if the user typed neither resume= nor replay=."""
     request = repeated(arguments, flags)
     if request is None:
         return False
@@ -87,8 +87,8 @@ def resume_or_replay(arguments: list[str], flags: list[str], command: str) -> bo
 class Task:
     """The function that Hydra calls for each run, with attributes for launchers and sweepers.
 
-    `sweep` holds the facts that all cells share. `survey` holds the cells before they run; only the
-    launcher `local` uses it.
+    `sweep` holds the facts that all cells share. `survey` holds the cells before they run. Only the
+    launcher `local` uses `survey`.
     """
 
     def __init__(self, sweep: Sweep, survey: Any = None) -> None:
@@ -96,7 +96,7 @@ class Task:
         self.survey = survey
 
     def __call__(self, composed: DictConfig) -> Cell | None:
-        """Makes one run; returns its cell in a sweep, or None if the cell cannot be run."""
+        """Trains one run. In a sweep it returns the cell, or None if the cell cannot be run."""
         job = HydraConfig.get()
         overrides = list(job.overrides.task)
         if job.mode == RunMode.MULTIRUN:
@@ -115,7 +115,7 @@ class Task:
         return None
 
     def run_cell(self, overrides: list[str]) -> Cell | None:
-        """Runs one cell of a sweep. Returns None, with a printed reason, if it cannot be run."""
+        """Runs one cell of a sweep. If it cannot be run, it prints the reason and returns None."""
         from lmlab.sweep import cells, plan, study
 
         try:
@@ -130,7 +130,7 @@ class Task:
 
 
 def run_sweep(asked: Asked, sweep: Sweep, flags: list[str], overrides: list[str]) -> None:
-    """Runs the cells of a sweep, or with dry_run=true shows them; then prints the leaderboard."""
+    """Runs the cells of a sweep and prints the leaderboard. With dry_run=true only shows them."""
     with one_line_errors():
         survey = start_survey(asked, sweep)
         first, _ = asked.runs[0]
@@ -164,7 +164,7 @@ def run_sweep(asked: Asked, sweep: Sweep, flags: list[str], overrides: list[str]
 
 
 def start_survey(asked: Asked, sweep: Sweep) -> Any:
-    """Returns the survey of a sweep, with its server of processes started and Hydra prepared."""
+    """Starts the server of processes, prepares Hydra, and returns the survey of a sweep."""
     if asked.launcher == "local":
         from lmlab.sweep.processes import server
 

@@ -44,7 +44,7 @@ def pydoc(config: CorpusConfig) -> Iterator[str]:
 
 
 def shakespeare(config: CorpusConfig) -> Iterator[str]:
-    """Yields tiny-shakespeare (Karpathy 2015), downloaded once into the cache.
+    """Yields tiny-shakespeare (Karpathy 2015), which is downloaded once into the cache.
 
     Raises UserError without a network, or if the file in the cache is not this text.
     """

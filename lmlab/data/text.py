@@ -149,7 +149,7 @@ class Splits:
     def of_run(
         cls, config: Config, tokenizer: Tokenizer | None = None, sha256: str | None = None
     ) -> Self:
-        """Returns the text on which a run with this configuration is trained and validated."""
+        """Returns the training and validation text of a run with this configuration."""
         drop_unknown = config.run.unknown == "drop"
         try:
             return cls(config.base("data"), config.data, tokenizer, sha256, drop_unknown)

@@ -1,4 +1,4 @@
-"""Attention maps: how much each token attends to each other; fast kernels do not keep this."""
+"""Computes attention maps, which fast kernels do not keep: how tokens attend to others."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,8 +15,8 @@ from lmlab.models.base import LanguageModel
 class Recording(TorchFunctionMode):
     """A context in which `layers` collects the weights (B, H, T, S) of each attention in float32.
 
-    It sees every call of torch's `scaled_dot_product_attention`, in any model. With `last`, it
-    keeps the weights of the last token's query only, (B, H, 1, S).
+    It records every call of torch's `scaled_dot_product_attention`, in any model. With `last`, it
+    keeps only the weights of the last token's query, (B, H, 1, S).
     """
 
     def __init__(self, last: bool = False) -> None:
@@ -31,7 +31,7 @@ class Recording(TorchFunctionMode):
         args: tuple = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Records each call of attention. All calls are then made as usual."""
+        """Records each call of attention, and then makes the call as usual."""
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             self.layers.append(self.weights(*args, **kwargs))
@@ -57,9 +57,9 @@ class Recording(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        """Returns softmax(scale q k^T + mask) (B, H, T, S), by which v is multiplied.
+        """Returns the attention weights softmax(scale q k^T + mask), (B, H, T, S).
 
-        The parameters are those of `scaled_dot_product_attention`; dropout is left out.
+        The parameters are those of `scaled_dot_product_attention`. Dropout is ignored.
         """
         T, S = q.shape[2], k.shape[2]
         if is_causal:
@@ -80,9 +80,9 @@ class Recording(TorchFunctionMode):
 
 @torch.inference_mode()
 def attention_maps(model: LanguageModel, idx: Tensor) -> Tensor | None:
-    """Returns how the tokens idx (T,) look at each other, (n_layer, H, T, T) in float32.
+    """Returns the attention among the tokens idx (T,), as (n_layer, H, T, T) in float32.
 
-    Row t is how token t shares its attention among the tokens up to itself. Returns None for a
+    Row t holds the attention of token t to itself and to each earlier token. Returns None for a
     model without attention. Nothing is random.
     """
     with (

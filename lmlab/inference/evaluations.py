@@ -27,7 +27,7 @@ PICTURED = 32  # tokens that the pictures of attention show
 
 @dataclass(frozen=True)
 class Subject:
-    """A model at a step of its training, with all that an evaluation reads."""
+    """A model at a step of its training, with all data that an evaluation needs."""
 
     model: LanguageModel
     text: Splits
@@ -46,7 +46,7 @@ class Subject:
 
 
 class Detail(float):
-    """A number for TensorBoard alone."""
+    """A number that is written only to TensorBoard."""
 
 
 Value = float | str | np.ndarray  # a number, a text, or a picture (H, W, 3) of uint8
@@ -114,7 +114,7 @@ def validation_loss(subject: Subject) -> dict[str, float]:
 
 @evaluation
 def source_loss(subject: Subject) -> dict[str, float]:
-    """Returns val/loss_source: the loss on the text of the run that the weights come from."""
+    """Returns val/loss_source: the loss on the text of the earlier run that gave the weights."""
     if subject.source is None or len(subject.text.val) == 0:
         return {}
     return {"val/loss_source": loss_on(subject, subject.source)["val/loss"]}
@@ -130,8 +130,8 @@ def sample(subject: Subject) -> dict[str, str]:
 def update_ratios(subject: Subject) -> dict[str, Detail]:
     """Returns how much the last step changed each matrix.
 
-    This is the norm of the change over the norm of the result, so that a matrix that was zero has
-    a ratio, too. There are none after a step that only `max_minutes` made the last.
+    A ratio is the norm of the change divided by the norm of the new matrix, so it also exists for
+    a matrix that was zero. There are no ratios at the end if `max_minutes` ended the training.
     """
     if not subject.before:
         return {}
@@ -147,7 +147,7 @@ def update_ratios(subject: Subject) -> dict[str, Detail]:
 
 @evaluation
 def pictures(subject: Subject) -> dict[str, np.ndarray]:
-    """Returns the model's pictures: attention on the begin of the validation text, or tables."""
+    """Returns the model's pictures: attention on the start of the validation text, or tables."""
     tokens = subject.text.val
     if len(tokens) == 0:
         tokens = subject.text.train
@@ -158,13 +158,13 @@ def pictures(subject: Subject) -> dict[str, np.ndarray]:
 
 
 def loss_on(subject: Subject, tokens: np.ndarray) -> dict[str, float]:
-    """Returns the numbers of `loss_metrics` for `tokens`, with the names of validation."""
+    """Returns the numbers of `loss_metrics` for `tokens`, with names that begin with val/."""
     answers = log_probs(subject.model, tokens, subject.block_size, subject.precision)
     return loss_metrics(answers, tokens, subject.text.tokenizer, "val")
 
 
 def draw_sample(subject: Subject, length: int) -> str:
-    """Returns a text of `length` tokens, the same for the same weights and seed."""
+    """Returns a text of `length` tokens. The same weights and seed give the same text."""
     pieces = generate.stream(
         subject.model,
         subject.text.tokenizer,

@@ -1,4 +1,4 @@
-"""The page explain.html: a model's expectations of a text, token by token, and its attention."""
+"""Writes the page explain.html: what a model expects in a text, and its attention."""
 
 import base64
 import math
@@ -48,7 +48,7 @@ def write(run: Run, text: str | None, out: Path) -> dict[str, Any]:
 
 
 def page_data(run: Run, text: str | None) -> dict[str, Any]:
-    """Returns all data of the page; a part that the model lacks is None. Raises UserError."""
+    """Returns all data of the page. Parts that the model lacks are None. Raises UserError."""
     scores = run.model.pair_scores()
     splits: Splits | None = None  # of the run's own text
     why = None  # it cannot be read
@@ -88,7 +88,7 @@ def own_splits(run: Run) -> Splits:
 
 
 def beginning(splits: Splits) -> np.ndarray:
-    """Returns the first tokens (N,) of the validation text, or of the training text without one.
+    """Returns the first tokens (N,) of the validation text, or, without one, of the training text.
 
     Raises UserError if the text has only one token.
     """
@@ -115,7 +115,7 @@ def encoded(text: str, tokenizer: Tokenizer) -> np.ndarray:
 
 @torch.inference_mode()
 def read(model: LanguageModel, ids: np.ndarray, block_size: int) -> tuple[Tensor, list[Tensor]]:
-    """Returns the log-probabilities (N - 1, V) at each token but the first, and the attention.
+    """Returns the log-probabilities (N - 1, V) at each token except the first, and the attention.
 
     Each token is predicted from the S tokens before it, at most `block_size`. The attention is a
     list of N - 1 tensors (n_layer, H, S): how the last of these S tokens looks at them. The list
@@ -141,7 +141,7 @@ def read(model: LanguageModel, ids: np.ndarray, block_size: int) -> tuple[Tensor
 
 
 def about(run: Run, bits: float) -> dict[str, str]:
-    """Returns the line on top of the page, names and values; `bits` is the mean surprisal."""
+    """Returns the facts at the top of the page, by name. `bits` is the mean surprisal."""
     best = "best/" if run.checkpoint == "best" else ""
     loss = read_metrics(run.path).get(f"{best}val/loss")
     model_keys = run.config.flat()
@@ -162,7 +162,7 @@ def about(run: Run, bits: float) -> dict[str, str]:
 def tokens(
     ids: np.ndarray, log_probs: Tensor, bits: Tensor, tokenizer: Tokenizer
 ) -> list[dict[str, Any]]:
-    """Returns each token with how it was predicted; the first has its text alone."""
+    """Returns the page's data of each token: its text and, except for the first, its prediction."""
     likeliest = log_probs.topk(min(LIKELIEST, tokenizer.vocab_size))
     rows: list[dict[str, Any]] = [{"text": tokenizer.decode([ids[0]])}]
     for t, i in enumerate(ids[1:].tolist()):
@@ -189,9 +189,10 @@ def four_digits(number: float) -> float:
 
 
 def packed(attention: list[Tensor]) -> dict[str, Any] | None:
-    """Returns the weights as bytes in base64, token after token, (n_layer, H, S) of each.
+    """Returns the attention weights as bytes in base64: (n_layer, H, S) of each token, in order.
 
-    Keeps the first tokens, as many as the page can hold. Returns None if there is no attention.
+    It keeps only as many of the first tokens as the page can hold. Returns None if there is no
+    attention.
     """
     if not attention:
         return None
@@ -209,7 +210,7 @@ def packed(attention: list[Tensor]) -> dict[str, Any] | None:
 def as_bytes(shares: Tensor) -> bytes:
     """Returns a byte for each number from 0 to 1: its square root, times 255.
 
-    The root keeps the small numbers of a long row apart.
+    Because of the root, small numbers remain different from each other.
     """
     return (255 * shares.sqrt()).round().to(torch.uint8).numpy().tobytes()
 
@@ -219,8 +220,8 @@ def pair_table(
 ) -> dict[str, Any]:
     """Returns the model's probability of each pair of tokens, and its count in `train`.
 
-    `scores` is (V, V). If `train`, the training text, is None, there are no counts. The commonest
-    tokens are kept.
+    `scores` is (V, V). There are no counts if the training text `train` is None. Only the most
+    frequent tokens are kept.
     """
     counts = None
     frequencies = np.bincount(ids, minlength=tokenizer.vocab_size)
@@ -256,7 +257,7 @@ def count_pairs(ids: np.ndarray, vocab_size: int) -> np.ndarray:
 def embedding(
     vectors: Tensor | None, ids: np.ndarray, tokenizer: Tokenizer
 ) -> dict[str, Any] | None:
-    """Returns the token vectors (V, C) on a plane: their first two principal components.
+    """Returns the token vectors (V, C) in two dimensions: their first two principal components.
 
     Returns None if there are no vectors, or too few for a plane.
     """
@@ -277,8 +278,8 @@ def embedding(
 def principal_components(vectors: Tensor) -> tuple[Tensor, list[float]]:
     """Returns the first two principal components (V, 2) of vectors (V, C).
 
-    Also returns the share of the variance of each. The signs are such that the largest coordinate
-    along each is positive.
+    It also returns each component's share of the variance. The sign of a component is chosen so
+    that its largest coordinate is positive.
     """
     u, s, _ = torch.linalg.svd(vectors - vectors.mean(0), full_matrices=False)
     points = u[:, :2] * s[:2]

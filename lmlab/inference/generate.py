@@ -1,4 +1,4 @@
-"""Text from a model: predict, draw the next token, append it, repeat."""
+"""Generates text with a model: predict, draw the next token, append it, repeat."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,8 +19,9 @@ def next_token_probs(
 ) -> np.ndarray:
     """Returns the probabilities (B, V) to draw from, given the logits (B, V).
 
-    A `temperature` below 1 makes likely tokens likelier; 0 makes the likeliest certain. `top_k`
-    keeps the k likeliest tokens, `top_p` the fewest that together reach p (Holtzman et al. 2020).
+    A `temperature` below 1 makes likely tokens more likely; with 0 the most likely one is certain.
+    `top_k` keeps the k most likely tokens. `top_p` keeps the smallest set of tokens whose
+    probabilities together reach p (Holtzman et al. 2020).
     """
     if temperature == 0:
         return np.eye(logits.shape[1], dtype=np.float32)[logits.argmax(1)]
@@ -43,7 +44,7 @@ def next_token_probs(
 def draw(probs: np.ndarray, random: torch.Generator) -> np.ndarray:
     """Returns one token (B,) for each row of probabilities (B, V).
 
-    It is the token at which a uniform number falls among the row's cumulative sums.
+    It draws a uniform number and returns the first token whose cumulative sum exceeds it.
     """
     sums = np.add.accumulate(probs, axis=1)
     numbers = torch.rand(len(probs), 1, generator=random).numpy()
@@ -51,7 +52,7 @@ def draw(probs: np.ndarray, random: torch.Generator) -> np.ndarray:
 
 
 class PlainReader:
-    """Reads all tokens anew for each next one: the way for models without caches."""
+    """Reads all tokens again for each new token. It is used for models without caches."""
 
     def __init__(self, model: LanguageModel, block_size: int, precision: str) -> None:
         self.model = model
@@ -74,7 +75,7 @@ class PlainReader:
 class CachedReader(PlainReader):
     """Reads each token once, until the caches are full.
 
-    Then it begins again, with new caches, from the last quarter of what it saw.
+    When they are full, it starts again with new caches, from the last quarter of the tokens.
     """
 
     caches: Sequence[Cache] = ()  # until the first tokens are read
@@ -98,7 +99,7 @@ class CachedReader(PlainReader):
 
 
 class NumpyReader(CachedReader):
-    """Like CachedReader, but the model's numpy `decoder` reads all single tokens."""
+    """Like CachedReader, but the model's `decoder`, in numpy, reads the single tokens."""
 
     def __init__(
         self, model: LanguageModel, block_size: int, precision: str, decoder: Decoder
@@ -140,9 +141,9 @@ def generate(
     top_p: float | None = None,
     precision: str = "32-true",
 ) -> Iterator[np.ndarray]:
-    """Yields the next token of each sequence in idx (B, T), (B,), `max_tokens` times.
+    """Yields the next token of each sequence in idx (B, T), as (B,), `max_tokens` times.
 
-    A separate random generator on the CPU makes the draws, so that all devices draw alike.
+    A separate random generator on the CPU draws the tokens, so all devices draw the same ones.
     The model sees at most `block_size` tokens.
     """
     random = torch.Generator().manual_seed(seed)
@@ -186,7 +187,7 @@ def stream(
 
 
 class Sample:
-    """A text that grows piece by piece. It ends before the string `stop`, if that is not None."""
+    """A text that grows piece by piece, and ends before the string `stop`, if it is given."""
 
     def __init__(self, stop: str | None) -> None:
         self.stop = stop
@@ -194,7 +195,7 @@ class Sample:
         self.is_done = False
 
     def add(self, piece: str) -> str:
-        """Adds a piece; returns the text that can be written now."""
+        """Adds a piece, and returns the text that can be written now."""
         if self.is_done:
             return ""
         self.held += piece

@@ -1,4 +1,4 @@
-"""How good a model is: the log-probability of each token of a text, and the loss from these."""
+"""Computes the log-probability of each token of a text under a model, and the loss."""
 
 import math
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ TOKENS_AT_ONCE = 4096  # fixed, since the rounding of a matrix product depends o
 def log_probs(
     model: LanguageModel, tokens: np.ndarray, block_size: int, precision: str = "32-true"
 ) -> Tensor:
-    """Returns the log-probability (nats) of each token but the first, (N - 1,) float32 on the CPU.
+    """Returns the log-probability (nats) of tokens 2 to N, (N - 1,) float32 on the CPU.
 
     Each token is predicted once, from the tokens before it in one of `model.windows`. Nothing is
     random.
@@ -49,7 +49,7 @@ def scores_of(logits: Tensor, targets: Tensor, are_log_probs: bool) -> Tensor:
 
 @contextmanager
 def evaluating(model: LanguageModel) -> Iterator[None]:
-    """Switches dropout off for a while."""
+    """A context in which dropout is off."""
     training = model.training
     model.eval()
     try:
@@ -63,7 +63,7 @@ def loss_metrics(
 ) -> dict[str, float]:
     """Returns `split`/loss (mean, nats per token), `split`/perplexity and `split`/bits_per_byte.
 
-    `log_probs` (N - 1,) belong to all of `tokens` (N,) but the first. The bytes are of UTF-8.
+    `log_probs` (N - 1,) belong to `tokens` (N,) without the first. Bytes are counted in UTF-8.
     """
     total = -log_probs.double().sum()
     loss = total / len(log_probs)
@@ -89,7 +89,7 @@ def keep_evaluation(path: Path, about: dict[str, str], numbers: dict[str, float]
 
 
 def evaluate_test_split(path: Path) -> None:
-    """Evaluates the last weights of the run at `path` on its test split, and notes the loss.
+    """Evaluates the last weights of the run at `path` on its test split, and saves the loss.
 
     Raises UserError.
     """

@@ -9,10 +9,10 @@ from lmlab.runs.folder import read_metrics, text_sha256
 
 
 def check(members: list[Run], split: str | None) -> None:
-    """Raises UserError unless the runs can be mixed and the mixture evaluated on `split`.
+    """Raises UserError if the runs cannot be mixed, or the mixture not evaluated on `split`.
 
-    All runs must be trained on the same part of one text, and no run on `split` (None: another
-    text) or on the holdout, on which the weights of the mixture are fitted.
+    All runs must be trained on the same part of one text. No run may be trained on `split` (None:
+    another text) or on the holdout part, which is used to fit the weights of the mixture.
     """
     if split in ("train", "holdout"):
         raise UserError(
@@ -53,10 +53,10 @@ def trained_on(run: Run) -> tuple[str, str | None, float, float, float]:
 
 
 def fit(log_probs: Tensor) -> Tensor:
-    """Returns the weights (M,) of M models that make a text likeliest, in float64.
+    """Returns the weights (M,) of M models with which a text is most likely, in float64.
 
-    `log_probs` (M, N) are the models' log-probabilities of its N tokens. The method is expectation
-    maximisation (Jelinek and Mercer 1980), which finds the only maximum.
+    `log_probs` (M, N) are the models' log-probabilities of the N tokens. The method is expectation
+    maximisation (Jelinek and Mercer 1980). There is only one maximum, and the method finds it.
     """
     log_probs = log_probs.double()
     weights = torch.full((len(log_probs),), 1 / len(log_probs), dtype=torch.float64)

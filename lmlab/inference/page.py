@@ -1,4 +1,4 @@
-"""HTML pages that need no other file: a template, filled with a title and data for its script."""
+"""Fills a template with a title and data: an HTML page that needs no other file."""
 
 import html
 import json
@@ -10,10 +10,7 @@ import numpy as np
 
 
 def fill_page(template: Path, title: str, data: dict[str, Any]) -> bytes:
-    """Returns the page: `template` with the title and the data in their places.
-
-    Neither can become markup or code.
-    """
+    """Returns `template` with the title and the data, escaped so that they cannot act as HTML."""
     content = json.dumps(plain(data), allow_nan=False)
     content = content.replace("<", "\\u003c")  # so the data cannot hold the mark of the title
     page = template.read_text(encoding="utf-8")
@@ -23,7 +20,7 @@ def fill_page(template: Path, title: str, data: dict[str, Any]) -> bytes:
 
 
 def plain(x: Any) -> Any:
-    """Returns `x` in JSON's types: numbers with six digits, null for those that are not finite."""
+    """Returns `x` in the types of JSON. Numbers have six digits; NaN and infinity become None."""
     if isinstance(x, dict):
         return {str(key): plain(item) for key, item in x.items()}
     if isinstance(x, list | tuple | np.ndarray):

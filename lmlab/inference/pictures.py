@@ -1,4 +1,4 @@
-"""Pictures of a model for TensorBoard: arrays (H, W, 3) of uint8."""
+"""Draws pictures of a model for TensorBoard: arrays (H, W, 3) of uint8."""
 
 from collections.abc import Iterator, Sequence
 
@@ -14,8 +14,8 @@ def pictures_of(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yields the pictures of a model, each with its name.
 
-    Attention is drawn as the model reads the tokens idx (T,), on the model's device. `names` are
-    the texts of all tokens of the vocabulary.
+    To draw attention, the model reads the tokens idx (T,), which are on its device. `names` are
+    the readable names of all tokens in the vocabulary.
     """
     scores = model.pair_scores()
     if scores is not None:
@@ -32,7 +32,7 @@ def pictures_of(
 def table_picture(scores: Tensor, names: Sequence[str]) -> np.ndarray:
     """Returns scores (V, V) as an image (H, W, 3), with one row for each token.
 
-    In the row of a token, the cell of a likely next token is dark.
+    In the row of a token, the cells of likely next tokens are dark.
     """
     from PIL import Image, ImageDraw  # takes time, and no training step needs it
 
@@ -50,10 +50,10 @@ def table_picture(scores: Tensor, names: Sequence[str]) -> np.ndarray:
 
 
 def attention_picture(maps: Tensor) -> np.ndarray:
-    """Returns attention (n_layer, H, T, T) as an image (H, W, 3): one square for each head.
+    """Returns attention (n_layer, H, T, T) as an image (H, W, 3), with a square for each head.
 
-    A row of squares is a layer. In a square, row t shows how much token t looks at each token s:
-    the darker, the more.
+    Each layer is a row of squares. In a square, row t shows how much token t attends to each
+    token s: darker means more.
     """
     from PIL import Image, ImageDraw
 

@@ -1,4 +1,4 @@
-"""Losses to compare with: those of simple models that only count, on the same text."""
+"""Computes the losses of simple models that only count, on the same text, for comparison."""
 
 import itertools
 import json
@@ -44,7 +44,7 @@ def references(data: Splits) -> dict[str, float]:
 
 
 def by_counting(train: np.ndarray, val: np.ndarray, vocab_size: int) -> dict[str, float]:
-    """Returns the losses of models that count `train` and predict `val`; see `references`."""
+    """Returns the losses on `val` of models that count `train`. `references` explains them."""
     losses = {
         "reference/uniform": math.log(vocab_size),
         "reference/unigram": ngram_loss(train, val, vocab_size, 1),

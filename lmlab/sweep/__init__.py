@@ -1,10 +1,10 @@
-"""From one run to many: cells, the launcher and the search that run them, and the leaderboard."""
+"""Many runs: cells, the launcher and the search that run them, and the leaderboard."""
 
 from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    """Returns `load_runs`, which is imported at its first use, since it needs pandas."""
+    """Returns `load_runs`. It is imported at its first use, since it needs pandas."""
     if name == "load_runs":
         from lmlab.sweep.table import load_runs
 

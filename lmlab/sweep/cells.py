@@ -33,14 +33,14 @@ Watch = Callable[[int, float], bool]  # from step and val/loss: whether the cell
 
 
 class Busy(Exception):
-    """Another process is at work on the cell."""
+    """Raised if another process runs the cell."""
 
 
 @dataclass(frozen=True)
 class Sweep:
     """The facts that all cells of one command share.
 
-    `added` are the overrides that init_from= has added to the typed ones; `swept` are the keys
+    `added` are the overrides that come from init_from=, not from the user. `swept` are the keys
     with several values.
     """
 
@@ -56,13 +56,13 @@ class Sweep:
 
     @property
     def own(self) -> Path:
-        """The folder of files that belong to no cell: locks, logs, Hydra's notes."""
+        """The folder of files that belong to no single cell: locks, logs, Hydra's files."""
         return self.folder / ".sweep"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A run of a sweep, which may be made already.
+    """A run of a sweep, finished or not.
 
     `config` has the device, precision and threads that the run gets. `hash` identifies the cell,
     `group` all cells that differ only in their seed. `tokens` and `flops` are of the whole run.
@@ -81,8 +81,8 @@ class Cell:
     def find(self) -> Path:
         """Returns the cell's folder: an existing one with its hash, or the path of a new one.
 
-        An existing folder may have another label, from a command with other words. The disk is read
-        each time, since another process may make the folder meanwhile.
+        An existing folder may have another label, made by a different command. Each call reads the
+        disk, since another process may create the folder at any time.
         """
         for path in sorted(self.sweep.folder.glob(f"*-{self.hash}")):
             return path
@@ -95,16 +95,16 @@ class Cell:
 
     @property
     def trial(self) -> str | None:
-        """The trial of a search that the cell is, as JSON, or None."""
+        """The search's trial that this cell runs, as JSON, or None."""
         return self.config.sweep.trial if self.config.sweep else None
 
     @property
     def retries(self) -> int:
-        """How many times more the cell is tried if it fails."""
+        """How many more times the cell is tried if it fails."""
         return self.config.sweep.retries if self.config.sweep else 0
 
     def with_retries(self, retries: int) -> "Cell":
-        """Returns the same cell with another number of retries."""
+        """Returns a copy of the cell with another number of retries."""
         if self.config.sweep is None:
             return self
         sweep = replace(self.config.sweep, retries=retries)
@@ -115,14 +115,14 @@ class Cell:
         return self.sweep.own / "logs" / f"{self.find().name}.log"
 
     def metrics(self) -> dict[str, Any]:
-        """Returns the cell's metrics.json, or nothing if it is missing or cannot be read."""
+        """Returns the cell's metrics.json, or an empty dict if it is missing or cannot be read."""
         try:
             return read_metrics(self.find())
         except UserError:
             return {}
 
     def status(self) -> str:
-        """Returns the cell's status, "new" if it has not begun."""
+        """Returns the cell's status, or "new" if it has not started."""
         return str(self.metrics().get("status", "new"))
 
     def is_over(self) -> bool:
@@ -183,8 +183,9 @@ def short_number(match: re.Match[str]) -> str:
 def locked(cell: Cell, patience: float = 0.1) -> Iterator[None]:
     """Holds the cell's lock, so that no other process runs the cell.
 
-    Raises Busy if another process holds it for longer than `patience` seconds: to look whether a
-    cell is being run takes less. The end of the process releases the lock, however it comes.
+    Raises Busy if another process holds it for longer than `patience` seconds. A process that only
+    checks the lock holds it for less time. The lock is released when the process ends for any
+    reason.
     """
     path = cell.sweep.own / "locks" / cell.hash
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -209,7 +210,8 @@ def is_busy(cell: Cell) -> bool:
 def run(cell: Cell, watch: Watch | None = None) -> str:
     """Runs or resumes a cell until its end; returns its status.
 
-    An error is noted in the cell's folder and printed. Raises Busy, KeyboardInterrupt, SystemExit.
+    An error is printed, and written to the cell's folder. Raises Busy, KeyboardInterrupt or
+        SystemExit.
     `watch` may end the run early.
     """
     with locked(cell):
@@ -228,7 +230,7 @@ def run(cell: Cell, watch: Watch | None = None) -> str:
 
 
 def run_when_free(cell: Cell, watch: Watch | None = None) -> str:
-    """Does the same as `run`, after any other process that runs the cell."""
+    """Does the same as `run`, but first waits while another process runs the cell."""
     while True:
         try:
             return run(cell, watch)
@@ -237,7 +239,7 @@ def run_when_free(cell: Cell, watch: Watch | None = None) -> str:
 
 
 def attempt(cell: Cell, path: Path, watch: Watch | None) -> str:
-    """Tries a cell once, from its last checkpoint if there is one; returns its status."""
+    """Tries a cell once, from its last checkpoint if it has one, and returns its status."""
     from lmlab.training import experiment, preparation
 
     command = cell.sweep.command
@@ -256,9 +258,9 @@ def attempt(cell: Cell, path: Path, watch: Watch | None) -> str:
 
 
 def fail(cell: Cell, why: str) -> str:
-    """Notes that a cell failed, and why, in its folder, which is made if it is missing.
+    """Writes to the cell's folder that it failed, and why, and returns "failed".
 
-    Returns "failed".
+    The folder is created if it is missing.
     """
     path = cell.find()
     metrics = cell.metrics()
@@ -279,7 +281,7 @@ def fail(cell: Cell, why: str) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """Returns an error in one line."""
+    """Returns the message of an error in one line."""
     text = " ".join(str(error).split())
     text = re.sub(r"\[enforce fail[^]]*\] err == 0\. ", "", text)[:REASON]  # torch's line number
     if not isinstance(error, UserError):
@@ -290,7 +292,7 @@ def reason(error: BaseException) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Returns whether memory has run out. torch raises a RuntimeError then."""
+    """Returns whether the error means that memory has run out. torch then raises a RuntimeError."""
     words = ("out of memory", "can't allocate memory", "not enough memory")
     text = " ".join(str(error).split()).lower()[:REASON]
     return isinstance(error, MemoryError) or any(word in text for word in words)

@@ -35,14 +35,14 @@ class Cost:
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds of a gradient step, and of the evaluation of a token. Counting is one step."""
+    """The seconds of a gradient step, and of evaluating one token. Counting is one step."""
 
     step: float
     token: float = 0.0
 
 
 def costs(cells: list[Cell]) -> dict[str, Cost]:
-    """Returns the estimated cost of each cell by its hash. Cells of one shape are measured once."""
+    """Returns the estimated cost of each cell, by hash. Cells of equal speed are measured once."""
     speeds: dict[tuple[object, ...], Speed] = {}
     estimates = {}
     for cell in cells:
@@ -91,7 +91,7 @@ def cost_of_steps(cell: Cell, speed: Speed, text: Splits) -> Cost:
 
 
 def speed_of_counting(cell: Cell, text: Splits) -> Speed:
-    """Measures how long the text takes to count, scaled up from its beginning."""
+    """Measures the time to count the beginning of the text, and scales it to the whole text."""
     beginning = text.train[:COUNTED]
     model = build_model(cell.config.model, text.tokenizer.vocab_size)
     started = time.perf_counter()
@@ -101,7 +101,9 @@ def speed_of_counting(cell: Cell, text: Splits) -> Speed:
 
 
 def speed_of_steps(cell: Cell) -> Speed:
-    """Measures a gradient step and an evaluation here. Large steps are scaled up from one row."""
+    """Measures the time of a gradient step and of an evaluation on this machine.
+
+    For a large step it measures one row of the batch and multiplies."""
     config = cell.config
     run = config.run
     device = machine.pick(config.choices["device"])
@@ -150,7 +152,7 @@ def speed_of_steps(cell: Cell) -> Speed:
 
 
 def table(cells: list[Cell], n_jobs: int) -> Table:
-    """Returns the table that dry_run=true shows, for `n_jobs` cells at a time."""
+    """Returns the table for dry_run=true. `n_jobs` cells run at the same time."""
     cells = list({cell.hash: cell for cell in cells}.values())
     for cell in cells:
         identify(cell.config, [], cell.sweep)  # reads the text, in a process that has not
@@ -201,7 +203,7 @@ def si(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Returns a duration in hours, minutes and seconds, as far as they matter."""
+    """Returns a duration as text, in hours and minutes, minutes and seconds, or seconds."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -1,4 +1,4 @@
-"""Shortens labels of cells: leaves out the overrides that all of them have.
+"""Shortens the labels of cells: leaves out the overrides that all labels have.
 
 A label holds overrides, with commas between them.
 """
@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 
 
 def common_parts(labels: Iterable[str]) -> set[str]:
-    """Returns the overrides that all labels have; none if there is only one label."""
+    """Returns the overrides that all labels have, or none if there is only one label."""
     parts = [set(label.split(",")) for label in labels]
     if len(parts) < 2:
         return set()

@@ -1,6 +1,6 @@
-"""Hydra's launcher for this machine: several cells at a time, each in a fresh process.
+"""Hydra's launcher for this machine: runs several cells at a time, each in a new process.
 
-The processes are forked from a server that has imported torch; the launcher never imports it.
+The processes are forked from a server that has imported torch. The launcher itself does not.
 """
 
 import os
@@ -32,7 +32,7 @@ Request = tuple[Any, Sequence[str]]  # a handle of the caller's own, and the ove
 
 @dataclass
 class Job:
-    """A cell that waits or runs. `handle` is the caller's own."""
+    """A cell that waits or runs. `handle` is any object by which the caller knows it."""
 
     cell: Cell
     handle: Any
@@ -46,7 +46,7 @@ class Job:
 
 
 def changed_at(cell: Cell) -> int:
-    """Returns when something was last noted about the cell, in ns; 0 if nothing was."""
+    """Returns when the cell's metrics.json last changed, in ns, or 0 if there is none."""
     try:
         return (cell.find() / "metrics.json").stat().st_mtime_ns
     except FileNotFoundError:
@@ -54,7 +54,7 @@ def changed_at(cell: Cell) -> int:
 
 
 def has_failed_since(job: Job) -> bool:
-    """Returns whether the cell's failure was noted after the launcher last looked."""
+    """Returns whether the cell has written a failure since its process started."""
     return job.cell.status() == "failed" and changed_at(job.cell) != job.changed_at
 
 
@@ -71,7 +71,7 @@ class LocalLauncher(Launcher):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Takes the sweep and the survey from the command's `Task`. Hydra calls this."""
+        """Gets the sweep and the survey from the command's `Task`. Hydra calls this method."""
         task: Any = task_function
         self.sweep: Sweep = task.sweep
         self.survey: Survey = task.survey
@@ -79,7 +79,7 @@ class LocalLauncher(Launcher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        """Runs all cells, in any order; errors of a cell are noted in its folder."""
+        """Runs all cells, in any order. The error of a cell is written to its folder."""
         requests = deque(enumerate(job_overrides))
         ended: dict[int, Cell | None] = {}
 
@@ -100,10 +100,10 @@ class LocalLauncher(Launcher):
         on_end: Callable[[Any, Cell | None], None],
         total: int,
     ) -> None:
-        """Runs the cells that `next_request` returns, one whenever there is room, until None.
+        """Runs the cells that `next_request` returns, until it returns None.
 
-        `on_end` is called with each handle and its cell, or None if the cell cannot be run. A cell
-        that another process runs waits for it.
+        It asks for a cell whenever one more can run. `on_end` is called with each handle and its
+        cell, or None if the cell cannot be run. If another process runs a cell, the cell waits.
         """
         with one_line_errors():
             self.survey.announce()  # waits for the survey, which raises for a cell that cannot run
@@ -127,7 +127,7 @@ class LocalLauncher(Launcher):
             raise SystemExit(128 + self.signal)
 
     def run_all(self, next_request: Callable[[], Request | None], n_jobs: int) -> None:
-        """Runs cells until there are no more. After a signal, only waits for the running cells."""
+        """Runs cells until there are no more. After a signal only waits for the running cells."""
         while True:
             while not self.signal and len(self.jobs) < n_jobs:
                 job = self.next_job(next_request)
@@ -146,7 +146,7 @@ class LocalLauncher(Launcher):
             self.view.show(running, elsewhere)
 
     def next_job(self, next_request: Callable[[], Request | None]) -> Job | None:
-        """Returns the next job that can start now. Jobs that are over already are reported."""
+        """Returns the next job that can start now. It reports jobs that are already over."""
         for _ in range(len(self.waiting)):
             job = self.waiting.popleft()
             if cells.is_busy(job.cell):
@@ -194,7 +194,7 @@ class LocalLauncher(Launcher):
         self.jobs.append(job)
 
     def poll(self, job: Job) -> None:
-        """Stops a job that runs for too long; ends, retries or puts aside one that has ended."""
+        """Stops a job that runs too long; reports, retries or delays one that has ended."""
         exit_status = job.process.exitcode
         if exit_status is None:
             self.stop_if_due(job)
@@ -209,7 +209,9 @@ class LocalLauncher(Launcher):
             self.fail(job, exit_status)
 
     def stop_if_due(self, job: Job) -> None:
-        """Asks a job to stop after a signal or its time limit, and kills it if it does not."""
+        """Asks a job to stop if a signal came or its time limit is over.
+
+        Kills the job if it does not stop in time."""
         now = time.monotonic()
         if job.asked_to_stop is not None:
             if now - job.asked_to_stop > processes.GRACE:
@@ -222,7 +224,7 @@ class LocalLauncher(Launcher):
             job.process.terminate()
 
     def fail(self, job: Job, exit_status: int) -> None:
-        """Notes why a job failed, unless the cell has done so itself; then retries or ends it."""
+        """Writes down why a job failed, if the cell did not. Then it retries or ends the job."""
         if not has_failed_since(job) or exit_status < 0 or job.out_of_time:
             try:
                 with cells.locked(job.cell):
@@ -242,7 +244,7 @@ class LocalLauncher(Launcher):
         self.waiting.appendleft(job)
 
     def reason(self, job: Job, exit_status: int) -> str:
-        """Returns why a process has ended without a word, in one line."""
+        """Returns why a process has ended without a message, in one line."""
         if job.out_of_time:
             return f"took longer than its time limit of {self.time_limit:g} minutes"
         names = {number.value: number.name for number in signal.Signals}
@@ -262,9 +264,9 @@ class LocalLauncher(Launcher):
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """Takes Ctrl-C and SIGTERM: the first lets each cell end its step and save.
+        """A context that handles Ctrl-C and SIGTERM.
 
-        The second kills the cells.
+        After the first, each cell ends its step and saves. The second kills the cells.
         """
 
         def on_signal(number: int, frame: object) -> None:

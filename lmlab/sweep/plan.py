@@ -1,4 +1,4 @@
-"""Identifies the cell of a configuration: its text, its device, its size, its hash."""
+"""Finds the cell of a configuration: its text, its device, its size, its hash."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from lmlab.sweep.cells import Cell, Sweep
 
 @dataclass(frozen=True)
 class Source:
-    """The text that a cell reads, and the run that its weights come from, if there is one."""
+    """The text that a cell reads, and the run that gives its first weights, if there is one."""
 
     text: Splits
     init_from: str | None
@@ -46,15 +46,15 @@ def source_of(config: Config) -> Source:
 
 
 def source_key(config: Config) -> tuple[object, ...]:
-    """Returns the values that a text and its vocabulary depend on."""
+    """Returns the values that determine a text and its vocabulary."""
     return config.choices["data"], config.data, config.run.init_from, config.run.unknown
 
 
 def identify(config: Config, overrides: list[str], sweep: Sweep, elsewhere: bool = False) -> Cell:
     """Returns the cell of a composed configuration.
 
-    `elsewhere`: another machine will run the cell, and identify it again; this one need not have
-    the device. Raises UserError if the text cannot be read, or if this machine cannot run it.
+    `elsewhere` means that another machine will run the cell, so this one need not have the device.
+    Raises UserError if the text cannot be read, or if this machine cannot run the cell.
     """
     # One thread unless more are asked for: so many cells fit, and all launchers agree.
     run = replace(config.run, threads=config.run.threads or 1)
@@ -92,9 +92,9 @@ def identify(config: Config, overrides: list[str], sweep: Sweep, elsewhere: bool
 def identify_all(
     runs: list[tuple[Config, list[str]]], sweep: Sweep, elsewhere: bool
 ) -> tuple[list[Cell], int]:
-    """Returns the cell of each run, and the number of GPUs here. Texts are read anew.
+    """Returns the cell of each run, and the number of GPUs of this machine.
 
-    Raises UserError for the first cell that cannot be run.
+    The texts are read again. Raises UserError for the first cell that cannot be run.
     """
     SOURCES.clear()
     identified = [identify(config, overrides, sweep, elsewhere) for config, overrides in runs]

@@ -19,7 +19,7 @@ class Planner:
     """Calls the functions in this process."""
 
     def identify(self, config: Config, overrides: list[str], sweep: Sweep) -> Cell:
-        """Returns the cell of a configuration. Raises UserError if it cannot be run."""
+        """Returns the cell of a configuration. Raises UserError if the cell cannot run."""
         from lmlab.sweep import plan
 
         return plan.identify(config, overrides, sweep)
@@ -39,7 +39,7 @@ class Planner:
         return costs.table(cells, n_jobs)
 
     def evaluate_test_splits(self, paths: Sequence[str]) -> None:
-        """Evaluates the last weights of runs on their test split, and notes the loss."""
+        """Evaluates the last weights of runs on their test split, and saves the losses."""
         from lmlab.inference import loss
 
         for path in paths:
@@ -72,7 +72,8 @@ class RemotePlanner(Planner):
 def planner(launcher: str) -> Planner:
     """Returns the planner for a launcher.
 
-    Launchers other than `local` run cells in this process, or wait for long: torch may be imported.
+    With launchers other than `local`, this process may import torch: they run cells in it, or wait
+    for a long time.
     """
     if launcher == "local":
         return RemotePlanner()

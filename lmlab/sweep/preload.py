@@ -1,4 +1,4 @@
-"""Imports all that a cell needs, in the server, so that no process forked from it has to."""
+"""Imports everything that a cell needs. The server runs this, so its child processes need not."""
 
 import signal
 

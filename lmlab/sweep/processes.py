@@ -1,4 +1,4 @@
-"""Processes of the local launcher: forked from a server that has imported torch already.
+"""Starts the processes of the local launcher: forks them from a server that has imported torch.
 
 A process runs one cell, or answers one question that needs torch. The launcher's own process never
 imports torch.
@@ -28,8 +28,8 @@ GRACE = 15  # seconds that a cell has to end its step and save, after it was ask
 def server() -> Any:
     """Returns the context that makes processes; the first call starts the server.
 
-    The server imports for some seconds in the background. On macOS, whose libraries forbid forking,
-    each process imports everything again.
+    The server imports torch in the background, for some seconds. On macOS processes cannot be
+    forked, so each process imports everything again.
     """
     if sys.platform == "darwin":
         return multiprocessing.get_context("spawn")
@@ -81,9 +81,9 @@ def send_result(
 
 
 def run_cell(cell: Cell, gpu: str | None) -> None:
-    """Runs a cell, on one GPU if `gpu` names one. This is the whole work of a process.
+    """Runs a cell, on the GPU that `gpu` names, if any. A process does only this.
 
-    All that the cell prints goes to its log. The exit status is 0, EXIT_FAILED or EXIT_BUSY.
+    The cell's output goes to its log. The exit status is 0, EXIT_FAILED or EXIT_BUSY.
     """
     log = cell.log_path()
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -103,7 +103,7 @@ def run_cell(cell: Cell, gpu: str | None) -> None:
 
 
 def leave_terminal() -> None:
-    """Makes Ctrl-C reach the launcher alone, which then asks each of its cells to stop once."""
+    """Makes Ctrl-C reach only the launcher, which then asks each cell to stop."""
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -118,7 +118,7 @@ def redirect_output(descriptor: int) -> None:
 
 
 def end_with_launcher() -> None:
-    """Watches the launcher: if it is killed, this process saves and ends, as on SIGTERM."""
+    """Watches the launcher. If it is killed, this process saves and ends, as on SIGTERM."""
     launcher = parent_process()
     if launcher is None:  # this is the launcher's own process
         return

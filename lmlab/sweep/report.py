@@ -34,8 +34,8 @@ Item = TypeVar("Item")
 def finish(sweep: Sweep, launcher: str) -> bool:
     """Prints and writes the leaderboard of a sweep; returns whether all of its cells have ended.
 
-    Before that, the best configuration is evaluated on its test split: it was chosen on the
-    validation split, which flatters it.
+    Before that, it evaluates the best configuration on its test split, since the loss on the
+    validation split was used to choose it and is partly luck.
     """
     table = tables.load_runs(sweep.folder)
     best = tables.leaderboard(table)["group"][0]
@@ -51,7 +51,7 @@ def finish(sweep: Sweep, launcher: str) -> bool:
 
 
 def is_tested(path: str) -> bool:
-    """Returns whether the loss of a run on its test split is known."""
+    """Returns whether the run's loss on its test split is known."""
     _, row = tables.load_run(Path(path))
     return "test/loss" in row
 
@@ -78,7 +78,7 @@ def show(table: pd.DataFrame) -> None:
 
 
 def printed_board(texts: pd.DataFrame, keys: Sequence[str], caption: str) -> Table:
-    """Returns the leaderboard for the terminal, from its cells as texts."""
+    """Returns the leaderboard as a table for the terminal. `board` holds texts."""
     printed = Table(caption=caption, caption_justify="left", box=None, header_style="bold")
     for name in texts.columns:
         if name in (*keys, "like the best", "not finished"):
@@ -91,7 +91,7 @@ def printed_board(texts: pd.DataFrame, keys: Sequence[str], caption: str) -> Tab
 
 
 def columns(board: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """Returns the leaderboard as people read it: all cells are texts."""
+    """Returns the leaderboard with readable names and values: all are texts."""
     loss = tables.objective(board)
     means = [name for name in numbers_where("in_report") if name in board]
     means = [name for name in means if board[name].notna().any()]
@@ -119,14 +119,14 @@ def columns(board: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
 
 
 def place(loss: float, n: int) -> str:
-    """Returns the place of the row after `n` others, a dash if it has no loss."""
+    """Returns the rank n + 1 as text, or a dash if the row has no loss."""
     if math.isnan(loss):
         return "–"
     return str(n + 1)
 
 
 def verdict(row: dict[str, Any], loss: str, is_first: bool) -> str:
-    """Returns whether a configuration is like the best one, with p."""
+    """Returns "yes" or "no" with p: whether a configuration is like the best one."""
     if math.isnan(row[loss]):
         return ""
     if is_first:
@@ -138,14 +138,14 @@ def verdict(row: dict[str, Any], loss: str, is_first: bool) -> str:
 
 
 def decimal(x: float | None, digits: int = 4) -> str:
-    """Returns a number with `digits` after the point, or "" if the number is missing."""
+    """Returns a number as text with `digits` after the point, or "" if it is missing."""
     if x is None or math.isnan(x):
         return ""
     return f"{x:.{digits}f}"
 
 
 def whole(x: float | None) -> str:
-    """Returns a whole number with commas, or "" if the number is missing."""
+    """Returns a whole number as text with commas, or "" if it is missing."""
     if x is None or math.isnan(x):
         return ""
     return f"{x:,.0f}"
@@ -210,7 +210,7 @@ def markdown(table: pd.DataFrame, board: pd.DataFrame) -> str:
 
 
 def page_data(table: pd.DataFrame, board: pd.DataFrame, title: str) -> dict[str, Any]:
-    """Returns all that the script of the page draws."""
+    """Returns all data that the script of the page draws."""
     keys = tables.varied(table)
     loss = tables.objective(table)
     texts = columns(board, keys)
@@ -236,7 +236,7 @@ def page_data(table: pd.DataFrame, board: pd.DataFrame, title: str) -> dict[str,
 def page_row(
     row: dict[str, Any], cells: list[str], members: pd.DataFrame, keys: Sequence[str], loss: str
 ) -> dict[str, Any]:
-    """Returns the page's data of a configuration; `cells` are the texts of its row."""
+    """Returns the page's data about a configuration. `cells` are the texts of its row."""
     runs = tables.records(members)
     shown_keys = [key for key in tables.configuration_keys(members) if key not in ("seed", "name")]
     name = ", ".join(f"{key}={plain(row[key])}" for key in keys)
@@ -254,19 +254,19 @@ def page_row(
 
 
 def dot(run: dict[str, Any], loss: str) -> dict[str, Any]:
-    """Returns the page's data of a run; it has a loss only if it has finished."""
+    """Returns the page's data about a run. Only a finished run has a loss."""
     value = run[loss] if run["status"] == "finished" else None
     return {"seed": run["seed"], "status": run["status"], "loss": value, "label": run["label"]}
 
 
 def origins(table: pd.DataFrame) -> dict[str, list[str]]:
-    """Returns the versions, commits, machines and commands that the runs were made with."""
+    """Returns the versions, commits, machines and commands of the runs."""
     names = [name for name in ("torch", "git_commit", "machine", "command") if name in table]
     return {name: sorted(set(table[name].dropna().map(str))) for name in names}
 
 
 def references(table: pd.DataFrame) -> list[list[Any]]:
-    """Returns names and losses of the counting models; none if the validation texts differ."""
+    """Returns the losses of the counting models by name, or none if the validation texts differ."""
     wanted = [*REFERENCES, "reference/order"]
     known = table[[name for name in wanted if name in table]].dropna().drop_duplicates()
     if known.shape != (1, len(wanted)):
@@ -295,7 +295,7 @@ def curves(members: pd.DataFrame) -> dict[str, Any]:
 
 
 def history(run: dict[str, Any]) -> list[dict[str, Any]]:
-    """Returns the lines of a run's history.jsonl, none if it has no such file."""
+    """Returns the lines of a run's history.jsonl, or none if the file is missing."""
     path = Path(run["path"])
     if not (path / "history.jsonl").exists():
         return []
@@ -303,7 +303,7 @@ def history(run: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def mark(run: dict[str, Any]) -> dict[str, Any]:
-    """Returns where a run has diverged, and its last val/loss before."""
+    """Returns the step at which a run diverged, and its last val/loss before that step."""
     loss = None
     for line in history(run):
         if line.get("val/loss") is not None:
@@ -312,7 +312,7 @@ def mark(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def per_step(members: pd.DataFrame, name: str) -> float | None:
-    """Returns the tokens or FLOPs of a step, None if no run has noted them."""
+    """Returns the tokens or FLOPs of a step, or None if no run has them."""
     if name not in members:
         return None
     runs = tables.records(members[(members["step"] > 0) & members[name].notna()])
@@ -322,7 +322,7 @@ def per_step(members: pd.DataFrame, name: str) -> float | None:
 
 
 def curve(histories: list[list[dict[str, Any]]], name: str) -> dict[str, Any]:
-    """Returns mean and standard error of a number over seeds, at the steps that all have.
+    """Returns the mean and standard error of a number over seeds, at the steps that all seeds have.
 
     `seconds` is the mean training time until each step.
     """
@@ -358,7 +358,7 @@ def seconds_at(steps: list[int], lines: list[dict[str, Any]]) -> np.ndarray:
 
 
 def samples(members: pd.DataFrame) -> dict[str, Any] | None:
-    """Returns the samples of the first finished seed, by step; None if there are none."""
+    """Returns the samples of the first finished seed, by step, or None without samples."""
     finished = members[members["status"] == "finished"].sort_values("seed")
     for run in tables.records(finished):
         lines = [line for line in history(run) if "sample" in line]
@@ -376,6 +376,6 @@ def samples(members: pd.DataFrame) -> dict[str, Any] | None:
 
 
 def thinned(items: Sequence[Item], limit: int) -> list[Item]:
-    """Returns at most `limit` items at equal distances, the first and the last among them."""
+    """Returns at most `limit` items at equal distances, always with the first and the last."""
     indices = np.linspace(0, len(items) - 1, min(limit, len(items))).astype(int)
     return [items[i] for i in np.unique(indices)]

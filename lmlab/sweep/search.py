@@ -1,4 +1,4 @@
-"""A search instead of a grid: Optuna proposes values, and cells measure how good they are.
+"""Searches for good values: Optuna proposes them, and cells measure how good they are.
 
 All processes of a search share its study, which is a database.
 """
@@ -52,7 +52,7 @@ Proposal = tuple["optuna.Trial", list[str]]  # a trial and the overrides of its 
 
 
 class SearchSweeper(Sweeper):
-    """Hydra's sweeper for hydra/sweeper=search, set up by conf/hydra/sweeper/search.yaml."""
+    """Hydra's sweeper for hydra/sweeper=search. conf/hydra/sweeper/search.yaml has its settings."""
 
     def __init__(self, **settings: Any) -> None:
         self.settings = SearchConfig(**settings)
@@ -60,7 +60,7 @@ class SearchSweeper(Sweeper):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Takes the launcher from Hydra, and the sweep from the function that runs a cell."""
+        """Gets the launcher from Hydra, and the sweep from the function that runs a cell."""
         task: Any = task_function
         self.sweep_of: Sweep = task.sweep
         self.launcher = Plugins.instance().instantiate_launcher(
@@ -68,7 +68,7 @@ class SearchSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        """Runs trials until the study has `n_trials`. Trials of dead processes are run again."""
+        """Runs trials until the study has `n_trials`. Trials of killed processes are run again."""
         with one_line_errors():
             self.begin([parse(text) for text in arguments])
         with files.lock(self.searches / self.search_id):  # held as long as this process lives
@@ -78,7 +78,7 @@ class SearchSweeper(Sweeper):
                 self.run_trials()
 
     def begin(self, overrides: list[Override]) -> None:
-        """Opens the study. Raises UserError if there is nothing to search, or no place for it."""
+        """Opens the study. Raises UserError, for example if no key has several values."""
         swept = [override for override in overrides if override.is_sweep_override()]
         self.fixed = [typed(o) for o in overrides if not o.is_sweep_override()]
         self.space = {override.key_or_group: Dimension(override) for override in swept}
@@ -113,7 +113,7 @@ class SearchSweeper(Sweeper):
         self.keep_setting("direction", self.settings.direction)
 
     def keep_setting(self, key: str, value: str) -> None:
-        """Notes a setting in the study. Raises UserError if it was begun with another value."""
+        """Writes a setting to the study. Raises UserError if the study has another value."""
         before = self.study.user_attrs.get(key, value)
         if before != value:
             raise UserError(
@@ -123,7 +123,7 @@ class SearchSweeper(Sweeper):
         self.study.set_user_attr(key, value)
 
     def run_trials(self) -> None:
-        """Runs trials with the launcher until none is left that this process can run."""
+        """Runs trials with the launcher until this process can run no more of them."""
         if isinstance(self.launcher, LocalLauncher):
             trials = self.study.get_trials(deepcopy=False)
             n_ended = sum(trial.state.is_finished() for trial in trials)
@@ -135,7 +135,7 @@ class SearchSweeper(Sweeper):
             self.run_batches(self.settings.batch)
 
     def run_batches(self, size: int) -> None:
-        """Runs `size` trials at a time, for launchers that must get all cells of a batch at once."""
+        """Runs `size` trials at a time, for launchers that need all cells of a batch at once."""
         assert self.launcher is not None  # Hydra has called `setup`
         while batch := self.next_trials(size):
             overrides = [overrides for _, overrides in batch]
@@ -145,7 +145,7 @@ class SearchSweeper(Sweeper):
                 self.end_trial(trial, result.return_value)
 
     def next_trials(self, size: int) -> list[Proposal]:
-        """Returns the next proposals: `size` of them, or fewer at the end."""
+        """Returns the next `size` trials, or fewer at the end."""
         batch: list[Proposal] = []
         while len(batch) < size and (proposal := self.next_trial()):
             batch.append(proposal)
@@ -159,9 +159,9 @@ class SearchSweeper(Sweeper):
     def owner(
         self, trial: "optuna.trial.FrozenTrial"
     ) -> Literal["me", "other", "nobody", "unknown"]:
-        """Returns who runs a trial: this process, another one that lives, or none.
+        """Returns who runs a trial: this process, another living process, or no process.
 
-        It is unknown if the process that took the trial shares the database, but not the disk.
+        It is unknown if the process that took the trial runs on a machine with another disk.
         """
         search_id = trial.user_attrs.get("by")
         if search_id is None:
@@ -182,7 +182,7 @@ class SearchSweeper(Sweeper):
             return "other"
 
     def next_trial(self) -> Proposal | None:
-        """Returns a trial with its cell's overrides: one of a dead process, or a new one.
+        """Returns a trial, of a killed process or a new one, with the overrides of its cell.
 
         Returns None if the study has all its trials.
         """
@@ -206,7 +206,7 @@ class SearchSweeper(Sweeper):
         return trial, [*self.fixed, *values, f"trial='{note}'"]
 
     def end_trial(self, trial: "optuna.Trial", cell: Cell | None) -> None:
-        """Reports to the study how a trial has ended; one that was interrupted stays open.
+        """Reports the end of a trial to the study. An interrupted trial stays open.
 
         `cell` is None if the proposed values cannot be run.
         """
@@ -228,7 +228,7 @@ class SearchSweeper(Sweeper):
 
 
 def typed(override: Override) -> str:
-    """Returns an override as it was typed."""
+    """Returns an override as the user typed it."""
     assert override.input_line is not None  # it was parsed from text
     return override.input_line
 
@@ -237,7 +237,7 @@ def typed(override: Override) -> str:
 class Range:
     """The numbers from `low` to `high`, or, with a `step`, low, low + step, and so on.
 
-    `log`: the search looks at ratios of numbers, not at differences.
+    With `log`, the search compares ratios of numbers, not differences.
     """
 
     low: float
@@ -249,7 +249,7 @@ class Range:
 class Dimension:
     """The values that a search may try for one key: a list, or a range of numbers.
 
-    Raises UserError if there is no such value.
+    Raises UserError if it has no value.
     """
 
     def __init__(self, override: Override) -> None:
@@ -277,7 +277,7 @@ class Dimension:
             raise UserError(f"{self.typed}: {error}") from None
 
     def optunas_distribution(self) -> "Distribution":
-        """Returns Optuna's distribution of the values. Raises ValueError if there is none."""
+        """Returns Optuna's distribution of the values. Raises ValueError if they have none."""
         from optuna import distributions
 
         if self.range is None:
@@ -291,7 +291,7 @@ class Dimension:
         return distributions.FloatDistribution(float(low), float(high), log, step)
 
     def check_study(self, study: "optuna.Study") -> None:
-        """Raises UserError if earlier trials of the study chose the key from other values."""
+        """Raises UserError if earlier trials of the study chose this key from other values."""
         from optuna import distributions
 
         for trial in study.get_trials(deepcopy=False):
@@ -305,7 +305,7 @@ class Dimension:
                 ) from None
 
     def suggest(self, trial: "optuna.Trial") -> str:
-        """Returns the override with the value that the trial has for the key, or gets now."""
+        """Returns the override with the trial's value for this key, which may be chosen now."""
         value: Any
         if self.range is None:
             value = trial.suggest_categorical(self.key, [*self.texts])
@@ -321,7 +321,7 @@ class Dimension:
         return self.text(value)
 
     def text(self, value: Any) -> str:
-        """Returns the override that gives the key a value."""
+        """Returns the override that sets the key to `value`."""
         if self.texts:
             return f"{self.key}={self.texts[value]}"
         return f"{self.key}={value!r}"

@@ -1,6 +1,6 @@
-"""The memory of a search: Optuna's study in a database.
+"""Stores the trials of a search: Optuna's study in a database.
 
-Searches and their cells share it, also on several machines.
+Searches and their cells share the database, also on several machines.
 """
 
 import json
@@ -21,7 +21,7 @@ BUSY_SECONDS = 60  # that SQLite waits for another process
 
 
 def open_study(about: dict[str, Any]) -> "optuna.Study":
-    """Returns the study that `about` describes; creates it if it is missing.
+    """Opens the study that `about` describes, and creates it if it is missing.
 
     `about` holds its name ("study"), "storage", "direction", "pruner" and the "steps" of the first
     and the last evaluation. Raises UserError for a database that cannot be used.
@@ -64,8 +64,8 @@ def pruner(name: str, first: int, last: int) -> "optuna.pruners.BasePruner":
 def sampler(settings: SearchConfig, number: int) -> "optuna.samplers.BaseSampler":
     """Returns the sampler of the trial with this number.
 
-    Each trial has a separate sampler, seeded by the trial's number. So a search that was stopped
-    and continued proposes the same values as one without a stop.
+    Each trial has its own sampler, and the trial's number is part of the seed. So a search that was
+    stopped and continued proposes the same values as one that was not stopped.
     """
     import optuna
 
@@ -76,12 +76,12 @@ def sampler(settings: SearchConfig, number: int) -> "optuna.samplers.BaseSampler
 
 
 def report_value(study: "optuna.Study", trial: "optuna.Trial", value: float) -> None:
-    """Ends a trial with the value of its objective. Does nothing if it has ended before."""
+    """Ends a trial with the value of its objective. Does nothing if the trial has already ended."""
     study.tell(trial, value, skip_if_finished=True)
 
 
 def report_state(study: "optuna.Study", trial: "optuna.Trial", state: str) -> None:
-    """Ends a trial without a value, as "FAIL" or "PRUNED". Does nothing if it has ended before."""
+    """Ends a trial without a value, as "FAIL" or "PRUNED", if it has not already ended."""
     import optuna
 
     study.tell(trial, state=optuna.trial.TrialState[state], skip_if_finished=True)
@@ -91,8 +91,8 @@ def report_state(study: "optuna.Study", trial: "optuna.Trial", state: str) -> No
 def watching(note: str | None) -> Iterator[Callable[[int, float], bool] | None]:
     """Yields a function that reports a step and its loss, and returns whether to continue.
 
-    `note` is the key `trial` of a search's cell. Yields None outside of a search, and for a search
-    that does not prune.
+    `note` is the value of the key `trial` of a cell. Yields None if the cell belongs to no search,
+    or to a search that does not prune.
     """
     if note is None or json.loads(note)["pruner"] == "none":
         yield None

@@ -18,10 +18,10 @@ Identified = tuple[list[Cell], int]  # the cells, and the number of GPUs
 
 
 class Survey:
-    """The cells of a command, each as it will be run here.
+    """The cells of a command, as this machine will run them.
 
-    With the local launcher they are identified in the background, and the first access waits for
-    the result. Raises UserError, then or now, for the first cell that cannot be run.
+    With the local launcher a background process finds them, and the first access waits for the
+    result. Raises UserError, now or at that access, for the first cell that cannot be run.
     """
 
     def __init__(self, asked: Asked, sweep: Sweep) -> None:
@@ -44,13 +44,13 @@ class Survey:
 
     @cached_property
     def identified(self) -> Identified:
-        """The cells and the number of GPUs, identified once."""
+        """The cells and the number of GPUs, computed only once."""
         if self.future is not None:
             return self.future.result()
         return self.identify_all()
 
     def check(self) -> None:
-        """Raises UserError if a cell cannot be run; waits for the result."""
+        """Waits until all cells are checked. Raises UserError if one cannot be run."""
         self.identified  # noqa: B018  # the access raises
 
     @cached_property
@@ -64,17 +64,17 @@ class Survey:
 
     @property
     def gpus(self) -> int:
-        """The number of GPUs here."""
+        """The number of GPUs of this machine."""
         return self.identified[1]
 
     def cell(self, overrides: Sequence[str]) -> Cell:
-        """Returns the cell of a run's overrides. Raises UserError if it cannot be run."""
+        """Returns the cell of a run's overrides. Raises UserError if the cell cannot run."""
         config, _ = resolved(overrides)
         known = self.cells.get(key_of(config))
         return known or self.planner.identify(config, list(overrides), self.sweep)
 
     def announce(self) -> None:
-        """Prints once how many cells there are, and how many of them are done already."""
+        """Prints, only once, the number of cells and how many of them are already finished."""
         if self.was_announced:
             return
         self.was_announced = True
@@ -111,7 +111,7 @@ class Survey:
     def slots(self, n_jobs: int | None) -> int:
         """Returns how many cells run at a time.
 
-        That is `n_jobs`, or one for each GPU, or as many as the cores have room for.
+        That is `n_jobs` if it is given, else one for each GPU, or as many as the cores allow.
         """
         cells = self.cells.values()
         if n_jobs:
@@ -123,7 +123,7 @@ class Survey:
 
 
 def key_of(config: Config) -> tuple[object, ...]:
-    """Returns a configuration in a form that a dictionary can look up."""
+    """Returns a configuration as a key of a dictionary."""
     return tuple(config.flat().items())
 
 

@@ -68,7 +68,7 @@ def load_runs(*folders: str | Path) -> pd.DataFrame:
 
 
 def load_run(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the configuration of a run, and the other values of its row.
+    """Returns the configuration of a run, and all other values of its row.
 
     Raises UserError if the run cannot be read.
     """
@@ -103,7 +103,7 @@ def check_types(path: Path, metrics: dict[str, Any]) -> None:
 
 
 def reason(metrics: dict[str, Any]) -> str:
-    """Returns why a run is not finished, empty if it is."""
+    """Returns why a run is not finished, or "" if it is finished."""
     step = metrics.get("step", 0)
     reasons = {
         "diverged": f"at step {step} the loss or a weight was not finite",
@@ -115,7 +115,7 @@ def reason(metrics: dict[str, Any]) -> str:
 
 
 def tested(path: Path) -> dict[str, float]:
-    """Returns test/loss of the run's last weights, as scripts/evaluate.py noted it last."""
+    """Returns the newest test/loss of the run's last weights, which scripts/evaluate.py wrote."""
     losses: dict[str, float] = {}
     for note in evaluations_of(path):
         is_of_last_weights = (note.get("text"), note.get("checkpoint")) == ("test", "last")
@@ -125,7 +125,7 @@ def tested(path: Path) -> dict[str, float]:
 
 
 def evaluations_of(path: Path) -> Iterator[dict[str, Any]]:
-    """Yields the lines of the run's evaluations.jsonl, without a last line that is incomplete."""
+    """Yields the lines of the run's evaluations.jsonl, without an incomplete last line."""
     content = files.read(path / "evaluations.jsonl", LIMITS["evaluations.jsonl"])
     for line in content.decode().splitlines():
         try:
@@ -143,16 +143,16 @@ def configuration_keys(table: pd.DataFrame) -> list[str]:
 
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Returns the rows of a table, each by column name."""
+    """Returns the rows of a table, each as a dict by column name."""
     names = [str(name) for name in table.columns]
     rows = table.to_dict("split", index=False)["data"]
     return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 def varied(table: pd.DataFrame) -> list[str]:
-    """Returns the keys in which the runs differ, without the seed.
+    """Returns the keys, without the seed, in which the runs differ.
 
-    Keys are left out if nobody typed them and other keys determine their values.
+    It leaves out keys that nobody typed and whose values follow from other keys.
     """
     hidden = marked(UNTOUCHING) | {"seed"}
     keys = [key for key in configuration_keys(table) if key not in hidden]
@@ -160,7 +160,7 @@ def varied(table: pd.DataFrame) -> list[str]:
     typed = ",".join(table["label"])
 
     def is_shown(key: str) -> bool:
-        """Returns whether runs differ in the key, and its values do not follow from other keys."""
+        """Returns whether the runs differ in the key and it does not follow from other keys."""
         if distinct(used_values(table, key)) < 2:
             return False
         if key in GROUPS or re.search(rf"\b{key}=", typed):
@@ -190,7 +190,7 @@ def distinct(values: pd.Series) -> int:
 
 
 def is_derived(table: pd.DataFrame, key: str) -> bool:
-    """Returns whether the key has its default value, which other keys determine, in every run."""
+    """Returns whether, in every run, the key has the default that follows from other keys."""
     for run in records(table):
         usual = derived(run)
         if key not in usual or run[key] != usual[key]:
@@ -220,11 +220,11 @@ class Entry:
 def leaderboard(table: pd.DataFrame) -> pd.DataFrame:
     """Returns a table with a row for each configuration, best first.
 
-    They are ranked by the mean of their finished seeds' last `val/loss` (`train/loss` if nothing
-    validates); configurations without a finished seed come last. `se` is the standard error of
-    this mean, nan for one seed. `p` is that of the paired t-test against the first row over the
-    seeds that both have, corrected by Holm (1979); `like_best` is whether it is at least 5 %, None
-    if fewer than two seeds are common.
+    They are ranked by the mean, over finished seeds, of the last `val/loss` (`train/loss` without
+    validation). Configurations without a finished seed come last. `se` is the standard error of
+    the mean, nan for one seed. `p` comes from the paired t-test against the first row, over the
+    seeds that both have, with the correction of Holm (1979). `like_best` is true if p is at least
+    5 %, and None if fewer than two seeds are common.
     """
     loss = objective(table)
     keys = varied(table)
@@ -283,13 +283,13 @@ def row_of(members: pd.DataFrame, keys: Iterable[str], loss: str) -> dict[str, A
 
 
 def objective(table: pd.DataFrame) -> str:
-    """Returns the loss that ranks the runs: val/loss, or train/loss if nothing validates."""
+    """Returns the loss that ranks the runs: val/loss, or train/loss without validation."""
     losses = numbers_where("ranks")
     return next((name for name in losses if table[name].notna().any()), losses[0])
 
 
 def paired_p(losses: dict[int, float], best: dict[int, float]) -> float | None:
-    """Returns p of the two-sided paired t-test over common seeds, None for fewer than two."""
+    """Returns p of the two-sided paired t-test over common seeds, or None for fewer than two."""
     common = sorted({*losses} & {*best})
     if len(common) < 2:
         return None
@@ -301,10 +301,10 @@ def paired_p(losses: dict[int, float], best: dict[int, float]) -> float | None:
 
 
 def holm(p_values: list[float | None]) -> list[float | None]:
-    """Returns the p-values corrected for multiple tests (Holm 1979), at most 1; None stays None.
+    """Returns the p-values, corrected for multiple tests (Holm 1979), at most 1. None stays None.
 
-    Each p is multiplied by the number of p-values that are not smaller. The result never decreases
-    as p grows.
+    Each p is multiplied by the number of p-values that are equal or larger. A larger p never gets
+    a smaller result than a smaller p.
     """
     tests = {i: p for i, p in enumerate(p_values) if p is not None}
     corrected = list(p_values)
@@ -316,9 +316,9 @@ def holm(p_values: list[float | None]) -> list[float | None]:
 
 
 def unfinished(table: pd.DataFrame) -> Iterator[tuple[str, str, str]]:
-    """Yields label, status and reason of each run that is not finished.
+    """Yields the label, status and reason of each run that is not finished.
 
-    Overrides that all labels have are left out of the label.
+    The labels leave out overrides that all labels have.
     """
     common = common_parts(table["label"])
     for run in records(table[table["status"] != "finished"]):

@@ -1,4 +1,4 @@
-"""Shows a sweep while it runs: a live table on a terminal, else a line for each cell."""
+"""Shows a sweep while it runs: as a live table on a terminal, else with a line for each cell."""
 
 import json
 import os
@@ -21,10 +21,10 @@ TAIL = 4096  # bytes at the end of history.jsonl that hold the last point
 
 
 class View:
-    """Shows the cells while its context is open.
+    """Shows the cells, from the start of its context to the end.
 
     `total` is the number of cells, or 0 if it is unknown. `labels` are the labels of the known
-    cells; overrides that all labels have are not shown.
+    cells. An override is not shown if all labels have it.
     """
 
     def __init__(self, total: int, labels: Iterable[str]) -> None:
@@ -56,7 +56,7 @@ class View:
         self.console.print(text, soft_wrap=True)
 
     def ended(self, cell: Cell, status: str, how: str) -> None:
-        """Notes that a cell has ended; `how` is "already" or "by another process", or empty."""
+        """Shows that a cell has ended. `how` is "already", "by another process" or empty."""
         self.counts[status] += 1
         result = result_of(cell, status, how)
         self.recent.append((self.name(cell), result))
@@ -68,12 +68,12 @@ class View:
         self.say(f"{count}  {self.name(cell)}: {result}")
 
     def refused(self, overrides: Iterable[str], why: str) -> None:
-        """Notes that a search has proposed values that cannot be run."""
+        """Shows that a search has proposed values that cannot be run."""
         self.counts["failed"] += 1
         self.say(f"{','.join(overrides)[:100]}: {why}")
 
     def show(self, running: list[Cell], elsewhere: list[Cell]) -> None:
-        """Draws the table on a terminal, if the last drawing is old enough."""
+        """Draws the table on a terminal, unless it was drawn a moment ago."""
         if self.live is None or time.monotonic() - self.drawn_at < REDRAW:
             return
         self.drawn_at = time.monotonic()
@@ -114,7 +114,7 @@ def result_of(cell: Cell, status: str, how: str) -> str:
 
 
 def progress_columns(cell: Cell) -> tuple[str, str, str]:
-    """Returns how far a cell is: its step, its loss, the time left; empty where unknown."""
+    """Returns the progress of a cell as texts: step, loss, time left. Unknown ones are empty."""
     point = last_point(cell)
     steps = cell.config.run.max_steps
     step = point.get("step") or 0
@@ -128,7 +128,7 @@ def progress_columns(cell: Cell) -> tuple[str, str, str]:
 
 
 def last_point(cell: Cell) -> dict[str, Any]:
-    """Returns the last point that the cell has noted. Only the end of its file is read."""
+    """Returns the last point in the cell's history. It reads only the end of the file."""
     try:
         with open(cell.find() / "history.jsonl", "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))

@@ -1,4 +1,4 @@
-"""One run from end to end: a checked configuration in, a run directory and its results out."""
+"""Trains or resumes one run, from a checked configuration to the results in its folder."""
 
 import math
 import shlex
@@ -62,10 +62,10 @@ def run(
 ) -> tuple[str, Path]:
     """Trains a new run; returns its status ('finished', 'diverged', 'pruned') and its folder.
 
-    `config` has the device, precision and threads of this machine. The folder is `path`, or `path`
-    with a number where that exists. `start` is the run that init_from= names, `sha256` the checksum
-    that the text must have, `cell` the run's place in a sweep for metrics.json. Raises UserError
-    before a folder is made.
+    `config` has the device, precision and threads of this machine. The folder is `path`, or, if it
+    exists, `path` with a number. `start` is the run that init_from= names. `sha256` is the checksum
+    that the text must have. `cell` holds facts about the sweep for metrics.json. Raises UserError
+    before it makes a folder.
     """
     tokenizer = start.tokenizer if start else None
     prepared = Prepared(config, tokenizer, sha256)
@@ -148,13 +148,10 @@ def resume(path: Path, config: Config, command: str, watch: Watch | None = None)
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turns OSErrors into UserErrors of one line: a full disk, a folder without permission.
-
-    Files that were saved before are intact.
-    """
+    """Turns OSErrors, such as a full disk, into UserErrors. Files saved before are intact."""
 
     def hook(thread: threading.ExceptHookArgs) -> None:
-        """Prints no traceback for an OSError: TensorBoard raises it again at its next call."""
+        """Prints no traceback for an OSError; TensorBoard raises it again at its next call."""
         if not issubclass(thread.exc_type, OSError):
             hook_before(thread)
 
@@ -175,7 +172,10 @@ def train(
     over: bool = False,
     watch: Watch | None = None,
 ) -> str:
-    """Trains until the end, from `saved` on; returns the status. `over`: only results are missing.
+    """Trains to the end and returns the status.
+
+    `saved` is the entry of the checkpoint to start from. `over` means that the training is complete
+    and only the results are missing.
 
     Raises SystemExit(128 + n) after signal n.
     """
@@ -238,7 +238,7 @@ def say_results(directory: RunDirectory, subject: Subject, ending: Ending) -> No
 
 @contextmanager
 def noting_failures(directory: RunDirectory) -> Iterator[None]:
-    """Notes in metrics.json that a run was interrupted or has failed, and lets the error pass."""
+    """Writes to metrics.json that a run was interrupted or has failed. The error continues."""
 
     def note(status: str) -> None:
         with suppress(UserError):  # on a full disk the status cannot be written either
@@ -269,7 +269,7 @@ def resume_command(directory: RunDirectory) -> str:
 def make_steps(
     recorder: Recorder, module: LanguageModule, batches: BatchModule, device: str
 ) -> None:
-    """Lets Lightning make the steps, from the checkpoint on if the run is resumed."""
+    """Lets Lightning make the steps, starting at the checkpoint if the run is resumed."""
     directory = recorder.directory
     last = directory.path / "checkpoints/last.ckpt"
     max_steps = recorder.schedule.run.max_steps
@@ -295,7 +295,7 @@ def count(
 ) -> Ending:
     """Trains a model without steps: it counts the text once, is evaluated and saved.
 
-    With `saved`, the entry of its checkpoint, all this is done already.
+    If `saved`, the entry of its checkpoint, is given, all this was done before.
     """
     model = subject.model
     train_tokens = subject.text.train
@@ -327,7 +327,7 @@ def evaluate_counted(
     identity: dict[str, Any],
     totals: dict[str, float],
 ) -> None:
-    """Evaluates a counted model, notes the numbers, and saves its checkpoints."""
+    """Evaluates a counted model, writes the numbers, and saves its checkpoints."""
     values = evaluations.evaluate(subject)
     numbers, texts = recorders.note(values, 0, directory, board)
     best = numbers.get("val/loss", math.inf)
@@ -361,7 +361,7 @@ def evaluate_counted(
 
 
 def trainer(recorder: Recorder, device: str, max_steps: int) -> pl.Trainer:
-    """Returns Lightning's Trainer, with all that the Recorder does switched off."""
+    """Returns Lightning's Trainer. Everything that the Recorder does is switched off in it."""
     mute_lightning()
     spare_memory_filling()
     return pl.Trainer(

@@ -1,4 +1,4 @@
-"""The clock of a run and its running numbers: seconds, mean loss, tokens a second, progress bar."""
+"""Measures a run while it trains: seconds, mean loss, tokens a second, progress bar."""
 
 import math
 import time
@@ -15,7 +15,7 @@ from lmlab.training.step import LanguageModule
 
 
 class Meter:
-    """Measures a run while it trains. Evaluations and checkpoints are left out of its seconds.
+    """Measures a run while it trains. The time of evaluations and checkpoints is not counted.
 
     `saved` holds step, train_seconds and train_loss of the checkpoint to resume from.
     """
@@ -56,21 +56,21 @@ class Meter:
 
     @contextmanager
     def paused(self, module: LanguageModule) -> Iterator[None]:
-        """Stops the clock for a while. First waits for the GPU, whose work is training."""
+        """A context in which the clock stands still. It first waits for the GPU's steps."""
         module.loss_sum.item()
         self.stop()
         yield
         self.start()
 
     def point(self, module: LanguageModule, lr: float) -> tuple[dict[str, float], dict[str, float]]:
-        """Returns a point of the training curves, and further values for history.jsonl.
+        """Returns a point of the training curves, and more values for history.jsonl.
 
-        train/loss is the mean over the steps since the last multiple of `log_interval`. Here
-        training waits for the device.
+        train/loss is the mean over the steps since the last multiple of `log_interval`. The
+        method waits for the device.
         """
         steps = module.losses // self.run.grad_accumulation
         at_interval = self.step % self.run.log_interval == 0
-        self.train_loss = module.take_loss(begin_anew=at_interval)
+        self.train_loss = module.take_loss(restart=at_interval)
         seconds = self.seconds()
         tokens_per_second = speed(self.step * self.tokens_per_step, seconds)
         description = (
@@ -100,5 +100,5 @@ class Meter:
 
 
 def speed(tokens: int, seconds: float) -> float:
-    """Returns tokens a second, or nan before there is time."""
+    """Returns tokens a second, or nan if no time has passed."""
     return tokens / seconds if seconds else math.nan

@@ -1,4 +1,4 @@
-"""Muon: an update of the matrices between embedding and head that favours no direction."""
+"""The optimizer Muon: it updates matrices equally in all directions."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -12,10 +12,10 @@ HALF = {"cuda": torch.bfloat16}  # on a CPU, small matrices gain nothing by it (
 
 
 def orthogonalized(matrices: Tensor, steps: int) -> Tensor:
-    """Returns the matrices (N, R, C) with their singular values moved to about 1.
+    """Returns the matrices (N, R, C) with singular values changed to about 1.
 
     After five steps of the Newton-Schulz iteration of Jordan et al. 2024 they are 0.7 to 1.2. The
-    precision stays that of the matrices.
+    result has the precision of the matrices.
     """
     a, b, c = COEFFICIENTS
     is_wide = matrices.shape[-2] <= matrices.shape[-1]
@@ -51,7 +51,7 @@ class Muon(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Makes a gradient step; returns the value of `closure`, as torch's optimizers do."""
+        """Makes a gradient step; returns the value of `closure`, like torch's optimizers."""
         with torch.enable_grad():
             loss = closure() if closure else None
         for group in self.param_groups:
@@ -65,7 +65,7 @@ class Muon(torch.optim.AdamW):
         return loss
 
     def step_together(self, weights: list[Tensor], lr: float, weight_decay: float) -> None:
-        """Makes the step of weights of one shape. They lose their gradients: AdamW skips them."""
+        """Updates weights of one shape, and removes their gradients, so that AdamW skips them."""
         gradients = [weight.grad for weight in weights if weight.grad is not None]
         for weight in weights:
             weight.grad = None

@@ -1,8 +1,8 @@
-"""From gradients to weights: the optimizers, and the learning rate as a function of the step.
+"""The optimizers, and the learning rate at each step.
 
-An optimizer costs a function here (from `Weights`, its keys and the precision to torch's
-optimizer), its keys in the catalogue, and a YAML. Its state for each weight is never declared:
-`example_states` makes a step and reads the state.
+A new optimizer needs a function here, its keys in the catalogue, and a YAML file. The function
+takes `Weights`, the keys and the precision, and returns torch's optimizer. Nothing declares the
+state that the optimizer keeps: `example_states` makes a step and reads the state.
 """
 
 import math
@@ -42,7 +42,7 @@ class Weights:
         return cls(matrices, others, model.hidden_matrices())
 
     def groups(self, weight_decay: float) -> list[Group]:
-        """Returns matrices with weight decay, and all other weights without (Brown et al. 2020)."""
+        """Returns matrices with weight decay, other weights without it (Brown et al. 2020)."""
         return [
             {"params": self.matrices, "weight_decay": weight_decay},
             {"params": self.others, "weight_decay": 0.0},
@@ -87,7 +87,7 @@ def muon(weights: Weights, config: MuonConfig, precision: str) -> torch.optim.Op
 
 
 def builder_of(config: OptimizerConfig) -> Callable[..., torch.optim.Optimizer]:
-    """Returns the function that builds the optimizer of these keys, from the catalogue."""
+    """Returns the function that builds the optimizer with these keys; the catalogue names it."""
     builder: Callable[..., torch.optim.Optimizer] = load(row_of(OPTIMIZERS, config).builder)
     return builder
 
@@ -104,8 +104,8 @@ def example_states(
 ) -> list[dict[str, Any]]:
     """Returns the state that the optimizer keeps for each weight, in the optimizer's order.
 
-    It comes from a step on zeros on the CPU, one weight for all that have the same shape in a
-    group; the model is not touched and may be on the meta device.
+    It comes from a step on weights of zeros, on the CPU. Weights of the same shape in a group share
+    one such step. The model does not change, and may be on the meta device.
     """
     weights = Weights.of(model)
     is_hidden = {id(weight) for weight in weights.hidden}
@@ -155,9 +155,9 @@ def state_bytes(model: LanguageModel, config: Any) -> int:
 def learning_rate(step: int, lr: float, run: RunConfig) -> float:
     """Returns the learning rate of gradient step `step`, counted from 0.
 
-    It rises linearly to `lr`, stays there for `hold_steps`, and then is constant, or falls by a
-    straight line or half a cosine (Loshchilov and Hutter 2017, one cycle) to `min_lr` at
-    `decay_steps`, where it stays.
+    It rises linearly to `lr` and stays there for `hold_steps`. Then it is constant, or it falls,
+    linearly or like half a cosine (Loshchilov and Hutter 2017, one cycle), to `min_lr` at
+    `decay_steps`.
     """
     if step < run.warmup_steps:
         return lr * (step + 1) / (run.warmup_steps + 1)

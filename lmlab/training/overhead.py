@@ -1,4 +1,4 @@
-"""Four things that Lightning and torch do at every step for nothing, switched off for speed.
+"""Switches off four things that Lightning and torch do needlessly at every step.
 
 Together they take a quarter of a millisecond a step, a third of a small model's step. None of them
 changes a number.
@@ -14,7 +14,7 @@ from pytorch_lightning.profilers import PassThroughProfiler
 
 
 class NoProfiler(PassThroughProfiler):
-    """Times nothing. Lightning's own makes a generator for each of the thirty hooks of a step."""
+    """Measures nothing. Lightning's own profiler makes thirty generators in each step."""
 
     nothing = nullcontext()
 
@@ -23,9 +23,9 @@ class NoProfiler(PassThroughProfiler):
 
 
 class PlainHookName(LightningModule):
-    """Notes the name of a hook, which Lightning does thirty times a step, as a plain attribute.
+    """Stores the name of the current hook as a plain attribute.
 
-    torch would otherwise ask each time whether the name is a weight.
+    Lightning sets it thirty times in a step, and torch would check each time if it is a weight.
     """
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -36,12 +36,12 @@ class PlainHookName(LightningModule):
 
 
 def spare_memory_filling() -> None:
-    """Stops deterministic algorithms from filling each new tensor: all of them are written to."""
+    """Stops torch from filling new tensors in deterministic mode; all are overwritten."""
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch sets it by a module class
 
 
 def mute_lightning() -> None:
-    """Mutes advice on loaders, loggers and clusters, which is looked for again and again."""
+    """Mutes Lightning's advice on loaders, loggers and clusters, which it repeats for every run."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     for module in ("pytorch_lightning", "lightning_fabric"):
         warnings.filterwarnings("ignore", module=module)

@@ -19,12 +19,12 @@ from lmlab.runs.folder import RunDirectory, read_config, text_sha256
 
 
 class Prepared:
-    """A text, an untrained model and its batches. From here on no function needs the `Config`.
+    """The text of a run, its untrained model and its batches.
 
     `config` has the device, precision and threads of this machine. `tokenizer` is the tokenizer to
     use, by default the text's own; `sha256` is the checksum that the text must have, if it is
-    known. The seed that is set here determines all that is random in a run. Raises UserError, also for a
-    text that is too short.
+    known. The seed set here determines everything random in a run. Raises UserError, for example
+    if the text is too short.
     """
 
     def __init__(
@@ -68,9 +68,9 @@ def inherit(model: LanguageModel, start: checkpoints.Run) -> None:
 
 
 def source_tokens(directory: RunDirectory, tokenizer: Tokenizer) -> np.ndarray | None:
-    """Returns the validation tokens of the run that the weights come from.
+    """Returns the validation tokens of the earlier run whose weights this run starts from.
 
-    Returns None, and prints a line, if the text cannot be read.
+    If their text cannot be read, it prints a line and returns None.
     """
     if not (directory.path / "source.yaml").exists():
         return None

@@ -69,15 +69,15 @@ class Schedule:
         return minutes is not None and seconds >= 60 * minutes
 
     def evaluates_after(self, step: int) -> bool:
-        """Returns whether an evaluation follows `step`, as far as that is known before."""
+        """Returns whether an evaluation follows `step`, if this is known in advance."""
         return step % self.run.eval_interval == 0 or step == self.run.max_steps
 
     def draws_attention(self, step: int) -> bool:
-        """Returns whether the pictures that take long are due in the evaluation after `step`."""
+        """Returns whether the evaluation after `step` draws attention, which takes long."""
         return step % self.picture_interval == 0
 
     def checkpoint_saved(self) -> None:
-        """Starts the time until `checkpoint_minutes` anew."""
+        """Restarts the clock of `checkpoint_minutes`."""
         self.saved_at = time.monotonic()
 
 
@@ -94,15 +94,15 @@ class Ending:
 
 
 class StopSignal:
-    """Ctrl-C and SIGTERM: the first lets the step end, the second ends the process at once."""
+    """Handles Ctrl-C and SIGTERM: the first ends after the step, a second at once."""
 
     def __init__(self) -> None:
         self.number: int | None = None
 
     def listen(self, sigterm_came: bool) -> None:
-        """Takes the signals over; Lightning gives them back at its end.
+        """Begins to handle the signals; Lightning restores the earlier handlers when it ends.
 
-        `sigterm_came`: a SIGTERM has reached Lightning before.
+        `sigterm_came` says that Lightning has already received a SIGTERM.
         """
         if sigterm_came:
             self.number = signal.SIGTERM
@@ -111,7 +111,7 @@ class StopSignal:
             signal.signal(signal.SIGTERM, self.receive)
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        """Notes the signal. Raises SystemExit for the second one."""
+        """Remembers the signal. Raises SystemExit if it is the second signal."""
         if self.number is not None:
             raise SystemExit(128 + number)
         self.number = number
@@ -122,9 +122,9 @@ class StopSignal:
 class Recorder(Callback):
     """Decides after each step which actions are due, and calls the functions that do them.
 
-    `subject` is the object of all evaluations, `identity` the facts by which a checkpoint names its
-    run, and `saved` the `lmlab` entry of the checkpoint to resume from. `watch` is called after an
-    evaluation and returns whether to continue.
+    `subject` is what all evaluations look at. `identity` holds the facts that tell which run a
+    checkpoint belongs to. `saved` is the `lmlab` entry of the checkpoint to resume from. `watch` is
+    called after an evaluation and returns whether to continue.
     """
 
     def __init__(
@@ -222,7 +222,7 @@ class Recorder(Callback):
         module: LanguageModule,  # type: ignore[override]  # our module
         checkpoint: dict[str, Any],
     ) -> None:
-        """Lets Lightning count on from a checkpoint of the lab's version 0.1."""
+        """Makes a checkpoint of the lab's version 0.1 fit this version."""
         state.move_step_count(checkpoint)
 
     def on_train_end(self, *_: object) -> None:
@@ -234,7 +234,7 @@ class Recorder(Callback):
     # What is done when it is due
 
     def note_point(self, trainer: Trainer, module: LanguageModule) -> None:
-        """Notes a point of the training curves, and whether the loss is still finite."""
+        """Writes a point of the training curves, and checks that the loss is finite."""
         lr = trainer.optimizers[0].param_groups[0]["lr"]
         numbers, others = self.meter.point(module, lr)
         self.directory.record(step=self.meter.step, **numbers, **others)
@@ -267,7 +267,7 @@ class Recorder(Callback):
             self.pruned = not self.watch(step, numbers["val/loss"])
 
     def save(self, trainer: Trainer, module: LanguageModule) -> None:
-        """Saves last.ckpt, from which a run is resumed as if it had never stopped."""
+        """Saves last.ckpt, from which the run can resume without any difference."""
         if not self.is_finite(module):
             return
         self.directory.update(**self.meter.totals())
@@ -276,7 +276,7 @@ class Recorder(Callback):
         self.schedule.checkpoint_saved()
 
     def keep_matrices(self, module: LanguageModule) -> None:
-        """Keeps the matrices if an evaluation follows the next step: it measures their change."""
+        """Copies the matrices if an evaluation, which measures their change, comes next."""
         if self.schedule.evaluates_after(self.meter.step + 1):
             weights = evaluations.matrices(module.model)
             self.before = {name: weight.clone() for name, weight in weights}
@@ -304,11 +304,11 @@ class Recorder(Callback):
         return "interrupted"
 
     def ending(self) -> Ending:
-        """Returns how the run has ended."""
+        """Returns the status at the end of the run, and the signal that stopped it."""
         return Ending(self.status, self.meter.step, self.meter.totals(), self.stop.number)
 
     def finish(self) -> None:
-        """Notes the hyper-parameters of a sweep's cell that has ended, and closes the files."""
+        """Writes the hyper-parameters of a finished cell to TensorBoard, and closes the files."""
         group = self.directory.metrics.get("group")
         if group is not None and self.status != "interrupted":
             self.board.show_hparams(group, self.identity["config"], self.status, self.meter.step)
@@ -333,12 +333,12 @@ def note(
 
 
 def as_best(numbers: Mapping[str, float], step: int) -> dict[str, float]:
-    """Returns the numbers of the best evaluation so far under the names that they have then."""
+    """Returns the numbers of the best evaluation so far, with names that begin with best/."""
     return {f"best/{name}": value for name, value in numbers.items()} | {"best/step": step}
 
 
 def line(step: int, numbers: Mapping[str, float], sample: str) -> str:
-    """Returns the line of the terminal for an evaluation."""
+    """Returns the line that the terminal shows for an evaluation."""
     pairs = "".join(f"{name} {numbers[name]:.4f}  " for name in losses() if name in numbers)
     sample = sample.replace("\n", "↵")
     return f"step {step:>5}  {pairs}{sample}"

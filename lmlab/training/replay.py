@@ -1,4 +1,4 @@
-"""A run is made again, to see whether its losses come out the same to the bit."""
+"""Trains a run again, to check whether its losses are the same bits."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +11,9 @@ from lmlab.training.preparation import load_start
 
 
 def replay(path: Path, config: Config, command: str) -> bool:
-    """Runs the run at `path` anew in a new folder; returns whether all losses are the same bits.
+    """Trains the run at `path` again in a new folder; returns whether all losses are the same bits.
 
-    Prints at which step the losses part, if they do.
+    If they are not, it prints the first step at which they differ.
     """
     before = losses(path)
     sha256 = text_sha256(read_metrics(path), path)
@@ -45,7 +45,7 @@ def replay(path: Path, config: Config, command: str) -> bool:
 
 
 def losses(path: Path) -> dict[tuple[int, str, int], float | None]:
-    """Returns the losses that a run has noted, by step, name, and number of steps averaged."""
+    """Returns the losses in a run's history, by step, name, and number of averaged steps."""
     return {
         (line["step"], name, line.get("steps", 0)): line[name]
         for line in read_history(path)

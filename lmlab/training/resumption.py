@@ -1,4 +1,4 @@
-"""Resumes a run: checks its state, restores it, and notes the change of versions."""
+"""Resumes a run: checks its state, restores it, and writes down changed versions."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from lmlab.training.preparation import Prepared
 
 
 def check_resumable(path: Path, metrics: dict[str, Any], saved: dict[str, Any] | None) -> None:
-    """Raises UserError for a run without a checkpoint to continue from, or that has diverged."""
+    """Raises UserError if the run has no checkpoint to continue from, or has diverged."""
     if saved is None and metrics.get("step"):
         raise UserError(f"{path / 'checkpoints/last.ckpt'}: is missing, and so is previous.ckpt")
     if metrics.get("status") == "diverged":
@@ -23,7 +23,7 @@ def check_resumable(path: Path, metrics: dict[str, Any], saved: dict[str, Any] |
 
 
 def is_over(saved: dict[str, Any], run: RunConfig, has_steps: bool) -> bool:
-    """Returns whether the checkpoint is that of the run's end."""
+    """Returns whether the checkpoint was saved at the end of the run."""
     all_steps_made = not has_steps or saved["step"] == run.max_steps
     return saved["last"] and (all_steps_made or is_out_of_time(saved, run.max_minutes))
 
@@ -36,7 +36,7 @@ def is_out_of_time(saved: dict[str, Any], max_minutes: float | None) -> bool:
 def finished_already(
     path: Path, saved: dict[str, Any], max_minutes: float | None, can_go_on: bool
 ) -> str:
-    """Returns the line for a run that is over, with the key that would continue it."""
+    """Returns the message for a finished run, with the key that would continue it."""
     step = saved["step"]
     line = f"{path}: finished already"
     if step > 0:
@@ -49,7 +49,7 @@ def finished_already(
 
 
 def restore(checkpoint: dict[str, Any], prepared: Prepared, over: bool, path: Path) -> None:
-    """Loads the weights of a run that is `over`. Otherwise Lightning does so, after a check here.
+    """Loads the weights of a run that is `over`. Otherwise Lightning loads them after a check.
 
     Raises UserError if the state of the optimizer in the checkpoint at `path` does not fit.
     """

@@ -27,8 +27,8 @@ def entry(
 ) -> dict[str, Any]:
     """Returns the entry `lmlab` of a checkpoint.
 
-    `identity` names the run, `progress` holds its step and sums. Afterwards all lines of
-    history.jsonl are on disk.
+    `identity` tells which run the checkpoint belongs to; `progress` holds the step and the sums.
+    After the call all lines of history.jsonl are on disk.
     """
     return {
         **identity,
@@ -40,7 +40,7 @@ def entry(
 
 
 def first_new_step(saved: dict[str, Any] | None) -> int:
-    """Returns the first step whose points are not written yet, from the entry of a checkpoint."""
+    """Returns the first step that is not yet written: the one after the checkpoint, or 0."""
     return 0 if saved is None else saved["step"] + 1
 
 
@@ -65,10 +65,10 @@ def check_optimizer(
     examples: list[dict[str, Any]],
     path: Path,
 ) -> None:
-    """Raises UserError unless the optimizer's state in a checkpoint fits the optimizer.
+    """Raises UserError if the optimizer's state in a checkpoint does not fit the optimizer.
 
-    `examples` holds a state that the optimizer has made itself for each weight. Fused optimizers do
-    not check sizes: they would read beyond the end of a tensor.
+    `examples` holds, for each weight, a state that the optimizer itself has made. The check is
+    needed, since fused optimizers would read beyond the end of a tensor of the wrong size.
     """
     try:
         (saved,) = checkpoint["optimizer_states"]
@@ -84,7 +84,7 @@ def check_optimizer(
 
 
 def without_lr(group: dict[str, Any]) -> str:
-    """Returns the settings of a group as text, but for the learning rate: the step decides it."""
+    """Returns the settings of a group as text, without the learning rate, which each step sets."""
     return repr(group | {"lr": 0})
 
 
@@ -96,7 +96,7 @@ def fits_example(value: Any, example: Any) -> bool:
 
 
 def random_state(device: str) -> dict[str, Any]:
-    """Returns the state of every random generator that a step could draw on, as plain data."""
+    """Returns the states of all random generators that a step could use, as plain data."""
     _, keys, *others = np.random.get_state()
     return {
         "python": random.getstate(),
@@ -108,7 +108,7 @@ def random_state(device: str) -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Restores the random states that `random_state` has returned."""
+    """Restores the random states that `random_state` returned."""
     random.setstate(state["python"])
     keys, *others = state["numpy"]
     np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), *others))

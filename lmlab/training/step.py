@@ -35,8 +35,8 @@ def cross_entropy(model: nn.Module, idx: Tensor, targets: Tensor) -> Tensor:
 def compiled(device: str, grad_accumulation: int) -> Callable[..., Tensor]:
     """Returns `cross_entropy` compiled for a device.
 
-    On CUDA a step is replayed as one CUDA graph, in a third of the time. Not with accumulation:
-    the graph would overwrite the gradients of the batch before.
+    On CUDA a step runs as one CUDA graph, in a third of the time. This is not possible with
+    accumulation, since the graph would overwrite the gradients of the batch before.
     """
     torch.compiler.reset()  # an earlier run of this process would decide what is compiled, and how
     graphs = device == "cuda" and grad_accumulation == 1
@@ -47,7 +47,8 @@ def compiled(device: str, grad_accumulation: int) -> Callable[..., Tensor]:
 class LanguageModule(PlainHookName):
     """Wraps a model from token ids (B, T) to logits (B, T, V) for Lightning's Trainer.
 
-    Losses add up on the device, so that no step waits for a number; `take_loss` reads them.
+    The losses are added on the device, so that no step waits for a number; `take_loss` reads the
+    sum.
     `optimizer` holds the optimizer's keys.
     """
 
@@ -76,7 +77,7 @@ class LanguageModule(PlainHookName):
         self.grad_norm = torch.zeros(())
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Adds a batch's gradients; after `grad_accumulation` batches makes a gradient step."""
+        """Adds a batch's gradients. After `grad_accumulation` batches it makes a gradient step."""
         accumulation = self.run.grad_accumulation
         with autocast(self.device, self.precision):
             loss = self.cross_entropy(self.model, *batch)
@@ -98,10 +99,10 @@ class LanguageModule(PlainHookName):
         optimizer.step()
         optimizer.zero_grad()
 
-    def take_loss(self, begin_anew: bool) -> float:
-        """Returns the mean loss since it last began anew. Here training waits for the device."""
+    def take_loss(self, restart: bool) -> float:
+        """Returns the mean loss since the last call with `restart`. It waits for the device."""
         mean = float(self.loss_sum / self.losses)
-        if begin_anew:
+        if restart:
             self.loss_sum.zero_()
             self.losses = 0
         return mean

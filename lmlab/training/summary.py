@@ -52,7 +52,7 @@ def described(text: Splits) -> str:
 
 
 def results(metrics: Mapping[str, Any], status: str, sample: str) -> str:
-    """Returns the table at the end, with the best evaluation on the way, and a sample."""
+    """Returns the table at the end, with the best evaluation of the run, and a sample."""
     if status == "diverged":
         return (
             f"diverged: at step {metrics['step']} the loss or a weight is not finite. Try a "
@@ -71,7 +71,7 @@ def results(metrics: Mapping[str, Any], status: str, sample: str) -> str:
 
 
 def number(metrics: Mapping[str, Any], name: str) -> str:
-    """Returns a number of metrics.json for the table, or nothing where there is none."""
+    """Returns a number of metrics.json as text, or "" if it is missing."""
     value = metrics.get(name)
     if not isinstance(value, float):
         return ""
@@ -79,7 +79,7 @@ def number(metrics: Mapping[str, Any], name: str) -> str:
 
 
 def whereabouts(path: Path) -> str:
-    """Returns the lines with the run's folder and the commands to look at the run."""
+    """Returns the lines that show the run's folder and the commands to look at the run."""
     return (
         f"\nsaved in      {path}\ncurves        tensorboard --logdir outputs\n"
         f"more samples  python scripts/sample.py run={shlex.quote(str(path))}"

@@ -1,1 +1,1 @@
-"""What scripts/benchmark.py measures: a module a suite, each with a function `measure`."""
+"""What scripts/benchmark.py measures: each suite is a module with a function `measure`."""

@@ -1,4 +1,4 @@
-"""The commands that the suites run, and how their time is taken."""
+"""Runs the commands of the suites and measures their time."""
 
 import os
 import re
@@ -24,14 +24,14 @@ NANOGPT = {
 
 
 def clock() -> float:
-    """Returns the time in seconds, once a GPU has done all that it was given."""
+    """Waits until a GPU has finished its work, and returns the time in seconds."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def wall(command: list[str], folder: Path | str) -> float:
-    """Returns the seconds that a whole command takes."""
+    """Runs a whole command, and returns its seconds."""
     begun = time.perf_counter()
     subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - begun
@@ -48,7 +48,7 @@ def train(arguments: str) -> tuple[float, dict[str, float]]:
 def train_nanogpt(clone: Path, recipe: str, seed: int, out: Path) -> tuple[float, float]:
     """Runs nanoGPT's train.py. Returns its wall time, and the seconds of its training steps alone.
 
-    Steps before which it evaluates are counted as long as the mean of the others.
+    Steps with an evaluation before them are counted like the mean of the others.
     """
     # The seed is no option of nanoGPT's, so it is replaced in the source.
     source = f"exec(open('train.py').read().replace('1337', '{1337 + seed}'))"

@@ -1,4 +1,4 @@
-"""Measures how fast a text becomes tokens, in a fresh process on one core, imports not counted.
+"""Measures how fast a text becomes tokens, in a new process on one core, without imports.
 
 MB/s, ASCII                 64 MB of the stories repeated, in 10^6 bytes of text a second: both
                             readings, the tokens' file and its checksum, fsync included
@@ -62,7 +62,7 @@ def measure(repeats: int) -> dict[str, float]:
 
 
 def fill(path: Path, text: str, size: int) -> Path:
-    """Writes the text again and again, until the file has `size` bytes; returns its path."""
+    """Writes the text repeatedly until the file has `size` bytes, and returns its path."""
     content = text.encode()
     with open(path, "wb") as file:
         for _ in range(math.ceil(size / len(content))):
@@ -71,9 +71,9 @@ def fill(path: Path, text: str, size: int) -> Path:
 
 
 def run(program: str, path: Path) -> tuple[float, float]:
-    """Returns the seconds and the most bytes of memory of a process that prepares a text.
+    """Returns the seconds and the peak memory (bytes) of a process that prepares a text.
 
-    The process begins with an empty cache.
+    The process starts with an empty cache.
     """
     with tempfile.TemporaryDirectory(dir=path.parent) as cache:
         environment = os.environ | {"LMLAB_CACHE": cache}
@@ -95,7 +95,7 @@ def lmlab(path: str, folder: str) -> float:
 
 
 def nanogpt(path: str, folder: str) -> float:
-    """Returns the seconds in which nanoGPT's way prepares the text at `path`."""
+    """Returns the seconds in which nanoGPT's method prepares the text at `path`."""
     import numpy as np
 
     begun = time.perf_counter()

@@ -21,7 +21,7 @@ V = 65  # characters in the vocabulary, as in tiny-shakespeare
 
 
 def measure(repeats: int, nanogpt: Path | None) -> dict[str, float]:
-    """Returns medians: tokens a second of each way, and lmlab's as a multiple of the others'."""
+    """Returns medians: tokens a second of each method, and ratios of lmlab to the others."""
     config = machine.resolve(overrides.resolved(("experiment=shakespeare_cpu",))[0])
     device = machine.pick("auto")
     T = config.model.block_size

@@ -1,4 +1,4 @@
-"""Measures how long whole processes take until something happens, from their command on."""
+"""Measures the time from a command to its first step, its error, or its help."""
 
 import subprocess
 import sys
@@ -35,7 +35,7 @@ def first_step(folder: str) -> float:
 
 
 def measure(repeats: int) -> dict[str, float]:
-    """Returns medians: seconds, and the first step's as a multiple of the imports'."""
+    """Returns medians: the seconds, and the ratio of the first step to the imports."""
     seconds: dict[str, list[float]] = {
         "imports": [],
         "first step": [],

@@ -1,4 +1,4 @@
-"""Twelve bigram cells of 300 steps, each way in a folder of its own."""
+"""Measures a sweep of twelve bigram cells of 300 steps, run in three ways."""
 
 import itertools
 import os

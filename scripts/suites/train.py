@@ -1,4 +1,4 @@
-"""Training steps: the lab's loop against a loop in the open, the machine's peak, and nanoGPT."""
+"""Measures training steps: the lab's loop against a plain loop, the machine's peak, and nanoGPT."""
 
 import contextlib
 import io
@@ -32,7 +32,7 @@ IN_TURN = 10  # steps in the lab, then as many in the open
 
 
 def peak(place: torch.device, dtype: torch.dtype) -> float:
-    """Returns the FLOP/s of the best of twenty products of large matrices."""
+    """Multiplies large matrices twenty times, and returns the FLOP/s of the fastest product."""
     n = 2048 if place.type == "cpu" else 8192
     a, b = (torch.randn(n, n, device=place, dtype=dtype) for _ in range(2))
     times = []
@@ -46,7 +46,7 @@ def peak(place: torch.device, dtype: torch.dtype) -> float:
 def in_the_open(arguments: list[str]) -> Callable[[], float]:
     """Returns a loop in plain PyTorch with the model, optimizer and precision of train.py.
 
-    Each call makes `IN_TURN` steps more and returns their seconds.
+    Each call makes `IN_TURN` more steps and returns their seconds.
     """
     config = machine.resolve(overrides.resolved(arguments)[0])
     place = machine.pick(config.choices["device"])
@@ -81,7 +81,7 @@ def in_the_open(arguments: list[str]) -> Callable[[], float]:
 class Timed(Recorder):
     """Measures the seconds of the lab's steps without evaluations.
 
-    In between it makes as many steps in the open.
+    Between them it makes the same number of steps of the plain loop.
     """
 
     open_steps: Callable[[], float]
@@ -111,9 +111,9 @@ class Timed(Recorder):
 
 
 def in_turn(arguments: list[str]) -> tuple[float, float]:
-    """Returns the seconds a step of train.py, and of the loop in the open.
+    """Returns the seconds of a step of train.py, and of a step of the plain loop.
 
-    train.py has its bar, points and checkpoints.
+    train.py also draws its bar and writes points and checkpoints.
     """
     Timed.open_steps = staticmethod(in_the_open(arguments))
     with (
@@ -164,7 +164,7 @@ def measure(repeats: int, nanogpt: Path | None) -> dict[str, float]:
 
 
 def against_nanogpt(repeats: int, clone: Path) -> dict[str, float]:
-    """Returns medians over runs of nanoGPT's recipe in turn with ours, a seed each."""
+    """Returns medians over runs of nanoGPT's recipe, in turn with ours, each with a new seed."""
     recipe = "shakespeare_baby" if torch.cuda.is_available() else "shakespeare_cpu"
     tokens = {"shakespeare_cpu": 2000 * 12 * 64, "shakespeare_baby": 1000 * 64 * 256}[recipe]
     ours_only = "" if recipe == "shakespeare_cpu" else " max_steps=1000 decay_steps=5000"
