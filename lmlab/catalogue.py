@@ -59,6 +59,7 @@ UNTOUCHING = Marker("the key names, places or watches a run, and does not touch 
 STEPWISE = Marker("the key belongs to training by steps: an n-gram has no use for it")
 OF_THE_RUN = Marker("the key belongs to a single run, and is no column of hyper-parameters")
 ONCE = Marker("a sweep has one value of the key")
+SHAPELESS = Marker("the key does not change the shape of any weight of the model")
 
 # The text is the interval that `check_value` allows and names.
 Count = Annotated[int, "[1, inf)"]
@@ -67,9 +68,8 @@ PositiveOrZero = Annotated[float, "[0, inf)"]
 Share = Annotated[float, "[0, 1)"]
 
 
-@dataclass(frozen=True)
-class ModelConfig:
-    """The keys of a model. A subclass adds its own, and a `check` if keys must fit together."""
+class AnyModelConfig:
+    """What the lab asks of the keys of every model."""
 
     has_steps: ClassVar[bool] = True
     """Whether gradient steps train the model. If False, it counts the whole text at once."""
@@ -77,23 +77,29 @@ class ModelConfig:
     has_hidden_matrices: ClassVar[bool] = False
     """Whether the model has matrices between embedding and head that Muon can train."""
 
-    block_size: Count
-
     def check(self) -> None:
         """Raises UserError if the values do not fit together."""
+
+
+@dataclass(frozen=True)
+class ModelConfig(AnyModelConfig):
+    """The keys of a model. A subclass adds its own, and a `check` if keys must fit together."""
+
+    block_size: Count
 
 
 @dataclass(frozen=True)
 class BigramConfig(ModelConfig):
     """The keys of the bigram: only the length of its training windows."""
 
+    block_size: Annotated[Count, SHAPELESS]
+
 
 @dataclass(frozen=True)
-class NGramConfig:
+class NGramConfig(AnyModelConfig):
     """The keys of the n-gram, which is counted and has no steps."""
 
     has_steps: ClassVar[bool] = False
-    has_hidden_matrices: ClassVar[bool] = False
 
     order: Annotated[int, "[1, 20]"]
 
@@ -101,9 +107,6 @@ class NGramConfig:
     def block_size(self) -> int:
         """The number of tokens that the model sees at once."""
         return max(1, self.order - 1)
-
-    def check(self) -> None:
-        """Does nothing, since every allowed order of the n-gram is valid."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ class MLPConfig(ModelConfig):
     context: Annotated[int, "[1, 1000]"]
     n_embd: Annotated[int, "[1, 100000]"]
     n_hidden: Annotated[int, "[1, 1000000]"]
-    dropout: Share
+    dropout: Annotated[Share, SHAPELESS]
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ class LSTMConfig(ModelConfig):
 
     n_layer: Annotated[int, "[1, 1000]"]
     n_embd: Annotated[int, "[1, 100000]"]
-    dropout: Share
+    dropout: Annotated[Share, SHAPELESS]
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ class TransformerConfig(ModelConfig):
     n_layer: Annotated[int, "[1, 1000]"]
     n_head: Annotated[int, "[1, 1000]"]
     n_embd: Annotated[int, "[1, 100000]"]
-    dropout: Share
+    dropout: Annotated[Share, SHAPELESS]
 
     def check(self) -> None:
         """Raises UserError if the channels cannot be divided equally among the heads."""
@@ -193,7 +196,7 @@ class CorpusConfig:
 class FileConfig(CorpusConfig):
     """The keys of data=file: the user's own text."""
 
-    # What the file holds enters by its sha256.
+    # The hash of a cell contains the sha256 of the text, not the path.
     path: Annotated[str, CHANGEABLE, UNTOUCHING, OF_THE_RUN]
 
 
@@ -201,51 +204,44 @@ class FileConfig(CorpusConfig):
 class DeviceConfig:
     """The keys of a run that depend on its device."""
 
-    precision: Annotated[Literal["auto", "32-true", "bf16-mixed"], STEPWISE]
+    precision: Literal["auto", "32-true", "bf16-mixed"]
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
     """The keys of an optimizer. All optimizers have `lr` and `weight_decay`."""
 
-    lr: Annotated[Positive, STEPWISE]
-    weight_decay: Annotated[PositiveOrZero, STEPWISE]
+    lr: Positive
+    weight_decay: PositiveOrZero
 
-    def check(self, model: Any, model_name: str) -> None:
-        """Raises UserError if the optimizer cannot train the model with these keys."""
+    needs_hidden_matrices: ClassVar[bool] = False
+    """Whether it can only train models that have matrices between embedding and head."""
 
 
 @dataclass(frozen=True)
 class SGDConfig(OptimizerConfig):
     """The keys of plain gradient descent."""
 
-    momentum: Annotated[Share, STEPWISE]
+    momentum: Share
 
 
 @dataclass(frozen=True)
 class AdamWConfig(OptimizerConfig):
     """The keys of AdamW."""
 
-    beta1: Annotated[Share, STEPWISE]
-    beta2: Annotated[Share, STEPWISE]
+    beta1: Share
+    beta2: Share
 
 
 @dataclass(frozen=True)
 class MuonConfig(AdamWConfig):
     """The keys of Muon, and of AdamW for the weights that Muon leaves out."""
 
-    adam_lr: Annotated[Positive | None, STEPWISE, Follows("lr")]
-    momentum: Annotated[Share, STEPWISE]
-    ns_steps: Annotated[int, "[1, 20]", STEPWISE]
+    needs_hidden_matrices: ClassVar[bool] = True
 
-    def check(self, model: Any, model_name: str) -> None:
-        """Raises UserError for a model without matrices between embedding and head."""
-        if not model.has_hidden_matrices:
-            allowed = [name for name, choice in OPTIMIZERS.items() if choice.config != MuonConfig]
-            raise UserError(
-                f"optimizer=muon: trains the matrices of a transformer; model={model_name} has "
-                f"none, allowed are {', '.join(sorted(allowed, reverse=True))}"
-            )
+    adam_lr: Annotated[Positive | None, Follows("lr")]
+    momentum: Share
+    ns_steps: Annotated[int, "[1, 20]"]
 
 
 @dataclass(frozen=True)
@@ -293,16 +289,22 @@ CATALOGUE: dict[str, dict[str, Choice]] = {
 }
 GROUP_MARKERS: dict[str, tuple[Marker, ...]] = {
     "model": (),
-    "data": (UNTOUCHING,),  # what it makes of a text enters by the text's sha256
-    "device": (STEPWISE,),
+    "data": (UNTOUCHING,),  # the hash of a cell contains the text's sha256, not the choice
+    "device": (STEPWISE,),  # all keys of the group are stepwise, too
     "optimizer": (STEPWISE,),
     "experiment": (UNTOUCHING, OF_THE_RUN),
 }
 
 
-def row_of(rows: dict[str, Choice], config: Any) -> Choice:
-    """Returns the catalogue row that `config` belongs to."""
-    return next(row for row in rows.values() if row.config is type(config))
+def builder_of(rows: dict[str, Choice], config: Any) -> Any:
+    """Returns the class or function that builds a model or optimizer with the keys `config`.
+
+    The class of the keys decides, so no two rows may share one. Raises ValueError if they do.
+    """
+    builders = {row.builder for row in rows.values() if row.config is config.__class__}
+    if len(builders) != 1:
+        raise ValueError(f"{config.__class__.__name__} belongs to {len(builders)} rows, not to one")
+    return load(builders.pop())
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 
 from lmlab.config.check import Config
+from lmlab.config.keys import values_in
 from lmlab.errors import UserError
 
 Precision = Literal["32-true", "bf16-mixed"]
@@ -81,15 +82,19 @@ def resolve(config: Config) -> Config:
     Raises UserError for a device or a precision that this machine lacks.
     """
     device = pick(config.base("device"))
+    usual = values_in("device", device.type)  # for what device=auto leaves open
+    precision = config.device.precision
+    if precision == "auto":
+        precision = usual["precision"]
+    compiles = config.run.compile
+    if compiles is None:
+        compiles = usual["compile"]
+    threads = config.run.threads or usual["threads"] or CORES
     return replace(
         config,
         choices=config.choices | {"device": device.type},
-        device=replace(config.device, precision=pick_precision(device, config.device.precision)),
-        run=replace(
-            config.run,
-            threads=config.run.threads or CORES,
-            compile=pick_compile(device, config.run.compile),
-        ),
+        device=replace(config.device, precision=pick_precision(device, precision)),
+        run=replace(config.run, threads=threads, compile=pick_compile(device, compiles)),
     )
 
 
@@ -104,10 +109,8 @@ def pick_precision(device: torch.device, choice: str) -> Precision:
     )
 
 
-def pick_compile(device: torch.device, choice: bool | None) -> bool:
-    """Returns whether to compile. The default is only on CUDA; without a compiler it is False."""
-    if choice is None:
-        choice = device.type == "cuda"
+def pick_compile(device: torch.device, choice: bool) -> bool:
+    """Returns `choice`, or False with a warning if there is no compiler."""
     if choice and not has_compiler(device):
         print(
             "warning: compile=true: needs a C++ compiler, Python's headers and, for CUDA, Triton; "

@@ -46,7 +46,7 @@ class Attention(nn.Module):
 
 class Alibi(LanguageModel):
     def __init__(self, config: AlibiConfig, vocab_size: int) -> None:
-        super().__init__()
+        super().__init__(config)
         self.token_embedding = nn.Embedding(vocab_size, config.n_embd)
         self.blocks = nn.ModuleList(Attention(config) for _ in range(config.n_layer))
         self.head = nn.Linear(config.n_embd, vocab_size)
@@ -70,7 +70,7 @@ class AlibiConfig(TransformerConfig):
 class NAdamConfig(OptimizerConfig):
     """The keys of NAdam."""
 
-    decay: Annotated[Share, STEPWISE]
+    decay: Share
 
 
 MODELS["alibi"] = Choice(AlibiConfig, "lmlab.models.alibi:Alibi")

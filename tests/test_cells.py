@@ -117,7 +117,7 @@ def test_a_run_from_before_a_key_was_gained_is_read_with_its_neutral_value(run, 
         if not line.startswith("grad_clip:")
     ]
     files.write_sealed(run / "config.yaml", "\n".join(lines).encode())
-    with pytest.raises(errors.UserError, match="grad_clip is missing"):
+    with pytest.raises(errors.UserError, match="grad_clip: is missing"):
         runs.read_config(run)
     values = {"grad_clip": 0.5, "of_another_model": 1}
     monkeypatch.setattr(runs, "neutral_values", lambda: values)

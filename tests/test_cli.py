@@ -87,7 +87,7 @@ WRONG = {
     "data=file 'path=a b(c'": ["path=a b(c", "quoted twice", "path=\"'…'\""],
     "data=file 'path=a,b'": ["path=a,b", "twice", "path=\"'…'\""],
     "lr=0.1,0.2": ["lr=0.1,0.2", "add -m"],
-    "-m name=a,b": ["name=a,b", "a key other than name"],
+    "-m name=a,b": ["name=a,b", "a key other than dry_run name"],
     "-m model=bigram,gpt n_layer=2": [
         "n_layer=2",
         "model=bigram",

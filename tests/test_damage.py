@@ -161,7 +161,7 @@ DAMAGES = {
         ["last.ckpt", "its weights do not fit"],
     ),
     "larger than its model": (
-        each(lambda run, name, _: sealed(run / name, bytes(2**24 + 4096))),
+        each(lambda run, name, _: sealed(run / name, bytes(2**24 + 16 * 9 * 9 * 4 + 1))),
         ["last.ckpt", "bytes; allowed are"],
     ),
     "wrong weights": (

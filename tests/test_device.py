@@ -47,6 +47,26 @@ def test_what_cannot_be_compiled_is_said_and_run_as_it_is(
     assert ("warning: compile=true" in capsys.readouterr().err) is (asked is True and not there)
 
 
+def test_auto_takes_what_the_file_of_the_device_says(some_config, monkeypatch):
+    """conf/device/cpu.yaml is used for device=auto, too, but a typed value wins."""
+    file = {"precision": "bf16-mixed", "compile": True, "threads": 3}
+    monkeypatch.setattr(machine, "pick", lambda choice: CPU)
+    monkeypatch.setattr(machine, "values_in", lambda group, choice: {"cpu": file}[choice])
+    monkeypatch.setattr(machine, "has_compiler", lambda device: True)
+    left_open = replace(
+        some_config,
+        choices=some_config.choices | {"device": "auto"},
+        device=replace(some_config.device, precision="auto"),
+        run=replace(some_config.run, threads=None, compile=None),
+    )
+    resolved = machine.resolve(left_open)
+    assert resolved.device.precision == "bf16-mixed"
+    assert (resolved.run.compile, resolved.run.threads) == (True, 3)
+    typed = replace(left_open, run=replace(some_config.run, threads=1, compile=False))
+    resolved = machine.resolve(typed)
+    assert (resolved.run.compile, resolved.run.threads) == (False, 1)
+
+
 def test_a_missing_compiler_is_found_missing(monkeypatch):
     from torch._inductor.exc import InvalidCxxCompiler
 

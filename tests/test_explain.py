@@ -95,10 +95,10 @@ def test_a_model_is_drawn_by_what_it_has_not_by_its_type():
     assert drawn(build_model(CONFIGS["bigram"], V)).keys() == {"bigram"}
     assert drawn(build_model(CONFIGS["lstm"], V)) == {}
     assert drawn(shaken("gpt")).keys() == {"attention"}
-    found = drawn(Drawn())
+    found = drawn(Drawn(CONFIGS["bigram"]))
     assert found["picture"].shape == (2, V, 3) and found.keys() == {"picture", "attention"}
-    assert drawn(Drawn(), with_attention=False).keys() == {"picture"}
-    maps = attention_maps.attention_maps(Drawn(), some_ids(T))
+    assert drawn(Drawn(CONFIGS["bigram"]), with_attention=False).keys() == {"picture"}
+    maps = attention_maps.attention_maps(Drawn(CONFIGS["bigram"]), some_ids(T))
     torch.testing.assert_close(maps.sum(-1), torch.ones(1, 1, T))
     assert maps.triu(1).eq(0).all()
 
@@ -213,7 +213,7 @@ def test_the_bigrams_table_stands_beside_the_counts_of_its_own_text(nano, monkey
 
 
 def test_counts_that_cannot_be_had_are_said_and_the_rest_is_shown(nano, monkeypatch):
-    monkeypatch.setattr(explain, "text_sha256", lambda *_: "0" * 64)
+    monkeypatch.setattr(loss, "text_sha256", lambda *_: "0" * 64)
     data = explain.page_data(nano["bigram"], nano["bigram"].tokenizer.chars)
     assert data["table"]["counts"] is None and "not the one" in data["table"]["why"]
     with pytest.raises(UserError, match="none was given"):
@@ -223,7 +223,7 @@ def test_counts_that_cannot_be_had_are_said_and_the_rest_is_shown(nano, monkeypa
 def test_a_model_of_no_kind_we_know_has_a_page_too(nano):
     class Recurrent(LanguageModel):
         def __init__(self):
-            super().__init__()
+            super().__init__(nano["gpt_nano"].config.model)
             self.cell, self.head = torch.nn.LSTM(60, 16, batch_first=True), torch.nn.Linear(16, 60)
 
         def forward(self, idx):

@@ -8,12 +8,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lmlab.catalogue import (
+    MODELS,
+    OPTIMIZERS,
     BigramConfig,
+    Choice,
     GPTConfig,
     LSTMConfig,
     MLPConfig,
     ModernConfig,
     NGramConfig,
+    builder_of,
 )
 from lmlab.models.attention import attend
 from lmlab.models.base import LanguageModel, build_model
@@ -150,8 +154,7 @@ class OwnAttention(LanguageModel):
     """What a newcomer may write: no kernel of torch's, and nothing overridden."""
 
     def __init__(self):
-        super().__init__()
-        self.config = CONFIGS["bigram"]
+        super().__init__(CONFIGS["bigram"])
         self.token_embedding = torch.nn.Embedding(V, 8)
         self.qkv = torch.nn.Linear(8, 24)
         self.head = torch.nn.Linear(8, V)
@@ -171,14 +174,47 @@ def test_a_model_with_attention_of_its_own_gets_its_flops_muon_and_checkpoints()
 
 
 @pytest.mark.parametrize("look", [torch.Tensor.item, torch.Tensor.numpy, torch.Tensor.tolist])
-def test_a_model_whose_numbers_decide_what_is_computed_gets_six_flops_a_weight(look):
+def test_a_model_whose_numbers_decide_what_is_computed_is_counted_with_them(look):
     class Decides(OwnAttention):
         def forward(self, idx):
             return super().forward(idx) if look(idx.sum()) >= 0 else None
 
     model = Decides()
     assert model(some_ids(2, T)).shape == (2, T, V)
-    assert model.flops_per_token() == 6 * (8 * 24 + 8 * V)
+    assert model.flops_per_token() == OwnAttention().flops_per_token()
+    assert model.to("meta").flops_per_token() == 6 * (8 * 24 + 8 * V)
+
+
+def test_a_mask_that_is_no_buffer_loses_no_flops():
+    class Masked(OwnAttention):
+        def __init__(self):
+            super().__init__()
+            self.mask = torch.zeros(T, T)  # stays on the CPU, so the meta device can't run it
+
+        def forward(self, idx):
+            q, k, v = self.qkv(self.token_embedding(idx)).chunk(3, dim=-1)
+            return self.head((q @ k.mT / math.sqrt(8) + self.mask).softmax(-1) @ v)
+
+    assert Masked().flops_per_token() == OwnAttention().flops_per_token()
+
+
+def test_a_head_with_another_name_is_not_handed_to_muon():
+    class Renamed(OwnAttention):
+        def __init__(self):
+            super().__init__()
+            self.lm_head = self.head
+            del self.head
+
+    with pytest.raises(NotImplementedError, match="Renamed has no submodule `head`"):
+        Renamed().hidden_matrices()
+
+
+@pytest.mark.parametrize("rows", [MODELS, OPTIMIZERS])
+def test_a_class_of_keys_has_one_row_since_it_decides_what_is_built(rows):
+    assert len({row.config for row in rows.values()}) == len(rows)
+    twice = rows | {"another": Choice(GPTConfig, "a:b"), "one more": Choice(GPTConfig, "c:d")}
+    with pytest.raises(ValueError, match=r"GPTConfig belongs to [23] rows"):
+        builder_of(twice, CONFIGS["gpt"])
 
 
 @pytest.mark.parametrize("length", [2, T, T + 1, 2 * T + 1, 5 * T + 3])
@@ -216,7 +252,7 @@ def test_a_model_accepts_its_own_weights_and_no_others(name):
 
 def test_without_a_forward_a_model_says_so():
     with pytest.raises(NotImplementedError, match="LanguageModel has no forward"):
-        LanguageModel()(some_ids(1, T))
+        LanguageModel(CONFIGS["bigram"])(some_ids(1, T))
 
 
 def test_the_lstm_equals_torchs_own():

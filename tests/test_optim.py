@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lmlab.catalogue import AdamWConfig, MuonConfig, SGDConfig
+from lmlab.catalogue import AdamWConfig, BigramConfig, MuonConfig, SGDConfig
 from lmlab.errors import UserError
 from lmlab.models.base import LanguageModel, build_model
 from lmlab.training import optimizers
@@ -24,7 +24,7 @@ class Layer(LanguageModel):
     """A matrix, and nothing else."""
 
     def __init__(self):
-        super().__init__()
+        super().__init__(BigramConfig(block_size=4))
         self.weight = torch.nn.Parameter(torch.randn(3, 3))
 
 

@@ -186,7 +186,7 @@ def test_stops_moves_and_resumes_in_a_row_lose_nothing(start, undisturbed, tmp_p
         if run:  # nobody else may have it meanwhile
             other = start(tmp_path, f"resume={run}")
             other.join()
-            assert other.exitcode == 2 and "another process is at work" in out.read_text()
+            assert other.exitcode == 2 and "another process is using this run" in out.read_text()
         os.kill(process.pid, number)
         process.join()
         assert process.exitcode == 128 + number, out.read_text()

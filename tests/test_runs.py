@@ -37,7 +37,7 @@ def test_any_configuration_is_read_back_as_it_was(some_config, tmp_path_factory,
         optimizer=replace(some_config.optimizer, lr=lr),
     )
     folder = tmp_path_factory.mktemp("config")
-    runs.write_config(folder, config.as_noted())
+    runs.write_config(folder, config.as_saved())
     assert runs.read_config(folder) == config
 
 
@@ -93,7 +93,7 @@ def test_a_repository_around_an_installed_copy_says_nothing_of_the_lab(tmp_path)
     assert git_state(folder) == state | {"git_dirty": True}
 
 
-def test_a_provenance_differs_in_what_was_noted_both_times():
+def test_a_provenance_differs_in_what_was_saved_both_times():
     now = provenance("python train.py")
     assert differences(now, now) == []
     older = {key: value for key, value in now.items() if key != "lmlab"}  # as runs of 0.1 note it

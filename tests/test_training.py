@@ -296,7 +296,7 @@ def test_max_minutes_ends_a_run_if_it_comes_first(train):
 def test_two_runs_of_one_second_get_folders_of_their_own(some_config, here):
     paths = [
         runs.RunDirectory.create(
-            here / "x" / "now", some_config.as_noted(), CharTokenizer("ab"), {}
+            here / "x" / "now", some_config.as_saved(), CharTokenizer("ab"), {}
         )
         for _ in range(3)
     ]

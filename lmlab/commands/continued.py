@@ -6,9 +6,17 @@ from typing import Any
 
 from hydra.core.override_parser.types import Override
 
-from lmlab.catalogue import CHANGEABLE, UNTOUCHING
+from lmlab.catalogue import CHANGEABLE, SHAPELESS, UNTOUCHING
 from lmlab.config.check import Config, check_key, check_value, from_flat
-from lmlab.config.keys import CHOICES, SweepConfig, choices_of, keys_of, marked
+from lmlab.config.keys import (
+    CHOICES,
+    SweepConfig,
+    choices_of,
+    config_class,
+    keys_of,
+    marked,
+    marked_in,
+)
 from lmlab.config.overrides import check_step_keys, is_signed, parse
 from lmlab.errors import UserError
 from lmlab.runs.folder import newest, read_config, read_metrics
@@ -51,11 +59,9 @@ def inherited(arguments: list[str]) -> tuple[list[str], list[str]]:
     if name not in choices_of("model"):  # a preset that is missing here
         name = saved.base("model")
     model_keys = {"model": name, **vars(saved.model)}
-    free = {"dropout"}  # keys that do not change the shapes of the weights
-    if saved.base("model") == "bigram":
-        free.add("block_size")
+    shapeless = marked_in(config_class("model", name), SHAPELESS)
     for key, value in model_keys.items():
-        if key in overrides and key not in free and overrides[key].value() != value:
+        if key in overrides and key not in shapeless and overrides[key].value() != value:
             raise UserError(
                 f"{overrides[key].input_line}: the run at {path} has {key}={value}; its weights "
                 "do not fit another model"
@@ -136,4 +142,4 @@ def changed(path: Path, overrides: Overrides) -> Config:
             )
         values[key] = value
     run_keys = {key: values[key] for key in values if key not in CHOICES}
-    return from_flat(run_keys, saved.choices, saved.noted)
+    return from_flat(run_keys, saved.choices, saved.bases)

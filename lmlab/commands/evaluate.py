@@ -29,7 +29,6 @@ from lmlab.config.check import build, check_key
 from lmlab.config.keys import keys_of
 from lmlab.errors import UserError
 from lmlab.registry import importing
-from lmlab.runs.folder import read_metrics, text_sha256
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,7 +76,9 @@ def main(argv: list[str]) -> None:
         for path in run_folders(options.run)
     ]
     first = members[0]
-    target = own_text(first, options) if options.data is None else other_text(first, options)
+    target = (
+        part_of_own_text(first, options) if options.data is None else other_text(first, options)
+    )
     about = {
         "checkpoint": first.checkpoint,
         "text": target.title,
@@ -117,12 +118,14 @@ def run_folders(text: str) -> list[Path]:
     return unreadable if name else folders
 
 
-def own_text(run: Run, options: Options) -> Target:
+def part_of_own_text(run: Run, options: Options) -> Target:
     """Returns a part of the run's own text. Raises UserError."""
     if options.path:
         raise UserError(f"path={options.path}: needs data=file")
     split = options.split or "val"
-    text = splits_of(run)
+    from lmlab.inference.loss import own_text
+
+    text = own_text(run)
     tokens = part_of(text, split)
     return Target(tokens, text.sha256, title=split, prefix=split, split=split)
 
@@ -155,14 +158,6 @@ def corpus_config(run: Run, choice: str, path: str | None) -> CorpusConfig:
     return build(config_class, values)
 
 
-def splits_of(run: Run) -> Splits:
-    """Returns the text that the run was trained on. Raises UserError if it has changed."""
-    from lmlab.data.text import Splits
-
-    expected = text_sha256(read_metrics(run.path), run.path)
-    return Splits.of_run(run.config, run.tokenizer, expected)
-
-
 def part_of(text: Splits, split: str) -> np.ndarray:
     """Returns the token ids of a part, (N,). Raises UserError if they are fewer than two."""
     if len(text.parts[split]) < 2:
@@ -188,10 +183,10 @@ def mixed(members: list[Run], target: Target) -> tuple[Tensor, list[float]]:
     import torch
 
     from lmlab.inference import mixture
-    from lmlab.inference.loss import loss_metrics
+    from lmlab.inference.loss import loss_metrics, own_text
 
     mixture.check(members, target.split)
-    holdout = part_of(splits_of(members[0]), "holdout")
+    holdout = part_of(own_text(members[0]), "holdout")
     weights = mixture.fit(torch.stack([predictions(member, holdout) for member in members]))
     answers = torch.stack([predictions(member, target.tokens) for member in members])  # (M, N - 1)
     for member, weight, answer in zip(members, weights.tolist(), answers, strict=True):

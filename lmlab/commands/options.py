@@ -4,7 +4,7 @@ from typing import Any, get_type_hints
 
 from lmlab.catalogue import CATALOGUE
 from lmlab.config.check import check_value
-from lmlab.config.keys import CHOICES, CONF
+from lmlab.config.keys import CHOICES, CONF, plain_kind
 from lmlab.config.overrides import parse
 from lmlab.errors import UserError, nearest
 
@@ -56,7 +56,7 @@ def parse_script(options: type, page: str, argv: list[str]) -> Any:
                 f"{argument}: {reason}{nearest(key, hints)}; keys are {', '.join(hints)}"
             )
         value: Any = text
-        if "str" not in str(hints[key]) and "Literal" not in str(hints[key]):
+        if plain_kind(hints[key]) in (int, float, bool):
             value = parse(argument).value()
         values[key] = check_value(key, value, hints[key])
     return options(**values)

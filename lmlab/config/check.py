@@ -28,8 +28,8 @@ class Config:
 
     `choices` maps each group, and "experiment", to the chosen name; `model`, `data`, `device` and
     `optimizer` hold the values of the keys of that choice, `run` the values of all other keys.
-    `sweep` is None for a configuration that was read from a run's folder. `noted` maps each preset
-    in that folder, as "group=preset", to the built-in choice that the preset builds on.
+    `sweep` is None for a configuration that was read from a run's folder. `bases` maps the
+    groups in which that folder names a preset to the built-in choice of the preset.
     """
 
     choices: dict[str, str]
@@ -39,12 +39,11 @@ class Config:
     device: DeviceConfig
     optimizer: Any
     sweep: SweepConfig | None = field(default=None, compare=False)
-    noted: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
+    bases: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     def base(self, group: str) -> str:
         """Returns the built-in choice of `group`, for a preset the one that it builds on."""
-        choice = self.choices[group]
-        return self.noted.get(f"{group}={choice}") or bases_of(group)[choice]
+        return self.bases.get(group) or bases_of(group)[self.choices[group]]
 
     def built_on(self) -> dict[str, str]:
         """Returns `choices`, with each preset replaced by its built-in choice."""
@@ -57,7 +56,7 @@ class Config:
             flat |= asdict(config)
         return flat
 
-    def as_noted(self) -> dict[str, Any]:
+    def as_saved(self) -> dict[str, Any]:
         """Returns the content of config.yaml: `flat` and the base of each preset (model_base: gpt).
 
         Thus a run made with a preset can be read even if the preset was changed or deleted.
@@ -132,7 +131,7 @@ def check_word(key: str, value: Any, allowed: tuple[Any, ...]) -> Any:
     """Returns `value` if it is one of `allowed`; raises UserError if not."""
     if value in allowed:
         return value
-    words = [str(word) for word in allowed]
+    words = ["null" if word is None else str(word) for word in allowed]
     raise UserError(f"{key}={value}: allowed are {', '.join(words)}{nearest(str(value), words)}")
 
 
@@ -154,7 +153,9 @@ def build(config: type, values: dict[str, Any], prefix: str = "") -> Any:
     hints = get_type_hints(config, include_extras=True)
     checked = {}
     for key in keys_of(config):
-        checked[key] = check_value(prefix + key, values.get(key), hints[key])
+        if key not in values:
+            raise UserError(f"{prefix}{key}: is missing")
+        checked[key] = check_value(prefix + key, values[key], hints[key])
     return config(**checked)
 
 
@@ -164,22 +165,22 @@ def derived(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def from_flat(
-    values: dict[str, Any], choices: dict[str, str], noted: dict[str, str] | None = None
+    values: dict[str, Any], choices: dict[str, str], bases: dict[str, str] | None = None
 ) -> Config:
     """Checks keys and values, of a command or a config.yaml, and returns their `Config`.
 
-    `noted` maps presets to built-in choices, as a run's folder holds them; by default the files
-    in conf/ are read. Raises UserError for a key or value that is not allowed.
+    `bases` maps groups to built-in choices, as a run's folder holds them for its presets; by default
+    the files in conf/ are read. Raises UserError for a key or value that is not allowed.
     """
-    noted = noted or {}
-    rows = {group: noted.get(f"{group}={choices[group]}", choices[group]) for group in GROUPS}
+    bases = bases or {}
+    rows = choices | bases
     for key, value in values.items():
         if key in GROUPS:
             raise UserError(
                 f"{key}={choices[key]}: its file in conf/{key}/ or one that it builds on must "
                 "begin with the line: # @package _global_"
             )
-        check_key(key, value, choices | rows)
+        check_key(key, value, rows)
         if "${" in str(value):
             raise UserError(f"{key}={value}: interpolation is not allowed; write the value itself")
         if value == "???":
@@ -191,12 +192,23 @@ def from_flat(
     sweep = None
     if "retries" in values:
         sweep = build(SweepConfig, values)
-    config = Config(choices, build(RunConfig, values), **parts, sweep=sweep, noted=noted)
+    config = Config(choices, build(RunConfig, values), **parts, sweep=sweep, bases=bases)
     config.model.check()
     config.data.check()
     check_run(config.run, config.optimizer)
-    config.optimizer.check(config.model, choices["model"])
+    check_optimizer(config)
     return config
+
+
+def check_optimizer(config: Config) -> None:
+    """Raises UserError if the optimizer cannot train the model."""
+    if config.optimizer.needs_hidden_matrices and not config.model.has_hidden_matrices:
+        rows = choices_of("optimizer").items()
+        allowed = [name for name, row in rows if not row.config.needs_hidden_matrices]
+        raise UserError(
+            f"optimizer={config.choices['optimizer']}: trains the matrices of a transformer; "
+            f"model={config.choices['model']} has none, allowed are {', '.join(allowed)}"
+        )
 
 
 def check_run(run: RunConfig, optimizer: OptimizerConfig) -> None:

@@ -122,6 +122,14 @@ def bases_of(group: str) -> dict[str, str]:
 
 
 @lru_cache
+def values_in(group: str, choice: str) -> dict[str, Any]:
+    """Returns the keys and values that the file of a choice in conf/ sets."""
+    text = (CONF / group / f"{choice}.yaml").read_text(encoding="utf-8")
+    values: dict[str, Any] = yaml.safe_load(text)
+    return values
+
+
+@lru_cache
 def choices_of(group: str) -> dict[str, Choice]:
     """Returns all choices of `group` by name: the rows of the catalogue, and their presets."""
     return {choice: CATALOGUE[group][base] for choice, base in bases_of(group).items()}
@@ -168,6 +176,12 @@ def marked(marker: Marker) -> frozenset[str]:
     return frozenset(keys | groups)
 
 
+def marked_in(config: type, marker: Marker) -> set[str]:
+    """Returns the keys of the config class `config` that have `marker`."""
+    hints = get_type_hints(config, include_extras=True)
+    return {key for key in keys_of(config) if marker in markers(hints[key])}
+
+
 def idle_keys(choices: dict[str, str]) -> frozenset[str]:
     """Returns the keys that have no effect on the chosen model.
 
@@ -175,7 +189,18 @@ def idle_keys(choices: dict[str, str]) -> frozenset[str]:
     """
     if config_class("model", choices["model"]).has_steps:
         return frozenset()
-    return marked(STEPWISE)
+    return marked(STEPWISE) | keys_of_groups(STEPWISE)
+
+
+@lru_cache
+def keys_of_groups(marker: Marker) -> frozenset[str]:
+    """Returns all keys of the groups that have `marker`."""
+    keys: set[str] = set()
+    for group, rows in CATALOGUE.items():
+        if marker in GROUP_MARKERS[group]:
+            for row in rows.values():
+                keys.update(keys_of(row.config))
+    return frozenset(keys)
 
 
 @lru_cache

@@ -132,7 +132,7 @@ def check_place(override: Override, multirun: bool, sweeper: str) -> None:
     text = override.input_line
     if override.is_sweep_override():
         if not multirun or key in marked(ONCE) or is_hydras(override):
-            once = " ".join(["name", *keys_of(SweepConfig)])
+            once = " ".join(sorted(marked(ONCE)))
             raise UserError(
                 f"{text}: several values need a sweep (add -m), and a key other than {once}; one "
                 f"value with commas is quoted twice: {key}=\"'…'\""

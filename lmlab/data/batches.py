@@ -17,6 +17,15 @@ CUT_AT_ONCE = 2**16  # tokens: many batches of a small run, one of a large
 RESIDENT = 2**28  # bytes of tokens that may lie on the device
 
 
+def check_length(tokens: np.ndarray, block_size: int) -> None:
+    """Raises UserError if the tokens (N,) are too few for a window of `block_size`."""
+    if len(tokens) <= block_size:
+        raise UserError(
+            f"block_size={block_size}: needs at least {block_size + 1} characters of training "
+            f"text, but there are {len(tokens)}"
+        )
+
+
 class Batches:
     """Makes batch t from (tokens, B, T, seed, t) alone; earlier batches have no influence.
 
@@ -26,12 +35,8 @@ class Batches:
     """
 
     def __init__(self, tokens: np.ndarray, batch_size: int, block_size: int, seed: int) -> None:
+        check_length(tokens, block_size)
         spare = len(tokens) - block_size
-        if spare < 1:
-            raise UserError(
-                f"block_size={block_size}: needs at least {block_size + 1} characters of training "
-                f"text, but there are {len(tokens)}"
-            )
         self.tokens = tokens
         self.batch_size = batch_size
         self.block_size = block_size

@@ -68,8 +68,12 @@ def evaluation(
     """Registers a function that every evaluation calls, in the order of registration.
 
     Write `@evaluation` above the function. If the catalogue has no row for a number, write
-    `@evaluation(numbers={"val/accuracy": METRIC})`; the rows are added to `NUMBERS`.
+    `@evaluation(numbers={"val/accuracy": METRIC})`; the rows are added to `NUMBERS`. Raises
+    ValueError if a name does not begin with val/, since other commands would not find its row.
     """
+    for name in numbers or {}:
+        if not name.startswith("val/"):
+            raise ValueError(f"{name}: the name of an evaluation's number must begin with val/")
 
     def register(function: Evaluation) -> Evaluation:
         NUMBERS.update(numbers or {})

@@ -14,11 +14,11 @@ from lmlab.data.text import Splits
 from lmlab.data.tokenizers import Tokenizer
 from lmlab.errors import UserError
 from lmlab.inference.attention_maps import Recording
-from lmlab.inference.loss import TOKENS_AT_ONCE
+from lmlab.inference.loss import TOKENS_AT_ONCE, own_text
 from lmlab.inference.page import fill_page
 from lmlab.models.base import LanguageModel
 from lmlab.runs.checkpoints import Run
-from lmlab.runs.folder import read_metrics, text_sha256
+from lmlab.runs.folder import read_metrics
 
 PAGE = Path(__file__).with_name("explain.html")
 
@@ -51,10 +51,10 @@ def page_data(run: Run, text: str | None) -> dict[str, Any]:
     """Returns all data of the page. Parts that the model lacks are None. Raises UserError."""
     scores = run.model.pair_scores()
     splits: Splits | None = None  # of the run's own text
-    why = None  # it cannot be read
+    why = None  # the reason, if it cannot be read
     if text is None or scores is not None:
         try:
-            splits = own_splits(run)
+            splits = own_text(run)
         except UserError as error:
             why = str(error)
     if text is not None:
@@ -79,12 +79,6 @@ def page_data(run: Run, text: str | None) -> dict[str, Any]:
         "table": table,
         "embedding": embedding(run.model.token_vectors(), ids, run.tokenizer),
     }
-
-
-def own_splits(run: Run) -> Splits:
-    """Returns the text that `run` was trained on. Raises UserError."""
-    sha256 = text_sha256(read_metrics(run.path), run.path)
-    return Splits.of_run(run.config, run.tokenizer, sha256)
 
 
 def beginning(splits: Splits) -> np.ndarray:

@@ -88,13 +88,18 @@ def keep_evaluation(path: Path, about: dict[str, str], numbers: dict[str, float]
         raise UserError(f"{error.filename}: {error.strerror}; the numbers were not kept") from None
 
 
+def own_text(run: checkpoints.Run) -> Splits:
+    """Returns the text that `run` was trained on. Raises UserError if it has changed."""
+    return Splits.of_run(run.config, run.tokenizer, text_sha256(read_metrics(run.path), run.path))
+
+
 def evaluate_test_split(path: Path) -> None:
     """Evaluates the last weights of the run at `path` on its test split, and saves the loss.
 
     Raises UserError.
     """
     run = checkpoints.load(path, "last")
-    text = Splits.of_run(run.config, run.tokenizer, text_sha256(read_metrics(run.path), run.path))
+    text = own_text(run)
     config = run.config
     answers = log_probs(run.model, text.test, config.model.block_size, config.device.precision)
     keep_evaluation(

@@ -2,7 +2,7 @@
 
     class Average(LanguageModel):
         def __init__(self, config: AverageConfig, vocab_size: int) -> None:
-            super().__init__()
+            super().__init__(config)
             self.token_embedding = nn.Embedding(vocab_size, config.n_embd)
             self.head = nn.Linear(config.n_embd, vocab_size)
 
@@ -23,8 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lmlab.catalogue import MODELS, row_of
-from lmlab.registry import load
+from lmlab.catalogue import MODELS, builder_of
 
 
 class Cache(Protocol):
@@ -49,14 +48,13 @@ class LanguageModel(nn.Module):
     Letters in shapes: B sequences in a batch, T tokens in a sequence, V tokens in the vocabulary.
     """
 
-    has_steps: ClassVar[bool] = True
-    """Whether gradient steps train the model. If False, one call of `count` does."""
-
     gives_log_probs: ClassVar[bool] = False
     """Whether `forward` returns log-probabilities, which need no softmax any more."""
 
-    config: Any
-    """The keys of the model, among them `block_size`. `build_model` sets it."""
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        """The keys of the model, among them `block_size`."""
 
     def forward(self, idx: Tensor) -> Tensor:
         """Returns scores (B, T, V) of the token that follows each of `idx` (B, T).
@@ -67,7 +65,7 @@ class LanguageModel(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 
     def count(self, tokens: np.ndarray) -> None:
-        """Learns from the training text, token ids (N,), if the model has no steps."""
+        """Learns from the training text, token ids (N,). Only models without steps do so."""
         raise NotImplementedError(f"{type(self).__name__} learns in steps")
 
     # How large it is, and what a step costs
@@ -83,24 +81,40 @@ class LanguageModel(nn.Module):
     def flops_per_token(self) -> int:
         """Returns the floating-point operations of training on one token, matrix products alone.
 
-        Here they are counted in a forward pass without numbers (on torch's meta device), and the
-        backward pass takes twice as many (Kaplan et al. 2020, section 2.1). A model that cannot
-        run without numbers gets six for each weight of its matrices.
+        They are counted in a forward pass of one sequence; the backward pass takes twice as many
+        (Kaplan et al. 2020, section 2.1). The forward pass is made without numbers, on torch's meta
+        device, or, for a model that cannot do that, with the model's own weights. A model that is
+        itself on the meta device, and cannot run there, gets six for each weight of its matrices.
         """
-        weights = {name: torch.empty_like(w, device="meta") for name, w in self.named_parameters()}
-        buffers = {name: torch.empty_like(b, device="meta") for name, b in self.named_buffers()}
-        tokens = self.config.block_size
-        idx = torch.zeros(1, tokens, dtype=torch.long, device="meta")
         training = self.training
         self.eval()
         try:
-            with FlopCounterMode(display=False) as counter, torch.device("meta"), torch.no_grad():
-                torch.func.functional_call(self, {**weights, **buffers}, idx)
-        except (RuntimeError, NotImplementedError, TypeError):  # numbers decide what is computed
-            return 6 * self.n_matrix_weights()
+            flops = self.count_flops(torch.device("meta"))
+            if flops is None:
+                flops = self.count_flops(self.device)
         finally:
             self.train(training)
-        return 3 * counter.get_total_flops() // tokens
+        if flops is None:
+            return 6 * self.n_matrix_weights()
+        return 3 * flops // self.config.block_size
+
+    def count_flops(self, device: torch.device) -> int | None:
+        """Returns the operations of a forward pass of one sequence on `device`.
+
+        Returns None if the model cannot run on the meta device.
+        """
+        tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        if device.type == "meta":
+            tensors = {name: torch.empty_like(w, device=device) for name, w in tensors.items()}
+        idx = torch.zeros(1, self.config.block_size, dtype=torch.long, device=device)
+        try:
+            with FlopCounterMode(display=False) as counter, device, torch.no_grad():
+                torch.func.functional_call(self, tensors, idx)
+        except (RuntimeError, NotImplementedError, TypeError):
+            if device.type == "meta":
+                return None
+            raise  # the model cannot read a sequence at all
+        return int(counter.get_total_flops())
 
     def n_matrix_weights(self) -> int:
         """Returns the number of weights in matrix products: all matrices but embeddings."""
@@ -117,10 +131,16 @@ class LanguageModel(nn.Module):
         """Returns the matrices that Muon trains: neither embeddings nor the head.
 
         The head is the submodule with the name `head`; weights that it shares are left out, too.
+        Raises NotImplementedError if there is no such submodule: Muon would train the head.
         """
+        modules = dict(self.named_modules())
+        if "head" not in modules:
+            raise NotImplementedError(
+                f"{type(self).__name__} has no submodule `head`: define it, or hidden_matrices()"
+            )
         outer: set[int] = set()
-        for name, module in self.named_modules():
-            if name == "head" or isinstance(module, nn.Embedding):
+        for name, module in modules.items():
+            if name == "head" or isinstance(module, nn.Embedding):  # torch's, not a model's type
                 outer.update(id(weight) for weight in module.parameters(recurse=False))
         return [w for w in self.parameters() if w.dim() >= 2 and id(w) not in outer]
 
@@ -134,8 +154,11 @@ class LanguageModel(nn.Module):
         )
 
     def largest_checkpoint(self) -> int:
-        """Returns the bytes that a checkpoint may have: the weights, Adam's state and the rest."""
-        return 4 * sum(weight.nbytes for weight in self.parameters()) + 2**24
+        """Returns the bytes that a checkpoint may have, so that no file can fill the memory.
+
+        An optimizer may keep up to fifteen numbers for each weight; Adam keeps two.
+        """
+        return 16 * sum(weight.nbytes for weight in self.parameters()) + 2**24
 
     # How it is evaluated
 
@@ -186,8 +209,9 @@ class LanguageModel(nn.Module):
     def picture(self, idx: Tensor, names: Sequence[str]) -> np.ndarray | None:
         """Returns an image (H, W, 3) of uint8 for TensorBoard, or None.
 
-        `idx` (T,) are the first tokens of the validation text; `names` are the texts of all tokens
-        of the vocabulary. Tables (`pair_scores`) and attention are drawn without this method.
+        `idx` (T,) are the first tokens of the validation text; `names` are the readable names of
+        all tokens. Two pictures need no such method: the table of `pair_scores`, and attention that
+        torch's `scaled_dot_product_attention` computes.
         """
         return None
 
@@ -215,7 +239,5 @@ def build_model(config: Any, vocab_size: int) -> LanguageModel:
 
     The catalogue holds the class that is built from the keys `config`.
     """
-    build = load(row_of(MODELS, config).builder)
-    model = build(config, vocab_size)
-    model.config = config
+    model: LanguageModel = builder_of(MODELS, config)(config, vocab_size)
     return model

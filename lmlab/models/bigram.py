@@ -14,7 +14,7 @@ class Bigram(LanguageModel):
     """
 
     def __init__(self, config: BigramConfig, vocab_size: int) -> None:
-        super().__init__()
+        super().__init__(config)
         self.table = nn.Embedding.from_pretrained(torch.zeros(vocab_size, vocab_size), freeze=False)
 
     def forward(self, idx: Tensor) -> Tensor:

@@ -82,8 +82,7 @@ class GPT(LanguageModel):
     """Embeddings, `n_layer` blocks, and a head that turns each token's channels into scores."""
 
     def __init__(self, config: GPTConfig, vocab_size: int) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.dropout = config.dropout
         self.token_embedding = nn.Embedding(vocab_size, config.n_embd)
         self.position_embedding = nn.Embedding(config.block_size, config.n_embd)

@@ -61,7 +61,7 @@ class Layer(nn.Module):
 
 class LSTM(LanguageModel):
     def __init__(self, config: LSTMConfig, vocab_size: int) -> None:
-        super().__init__()
+        super().__init__(config)
         self.dropout = config.dropout
         self.token_embedding = nn.Embedding(vocab_size, config.n_embd)
         self.layers = nn.ModuleList(Layer(config.n_embd) for _ in range(config.n_layer))

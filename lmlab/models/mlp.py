@@ -17,7 +17,7 @@ from lmlab.models.base import LanguageModel
 
 class MLP(LanguageModel):
     def __init__(self, config: MLPConfig, vocab_size: int) -> None:
-        super().__init__()
+        super().__init__(config)
         self.context = config.context
         self.dropout = config.dropout
         self.token_embedding = nn.Embedding(vocab_size, config.n_embd)

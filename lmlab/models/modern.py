@@ -112,8 +112,7 @@ class Modern(LanguageModel):
     sin: Tensor
 
     def __init__(self, config: ModernConfig, vocab_size: int) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.norm = NORMS[config.norm]
         self.token_embedding = nn.Embedding(vocab_size, config.n_embd)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))

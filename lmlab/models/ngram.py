@@ -57,11 +57,10 @@ class Level:
 class NGram(LanguageModel):
     """All that it learns is the text it has counted; the tables are made from that."""
 
-    has_steps = False
     gives_log_probs = True
 
     def __init__(self, config: NGramConfig, vocab_size: int) -> None:
-        super().__init__()
+        super().__init__(config)
         self.order = config.order
         self.vocab_size = vocab_size
         self.levels: list[Level] = []

@@ -174,7 +174,7 @@ def timestamp() -> str:
 
 
 def write_config(path: Path, noted: Mapping[str, Any], name: str = "config.yaml") -> None:
-    """Writes `Config.as_noted` into the folder `path`. Raises UserError."""
+    """Writes `Config.as_saved` into the folder `path`. Raises UserError."""
     content = yaml.safe_dump(dict(noted), sort_keys=False, allow_unicode=True, width=2**30)
     files.write_sealed(path / name, content.encode())
 
@@ -207,7 +207,7 @@ def read_config(path: Path, name: str = "config.yaml") -> Config:
     try:
         values = parse_plain_yaml(content)
         choices = {group: values.pop(group, None) for group in CHOICES}
-        noted = {}
+        bases = {}
         for group in GROUPS:
             base = values.pop(f"{group}_base", None)  # of a preset, since version 0.2
             if base is None:
@@ -215,18 +215,14 @@ def read_config(path: Path, name: str = "config.yaml") -> Config:
             else:
                 check_value(f"{group}_base", base, Literal[*CATALOGUE[group]])
                 check_value(group, choices[group], str)
-                noted[f"{group}={choices[group]}"] = base
-        rows = {group: noted.get(f"{group}={choices[group]}", choices[group]) for group in GROUPS}
-        taken = keys_taken(rows)
+                bases[group] = base
+        taken = keys_taken(choices | bases)
         values |= {
             key: value
             for key, value in neutral_values().items()
             if key not in values and key in taken | {*keys_of(RunConfig)}
         }
-        missing = {*keys_of(RunConfig)} - {*values}
-        if missing:
-            raise UserError(f"{min(missing)} is missing")
-        return from_flat(values, choices, noted)
+        return from_flat(values, choices, bases)
     except (UserError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path / name}: {' '.join(str(error).split())}") from None
 

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from lmlab import files
-from lmlab.catalogue import UNTOUCHING
+from lmlab.catalogue import ONCE, UNTOUCHING
 from lmlab.config.check import Config
-from lmlab.config.keys import SweepConfig, keys_of, marked, neutral_values
+from lmlab.config.keys import marked, neutral_values
 from lmlab.config.overrides import parse
 from lmlab.errors import UserError
 from lmlab.runs.folder import is_locked, read_config, read_metrics, to_json, write_config
@@ -164,7 +164,7 @@ def label(overrides: list[str], sweep: Sweep) -> str:
 
     Swept keys come first, and long numbers are shortened.
     """
-    hidden = ("name", *keys_of(SweepConfig))
+    hidden = marked(ONCE)
     typed = []
     for text in overrides:
         if text not in sweep.added and parse(text).key_or_group not in hidden:
@@ -266,7 +266,7 @@ def fail(cell: Cell, why: str) -> str:
     metrics = cell.metrics()
     if not (path / "config.yaml").exists():
         path.mkdir(parents=True, exist_ok=True)
-        write_config(path, cell.config.as_noted())
+        write_config(path, cell.config.as_saved())
     if not metrics:
         metrics = {
             "step": 0,

@@ -9,7 +9,7 @@ from lmlab import machine
 from lmlab.config.check import Config
 from lmlab.config.keys import idle_keys
 from lmlab.config.overrides import parse
-from lmlab.data.batches import Batches
+from lmlab.data.batches import check_length
 from lmlab.data.text import Splits
 from lmlab.errors import UserError
 from lmlab.models.base import build_model
@@ -68,7 +68,7 @@ def identify(config: Config, overrides: list[str], sweep: Sweep, elsewhere: bool
     text = source.text
     config = replace(config, run=replace(config.run, init_from=source.init_from))
     if config.model.has_steps:
-        Batches(text.train, run.batch_size, config.model.block_size, run.seed)  # or it is too short
+        check_length(text.train, config.model.block_size)
         tokens = run.max_steps * run.batch_size * run.grad_accumulation * config.model.block_size
     else:
         tokens = len(text.train)

@@ -51,7 +51,7 @@ class Survey:
 
     def check(self) -> None:
         """Waits until all cells are checked. Raises UserError if one cannot be run."""
-        self.identified  # noqa: B018  # the access raises
+        _ = self.identified  # the first access raises
 
     @cached_property
     def cells(self) -> dict[tuple[object, ...], Cell]:

@@ -32,12 +32,12 @@ from lmlab.runs.folder import (
     write_config,
 )
 from lmlab.runs.provenance import provenance
-from lmlab.training import recorder as recorders
 from lmlab.training import state, summary
 from lmlab.training.meter import speed
 from lmlab.training.overhead import NoProfiler, mute_lightning, spare_memory_filling
 from lmlab.training.preparation import Prepared, inherit, load_start, source_tokens
 from lmlab.training.recorder import Ending, Recorder, Watch
+from lmlab.training.results import Results
 from lmlab.training.resumption import (
     check_resumable,
     finished_already,
@@ -75,12 +75,12 @@ def run(
         inherit(prepared.model, start)
         facts["init_sha256"] = start.sha256
         facts["source_sha256"] = text_sha256(read_metrics(start.path), start.path)
-        source = start.config.as_noted()
+        source = start.config.as_saved()
     facts |= first_facts(prepared, command)
     with (
         disk_errors(path),
         closing(
-            RunDirectory.create(path, prepared.noted, prepared.text.tokenizer, facts, source)
+            RunDirectory.create(path, prepared.saved_config, prepared.text.tokenizer, facts, source)
         ) as directory,
     ):
         directory.say(summary.introduction(prepared, directory.path))
@@ -95,7 +95,7 @@ def first_facts(prepared: Prepared, command: str) -> dict[str, Any]:
         "n_params": sum(weight.numel() for weight in prepared.model.parameters()),
         "data_sha256": prepared.text.sha256,
         "flops_per_token": prepared.model.flops_per_token(),
-        **with_prefix("config/", prepared.noted),
+        **with_prefix("config/", prepared.saved_config),
         **provenance(command),
     }
 
@@ -138,10 +138,10 @@ def resume(path: Path, config: Config, command: str, watch: Watch | None = None)
                 inherit(prepared.model, parent)
         directory.metrics = start["metrics"]
         if config != read_config(path):
-            write_config(path, prepared.noted)
+            write_config(path, prepared.saved_config)
         directory.rewind(start["history_bytes"])
         where = f" at step {step} of {config.run.max_steps}" if has_steps else ""
-        changes = note_resumption(directory, prepared.keys, provenance(command))
+        changes = note_resumption(directory, prepared.flat_config, provenance(command))
         directory.say(f"{path}: continues{where}{changes}")
         return train(directory, prepared, saved, over, watch)
 
@@ -190,7 +190,7 @@ def train(
             source=source_tokens(directory, text.tokenizer),
         )
         identity = {
-            "config": prepared.keys,
+            "config": prepared.flat_config,
             "tokenizer": text.tokenizer.to_json(),
             "data_sha256": text.sha256,
         }
@@ -199,8 +199,7 @@ def train(
         else:
             recorder = Recorder(directory, prepared.run, subject, identity, saved, watch)
             if over:
-                recorder.last = True
-                recorder.finish()
+                recorder.close_finished()
             else:
                 module = LanguageModule(
                     prepared.model,
@@ -211,7 +210,7 @@ def train(
                 )
                 first = recorder.meter.step * prepared.run.grad_accumulation
                 batches = BatchModule(prepared.batches, first)
-                make_steps(recorder, module, batches, prepared.device)
+                make_steps(recorder, module, batches, prepared, directory, saved is not None)
             ending = recorder.ending()
         directory.update(status=ending.status, **ending.totals)
     say_results(directory, subject, ending)
@@ -267,22 +266,25 @@ def resume_command(directory: RunDirectory) -> str:
 
 
 def make_steps(
-    recorder: Recorder, module: LanguageModule, batches: BatchModule, device: str
+    recorder: Recorder,
+    module: LanguageModule,
+    batches: BatchModule,
+    prepared: Prepared,
+    directory: RunDirectory,
+    resumed: bool,
 ) -> None:
     """Lets Lightning make the steps, starting at the checkpoint if the run is resumed."""
-    directory = recorder.directory
     last = directory.path / "checkpoints/last.ckpt"
-    max_steps = recorder.schedule.run.max_steps
     try:
-        trainer(recorder, device, max_steps).fit(
-            module, batches, ckpt_path=last if recorder.saved else None, weights_only=True
+        trainer(recorder, prepared.device, prepared.run.max_steps).fit(
+            module, batches, ckpt_path=last if resumed else None, weights_only=True
         )
     except BaseException as error:
         with suppress(UserError):  # on a full disk nothing can be written
             directory.update(**recorder.meter.totals())
         if isinstance(error, SystemExit | KeyboardInterrupt):  # Lightning makes Ctrl-C an exit(1)
             raise SystemExit(128 + (recorder.stop.number or signal.SIGINT)) from None
-        if recorder.started or not recorder.saved or isinstance(error, OSError | UserError):
+        if recorder.started or not resumed or isinstance(error, OSError | UserError):
             raise
         raise UserError(f"{last}: cannot be restored ({error!r})") from error
 
@@ -300,6 +302,7 @@ def count(
     model = subject.model
     train_tokens = subject.text.train
     board = Board(directory.path, purge_step=state.first_new_step(saved))
+    results = Results(directory, board)
     started = time.perf_counter()
     if saved is None:
         model.count(train_tokens)
@@ -313,50 +316,36 @@ def count(
     }
     if saved is None:
         directory.update(n_params=model.n_params())
-        evaluate_counted(directory, board, subject, identity, totals)
-    if "group" in directory.metrics:
-        board.show_hparams(directory.metrics["group"], identity["config"], "finished", 0)
-    board.close()
+        evaluate_counted(results, subject, identity, totals)
+    results.end("finished", identity["config"], 0)
     return Ending("finished", 0, totals)
 
 
 def evaluate_counted(
-    directory: RunDirectory,
-    board: Board,
-    subject: Subject,
-    identity: dict[str, Any],
-    totals: dict[str, float],
+    results: Results, subject: Subject, identity: dict[str, Any], totals: dict[str, float]
 ) -> None:
     """Evaluates a counted model, writes the numbers, and saves its checkpoints."""
-    values = evaluations.evaluate(subject)
-    numbers, texts = recorders.note(values, 0, directory, board)
-    best = numbers.get("val/loss", math.inf)
 
     def save(name: str) -> None:
         entry = state.entry(
             identity,
-            directory,
+            results.directory,
             subject.model.device.type,
             step=0,
             last=True,
-            best=best,
+            best=results.best,
             train_seconds=totals["train_seconds"],
             train_loss=math.nan,
             loss_sum=0.0,
             losses=0,
         )
+        path = results.directory.path / "checkpoints" / name
         checkpoint = {"state_dict": subject.model.state_dict(prefix="model."), "lmlab": entry}
-        SealedCheckpointIO().save_checkpoint(checkpoint, directory.path / "checkpoints" / name)
+        SealedCheckpointIO().save_checkpoint(checkpoint, path)
 
-    as_best = {}
-    if "val/loss" in numbers:
-        save("best.ckpt")
-        as_best = recorders.as_best(numbers, 0)
-        board.show({"best/val/loss": best}, 0)
-    directory.update(**totals, **numbers, **as_best)
-    directory.say(recorders.line(0, numbers, texts["sample"]))
-    directory.update(**totals)
-    board.flush()
+    values = evaluations.evaluate(subject)
+    results.add_evaluation(0, values, totals, None, save_best=lambda: save("best.ckpt"))
+    results.board.flush()
     save("last.ckpt")
 
 

@@ -6,17 +6,21 @@ state that the optimizer keeps: `example_states` makes a step and reads the stat
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lmlab.catalogue import OPTIMIZERS, AdamWConfig, MuonConfig, OptimizerConfig, SGDConfig, row_of
+from lmlab.catalogue import (
+    OPTIMIZERS,
+    AdamWConfig,
+    MuonConfig,
+    SGDConfig,
+    builder_of,
+)
 from lmlab.config.keys import RunConfig
 from lmlab.models.base import LanguageModel
-from lmlab.registry import load
 from lmlab.training.muon import Muon
 
 Group = dict[str, Any]  # "params" and their settings, as torch's optimizers take them
@@ -31,7 +35,7 @@ class Weights:
     """Gains and biases."""
 
     hidden: list[nn.Parameter]
-    """Those of the matrices that are neither embeddings nor the head."""
+    """Those of the matrices that are neither embeddings nor the head, if the model names them."""
 
     @classmethod
     def of(cls, model: LanguageModel) -> "Weights":
@@ -39,7 +43,10 @@ class Weights:
         weights = list(model.parameters())
         matrices = [weight for weight in weights if weight.dim() >= 2]
         others = [weight for weight in weights if weight.dim() < 2]
-        return cls(matrices, others, model.hidden_matrices())
+        hidden = []
+        if model.config.has_hidden_matrices:
+            hidden = model.hidden_matrices()
+        return cls(matrices, others, hidden)
 
     def groups(self, weight_decay: float) -> list[Group]:
         """Returns matrices with weight decay, other weights without it (Brown et al. 2020)."""
@@ -86,17 +93,11 @@ def muon(weights: Weights, config: MuonConfig, precision: str) -> torch.optim.Op
     )
 
 
-def builder_of(config: OptimizerConfig) -> Callable[..., torch.optim.Optimizer]:
-    """Returns the function that builds the optimizer with these keys; the catalogue names it."""
-    builder: Callable[..., torch.optim.Optimizer] = load(row_of(OPTIMIZERS, config).builder)
-    return builder
-
-
 def build_optimizer(
     model: LanguageModel, config: Any, precision: str = "32-true"
 ) -> torch.optim.Optimizer:
     """Returns the optimizer that `config` asks for, for all weights of `model`."""
-    return builder_of(config)(Weights.of(model), config, precision)
+    return builder_of(OPTIMIZERS, config)(Weights.of(model), config, precision)
 
 
 def example_states(
@@ -125,7 +126,7 @@ def example_states(
         kinds = dict.fromkeys(kind(weight) for weight in weights)
         return [examples[key] for key in kinds]
 
-    build = builder_of(config)
+    build = builder_of(OPTIMIZERS, config)
     optimizer = build(
         Weights(
             matrices=examples_of(weights.matrices),

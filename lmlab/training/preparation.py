@@ -33,20 +33,27 @@ class Prepared:
         if config.run.threads:  # machine.resolve has given a number
             torch.set_num_threads(config.run.threads)
         self.text = Splits.of_run(config, tokenizer, sha256)
+        self.run: RunConfig = config.run
+        self.batches: Batches | None = None  # a model without steps has none
+        self.length = "by counting"  # of the training, in words
+        if config.model.has_steps:
+            # Before the model, whose memory may grow with block_size: the text can be too short.
+            self.batches = Batches(
+                self.text.train, self.run.batch_size, config.model.block_size, self.run.seed
+            )
+            rows = self.run.batch_size * self.run.grad_accumulation
+            self.length = (
+                f"{self.run.max_steps:,} steps of {rows} x {config.model.block_size} characters, "
+                f"{config.choices['optimizer']}"
+            )
         pl.seed_everything(config.run.seed, verbose=False)
         self.model = build_model(config.model, self.text.tokenizer.vocab_size)
-        self.run: RunConfig = config.run
         self.optimizer: Any = config.optimizer  # the optimizer's keys
         self.precision: str = config.device.precision
         self.device: str = config.choices["device"]
         self.block_size: int = config.model.block_size
-        self.keys = config.flat()  # all choices and keys, which checkpoints note
-        self.noted = config.as_noted()  # what config.yaml holds
-        self.batches: Batches | None = None  # a model without steps has none
-        if self.model.has_steps:
-            self.batches = Batches(
-                self.text.train, self.run.batch_size, self.block_size, self.run.seed
-            )
+        self.flat_config = config.flat()  # all choices and keys, which checkpoints hold
+        self.saved_config = config.as_saved()  # the content of config.yaml
 
 
 def load_start(init_from: str | None) -> checkpoints.Run | None:

@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any
@@ -14,7 +14,6 @@ import torch
 from pytorch_lightning import Callback, Trainer
 from torch import Tensor
 
-from lmlab.catalogue import losses
 from lmlab.config.keys import RunConfig
 from lmlab.inference import evaluations
 from lmlab.inference.evaluations import Subject
@@ -22,6 +21,7 @@ from lmlab.runs.board import Board
 from lmlab.runs.folder import RunDirectory
 from lmlab.training import state
 from lmlab.training.meter import Meter
+from lmlab.training.results import Results
 from lmlab.training.step import LanguageModule
 
 PICTURES = 5  # of attention, after the one of step 0
@@ -145,8 +145,8 @@ class Recorder(Callback):
         flops_per_token = directory.metrics.get("flops_per_token", 0)
         self.meter = Meter(run, subject.block_size, flops_per_token, directory.console, saved)
         self.stop = StopSignal()
-        self.board = Board(directory.path, purge_step=state.first_new_step(saved))
-        self.best: float = (saved or state.UNTRAINED)["best"]
+        board = Board(directory.path, purge_step=state.first_new_step(saved))
+        self.results = Results(directory, board, (saved or state.UNTRAINED)["best"])
         self.before: dict[str, Tensor] = {}  # the matrices before a step that is measured
         self.started = False  # whether a step was made
         self.last = False  # whether the step was the run's last
@@ -167,8 +167,7 @@ class Recorder(Callback):
             module.losses = self.saved["losses"]
             state.set_random_state(self.saved["random_state"])
         else:
-            self.board.show_table("config", self.identity["config"])
-            self.board.show_table("provenance", facts_of(self.directory.metrics))
+            self.results.describe(self.identity["config"])
             self.evaluate(trainer, module)
             self.save(trainer, module)
         self.keep_matrices(module)
@@ -209,7 +208,7 @@ class Recorder(Callback):
             module.device.type,
             step=self.meter.step,
             last=self.last,
-            best=self.best,
+            best=self.results.best,
             train_seconds=self.meter.train_seconds,
             train_loss=self.meter.train_loss,
             loss_sum=module.loss_sum.item(),
@@ -225,11 +224,10 @@ class Recorder(Callback):
         """Makes a checkpoint of the lab's version 0.1 fit this version."""
         state.move_step_count(checkpoint)
 
-    def on_train_end(self, *_: object) -> None:
-        self.finish()
-
     def on_exception(self, *_: object) -> None:
-        self.close()
+        self.meter.stop()
+        self.meter.bar.stop()
+        self.results.board.close()
 
     # What is done when it is due
 
@@ -237,8 +235,7 @@ class Recorder(Callback):
         """Writes a point of the training curves, and checks that the loss is finite."""
         lr = trainer.optimizers[0].param_groups[0]["lr"]
         numbers, others = self.meter.point(module, lr)
-        self.directory.record(step=self.meter.step, **numbers, **others)
-        self.board.show(numbers, self.meter.step)
+        self.results.add_point(self.meter.step, numbers, others)
         self.diverged = not math.isfinite(self.meter.train_loss)
 
     def evaluate(self, trainer: Trainer, module: LanguageModule) -> None:
@@ -250,19 +247,14 @@ class Recorder(Callback):
         subject = replace(self.subject, step=step, before=self.before, with_attention=slow)
         values = evaluations.evaluate(subject)
         self.before = {}
-        numbers, texts = note(values, step, self.directory, self.board)
-        best: dict[str, float] = {}
-        if numbers.get("val/loss", math.inf) < self.best:
-            self.best = numbers["val/loss"]
-            trainer.save_checkpoint(self.directory.path / "checkpoints/best.ckpt")
-            best = as_best(numbers, step)
-        if "val/loss" in numbers:
-            self.board.show({"best/val/loss": self.best}, step)
-        self.directory.update(**self.meter.totals(), **numbers, **best)
-        measured = dict(numbers)
-        if step > 0:  # before the first step there is no loss of training
-            measured["train/loss"] = self.meter.train_loss
-        self.directory.say(line(step, measured, texts["sample"]))
+        best_path = self.directory.path / "checkpoints/best.ckpt"
+        numbers = self.results.add_evaluation(
+            step,
+            values,
+            self.meter.totals(),
+            train_loss=None if step == 0 else self.meter.train_loss,
+            save_best=lambda: trainer.save_checkpoint(best_path),
+        )
         if self.watch and "val/loss" in numbers and not self.last:
             self.pruned = not self.watch(step, numbers["val/loss"])
 
@@ -271,7 +263,7 @@ class Recorder(Callback):
         if not self.is_finite(module):
             return
         self.directory.update(**self.meter.totals())
-        self.board.flush()
+        self.results.board.flush()
         trainer.save_checkpoint(self.directory.path / "checkpoints/last.ckpt")
         self.schedule.checkpoint_saved()
 
@@ -307,43 +299,16 @@ class Recorder(Callback):
         """Returns the status at the end of the run, and the signal that stopped it."""
         return Ending(self.status, self.meter.step, self.meter.totals(), self.stop.number)
 
-    def finish(self) -> None:
-        """Writes the hyper-parameters of a finished cell to TensorBoard, and closes the files."""
-        group = self.directory.metrics.get("group")
-        if group is not None and self.status != "interrupted":
-            self.board.show_hparams(group, self.identity["config"], self.status, self.meter.step)
+    def on_train_end(self, *_: object) -> None:
+        self.close()
+
+    def close_finished(self) -> None:
+        """Ends a run whose steps were all made before; only its results may be missing."""
+        self.last = True
         self.close()
 
     def close(self) -> None:
-        """Stops clock and bar, and closes TensorBoard's file."""
+        """Stops clock and bar, and ends the results."""
         self.meter.stop()
         self.meter.bar.stop()
-        self.board.close()
-
-
-def note(
-    values: Mapping[str, evaluations.Value], step: int, directory: RunDirectory, board: Board
-) -> tuple[dict[str, float], dict[str, str]]:
-    """Writes the values of an evaluation; returns the numbers and the texts among them."""
-    numbers = evaluations.numbers_of(values)
-    texts = evaluations.texts_of(values)
-    directory.record(step=step, **numbers, **texts)
-    board.show(values, step)
-    return numbers, texts
-
-
-def as_best(numbers: Mapping[str, float], step: int) -> dict[str, float]:
-    """Returns the numbers of the best evaluation so far, with names that begin with best/."""
-    return {f"best/{name}": value for name, value in numbers.items()} | {"best/step": step}
-
-
-def line(step: int, numbers: Mapping[str, float], sample: str) -> str:
-    """Returns the line that the terminal shows for an evaluation."""
-    pairs = "".join(f"{name} {numbers[name]:.4f}  " for name in losses() if name in numbers)
-    sample = sample.replace("\n", "↵")
-    return f"step {step:>5}  {pairs}{sample}"
-
-
-def facts_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the entries of metrics.json about a run's origin, without its numbers and status."""
-    return {key: value for key, value in metrics.items() if "/" not in key and key != "status"}
+        self.results.end(self.status, self.identity["config"], self.meter.step)

@@ -13,26 +13,20 @@ from lmlab.training.preparation import Prepared
 
 def introduction(prepared: Prepared, path: Path) -> str:
     """Returns the table at the start: model, text, device, length of training, folder."""
-    keys = prepared.keys
-    run = prepared.run
+    keys = prepared.flat_config
     model = prepared.model
     model_keys = " ".join(f"{key}={value}" for key, value in vars(model.config).items())
     size = ""
-    training = "by counting"
-    if prepared.batches is not None:
+    if model.n_params() > 0:  # an n-gram has no numbers yet
         size = f", {model.size()}"
-        training = (
-            f"{run.max_steps:,} steps of {run.batch_size * run.grad_accumulation} x "
-            f"{prepared.block_size} characters, {keys['optimizer']}"
-        )
     rows = [
         ("model", f"{keys['model']}{size}: {model_keys}"),
         ("data", f"{keys['data']}, {described(prepared.text)}"),
         (
             "device",
-            f"{prepared.device}, precision {prepared.precision}, {run.threads} threads",
+            f"{prepared.device}, precision {prepared.precision}, {prepared.run.threads} threads",
         ),
-        ("training", training),
+        ("training", prepared.length),
         ("run", f"{path}\n"),
     ]
     return table(rows)

@@ -209,14 +209,16 @@ def full_pass(clone: Path, checkpoint: Path) -> float:
         {name.removeprefix("_orig_mod."): weight for name, weight in saved["model"].items()}
     )
 
+    config, _ = overrides.resolved(("experiment=shakespeare_cpu",))
+
     class Logits(LanguageModel):
         def __init__(self) -> None:
-            super().__init__()
+            super().__init__(config.model)
             self.theirs = theirs
 
         def forward(self, idx: torch.Tensor) -> torch.Tensor:
             return self.theirs(idx, idx)[0]  # without targets it answers for the last token alone
 
-    text = Splits.of_run(overrides.resolved(("experiment=shakespeare_cpu",))[0])
+    text = Splits.of_run(config)
     answers = log_probs(Logits(), text.val, saved["model_args"]["block_size"])
     return -answers.double().mean().item()

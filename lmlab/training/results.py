@@ -1,0 +1,84 @@
+"""Writes what a run measures: to history.jsonl, metrics.json, TensorBoard and the terminal."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lmlab.catalogue import losses
+from lmlab.inference import evaluations
+from lmlab.runs.board import Board
+from lmlab.runs.folder import RunDirectory
+
+
+class Results:
+    """Writes the points, evaluations and hyper-parameters of a run.
+
+    `best` is the lowest val/loss so far, infinity before the first evaluation.
+    """
+
+    def __init__(self, directory: RunDirectory, board: Board, best: float = math.inf) -> None:
+        self.directory = directory
+        self.board = board
+        self.best = best
+
+    def describe(self, keys: Mapping[str, Any]) -> None:
+        """Shows the configuration and the origin of the run in TensorBoard."""
+        metrics = self.directory.metrics
+        origin = {
+            key: value for key, value in metrics.items() if "/" not in key and key != "status"
+        }
+        self.board.show_table("config", keys)
+        self.board.show_table("provenance", origin)
+
+    def add_point(
+        self, step: int, numbers: Mapping[str, float], others: Mapping[str, float]
+    ) -> None:
+        """Writes a point of the training curves. `others` are written to history.jsonl only."""
+        self.directory.record(step=step, **numbers, **others)
+        self.board.show(numbers, step)
+
+    def add_evaluation(
+        self,
+        step: int,
+        values: Mapping[str, evaluations.Value],
+        totals: Mapping[str, float],
+        train_loss: float | None,
+        save_best: Callable[[], object],
+    ) -> dict[str, float]:
+        """Writes the values of an evaluation, and returns the numbers among them.
+
+        `save_best` is called if val/loss is the lowest so far. `train_loss` is None before the
+        first step.
+        """
+        numbers = evaluations.numbers_of(values)
+        texts = evaluations.texts_of(values)
+        self.directory.record(step=step, **numbers, **texts)
+        self.board.show(values, step)
+        as_best: dict[str, float] = {}
+        if numbers.get("val/loss", math.inf) < self.best:
+            self.best = numbers["val/loss"]
+            save_best()
+            as_best = {f"best/{name}": value for name, value in numbers.items()}
+            as_best["best/step"] = step
+        if "val/loss" in numbers:
+            self.board.show({"best/val/loss": self.best}, step)
+        self.directory.update(**totals, **numbers, **as_best)
+        measured = dict(numbers)
+        if train_loss is not None:
+            measured["train/loss"] = train_loss
+        self.directory.say(line(step, measured, texts["sample"]))
+        return numbers
+
+    def end(self, status: str, keys: Mapping[str, Any], step: int) -> None:
+        """Writes the hyper-parameters of a cell that has ended, and closes TensorBoard's file."""
+        group = self.directory.metrics.get("group")  # only a sweep's cell has one
+        if group is not None and status != "interrupted":
+            self.board.show_hparams(group, keys, status, step)
+        self.board.close()
+
+
+def line(step: int, numbers: Mapping[str, float], sample: str) -> str:
+    """Returns the line that the terminal shows for an evaluation."""
+    pairs = "".join(f"{name} {numbers[name]:.4f}  " for name in losses() if name in numbers)
+    sample = sample.replace("\n", "↵")
+    return f"step {step:>5}  {pairs}{sample}"
