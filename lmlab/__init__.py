@@ -1,4 +1,4 @@
-"""A laboratory for small language models. README.md says in which order to read it."""
+"""A laboratory for small language models. CONTRIBUTING.md says in which order to read it."""
 
 import os
 

@@ -12,12 +12,11 @@ from torch import nn
 
 block_size = 64  # T: how many characters it sees at once
 batch_size = 12  # B: pieces of text a step
-n_layer, n_head, n_embd = (
-    3,
-    4,
-    64,
-)  # blocks; attention heads a block; C: numbers that stand for a character
-steps, lr = 1000, 1e-3
+n_layer = 3  # blocks
+n_head = 4  # attention heads a block
+n_embd = 64  # C: numbers that stand for a character
+steps = 1000
+lr = 1e-3
 
 
 class Attention(nn.Module):
@@ -30,19 +29,16 @@ class Attention(nn.Module):
 
     def forward(self, x):
         B, T, C = x.shape
-        # a query (what do I look for?), a key (what am I?) and a value (what do I tell?), for every
-        # head
+        # For every head a query (what do I look for?), a key (what am I?) and a value (what do I
+        # tell?), each (B, heads, T, D).
+        D = C // n_head
         q, k, v = (
-            part.view(B, T, n_head, C // n_head).transpose(1, 2)
-            for part in self.qkv(x).split(C, dim=2)
+            part.view(B, T, n_head, D).transpose(1, 2) for part in self.qkv(x).split(C, dim=2)
         )
-        scores = (
-            q @ k.transpose(2, 3) / (C // n_head) ** 0.5
-        )  # (B, heads, T, T): who interests whom
+        scores = q @ k.transpose(2, 3) / D**0.5  # (B, heads, T, T): who interests whom
         future = torch.ones(T, T, dtype=torch.bool).triu(1)
-        weights = scores.masked_fill(future, float("-inf")).softmax(
-            -1
-        )  # nobody sees what comes later
+        scores = scores.masked_fill(future, float("-inf"))  # nobody sees what comes later
+        weights = scores.softmax(-1)
         gathered = (weights @ v).transpose(1, 2).reshape(B, T, C)
         return self.proj(gathered)
 
@@ -97,7 +93,8 @@ class GPT(nn.Module):
 def train(model, get_batch, steps):
     """The loop: predict the next token, measure the loss, nudge the weights, repeat."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
-    losses, start = [], time.time()
+    losses = []
+    start = time.time()
     for step in range(steps):
         idx, targets = get_batch(step)  # each (B, T); targets are idx one character later
         logits = model(idx)  # predict: (B, T, V)

@@ -126,7 +126,7 @@ def test_an_old_run_is_replayed_with_the_losses_that_it_had(outputs, command, na
     (new,) = (path.parent for path in run.parent.glob("*/config.yaml") if path.parent != run)
     assert losses(new) == close(losses(run))
     same = "are the same to the bit" in said
-    assert status == (0 if same else 1) and (same or "the losses part at step" in said)
+    assert status == (0 if same else 1) and (same or "the first difference is at step" in said)
 
 
 def test_an_old_run_that_was_killed_goes_on_to_the_end_that_it_would_have_had(outputs, command):

@@ -155,8 +155,8 @@ def run_sweep(asked: Asked, sweep: Sweep, flags: list[str], overrides: list[str]
             if asked.launcher in ("local", "basic") or stop.code != 1:
                 raise
             print(
-                "error: a job ended without an answer; others may still run, the same command "
-                "shows them",
+                "error: a job ended without a result; other jobs may still run; repeat the command "
+                "to see them",
                 file=sys.stderr,
             )
         if not report.finish(sweep, asked.launcher):

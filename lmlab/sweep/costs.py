@@ -12,7 +12,7 @@ from lmlab import machine
 from lmlab.data.text import Splits
 from lmlab.models.base import build_model
 from lmlab.sweep.cells import Cell
-from lmlab.sweep.plan import identify, source_key, source_of
+from lmlab.sweep.plan import source_key, source_of
 from lmlab.training.optimizers import build_optimizer, state_bytes
 from lmlab.training.step import cross_entropy
 
@@ -154,8 +154,6 @@ def speed_of_steps(cell: Cell) -> Speed:
 def table(cells: list[Cell], n_jobs: int) -> Table:
     """Returns the table for dry_run=true. `n_jobs` cells run at the same time."""
     cells = list({cell.hash: cell for cell in cells}.values())
-    for cell in cells:
-        identify(cell.config, [], cell.sweep)  # reads the text, in a process that has not
     estimates = costs(cells)
     statuses = {cell.hash: cell.status() for cell in cells}
     left = [estimates[cell.hash] for cell in cells if not cell.is_over()]

@@ -249,13 +249,13 @@ class LocalLauncher(Launcher):
             return f"took longer than its time limit of {self.time_limit:g} minutes"
         names = {number.value: number.name for number in signal.Signals}
         if exit_status == -signal.SIGKILL:
-            return "killed by SIGKILL, as the system does where memory runs out"
+            return "killed by SIGKILL; the system does so if memory runs out"
         if -exit_status in names:
             return f"killed by {names[-exit_status]}"
         if exit_status - 128 in names:
             return f"stopped by {names[exit_status - 128]} from outside"
         log = job.cell.log_path()
-        return f"its process ended with exit status {exit_status}; {log} has what it said"
+        return f"its process ended with exit status {exit_status}; its output is in {log}"
 
     def end(self, job: Job, how: str = "") -> None:
         """Reports a job that is over to the view and to the caller."""

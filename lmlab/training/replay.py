@@ -31,15 +31,16 @@ def replay(path: Path, config: Config, command: str) -> bool:
     if parted:
         step, name, _ = parted
         verdict = (
-            f"the losses part at step {step}: {name} {before[parted]!r} there, {now[parted]!r} here"
+            f"the first difference is at step {step}: {name} was {before[parted]!r} and is "
+            f"{now[parted]!r} now"
         )
     elif common:
         verdict = f"all {len(common)} losses, up to step {common[-1][0]}, are the same to the bit"
         if len(before) > len(common):
             more = len(before) - len(common)
-            verdict += f"; {more} more have no counterpart, since that run was changed on its way"
+            verdict += f"; {more} more cannot be compared, since that run was changed when resumed"
     else:
-        verdict = "that run has noted no loss"
+        verdict = "that run has no losses to compare"
     print(f"\nreplay of {path}: {verdict}")
     return bool(common) and not parted
 

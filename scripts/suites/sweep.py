@@ -11,23 +11,19 @@ from statistics import median
 from lmlab.runs.folder import read_metrics
 from suites.commands import TRAIN
 
+SEEDS = (0, 1, 2)
+RATES = (0.01, 0.02, 0.03, 0.04)
+COMMON = ["model=bigram", "max_steps=300", "threads=1"]
+
 
 def measure(repeats: int) -> dict[str, float]:
-    common, seeds, rates = (
-        ["model=bigram", "max_steps=300", "threads=1"],
-        (0, 1, 2),
-        (0.01, 0.02, 0.03, 0.04),
-    )
-    grid = [
-        "-m",
-        *common,
-        "seed=" + ",".join(map(str, seeds)),
-        "lr=" + ",".join(map(str, rates)),
-        "name=sweep",
-    ]
+    """Returns medians: the seconds of each way, their ratios, and a cell's cost."""
     cells = [
-        [*common, f"seed={seed}", f"lr={rate}"] for seed, rate in itertools.product(seeds, rates)
+        [*COMMON, f"seed={seed}", f"lr={rate}"] for seed, rate in itertools.product(SEEDS, RATES)
     ]
+    seeds = ",".join(map(str, SEEDS))
+    rates = ",".join(map(str, RATES))
+    grid = ["-m", *COMMON, f"seed={seeds}", f"lr={rates}", "name=sweep"]
     ways = {
         "shell loop": cells,
         "basic launcher": [[*grid, "hydra/launcher=basic"]],
@@ -37,30 +33,29 @@ def measure(repeats: int) -> dict[str, float]:
     besides: list[float] = []
     for _ in range(repeats):
         for way, commands in ways.items():
-            with tempfile.TemporaryDirectory() as folder:
-                begun = time.perf_counter()
-                for command in commands:
-                    subprocess.run(
-                        TRAIN + command, cwd=folder, check=True, stdout=subprocess.DEVNULL
-                    )
-                walls[way].append(time.perf_counter() - begun)
-                if way == "local launcher":
-                    trained = [
-                        read_metrics(path.parent) for path in Path(folder).rglob("metrics.json")
-                    ]
-                    seconds = sum(run["train_seconds"] for run in trained)
-                    besides.append(
-                        (walls[way][-1] - seconds / min(len(cells), os.cpu_count() or 1))
-                        / len(cells)
-                    )
-    local = walls["local launcher"]
+            wall, training = timed(commands)
+            walls[way].append(wall)
+        at_once = min(len(cells), os.cpu_count() or 1)
+        besides.append((wall - training / at_once) / len(cells))  # the last way is the launcher's
     return {
-        **{f"seconds, {way}": median(found) for way, found in walls.items()},
-        "local / shell loop": median(
-            a / b for a, b in zip(local, walls["shell loop"], strict=True)
-        ),
-        "local / basic launcher": median(
-            a / b for a, b in zip(local, walls["basic launcher"], strict=True)
-        ),
+        **{f"seconds, {way}": median(seconds) for way, seconds in walls.items()},
+        "local / shell loop": ratio(walls["local launcher"], walls["shell loop"]),
+        "local / basic launcher": ratio(walls["local launcher"], walls["basic launcher"]),
         "seconds a cell beside its training": median(besides),
     }
+
+
+def timed(commands: list[list[str]]) -> tuple[float, float]:
+    """Runs commands in a new folder; returns the wall time, and the runs' seconds of training."""
+    with tempfile.TemporaryDirectory() as folder:
+        begun = time.perf_counter()
+        for command in commands:
+            subprocess.run(TRAIN + command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        wall = time.perf_counter() - begun
+        runs = [read_metrics(path.parent) for path in Path(folder).rglob("metrics.json")]
+    return wall, sum(run["train_seconds"] for run in runs)
+
+
+def ratio(ours: list[float], theirs: list[float]) -> float:
+    """Returns the median ratio of pairs."""
+    return median(a / b for a, b in zip(ours, theirs, strict=True))

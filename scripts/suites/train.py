@@ -195,7 +195,10 @@ def against_nanogpt(repeats: int, clone: Path) -> dict[str, float]:
                 / training,
             }
         rows.append(row)
-    return {key: median(row[key] for row in rows) for key in rows[0]}
+    medians = {}
+    for key in rows[0]:
+        medians[key] = median(row[key] for row in rows)
+    return medians
 
 
 def full_pass(clone: Path, checkpoint: Path) -> float:
