@@ -76,10 +76,10 @@ def inherited(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def repeated(arguments: list[str], flags: list[str]) -> tuple[str, Path, Config] | None:
-    """Returns "resume" or "replay", the folder of the run that it names, and its configuration.
+    """Returns which of resume= and replay= was typed, the run's folder, and its configuration.
 
     The configuration contains the typed values of keys that a resumed run may change. Returns None
-    if the user typed neither key. Raises UserError.
+    if the user typed neither resume= nor replay=. Raises UserError.
     """
     overrides = by_key(arguments)
     for verb in ("resume", "replay"):

@@ -93,7 +93,8 @@ def check_key(key: str, value: Any, choices: dict[str, str]) -> None:
 def check_value(key: str, value: Any, hint: Any) -> Any:
     """Returns `value` if it is of the annotated type and in range; raises UserError if not.
 
-    A whole number is accepted as float. Of the markers in the annotation only `OneOf` is used.
+    A whole number is accepted as float. The annotation holds the range as text, such as "[0, 1)",
+    or `OneOf` with the allowed words. Other markers in it are ignored.
     """
     interval = None
     while get_origin(hint) is Annotated:

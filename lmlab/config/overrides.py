@@ -86,7 +86,8 @@ def typed_lines(overrides: Iterable[Override]) -> tuple[str, ...]:
 def all_runs(overrides: list[Override], searching: bool) -> list[tuple[Config, list[str]]]:
     """Returns the configuration and the overrides of each run that a command asks for.
 
-    If a typed choice replaces one of the experiment, it prints a notice once. Raises UserError.
+    Prints a notice once if the user typed a choice, such as model=gpt, that replaces a choice of
+    the experiment's file. Raises UserError.
     """
     limit = SEARCH_LIMIT if searching else None
     values = []

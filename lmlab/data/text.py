@@ -39,7 +39,7 @@ class Text:
         self.sha256 = self.digest.hexdigest()
 
     def first_reading(self) -> Iterator[str]:
-        """Yields the pieces, and computes their size, length and checksum."""
+        """Yields the pieces, and computes bytes, characters and checksum of the whole text."""
         with progress_bar("reading") as update:
             for piece in self.pieces():
                 content = piece.encode("utf-8", "surrogatepass")

@@ -1,4 +1,4 @@
-"""The list of functions that make an evaluation, from the loss to the pictures.
+"""The metrics, samples and pictures of an evaluation: a list of functions.
 
 Each takes a `Subject` and returns named values. Numbers are written to history.jsonl, metrics.json
 and TensorBoard, texts to history.jsonl and TensorBoard, pictures and `Detail`s to TensorBoard only.
@@ -151,7 +151,9 @@ def update_ratios(subject: Subject) -> dict[str, Detail]:
 
 @evaluation
 def pictures(subject: Subject) -> dict[str, np.ndarray]:
-    """Returns the model's pictures: attention on the start of the validation text, or tables."""
+    """Returns pictures of the model by name, as far as it has them.
+
+    They are its attention on the start of the validation text, and its table of pairs."""
     tokens = subject.text.val
     if len(tokens) == 0:
         tokens = subject.text.train

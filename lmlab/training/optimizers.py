@@ -28,7 +28,7 @@ Group = dict[str, Any]  # "params" and their settings, as torch's optimizers tak
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights of a model, sorted as optimizers need them."""
+    """The weights of a model, divided into the groups that optimizers need."""
 
     matrices: list[nn.Parameter]
     others: list[nn.Parameter]

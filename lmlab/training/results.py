@@ -1,4 +1,4 @@
-"""Writes what a run measures: to history.jsonl, metrics.json, TensorBoard and the terminal."""
+"""Passes the numbers of a run to its folder, to TensorBoard and to the terminal."""
 
 import math
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""The training step, and the loop that Lightning runs around it.
+"""The training loop: one step, and what Lightning runs around it.
 
 A step predicts the next token, measures the loss and improves the weights. The loop amounts to:
 
@@ -48,8 +48,7 @@ class LanguageModule(PlainHookName):
     """Wraps a model from token ids (B, T) to logits (B, T, V) for Lightning's Trainer.
 
     The losses are added on the device, so that no step waits for a number; `take_loss` reads the
-    sum.
-    `optimizer` holds the optimizer's keys.
+    sum. `optimizer` holds the optimizer's keys.
     """
 
     # By hand it takes half as long. The price: Lightning's own clipping, accumulation, schedulers
