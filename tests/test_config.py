@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from lmlab.catalogue import CATALOGUE
 from lmlab.config.check import check_value, from_flat
-from lmlab.config.keys import CHOICES, RunConfig, keys_of
+from lmlab.config.keys import CHOICES, RunConfig, SweepConfig, keys_of
 from lmlab.errors import UserError
 
 ROWS = [row for rows in CATALOGUE.values() for row in rows.values()]
@@ -60,6 +60,12 @@ def test_no_other_key_is_taken(some_config, key):
         with pytest.raises(UserError) as error:
             from_flat(values_of(some_config) | {key: 1}, some_config.choices)
         assert str(error.value).startswith(f"{key}=1: there is no key")
+
+
+@pytest.mark.parametrize("key", keys_of(SweepConfig))
+def test_a_run_has_no_keys_of_sweeps(some_config, key):
+    with pytest.raises(UserError, match=f"^{key}=1: there is no key {key}"):
+        from_flat(values_of(some_config) | {key: 1}, some_config.choices)
 
 
 @pytest.mark.parametrize("part", PARTS)

@@ -168,7 +168,7 @@ def derived(values: dict[str, Any]) -> dict[str, Any]:
 def from_flat(
     values: dict[str, Any], choices: dict[str, str], bases: dict[str, str] | None = None
 ) -> Config:
-    """Checks keys and values, of a command or a config.yaml, and returns their `Config`.
+    """Checks the keys and values of a run, and returns their `Config`, without keys of sweeps.
 
     `bases` maps groups to built-in choices, as a run's folder holds them for its presets; by default
     the files in conf/ are read. Raises UserError for a key or value that is not allowed.
@@ -182,6 +182,8 @@ def from_flat(
                 "begin with the line: # @package _global_"
             )
         check_key(key, value, rows)
+        if key in keys_of(SweepConfig):
+            raise UserError(f"{key}={value}: there is no key {key} in a run; it is for sweeps")
         if "${" in str(value):
             raise UserError(f"{key}={value}: interpolation is not allowed; write the value itself")
         if value == "???":
@@ -190,10 +192,7 @@ def from_flat(
     usual = derived(values | {"lr": optimizer.lr} | choices)
     values = values | {key: value for key, value in usual.items() if values.get(key) is None}
     parts = {group: build(config_class(group, rows[group]), values) for group in GROUPS}
-    sweep = None
-    if "retries" in values:
-        sweep = build(SweepConfig, values)
-    config = Config(choices, build(RunConfig, values), **parts, sweep=sweep, bases=bases)
+    config = Config(choices, build(RunConfig, values), **parts, bases=bases)
     config.model.check()
     config.data.check()
     check_run(config.run, config.optimizer)

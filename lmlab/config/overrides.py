@@ -287,10 +287,13 @@ def read(values: dict[str, Any], choices: dict[str, str]) -> tuple[Config, str]:
     A typed choice, such as a model, can replace the experiment's. Then the experiment's values for
     keys that the new choice lacks are dropped, and the notice says which values stay.
     """
+    of_sweeps = keys_of(SweepConfig)
+    sweep: SweepConfig = build(SweepConfig, {key: values[key] for key in of_sweeps})
+    values = {key: value for key, value in values.items() if key not in of_sweeps}
     recipe, made_for = experiment_file(choices["experiment"])
     replaced = {group: choice for group, choice in made_for.items() if choices[group] != choice}
     if not replaced:
-        return from_flat(values, choices), ""
+        return replace(from_flat(values, choices), sweep=sweep), ""
     replaced_keys: set[str] = set()
     for group, choice in replaced.items():
         replaced_keys.update(keys_of(config_class(group, choice)))
@@ -304,7 +307,7 @@ def read(values: dict[str, Any], choices: dict[str, str]) -> tuple[Config, str]:
         f"keeps its other values: {' '.join(kept)}"
     )
     config = from_flat({key: values[key] for key in values if key not in dropped}, choices)
-    return config, notice
+    return replace(config, sweep=sweep), notice
 
 
 def experiment_file(name: str | None) -> tuple[dict[str, Any], dict[str, str]]:
