@@ -100,10 +100,10 @@ def main(argv: list[str]) -> None:
 
 
 def run_folders(text: str) -> list[Path]:
-    """Returns the folders that `text` names with commas between them.
+    """Splits `text` at commas into folder names.
 
-    The folder names of a sweep's cells contain commas, so each name is the shortest text up to a
-    comma that is an existing folder. If this fails, `text` is returned as one path.
+    The folder name of a cell can contain commas, too. So a name ends at the first comma before
+    which the text is an existing folder. If this fails, `text` is returned as one path.
     """
     unreadable = [Path(text)]  # loading it will say that no run is there
     folders = []
@@ -163,7 +163,7 @@ def part_of(text: Splits, split: str) -> np.ndarray:
     if len(text.parts[split]) < 2:
         allowed = ", ".join(name for name, tokens in text.parts.items() if len(tokens) > 1)
         raise UserError(
-            f"split={split}: this part has fewer than two characters; allowed are {allowed or 'none'}"
+            f"split={split}: has fewer than two characters; allowed are {allowed or 'none'}"
         )
     return text.parts[split]
 

@@ -94,7 +94,7 @@ def evaluate(subject: Subject) -> dict[str, Value]:
 
 
 def numbers_of(values: Mapping[str, Value]) -> dict[str, float]:
-    """Returns the numbers among `values`, without details."""
+    """Returns the entries of `values` that are numbers, without those of the type `Detail`."""
     return {
         name: value
         for name, value in values.items()
@@ -151,9 +151,9 @@ def update_ratios(subject: Subject) -> dict[str, Detail]:
 
 @evaluation
 def pictures(subject: Subject) -> dict[str, np.ndarray]:
-    """Returns pictures of the model by name, as far as it has them.
+    """Returns the pictures that this kind of model has, by name.
 
-    They are its attention on the start of the validation text, and its table of pairs."""
+    They are its attention on the start of the validation text, or its table of token pairs."""
     tokens = subject.text.val
     if len(tokens) == 0:
         tokens = subject.text.train

@@ -156,7 +156,7 @@ def about(run: Run, bits: float) -> dict[str, str]:
 def tokens(
     ids: np.ndarray, log_probs: Tensor, bits: Tensor, tokenizer: Tokenizer
 ) -> list[dict[str, Any]]:
-    """Returns the page's data of each token: its text and, except for the first, its prediction."""
+    """Returns each token's text and, except for the first, how the model predicted the token."""
     likeliest = log_probs.topk(min(LIKELIEST, tokenizer.vocab_size))
     rows: list[dict[str, Any]] = [{"text": tokenizer.decode([ids[0]])}]
     for t, i in enumerate(ids[1:].tolist()):

@@ -167,7 +167,7 @@ def footnote(table: pd.DataFrame, board: pd.DataFrame) -> str:
     loss = tables.objective(board)
     sentences = [
         f"{loss} at the end: mean over n seeds, ± its standard error.",
-        f"Like the best: not significantly different from it ({tables.TEST}; p is after correction).",
+        f"Like the best: not significantly different from it ({tables.TEST}; p after correction).",
     ]
     if table["data_sha256"].nunique() > 1 or table["val_fraction"].nunique() > 1:
         sentences.append(
@@ -180,8 +180,8 @@ def footnote(table: pd.DataFrame, board: pd.DataFrame) -> str:
         )
     elif n_ranked > 1:
         sentences.append(
-            f"The loss of the best of {n_ranked} is partly luck, since it was chosen by that loss; with "
-            "test_fraction=0.1 it is also measured on other text."
+            f"The loss of the best of {n_ranked} is partly luck, since it was chosen by that loss; "
+            "with test_fraction=0.1 it is also measured on other text."
         )
     return " ".join(sentences)
 
@@ -234,15 +234,17 @@ def page_data(table: pd.DataFrame, board: pd.DataFrame, title: str) -> dict[str,
 
 
 def page_row(
-    row: dict[str, Any], cells: list[str], members: pd.DataFrame, keys: Sequence[str], loss: str
+    row: dict[str, Any], texts: list[str], members: pd.DataFrame, keys: Sequence[str], loss: str
 ) -> dict[str, Any]:
-    """Returns the page's data about a configuration. `cells` are the texts of its row."""
+    """Returns the data that the page shows for one configuration.
+
+    `texts` holds the text of each column in its row of the table."""
     runs = tables.records(members)
     shown_keys = [key for key in tables.configuration_keys(members) if key not in ("seed", "name")]
     name = ", ".join(f"{key}={plain(row[key])}" for key in keys)
     return {
         "name": name or str(runs[0]["model"]),
-        "cells": cells,
+        "cells": texts,
         "values": {key: row[key] for key in keys},
         "loss": row[loss],
         "se": row["se"],
@@ -254,7 +256,7 @@ def page_row(
 
 
 def dot(run: dict[str, Any], loss: str) -> dict[str, Any]:
-    """Returns the page's data about a run. Only a finished run has a loss."""
+    """Returns the data that the page shows for one run. Only a finished run has a loss."""
     value = run[loss] if run["status"] == "finished" else None
     return {"seed": run["seed"], "status": run["status"], "loss": value, "label": run["label"]}
 

@@ -152,7 +152,7 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
 def varied(table: pd.DataFrame) -> list[str]:
     """Returns the keys, without the seed, in which the runs differ.
 
-    It leaves out keys that nobody typed and whose values follow from other keys.
+    It leaves out keys that nobody typed and whose values other keys determine.
     """
     hidden = marked(UNTOUCHING) | {"seed"}
     keys = [key for key in configuration_keys(table) if key not in hidden]
@@ -160,7 +160,7 @@ def varied(table: pd.DataFrame) -> list[str]:
     typed = ",".join(table["label"])
 
     def is_shown(key: str) -> bool:
-        """Returns whether the runs differ in the key and it does not follow from other keys."""
+        """Returns whether the key differs between runs, and other keys do not determine it."""
         if distinct(used_values(table, key)) < 2:
             return False
         if key in GROUPS or re.search(rf"\b{key}=", typed):
@@ -190,7 +190,7 @@ def distinct(values: pd.Series) -> int:
 
 
 def is_derived(table: pd.DataFrame, key: str) -> bool:
-    """Returns whether, in every run, the key has the default that follows from other keys."""
+    """Returns whether, in every run, the key has the default that other keys determine."""
     for run in records(table):
         usual = derived(run)
         if key not in usual or run[key] != usual[key]:
