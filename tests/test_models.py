@@ -198,6 +198,15 @@ def test_a_mask_that_is_no_buffer_loses_no_flops():
     assert Masked().flops_per_token() == OwnAttention().flops_per_token()
 
 
+def test_the_buffers_of_a_model_count_for_the_size_of_its_checkpoint():
+    class Buffered(OwnAttention):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mask", torch.ones(10, 10))
+
+    assert Buffered().largest_checkpoint() == OwnAttention().largest_checkpoint() + 16 * 400
+
+
 def test_a_head_with_another_name_is_not_handed_to_muon():
     class Renamed(OwnAttention):
         def __init__(self):

@@ -28,8 +28,8 @@ class Config:
 
     `choices` maps each group, and "experiment", to the chosen name; `model`, `data`, `device` and
     `optimizer` hold the values of the keys of that choice, `run` the values of all other keys.
-    `sweep` is None for a configuration that was read from a run's folder. `bases` maps the
-    groups in which that folder names a preset to the built-in choice of the preset.
+    `sweep` is None for a configuration that was read from a run's folder. `bases` has
+    an entry for each group in which that folder names a preset: the choice that it builds on.
     """
 
     choices: dict[str, str]

@@ -53,7 +53,7 @@ def trained_on(run: Run) -> tuple[str, str | None, float, float, float]:
 
 
 def fit(log_probs: Tensor) -> Tensor:
-    """Returns the weights (M,) of M models with which a text is most likely, in float64.
+    """Returns the shares (M,) of M models in the mixture that makes a text most likely, in float64.
 
     `log_probs` (M, N) are the models' log-probabilities of the N tokens. The method is expectation
     maximisation (Jelinek and Mercer 1980). There is only one maximum, and the method finds it.

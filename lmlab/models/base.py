@@ -158,7 +158,7 @@ class LanguageModel(nn.Module):
 
         An optimizer may keep up to fifteen numbers for each weight; Adam keeps two.
         """
-        return 16 * sum(weight.nbytes for weight in self.parameters()) + 2**24
+        return 16 * sum(tensor.nbytes for tensor in self.state_dict().values()) + 2**24
 
     # How it is evaluated
 

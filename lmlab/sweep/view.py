@@ -21,7 +21,7 @@ TAIL = 4096  # bytes at the end of history.jsonl that hold the last point
 
 
 class View:
-    """Shows the cells, from the start of its context to the end.
+    """Shows the cells of a sweep while its `with` block runs.
 
     `total` is the number of cells, or 0 if it is unknown. `labels` are the labels of the known
     cells. An override is not shown if all labels have it.

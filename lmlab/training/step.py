@@ -47,8 +47,8 @@ def compiled(device: str, grad_accumulation: int) -> Callable[..., Tensor]:
 class LanguageModule(PlainHookName):
     """Wraps a model from token ids (B, T) to logits (B, T, V) for Lightning's Trainer.
 
-    The losses are added on the device, so that no step waits for a number; `take_loss` reads the
-    sum. `optimizer` holds the optimizer's keys.
+    The losses are added on the device, so that no step waits for its loss to be copied to the CPU;
+    `take_loss` reads the sum. `optimizer` holds the optimizer's keys.
     """
 
     # By hand it takes half as long. The price: Lightning's own clipping, accumulation, schedulers
