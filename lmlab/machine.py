@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 
 from lmlab.config.check import Config
-from lmlab.config.keys import values_in
+from lmlab.config.conf_files import read_file
 from lmlab.errors import UserError
 
 Precision = Literal["32-true", "bf16-mixed"]
@@ -82,7 +82,7 @@ def resolve(config: Config) -> Config:
     Raises UserError for a device or a precision that this machine lacks.
     """
     device = pick(config.base("device"))
-    usual = values_in("device", device.type)  # for what device=auto leaves open
+    usual = read_file("device", device.type)  # for what device=auto leaves open
     precision = config.device.precision
     if precision == "auto":
         precision = usual["precision"]

@@ -51,7 +51,7 @@ def test_auto_takes_what_the_file_of_the_device_says(some_config, monkeypatch):
     """conf/device/cpu.yaml is used for device=auto, too, but a typed value wins."""
     file = {"precision": "bf16-mixed", "compile": True, "threads": 3}
     monkeypatch.setattr(machine, "pick", lambda choice: CPU)
-    monkeypatch.setattr(machine, "values_in", lambda group, choice: {"cpu": file}[choice])
+    monkeypatch.setattr(machine, "read_file", lambda group, choice: {"cpu": file}[choice])
     monkeypatch.setattr(machine, "has_compiler", lambda device: True)
     left_open = replace(
         some_config,

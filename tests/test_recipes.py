@@ -7,8 +7,9 @@ import shutil
 import pytest
 import yaml
 
+from lmlab.commands import options
 from lmlab.commands import train as cli
-from lmlab.config import keys, overrides
+from lmlab.config import conf_files, keys, overrides
 from lmlab.config.keys import CHOICES, GROUPS, choices_of
 from lmlab.errors import UserError
 from tests.conftest import ROOT, config, history, metrics, refused
@@ -86,11 +87,16 @@ def conf(tmp_path_factory, monkeypatch):
     """A copy of conf/ to which files can be added, and a function that lets the lab look again."""
     folder = tmp_path_factory.mktemp("checkout") / "conf"
     shutil.copytree(ROOT / "conf", folder)
-    for module in (keys, overrides, cli):
+    for module in (conf_files, overrides, cli, options):
         monkeypatch.setattr(module, "CONF", folder)
 
     def look_again():
-        for function in (keys.bases_of, keys.choices_of, overrides.compose):
+        for function in (
+            conf_files.read_file,
+            keys.bases_of,
+            keys.choices_of,
+            overrides.compose,
+        ):
             function.cache_clear()
 
     look_again()
@@ -165,4 +171,49 @@ def test_a_file_that_builds_on_no_choice_is_none(conf, here, capsys, defaults):
 
 def test_a_preset_whose_values_would_be_lost_is_refused(conf, here, capsys):
     (conf[0] / "model/mine.yaml").write_text("# Mine.\n#\ndefaults: [gpt]\n\nn_layer: 2\n")
-    refused(capsys, lambda: cli.main(["model=mine"]), ["model=mine", "# @package _global_"])
+    refused(capsys, lambda: cli.main(["model=mine"]), ["conf/model/mine.yaml: line 1", "# @package _global_"])
+
+
+HEADER = b"# @package _global_\n"
+FAULTS = {
+    "no header": (b"lr: 0.5\n", "line 1 must be: # @package _global_"),
+    "header later": (b"# mine\n" + HEADER + b"lr: 0.5\n", "line 1 must be"),
+    "empty": (b"", "line 1 must be"),
+    "byte-order mark": (b"\xef\xbb\xbf" + HEADER + b"lr: 0.3\n", "line 1 begins with a byte-order"),
+    "latin-1": (HEADER + b"# na\xefve\n", "byte 24 is not UTF-8 text"),
+    "a choice as a key": (HEADER + b"model: bigram\n", "line 2: model: is a group; write it under"),
+    "nested keys": (HEADER + b"lr:\n  n_layer: 9\n", "line 2: lr: needs a plain value"),
+    "a list": (HEADER + b"lr: 0.1\nseed: [0, 1]\n", "line 3: seed: needs a plain value"),
+    "a doubled key": (HEADER + b"lr: 0.1\nlr: 0.2\n", "line 3: lr: is there twice"),
+    "a tab": (HEADER + b"\tlr: 0.1\n", "line 2: "),
+    "no mapping": (HEADER + b"lr 0.1\n", "line 2: needs lines of the form key: value"),
+    "hydra's settings": (HEADER + b"hydra:\n  launcher: {n_jobs: 1}\n", "line 2: hydra: "),
+}
+
+
+@pytest.mark.parametrize("content, reason", FAULTS.values(), ids=FAULTS)
+@pytest.mark.parametrize("group", ["experiment", "model", "data", "device", "optimizer"])
+def test_a_file_of_conf_whose_content_would_have_no_effect_is_refused(
+    conf, capsys, group, content, reason
+):
+    folder, look_again = conf
+    (folder / group / "faulty.yaml").write_bytes(content)
+    look_again()
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["--cfg", "job", f"{group}=faulty"])
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and said.count("\n") == 1
+    assert said.startswith(f"error: conf/{group}/faulty.yaml: ") and reason in said
+    cli.main(["--help"])  # a file that nobody asked for harms nothing
+
+
+def test_a_recipe_in_a_folder_is_found_and_windows_line_ends_are_fine(conf, capsys):
+    folder, look_again = conf
+    (folder / "experiment/mine").mkdir()
+    content = HEADER + b"# Mine.\nlr: 0.3\n"
+    (folder / "experiment/mine/sub.yaml").write_bytes(content.replace(b"\n", b"\r\n"))
+    look_again()
+    cli.main(["--cfg", "job", "experiment=mine/sub"])
+    assert "lr: 0.3\n" in capsys.readouterr().out
+    cli.main(["--help"])
+    assert re.search(r"mine/sub +Mine\.\n", capsys.readouterr().out)

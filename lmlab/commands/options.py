@@ -4,7 +4,8 @@ from typing import Any, get_type_hints
 
 from lmlab.catalogue import CATALOGUE
 from lmlab.config.check import check_value
-from lmlab.config.keys import CHOICES, CONF, plain_kind
+from lmlab.config.conf_files import CONF, names_in
+from lmlab.config.keys import CHOICES, plain_kind
 from lmlab.config.overrides import parse
 from lmlab.errors import UserError, nearest
 
@@ -14,9 +15,8 @@ def help_page() -> str:
     page = (CONF / "help.txt").read_text(encoding="utf-8")
     for group in (*CHOICES, "hydra/launcher", "hydra/sweeper"):
         page += f"\n{group}=\n"
-        for path in sorted((CONF / group).glob("*.yaml")):
-            title = path.read_text(encoding="utf-8").splitlines()[1]
-            page += f"  {path.stem:<24}{title.removeprefix('# ')}\n"
+        for name in names_in(group):
+            page += f"  {name:<24}{title_of(group, name)}\n"
     page += keys_in("config", "every run")
     for group, rows in CATALOGUE.items():
         described = set()
@@ -27,6 +27,15 @@ def help_page() -> str:
     for kind, choice in (("launcher", "local"), ("sweeper", "search")):
         page += keys_in(f"hydra/{kind}/{choice}", f"hydra/{kind}={choice}", f"hydra.{kind}.")
     return page
+
+
+def title_of(group: str, name: str) -> str:
+    """Returns the comment in the second line of a file of conf/, or "" if there is none."""
+    lines = (CONF / group / f"{name}.yaml").read_text(encoding="utf-8", errors="replace")
+    for line in lines.splitlines()[1:2]:
+        if line.startswith("# "):
+            return line.removeprefix("# ")
+    return ""
 
 
 def keys_in(file: str, title: str, prefix: str = "") -> str:

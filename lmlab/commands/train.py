@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 
 from lmlab.commands.continued import inherited, literal, repeated
 from lmlab.commands.options import help_page
-from lmlab.config.keys import CONF
+from lmlab.config.conf_files import CONF
 from lmlab.config.overrides import Asked, checked, parse, resolved
 from lmlab.errors import UserError, one_line_errors, printable
 from lmlab.registry import importing

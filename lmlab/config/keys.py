@@ -7,11 +7,8 @@ holds the keys of models, texts, devices and optimizers.
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
-
-import yaml
 
 from lmlab.catalogue import (
     CATALOGUE,
@@ -31,8 +28,8 @@ from lmlab.catalogue import (
     PositiveOrZero,
     objectives,
 )
+from lmlab.config.conf_files import names_in, read_file
 
-CONF = Path(__file__).parents[2] / "conf"
 GROUPS = tuple(CATALOGUE)
 CHOICES = tuple(GROUP_MARKERS)  # the groups and the experiment
 
@@ -108,10 +105,10 @@ def bases_of(group: str) -> dict[str, str]:
     A preset is a file in conf/ whose defaults list names the choice that it builds on.
     """
     above: dict[str, str] = {}
-    for path in sorted((CONF / group).glob("*.yaml")):
-        for entry in (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("defaults", ()):
-            if type(entry) is str and entry != "_self_" and path.stem not in CATALOGUE[group]:
-                above[path.stem] = entry
+    for name in names_in(group):
+        for entry in read_file(group, name).get("defaults", ()):
+            if type(entry) is str and entry != "_self_" and name not in CATALOGUE[group]:
+                above[name] = entry
     bases = {name: name for name in CATALOGUE[group]}
     for preset, base in above.items():
         for _ in above:  # a preset may build on a preset, but not on itself
@@ -119,14 +116,6 @@ def bases_of(group: str) -> dict[str, str]:
         if base in CATALOGUE[group]:
             bases[preset] = base
     return bases
-
-
-@lru_cache
-def values_in(group: str, choice: str) -> dict[str, Any]:
-    """Returns the keys and values that the file of a choice in conf/ sets."""
-    text = (CONF / group / f"{choice}.yaml").read_text(encoding="utf-8")
-    values: dict[str, Any] = yaml.safe_load(text)
-    return values
 
 
 @lru_cache

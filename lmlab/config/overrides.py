@@ -10,7 +10,6 @@ from functools import lru_cache
 from typing import Any, Literal
 
 import hydra
-import yaml
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
@@ -20,9 +19,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lmlab.catalogue import ONCE
 from lmlab.config.check import Config, build, check_key, check_value, from_flat
+from lmlab.config.conf_files import CONF, names_in, read_file
 from lmlab.config.keys import (
     CHOICES,
-    CONF,
     SETTINGS,
     SweepConfig,
     choices_of,
@@ -201,14 +200,16 @@ def chosen(overrides: list[Override]) -> list[Override]:
     groups = [o for o in overrides if o.key_or_group in CHOICES and not is_signed(o)]
     for override in groups:
         group = override.key_or_group
-        check_value(group, override.value(), Literal[*allowed(group)])
+        choice = check_value(group, override.value(), Literal[*allowed(group)])
+        if choice is not None:
+            read_file(group, choice)  # Hydra's own errors name neither file nor line
     return groups
 
 
 def allowed(group: str) -> list[str | None]:
     """Returns the choices of a group; for "experiment" also None, which means no experiment."""
     if group == "experiment":
-        return [None, *sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))]
+        return [None, *names_in("experiment")]
     return [*choices_of(group)]
 
 
@@ -314,8 +315,7 @@ def experiment_file(name: str | None) -> tuple[dict[str, Any], dict[str, str]]:
     """Returns the values of the keys in an experiment file, and its choices, such as the model."""
     if name is None:
         return {}, {}
-    path = CONF / "experiment" / f"{name}.yaml"
-    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    recipe = dict(read_file("experiment", name))
     made_for: dict[str, str] = {}
     for entry in recipe.pop("defaults", []):
         if isinstance(entry, dict):  # an entry of Hydra's defaults list, not a configuration
