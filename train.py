@@ -2,8 +2,9 @@
 
 if __name__ == "__main__":
     try:
+        from lmlab.commands.door import run_command
         from lmlab.commands.train import main
 
-        main()
-    except KeyboardInterrupt:  # before the first step, when there is nothing to save
+        run_command(main)
+    except KeyboardInterrupt:  # during the imports, when there is nothing to save
         raise SystemExit(130) from None

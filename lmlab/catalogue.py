@@ -59,6 +59,8 @@ UNTOUCHING = Marker("the key names, places or watches a run, and does not touch 
 STEPWISE = Marker("the key belongs to training by steps: an n-gram has no use for it")
 OF_THE_RUN = Marker("the key belongs to a single run, and is no column of hyper-parameters")
 ONCE = Marker("a sweep has one value of the key")
+FILLED = Marker("the value may not be empty: it names a file or folder")
+LINES = Marker("the text may have several lines")
 SHAPELESS = Marker("the key does not change the shape of any weight of the model")
 
 # The text is the interval that `check_value` allows and names.
@@ -66,6 +68,8 @@ Count = Annotated[int, "[1, inf)"]
 Positive = Annotated[float, "(0, inf)"]
 PositiveOrZero = Annotated[float, "[0, inf)"]
 Share = Annotated[float, "[0, 1)"]
+PathText = Annotated[str, FILLED]
+LinesText = Annotated[str, LINES]
 
 
 class AnyModelConfig:
@@ -197,7 +201,7 @@ class FileConfig(CorpusConfig):
     """The keys of data=file: the user's own text."""
 
     # The hash of a cell contains the sha256 of the text, not the path.
-    path: Annotated[str, CHANGEABLE, UNTOUCHING, OF_THE_RUN]
+    path: Annotated[PathText, CHANGEABLE, UNTOUCHING]
 
 
 @dataclass(frozen=True)

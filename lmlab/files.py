@@ -1,8 +1,8 @@
 """Writes files whole or not at all; their checksums, their locks, and the cache folder."""
 
-import fcntl
 import hashlib
 import os
+import sys
 import time
 import uuid
 from collections.abc import Iterable, Iterator
@@ -10,6 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lmlab.errors import UserError
+
+try:
+    import fcntl
+except ModuleNotFoundError:
+    sys.stderr.write("error: lmlab needs Linux or macOS; on Windows it runs in WSL\n")
+    raise SystemExit(2) from None
 
 POLL_SECONDS = 0.01  # between two tries to take a lock
 
@@ -19,9 +25,23 @@ class Locked(Exception):
 
 
 def cache_dir() -> Path:
-    """Returns the cache folder, whose files can be made again: $LMLAB_CACHE, or ~/.cache/lmlab."""
-    base = os.environ.get("XDG_CACHE_HOME", "~/.cache")
-    return Path(os.environ.get("LMLAB_CACHE", f"{base}/lmlab")).expanduser()
+    """Returns the cache folder, whose files can be made again: $LMLAB_CACHE, or ~/.cache/lmlab.
+
+    An empty variable counts as not set, and so does an XDG_CACHE_HOME that is not absolute. Raises
+    UserError if the account has no home.
+    """
+    named = os.environ.get("LMLAB_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        if named:
+            return Path(named).expanduser()
+        if os.path.isabs(base):
+            return Path(base, "lmlab")
+        return Path("~/.cache/lmlab").expanduser()
+    except RuntimeError:
+        raise UserError(
+            f"LMLAB_CACHE={named or ''}: the account has no home; needs a folder for the cache"
+        ) from None
 
 
 def sha256(content: bytes) -> str:

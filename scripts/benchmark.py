@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from lmlab import files
-from lmlab.catalogue import Count
+from lmlab.catalogue import Count, PathText
 from lmlab.commands.door import run_command
 from lmlab.commands.options import parse_script
 from lmlab.errors import UserError
@@ -48,9 +48,9 @@ SUITES = ("startup", "data", "train", "sample", "sweep")
 class Options:
     """The options after the suites; --help explains them."""
 
-    nanogpt: str | None = None
+    nanogpt: PathText | None = None
     repeats: Count = 3
-    out: str | None = None
+    out: PathText | None = None
 
 
 def main(argv: list[str]) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lmlab.catalogue import PathText
 from lmlab.commands.door import run_command
 from lmlab.commands.options import parse_script
 from lmlab.errors import UserError
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 class Options:
     """The options of the script; --help explains them."""
 
-    sweep: str = "outputs/sweeps/ladder"
-    out: str = "ladder.png"
+    sweep: PathText = "outputs/sweeps/ladder"
+    out: PathText = "ladder.png"
 
 
 def main(argv: list[str]) -> None:

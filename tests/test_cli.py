@@ -77,6 +77,17 @@ WRONG = {
     "data=file path=latin1.txt": ["path=latin1.txt", "byte 3"],
     "data=file path=short.txt": ["block_size=64", "at least 65", "are 10"],
     "data=file path=short.txt block_size=2 val_fraction=0.05": ["val_fraction=0.05"],
+    # a variable of the shell that was not set
+    "data=file path=": ["path=: is empty"],
+    "init_from=": ["init_from=: is empty"],
+    "resume=": ["resume=: is empty"],
+    "replay=": ["replay=: is empty"],
+    "name=": ["name=", "letters"],
+    # the words of other tools
+    "learning_rate=1e-3": ["learning_rate", "did you mean lr?"],
+    "max_iters=10": ["max_iters=10", "did you mean max_steps?"],
+    "--device=cpu": ["--device=cpu", "keys are written without dashes: device=cpu"],
+    "--max-iters 10": ["--max-iters", "without dashes: max_steps=…"],
     # not of the form that is read
     "name=${oc.env:HOME}": ["name=${oc.env:HOME}", "interpolation"],
     "seed=${oc.env:HOME}": ["seed=${oc.env:HOME}", "interpolation"],
@@ -84,7 +95,7 @@ WRONG = {
     "seed": ["seed", "key=value"],
     "-m data=file path=missing.txt seed=0,1": ["path=missing.txt"],
     "-m lr='interval(0.1,1)'": ["lr=interval(0.1,1)", "hydra/sweeper=search"],
-    "data=file 'path=a b(c'": ["path=a b(c", "quoted twice", "path=\"'…'\""],
+    "data=file 'path=a b(c'": ["path=a b(c: no file there"],
     "data=file 'path=a,b'": ["path=a,b", "twice", "path=\"'…'\""],
     "lr=0.1,0.2": ["lr=0.1,0.2", "add -m"],
     "-m name=a,b": ["name=a,b", "a key other than dry_run name"],

@@ -1,5 +1,8 @@
+import codecs
 import itertools
 import math
+import os
+import socket
 from collections import Counter
 
 import pytest
@@ -163,3 +166,52 @@ def test_a_wrong_download_is_not_kept(server, tmp_path):
     (tmp_path / "cache" / "tinyshakespeare.txt").write_text("something else")
     with pytest.raises(UserError, match="sha256 differs"):
         whole(corpora.shakespeare)
+
+
+def text_of(path):
+    """The text of data=file with this path."""
+    return "".join(corpora.file(FileConfig(0.0, 0.0, 0.0, str(path))))
+
+
+def test_a_folder_behind_a_link_is_read_and_a_loop_ends(tmp_path):
+    for name, content in (("in/a.txt", "a" * 5), ("out/b.txt", "b" * 5)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    (tmp_path / "in/more").symlink_to(tmp_path / "out")
+    (tmp_path / "out/back").symlink_to(tmp_path / "in")
+    assert text_of(tmp_path / "in") == "aaaaa\nbbbbb"
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "closed").mkdir()
+    scan = os.scandir
+
+    def closed(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(UserError, match=r"closed: cannot be read \(Permission denied\)"):
+        text_of(tmp_path)
+
+
+def test_an_empty_file_adds_nothing_and_empty_files_alone_are_refused(tmp_path):
+    (tmp_path / "__init__.py").write_bytes(b"")
+    (tmp_path / "bom.txt").write_bytes(codecs.BOM_UTF8)
+    with pytest.raises(UserError, match="there is no text, only empty files"):
+        text_of(tmp_path)
+    (tmp_path / "code.py").write_text("x = 1\n")
+    assert text_of(tmp_path) == text_of(tmp_path / "*.py") == "x = 1\n"
+
+
+def test_a_download_that_never_answers_ends(tmp_path, monkeypatch):
+    monkeypatch.setenv("LMLAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(corpora, "TIMEOUT", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/input.txt"
+        monkeypatch.setattr(corpora, "SHAKESPEARE_URL", url)
+        with pytest.raises(UserError, match=r"the download failed .*timed out"):
+            list(corpora.shakespeare(CorpusConfig(0.1, 0.0, 0.0)))
+    assert socket.getdefaulttimeout() is None

@@ -4,10 +4,13 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from lmlab import files
+from lmlab.errors import UserError
+from tests.conftest import ROOT
 
 
 def test_a_lock_is_held_by_one_at_a_time(tmp_path):
@@ -50,6 +53,8 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from lmlab import files
+from lmlab.errors import UserError
+from tests.conftest import ROOT
 with files.lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -66,3 +71,41 @@ def test_the_death_of_a_process_releases_its_lock(tmp_path):
         other.kill()
     with files.lock(path):
         pass
+
+
+@pytest.mark.parametrize(
+    "variables, folder",
+    [
+        ({}, "~/.cache/lmlab"),
+        ({"XDG_CACHE_HOME": ""}, "~/.cache/lmlab"),
+        ({"XDG_CACHE_HOME": "relative"}, "~/.cache/lmlab"),
+        ({"XDG_CACHE_HOME": "/var/cache"}, "/var/cache/lmlab"),
+        ({"LMLAB_CACHE": "", "XDG_CACHE_HOME": "/var/cache"}, "/var/cache/lmlab"),
+        ({"LMLAB_CACHE": "~/here"}, "~/here"),
+    ],
+)
+def test_an_empty_variable_is_as_if_it_were_not_set(monkeypatch, variables, folder):
+    for name in ("LMLAB_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert files.cache_dir() == Path(folder).expanduser()
+
+
+def test_an_account_without_a_home_is_told_what_to_set(monkeypatch):
+    monkeypatch.delenv("LMLAB_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+    def no_home(self):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", no_home)
+    with pytest.raises(UserError, match="LMLAB_CACHE=: the account has no home"):
+        files.cache_dir()
+
+
+def test_built_in_text_has_the_same_bytes_on_every_system():
+    kinds = dict.fromkeys(["lmlab/data/texts/tales.txt", "Makefile", ".ci/run"], "lf")
+    command = ["git", "check-attr", "eol", "--", *kinds]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert dict(line.split(": eol: ") for line in said.splitlines()) == kinds

@@ -171,7 +171,11 @@ def test_a_file_that_builds_on_no_choice_is_none(conf, here, capsys, defaults):
 
 def test_a_preset_whose_values_would_be_lost_is_refused(conf, here, capsys):
     (conf[0] / "model/mine.yaml").write_text("# Mine.\n#\ndefaults: [gpt]\n\nn_layer: 2\n")
-    refused(capsys, lambda: cli.main(["model=mine"]), ["conf/model/mine.yaml: line 1", "# @package _global_"])
+    refused(
+        capsys,
+        lambda: cli.main(["model=mine"]),
+        ["conf/model/mine.yaml: line 1", "# @package _global_"],
+    )
 
 
 HEADER = b"# @package _global_\n"

@@ -2,7 +2,9 @@
 
 import importlib
 import json
+import os
 import shlex
+import subprocess
 import sys
 
 import pytest
@@ -101,6 +103,17 @@ def test_sample_writes_the_text_to_stdout_and_the_same_text_again(train, run_scr
     assert greedy.out == run_script("sample", "prompt=a max_tokens=20 temperature=0 seed=9").out
 
 
+def test_a_prompt_a_stop_and_a_text_may_have_several_lines(train, run_script, here):
+    train(NANO)
+    drawn = run_script("sample", "prompt='The cat\nsat' max_tokens=5 seed=0").out
+    assert drawn.startswith("The cat\nsat")
+    long = run_script("sample", "max_tokens=300 seed=0").out
+    stopped = run_script("sample", "max_tokens=300 seed=0 stop='\n'").out
+    assert stopped.rstrip("\n") == long.split("\n")[0]
+    run_script("explain", "text='one cat\ntwo cats'")
+    assert (here / "explain.html").exists()
+
+
 def test_the_newest_run_of_a_folder_is_taken(train, run_script):
     train(NANO + "name=one")
     newer = train(NANO + "name=two")
@@ -135,6 +148,15 @@ def test_evaluate_says_what_the_run_said(train, run_script, here):
         ("sample", "prompt=日本", ["prompt=日本", "'日' (1)"]),
         ("sample", "device=cuda", ["device=cuda", "auto, cpu"]),
         ("sample", "checkpoint=worst", ["checkpoint=worst", "best, last"]),
+        ("sample", "run=", ["run=: is empty"]),
+        (
+            "sample",
+            "temperature=0,8",
+            ["temperature=0,8", "write a decimal point: temperature=0.8"],
+        ),
+        ("sample", "max_new_tokens=5", ["max_new_tokens", "did you mean max_tokens?"]),
+        ("explain", "out=", ["out=: is empty"]),
+        ("evaluate", "run=", ["run=: is empty"]),
         ("evaluate", "split=test", ["split=test", "train, val"]),
         ("evaluate", "split=all", ["split=all", "train, holdout, val, test"]),
         ("evaluate", "data=file path=nowhere", ["path=nowhere", "no file there"]),
@@ -184,3 +206,27 @@ def test_a_command_ends_with_the_status_of_what_stopped_it(capsys, raised, statu
         run_command(main)
     assert stop.value.code == status
     assert capsys.readouterr().err == "error: x=1: is wrong\n" * (status == 2)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+@pytest.mark.parametrize(
+    "command",
+    ["train.py --help", "scripts/sample.py prompt='The cat' max_tokens=20 seed=0"],
+)
+def test_what_a_terminal_cannot_show_is_replaced(train, here, command, encoding):
+    train(NANO + "max_steps=2")
+    program, *arguments = shlex.split(command)
+    variables = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, ROOT / program, *arguments], env=variables, capture_output=True
+    )
+    assert done.returncode == 0 and b"Traceback" not in done.stderr and done.stdout
+
+
+def test_help_into_a_closed_pipe_is_quiet(here):
+    """As of `python train.py --help | head -1`, whose reader is gone before the page is written."""
+    command = f"{shlex.quote(sys.executable)} {shlex.quote(str(ROOT / 'train.py'))} --help"
+    variables = os.environ | {"PYTHONPATH": str(ROOT)}
+    script = f"{{ {command}; echo $? >status; }} | true"
+    done = subprocess.run(["bash", "-c", script], env=variables, capture_output=True, text=True)
+    assert (done.stderr, (here / "status").read_text()) == ("", "0\n")

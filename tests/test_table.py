@@ -318,3 +318,15 @@ def test_every_reference_of_a_run_is_in_the_table_of_references(sweep):
     assert noted == {*REFERENCES, "reference/order"}
     losses = [metrics(run)[name] for name in REFERENCES]
     assert losses == sorted(losses)  # the best first
+
+
+def test_a_sweep_over_texts_says_which_row_is_which(here, capsys):
+    for name, text in (("a.txt", "hello world " * 40), ("b.txt", "a cat and a dog " * 40)):
+        (here / name).write_text(text)
+    command = (
+        "model=bigram data=file path=a.txt,b.txt block_size=8 device=cpu max_steps=2 name=texts"
+    )
+    cli.main(["-m", *command.split()])
+    board = (here / "outputs/sweeps/texts/leaderboard.md").read_text()
+    assert "| data |" in board and "file a.txt" in board and "file b.txt" in board
+    assert "file a.txt" in capsys.readouterr().out

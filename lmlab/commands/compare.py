@@ -16,6 +16,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from lmlab.catalogue import PathText
 from lmlab.commands.options import parse_script
 from lmlab.errors import UserError
 
@@ -24,7 +25,7 @@ from lmlab.errors import UserError
 class Options:
     """The options after the folders; --help explains them."""
 
-    out: str | None = None
+    out: PathText | None = None
 
 
 def main(argv: list[str]) -> None:

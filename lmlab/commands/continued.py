@@ -6,7 +6,7 @@ from typing import Any
 
 from hydra.core.override_parser.types import Override
 
-from lmlab.catalogue import CHANGEABLE, SHAPELESS, UNTOUCHING
+from lmlab.catalogue import CHANGEABLE, SHAPELESS, UNTOUCHING, PathText
 from lmlab.config.check import Config, check_key, check_value, from_flat
 from lmlab.config.keys import (
     CHOICES,
@@ -25,15 +25,28 @@ Overrides = dict[str, Override]  # by key
 
 
 def literal(argument: str) -> str:
-    """Returns an argument that names a run, with the quotes that Hydra needs.
+    """Returns an argument that names a run or a text, with the quotes that Hydra needs.
 
-    The folder names of a sweep contain characters that have a meaning in Hydra's grammar.
+    Such names may contain characters that have a meaning in Hydra's grammar. A `path=` that Hydra
+    can read stays as it is, since it may be a list of values.
     """
     key, _, text = argument.partition("=")
-    if key not in ("resume", "replay", "init_from") or text == "null" or text[:1] in ("'", '"'):
+    if text == "null" or text[:1] in ("'", '"'):
+        return argument
+    is_run = key in ("resume", "replay", "init_from")
+    if not is_run and not (key == "path" and is_no_override(argument)):
         return argument
     escaped = re.sub(r"\\*'|\\+$", lambda match: "".join(f"\\{c}" for c in match[0]), text)
     return f"{key}='{escaped}'"
+
+
+def is_no_override(argument: str) -> bool:
+    """Returns whether Hydra's grammar cannot read an argument."""
+    try:
+        parse(argument)
+    except UserError:
+        return True
+    return False
 
 
 def by_key(arguments: list[str]) -> Overrides:
@@ -53,7 +66,7 @@ def inherited(arguments: list[str]) -> tuple[list[str], list[str]]:
         start = overrides["init_from"].value()
     if start is None:
         return arguments, []
-    path = newest(Path(check_value("init_from", start, str)), "init_from")
+    path = newest(Path(check_value("init_from", start, PathText)), "init_from")
     saved = read_config(path)
     name = saved.choices["model"]
     if name not in choices_of("model"):  # a preset that is missing here
@@ -108,7 +121,7 @@ def refuse_unfit(verb: str, overrides: Overrides, flags: list[str]) -> None:
 
 def run_folder(verb: str, value: Any) -> Path:
     """Returns the folder that resume= or replay= names. Raises UserError if it is no run."""
-    typed = check_value(verb, value, str)
+    typed = check_value(verb, value, PathText)
     path = Path(typed)
     if typed and (path / "config.yaml").exists():
         return path

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Literal
 
 from lmlab.catalogue import CATALOGUE
@@ -19,7 +20,13 @@ INTERRUPTED = 130  # the exit status of a program that Ctrl-C ended
 
 
 def run_command(main: Callable[[list[str]], None]) -> None:
-    """Runs a command with the typed arguments. Its errors become one line on stderr."""
+    """Runs a command with the typed arguments. Its errors become one line on stderr.
+
+    A character that the terminal cannot show is replaced.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a caller may have put another object there
+            stream.reconfigure(errors="replace")
     try:
         with one_line_errors():
             main(sys.argv[1:])

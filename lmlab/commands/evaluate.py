@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lmlab.catalogue import CORPORA, CorpusConfig
+from lmlab.catalogue import CORPORA, CorpusConfig, PathText
 from lmlab.commands.door import Corpus, Device
 from lmlab.commands.options import parse_script
 from lmlab.config.check import build, check_key
@@ -42,10 +42,10 @@ if TYPE_CHECKING:
 class Options:
     """The options of the command; --help explains them."""
 
-    run: str = "outputs"
+    run: PathText = "outputs"
     split: Literal["train", "holdout", "val", "test"] | None = None
     data: Corpus | None = None
-    path: str | None = None
+    path: PathText | None = None
     checkpoint: Literal["last", "best"] = "last"
     device: Device = "auto"
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from lmlab.catalogue import LinesText, PathText
 from lmlab.commands.door import Device
 from lmlab.commands.options import parse_script
 from lmlab.errors import printable
@@ -30,9 +31,9 @@ from lmlab.registry import importing
 class Options:
     """The options of the command; --help explains them."""
 
-    run: str = "outputs"
-    text: str | None = None
-    out: str = "explain.html"
+    run: PathText = "outputs"
+    text: LinesText | None = None
+    out: PathText = "explain.html"
     checkpoint: Literal["best", "last"] = "best"
     device: Device = "auto"
 

@@ -1,13 +1,14 @@
 """Reads the options of the scripts (key=value), and makes the text of train.py --help."""
 
+import re
 from typing import Any, get_type_hints
 
 from lmlab.catalogue import CATALOGUE
-from lmlab.config.check import check_value
+from lmlab.config.check import check_value, suggestion
 from lmlab.config.conf_files import CONF, names_in
 from lmlab.config.keys import CHOICES, plain_kind
 from lmlab.config.overrides import parse
-from lmlab.errors import UserError, nearest
+from lmlab.errors import UserError
 
 
 def help_page() -> str:
@@ -62,10 +63,12 @@ def parse_script(options: type, page: str, argv: list[str]) -> Any:
             if equals:
                 reason = f"there is no key {key}"
             raise UserError(
-                f"{argument}: {reason}{nearest(key, hints)}; keys are {', '.join(hints)}"
+                f"{argument}: {reason}{suggestion(key, hints)}; keys are {', '.join(hints)}"
             )
         value: Any = text
         if plain_kind(hints[key]) in (int, float, bool):
             value = parse(argument).value()
+            if re.fullmatch(r"-?\d+,\d+", text):
+                raise UserError(f"{argument}: write a decimal point: {argument.replace(',', '.')}")
         values[key] = check_value(key, value, hints[key])
     return options(**values)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmlab.catalogue import PathText
 from lmlab.commands.options import parse_script
 from lmlab.errors import UserError
 from lmlab.runs.folder import newest, read_history
@@ -29,8 +30,8 @@ STYLES: dict[str, dict[str, Any]] = {
 class Options:
     """The options of the command; --help explains them."""
 
-    runs: str = "outputs"
-    out: str = "curves.png"
+    runs: PathText = "outputs"
+    out: PathText = "curves.png"
 
 
 def main(argv: list[str]) -> None:

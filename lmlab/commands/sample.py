@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from lmlab.catalogue import Count, PositiveOrZero
+from lmlab.catalogue import Count, LinesText, PathText, PositiveOrZero
 from lmlab.commands.door import Device
 from lmlab.commands.options import parse_script
 from lmlab.errors import printable
@@ -37,14 +37,14 @@ from lmlab.registry import importing
 class Options:
     """The options of the command; --help explains them."""
 
-    run: str = "outputs"
-    prompt: str = ""
+    run: PathText = "outputs"
+    prompt: LinesText = ""
     max_tokens: Count = 500
     samples: Count = 1
     temperature: PositiveOrZero = 0.8
     top_k: Count | None = None
     top_p: Annotated[float, "(0, 1]"] | None = None
-    stop: str | None = None
+    stop: LinesText | None = None
     seed: Annotated[int, "[0, 4294967296)"] | None = None
     checkpoint: Literal["best", "last"] = "best"
     device: Device = "auto"

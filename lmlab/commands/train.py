@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 
 from lmlab.commands.continued import inherited, literal, repeated
 from lmlab.commands.options import help_page
+from lmlab.config.check import ELSEWHERE
 from lmlab.config.conf_files import CONF
 from lmlab.config.overrides import Asked, checked, parse, resolved
 from lmlab.errors import UserError, one_line_errors, printable
@@ -34,7 +35,8 @@ def main(argv: list[str] | None = None) -> None:
         argv = sys.argv[1:]
     args = flag_parser().parse_args(argv)
     if args.help:
-        print(help_page())
+        sys.stdout.write(help_page() + "\n")
+        sys.stdout.flush()  # here, where a closed pipe is quiet
         return
     command = shlex.join(["python", "train.py", *argv])
     flags = [argument for argument in argv if argument not in args.overrides]
@@ -57,8 +59,21 @@ def flag_parser() -> ArgumentParser:
     parser: Any = get_args_parser()
     parser.prog = "train.py"
     parser.print_usage = lambda file=None: None
+    parser.error = refuse_flags
     result: ArgumentParser = parser
     return result
+
+
+def refuse_flags(message: str) -> None:
+    """Raises SystemExit(2) after one line about a wrong flag; argparse calls this."""
+    flag = message.removeprefix("unrecognized arguments: ").split(" ")[0]
+    hint = ""
+    if flag.startswith("--"):
+        name, _, value = flag.removeprefix("--").partition("=")
+        name = name.replace("-", "_")
+        hint = f"; keys are written without dashes: {ELSEWHERE.get(name, name)}={value or '…'}"
+    print(f"error: {printable(message)}{hint}", file=sys.stderr)
+    raise SystemExit(2)
 
 
 def run_hydra(task: "Task", flags: list[str], overrides: list[str]) -> None:

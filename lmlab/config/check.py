@@ -1,11 +1,12 @@
 """Checks each key and value of a run, such as n_layer=two, and builds its `Config`. No torch."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from lmlab.catalogue import DeviceConfig, OneOf, OptimizerConfig, learn_numbers
+from lmlab.catalogue import FILLED, LINES, DeviceConfig, OneOf, OptimizerConfig, learn_numbers
 from lmlab.config.keys import (
     CHOICES,
     GROUPS,
@@ -68,6 +69,50 @@ class Config:
         return values
 
 
+# What users of other tools type first.
+ELSEWHERE = {
+    "learning_rate": "lr",
+    "max_iters": "max_steps",
+    "num_steps": "max_steps",
+    "steps": "max_steps",
+    "iterations": "max_steps",
+    "lr_decay_iters": "decay_steps",
+    "warmup_iters": "warmup_steps",
+    "num_layers": "n_layer",
+    "layers": "n_layer",
+    "num_heads": "n_head",
+    "heads": "n_head",
+    "d_model": "n_embd",
+    "hidden_size": "n_embd",
+    "embedding_size": "n_embd",
+    "context_length": "block_size",
+    "seq_len": "block_size",
+    "max_seq_len": "block_size",
+    "gradient_accumulation_steps": "grad_accumulation",
+    "accumulate_grad_batches": "grad_accumulation",
+    "gradient_clip_val": "grad_clip",
+    "eval_every": "eval_interval",
+    "dataset": "data",
+    "input": "path",
+    "file": "path",
+    "out_dir": "name",
+    "random_seed": "seed",
+    "num_samples": "samples",
+    "max_new_tokens": "max_tokens",
+    "length": "max_tokens",
+    "temp": "temperature",
+    "start": "prompt",
+}
+
+
+def suggestion(word: str, words: Iterable[str]) -> str:
+    """Returns " (did you mean …?)" with the key that users of other tools mean, or a similar one."""
+    meant = ELSEWHERE.get(word.lstrip("-").replace("-", "_"))
+    if meant is not None and meant in {*words}:
+        return f" (did you mean {meant}?)"
+    return nearest(word, words)
+
+
 def check_key(key: str, value: Any, choices: dict[str, str]) -> None:
     """Raises UserError if neither the run nor any of the choices has the key `key`."""
     known = {*CHOICES, *keys_of(RunConfig), *keys_of(SweepConfig)}
@@ -86,7 +131,7 @@ def check_key(key: str, value: Any, choices: dict[str, str]) -> None:
             )
     if key not in known:
         raise UserError(
-            f"{key}={value}: there is no key {key}{nearest(key, known)}; --help lists them all"
+            f"{key}={value}: there is no key {key}{suggestion(key, known)}; --help lists them all"
         )
 
 
@@ -97,9 +142,13 @@ def check_value(key: str, value: Any, hint: Any) -> Any:
     or `OneOf` with the allowed words. Other markers in it are ignored.
     """
     interval = None
+    has_lines = False
     while get_origin(hint) is Annotated:
         hint, *extras = get_args(hint)
         interval = next((extra for extra in extras if type(extra) is str), interval)
+        has_lines = has_lines or LINES in extras
+        if FILLED in extras and value == "":
+            raise UserError(f"{key}=: is empty; needs the name of a file or folder")
         for extra in extras:
             if type(extra) is OneOf:
                 learn_numbers([str(value)])
@@ -121,7 +170,7 @@ def check_value(key: str, value: Any, hint: Any) -> Any:
             str: f"text; text that looks like another type is quoted twice: {key}=\"'{value}'\"",
         }
         raise UserError(f"{key}={value}: needs {needed[hint]}")
-    if hint is str and len(value.splitlines()) > 1:
+    if hint is str and not has_lines and len(value.splitlines()) > 1:
         raise UserError(f"{key}={value}: needs text of one line")
     if interval and not in_interval(number, interval):
         raise UserError(f"{key}={value}: out of range; allowed is {interval}")

@@ -24,6 +24,7 @@ from lmlab.catalogue import (
     Marker,
     Neutral,
     OneOf,
+    PathText,
     Positive,
     PositiveOrZero,
     objectives,
@@ -57,7 +58,7 @@ class RunConfig:
     checkpoint_interval: Annotated[Count, CHANGEABLE, UNTOUCHING, STEPWISE]
     checkpoint_minutes: Annotated[Positive, CHANGEABLE, UNTOUCHING, STEPWISE]
     # What lies at init_from enters by its sha256.
-    init_from: Annotated[str | None, UNTOUCHING, STEPWISE, OF_THE_RUN]
+    init_from: Annotated[PathText | None, UNTOUCHING, STEPWISE, OF_THE_RUN]
     unknown: Annotated[Literal["error", "drop"], STEPWISE]
     resume: Annotated[str | None, UNTOUCHING, OF_THE_RUN]
     replay: Annotated[str | None, UNTOUCHING, OF_THE_RUN]

@@ -2,7 +2,10 @@
 
 import codecs
 import glob
+import os
+import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -13,6 +16,8 @@ from lmlab.errors import UserError
 
 # Bytes of a file read at a time: few enough that what is made of them stays in fast memory.
 PIECE = 2**18
+
+TIMEOUT = 60.0  # seconds that a download may say nothing
 
 TALES = Path(__file__).parent / "texts" / "tales.txt"
 
@@ -52,9 +57,10 @@ def shakespeare(config: CorpusConfig) -> Iterator[str]:
     if not path.exists():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(
-                SHAKESPEARE_URL, str(path), hash_prefix=SHAKESPEARE_SHA256
-            )
+            with answering_within(TIMEOUT):
+                torch.hub.download_url_to_file(
+                    SHAKESPEARE_URL, str(path), hash_prefix=SHAKESPEARE_SHA256
+                )
         except (OSError, RuntimeError) as error:
             raise UserError(
                 f"data=shakespeare: the download failed ({error}); download {SHAKESPEARE_URL} "
@@ -67,6 +73,17 @@ def shakespeare(config: CorpusConfig) -> Iterator[str]:
     yield from pieces(path)
 
 
+@contextmanager
+def answering_within(seconds: float) -> Iterator[None]:
+    """A context in which a connection that says nothing for so many seconds is an OSError."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
 def file(config: FileConfig) -> Iterator[str]:
     """Yields all of `path`, file by file, with a newline between two files. Raises UserError."""
     paths = paths_of(config.path)
@@ -75,7 +92,10 @@ def file(config: FileConfig) -> Iterator[str]:
             f"path={config.path}: no file there; "
             "give a UTF-8 text file, a folder of them, or a glob"
         )
-    for i, path in enumerate(paths):
+    filled = [path for path in paths if not is_empty(path)]
+    if not filled:
+        raise UserError(f"path={config.path}: there is no text, only empty files")
+    for i, path in enumerate(filled):
         if i > 0:
             yield "\n"
         yield from pieces(path)
@@ -85,12 +105,39 @@ def paths_of(typed: str) -> list[Path]:
     """Returns the files of a file name, a folder (without hidden files) or a glob, sorted."""
     path = Path(typed).expanduser()
     if path.is_dir():
-        paths = [entry for entry in path.rglob("*") if not is_hidden(entry.relative_to(path))]
+        paths = [entry for entry in files_below(path) if not is_hidden(entry.relative_to(path))]
     elif path.exists():
         paths = [path]
     else:
         paths = [Path(name) for name in glob.glob(str(path), recursive=True)]
     return sorted(entry for entry in paths if entry.is_file())
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Yields the files in a folder and below it, also behind links, each folder once.
+
+    Raises UserError for a folder that cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"path={error.filename}: cannot be read ({error.strerror})")
+
+    seen = set()
+    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        if os.path.realpath(parent) in seen:
+            folders.clear()  # a link to a folder that was read before
+            continue
+        seen.add(os.path.realpath(parent))
+        yield from (Path(parent, name) for name in names)
+
+
+def is_empty(path: Path) -> bool:
+    """Returns whether a file has no text. Raises UserError if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(codecs.BOM_UTF8) + 1) in (b"", codecs.BOM_UTF8)
+    except OSError as error:
+        raise UserError(f"path={path}: cannot be read ({error.strerror})") from None
 
 
 def is_hidden(path: Path) -> bool:

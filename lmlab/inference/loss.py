@@ -82,7 +82,7 @@ def keep_evaluation(path: Path, about: dict[str, str], numbers: dict[str, float]
     try:
         if name.exists() and not name.read_bytes().endswith(b"\n"):  # a kill cut the last line
             line = "\n" + line
-        with open(name, "a") as file:
+        with open(name, "a", encoding="utf-8") as file:
             file.write(line)
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}; the numbers were not kept") from None

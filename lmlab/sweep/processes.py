@@ -113,8 +113,8 @@ def redirect_output(descriptor: int) -> None:
     """Sends stdout and stderr of this process to an open file."""
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    sys.stdout = os.fdopen(1, "w", 1, closefd=False)
-    sys.stderr = os.fdopen(2, "w", 1, closefd=False)
+    sys.stdout = os.fdopen(1, "w", 1, encoding="utf-8", closefd=False)
+    sys.stderr = os.fdopen(2, "w", 1, encoding="utf-8", closefd=False)
 
 
 def end_with_launcher() -> None:

@@ -85,6 +85,8 @@ def load_run(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if not group:
         data_sha256 = str(metrics.get("data_sha256"))
         _, group = identity(configuration, data_sha256, metrics.get("init_sha256"))
+    if "path" in configuration:  # the column `path` is the folder of the run
+        configuration["data"] += f" {configuration.pop('path')}"
     if config.data.test_fraction and (path / "evaluations.jsonl").exists():
         metrics |= tested(path)
     defaults = {"reason": reason(metrics)} | dict.fromkeys(numbers_where("ranks"))
