@@ -1,5 +1,10 @@
 """Compares runs: averages configurations over their seeds. The code: lmlab/commands/compare.py."""
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the library beside this script
+
 from lmlab.commands.compare import main
 from lmlab.commands.door import run_command
 

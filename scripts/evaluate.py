@@ -1,5 +1,10 @@
 """Measures how good a trained model is. The code: lmlab/commands/evaluate.py."""
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the library beside this script
+
 from lmlab.commands.door import run_command
 from lmlab.commands.evaluate import main
 

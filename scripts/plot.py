@@ -1,5 +1,10 @@
 """Draws loss curves. The code: lmlab/commands/plot.py."""
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the library beside this script
+
 from lmlab.commands.door import run_command
 from lmlab.commands.plot import main
 

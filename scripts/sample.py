@@ -1,5 +1,10 @@
 """Draws text from a trained model. The code: lmlab/commands/sample.py."""
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the library beside this script
+
 from lmlab.commands.door import run_command
 from lmlab.commands.sample import main
 

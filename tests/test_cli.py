@@ -83,6 +83,19 @@ WRONG = {
     "resume=": ["resume=: is empty"],
     "replay=": ["replay=: is empty"],
     "name=": ["name=", "letters"],
+    # settings and flags of Hydra that would have no effect
+    "hydra.run.dir=elsewhere": ["hydra.run.dir=elsewhere", "has no effect here"],
+    "-m seed=0,1 hydra.sweep.dir=elsewhere": ["hydra.sweep.dir=elsewhere", "has no effect here"],
+    "hydra.job.chdir=true": ["hydra.job.chdir=true", "has no effect here"],
+    "hydra.mode=MULTIRUN": ["hydra.mode=MULTIRUN", "has no effect here"],
+    "-m hydra.sweeper.n_trials=3 seed=0,1": ["hydra.sweeper.n_trials=3", "hydra/sweeper=search"],
+    "-m hydra.sweeper.params.seed='0,1'": ["hydra.sweeper.params.seed", "key=value,value"],
+    "--config-name other": ["--config-name=other", "conf/experiment"],
+    "--config-dir here": ["--config-dir=here", "conf/experiment"],
+    "--experimental-rerun foo": ["--experimental-rerun=foo"],
+    "--resolve": ["--resolve", "--cfg job"],
+    "-m 'n_layer=glob(*)'": ["n_layer=glob(*)", "is for model, data"],
+    "-m 'model=glob(x*)'": ["model=glob(x*)", "fits none of bigram"],
     # the words of other tools
     "learning_rate=1e-3": ["learning_rate", "did you mean lr?"],
     "max_iters=10": ["max_iters=10", "did you mean max_steps?"],
@@ -252,3 +265,11 @@ def test_an_experiment_with_another_model_keeps_the_rest_and_says_so(train, caps
     run = train("experiment=nanogpt_mini model=bigram max_steps=1 threads=1")
     assert config(run)["batch_size"] == 12 and "n_embd" not in config(run)
     assert "n_embd" not in capsys.readouterr().out.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    "line, count", [("experiment=glob(ladder_*) data=sentence", 6), ("model=glob(gpt*)", 4)]
+)
+def test_a_glob_of_choices_is_a_sweep_over_those_that_fit(here, line, count):
+    asked = overrides.checked([*line.split(), "val_fraction=0.2"], multirun=True)
+    assert len(asked.runs) == count

@@ -79,7 +79,7 @@ PLAIN = {
     *("bool", "bytes", "dict", "float", "int", "list", "str", "tuple"),
     *("Tensor", "torch.Tensor", "np.ndarray", "np.floating", "np.generic"),
     *("Exception", "IntervalSweep", "KeyboardInterrupt", "MemoryError", "OSError", "QuotedString"),
-    *("ChoiceSweep", "RangeSweep", "SystemExit", "UserError", "None"),
+    *("ChoiceSweep", "Glob", "RangeSweep", "SystemExit", "UserError", "None"),
 }
 
 

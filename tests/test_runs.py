@@ -1,6 +1,7 @@
 """A run's folder: what is written is what is read."""
 
 import re
+import shutil
 import subprocess
 from dataclasses import replace
 
@@ -100,3 +101,14 @@ def test_a_provenance_differs_in_what_was_saved_both_times():
     assert differences(older, now | {"command": "another"}) == []
     changed = differences(older | {"torch": "1.0"}, now)
     assert changed == [f"torch 1.0, now {now['torch']}"]
+
+
+def test_the_newest_run_started_last_also_if_another_was_copied_later(tmp_path):
+    for name, second in (("old", 1_000), ("new", 2_000)):
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
+        for file in ("config.yaml", "tokenizer.json", "checkpoints/last.ckpt"):
+            (tmp_path / name / file).write_text("")
+        (tmp_path / name / f"events.out.tfevents.{second}.host.1.0").write_text("")
+    shutil.copytree(tmp_path / "old", tmp_path / "copy")  # its files are the newest on the disk
+    (tmp_path / "old/events.out.tfevents.3000.host.1.0").write_text("")  # resumed since
+    assert runs.newest(tmp_path) == tmp_path / "new"

@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -230,3 +231,17 @@ def test_help_into_a_closed_pipe_is_quiet(here):
     script = f"{{ {command}; echo $? >status; }} | true"
     done = subprocess.run(["bash", "-c", script], env=variables, capture_output=True, text=True)
     assert (done.stderr, (here / "status").read_text()) == ("", "0\n")
+
+
+@pytest.mark.parametrize("name", ["sample", "evaluate", "explain", "plot", "compare"])
+def test_a_script_imports_the_library_beside_it(tmp_path, name):
+    """As with two checkouts and one environment, in which the other one is installed."""
+    for path in ("scripts", "lmlab/commands"):
+        (tmp_path / path).mkdir(parents=True)
+    shutil.copy(ROOT / f"scripts/{name}.py", tmp_path / "scripts")
+    (tmp_path / "lmlab/__init__.py").touch()
+    (tmp_path / "lmlab/commands/door.py").write_text("def run_command(main): main()\n")
+    (tmp_path / f"lmlab/commands/{name}.py").write_text("def main(): print('beside')\n")
+    command = [sys.executable, tmp_path / f"scripts/{name}.py"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("beside\n", "")

@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import tempfile
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     command = shlex.join(["python", "train.py", *argv])
     flags = [argument for argument in argv if argument not in args.overrides]
     with one_line_errors():
+        refuse_hydras_files(args)
         typed = [literal(argument) for argument in args.overrides]
         if resume_or_replay(typed, flags, command):
             return
@@ -62,6 +63,19 @@ def flag_parser() -> ArgumentParser:
     parser.error = refuse_flags
     result: ArgumentParser = parser
     return result
+
+
+def refuse_hydras_files(args: Namespace) -> None:
+    """Raises UserError for flags of Hydra that name other files, which the lab would not read."""
+    for name in ("config_name", "config_path", "config_dir", "experimental_rerun"):
+        value = getattr(args, name)
+        if value is not None:
+            flag = name.replace("_", "-")
+            raise UserError(
+                f"--{flag}={value}: has no effect here; a recipe is a file in conf/experiment"
+            )
+    if args.resolve and not args.cfg:
+        raise UserError("--resolve: needs --cfg job")
 
 
 def refuse_flags(message: str) -> None:

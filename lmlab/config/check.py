@@ -106,7 +106,7 @@ ELSEWHERE = {
 
 
 def suggestion(word: str, words: Iterable[str]) -> str:
-    """Returns " (did you mean …?)" with the key that users of other tools mean, or a similar one."""
+    """Returns " (did you mean …?)" with the key that other tools call `word`, or a similar one."""
     meant = ELSEWHERE.get(word.lstrip("-").replace("-", "_"))
     if meant is not None and meant in {*words}:
         return f" (did you mean {meant}?)"

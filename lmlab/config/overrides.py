@@ -12,7 +12,7 @@ from typing import Any, Literal
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -59,6 +59,9 @@ def checked(arguments: list[str], multirun: bool) -> Asked:
     For a search, the values at the ends of its ranges are checked.
     """
     overrides = [parse(text) for text in arguments]
+    searching = any(str(o.input_line) == "hydra/sweeper=search" for o in overrides)
+    for override in overrides:
+        check_hydra(override, searching)
     fixed = [o for o in overrides if not o.is_sweep_override()]
     swept = [o for o in overrides if o.is_sweep_override()]
     _, choices, settings = compose(typed_lines([o for o in fixed if is_hydras(o)] + chosen(fixed)))
@@ -96,8 +99,7 @@ def all_runs(overrides: list[Override], searching: bool) -> list[tuple[Config, l
         elif searching:
             values.append(ends(override))
         else:
-            key = override.key_or_group
-            values.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+            values.append(listed(override))
     runs = []
     notices: dict[str, None] = {}  # each once, in order
     for cell in combinations(values, limit):
@@ -124,6 +126,21 @@ def check_settings(kind: str, choice: str, values: dict[str, Any]) -> None:
             hint = nearest(key, known)
             raise UserError(f"hydra.{kind}.{key}={value}: there is no such key{hint}")
     build(SETTINGS[choice], settings, f"hydra.{kind}.")
+
+
+def check_hydra(override: Override, searching: bool) -> None:
+    """Raises UserError for a setting of Hydra that would have no effect, such as hydra.run.dir."""
+    key = override.key_or_group
+    if key.startswith("hydra.sweeper.") and not searching:
+        raise UserError(
+            f"{override.input_line}: needs hydra/sweeper=search; a grid is written as key=value,value"
+        )
+    used = ("hydra/launcher", "hydra.launcher.", "hydra/sweeper", "hydra.sweeper.")
+    if is_hydras(override) and not key.startswith(used):
+        raise UserError(
+            f"{override.input_line}: has no effect here; of Hydra's settings allowed are "
+            "hydra/launcher, hydra.launcher.…, hydra/sweeper and hydra.sweeper.…"
+        )
 
 
 def check_place(override: Override, multirun: bool, sweeper: str) -> None:
@@ -236,7 +253,25 @@ def ends(override: Override) -> list[str]:
         if kind_of(key) is int and low.is_integer() and high.is_integer():
             return [f"{key}={int(low)}", f"{key}={int(high)}"]
         return [f"{key}={low}", f"{key}={high}"]
-    return [f"{key}={value}" for value in override.sweep_string_iterator()]
+    return listed(override)
+
+
+def listed(override: Override) -> list[str]:
+    """Returns an override for each value of a list, a range or a glob of choices.
+
+    Raises UserError for a glob of a key that is no group, or that fits no choice.
+    """
+    key = override.key_or_group
+    value = override.value()
+    if not isinstance(value, Glob):
+        return [f"{key}={value}" for value in override.sweep_string_iterator()]
+    if key not in CHOICES:
+        raise UserError(f"{override.input_line}: glob() is for {', '.join(CHOICES)}")
+    names = [name for name in allowed(key) if name is not None]
+    fitting = value.filter(names)
+    if not fitting:
+        raise UserError(f"{override.input_line}: fits none of {', '.join(names)}")
+    return [f"{key}={name}" for name in fitting]
 
 
 @lru_cache(maxsize=4096)

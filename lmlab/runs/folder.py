@@ -182,13 +182,16 @@ def write_config(path: Path, noted: Mapping[str, Any], name: str = "config.yaml"
 def newest(path: Path, key: str = "run") -> Path:
     """Returns the newest run, at `path` or in a folder below it, that has a checkpoint.
 
-    The newest is the one that started last. Raises UserError if there is none; the message names
-    `key`.
+    The newest is the one that started last, also if others were copied or moved later. Raises
+    UserError if there is none; the message names `key`.
     """
 
-    def started(run: Path) -> int:
+    def started(run: Path) -> tuple[int, int]:
+        # TensorBoard writes the second of its start into the name of the first events file.
+        names = [path.name.split(".")[3] for path in run.glob("events.out.tfevents.*")]
+        second = min((int(name) for name in names if name.isdecimal()), default=0)
         tokenizer = run / "tokenizer.json"  # written once, at the start
-        return tokenizer.stat().st_mtime_ns if tokenizer.exists() else 0
+        return second, tokenizer.stat().st_mtime_ns if tokenizer.exists() else 0
 
     folders = [config.parent for config in path.rglob("config.yaml")]
     trained = [folder for folder in folders if (folder / "checkpoints/last.ckpt").exists()]
