@@ -1,5 +1,6 @@
 """Writes files whole or not at all; their checksums, their locks, and the cache folder."""
 
+import errno
 import hashlib
 import os
 import sys
@@ -7,7 +8,9 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
+from typing import IO
 
 from lmlab.errors import UserError
 
@@ -18,6 +21,8 @@ except ModuleNotFoundError:
     raise SystemExit(2) from None
 
 POLL_SECONDS = 0.01  # between two tries to take a lock
+
+WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 class Locked(Exception):
@@ -189,11 +194,11 @@ def lock(path: Path, wait: float = 0.0, shared: bool = False) -> Iterator[None]:
     Raises `Locked` if another process still holds it after `wait` seconds (math.inf: waits
     forever). The lock is released when the process ends for any reason. Several processes can
     hold a `shared` lock at the same time, but no other process an exclusive one; a `shared` lock
-    needs an existing file.
+    needs an existing file. On a file system without locks it warns once and goes on.
     """
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     deadline = time.monotonic() + wait
-    with open(path, "r" if shared else "a") as file:
+    with open_for_lock(path, shared) as file:
         while True:
             try:
                 fcntl.flock(file, kind | fcntl.LOCK_NB)
@@ -201,5 +206,29 @@ def lock(path: Path, wait: float = 0.0, shared: bool = False) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() >= deadline:
                     raise Locked(path) from None
+            except OSError as error:
+                if error.errno not in WITHOUT_LOCKS:
+                    raise
+                warn_without_locks()
+                break
             time.sleep(POLL_SECONDS)
         yield
+
+
+def open_for_lock(path: Path, shared: bool) -> IO[str]:
+    """Opens the file of a lock. It need not be writable if another user has created it."""
+    if not shared:
+        try:
+            return open(path, "a", encoding="utf-8")
+        except PermissionError:
+            pass
+    return open(path, encoding="utf-8")
+
+
+@lru_cache
+def warn_without_locks() -> None:
+    """Warns, once in a process, that this file system has no locks."""
+    print(
+        "warning: this file system has no locks; do not train one run in two processes",
+        file=sys.stderr,
+    )

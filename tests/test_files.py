@@ -1,5 +1,6 @@
 """Files and their locks."""
 
+import errno
 import subprocess
 import sys
 import threading
@@ -109,3 +110,30 @@ def test_built_in_text_has_the_same_bytes_on_every_system():
     command = ["git", "check-attr", "eol", "--", *kinds]
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert dict(line.split(": eol: ") for line in said.splitlines()) == kinds
+
+
+def test_a_file_system_without_locks_is_warned_about_once(tmp_path, monkeypatch, capsys):
+    def no_locks(file, kind):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(files.fcntl, "flock", no_locks)
+    files.warn_without_locks.cache_clear()
+    for _ in range(2):
+        with files.lock(tmp_path / "lock"):
+            pass
+    assert capsys.readouterr().err.count("has no locks") == 1
+    files.warn_without_locks.cache_clear()
+
+
+def test_a_lock_that_another_user_has_created_can_be_held(tmp_path, monkeypatch):
+    (tmp_path / "lock").touch()
+
+    def read_only(path, mode="r", **options):
+        if mode == "a":
+            raise PermissionError(13, "Permission denied", str(path))
+        return open(path, mode, **options)
+
+    monkeypatch.setattr(files, "open", read_only, raising=False)
+    path = tmp_path / "lock"
+    with files.lock(path), pytest.raises(files.Locked), files.lock(path):
+        pass

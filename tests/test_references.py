@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 
+from lmlab.catalogue import CorpusConfig
 from lmlab.data.text import Splits
 from lmlab.inference.references import ORDERS, references
 from tests.conftest import metrics
@@ -55,3 +56,19 @@ def test_they_are_worked_out_once(some_config, monkeypatch):
     found = references(data)
     monkeypatch.setattr("lmlab.inference.references.by_counting", None)
     assert references(data) == found and found["reference/ngram"] < found["reference/bigram"]
+
+
+@pytest.mark.parametrize("fault", ["a file", "damaged"])
+def test_a_cache_that_cannot_be_used_costs_a_warning(tmp_path, monkeypatch, capsys, fault):
+    monkeypatch.setenv("LMLAB_CACHE", str(tmp_path / "one"))
+    data = Splits("sentence", CorpusConfig(0.2, 0.0, 0.0))
+    right = references(data)
+    if fault == "a file":
+        monkeypatch.setenv("LMLAB_CACHE", str(tmp_path / "two"))
+        (tmp_path / "two").mkdir()
+        (tmp_path / "two/references").touch()
+    else:
+        (path,) = (tmp_path / "one/references").glob("*.json")
+        path.write_text("{")
+    assert references(data) == right
+    assert "warning: " in capsys.readouterr().err

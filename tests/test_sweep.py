@@ -413,3 +413,18 @@ def test_a_cell_that_failed_elsewhere_meanwhile_is_not_tried_again_here(here, sw
     other.join()
     assert metrics(cell)["reason"] == "of the other process"
     assert "failed by another process: of the other process" in capsys.readouterr().out
+
+
+def test_a_temporary_folder_with_a_long_name_is_no_obstacle(here, tmp_path, monkeypatch):
+    """As in the jobs of a cluster; the name of a socket may have some hundred characters."""
+    folder = tmp_path / ("x" * 90)
+    folder.mkdir()
+    line = "model=bigram data=sentence block_size=8 device=cpu max_steps=2 seed=0,1 name=long"
+    done = subprocess.run(
+        [sys.executable, ROOT / "train.py", "-m", *line.split()],
+        env=os.environ | {"TMPDIR": str(folder), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(": finished") == 2

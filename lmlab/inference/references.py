@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import sys
 from collections import Counter
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from lmlab import files
 from lmlab.catalogue import NGramConfig
 from lmlab.data.text import Splits
+from lmlab.errors import UserError
 from lmlab.inference.loss import log_probs
 from lmlab.models.ngram import NGram
 
@@ -25,8 +27,8 @@ def references(data: Splits) -> dict[str, float]:
 
     The keys are `reference/uniform` (all tokens equally likely), `reference/unigram` (frequencies
     of tokens), `reference/bigram` (frequencies of pairs, with one added to each count) and
-    `reference/ngram` (the best n-gram; its order is `reference/order`). The result is cached.
-    Returns an empty dict if there is no validation text.
+    `reference/ngram` (the best n-gram; its order is `reference/order`). The result is cached; if
+    the cache cannot be used, a warning says so. Returns an empty dict without validation text.
     """
     parts = [data.holdout[-COUNTED:], data.train[-COUNTED:]]
     train = np.concatenate(parts)[-COUNTED:]
@@ -36,11 +38,17 @@ def references(data: Splits) -> dict[str, float]:
         return {}
     key = files.sha256(b"".join([train.tobytes(), b"/", val.tobytes(), str(vocab_size).encode()]))
     path = files.cache_dir() / "references" / f"{key}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with files.lock(path.with_suffix(".lock"), wait=math.inf):  # the runs of a sweep ask at once
-        if not path.exists():
-            files.write(path, json.dumps(by_counting(train, val, vocab_size)).encode())
-    return json.loads(path.read_bytes())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with files.lock(
+            path.with_suffix(".lock"), wait=math.inf
+        ):  # the runs of a sweep ask at once
+            if not path.exists():
+                files.write(path, json.dumps(by_counting(train, val, vocab_size)).encode())
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, UserError) as error:
+        print(f"warning: {path}: the cache cannot be used ({error})", file=sys.stderr)
+        return by_counting(train, val, vocab_size)
 
 
 def by_counting(train: np.ndarray, val: np.ndarray, vocab_size: int) -> dict[str, float]:

@@ -177,13 +177,13 @@ class Run:
         return files.sha256((self.path / f"checkpoints/{self.checkpoint}.ckpt").read_bytes())
 
 
-def load(path: Path, checkpoint: str = "best", choice: str = "auto") -> Run:
+def load(path: str | Path, checkpoint: str = "best", choice: str = "auto") -> Run:
     """Returns the newest run at `path`, with its model on the chosen device.
 
     `checkpoint` is 'last' or 'best'. Without validation there is no best checkpoint, and the last
     one is used. Raises UserError.
     """
-    path = newest(path)
+    path = newest(Path(path))
     device = machine.pick(choice)
     config = read_config(path)
     tokenizer = read_tokenizer(path)

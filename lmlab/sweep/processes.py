@@ -8,12 +8,13 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Callable
 from functools import cache
-from multiprocessing import connection, parent_process
+from multiprocessing import connection, parent_process, util
 from typing import Any
 
 from lmlab.errors import UserError
@@ -39,8 +40,21 @@ def server() -> Any:
 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["lmlab.sweep.preload"])
+    choose_short_folder()
     forkserver.ensure_running()
     return context
+
+
+def choose_short_folder() -> None:
+    """Lets multiprocessing keep its sockets in /tmp if TMPDIR is too long for the name of a socket.
+
+    A name may have 104 characters on macOS and 108 on Linux, some forty of which it adds itself.
+    """
+    if len(tempfile.gettempdir()) > 60:
+        before = tempfile.tempdir
+        tempfile.tempdir = "/tmp"
+        util.get_temp_dir()  # it is chosen once for the process
+        tempfile.tempdir = before
 
 
 def call(function: Callable[..., Any], *arguments: Any) -> Any:

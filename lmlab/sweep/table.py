@@ -40,6 +40,8 @@ def load_runs(*folders: str | Path) -> pd.DataFrame:
     cannot be read are left out, and `.attrs["faults"]` holds their errors. Raises UserError if
     there is no run.
     """
+    if not folders:
+        raise UserError("load_runs() needs a folder of runs, such as outputs/sweeps/depth")
     runs: dict[Path, tuple[dict[str, Any], dict[str, Any]]] = {}
     faults = []
     for folder in map(Path, folders):
