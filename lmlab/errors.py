@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 from hydra.errors import HydraException
 
+REASON = 300  # characters of an error's text
+
 EXTRAS = ("pandas", "scipy", "optuna", "matplotlib")  # what training does without
 
 
@@ -40,6 +42,21 @@ def one_line_errors() -> Iterator[None]:
         raise SystemExit(2) from None
 
 
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turns an error of memory that has run out into a UserError that says what needs less."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"{reason_of(error)}; a smaller batch_size, block_size or model needs less"
+        ) from None
+
+
 def nearest(word: str, words: Iterable[str]) -> str:
     """Returns " (did you mean …?)" with the most similar of `words`, or "" if none is similar."""
     matches = difflib.get_close_matches(word, list(words), n=1)
@@ -54,3 +71,26 @@ def printable(text: str) -> str:
     Control characters other than newline and tab become their escape sequences.
     """
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: repr(match[0])[1:-1], text)
+
+
+def reason_of(error: BaseException) -> str:
+    """Returns the message of an error in one line."""
+    text = " ".join(str(error).split())
+    text = re.sub(r"\[enforce fail[^]]*\] err == 0\. ", "", text)[:REASON]  # torch's line number
+    if not isinstance(error, UserError):
+        text = f"{type(error).__name__}: {text}"
+    if is_out_of_memory(error):
+        return f"out of memory: {text}"
+    return text
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns whether the error means that memory has run out. torch then raises a RuntimeError."""
+    words = (
+        "out of memory",
+        "can't allocate memory",
+        "not enough memory",
+        "maximum allowed",  # numpy's, of an array larger than any memory
+    )
+    text = " ".join(str(error).split()).lower()[:REASON]
+    return isinstance(error, MemoryError) or any(word in text for word in words)

@@ -22,6 +22,8 @@ except ModuleNotFoundError:
 
 POLL_SECONDS = 0.01  # between two tries to take a lock
 
+WITHOUT_FOLDERS = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # file systems that sync only files
+
 WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
@@ -108,6 +110,9 @@ def move(temporary: Path, path: Path) -> None:
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
+    except OSError as error:
+        if error.errno not in WITHOUT_FOLDERS:
+            raise
     finally:
         os.close(folder)
 

@@ -15,7 +15,7 @@ from lmlab.commands import train as cli
 from lmlab.config import overrides
 from lmlab.config.keys import GROUPS, SETTINGS, RunConfig, SweepConfig, choices_of, keys_of
 from lmlab.errors import UserError
-from tests.conftest import NANO, ROOT, config
+from tests.conftest import NANO, ROOT, config, metrics, refused
 
 WRONG = {
     # a key that the chosen model, optimizer or text doesn't take
@@ -273,3 +273,12 @@ def test_an_experiment_with_another_model_keeps_the_rest_and_says_so(train, caps
 def test_a_glob_of_choices_is_a_sweep_over_those_that_fit(here, line, count):
     asked = overrides.checked([*line.split(), "val_fraction=0.2"], multirun=True)
     assert len(asked.runs) == count
+
+
+@pytest.mark.parametrize("size", [10**15, 10**23])
+def test_a_run_that_is_out_of_memory_ends_in_one_line_with_what_needs_less(here, capsys, size):
+    line = f"{NANO} batch_size={size} data=sentence"
+
+    refused(capsys, lambda: cli.main(line.split()), ["out of memory", "a smaller batch_size"])
+    (run,) = (here / "outputs/gpt_nano").iterdir()
+    assert metrics(run)["status"] == "failed" and "out of memory" in metrics(run)["reason"]

@@ -1,6 +1,8 @@
 """Files and their locks."""
 
 import errno
+import os
+import stat
 import subprocess
 import sys
 import threading
@@ -137,3 +139,16 @@ def test_a_lock_that_another_user_has_created_can_be_held(tmp_path, monkeypatch)
     path = tmp_path / "lock"
     with files.lock(path), pytest.raises(files.Locked), files.lock(path):
         pass
+
+
+def test_a_file_system_that_syncs_no_folders_is_fine(tmp_path, monkeypatch):
+    sync = os.fsync
+
+    def files_only(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", files_only)
+    files.write_sealed(tmp_path / "a", b"content")
+    assert files.read_sealed(tmp_path / "a", 10) == b"content"

@@ -23,7 +23,7 @@ from lmlab.commands.options import help_page
 from lmlab.config.check import ELSEWHERE
 from lmlab.config.conf_files import CONF
 from lmlab.config.overrides import Asked, checked, parse, resolved
-from lmlab.errors import UserError, one_line_errors, printable
+from lmlab.errors import UserError, memory_errors, one_line_errors, printable
 from lmlab.registry import importing
 from lmlab.runs.folder import timestamp
 from lmlab.sweep.cells import Cell, Sweep
@@ -104,10 +104,11 @@ def resume_or_replay(arguments: list[str], flags: list[str], command: str) -> bo
     verb, path, config = request
     with importing():
         from lmlab.training import experiment, replay
-    if verb == "replay":
-        succeeded = replay.replay(path, config, command)
-    else:
-        succeeded = experiment.resume(path, config, command) == "finished"
+    with memory_errors():
+        if verb == "replay":
+            succeeded = replay.replay(path, config, command)
+        else:
+            succeeded = experiment.resume(path, config, command) == "finished"
     if not succeeded:
         raise SystemExit(1)
     return True
@@ -138,7 +139,8 @@ class Task:
             config = machine.resolve(config)
             start = preparation.load_start(config.run.init_from)
             path = Path("outputs", config.run.name, timestamp())
-            status, _ = experiment.run(config, path, self.sweep.command, start)
+            with memory_errors():
+                status, _ = experiment.run(config, path, self.sweep.command, start)
         if status == "diverged":
             raise SystemExit(1)
         return None

@@ -22,12 +22,11 @@ from lmlab.catalogue import ONCE, UNTOUCHING
 from lmlab.config.check import Config
 from lmlab.config.keys import marked, neutral_values
 from lmlab.config.overrides import parse
-from lmlab.errors import UserError
+from lmlab.errors import UserError, reason_of
 from lmlab.runs.folder import is_locked, read_config, read_metrics, to_json, write_config
 
 ENDED = ("finished", "diverged", "pruned")  # statuses after which a cell is not run again
 LABEL = 150  # characters of a label in a folder's name
-REASON = 300  # characters of an error's text
 
 Watch = Callable[[int, float], bool]  # from step and val/loss: whether the cell shall continue
 
@@ -225,7 +224,7 @@ def run(cell: Cell, watch: Watch | None = None) -> str:
                 return attempt(cell, path, watch)
             except Exception as error:
                 traceback.print_exc()
-                status = fail(cell, reason(error.__cause__ or error))
+                status = fail(cell, reason_of(error.__cause__ or error))
         return status
 
 
@@ -278,21 +277,3 @@ def fail(cell: Cell, why: str) -> str:
     metrics |= {"status": "failed", "reason": why}
     files.write(path / "metrics.json", to_json(metrics, indent=2).encode())
     return "failed"
-
-
-def reason(error: BaseException) -> str:
-    """Returns the message of an error in one line."""
-    text = " ".join(str(error).split())
-    text = re.sub(r"\[enforce fail[^]]*\] err == 0\. ", "", text)[:REASON]  # torch's line number
-    if not isinstance(error, UserError):
-        text = f"{type(error).__name__}: {text}"
-    if is_out_of_memory(error):
-        return f"out of memory: {text}"
-    return text
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Returns whether the error means that memory has run out. torch then raises a RuntimeError."""
-    words = ("out of memory", "can't allocate memory", "not enough memory")
-    text = " ".join(str(error).split()).lower()[:REASON]
-    return isinstance(error, MemoryError) or any(word in text for word in words)

@@ -16,7 +16,7 @@ from lightning_fabric.plugins.environments import LightningEnvironment
 from lmlab import machine
 from lmlab.config.check import Config
 from lmlab.data.batches import BatchModule
-from lmlab.errors import UserError
+from lmlab.errors import UserError, reason_of
 from lmlab.inference import evaluations
 from lmlab.inference.evaluations import Subject
 from lmlab.inference.references import references
@@ -239,9 +239,9 @@ def say_results(directory: RunDirectory, subject: Subject, ending: Ending) -> No
 def noting_failures(directory: RunDirectory) -> Iterator[None]:
     """Writes to metrics.json that a run was interrupted or has failed. The error continues."""
 
-    def note(status: str) -> None:
+    def note(status: str, **facts: str) -> None:
         with suppress(UserError):  # on a full disk the status cannot be written either
-            directory.update(status=status)
+            directory.update(status=status, **facts)
 
     def note_stop() -> None:
         note("interrupted")
@@ -255,8 +255,8 @@ def noting_failures(directory: RunDirectory) -> Iterator[None]:
     except SystemExit:
         note_stop()
         raise
-    except BaseException:
-        note("failed")
+    except BaseException as error:
+        note("failed", reason=reason_of(error))
         raise
 
 
