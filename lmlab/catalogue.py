@@ -400,7 +400,7 @@ def objectives() -> list[str]:
 
 
 def training_first(names: Iterable[str]) -> list[str]:
-    """Returns `names` in the order of the terminal: numbers of training first."""
+    """Returns `names` in the order in which the terminal shows them: train/… first."""
     return sorted(names, key=lambda name: not name.startswith("train/"))
 
 

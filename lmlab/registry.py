@@ -11,7 +11,7 @@ from typing import Any
 def importing() -> Iterator[None]:
     """Switches the garbage collector off during large imports, which saves a fifth of their time.
 
-    The garbage collector never searches the imported objects later.
+    Afterwards the garbage collector skips the imported objects for good.
     """
     gc.disable()
     try:

@@ -273,7 +273,7 @@ def principal_components(vectors: Tensor) -> tuple[Tensor, list[float]]:
     """Returns the first two principal components (V, 2) of vectors (V, C).
 
     It also returns each component's share of the variance. The sign of a component is chosen so
-    that its largest coordinate is positive.
+    that its coordinate of the largest absolute value is positive.
     """
     u, s, _ = torch.linalg.svd(vectors - vectors.mean(0), full_matrices=False)
     points = u[:, :2] * s[:2]

@@ -203,7 +203,7 @@ def is_derived(table: pd.DataFrame, key: str) -> bool:
 
 
 def follows_from_choices(table: pd.DataFrame, key: str) -> bool:
-    """Returns whether runs with the same model, text, device and optimizer agree in the key."""
+    """Returns whether equal model, text, device and optimizer always mean an equal value."""
     choices = table[list(GROUPS)].agg("|".join, axis=1)
     return all(distinct(values) == 1 for _, values in table[key].groupby(choices))
 
