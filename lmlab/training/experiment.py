@@ -237,7 +237,7 @@ def say_results(directory: RunDirectory, subject: Subject, ending: Ending) -> No
 
 @contextmanager
 def noting_failures(directory: RunDirectory) -> Iterator[None]:
-    """Writes to metrics.json that a run was interrupted or has failed, and raises the error again."""
+    """Writes to metrics.json that a run was interrupted or failed, and raises the error again."""
 
     def note(status: str, **facts: str) -> None:
         with suppress(UserError):  # on a full disk the status cannot be written either
