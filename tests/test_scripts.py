@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -112,7 +113,8 @@ def test_a_prompt_a_stop_and_a_text_may_have_several_lines(train, run_script, he
     stopped = run_script("sample", "max_tokens=300 seed=0 stop='\n'").out
     assert stopped.rstrip("\n") == long.split("\n")[0]
     run_script("explain", "text='one cat\ntwo cats'")
-    assert (here / "explain.html").exists()
+    page = (here / "explain.html").read_text()
+    assert page.count('"text":') == len("one cat\ntwo cats") and re.search(r'"text": ?"\\n"', page)
 
 
 def test_the_newest_run_of_a_folder_is_taken(train, run_script):
@@ -212,7 +214,11 @@ def test_a_command_ends_with_the_status_of_what_stopped_it(capsys, raised, statu
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 @pytest.mark.parametrize(
     "command",
-    ["train.py --help", "scripts/sample.py prompt='The cat' max_tokens=20 seed=0"],
+    [
+        "train.py --help",
+        "train.py model=bigram threads=1 device=cpu max_steps=30 eval_interval=1 name=signs",
+        "scripts/sample.py prompt='The cat' max_tokens=20 seed=0",
+    ],
 )
 def test_what_a_terminal_cannot_show_is_replaced(train, here, command, encoding):
     train(NANO + "max_steps=2")

@@ -22,7 +22,7 @@ from lmlab.commands.continued import inherited, literal, repeated
 from lmlab.commands.options import help_page
 from lmlab.config.check import ELSEWHERE
 from lmlab.config.conf_files import CONF
-from lmlab.config.overrides import Asked, checked, parse, resolved
+from lmlab.config.overrides import Asked, checked, parse, resolved, without_glob
 from lmlab.errors import UserError, memory_errors, one_line_errors, printable
 from lmlab.registry import importing
 from lmlab.runs.folder import timestamp
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     flags = [argument for argument in argv if argument not in args.overrides]
     with one_line_errors():
         refuse_hydras_files(args)
-        typed = [literal(argument) for argument in args.overrides]
+        typed = [without_glob(literal(argument)) for argument in args.overrides]
         if resume_or_replay(typed, flags, command):
             return
         typed, added = inherited(typed)

@@ -225,11 +225,6 @@ def from_flat(
     bases = bases or {}
     rows = choices | bases
     for key, value in values.items():
-        if key in GROUPS:
-            raise UserError(
-                f"{key}={choices[key]}: its file in conf/{key}/ or one that it builds on must "
-                "begin with the line: # @package _global_"
-            )
         check_key(key, value, rows)
         if key in keys_of(SweepConfig):
             raise UserError(f"{key}={value}: there is no key {key} in a run; it is for sweeps")

@@ -99,7 +99,8 @@ def all_runs(overrides: list[Override], searching: bool) -> list[tuple[Config, l
         elif searching:
             values.append(ends(override))
         else:
-            values.append(listed(override))
+            key = override.key_or_group
+            values.append([f"{key}={value}" for value in override.sweep_string_iterator()])
     runs = []
     notices: dict[str, None] = {}  # each once, in order
     for cell in combinations(values, limit):
@@ -253,25 +254,26 @@ def ends(override: Override) -> list[str]:
         if kind_of(key) is int and low.is_integer() and high.is_integer():
             return [f"{key}={int(low)}", f"{key}={int(high)}"]
         return [f"{key}={low}", f"{key}={high}"]
-    return listed(override)
+    return [f"{key}={value}" for value in override.sweep_string_iterator()]
 
 
-def listed(override: Override) -> list[str]:
-    """Returns an override for each value of a list, a range or a glob of choices.
+def without_glob(text: str) -> str:
+    """Returns an argument in which the choices that fit replace a pattern, as in model=glob(gpt*).
 
-    Raises UserError for a glob of a key that is no group, or that fits no choice.
+    Raises UserError for a pattern of a key that is no group, or that fits no choice.
     """
-    key = override.key_or_group
+    override = parse(text)
     value = override.value()
     if not isinstance(value, Glob):
-        return [f"{key}={value}" for value in override.sweep_string_iterator()]
+        return text
+    key = override.key_or_group
     if key not in CHOICES:
-        raise UserError(f"{override.input_line}: glob() is for {', '.join(CHOICES)}")
+        raise UserError(f"{text}: glob() is for {', '.join(CHOICES)}")
     names = [name for name in allowed(key) if name is not None]
     fitting = value.filter(names)
     if not fitting:
-        raise UserError(f"{override.input_line}: fits none of {', '.join(names)}")
-    return [f"{key}={name}" for name in fitting]
+        raise UserError(f"{text}: fits none of {', '.join(names)}")
+    return f"{key}={','.join(fitting)}"
 
 
 @lru_cache(maxsize=4096)

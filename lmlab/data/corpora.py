@@ -148,7 +148,7 @@ def is_hidden(path: Path) -> bool:
 def pieces(path: Path) -> Iterator[str]:
     """Yields the text of a file, without a byte-order mark at its beginning.
 
-    Raises UserError if it is empty, not UTF-8, or cannot be read.
+    Raises UserError if it is not UTF-8 or cannot be read.
     """
     end = 0  # bytes read so far
     decoder = codecs.getincrementaldecoder("utf-8")()
@@ -166,5 +166,3 @@ def pieces(path: Path) -> Iterator[str]:
         raise UserError(f"path={path}: byte {start} is not UTF-8 text; convert the file") from None
     except OSError as error:
         raise UserError(f"path={path}: cannot be read ({error.strerror})") from None
-    if end == 0:
-        raise UserError(f"path={path}: the file is empty")

@@ -6,7 +6,7 @@ The numbers are read from the folders of runs.
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -176,13 +176,11 @@ def varied(table: pd.DataFrame) -> list[str]:
 
 def used_values(table: pd.DataFrame, key: str) -> pd.Series:
     """Returns the values of a key in all runs whose model uses the key."""
-    is_used = [key not in unused_keys(run) for run in records(table)]
-    return table[key][is_used]
+    return table[key][[key not in unused_keys(model) for model in table["model"]]]
 
 
-def unused_keys(run: Mapping[str, Any]) -> frozenset[str]:
-    """Returns the keys of a run's configuration that its model does not use."""
-    model = run.get("model")
+def unused_keys(model: str) -> frozenset[str]:
+    """Returns the keys of a configuration that a model does not use."""
     if model not in choices_of("model"):
         return frozenset()
     return idle_keys({"model": model})
@@ -269,7 +267,7 @@ def row_of(members: pd.DataFrame, keys: Iterable[str], loss: str) -> dict[str, A
     finished = finished_seeds(members, loss)
     first = members.iloc[0]
     row = {"group": first["group"]}
-    unused = unused_keys(records(members)[0])
+    unused = unused_keys(members["model"].iloc[0])
     for key in keys:
         row[key] = None if key in unused else first[key]
     row["n"] = len(finished)

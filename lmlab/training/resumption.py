@@ -5,6 +5,7 @@ from typing import Any
 
 from lmlab.config.keys import RunConfig
 from lmlab.errors import UserError
+from lmlab.runs.checkpoints import weights_of
 from lmlab.runs.folder import RunDirectory
 from lmlab.runs.provenance import differences
 from lmlab.training import state
@@ -54,9 +55,7 @@ def restore(checkpoint: dict[str, Any], prepared: Prepared, over: bool, path: Pa
     Raises UserError if the state of the optimizer in the checkpoint at `path` does not fit.
     """
     if over:
-        weights = checkpoint["state_dict"].items()
-        state_dict = {name.removeprefix("model."): weight for name, weight in weights}
-        prepared.model.load_state_dict(state_dict)
+        prepared.model.load_state_dict(weights_of(checkpoint))
     else:
         parts = prepared.model, prepared.optimizer, prepared.precision
         state.check_optimizer(checkpoint, build_optimizer(*parts), example_states(*parts), path)
