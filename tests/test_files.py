@@ -56,8 +56,6 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from lmlab import files
-from lmlab.errors import UserError
-from tests.conftest import ROOT
 with files.lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -419,7 +419,7 @@ def test_a_temporary_folder_with_a_long_name_is_no_obstacle(here, tmp_path, monk
     """As in the jobs of a cluster; the name of a socket may have some hundred characters."""
     folder = tmp_path / ("x" * 90)
     folder.mkdir()
-    line = "model=bigram data=sentence block_size=8 device=cpu max_steps=2 seed=0,1 name=long"
+    line = "model=bigram data=sentence block_size=8 device=cpu max_steps=2 seed=0 name=long"
     done = subprocess.run(
         [sys.executable, ROOT / "train.py", "-m", *line.split()],
         env=os.environ | {"TMPDIR": str(folder), "PYTHONPATH": str(ROOT)},
@@ -427,4 +427,4 @@ def test_a_temporary_folder_with_a_long_name_is_no_obstacle(here, tmp_path, monk
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count(": finished") == 2
+    assert done.stdout.count(": finished") == 1
