@@ -220,6 +220,62 @@ def test_a_second_signal_does_not_wait(start, tmp_path):
     assert "resume=" in (tmp_path / "out.txt").read_text()
 
 
+def run_of(folder):
+    (run,) = (path.parent for path in folder.glob("outputs/x/*/config.yaml"))
+    return run
+
+
+@pytest.mark.parametrize("kind", ["bigram", "modern"])
+def test_a_signal_is_heard_in_a_long_evaluation_which_the_resumed_run_repeats(
+    start, undisturbed, tmp_path, kind
+):
+    """In the first evaluation, in one between, in the last; each time within two seconds."""
+    out = tmp_path / "out.txt"
+    stops = ((1, signal.SIGHUP, 0), (2, signal.SIGINT, 10), (3, signal.SIGTERM, 30))
+    for n, (evaluation, number, step) in enumerate(stops):
+        line = f"resume={run_of(tmp_path)}" if n else RUNS[kind]
+        process = start(tmp_path, line, f"evaluation {evaluation}")
+        wait_for(lambda n=n: out.exists() and out.read_text().count("slow") > n)
+        os.kill(process.pid, number)
+        process.join(2)
+        assert process.exitcode == 128 + number, out.read_text()
+        assert metrics(run_of(tmp_path))["status"] == "interrupted"
+        assert metrics(run_of(tmp_path))["step"] == step
+    assert_same(finish(start, tmp_path, kind, run_of(tmp_path)), undisturbed[kind][0])
+
+
+def test_a_signal_while_references_are_counted_keeps_the_results(start, undisturbed, tmp_path):
+    """The results are shown; references are made up for by resume=."""
+    out = tmp_path / "out.txt"
+    process = start(tmp_path, RUNS["bigram"], "evaluation 5")
+    wait_for(lambda: out.exists() and "slow" in out.read_text())
+    os.kill(process.pid, signal.SIGINT)
+    process.join(2)
+    assert process.exitcode == 130 and "val/perplexity" in out.read_text()
+    run = run_of(tmp_path)
+    assert metrics(run)["status"] == "finished" and "reference/ngram" not in metrics(run)
+    assert_same(finish(start, tmp_path, "bigram", run), undisturbed["bigram"][0])
+    assert "reference/ngram" in metrics(run)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_that_ends_the_reader_of_the_output_as_well_saves(
+    start, undisturbed, tmp_path, number
+):
+    """As Ctrl-C does to both sides of `2>&1 | tee log`."""
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    process = start(tmp_path, RUNS["bigram"] + " max_steps=1000000 decay_steps=30", "pipe")
+    wait_for(lambda: list(tmp_path.glob("outputs/x/*/checkpoints/previous.ckpt")))
+    os.close(reader)
+    os.kill(process.pid, number)
+    process.join(5)
+    run = run_of(tmp_path)
+    assert process.exitcode == 128 + number and metrics(run)["status"] == "interrupted"
+    saved = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"]
+    assert saved == metrics(run)["step"] > 0
+
+
 @pytest.mark.parametrize("limit", [100, 700, 1200, 3000, 6000, 20_000, 45_000, 70_000])
 def test_a_file_that_cannot_grow_is_one_line_and_what_was_saved_goes_on(
     start, undisturbed, tmp_path, limit

@@ -9,8 +9,10 @@ from functools import partial
 
 from lmlab import files
 from lmlab.commands import train as cli
+from lmlab.inference import evaluations
+from lmlab.terminal import StopSignals
 from lmlab.training import experiment
-from lmlab.training.recorder import Recorder, StopSignal
+from lmlab.training.recorder import Recorder
 from lmlab.training.step import LanguageModule
 
 
@@ -18,8 +20,12 @@ def child(folder, arguments, point):
     """Runs train.py in this process and in `folder`; `point` says what happens to it, if anything.
 
     "limit 100": no file may grow beyond so many bytes. "wait 7 1": the seventh batch lasts until
-    one signal has come. "evaluate 3": the process kills itself at the third call of a function.
+    one signal has come. "evaluation 2": the second evaluation, or counting at the end, takes a
+    minute. "evaluate 3": the process kills itself at the third call of a function. "pipe":
+    it writes into the pipe of this name.
     """
+    for number in (signal.SIGINT, signal.SIGHUP):  # the server that forked this ignores them
+        signal.signal(number, signal.default_int_handler)
     os.chdir(folder)
     redirect(os.open("out.txt", os.O_CREAT | os.O_WRONLY | os.O_APPEND))
     sys.stdout = os.fdopen(1, "w", 1)
@@ -27,7 +33,13 @@ def child(folder, arguments, point):
     sys.argv = ["pytest"]
     if point:
         name, *numbers = point.split()
-        what = {"limit": limit_files, "wait": wait_for_signals}.get(name, partial(die_at, name))
+        special = {
+            "limit": limit_files,
+            "wait": wait_for_signals,
+            "evaluation": evaluate_slowly,
+            "pipe": write_into_pipe,
+        }
+        what = special.get(name, partial(die_at, name))
         what(*map(int, numbers))
     cli.main(arguments.split())
 
@@ -40,14 +52,36 @@ def redirect(descriptor):
 
 def limit_files(size):
     """Lets no file grow beyond `size` bytes, as if the disk were full; a pipe takes the output."""
-    redirect(os.open("pipe", os.O_WRONLY))
+    write_into_pipe()
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def write_into_pipe():
+    redirect(os.open("pipe", os.O_WRONLY))
+
+
+def evaluate_slowly(number):
+    """Lets one of the evaluations, or the counting after them, take a minute."""
+
+    def slowed(function):
+        def slow(*args):
+            seen.append(function)
+            if len(seen) == number:
+                print("slow")
+                time.sleep(60)
+            return function(*args)
+
+        return slow
+
+    seen = []
+    evaluations.EVALUATIONS.insert(0, slowed(lambda subject: {}))
+    experiment.references = slowed(experiment.references)
 
 
 def wait_for_signals(batches, signals):
     """Prints each batch, and lets one of them last until so many signals have come."""
     step = LanguageModule.training_step
-    receive = StopSignal.receive
+    receive = StopSignals.receive
     seen = []
     received = []
 
@@ -63,7 +97,7 @@ def wait_for_signals(batches, signals):
         receive(self, number, frame)
 
     LanguageModule.training_step = training_step
-    StopSignal.receive = note
+    StopSignals.receive = note
 
 
 def die_at(name, calls):

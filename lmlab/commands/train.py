@@ -27,17 +27,24 @@ from lmlab.errors import UserError, memory_errors, one_line_errors, printable
 from lmlab.registry import importing
 from lmlab.runs.folder import timestamp
 from lmlab.sweep.cells import Cell, Sweep
+from lmlab.terminal import lasting_output
 
 
 def main(argv: list[str] | None = None) -> None:
     """Runs train.py with the arguments `argv`, by default those of the process."""
     if argv is None:
         argv = sys.argv[1:]
-    args = flag_parser().parse_args(argv)
+    args = flag_parser().parse_intermixed_args(argv)
     if args.help:
         sys.stdout.write(help_page() + "\n")
         sys.stdout.flush()  # here, where a closed pipe is quiet
         return
+    with lasting_output():
+        obey(args, argv)
+
+
+def obey(args: Namespace, argv: list[str]) -> None:
+    """Trains, resumes, replays or runs a sweep, as the arguments say."""
     command = shlex.join(["python", "train.py", *argv])
     flags = [argument for argument in argv if argument not in args.overrides]
     with one_line_errors():

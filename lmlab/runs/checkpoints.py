@@ -35,6 +35,7 @@ LAB_TYPES = {  # what a checkpoint of the lab holds in addition to Lightning's e
     "losses": int,
     "random_state": dict,
 }
+OPTIONAL_TYPES = {"waiting": dict}  # see `lmlab.training.state.entry`
 
 
 class SealedCheckpointIO(TorchCheckpointIO):
@@ -92,9 +93,10 @@ def is_complete(checkpoint: Any) -> bool:
     It may raise any error if the content is not a checkpoint.
     """
     values = checkpoint["lmlab"]
-    if not isinstance(checkpoint["state_dict"], dict) or values.keys() != LAB_TYPES.keys():
+    types = LAB_TYPES | {key: kind for key, kind in OPTIONAL_TYPES.items() if key in values}
+    if not isinstance(checkpoint["state_dict"], dict) or values.keys() != types.keys():
         return False
-    if not all(isinstance(values[key], kind) for key, kind in LAB_TYPES.items()):
+    if not all(isinstance(values[key], kind) for key, kind in types.items()):
         return False
     return all(isinstance(value, str | int | float | None) for value in values["metrics"].values())
 

@@ -7,8 +7,7 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection
 from typing import Any
@@ -23,9 +22,11 @@ from lmlab.sweep import cells, processes
 from lmlab.sweep.cells import Cell, Sweep
 from lmlab.sweep.survey import Survey
 from lmlab.sweep.view import View
+from lmlab.terminal import StopSignals
 
 POLL = 0.2  # seconds between two looks at the cells
 WAITING = 10_000  # cells that may wait for another process at a time
+STOPPING = "stopping the cells as soon as all is saved; once more stops at once"
 
 Request = tuple[Any, Sequence[str]]  # a handle of the caller's own, and the overrides of a cell
 
@@ -66,7 +67,7 @@ class LocalLauncher(Launcher):
         self.time_limit = time_limit  # minutes
         self.jobs: list[Job] = []
         self.waiting: deque[Job] = deque()
-        self.signal = 0
+        self.stop = StopSignals(STOPPING, self.kill_all)
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -109,32 +110,31 @@ class LocalLauncher(Launcher):
             self.survey.announce()  # waits for the survey, which raises for a cell that cannot run
         self.jobs = []
         self.waiting = deque()
-        self.signal = 0
+        self.stop = StopSignals(STOPPING, self.kill_all)
         self.on_end = on_end
         self.view = View(total, [cell.label for cell in self.survey.cells.values()])
         n_jobs = self.survey.slots(self.n_jobs)
-        with self.signals(), self.view:
+        with self.stop, self.view:
             try:
                 self.run_all(next_request, n_jobs)
             finally:
-                for job in self.jobs:  # only if the launcher itself failed
-                    job.process.kill()
-        if self.signal:
+                self.kill_all()  # only if the launcher itself failed
+        if self.stop.number is not None:
             print(
                 "stopped; the same command continues the sweep. Results so far: python scripts/compare.py "
                 f"{self.sweep.folder}"
             )
-            raise SystemExit(128 + self.signal)
+            raise SystemExit(128 + self.stop.number)
 
     def run_all(self, next_request: Callable[[], Request | None], n_jobs: int) -> None:
         """Runs cells until there are no more. After a signal only waits for the running cells."""
         while True:
-            while not self.signal and len(self.jobs) < n_jobs:
+            while self.stop.number is None and len(self.jobs) < n_jobs:
                 job = self.next_job(next_request)
                 if job is None:
                     break
                 self.start(job)
-            if not self.jobs and (self.signal or not self.waiting):
+            if not self.jobs and (self.stop.number is not None or not self.waiting):
                 return
             connection.wait([job.process.sentinel for job in self.jobs], timeout=POLL)
             if not self.jobs:
@@ -205,7 +205,7 @@ class LocalLauncher(Launcher):
             self.end(job)
         elif exit_status == processes.EXIT_BUSY:
             self.waiting.append(job)
-        elif not self.signal or job.out_of_time:
+        elif self.stop.number is None or job.out_of_time:
             self.fail(job, exit_status)
 
     def stop_if_due(self, job: Job) -> None:
@@ -218,7 +218,7 @@ class LocalLauncher(Launcher):
                 job.process.kill()
             return
         late = self.time_limit is not None and now - job.started > 60 * self.time_limit
-        if late or self.signal:
+        if late or self.stop.number is not None:
             job.asked_to_stop = now
             job.out_of_time = late
             job.process.terminate()
@@ -262,26 +262,7 @@ class LocalLauncher(Launcher):
         self.view.ended(job.cell, job.cell.status(), how)
         self.on_end(job.handle, job.cell)
 
-    @contextmanager
-    def signals(self) -> Iterator[None]:
-        """A context that handles Ctrl-C and SIGTERM.
-
-        After the first, each cell ends its step and saves. The second kills the cells.
-        """
-
-        def on_signal(number: int, frame: object) -> None:
-            if self.signal:
-                for job in self.jobs:
-                    job.process.kill()
-            else:
-                os.write(2, b"\nstopping the cells after their step; once more stops at once\n")
-            self.signal = number
-
-        handlers = {}
-        for number in (signal.SIGINT, signal.SIGTERM):
-            handlers[number] = signal.signal(number, on_signal)
-        try:
-            yield
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+    def kill_all(self, number: int = 0) -> None:
+        """Kills the processes of the cells, after a second signal or an error of the launcher."""
+        for job in self.jobs:
+            job.process.kill()

@@ -2,7 +2,9 @@
 
 import signal
 
-signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the launcher's, also while this imports
+# Ctrl-C and a terminal that closes are the launcher's business, also while this imports.
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 import importlib  # noqa: E402
 

@@ -2,6 +2,8 @@
 
 import math
 import time
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from lmlab.inference import evaluations
@@ -9,48 +11,67 @@ from lmlab.inference.evaluations import Subject
 from lmlab.runs.board import Board
 from lmlab.runs.checkpoints import SealedCheckpointIO
 from lmlab.runs.folder import RunDirectory
+from lmlab.terminal import Interrupted, StopSignals, after_a_second, call_in_thread
 from lmlab.training import state
 from lmlab.training.meter import speed
 from lmlab.training.recorder import Ending
 from lmlab.training.results import Results
+
+COUNTING = "counting the text …"
 
 
 def count(
     directory: RunDirectory,
     subject: Subject,
     identity: dict[str, Any],
+    stop: StopSignals,
     saved: dict[str, Any] | None,
 ) -> Ending:
     """Trains a model without steps: it counts the text once, is evaluated and saved.
 
-    If `saved`, the entry of its checkpoint, is given, all this was done before.
+    A signal ends it, and nothing is saved: the resumed run counts again. If `saved`, the entry of
+    its checkpoint, is given, all this was done before.
     """
-    model = subject.model
-    train_tokens = subject.text.train
     board = Board(directory.path, purge_step=state.first_new_step(saved))
     results = Results(directory, board)
-    started = time.perf_counter()
-    if saved is None:
-        model.count(train_tokens)
-    seconds = saved["train_seconds"] if saved else time.perf_counter() - started
-    totals = {
-        "step": 0,
-        "tokens": len(train_tokens),
-        "flops": 0,
-        "train_seconds": seconds,
-        "tokens_per_second": speed(len(train_tokens), seconds),
-    }
-    if saved is None:
-        directory.update(n_params=model.n_params())
-        evaluate_counted(results, subject, identity, totals)
+    if saved is not None:
+        totals = totals_of(subject, saved["train_seconds"])
+    else:
+        try:
+            with stop.interrupting(), after_a_second(partial(directory.say, COUNTING)):
+                started = time.perf_counter()
+                call_in_thread(subject.model.count, subject.text.train)
+                totals = totals_of(subject, time.perf_counter() - started)
+                values = evaluations.evaluate(subject)
+        except Interrupted:
+            board.close()
+            return Ending("interrupted", 0, {})
+        directory.update(n_params=subject.model.n_params())
+        write(results, subject, values, identity, totals)
     results.end("finished", identity["config"], 0)
     return Ending("finished", 0, totals)
 
 
-def evaluate_counted(
-    results: Results, subject: Subject, identity: dict[str, Any], totals: dict[str, float]
+def totals_of(subject: Subject, seconds: float) -> dict[str, float]:
+    """Returns what metrics.json says of a model that has counted the text in `seconds`."""
+    tokens = len(subject.text.train)
+    return {
+        "step": 0,
+        "tokens": tokens,
+        "flops": 0,
+        "train_seconds": seconds,
+        "tokens_per_second": speed(tokens, seconds),
+    }
+
+
+def write(
+    results: Results,
+    subject: Subject,
+    values: Mapping[str, evaluations.Value],
+    identity: dict[str, Any],
+    totals: dict[str, float],
 ) -> None:
-    """Evaluates a counted model, writes the numbers, and saves its checkpoints."""
+    """Writes the evaluation of a counted model, and saves its checkpoints."""
 
     def save(name: str) -> None:
         entry = state.entry(
@@ -69,7 +90,6 @@ def evaluate_counted(
         checkpoint = {"state_dict": subject.model.state_dict(prefix="model."), "lmlab": entry}
         SealedCheckpointIO().save_checkpoint(checkpoint, path)
 
-    values = evaluations.evaluate(subject)
     results.add_evaluation(0, values, totals, None, save_best=lambda: save("best.ckpt"))
     results.board.flush()
     save("last.ckpt")

@@ -5,6 +5,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from lmlab.runs.folder import (
     write_config,
 )
 from lmlab.runs.provenance import provenance
+from lmlab.terminal import Interrupted, StopSignals, after_a_second
 from lmlab.training import state, summary
 from lmlab.training.counting import count
 from lmlab.training.overhead import NoProfiler, mute_lightning, spare_memory_filling
@@ -37,6 +39,7 @@ from lmlab.training.recorder import Ending, Recorder, Watch
 from lmlab.training.resumption import (
     check_resumable,
     finished_already,
+    is_complete,
     is_over,
     note_resumption,
     restore,
@@ -45,6 +48,9 @@ from lmlab.training.resumption import (
 from lmlab.training.step import LanguageModule
 
 SAMPLE = 300  # tokens of the sample at the end
+
+STOPPING = "stopping as soon as all is saved; once more stops at once"  # after the first signal
+COUNTING = "counting the text, for the losses of simple models …"
 
 
 def run(
@@ -110,7 +116,7 @@ def resume(path: Path, config: Config, command: str, watch: Watch | None = None)
         check_resumable(path, metrics, saved)
         has_steps = config.model.has_steps
         over = saved is not None and is_over(saved, config.run, has_steps)
-        if saved is not None and over and metrics.get("status") == "finished":
+        if saved is not None and over and is_complete(metrics, config):
             can_go_on = has_steps and "cell" not in metrics  # a cell is identified by its end, too
             directory.say(finished_already(path, saved, config.run.max_minutes, can_go_on))
             return "finished"
@@ -119,7 +125,7 @@ def resume(path: Path, config: Config, command: str, watch: Watch | None = None)
             "metrics": metrics,
         }
         step = start["step"]
-        if not over and step >= config.run.max_steps:
+        if not over and step >= config.run.max_steps and "waiting" not in start:
             raise UserError(
                 f"max_steps={config.run.max_steps}: the run has already made {step} steps; needs a "
                 "larger number"
@@ -175,58 +181,78 @@ def train(
 
     Raises SystemExit(128 + n) after signal n.
     """
-    text = prepared.text
-    with noting_failures(directory):
-        subject = Subject(
-            model=prepared.model,
-            text=text,
-            block_size=prepared.block_size,
-            precision=prepared.precision,
-            seed=prepared.run.seed,
-            source=source_tokens(directory, text.tokenizer),
-        )
-        identity = {
-            "config": prepared.flat_config,
-            "tokenizer": text.tokenizer.to_json(),
-            "data_sha256": text.sha256,
-        }
-        if prepared.batches is None:
-            ending = count(directory, subject, identity, saved if over else None)
-        else:
-            recorder = Recorder(directory, prepared.run, subject, identity, saved, watch)
-            if over:
-                recorder.close_finished()
-            else:
-                module = LanguageModule(
-                    prepared.model,
-                    prepared.optimizer,
-                    prepared.run,
-                    prepared.precision,
-                    prepared.device,
-                )
-                first = recorder.meter.step * prepared.run.grad_accumulation
-                batches = BatchModule(prepared.batches, first)
-                make_steps(recorder, module, batches, prepared, directory, saved is not None)
-            ending = recorder.ending()
-        directory.update(status=ending.status, **ending.totals)
-    say_results(directory, subject, ending)
-    if ending.signal is not None:
-        raise SystemExit(128 + ending.signal)
+    with StopSignals(STOPPING) as stop:
+        with noting_failures(directory):
+            subject = Subject(
+                model=prepared.model,
+                text=prepared.text,
+                block_size=prepared.block_size,
+                precision=prepared.precision,
+                seed=prepared.run.seed,
+                source=source_tokens(directory, prepared.text.tokenizer),
+            )
+            ending = learn(directory, prepared, subject, stop, saved, over, watch)
+            directory.update(status=ending.status, **ending.totals)
+        say_results(directory, subject, ending, stop)
+    if stop.number is not None:
+        raise SystemExit(128 + stop.number)
     return ending.status
 
 
-def say_results(directory: RunDirectory, subject: Subject, ending: Ending) -> None:
-    """Prints the results of a run, its sample, and the losses of counting on the same text."""
-    if ending.status == "finished":
-        directory.update(**references(subject.text))
+def learn(
+    directory: RunDirectory,
+    prepared: Prepared,
+    subject: Subject,
+    stop: StopSignals,
+    saved: dict[str, Any] | None,
+    over: bool,
+    watch: Watch | None,
+) -> Ending:
+    """Makes the steps of a run, or counts, and writes all numbers; `train` explains the rest."""
+    identity = {
+        "config": prepared.flat_config,
+        "tokenizer": prepared.text.tokenizer.to_json(),
+        "data_sha256": prepared.text.sha256,
+    }
+    if prepared.batches is None:
+        return count(directory, subject, identity, stop, saved if over else None)
+    recorder = Recorder(directory, prepared.run, subject, identity, stop, saved, watch)
+    if over:
+        recorder.close_finished()
+    else:
+        module = LanguageModule(
+            prepared.model,
+            prepared.optimizer,
+            prepared.run,
+            prepared.precision,
+            prepared.device,
+        )
+        first = recorder.meter.step * prepared.run.grad_accumulation
+        batches = BatchModule(prepared.batches, first)
+        make_steps(recorder, module, batches, prepared, directory, saved is not None)
+    return recorder.ending()
+
+
+def say_results(
+    directory: RunDirectory, subject: Subject, ending: Ending, stop: StopSignals
+) -> None:
+    """Prints the results of a run, its sample, and the losses of counting on the same text.
+
+    After a signal the sample and the losses of counting are left out; `resume=` adds the losses.
+    """
     if ending.status == "interrupted":
         directory.say(
             f"interrupted at step {ending.step}; to continue: {resume_command(directory)}"
         )
         return
     sample = ""
-    if ending.status != "diverged":
-        sample = evaluations.draw_sample(subject, SAMPLE)
+    with suppress(Interrupted), stop.interrupting():
+        if ending.status == "finished":
+            with after_a_second(partial(directory.say, COUNTING)):
+                counted = references(subject.text)
+            directory.update(**counted)
+        if ending.status != "diverged":
+            sample = evaluations.draw_sample(subject, SAMPLE)
     directory.say(summary.results(directory.metrics, ending.status, sample))
     directory.say(summary.whereabouts(directory.path))
 
@@ -271,8 +297,11 @@ def make_steps(
 ) -> None:
     """Lets Lightning make the steps, starting at the checkpoint if the run is resumed."""
     last = directory.path / "checkpoints/last.ckpt"
+    max_steps = prepared.run.max_steps
+    if recorder.waiting is not None:
+        max_steps += 1  # Lightning would not even begin after the last step
     try:
-        trainer(recorder, prepared.device, prepared.run.max_steps).fit(
+        trainer(recorder, prepared.device, max_steps).fit(
             module, batches, ckpt_path=last if resumed else None, weights_only=True
         )
     except BaseException as error:

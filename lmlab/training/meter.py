@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from lmlab.config.keys import RunConfig
+from lmlab.terminal import after_a_second
 from lmlab.training.state import UNTRAINED
 from lmlab.training.step import LanguageModule
 
@@ -36,6 +37,8 @@ class Meter:
         self.train_seconds: float = progress["train_seconds"]
         self.train_loss: float = progress["train_loss"]
         self.running_since: float | None = None
+        self.console = console
+        self.has_said = False  # that an evaluation goes on; once is enough
         self.bar = Progress(console=console, refresh_per_second=1, disable=not console.is_terminal)
         self.task = self.bar.add_task("", total=run.max_steps)
 
@@ -61,6 +64,21 @@ class Meter:
         self.stop()
         yield
         self.start()
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """A context that shows that the model is evaluated, if this takes longer than a second."""
+        shown = self.bar.tasks[0].description
+        with after_a_second(self.say_evaluating):
+            yield
+        self.bar.update(self.task, description=shown)
+
+    def say_evaluating(self) -> None:
+        """Shows that the model is evaluated: on the bar, or without a bar once in a line."""
+        self.bar.update(self.task, description=f"step {self.step}  evaluating …")
+        if self.bar.disable and not self.has_said:
+            self.has_said = True
+            self.console.print(f"step {self.step:>5}  evaluating …")
 
     def point(self, module: LanguageModule, lr: float) -> tuple[dict[str, float], dict[str, float]]:
         """Returns a point of the training curves, and more values for history.jsonl.

@@ -1,13 +1,9 @@
 """Decides after each step whether a point, an evaluation, a checkpoint or the end is due."""
 
 import math
-import os
-import signal
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from types import FrameType
 from typing import Any
 
 import torch
@@ -16,9 +12,10 @@ from torch import Tensor
 
 from lmlab.config.keys import RunConfig
 from lmlab.inference import evaluations
-from lmlab.inference.evaluations import Subject
+from lmlab.inference.evaluations import Detail, Subject
 from lmlab.runs.board import Board
 from lmlab.runs.folder import RunDirectory
+from lmlab.terminal import Interrupted, StopSignals
 from lmlab.training import state
 from lmlab.training.meter import Meter
 from lmlab.training.results import Results
@@ -93,38 +90,14 @@ class Ending:
     signal: int | None = None
 
 
-class StopSignal:
-    """Handles Ctrl-C and SIGTERM: the first ends after the step, a second at once."""
-
-    def __init__(self) -> None:
-        self.number: int | None = None
-
-    def listen(self, sigterm_came: bool) -> None:
-        """Begins to handle the signals; Lightning restores the earlier handlers when it ends.
-
-        `sigterm_came` says that Lightning has already received a SIGTERM.
-        """
-        if sigterm_came:
-            self.number = signal.SIGTERM
-        if threading.current_thread() is threading.main_thread():  # only there Python allows it
-            signal.signal(signal.SIGINT, self.receive)
-            signal.signal(signal.SIGTERM, self.receive)
-
-    def receive(self, number: int, frame: FrameType | None) -> None:
-        """Remembers the signal. Raises SystemExit if it is the second signal."""
-        if self.number is not None:
-            raise SystemExit(128 + number)
-        self.number = number
-        # not print: the signal may have come in the middle of another one
-        os.write(2, b"\nstopping after this step; once more stops at once\n")
-
-
 class Recorder(Callback):
     """Decides after each step which actions are due, and calls the functions that do them.
 
     `subject` is what all evaluations look at. `identity` holds the facts that tell which run a
     checkpoint belongs to. `saved` is the `lmlab` entry of the checkpoint to resume from. `watch` is
-    called after an evaluation and returns whether to continue.
+    called after an evaluation and returns whether to continue. After a signal that `stop` receives
+    the run ends: with the step that is being made, or in the middle of an evaluation, which the
+    resumed run then repeats.
     """
 
     def __init__(
@@ -133,6 +106,7 @@ class Recorder(Callback):
         run: RunConfig,
         subject: Subject,
         identity: dict[str, Any],
+        stop: StopSignals,
         saved: dict[str, Any] | None = None,
         watch: Watch | None = None,
     ) -> None:
@@ -144,10 +118,11 @@ class Recorder(Callback):
         self.schedule = Schedule(run)
         flops_per_token = directory.metrics.get("flops_per_token", 0)
         self.meter = Meter(run, subject.block_size, flops_per_token, directory.console, saved)
-        self.stop = StopSignal()
+        self.stop = stop
         board = Board(directory.path, purge_step=state.first_new_step(saved))
         self.results = Results(directory, board, (saved or state.UNTRAINED)["best"])
         self.before: dict[str, Tensor] = {}  # the matrices before a step that is measured
+        self.waiting: dict[str, float] | None = (saved or {}).get("waiting")  # see `state.entry`
         self.started = False  # whether a step was made
         self.last = False  # whether the step was the run's last
         self.diverged = False
@@ -157,7 +132,7 @@ class Recorder(Callback):
 
     def on_train_start(self, trainer: Trainer, module: LanguageModule) -> None:  # type: ignore[override]  # our module
         """Restores the state that Lightning does not save, or evaluates the untrained model."""
-        self.stop.listen(trainer.received_sigterm)
+        self.stop.listen()  # Lightning has just set its own handlers
         self.meter.bar.start()
         self.schedule.checkpoint_saved()
         if self.saved:
@@ -168,10 +143,14 @@ class Recorder(Callback):
             state.set_random_state(self.saved["random_state"])
         else:
             self.results.describe(self.identity["config"])
+        if self.waiting is not None:
+            self.last = self.schedule.due(self.meter.step, self.meter.seconds()).end
+        if self.saved is None or self.waiting is not None:
             self.evaluate(trainer, module)
             self.save(trainer, module)
         self.keep_matrices(module)
         self.meter.start()
+        trainer.should_stop = self.last or self.pruned or self.is_stopping()
 
     def on_train_batch_end(self, trainer: Trainer, module: LanguageModule, *_: object) -> None:  # type: ignore[override]  # our module
         """Does the actions that are due after a step."""
@@ -183,13 +162,13 @@ class Recorder(Callback):
         self.last = due.end
         if due.point:
             self.note_point(trainer, module)
-        stopping = self.stop.number is not None
+        stopping = self.is_stopping()
         if due.evaluation or due.checkpoint or stopping:
             with self.meter.paused(module):  # what is done here is no training time
                 if due.evaluation:
                     self.evaluate(trainer, module)
                 # asked once: a signal that comes while saving waits for the next step
-                stopping = self.stop.number is not None
+                stopping = self.is_stopping()
                 if due.checkpoint or stopping:
                     self.save(trainer, module)
         self.keep_matrices(module)
@@ -213,6 +192,7 @@ class Recorder(Callback):
             train_loss=self.meter.train_loss,
             loss_sum=module.loss_sum.item(),
             losses=module.losses,
+            **({} if self.waiting is None else {"waiting": self.waiting}),
         )
 
     def on_load_checkpoint(
@@ -245,7 +225,15 @@ class Recorder(Callback):
         step = self.meter.step
         slow = self.last or self.schedule.draws_attention(step)
         subject = replace(self.subject, step=step, before=self.before, with_attention=slow)
-        values = evaluations.evaluate(subject)
+        try:
+            with self.stop.interrupting(), self.meter.evaluating():
+                values = evaluations.evaluate(subject)
+        except Interrupted:
+            ratios = evaluations.update_ratios(subject)
+            self.waiting = {name: float(ratio) for name, ratio in ratios.items()}
+            return
+        values |= {name: Detail(ratio) for name, ratio in (self.waiting or {}).items()}
+        self.waiting = None
         self.before = {}
         best_path = self.directory.path / "checkpoints/best.ckpt"
         numbers = self.results.add_evaluation(
@@ -273,6 +261,10 @@ class Recorder(Callback):
             weights = evaluations.matrices(module.model)
             self.before = {name: weight.clone() for name, weight in weights}
 
+    def is_stopping(self) -> bool:
+        """Returns whether a signal has asked the run to stop."""
+        return self.stop.number is not None
+
     def is_finite(self, module: LanguageModule) -> bool:
         """Returns whether loss and weights are finite. If not, nothing is evaluated or saved.
 
@@ -291,7 +283,7 @@ class Recorder(Callback):
             return "diverged"
         if self.pruned:
             return "pruned"
-        if self.last:
+        if self.last and self.waiting is None:
             return "finished"
         return "interrupted"
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from lmlab.config.check import Config
 from lmlab.config.keys import RunConfig
 from lmlab.errors import UserError
 from lmlab.runs.checkpoints import weights_of
@@ -23,10 +24,18 @@ def check_resumable(path: Path, metrics: dict[str, Any], saved: dict[str, Any] |
         )
 
 
+def is_complete(metrics: dict[str, Any], config: Config) -> bool:
+    """Returns whether a run has finished, and the losses of counting are known, if it has any."""
+    has_references = "reference/uniform" in metrics or config.data.val_fraction == 0
+    return metrics.get("status") == "finished" and has_references
+
+
 def is_over(saved: dict[str, Any], run: RunConfig, has_steps: bool) -> bool:
     """Returns whether the checkpoint was saved at the end of the run."""
     all_steps_made = not has_steps or saved["step"] == run.max_steps
-    return saved["last"] and (all_steps_made or is_out_of_time(saved, run.max_minutes))
+    if not saved["last"] or "waiting" in saved:
+        return False
+    return bool(all_steps_made or is_out_of_time(saved, run.max_minutes))
 
 
 def is_out_of_time(saved: dict[str, Any], max_minutes: float | None) -> bool:

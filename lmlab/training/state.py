@@ -27,7 +27,9 @@ def entry(
 ) -> dict[str, Any]:
     """Returns the entry `lmlab` of a checkpoint.
 
-    `identity` tells which run the checkpoint belongs to; `progress` holds the step and the sums.
+    `identity` tells which run the checkpoint belongs to; `progress` holds the step and the sums, and
+    `waiting` if a signal ended the evaluation of this step: the ratios that only the step itself
+    could measure.
     After the call all lines of history.jsonl are on disk.
     """
     return {

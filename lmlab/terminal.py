@@ -1,0 +1,164 @@
+"""Talks with the person at the terminal: signals that ask to stop, output that cannot fail."""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from types import FrameType
+from typing import Any, Self
+
+
+class Interrupted(BaseException):
+    """Raised by the first signal in the block of `StopSignals.interrupting`.
+
+    It is no `Exception`, so that code which handles all errors does not catch it.
+    """
+
+
+def stopping_signals() -> list[signal.Signals]:
+    """Returns the signals that ask a process to stop: Ctrl-C, SIGTERM, a terminal that closes.
+
+    A signal that this process was started to ignore, as `nohup` does with SIGHUP, is not among
+    them.
+    """
+    candidates = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    return [number for number in candidates if signal.getsignal(number) != signal.SIG_IGN]
+
+
+def tell(text: str) -> None:
+    """Writes a line to stderr. It never raises, and it may be called by a handler of signals."""
+    with suppress(OSError):  # the terminal, or the reader of the pipe, may be gone
+        os.write(2, f"\n{text}\n".encode())
+
+
+class StopSignals:
+    """Handles the `stopping_signals` while its `with` block runs.
+
+    The first signal prints `message`, and its number is remembered. A second signal calls `again`
+    with its number; by default it raises SystemExit.
+    """
+
+    def __init__(self, message: str, again: Callable[[int], None] | None = None) -> None:
+        self.message = message
+        self.again = again or stop_at_once
+        self.number: int | None = None
+        self.raises = False
+        self.handlers_before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        self.handlers_before = self.listen()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.handlers_before.items():
+            signal.signal(number, handler)
+
+    def listen(self) -> dict[int, Any]:
+        """Takes the signals over, again if other code took them; returns the earlier handlers."""
+        if threading.current_thread() is not threading.main_thread():  # only there Python allows it
+            return {}
+        return {number: signal.signal(number, self.receive) for number in stopping_signals()}
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        """Remembers a signal, or calls `again` if it is not the first."""
+        if self.number is not None:
+            self.number = number
+            self.again(number)
+            return
+        self.number = number
+        tell(self.message)
+        if self.raises:
+            raise Interrupted
+
+    @contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """A context in which the first signal raises `Interrupted`, or one that came before."""
+        try:
+            self.raises = True
+            if self.number is not None:
+                raise Interrupted
+            yield
+        finally:
+            self.raises = False
+
+
+def stop_at_once(number: int) -> None:
+    """Raises SystemExit with the exit status of a process that the signal has ended."""
+    raise SystemExit(128 + number)
+
+
+class LastingStream:
+    """A text stream that goes on after its reader is gone; what is written then is dropped."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """Writes `text` if anyone can read it."""
+        try:
+            self.stream.write(text)
+        except OSError:
+            self.give_up()
+        return len(text)
+
+    def flush(self) -> None:
+        """Writes what is buffered if anyone can read it."""
+        try:
+            self.stream.flush()
+        except OSError:
+            self.give_up()
+
+    def give_up(self) -> None:
+        """Sends this and all later output to nowhere, so that the end of Python does not fail."""
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+
+@contextmanager
+def lasting_output() -> Iterator[None]:
+    """A context in which stdout and stderr may lose their reader, and the program goes on.
+
+    A training's messages are in its train.log as well.
+    """
+    with ExitStack() as streams:
+        streams.enter_context(redirect_stdout(LastingStream(sys.stdout)))
+        streams.enter_context(redirect_stderr(LastingStream(sys.stderr)))
+        yield
+
+
+@contextmanager
+def after_a_second(say: Callable[[], object]) -> Iterator[None]:
+    """A context that calls `say`, in another thread, if its block takes longer than a second."""
+    timer = threading.Timer(1, say)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def call_in_thread(function: Callable[..., None], *arguments: object) -> None:
+    """Calls `function` in another thread, so that signals are handled during a long call of C code.
+
+    Raises what the function raises. If a handler raises, the thread goes on until it is done or the
+    process ends.
+    """
+    errors: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            function(*arguments)
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join()
+    for error in errors:
+        raise error

@@ -1,0 +1,114 @@
+"""Signals and output: handlers and messages never raise, and what is ignored stays ignored."""
+
+import ast
+import io
+import os
+import signal
+import sys
+import time
+
+import pytest
+
+from lmlab.terminal import (
+    Interrupted,
+    LastingStream,
+    StopSignals,
+    after_a_second,
+    call_in_thread,
+    lasting_output,
+    stopping_signals,
+    tell,
+)
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def broken():
+    """A text stream whose reader is gone."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w", 1) as stream:
+        yield stream
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_first_signal_is_remembered_and_the_second_stops(number, capfd):
+    before = signal.getsignal(number)
+    with StopSignals("stopping") as stop:
+        os.kill(os.getpid(), number)
+        assert stop.number == number and capfd.readouterr().err == "\nstopping\n"
+        with pytest.raises(SystemExit) as status:
+            os.kill(os.getpid(), number)
+            time.sleep(1)
+    assert status.value.code == 128 + number and signal.getsignal(number) == before
+
+
+def test_a_signal_that_is_ignored_stays_ignored(monkeypatch):
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert signal.SIGHUP not in stopping_signals()
+        with StopSignals("stopping") as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.number is None
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_signal_raises_only_where_it_may(capfd):
+    with StopSignals("stopping") as stop:
+        with pytest.raises(Interrupted), stop.interrupting():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+        with pytest.raises(Interrupted), stop.interrupting():
+            raise AssertionError("the signal came before")
+
+
+def test_output_without_a_reader_is_dropped(broken, monkeypatch):
+    stream = LastingStream(broken)
+    for _ in range(3):
+        assert stream.write("line\n") == 5
+        stream.flush()
+    monkeypatch.setattr(sys, "stdout", broken)
+    with lasting_output():
+        print("line", flush=True)
+    text = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", text)
+    with lasting_output():
+        print("line")
+    assert text.getvalue() == "line\n" and sys.stdout is text
+
+
+def test_a_message_without_a_reader_does_not_raise(broken):
+    stderr = os.dup(2)
+    try:
+        os.dup2(broken.fileno(), 2)
+        tell("stopping")
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+
+
+def test_what_takes_long_says_so_and_what_does_not_is_silent():
+    said = []
+    with after_a_second(lambda: said.append("long")):
+        time.sleep(1.2)
+    with after_a_second(lambda: said.append("short")):
+        pass
+    time.sleep(1.1)
+    assert said == ["long"]
+
+
+def test_an_error_in_a_thread_arrives():
+    with pytest.raises(ZeroDivisionError):
+        call_in_thread(lambda: 1 / 0)
+
+
+def test_only_this_file_and_the_processes_of_sweeps_set_handlers():
+    """So the rules above hold for each handler and for each message of one."""
+    allowed = {"terminal.py", "preload.py", "processes.py"}
+    for path in sorted((ROOT / "lmlab").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and path.name not in allowed:
+                assert ast.unparse(node.func) not in ("signal.signal", "os.write"), path
