@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 from hydra.errors import HydraException
 
@@ -22,24 +23,31 @@ class UserError(Exception):
 def one_line_errors() -> Iterator[None]:
     """Turns a UserError into one line on stderr and exit status 2.
 
-    It does the same if an optional package is not installed. With HYDRA_FULL_ERROR=1 the traceback
-    is shown.
+    It does the same for an error of the system, such as a full disk, and if an optional package is
+    not installed. With HYDRA_FULL_ERROR=1 the traceback is shown.
     """
     try:
         yield
     except ModuleNotFoundError as error:
         if error.name not in EXTRAS:
             raise
-        print(
-            f"error: {error.name} is not installed; install it with: pip install -e '.[sweeps]'",
-            file=sys.stderr,
-        )
-        raise SystemExit(2) from None
+        refuse(f"{error.name} is not installed; install it with: pip install -e '.[sweeps]'")
     except (UserError, HydraException) as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
-        raise SystemExit(2) from None
+        refuse(" ".join(str(error).split()))
+    except BrokenPipeError:  # the reader of the output is gone; `run_command` handles it
+        raise
+    except OSError as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        refuse(f"{error.filename or 'output'}: {error.strerror or error}")
+
+
+def refuse(why: str) -> NoReturn:
+    """Prints one line of error and raises SystemExit(2)."""
+    print(f"error: {printable(why)}", file=sys.stderr)
+    raise SystemExit(2) from None
 
 
 @contextmanager

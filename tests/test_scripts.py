@@ -227,13 +227,23 @@ def test_what_a_terminal_cannot_show_is_replaced(here, command):
     assert done.returncode == 0 and b"Traceback" not in done.stderr and done.stdout
 
 
-def test_help_into_a_closed_pipe_is_quiet(here):
-    """As of `python train.py --help | head -1`, whose reader is gone before the page is written."""
+@pytest.mark.parametrize(
+    "output, expected",
+    [
+        ("| true", ("", "0")),  # as of `| head -1`, whose reader is gone before the page is written
+        (">&-", ("", "0")),
+        (">/dev/full", ("error: output: No space left on device\n", "2")),
+    ],
+)
+def test_output_that_cannot_be_written_is_no_traceback(here, output, expected):
     command = f"{shlex.quote(sys.executable)} {shlex.quote(str(ROOT / 'train.py'))} --help"
     variables = os.environ | {"PYTHONPATH": str(ROOT)}
-    script = f"{{ {command}; echo $? >status; }} | true"
+    if output.startswith("|"):
+        script = f"{{ {command}; echo $? >status; }} {output}"
+    else:
+        script = f"{command} {output}; echo $? >status"
     done = subprocess.run(["bash", "-c", script], env=variables, capture_output=True, text=True)
-    assert (done.stderr, (here / "status").read_text()) == ("", "0\n")
+    assert (done.stderr, (here / "status").read_text().strip()) == expected
 
 
 @pytest.mark.parametrize("name", ["sample", "evaluate", "explain", "plot", "compare"])

@@ -19,6 +19,7 @@ from pathlib import Path
 from lmlab.catalogue import PathText
 from lmlab.commands.options import parse_script
 from lmlab.errors import UserError
+from lmlab.terminal import lasting_output
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,10 @@ def main(argv: list[str]) -> None:
     from lmlab.sweep import load_runs, report
 
     table = load_runs(*folders)
-    report.show(table)
     out = Path(options.out or os.path.commonpath(folders))
-    report.write(table, out, ", ".join(Path(folder).name for folder in folders))
+    with lasting_output():  # the files are written also for `| head`
+        report.show(table)
+        report.write(table, out, ", ".join(Path(folder).name for folder in folders))
 
 
 def is_folder(argument: str) -> bool:

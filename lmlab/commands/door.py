@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from lmlab.catalogue import CATALOGUE
 from lmlab.errors import one_line_errors
+from lmlab.terminal import LastingStream
 
 if TYPE_CHECKING:  # a type checker knows no Literal that is computed
     Corpus = str
@@ -22,8 +23,11 @@ INTERRUPTED = 130  # the exit status of a program that Ctrl-C ended
 def run_command(main: Callable[[list[str]], None]) -> None:
     """Runs a command with the typed arguments. Its errors become one line on stderr.
 
-    A character that the terminal cannot show is replaced.
+    A character that the terminal cannot show is replaced. Without stdout or stderr, or if their
+    reader (such as `head`) goes away, the rest of the output is dropped.
     """
+    sys.stdout = sys.stdout or open(os.devnull, "w")
+    sys.stderr = sys.stderr or open(os.devnull, "w")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a caller may have put another object there
             stream.reconfigure(errors="replace")
@@ -32,5 +36,7 @@ def run_command(main: Callable[[list[str]], None]) -> None:
             main(sys.argv[1:])
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
-    except BrokenPipeError:  # the reader, such as `head`, closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        pass
+    finally:
+        LastingStream(sys.stdout).flush()

@@ -23,7 +23,7 @@ from lmlab.commands.options import help_page
 from lmlab.config.check import ELSEWHERE
 from lmlab.config.conf_files import CONF
 from lmlab.config.overrides import Asked, checked, parse, resolved, without_glob
-from lmlab.errors import UserError, memory_errors, one_line_errors, printable
+from lmlab.errors import UserError, memory_errors, one_line_errors, printable, refuse
 from lmlab.registry import importing
 from lmlab.runs.folder import timestamp
 from lmlab.sweep.cells import Cell, Sweep
@@ -93,8 +93,7 @@ def refuse_flags(message: str) -> None:
         name, _, value = flag.removeprefix("--").partition("=")
         name = name.replace("-", "_")
         hint = f"; keys are written without dashes: {ELSEWHERE.get(name, name)}={value or '…'}"
-    print(f"error: {printable(message)}{hint}", file=sys.stderr)
-    raise SystemExit(2)
+    refuse(f"{message}{hint}")
 
 
 def run_hydra(task: "Task", flags: list[str], overrides: list[str]) -> None:
