@@ -31,9 +31,12 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the library beside this script
 
 from lmlab import files
 from lmlab.catalogue import Count, PathText

@@ -12,9 +12,12 @@ seeds, and the standard error.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the library beside this script
 
 from lmlab.catalogue import PathText
 from lmlab.commands.door import run_command

@@ -10,8 +10,12 @@ the two models on characters that neither was trained on, and evaluates the mixt
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the library beside this script
 
 from lmlab.commands import evaluate, train
 from lmlab.commands.door import run_command

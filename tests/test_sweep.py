@@ -21,6 +21,7 @@ import pytest
 
 from lmlab.commands import train as cli
 from lmlab.runs import folder as runs
+from lmlab.runs.code import own_code
 from lmlab.sweep import costs, load_runs, table
 from tests.conftest import ROOT, content, history, metrics
 
@@ -350,7 +351,7 @@ def test_tensorboard_averages_the_seeds_of_a_configuration(here, sweep):
     assert {"model", "lr"} <= {one["name"] for one in columns["hparamInfos"] if one.get("differs")}
     tags = {one["name"]["tag"] for one in columns["metricInfos"]}
     assert {"val/loss", "best/val/loss", "train/loss"} <= tags and "hp_metric" not in tags
-    found = {group["name"]: group for group in groups()}
+    found = {group["name"].replace(f" {own_code()}", ""): group for group in groups()}
     rows = {
         row["group"]: row
         for row in table.leaderboard(load_runs("outputs/sweeps/t")).to_dict("records")

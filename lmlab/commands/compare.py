@@ -2,10 +2,11 @@
 
   python scripts/compare.py outputs/sweeps/depth outputs/sweeps/width
 
-Its arguments are folders; it reads every run in them. The option, as key=value:
+Its arguments are folders; it reads every run in them. The options, as key=value:
 
 out  folder for leaderboard.csv, leaderboard.md and report.html (the given folder; for several
      folders, the one that contains all of them)
+same_code  true: it does not matter that different code of the lab made the runs (false)
 
 Configurations are ranked by val/loss at the end of training, as a mean over seeds.
 """
@@ -27,6 +28,7 @@ class Options:
     """The options after the folders; --help explains them."""
 
     out: PathText | None = None
+    same_code: bool = False
 
 
 def main(argv: list[str]) -> None:
@@ -38,7 +40,7 @@ def main(argv: list[str]) -> None:
         raise UserError("compare.py needs a folder of runs, such as outputs/sweeps/depth")
     from lmlab.sweep import load_runs, report
 
-    table = load_runs(*folders)
+    table = load_runs(*folders, same_code=options.same_code)
     out = Path(options.out or os.path.commonpath(folders))
     with lasting_output():  # the files are written also for `| head`
         report.show(table)

@@ -26,7 +26,7 @@ from lmlab.config.overrides import Asked, checked, parse, resolved, without_glob
 from lmlab.errors import UserError, memory_errors, one_line_errors, printable, refuse
 from lmlab.registry import importing
 from lmlab.runs.folder import timestamp
-from lmlab.sweep.cells import Cell, Sweep
+from lmlab.sweep.cells import Cell, Sweep, call_codes_equal
 from lmlab.terminal import lasting_output
 
 
@@ -55,7 +55,9 @@ def obey(args: Namespace, argv: list[str]) -> None:
         typed, added = inherited(typed)
         overrides = [*typed, *added]
         asked = checked(overrides, args.multirun)
-    sweep = Sweep(asked.name, command, tuple(added), asked.swept)
+    first, _ = asked.runs[0]
+    same_code = first.sweep is not None and first.sweep.same_code
+    sweep = Sweep(asked.name, command, tuple(added), asked.swept, same_code)
     if args.multirun and not args.cfg and not args.info:
         run_sweep(asked, sweep, flags, overrides)
     else:
@@ -174,6 +176,8 @@ def run_sweep(asked: Asked, sweep: Sweep, flags: list[str], overrides: list[str]
         if first.sweep and first.sweep.dry_run:
             survey.show()
             return
+        if sweep.same_code:
+            call_codes_equal(sweep)
     task = Task(sweep)
     hydras_own = str(sweep.own)  # where Hydra puts its notes
     if asked.launcher == "local":
@@ -202,10 +206,12 @@ def run_sweep(asked: Asked, sweep: Sweep, flags: list[str], overrides: list[str]
 
 def start_survey(asked: Asked, sweep: Sweep) -> Any:
     """Starts the server of processes, prepares Hydra, and returns the survey of a sweep."""
-    if asked.launcher == "local":
-        from lmlab.sweep.processes import server
+    from lmlab.sweep import processes
 
-        server()
+    if asked.launcher == "local":
+        processes.server()
+    else:
+        processes.share_library()
     from lmlab.sweep.launcher import LocalLauncher
     from lmlab.sweep.search import SearchSweeper
     from lmlab.sweep.survey import Survey

@@ -70,6 +70,7 @@ class SweepConfig:
 
     retries: Annotated[int, "[0, 100]", ONCE]
     dry_run: Annotated[bool, ONCE]
+    same_code: Annotated[bool, ONCE]
     trial: Annotated[str | None, ONCE]
 
 

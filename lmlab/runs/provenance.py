@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 
+from lmlab.runs.code import LIBRARY, code_sha256
+
 PACKAGES = ("torch", "pytorch_lightning", "hydra_core", "tensorboard", "numpy")
-COMPARED = ("lmlab", *PACKAGES, "git_commit", "machine")  # what may change the last bits
+COMPARED = ("lmlab", "code_sha256", *PACKAGES, "git_commit", "machine")  # what may change bits
 
 
 def provenance(command: str) -> dict[str, Any]:
@@ -19,7 +21,8 @@ def provenance(command: str) -> dict[str, Any]:
     for name in PACKAGES:
         facts[name] = version(name)
     facts["lmlab"] = lab_version()
-    facts |= git_state(Path(__file__).parents[2])
+    facts["code_sha256"] = code_sha256()
+    facts |= git_state(LIBRARY.parent)
     facts["machine"] = machine()
     return facts
 

@@ -23,6 +23,7 @@ from lmlab.config.check import Config
 from lmlab.config.keys import marked, neutral_values
 from lmlab.config.overrides import parse
 from lmlab.errors import UserError, reason_of
+from lmlab.runs.code import LIBRARY, UNKNOWN, SameCode, code_of, own_code, short
 from lmlab.runs.folder import is_locked, read_config, read_metrics, to_json, write_config
 
 ENDED = ("finished", "diverged", "pruned")  # statuses after which a cell is not run again
@@ -40,13 +41,16 @@ class Sweep:
     """The facts that all cells of one command share.
 
     `added` are the overrides that come from init_from=, not from the user. `swept` are the keys
-    with several values.
+    with several values. `same_code` says that it does not matter which code has made a cell.
     """
 
     name: str
     command: str
     added: tuple[str, ...] = ()
     swept: tuple[str, ...] = ()
+    same_code: bool = False
+    library: Path = LIBRARY
+    """The library of the command; each process that runs a cell must have imported the same."""
 
     @property
     def folder(self) -> Path:
@@ -65,6 +69,7 @@ class Cell:
 
     `config` has the device, precision and threads that the run gets. `hash` identifies the cell,
     `group` all cells that differ only in their seed. `tokens` and `flops` are of the whole run.
+    `beside` is the code of an earlier cell with this configuration, if other code has made it.
     """
 
     config: Config
@@ -76,6 +81,7 @@ class Cell:
     n_params: int
     tokens: int
     flops: int
+    beside: str | None = None
 
     def find(self) -> Path:
         """Returns the cell's folder: an existing one with its hash, or the path of a new one.
@@ -124,6 +130,10 @@ class Cell:
         """Returns the cell's status, or "new" if it has not started."""
         return str(self.metrics().get("status", "new"))
 
+    def made_by(self) -> str:
+        """Returns the short hash of the code that made the cell, or "unknown"."""
+        return code_of(self.metrics())
+
     def is_over(self) -> bool:
         """Returns whether nothing is left to do.
 
@@ -151,6 +161,47 @@ def identity(flat: dict[str, Any], data_sha256: str, init_sha256: str | None) ->
         hashed["init_sha256"] = init_sha256
     without_seed = {key: value for key, value in hashed.items() if key != "seed"}
     return short_hash(hashed), short_hash(without_seed)
+
+
+def own_hash(sweep: Sweep, cell_hash: str) -> tuple[str, str | None]:
+    """Returns the hash of the cell that the code of this process makes or continues.
+
+    It is `cell_hash`, unless other code has made that cell, or has begun to train it. Then it is a
+    hash with the code in it, and the other code is returned as well.
+    """
+    code = own_code()
+    same = SameCode(sweep.own).equal_to(code)
+    for path in sweep.folder.glob(f"*-{cell_hash}"):
+        made_by = maker(path)
+        if made_by and made_by not in same and not sweep.same_code:
+            return short_hash({"cell": cell_hash, "code": code}), made_by
+    return cell_hash, None
+
+
+def maker(path: Path) -> str | None:
+    """Returns the code that made the run at `path`.
+
+    It returns None if the code is not known, or if the run has made no step.
+    """
+    try:
+        metrics = read_metrics(path)
+    except UserError:
+        return None
+    code = short(metrics.get("code_sha256"))
+    has_begun = metrics.get("status") in ENDED or metrics.get("step")
+    return code if has_begun and code != UNKNOWN else None
+
+
+def codes_of(sweep: Sweep) -> set[str]:
+    """Returns the codes that made the sweep's cells, as far as they are known."""
+    return {code for path in sweep.folder.glob("*/") if (code := maker(path))}
+
+
+def call_codes_equal(sweep: Sweep) -> None:
+    """Writes that all codes of the sweep's cells, and that of this process, are called equal."""
+    codes = codes_of(sweep) | {own_code()}
+    if len(codes) > 1:
+        SameCode(sweep.own).add(codes, sweep.command)
 
 
 def short_hash(values: dict[str, Any]) -> str:
@@ -213,6 +264,11 @@ def run(cell: Cell, watch: Watch | None = None) -> str:
         SystemExit.
     `watch` may end the run early.
     """
+    if cell.sweep.library != LIBRARY:
+        raise UserError(
+            f"this process has imported {LIBRARY}, but the sweep was started with "
+            f"{cell.sweep.library}; PYTHONPATH={cell.sweep.library.parent} chooses that one"
+        )
     with locked(cell):
         path = cell.find()
         if cell.is_over():

@@ -76,6 +76,7 @@ def identify(config: Config, overrides: list[str], sweep: Sweep, elsewhere: bool
         model = build_model(config.model, text.tokenizer.vocab_size)
     used = [text for text in overrides if parse(text).key_or_group not in idle_keys(config.choices)]
     cell_hash, group = cells.identity(config.flat(), text.sha256, source.init_sha256)
+    cell_hash, beside = cells.own_hash(sweep, cell_hash)
     return Cell(
         config=config,
         sweep=sweep,
@@ -86,6 +87,7 @@ def identify(config: Config, overrides: list[str], sweep: Sweep, elsewhere: bool
         n_params=sum(weight.numel() for weight in model.parameters()),
         tokens=tokens,
         flops=tokens * model.flops_per_token(),
+        beside=beside,
     )
 
 

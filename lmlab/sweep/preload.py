@@ -9,6 +9,7 @@ signal.signal(signal.SIGHUP, signal.SIG_IGN)
 import importlib  # noqa: E402
 
 from lmlab.registry import importing  # noqa: E402
+from lmlab.runs.code import code_sha256  # noqa: E402
 
 MODULES = (
     "lmlab.training.experiment",
@@ -22,4 +23,5 @@ with importing():  # nothing of it is touched from here on, so that its memory s
 
     for module in MODULES:
         importlib.import_module(module)
+    code_sha256()  # of the files as they are now; they may change while the sweep runs
     Image.preinit()  # PIL imports its formats one by one, when they are first needed

@@ -18,6 +18,7 @@ from multiprocessing import connection, parent_process, util
 from typing import Any
 
 from lmlab.errors import UserError
+from lmlab.runs.code import LIBRARY
 from lmlab.sweep.cells import Busy, Cell
 
 EXIT_FAILED = 1  # exit status of a process whose cell has failed
@@ -32,6 +33,7 @@ def server() -> Any:
     The server imports torch in the background, for some seconds. On macOS processes cannot be
     forked, so each process imports everything again.
     """
+    share_library()
     if sys.platform == "darwin":
         return multiprocessing.get_context("spawn")
     # Threads of OpenBLAS in the server would be missing in the processes forked from it.
@@ -43,6 +45,17 @@ def server() -> Any:
     choose_short_folder()
     forkserver.ensure_running()
     return context
+
+
+def share_library() -> None:
+    """Lets processes that are started from this one import the same library, not an installed one.
+
+    multiprocessing does not tell its server of the folders in which this process looks for modules.
+    """
+    folder = str(LIBRARY.parent)
+    others = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if others[0] != folder:
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [folder, *others]))
 
 
 def choose_short_folder() -> None:

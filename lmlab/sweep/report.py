@@ -4,6 +4,7 @@ The page, report.html, needs no other file.
 """
 
 import math
+import re
 import sys
 from collections.abc import Sequence
 from datetime import datetime
@@ -18,6 +19,7 @@ from rich.table import Table
 from lmlab import files
 from lmlab.catalogue import NUMBERS, REFERENCES, numbers_where
 from lmlab.inference.page import fill_page
+from lmlab.runs.code import UNKNOWN, SameCode, own_code
 from lmlab.runs.folder import read_history
 from lmlab.sweep import table as tables
 from lmlab.sweep.cells import ENDED, Sweep
@@ -34,6 +36,7 @@ Item = TypeVar("Item")
 def finish(sweep: Sweep, launcher: str) -> bool:
     """Prints and writes the leaderboard of a sweep; returns whether all of its cells have ended.
 
+    Cells of other code of the lab need not have ended, since this code will not continue them.
     Before that, it evaluates the best configuration on its test split, since the loss on the
     validation split was used to choose it and is partly luck.
     """
@@ -47,7 +50,14 @@ def finish(sweep: Sweep, launcher: str) -> bool:
         table = tables.load_runs(sweep.folder)
     show(table)
     write(table, sweep.folder, sweep.name)
-    return bool(table["status"].isin(ENDED).all()) and not table.attrs["faults"]
+    mine = table[[is_of_this_code(code, sweep) for code in table["code"]]]
+    return bool(mine["status"].isin(ENDED).all()) and not table.attrs["faults"]
+
+
+def is_of_this_code(code: str, sweep: Sweep) -> bool:
+    """Returns whether this process's code, or one called equal, may have made a cell."""
+    equal = SameCode(sweep.own).equal_to(own_code())
+    return code == UNKNOWN or not equal.isdisjoint(re.split("[+=]", code))
 
 
 def is_tested(path: str) -> bool:
@@ -172,6 +182,11 @@ def footnote(table: pd.DataFrame, board: pd.DataFrame) -> str:
     if table["data_sha256"].nunique() > 1 or table["val_fraction"].nunique() > 1:
         sentences.append(
             "Not all were validated on the same text, so their losses cannot be compared."
+        )
+    if table["code"].nunique() > 1:
+        sentences.append(
+            f"Different code of the lab made these runs (column code; now {own_code()}); "
+            "same_code=true calls all of it equal."
         )
     n_ranked = int(board[loss].notna().sum())
     if "test/loss" in board and board["test/loss"].notna().any():

@@ -28,8 +28,9 @@ from lmlab.catalogue import NUMBERS
 from lmlab.config.keys import SearchConfig, kind_of
 from lmlab.config.overrides import ends, parse, resolved
 from lmlab.errors import UserError, one_line_errors
+from lmlab.runs.code import SameCode, own_code
 from lmlab.sweep import study
-from lmlab.sweep.cells import Cell, Sweep
+from lmlab.sweep.cells import Cell, Sweep, codes_of
 from lmlab.sweep.launcher import LocalLauncher
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ class SearchSweeper(Sweeper):
             "pruner": pruner,
             "steps": [config.run.eval_interval, config.run.max_steps],
         }
+        self.check_code()
         self.search_id = uuid.uuid4().hex
         self.searches = self.sweep_of.own / "searches"  # a locked file for each living search
         if not self.settings.storage:  # the database lies in the sweep's folder
@@ -111,6 +113,17 @@ class SearchSweeper(Sweeper):
             dimension.check_study(self.study)
         self.keep_setting("objective", objective)
         self.keep_setting("direction", self.settings.direction)
+
+    def check_code(self) -> None:
+        """Raises UserError if other code of the lab has made the trials of the search so far."""
+        equal = SameCode(self.sweep_of.own).equal_to(own_code())
+        others = codes_of(self.sweep_of) - equal
+        if others:
+            raise UserError(
+                f"name={self.sweep_of.name}: other code of the lab made the trials of this search "
+                f"({', '.join(sorted(others))}; now {own_code()}); same_code=true goes on with "
+                "them, another name= begins anew"
+            )
 
     def keep_setting(self, key: str, value: str) -> None:
         """Writes a setting to the study. Raises UserError if the study has another value."""

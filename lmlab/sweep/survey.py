@@ -11,6 +11,7 @@ from rich.console import Console
 from lmlab.config.check import Config
 from lmlab.config.overrides import Asked, resolved
 from lmlab.errors import UserError
+from lmlab.runs.code import UNKNOWN, own_code
 from lmlab.sweep.cells import Cell, Sweep
 from lmlab.sweep.planner import planner
 
@@ -89,6 +90,24 @@ class Survey:
         if n_done:
             done = f", {n_done} of them done already"
         print(f"{self.sweep.folder}: {count}{done}", flush=True)
+        self.tell_of_code(list(unique.values()))
+
+    def tell_of_code(self, unique: list[Cell]) -> None:
+        """Prints which of the cells were made by other code of the lab, or by code not known."""
+        again = [cell for cell in unique if cell.beside and not cell.is_over()]
+        if again:
+            codes = ", ".join(sorted({str(cell.beside) for cell in again}))
+            print(
+                f"{len(again)} of them were made by other code of the lab ({codes}; now "
+                f"{own_code()}) and are run once more, as rows of their own; same_code=true would "
+                "take them as they are"
+            )
+        n_unknown = sum(cell.is_over() and cell.made_by() == UNKNOWN for cell in unique)
+        if n_unknown:
+            print(
+                f"{n_unknown} of those done were made before the lab wrote down its code; another "
+                "name= would run them again"
+            )
 
     def show(self) -> None:
         """Prints the table of dry_run=true. Raises UserError if another machine runs the cells."""
@@ -107,6 +126,7 @@ class Survey:
         if not sys.stdout.isatty():
             width = 200
         Console(width=width).print(table)
+        self.tell_of_code(list({cell.hash: cell for cell in self.cells.values()}.values()))
 
     def slots(self, n_jobs: int | None) -> int:
         """Returns how many cells run at a time.

@@ -20,6 +20,7 @@ from lmlab.catalogue import REFERENCES, UNTOUCHING, learn_numbers, numbers_where
 from lmlab.config.check import derived
 from lmlab.config.keys import GROUPS, choices_of, idle_keys, marked
 from lmlab.errors import UserError
+from lmlab.runs.code import SameCode, code_of
 from lmlab.runs.folder import LIMITS, read_config, read_metrics
 from lmlab.sweep.cells import identity
 from lmlab.sweep.labels import common_parts, without
@@ -32,13 +33,14 @@ SIZES = ("step", "tokens", "flops", "n_params", "reference/order")
 TEXTS = ("label", "group", "reason", "status")
 
 
-def load_runs(*folders: str | Path) -> pd.DataFrame:
+def load_runs(*folders: str | Path, same_code: bool = False) -> pd.DataFrame:
     """Returns a table with a row for each run below the folders.
 
     Its columns are the configuration (keys as typed), `reason` (why the run is not finished),
-    metrics.json, `path`, `group` (equal for runs that differ only in seed) and `label`. Runs that
-    cannot be read are left out, and `.attrs["faults"]` holds their errors. Raises UserError if
-    there is no run.
+    metrics.json, `path`, `group` (equal for runs that differ only in seed), `label` and `code` (a
+    hash of the lab's files that made the run). Runs of different code are in different groups,
+    unless `same_code` says that the difference does not matter. Runs that cannot be read are left
+    out, and `.attrs["faults"]` holds their errors. Raises UserError if there is no run.
     """
     if not folders:
         raise UserError("load_runs() needs a folder of runs, such as outputs/sweeps/depth")
@@ -65,8 +67,18 @@ def load_runs(*folders: str | Path) -> pd.DataFrame:
     averaged = [name for name in numbers_where("in_leaderboard") if name in table]
     # Without this, a column that has no number would be one of objects.
     table = table.assign(**{name: pd.to_numeric(table[name]) for name in averaged})
+    if same_code:
+        table["code"] = ""
+    split_groups(table)
     table.attrs["faults"] = faults
     return table
+
+
+def split_groups(table: pd.DataFrame) -> None:
+    """Gives the runs of a group that were made by different code groups of their own."""
+    codes = table.groupby("group")["code"].transform("nunique")
+    split = table["group"] + " " + table["code"]
+    table["group"] = table["group"].where(codes == 1, split)
 
 
 def load_run(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -76,10 +88,9 @@ def load_run(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     config = read_config(path)
     configuration = config.flat()
+    noted = read_metrics(path)
     metrics = {
-        name: value
-        for name, value in read_metrics(path).items()
-        if not name.startswith(("config/", "resumed/"))
+        name: value for name, value in noted.items() if not name.startswith(("config/", "resumed/"))
     }
     learn_numbers(metrics)
     check_types(path, metrics)
@@ -93,7 +104,8 @@ def load_run(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         metrics |= tested(path)
     defaults = {"reason": reason(metrics)} | dict.fromkeys(numbers_where("ranks"))
     label = metrics.get("label") or f"{path.parent.name}/{path.name}"
-    names = {"path": str(path), "group": group, "label": label}
+    code = SameCode(path.parent / ".sweep").name(code_of(noted))
+    names = {"path": str(path), "group": group, "label": label, "code": code}
     return configuration, defaults | metrics | names
 
 
@@ -160,14 +172,14 @@ def varied(table: pd.DataFrame) -> list[str]:
     """
     hidden = marked(UNTOUCHING) | {"seed"}
     keys = [key for key in configuration_keys(table) if key not in hidden]
-    keys += [key for key in ("data", "init_from") if key in table]
+    keys += [key for key in ("data", "init_from", "code") if key in table]
     typed = ",".join(table["label"])
 
     def is_shown(key: str) -> bool:
         """Returns whether the key differs between runs, and other keys do not determine it."""
         if distinct(used_values(table, key)) < 2:
             return False
-        if key in GROUPS or re.search(rf"\b{key}=", typed):
+        if key in (*GROUPS, "code") or re.search(rf"\b{key}=", typed):
             return True
         return not (is_derived(table, key) or follows_from_choices(table, key))
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from lmlab import catalogue, machine
 from lmlab.config.check import Config
 from lmlab.runs.folder import read_history, read_metrics, text_sha256, timestamp
+from lmlab.runs.provenance import differences
 from lmlab.training import experiment
 from lmlab.training.preparation import load_start
 
@@ -41,6 +42,9 @@ def replay(path: Path, config: Config, command: str) -> bool:
             verdict += f"; {more} more cannot be compared, since that run was changed when resumed"
     else:
         verdict = "that run has no losses to compare"
+    changes = differences(read_metrics(path), read_metrics(new_path))
+    if changes:
+        verdict += f"; not as it was then: {'; '.join(changes)}"
     print(f"\nreplay of {path}: {verdict}")
     return bool(common) and not parted
 

@@ -7,6 +7,7 @@ from typing import Any
 from lmlab.catalogue import losses
 from lmlab.inference import evaluations
 from lmlab.runs.board import Board
+from lmlab.runs.code import short
 from lmlab.runs.folder import RunDirectory
 
 
@@ -73,7 +74,8 @@ class Results:
         """Writes the hyper-parameters of a cell that has ended, and closes TensorBoard's file."""
         group = self.directory.metrics.get("group")  # only a sweep's cell has one
         if group is not None and status != "interrupted":
-            self.board.show_hparams(group, keys, status, step)
+            code = short(self.directory.metrics.get("code_sha256"))
+            self.board.show_hparams(f"{group} {code}", keys, status, step)
         self.board.close()
 
 

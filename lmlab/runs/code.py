@@ -1,0 +1,103 @@
+"""Knows which code made a run: a hash of the lab's files, and which hashes a person calls equal."""
+
+import hashlib
+import json
+import re
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from lmlab import files
+from lmlab.errors import UserError
+
+LIBRARY = Path(__file__).parents[1]  # the folder lmlab/ that this process has imported
+LIMIT = 2**20  # bytes of same_code.jsonl
+UNKNOWN = "unknown"  # the code of runs made before version 0.2, which did not write it down
+SHORT = 8  # digits of a hash that are shown
+
+
+@cache
+def code_sha256() -> str:
+    """Returns a hash of all Python files of the lab, as they were at the first call."""
+    digest = hashlib.sha256()
+    for path in sorted(LIBRARY.rglob("*.py")):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(LIBRARY).as_posix()} {len(content)}\n".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def code_of(metrics: dict[str, Any]) -> str:
+    """Returns the code that made a run, from its metrics.json: a short hash, or "unknown".
+
+    For a run that other code has resumed it returns both hashes, with a plus sign between them.
+    """
+    made_by = short(metrics.get("code_sha256"))
+    resumed_by = short(metrics.get("resumed/code_sha256", metrics.get("code_sha256")))
+    if made_by == resumed_by:
+        return made_by
+    return f"{made_by}+{resumed_by}"
+
+
+def short(sha256: Any) -> str:
+    """Returns the first digits of a hash, or "unknown"."""
+    if not isinstance(sha256, str) or not re.fullmatch("[0-9a-f]{64}", sha256):
+        return UNKNOWN
+    return sha256[:SHORT]
+
+
+def own_code() -> str:
+    """Returns the short hash of the code of this process."""
+    return short(code_sha256())
+
+
+class SameCode:
+    """The codes of a sweep that a person has called equal with same_code=true.
+
+    They are kept in the file same_code.jsonl of the sweep's own folder. Raises UserError if the
+    file was not written by the lab.
+    """
+
+    def __init__(self, own_folder: Path) -> None:
+        self.path = own_folder / "same_code.jsonl"
+        self.sets: list[set[str]] = []
+        if not self.path.exists():
+            return
+        for n, line in enumerate(files.read(self.path, LIMIT).decode().splitlines(), start=1):
+            try:
+                self.sets.append({str(code) for code in json.loads(line)["codes"]})
+            except (ValueError, KeyError, TypeError, RecursionError):
+                raise UserError(f"{self.path}: line {n} was not written by the lab") from None
+
+    def equal_to(self, code: str) -> set[str]:
+        """Returns all codes that are called equal to `code`, and `code` itself."""
+        equal = {code}
+        for _ in self.sets:  # each line may connect two sets
+            for codes in self.sets:
+                if codes & equal:
+                    equal |= codes
+        return equal
+
+    def name(self, code: str) -> str:
+        """Returns the name of a run's code in a table: one for all codes that are called equal."""
+        names = []
+        for part in code.split("+"):
+            name = "=".join(sorted(self.equal_to(part)))
+            if name not in names:
+                names.append(name)
+        return "+".join(names)
+
+    def add(self, codes: set[str], command: str) -> None:
+        """Writes that these codes are equal, and the command that said so."""
+        if any(codes <= known for known in self.sets):
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        note = {
+            "codes": sorted(codes),
+            "command": command,
+            "time": datetime.now().isoformat(timespec="seconds"),
+        }
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(note) + "\n")
+        self.sets.append(codes)

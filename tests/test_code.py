@@ -1,0 +1,167 @@
+"""Which code made a number is known: edited code makes rows and cells of its own."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from lmlab.commands import train as cli
+from lmlab.errors import UserError
+from lmlab.runs import code
+from lmlab.runs.code import SameCode, code_of
+from tests.conftest import ROOT, metrics, script
+
+LINE = (
+    "-m model=bigram data=sentence val_fraction=0.2 block_size=8 batch_size=2 threads=1 device=cpu "
+    "precision=32-true max_steps=4 eval_interval=2 name=s hydra/launcher=basic "
+)
+OLD, NEW, THIRD = ("a" * 64, "b" * 64, "c" * 64)
+
+
+@pytest.fixture
+def run_by(here, monkeypatch):
+    """Runs a sweep as if the lab's files had a certain hash; returns its leaderboard by code."""
+
+    def run_by(sha256, line):
+        for name in ("runs.code", "runs.provenance"):
+            monkeypatch.setattr(f"lmlab.{name}.code_sha256", lambda: sha256)
+        cli.main((LINE + line).split())
+        return board(here / "outputs/sweeps/s")
+
+    return run_by
+
+
+def board(folder):
+    with open(folder / "leaderboard.csv") as file:
+        return {row.get("code", ""): row["seeds"] for row in csv.DictReader(file)}
+
+
+def test_the_hash_is_that_of_all_files_and_of_nothing_else(tmp_path, monkeypatch):
+    def hash_of(folder):
+        monkeypatch.setattr(code, "LIBRARY", folder)
+        return code.code_sha256.__wrapped__()
+
+    copy = shutil.copytree(ROOT / "lmlab", tmp_path / "lmlab")
+    assert hash_of(copy) == hash_of(ROOT / "lmlab") == code.code_sha256()
+    (copy / "notes.txt").write_text("no code")
+    assert hash_of(copy) == code.code_sha256()
+    seen = {code.code_sha256()}
+    for path in sorted(copy.rglob("*.py"))[:5]:
+        path.write_text(path.read_text() + "\n")
+        seen.add(hash_of(copy))
+    path.rename(path.with_name("other.py"))
+    assert len(seen | {hash_of(copy)}) == 7
+
+
+def test_what_is_run_again_after_an_edit_is_another_row(here, run_by, capsys):
+    assert run_by(OLD, "seed=0,1") == {"": "0,1"}
+    capsys.readouterr()
+    assert run_by(NEW, "seed=0,1,2") == {"aaaaaaaa": "0,1", "bbbbbbbb": "0,1,2"}
+    said = " ".join(capsys.readouterr().out.split())
+    assert "2 of them were made by other code of the lab (aaaaaaaa; now bbbbbbbb)" in said
+    assert "column code; now bbbbbbbb" in said
+    assert run_by(NEW, "seed=0,1,2") == {"aaaaaaaa": "0,1", "bbbbbbbb": "0,1,2"}
+    assert len(list(here.glob("outputs/sweeps/s/*/config.yaml"))) == 5
+    assert run_by(OLD, "seed=0,1,2") == {"aaaaaaaa": "0,1,2", "bbbbbbbb": "0,1,2"}
+    said = capsys.readouterr().out
+    assert "2 of them done already" in said  # the edit was taken back
+
+
+def test_same_code_takes_cells_as_they_are_and_is_kept_in_the_record(here, run_by):
+    run_by(OLD, "seed=0,1")
+    assert run_by(NEW, "seed=0,1,2 same_code=true") == {"": "0,1,2"}
+    assert run_by(NEW, "seed=0,1,2") == {"": "0,1,2"}  # it need not be said twice
+    assert len(list(here.glob("outputs/sweeps/s/*/config.yaml"))) == 3
+    (note,) = (here / "outputs/sweeps/s/.sweep/same_code.jsonl").read_text().splitlines()
+    assert json.loads(note)["codes"] == ["aaaaaaaa", "bbbbbbbb"]
+    assert "same_code=true" in json.loads(note)["command"]
+    assert run_by(THIRD, "seed=0,1,2") == {"aaaaaaaa=bbbbbbbb": "0,1,2", "cccccccc": "0,1,2"}
+
+
+def test_cells_of_unknown_code_are_taken_and_said_so(here, run_by, capsys):
+    run_by(OLD, "seed=0,1")
+    for path in here.glob("outputs/sweeps/s/*/metrics.json"):
+        noted = json.loads(path.read_text())
+        del noted["code_sha256"]
+        path.write_text(json.dumps(noted))
+    capsys.readouterr()
+    assert run_by(NEW, "seed=0,1,2") == {"unknown": "0,1", "bbbbbbbb": "2"}
+    assert "2 of those done were made before the lab wrote down its code" in capsys.readouterr().out
+
+
+def test_a_cell_that_failed_before_its_first_step_is_no_number_of_other_code(here, run_by):
+    run_by(OLD, "seed=0")
+    (path,) = here.glob("outputs/sweeps/s/*/metrics.json")
+    path.write_text(json.dumps(metrics(path.parent) | {"status": "failed", "step": 0}))
+    shutil.rmtree(path.parent / "checkpoints")
+    assert run_by(NEW, "seed=0") == {"": "0"}
+    assert metrics(path.parent)["code_sha256"] == NEW
+
+
+def test_runs_of_different_code_are_compared_as_two_rows(here, run_by, capsys):
+    run_by(OLD, "seed=0")
+    shutil.move(here / "outputs/sweeps/s", here / "old")
+    run_by(NEW, "seed=0")
+    compare = script("compare").main
+    compare(["old", "outputs/sweeps/s"])
+    assert board(here) == {"aaaaaaaa": "0", "bbbbbbbb": "0"}
+    compare(["old", "outputs/sweeps/s", "same_code=true"])
+    assert board(here) == {"": "0"}
+
+
+def test_a_search_does_not_go_on_with_trials_of_other_code(here, run_by, capsys):
+    search = "hydra/sweeper=search hydra.sweeper.sampler=random lr=interval(0.1,0.2) hydra.sweeper.n_trials="
+    run_by(OLD, search + "1")
+    with pytest.raises(SystemExit) as stop:
+        run_by(NEW, search + "2")
+    assert stop.value.code == 2 and "same_code=true goes on" in capsys.readouterr().err
+    run_by(NEW, search + "2 same_code=true")
+    assert len(list(here.glob("outputs/sweeps/s/*/config.yaml"))) == 2
+
+
+def test_replay_names_the_code_that_differs(train, monkeypatch, capsys):
+    single = LINE.removeprefix("-m ").replace("hydra/launcher=basic", "")
+    run = train(single)
+    monkeypatch.setattr("lmlab.runs.provenance.code_sha256", lambda: NEW)
+    cli.main([f"replay={run}"])
+    assert "not as it was then: code_sha256" in capsys.readouterr().out
+
+
+def test_a_run_that_other_code_has_resumed_names_both():
+    assert code_of({"code_sha256": OLD}) == code_of(
+        {"code_sha256": OLD, "resumed/code_sha256": OLD}
+    )
+    assert code_of({"code_sha256": OLD, "resumed/code_sha256": NEW}) == "aaaaaaaa+bbbbbbbb"
+    assert code_of({}) == code_of({"code_sha256": 3}) == "unknown"
+
+
+def test_equality_of_codes_goes_on_from_one_to_the_next(tmp_path):
+    SameCode(tmp_path).add({"a", "b"}, "command")
+    SameCode(tmp_path).add({"b", "c"}, "command")
+    assert SameCode(tmp_path).equal_to("c") == {"a", "b", "c"}
+    assert SameCode(tmp_path).name("a+c") == "a=b=c" and SameCode(tmp_path).name("d") == "d"
+    (tmp_path / "same_code.jsonl").write_text("[]\n")
+    with pytest.raises(UserError, match="line 1 was not written by the lab"):
+        SameCode(tmp_path)
+
+
+def test_train_and_its_workers_import_the_library_beside_it(tmp_path):
+    """Also if the environment has another checkout installed."""
+    for name in ("lmlab", "conf"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    shutil.copy(ROOT / "train.py", tmp_path)
+    with open(tmp_path / "lmlab/errors.py", "a") as file:
+        file.write("# edited\n")
+    line = LINE.replace("hydra/launcher=basic", "seed=0")
+    done = subprocess.run(
+        [sys.executable, "-P", tmp_path / "train.py", *line.split()],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (run,) = (path.parent for path in tmp_path.glob("outputs/sweeps/s/*/metrics.json"))
+    assert metrics(run)["code_sha256"] not in (None, code.code_sha256())
