@@ -18,6 +18,7 @@ from lmlab.inference.generate import (
     stream,
 )
 from lmlab.models.base import build_model
+from lmlab.models.gpt import GPT
 
 T = 8
 TOKENIZER = CharTokenizer.from_text("hello world\n")
@@ -182,3 +183,25 @@ def test_weights_that_ran_away_still_give_tokens(modern):
     for weight in broken.parameters():
         torch.nn.init.constant_(weight, 1e30)
     assert np.stack(list(generate(broken, np.zeros((1, 1), dtype=np.int64), 20, T))).max() < 9
+
+
+class Edited(GPT):
+    """Its forward was changed; its twin in numpy was not."""
+
+    def forward(self, idx, *caches):
+        return 2 * super().forward(idx, *caches)
+
+
+class Forgetful(GPT):
+    """With caches it is another model."""
+
+    def forward(self, idx, *caches):
+        return super().forward(idx, *caches) + len(caches)
+
+
+@pytest.mark.parametrize(("kind", "reader"), [(Edited, CachedReader), (Forgetful, PlainReader)])
+def test_a_fast_reader_is_used_only_where_it_returns_the_models_own_logits(
+    model, kind, reader, capsys
+):
+    assert type(reader_for(kind(model.config, 9), 1, T, "32-true")) is reader
+    assert "does not return the logits of" in capsys.readouterr().err

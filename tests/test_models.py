@@ -19,6 +19,7 @@ from lmlab.catalogue import (
     NGramConfig,
     builder_of,
 )
+from lmlab.errors import UserError
 from lmlab.models.attention import attend
 from lmlab.models.base import LanguageModel, build_model
 from lmlab.models.gpt import CausalSelfAttention
@@ -207,15 +208,48 @@ def test_the_buffers_of_a_model_count_for_the_size_of_its_checkpoint():
     assert Buffered().largest_checkpoint() == OwnAttention().largest_checkpoint() + 16 * 400
 
 
-def test_a_head_with_another_name_is_not_handed_to_muon():
-    class Renamed(OwnAttention):
-        def __init__(self):
-            super().__init__()
-            self.lm_head = self.head
+class Renamed(OwnAttention):
+    def __init__(self):
+        super().__init__()
+        self.lm_head = self.head
+        del self.head
+
+    def forward(self, idx):
+        self.head = self.lm_head
+        try:
+            return super().forward(idx)
+        finally:
             del self.head
 
-    with pytest.raises(NotImplementedError, match="Renamed has no submodule `head`"):
-        Renamed().hidden_matrices()
+
+class Nested(OwnAttention):
+    """Its head has parts, and a matrix that is as wide as the vocabulary."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = torch.nn.Sequential(
+            torch.nn.Linear(8, V), torch.nn.ReLU(), torch.nn.Linear(V, V)
+        )
+
+
+class Bare(LanguageModel):
+    """Its head is no module."""
+
+    def __init__(self):
+        super().__init__(CONFIGS["bigram"])
+        self.token_embedding = torch.nn.Embedding(V, 8)
+        self.weight = torch.nn.Parameter(torch.zeros(V, 8))
+
+    def forward(self, idx):
+        return self.token_embedding(idx) @ self.weight.T
+
+
+def test_muon_knows_the_head_by_what_it_computes_and_not_by_its_name():
+    shapes = [weight.shape for weight in Renamed().hidden_matrices()]
+    assert shapes == [weight.shape for weight in OwnAttention().hidden_matrices()] == [(24, 8)]
+    assert [weight.shape for weight in Nested().hidden_matrices()] == [(24, 8), (V, 8)]
+    with pytest.raises(UserError, match="Bare has no module that returns the scores"):
+        Bare().hidden_matrices()
 
 
 @pytest.mark.parametrize("rows", [MODELS, OPTIMIZERS])

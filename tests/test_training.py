@@ -355,6 +355,44 @@ def test_a_metric_is_one_registered_function(train, monkeypatch):
     assert "note/text_summary" in board.Tags()["tensors"]
 
 
+def test_what_only_watches_does_no_harm(train, monkeypatch, capsys):
+    """A sample, a picture, a metric of one's own, the losses of counting: each fails with a word."""
+    monkeypatch.setattr(evaluations, "EVALUATIONS", [*evaluations.EVALUATIONS])
+
+    @evaluations.evaluation
+    def broken(subject):
+        raise ValueError("no such thing")
+
+    @evaluations.evaluation
+    def strange(subject):
+        return {"val/tensor": subject, "val/fine": 1.0}
+
+    def fail(*arguments, **keywords):
+        raise RuntimeError("cannot be had")
+
+    wanted = train(BIGRAM + "max_steps=4 eval_interval=2 name=wanted")
+    for name in (
+        "lmlab.inference.evaluations.pictures_of",
+        "lmlab.inference.generate.stream",
+        "lmlab.training.experiment.references",
+    ):
+        monkeypatch.setattr(name, fail)
+    capsys.readouterr()
+    run = train(BIGRAM + "max_steps=4 eval_interval=2")
+    said = capsys.readouterr().out
+    assert metrics(run)["status"] == "finished" and metrics(run)["val/fine"] == 1.0
+    assert history(run, "val/loss") == history(wanted, "val/loss")
+    for reason in (
+        "warning: the evaluation broken failed and is left out: ValueError: no such thing",
+        "warning: val/tensor: is no number, text or picture",
+        "warning: the evaluation sample failed and is left out: RuntimeError: cannot be had",
+        "warning: the evaluation pictures failed",
+        "warning: no losses of counting to compare with: RuntimeError: cannot be had",
+        "warning: no sample: RuntimeError: cannot be had",
+    ):
+        assert reason in said and reason in (run / "train.log").read_text()
+
+
 def test_a_scalar_in_the_state_of_an_optimizer_is_resumed(train, monkeypatch):
     """torch's NAdam keeps one number for each weight in addition to the step."""
 

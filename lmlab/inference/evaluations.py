@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lmlab.catalogue import NUMBERS, Number
 from lmlab.data.text import Splits
+from lmlab.errors import reason_of
 from lmlab.inference import generate
 from lmlab.inference.loss import log_probs, loss_metrics
 from lmlab.inference.pictures import pictures_of
@@ -85,12 +86,33 @@ def evaluation(
     return register(function)
 
 
-def evaluate(subject: Subject) -> dict[str, Value]:
-    """Returns the values of all `EVALUATIONS` by name."""
+def evaluate(subject: Subject, warn: Callable[[str], object]) -> dict[str, Value]:
+    """Returns the values of all `EVALUATIONS` by name.
+
+    A function that fails, but for the validation loss, only harms itself: `warn` is called with the
+    reason, and the run goes on. The same is true of a value that is no number, text or picture.
+    """
     values: dict[str, Value] = {}
     for function in EVALUATIONS:
-        values |= function(subject)
+        try:
+            found = function(subject)
+            refused = [name for name, value in found.items() if not is_value(value)]
+        except Exception as error:
+            if function is validation_loss:
+                raise
+            warn(f"the evaluation {function.__name__} failed and is left out: {reason_of(error)}")
+            continue
+        for name in refused:
+            warn(f"{name}: is no number, text or picture (H, W, 3) of uint8, and is left out")
+        values |= {name: value for name, value in found.items() if name not in refused}
     return values
+
+
+def is_value(value: object) -> bool:
+    """Returns whether a value is of a type that can be written everywhere."""
+    if isinstance(value, np.ndarray):
+        return value.dtype == np.uint8 and value.ndim == 3 and value.shape[2] == 3
+    return isinstance(value, float | int | str)
 
 
 def numbers_of(values: Mapping[str, Value]) -> dict[str, float]:

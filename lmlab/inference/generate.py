@@ -1,5 +1,6 @@
 """Generates text with a model: predict, draw the next token, append it, repeat."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,6 +12,9 @@ from lmlab.errors import UserError
 from lmlab.inference.loss import evaluating
 from lmlab.machine import autocast
 from lmlab.models.base import Cache, Decoder, LanguageModel
+
+CHECKED = 3  # tokens by which a fast reader is compared with the model
+TOLERANCE = 1e-2  # of its logits; an error of the code is larger, one of rounding smaller
 
 
 @np.errstate(all="ignore")  # logits that are not finite give nan: `draw` takes the first token
@@ -101,11 +105,11 @@ class CachedReader(PlainReader):
 class NumpyReader(CachedReader):
     """Like CachedReader, but the model's `decoder`, in numpy, reads the single tokens."""
 
-    def __init__(
-        self, model: LanguageModel, block_size: int, precision: str, decoder: Decoder
-    ) -> None:
+    def __init__(self, model: LanguageModel, block_size: int, precision: str) -> None:
         super().__init__(model, block_size, precision)
-        self.decoder = decoder
+        decoder = model.decoder()
+        assert decoder is not None  # `fast_readers` has asked
+        self.decoder: Decoder = decoder
 
     def first_logits(self, idx: np.ndarray) -> np.ndarray:
         """Returns the logits (B, V) after idx (B, T); torch reads these."""
@@ -119,14 +123,45 @@ class NumpyReader(CachedReader):
 
 
 def reader_for(model: LanguageModel, samples: int, block_size: int, precision: str) -> PlainReader:
-    """Returns the fastest reader that can write `samples` texts at a time with `model`."""
+    """Returns the fastest reader that can write `samples` texts at a time with `model`.
+
+    A fast reader is used only if it returns the model's own logits for a few tokens.
+    """
+    for fast in fast_readers(model, samples):
+        if is_faithful(fast, model, block_size):
+            return fast(model, block_size, precision)
+        print(
+            f"warning: {fast.__name__} does not return the logits of {type(model).__name__}; "
+            "sampling does without it",
+            file=sys.stderr,
+        )
+    return PlainReader(model, block_size, precision)
+
+
+def fast_readers(model: LanguageModel, samples: int) -> Iterator[type[PlainReader]]:
+    """Yields the readers that are faster than PlainReader for this model, the fastest first."""
     if model.caches() is None:
-        return PlainReader(model, block_size, precision)
-    if model.device.type == "cpu" and samples == 1:
-        decoder = model.decoder()
-        if decoder is not None:
-            return NumpyReader(model, block_size, precision, decoder)
-    return CachedReader(model, block_size, precision)
+        return
+    if model.device.type == "cpu" and samples == 1 and model.decoder() is not None:
+        yield NumpyReader
+    yield CachedReader
+
+
+@torch.inference_mode()
+def is_faithful(reader: type[PlainReader], model: LanguageModel, block_size: int) -> bool:
+    """Returns whether a reader returns the model's own logits after each of a few tokens."""
+    plain = PlainReader(model, block_size, "32-true")
+    fast = reader(model, block_size, "32-true")
+    tokens = np.zeros((1, 1), dtype=np.int64)
+    for _ in range(min(CHECKED, block_size)):
+        with evaluating(model):
+            wanted = plain.logits(tokens)
+            found = fast.logits(tokens)
+        if not np.allclose(found, wanted, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
+            return False
+        last = np.array([[wanted.shape[1] - 1]])
+        tokens = np.concatenate((tokens, last), axis=1)
+    return True
 
 
 def generate(

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lmlab.catalogue import MODELS, builder_of
+from lmlab.errors import UserError
 
 
 class Cache(Protocol):
@@ -86,14 +87,9 @@ class LanguageModel(nn.Module):
         device, or, for a model that cannot do that, with the model's own weights. A model that is
         itself on the meta device, and cannot run there, gets six for each weight of its matrices.
         """
-        training = self.training
-        self.eval()
-        try:
-            flops = self.count_flops(torch.device("meta"))
-            if flops is None and self.device.type != "meta":
-                flops = self.count_flops(self.device)
-        finally:
-            self.train(training)
+        flops = self.count_flops(torch.device("meta"))
+        if flops is None and self.device.type != "meta":
+            flops = self.count_flops(self.device)
         if flops is None:
             return 6 * self.n_matrix_weights()
         return 3 * flops // self.config.block_size
@@ -103,18 +99,31 @@ class LanguageModel(nn.Module):
 
         Returns None if the model cannot run on the meta device.
         """
+        with FlopCounterMode(display=False) as counter:
+            scores = self.run_once(device)
+        return None if scores is None else int(counter.get_total_flops())
+
+    def run_once(self, device: torch.device) -> Tensor | None:
+        """Returns the scores of one sequence, without dropout, computed on `device`.
+
+        Returns None if the model cannot run on the meta device.
+        """
+        training = self.training
+        self.eval()
         tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
         if device.type == "meta":
             tensors = {name: torch.empty_like(w, device=device) for name, w in tensors.items()}
         idx = torch.zeros(1, self.config.block_size, dtype=torch.long, device=device)
         try:
-            with FlopCounterMode(display=False) as counter, device, torch.no_grad():
-                torch.func.functional_call(self, tensors, idx)
+            with device, torch.no_grad():
+                scores: Tensor = torch.func.functional_call(self, tensors, idx)
         except (RuntimeError, NotImplementedError, TypeError):
             if device.type == "meta":
                 return None
             raise  # the model cannot read a sequence at all
-        return int(counter.get_total_flops())
+        finally:
+            self.train(training)
+        return scores
 
     def n_matrix_weights(self) -> int:
         """Returns the number of weights in matrix products: all matrices but embeddings."""
@@ -128,21 +137,46 @@ class LanguageModel(nn.Module):
     # How it is trained
 
     def hidden_matrices(self) -> list[nn.Parameter]:
-        """Returns the matrices that Muon trains: neither embeddings nor the head.
+        """Returns the matrices that Muon trains: neither embeddings nor those of `head`.
 
-        The head is the submodule with the name `head`; weights that it shares are left out, too.
-        Raises NotImplementedError if there is no such submodule: Muon would train the head.
+        A matrix that an embedding or the head shares is left out, too.
         """
-        modules = dict(self.named_modules())
-        if "head" not in modules:
-            raise NotImplementedError(
-                f"{type(self).__name__} has no submodule `head`: define it, or hidden_matrices()"
-            )
-        outer: set[int] = set()
-        for name, module in modules.items():
-            if name == "head" or isinstance(module, nn.Embedding):  # torch's, not a model's type
+        outer = {id(weight) for weight in self.head_module().parameters(recurse=False)}
+        for module in self.modules():
+            if isinstance(module, nn.Embedding):  # torch's, not a model's type
                 outer.update(id(weight) for weight in module.parameters(recurse=False))
         return [w for w in self.parameters() if w.dim() >= 2 and id(w) not in outer]
+
+    def head_module(self) -> nn.Module:
+        """Returns the module that computes the scores, whatever its name.
+
+        It is the last one with a matrix of its own in a forward pass whose output has a number for
+        each token of the vocabulary. Raises UserError if there is none, because the model multiplies
+        by a bare parameter.
+        """
+        outputs: list[tuple[nn.Module, int]] = []
+
+        def note(module: nn.Module, _: object, output: Any) -> None:
+            if has_matrix(module) and isinstance(output, Tensor):  # an LSTM returns a tuple
+                outputs.append((module, output.shape[-1]))
+
+        parts = [module for module in self.modules() if module is not self]
+        hooks = [module.register_forward_hook(note) for module in parts]
+        try:
+            scores = self.run_once(torch.device("meta"))
+            if scores is None:
+                scores = self.run_once(self.device)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        vocab_size = 0 if scores is None else scores.shape[-1]
+        heads = [module for module, width in outputs if width == vocab_size]
+        if not heads:
+            raise UserError(
+                f"{type(self).__name__} has no module that returns the scores; define "
+                "hidden_matrices(), which says what Muon may train"
+            )
+        return heads[-1]
 
     # How it is saved
 
@@ -221,6 +255,11 @@ class LanguageModel(nn.Module):
         for tensor in (*self.parameters(), *self.buffers()):
             return tensor.device
         return torch.device("cpu")
+
+
+def has_matrix(module: nn.Module) -> bool:
+    """Returns whether a module itself, not one of its parts, has a matrix."""
+    return any(weight.dim() >= 2 for weight in module.parameters(recurse=False))
 
 
 def alike(tensor: Any, weight: Tensor) -> bool:

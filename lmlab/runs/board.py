@@ -30,7 +30,7 @@ class Board:
         """Writes each value by its type: a number, a text, or a picture (H, W, 3) of uint8."""
         for name, value in values.items():
             if isinstance(value, str):
-                self.writer.add_text(name, f"```\n{value}\n```", step)
+                self.writer.add_text(name, f"```\n{encodable(value)}\n```", step)
             elif isinstance(value, np.ndarray):
                 self.writer.add_image(name, value, step, dataformats="HWC")
             else:
@@ -38,7 +38,7 @@ class Board:
 
     def show_table(self, name: str, values: Mapping[str, Any]) -> None:
         """Writes keys and values as a table among the texts of step 0."""
-        rows = "".join(f"|{key}|{value}|\n" for key, value in values.items())
+        rows = "".join(f"|{key}|{encodable(str(value))}|\n" for key, value in values.items())
         self.writer.add_text(name, f"|key|value|\n|-|-|\n{rows}", 0)
 
     def show_hparams(
@@ -78,3 +78,11 @@ class Board:
     def close(self) -> None:
         """Writes the remaining events and closes the file."""
         self.writer.close()
+
+
+def encodable(text: str) -> str:
+    """Returns a text in which a question mark stands for each byte that is not UTF-8.
+
+    The name of a file may contain such bytes.
+    """
+    return text.encode(errors="replace").decode()

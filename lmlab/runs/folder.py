@@ -121,6 +121,10 @@ class RunDirectory:
         self.console.print(text)
         self.log.write(text + "\n")
 
+    def warn(self, text: str) -> None:
+        """Writes that something did not work which the run does not need."""
+        self.say(f"warning: {text}")
+
     def record(self, **values: Any) -> None:
         """Adds a line to history.jsonl."""
         self.history.write(to_json(values) + "\n")

@@ -42,7 +42,7 @@ def count(
                 started = time.perf_counter()
                 call_in_thread(subject.model.count, subject.text.train)
                 totals = totals_of(subject, time.perf_counter() - started)
-                values = evaluations.evaluate(subject)
+                values = evaluations.evaluate(subject, directory.warn)
         except Interrupted:
             board.close()
             return Ending("interrupted", 0, {})

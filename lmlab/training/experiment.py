@@ -248,13 +248,25 @@ def say_results(
     sample = ""
     with suppress(Interrupted), stop.interrupting():
         if ending.status == "finished":
-            with after_a_second(partial(directory.say, COUNTING)):
-                counted = references(subject.text)
-            directory.update(**counted)
+            add_references(directory, subject)
         if ending.status != "diverged":
-            sample = evaluations.draw_sample(subject, SAMPLE)
+            try:
+                sample = evaluations.draw_sample(subject, SAMPLE)
+            except Exception as error:
+                directory.warn(f"no sample: {reason_of(error)}")
     directory.say(summary.results(directory.metrics, ending.status, sample))
     directory.say(summary.whereabouts(directory.path))
+
+
+def add_references(directory: RunDirectory, subject: Subject) -> None:
+    """Writes the losses of models that count the same text. A failure is only a warning."""
+    try:
+        with after_a_second(partial(directory.say, COUNTING)):
+            counted = references(subject.text)
+    except Exception as error:
+        directory.warn(f"no losses of counting to compare with: {reason_of(error)}")
+        return
+    directory.update(**counted)
 
 
 @contextmanager

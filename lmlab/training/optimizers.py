@@ -35,16 +35,16 @@ class Weights:
     """Gains and biases."""
 
     hidden: list[nn.Parameter]
-    """Those of the matrices that are neither embeddings nor the head, if the model names them."""
+    """Those of the matrices that are neither embeddings nor the head, if the optimizer needs to know."""
 
     @classmethod
-    def of(cls, model: LanguageModel) -> "Weights":
-        """Returns the weights of `model`."""
+    def of(cls, model: LanguageModel, config: Any) -> "Weights":
+        """Returns the weights of `model` for the optimizer with these keys. Raises UserError."""
         weights = list(model.parameters())
         matrices = [weight for weight in weights if weight.dim() >= 2]
         others = [weight for weight in weights if weight.dim() < 2]
         hidden = []
-        if model.config.has_hidden_matrices:
+        if config.needs_hidden_matrices:
             hidden = model.hidden_matrices()
         return cls(matrices, others, hidden)
 
@@ -97,7 +97,7 @@ def build_optimizer(
     model: LanguageModel, config: Any, precision: str = "32-true"
 ) -> torch.optim.Optimizer:
     """Returns the optimizer that `config` asks for, for all weights of `model`."""
-    return builder_of(OPTIMIZERS, config)(Weights.of(model), config, precision)
+    return builder_of(OPTIMIZERS, config)(Weights.of(model, config), config, precision)
 
 
 def example_states(
@@ -108,7 +108,7 @@ def example_states(
     It comes from a step on weights of zeros, on the CPU. Weights of the same shape in a group share
     one such step. The model does not change, and may be on the meta device.
     """
-    weights = Weights.of(model)
+    weights = Weights.of(model, config)
     is_hidden = {id(weight) for weight in weights.hidden}
     examples: dict[tuple[Any, ...], nn.Parameter] = {}
 

@@ -227,7 +227,7 @@ class Recorder(Callback):
         subject = replace(self.subject, step=step, before=self.before, with_attention=slow)
         try:
             with self.stop.interrupting(), self.meter.evaluating():
-                values = evaluations.evaluate(subject)
+                values = evaluations.evaluate(subject, self.directory.warn)
         except Interrupted:
             ratios = evaluations.update_ratios(subject)
             self.waiting = {name: float(ratio) for name, ratio in ratios.items()}

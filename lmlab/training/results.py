@@ -67,7 +67,7 @@ class Results:
         measured = dict(numbers)
         if train_loss is not None:
             measured["train/loss"] = train_loss
-        self.directory.say(line(step, measured, texts["sample"]))
+        self.directory.say(line(step, measured, texts.get("sample", "")))
         return numbers
 
     def end(self, status: str, keys: Mapping[str, Any], step: int) -> None:
