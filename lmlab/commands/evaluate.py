@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from lmlab.data.documents import Documents
     from lmlab.data.text import Splits
     from lmlab.runs.checkpoints import Run
 
@@ -63,6 +64,9 @@ class Target:
     split: str | None
     """The part of the run's own text; None for another text."""
 
+    documents: Documents | None
+    """Those of `tokens`, if the run divides its text into documents."""
+
 
 def main(argv: list[str]) -> None:
     """Evaluates one run or a mixture, prints the numbers and saves them. Raises UserError."""
@@ -85,12 +89,14 @@ def main(argv: list[str]) -> None:
         "sha256": target.sha256,
     }
     if len(members) == 1:
-        log_probs = predictions(first, target.tokens)
+        log_probs = predictions(first, target.tokens, target.documents)
     else:
         log_probs, weights = mixed(members, target)
         for member, weight in zip(members, weights, strict=True):
             about[f"weight of {member.path}"] = f"{weight:.6f}"
-    numbers = loss_metrics(log_probs, target.tokens, first.tokenizer, target.prefix)
+    numbers = loss_metrics(
+        log_probs, target.tokens, first.tokenizer, target.prefix, target.documents
+    )
     for key, value in numbers.items():
         print(f"{key:<20}{value:.6f}")
     named = ", ".join(str(member.path) for member in members)
@@ -127,7 +133,7 @@ def part_of_own_text(run: Run, options: Options) -> Target:
 
     text = own_text(run)
     tokens = part_of(text, split)
-    return Target(tokens, text.sha256, title=split, prefix=split, split=split)
+    return Target(tokens, text.sha256, split, split, split, text.documents.get(split))
 
 
 def other_text(run: Run, options: Options) -> Target:
@@ -139,10 +145,11 @@ def other_text(run: Run, options: Options) -> Target:
         raise UserError(
             f"split={options.split}: needs the run's own text; of data={choice} all is read"
         )
-    text = Splits(choice, corpus_config(run, choice, options.path), run.tokenizer)
+    config = corpus_config(run, choice, options.path)
+    text = Splits(choice, config, run.tokenizer, run=run.config.run)
     tokens = part_of(text, "train")
     title = options.path or choice
-    return Target(tokens, text.sha256, title, prefix="text", split=None)
+    return Target(tokens, text.sha256, title, "text", None, text.documents.get("train"))
 
 
 def corpus_config(run: Run, choice: str, path: str | None) -> CorpusConfig:
@@ -168,11 +175,13 @@ def part_of(text: Splits, split: str) -> np.ndarray:
     return text.parts[split]
 
 
-def predictions(run: Run, tokens: np.ndarray) -> Tensor:
+def predictions(run: Run, tokens: np.ndarray, documents: Documents | None) -> Tensor:
     """Returns the log-probabilities of tokens 2 to N, (N - 1,)."""
-    from lmlab.inference.loss import log_probs
+    from lmlab.inference.loss import aligned, log_probs
 
-    return log_probs(run.model, tokens, run.config.model.block_size, run.config.device.precision)
+    config = run.config
+    within = aligned(documents, config.run.align)
+    return log_probs(run.model, tokens, config.model.block_size, config.device.precision, within)
 
 
 def mixed(members: list[Run], target: Target) -> tuple[Tensor, list[float]]:
@@ -186,11 +195,20 @@ def mixed(members: list[Run], target: Target) -> tuple[Tensor, list[float]]:
     from lmlab.inference.loss import loss_metrics, own_text
 
     mixture.check(members, target.split)
-    holdout = part_of(own_text(members[0]), "holdout")
-    weights = mixture.fit(torch.stack([predictions(member, holdout) for member in members]))
-    answers = torch.stack([predictions(member, target.tokens) for member in members])  # (M, N - 1)
+    text = own_text(members[0])
+    holdout = part_of(text, "holdout")
+    documents = text.documents.get("holdout")
+    on_holdout = torch.stack([predictions(member, holdout, documents) for member in members])
+    if documents is not None and documents.scored is not None:
+        on_holdout = on_holdout[:, torch.from_numpy(documents.scored[1:])]
+    weights = mixture.fit(on_holdout)
+    answers = torch.stack(
+        [predictions(member, target.tokens, target.documents) for member in members]
+    )  # (M, N - 1)
     for member, weight, answer in zip(members, weights.tolist(), answers, strict=True):
-        numbers = loss_metrics(answer, target.tokens, member.tokenizer, target.prefix)
+        numbers = loss_metrics(
+            answer, target.tokens, member.tokenizer, target.prefix, target.documents
+        )
         name = f"{target.prefix}/loss"
         print(f"{weight:.3f} of a model of {name} {numbers[name]:.6f}: {member.path}")
     return mixture.mix(answers, weights), weights.tolist()

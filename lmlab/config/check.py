@@ -269,6 +269,18 @@ def check_run(run: RunConfig, optimizer: OptimizerConfig) -> None:
             f"decay_steps={run.decay_steps}: the first two together must be below the third "
             "(null: max_steps), or nothing is left to decay"
         )
+    if run.separator is None:
+        for key, value, needs in (
+            ("align", run.align, run.align == "document"),
+            ("score_after", run.score_after, run.score_after is not None),
+        ):
+            if needs:
+                raise UserError(
+                    f"{key}={value}: needs separator=…, the text after which a document ends"
+                )
+    for key in ("separator", "score_after"):
+        if getattr(run, key) == "":
+            raise UserError(f"{key}=: is empty; needs a text, or null")
     if run.min_lr > optimizer.lr:
         raise UserError(f"min_lr={run.min_lr} lr={optimizer.lr}: min_lr must not be above lr")
     if not re.fullmatch(WHOLE_NAME, run.name):

@@ -10,11 +10,17 @@ import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
+from lmlab.data.documents import Documents
 from lmlab.errors import UserError
 
 CUT_AT_ONCE = 2**16  # tokens: many batches of a small run, one of a large
 
 RESIDENT = 2**28  # bytes of tokens that may lie on the device
+
+
+IGNORED = -100  # the target of a token whose prediction does not count, as torch names it
+
+Batch = tuple[Tensor, Tensor]  # idx and targets
 
 
 def check_length(tokens: np.ndarray, block_size: int) -> None:
@@ -29,29 +35,50 @@ def check_length(tokens: np.ndarray, block_size: int) -> None:
 class Batches:
     """Makes batch t from (tokens, B, T, seed, t) alone; earlier batches have no influence.
 
-    An epoch starts at a random offset below T, divides the tokens into windows of T, and returns
-    the windows in random order. A batch may hold windows of two epochs. In an epoch every token is
-    seen once, except at most 2T tokens at the ends of the text.
+    With `align` "epoch" an epoch starts at a random offset below T, divides the tokens into windows
+    of T, and returns the windows in random order. In an epoch every token is seen once, except at
+    most 2T tokens at the ends of the text. With "window" each of these windows is moved by a random
+    offset of its own, so a sixth of the tokens is not seen in an epoch, and a sixth twice. With
+    "document" the windows begin where `documents` do, and every T tokens after that; a window may
+    end in a later document. A batch may hold windows of two epochs.
+
+    Targets that `documents` does not score are IGNORED.
     """
 
-    def __init__(self, tokens: np.ndarray, batch_size: int, block_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        batch_size: int,
+        block_size: int,
+        seed: int,
+        align: str = "epoch",
+        documents: Documents | None = None,
+    ) -> None:
         check_length(tokens, block_size)
         spare = len(tokens) - block_size
         self.tokens = tokens
         self.batch_size = batch_size
         self.block_size = block_size
         self.seed = seed
+        self.align = align
         self.phases = min(block_size, spare)
         self.windows = max(1, spare // block_size)  # in an epoch
+        self.scored = documents.scored if documents else None
+        self.aligned = np.zeros(0, np.int64)
+        if align == "document" and documents:
+            starts = documents.window_starts(block_size, len(tokens))
+            self.aligned = starts[starts < spare]
+            self.windows = len(self.aligned)
 
-    def __getitem__(self, t: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, t: int) -> Batch:
         """Returns idx and targets of batch t, (B, T) int64. Targets are idx one token later."""
-        sequences = self.windows_at(self.window_starts(t, 1))
-        return sequences[:, :-1], sequences[:, 1:]
+        return self.windows_at(self.window_starts(t, 1))
 
     def starts(self, epoch: int) -> np.ndarray:
         """Returns the start positions of an epoch's windows, in their random order."""
-        phase, order = shuffled(self.seed, epoch, self.phases, self.windows)
+        phase, order = shuffled(self.seed, epoch, self.phases, self.windows, self.align)
+        if self.align == "document":
+            return self.aligned[order]
         return phase + self.block_size * order
 
     def window_starts(self, t: int, n: int) -> np.ndarray:
@@ -65,12 +92,17 @@ class Batches:
             ]
         )
 
-    def windows_at(self, starts: np.ndarray) -> Tensor:
-        """Returns the T + 1 tokens after each position in `starts` (N,), (N, T + 1) int64."""
+    def windows_at(self, starts: np.ndarray) -> Batch:
+        """Returns the T tokens from each position in `starts` (N,), and their targets, (N, T)."""
         places = starts[:, None] + np.arange(self.block_size + 1)
-        return torch.from_numpy(self.tokens[places].astype(np.int64))
+        sequences = torch.from_numpy(self.tokens[places].astype(np.int64))
+        idx, targets = sequences[:, :-1], sequences[:, 1:]
+        if self.scored is not None:
+            scored = torch.from_numpy(self.scored[places[:, 1:]])
+            targets = targets.masked_fill(~scored, IGNORED)
+        return idx, targets
 
-    def stream(self, t: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    def stream(self, t: int, device: torch.device) -> Iterator[Batch]:
         """Yields batch t and all later batches on `device`; several are made in one operation.
 
         Tokens that fit into the memory of the device are copied there once. Otherwise a thread
@@ -81,34 +113,50 @@ class Batches:
             chunks = self.from_device(t, n, device)
         else:
             chunks = ahead(self.from_disk(t, n, device))
-        for chunk in chunks:
-            for sequences in chunk.view(n, self.batch_size, -1):
-                yield sequences[:, :-1], sequences[:, 1:]
+        for idx, targets in chunks:
+            yield from zip(idx.split(self.batch_size), targets.split(self.batch_size), strict=True)
 
     def resident_type(self) -> np.dtype:
         """Returns the type of tokens on a device: torch cannot index all of numpy's types."""
         return np.dtype(np.uint8 if self.tokens.dtype == np.uint8 else np.int32)
 
-    def from_device(self, t: int, n: int, device: torch.device) -> Iterator[Tensor]:
+    def from_device(self, t: int, n: int, device: torch.device) -> Iterator[Batch]:
         """Yields the windows of n batches at a time, beginning with batch t, made on the device."""
         tokens = torch.from_numpy(self.tokens.astype(self.resident_type())).to(device)
+        unscored = None
+        if self.scored is not None:
+            unscored = torch.from_numpy(~self.scored).to(device)
         window = torch.arange(self.block_size + 1, device=device)
         for first in itertools.count(t, n):
             starts = send(torch.from_numpy(self.window_starts(first, n)), device)
-            yield tokens[starts[:, None] + window].long()
+            places = starts[:, None] + window
+            sequences = tokens[places].long()
+            targets = sequences[:, 1:]
+            if unscored is not None:
+                targets = targets.masked_fill(unscored[places[:, 1:]], IGNORED)
+            yield sequences[:, :-1], targets
 
-    def from_disk(self, t: int, n: int, device: torch.device) -> Iterator[Tensor]:
+    def from_disk(self, t: int, n: int, device: torch.device) -> Iterator[Batch]:
         """Yields the windows of n batches at a time, beginning with batch t, read from the disk."""
         for first in itertools.count(t, n):
-            yield send(self.windows_at(self.window_starts(first, n)), device)
+            idx, targets = self.windows_at(self.window_starts(first, n))
+            yield send(idx, device), send(targets, device)
 
 
 @lru_cache(maxsize=2)  # a batch at the end of an epoch needs two
-def shuffled(seed: int, epoch: int, phases: int, windows: int) -> tuple[int, np.ndarray]:
-    """Returns the phase of an epoch, below `phases`, and the random order of its windows."""
+def shuffled(
+    seed: int, epoch: int, phases: int, windows: int, align: str
+) -> tuple[np.ndarray | int, np.ndarray]:
+    """Returns the phase of an epoch's windows, below `phases`, and the random order of its windows.
+
+    With `align` "window" there is a phase for each window, (windows,).
+    """
     random = np.random.default_rng((seed, epoch))
     phase = int(random.integers(phases))
-    return phase, random.permutation(windows)
+    order = random.permutation(windows)
+    if align == "window":
+        return random.integers(phases, size=windows), order
+    return phase, order
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
@@ -118,7 +166,7 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-def ahead(items: Iterator[Tensor]) -> Iterator[Tensor]:
+def ahead(items: Iterator[Batch]) -> Iterator[Batch]:
     """Yields the same items. A thread makes the next item while the last one is used."""
     with ThreadPoolExecutor(1) as reader:
         coming = reader.submit(next, items)
@@ -136,7 +184,7 @@ class BatchModule(LightningDataModule):
         self.batches = batches
         self.first = first
 
-    def train_dataloader(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def train_dataloader(self) -> Iterator[Batch]:
         assert self.trainer is not None  # Lightning sets it before it asks
         return self.batches.stream(self.first, self.trainer.strategy.root_device)
 

@@ -14,6 +14,9 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from lmlab import files
 from lmlab.catalogue import CORPORA, CorpusConfig
 from lmlab.config.check import Config
+from lmlab.config.keys import RunConfig
+from lmlab.data import documents
+from lmlab.data.documents import Documents
 from lmlab.data.tokenizers import CharTokenizer, Tokenizer, UnknownCharacters
 from lmlab.errors import UserError
 from lmlab.registry import load
@@ -116,7 +119,8 @@ class Splits:
     They follow each other in this order: text next to the validation text is the best to train on,
     so `holdout` is the beginning. `tokenizer` is the given one, or the text's own; `sha256`
     is that of the text; `dropped` counts the characters that the tokenizer lacks, which
-    `drop_unknown` leaves out.
+    `drop_unknown` leaves out. If `run`, the keys of a run, divides the text into documents,
+    `documents` holds those of each part, and a part begins with the nearest document.
 
     Raises UserError if the text cannot be read or divided, or if its sha256 is not the given one.
     Raises UnknownCharacters if the tokenizer lacks characters that may not be dropped.
@@ -129,6 +133,7 @@ class Splits:
         tokenizer: Tokenizer | None = None,
         sha256: str | None = None,
         drop_unknown: bool = False,
+        run: RunConfig | None = None,
     ) -> None:
         text = Text(partial(load(CORPORA[choice].builder), config))
         self.tokenizer: Tokenizer = tokenizer or text.vocabulary
@@ -143,7 +148,13 @@ class Splits:
         except UnknownCharacters as error:
             raise UnknownCharacters(f"data={choice}: {error}") from None
         self.dropped = text.length - len(tokens)
-        self.holdout, self.train, self.val, self.test = divide(tokens, config)
+        whole = documents.find(tokens, self.tokenizer, run) if run else None
+        ends = ends_of_parts(tokens, config, whole)
+        self.holdout, self.train, self.val, self.test = np.split(tokens, ends[:-1])
+        self.documents: dict[str, Documents] = {}
+        if whole is not None:
+            for name, start, end in zip(self.parts, [0, *ends], ends, strict=False):
+                self.documents[name] = whole.within(start, end)
 
     @classmethod
     def of_run(
@@ -152,7 +163,9 @@ class Splits:
         """Returns the training and validation text of a run with this configuration."""
         drop_unknown = config.run.unknown == "drop"
         try:
-            return cls(config.base("data"), config.data, tokenizer, sha256, drop_unknown)
+            return cls(
+                config.base("data"), config.data, tokenizer, sha256, drop_unknown, config.run
+            )
         except UnknownCharacters as error:
             if config.run.init_from:
                 raise UnknownCharacters(f"{error}; unknown=drop leaves them out") from None
@@ -171,30 +184,36 @@ def as_typed(choice: str, config: CorpusConfig) -> str:
     return " ".join([f"data={choice}", *(f"{key}={getattr(config, key)}" for key in own_keys)])
 
 
-def divide(tokens: np.ndarray, config: CorpusConfig) -> list[np.ndarray]:
-    """Returns the four parts of a text. Raises UserError if one is too small."""
+def ends_of_parts(
+    tokens: np.ndarray, config: CorpusConfig, documents: Documents | None
+) -> list[int]:
+    """Returns where the four parts of a text end. Raises UserError if one is too small."""
     n = len(tokens)
     shares = {
         "holdout": config.holdout_fraction,
         "val": config.val_fraction,
         "test": config.test_fraction,
     }
-    ends = [
+    fractions = [
         shares["holdout"],
         1 - shares["val"] - shares["test"],
         1 - shares["test"],
     ]
-    holdout, train, val, test = np.split(tokens, [int(n * end + 1e-6) for end in ends])
-    if not len(train):
+    ends = [int(n * fraction + 1e-6) for fraction in fractions]
+    if documents is not None:
+        ends = [end if end in (0, n) else documents.nearest_start(end) for end in ends]
+    lengths = np.diff([0, *ends, n])
+    holdout, train, val, test = lengths.tolist()
+    if train == 0:
         raise UserError(
             f"val_fraction={config.val_fraction} test_fraction={config.test_fraction} "
             f"holdout_fraction={config.holdout_fraction}: of {n} characters none is left for "
             "training; allowed are smaller shares"
         )
-    for name, tokens_of_part in (("holdout", holdout), ("val", val), ("test", test)):
-        if shares[name] and len(tokens_of_part) < 2:
+    for name, length in (("holdout", holdout), ("val", val), ("test", test)):
+        if shares[name] and length < 2:
             raise UserError(
                 f"{name}_fraction={shares[name]}: that is fewer than two of {n} characters; "
                 "allowed are 0 and larger shares"
             )
-    return [holdout, train, val, test]
+    return [*ends, n]

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from lmlab.catalogue import NUMBERS, Number
+from lmlab.data.documents import Documents
 from lmlab.data.text import Splits
 from lmlab.errors import reason_of
 from lmlab.inference import generate
-from lmlab.inference.loss import log_probs, loss_metrics
+from lmlab.inference.loss import aligned, log_probs, loss_metrics
 from lmlab.inference.pictures import pictures_of
 from lmlab.models.base import LanguageModel
 
@@ -37,6 +38,9 @@ class Subject:
     seed: int
     source: np.ndarray | None = None
     """Validation tokens of the run that the weights come from."""
+
+    align: str = "epoch"
+    """The run's key `align`: with "document" tokens are predicted within their documents."""
 
     step: int = 0
     before: Mapping[str, Tensor] = field(default_factory=dict)
@@ -135,7 +139,7 @@ def validation_loss(subject: Subject) -> dict[str, float]:
     tokens = subject.text.val
     if len(tokens) == 0:
         return {}
-    return loss_on(subject, tokens)
+    return loss_on(subject, tokens, subject.text.documents.get("val"))
 
 
 @evaluation
@@ -185,10 +189,14 @@ def pictures(subject: Subject) -> dict[str, np.ndarray]:
     return dict(pictures_of(subject.model, idx, names, subject.with_attention))
 
 
-def loss_on(subject: Subject, tokens: np.ndarray) -> dict[str, float]:
+def loss_on(
+    subject: Subject, tokens: np.ndarray, documents: Documents | None = None
+) -> dict[str, float]:
     """Returns the numbers of `loss_metrics` for `tokens`, with names that begin with val/."""
-    answers = log_probs(subject.model, tokens, subject.block_size, subject.precision)
-    return loss_metrics(answers, tokens, subject.text.tokenizer, "val")
+    model = subject.model
+    within = aligned(documents, subject.align)
+    answers = log_probs(model, tokens, subject.block_size, subject.precision, within)
+    return loss_metrics(answers, tokens, subject.text.tokenizer, "val", documents)
 
 
 def draw_sample(subject: Subject, length: int) -> str:

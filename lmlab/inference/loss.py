@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lmlab.data.documents import Documents
 from lmlab.data.text import Splits
 from lmlab.data.tokenizers import Tokenizer
 from lmlab.errors import UserError
@@ -23,21 +24,59 @@ TOKENS_AT_ONCE = 4096  # fixed, since the rounding of a matrix product depends o
 
 @torch.inference_mode()
 def log_probs(
-    model: LanguageModel, tokens: np.ndarray, block_size: int, precision: str = "32-true"
+    model: LanguageModel,
+    tokens: np.ndarray,
+    block_size: int,
+    precision: str = "32-true",
+    documents: Documents | None = None,
 ) -> Tensor:
     """Returns the log-probability (nats) of tokens 2 to N, (N - 1,) float32 on the CPU.
 
-    Each token is predicted once, from the tokens before it in one of `model.windows`. Nothing is
-    random.
+    Each token is predicted once, from the tokens before it in one of `model.windows`, or, with
+    `documents`, from those of its own document. Nothing is random.
     """
     ids = torch.from_numpy(tokens.astype(np.int64)).to(model.device)
+    if documents is not None and not model.gives_log_probs:
+        return of_documents(model, ids, block_size, precision, documents)
     pieces = []
     with evaluating(model):
         for idx, targets in model.windows(ids, block_size, TOKENS_AT_ONCE):
-            with autocast(model.device, precision):
-                logits = model(idx)[:, -targets.shape[1] :].float().flatten(0, 1)  # (B S, V)
-            pieces.append(scores_of(logits, targets.flatten(), model.gives_log_probs))
+            pieces.append(answers(model, idx, targets, precision))
     return torch.cat(pieces).cpu()
+
+
+def of_documents(
+    model: LanguageModel, ids: Tensor, block_size: int, precision: str, documents: Documents
+) -> Tensor:
+    """Returns the log-probabilities (N - 1,) of ids (N,), predicted within their documents.
+
+    The windows are those of training: they begin with each document, and within it at each multiple
+    of `block_size`. The first token of a document is predicted from the window before it.
+    """
+    last = len(ids) - 1
+    starts = documents.window_starts(block_size, last)
+    lengths = np.diff(starts, append=last)
+    result = torch.empty(last)
+    with evaluating(model):
+        for length in np.unique(lengths).tolist():
+            rows = torch.from_numpy(starts[lengths == length])
+            for begins in rows.split(max(1, TOKENS_AT_ONCE // length)):
+                places = begins[:, None] + torch.arange(length)
+                found = answers(model, ids[places], ids[places + 1], precision)
+                result[places.flatten()] = found.cpu()
+    return result
+
+
+def answers(model: LanguageModel, idx: Tensor, targets: Tensor, precision: str) -> Tensor:
+    """Returns the log-probabilities of targets (B, S), (B S,), which follow the last of idx (B, T)."""
+    with autocast(model.device, precision):
+        logits = model(idx)[:, -targets.shape[1] :].float().flatten(0, 1)  # (B S, V)
+    return scores_of(logits, targets.flatten(), model.gives_log_probs)
+
+
+def aligned(documents: Documents | None, align: str) -> Documents | None:
+    """Returns the documents if a run with this value of `align` is evaluated within them."""
+    return documents if align == "document" else None
 
 
 def scores_of(logits: Tensor, targets: Tensor, are_log_probs: bool) -> Tensor:
@@ -59,15 +98,25 @@ def evaluating(model: LanguageModel) -> Iterator[None]:
 
 
 def loss_metrics(
-    log_probs: Tensor, tokens: np.ndarray, tokenizer: Tokenizer, split: str
+    log_probs: Tensor,
+    tokens: np.ndarray,
+    tokenizer: Tokenizer,
+    split: str,
+    documents: Documents | None = None,
 ) -> dict[str, float]:
     """Returns `split`/loss (mean, nats per token), `split`/perplexity and `split`/bits_per_byte.
 
-    `log_probs` (N - 1,) belong to `tokens` (N,) without the first. Bytes are counted in UTF-8.
+    `log_probs` (N - 1,) belong to `tokens` (N,) without the first. Only the tokens that `documents`
+    scores count. Bytes are counted in UTF-8.
     """
+    predicted = tokens[1:]
+    if documents is not None and documents.scored is not None:
+        counts = documents.scored[1:]
+        log_probs = log_probs[torch.from_numpy(counts)]
+        predicted = predicted[counts]
     total = -log_probs.double().sum()
     loss = total / len(log_probs)
-    n_bytes = int(tokenizer.byte_lengths[tokens[1:]].sum())
+    n_bytes = int(tokenizer.byte_lengths[predicted].sum())
     return {
         f"{split}/loss": loss.item(),
         f"{split}/perplexity": loss.exp().item(),
@@ -101,9 +150,16 @@ def evaluate_test_split(path: Path) -> None:
     run = checkpoints.load(path, "last")
     text = own_text(run)
     config = run.config
-    answers = log_probs(run.model, text.test, config.model.block_size, config.device.precision)
+    documents = text.documents.get("test")
+    found = log_probs(
+        run.model,
+        text.test,
+        config.model.block_size,
+        config.device.precision,
+        aligned(documents, config.run.align),
+    )
     keep_evaluation(
         run.path,
         {"checkpoint": "last", "text": "test", "sha256": text.sha256},
-        loss_metrics(answers, text.test, run.tokenizer, "test"),
+        loss_metrics(found, text.test, run.tokenizer, "test", documents),
     )

@@ -35,12 +35,12 @@ def check(members: list[Run], split: str | None) -> None:
         if trained_on(run) != first:
             raise UserError(
                 f"run={run.path}: was trained on another text than {members[0].path}, or on "
-                "another part of it; allowed are runs of one text, val_fraction, test_fraction "
-                "and holdout_fraction"
+                "another part of it; allowed are runs of one text, val_fraction, test_fraction, "
+                "holdout_fraction, separator and score_after"
             )
 
 
-def trained_on(run: Run) -> tuple[str, str | None, float, float, float]:
+def trained_on(run: Run) -> tuple[object, ...]:
     """Returns a key that identifies the training part of the text of `run`."""
     data = run.config.data
     return (
@@ -49,6 +49,8 @@ def trained_on(run: Run) -> tuple[str, str | None, float, float, float]:
         data.val_fraction,
         data.test_fraction,
         data.holdout_fraction,
+        run.config.run.separator,
+        run.config.run.score_after,
     )
 
 

@@ -5,8 +5,10 @@ import json
 import math
 import sys
 from collections import Counter
+from collections.abc import Iterable
 
 import numpy as np
+import torch
 
 from lmlab import files
 from lmlab.catalogue import NGramConfig
@@ -30,13 +32,18 @@ def references(data: Splits) -> dict[str, float]:
     `reference/ngram` (the best n-gram; its order is `reference/order`). The result is cached; if
     the cache cannot be used, a warning says so. Returns an empty dict without validation text.
     """
-    parts = [data.holdout[-COUNTED:], data.train[-COUNTED:]]
-    train = np.concatenate(parts)[-COUNTED:]
+    train = np.concatenate([data.holdout[-COUNTED:], data.train[-COUNTED:]])[-COUNTED:]
     val = data.val[:PREDICTED]
     vocab_size = data.tokenizer.vocab_size
     if len(val) < 2:
         return {}
-    key = files.sha256(b"".join([train.tobytes(), b"/", val.tobytes(), str(vocab_size).encode()]))
+    counts = None  # which of the predictions of val[1:] count
+    if "val" in data.documents and data.documents["val"].scored is not None:
+        counts = data.documents["val"].scored[1 : len(val)]
+    parts = [train.tobytes(), b"/", val.tobytes(), str(vocab_size).encode()]
+    if counts is not None:
+        parts.append(counts.tobytes())
+    key = files.sha256(b"".join(parts))
     path = files.cache_dir() / "references" / f"{key}.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,23 +51,28 @@ def references(data: Splits) -> dict[str, float]:
             path.with_suffix(".lock"), wait=math.inf
         ):  # the runs of a sweep ask at once
             if not path.exists():
-                files.write(path, json.dumps(by_counting(train, val, vocab_size)).encode())
+                files.write(path, json.dumps(by_counting(train, val, vocab_size, counts)).encode())
         return json.loads(path.read_bytes())
     except (OSError, ValueError, UserError) as error:
         print(f"warning: {path}: the cache cannot be used ({error})", file=sys.stderr)
-        return by_counting(train, val, vocab_size)
+        return by_counting(train, val, vocab_size, counts)
 
 
-def by_counting(train: np.ndarray, val: np.ndarray, vocab_size: int) -> dict[str, float]:
-    """Returns the losses on `val` of models that count `train`. `references` explains them."""
+def by_counting(
+    train: np.ndarray, val: np.ndarray, vocab_size: int, counts: np.ndarray | None = None
+) -> dict[str, float]:
+    """Returns the losses on `val` of models that count `train`. `references` explains them.
+
+    `counts` tells for each token of `val` but the first whether its prediction counts.
+    """
     losses = {
         "reference/uniform": math.log(vocab_size),
-        "reference/unigram": ngram_loss(train, val, vocab_size, 1),
-        "reference/bigram": add_one_bigram_loss(train, val, vocab_size),
+        "reference/unigram": ngram_loss(train, val, vocab_size, 1, counts),
+        "reference/bigram": add_one_bigram_loss(train, val, vocab_size, counts),
     }
     best = math.inf
     for order in ORDERS:
-        loss = ngram_loss(train, val, vocab_size, order)
+        loss = ngram_loss(train, val, vocab_size, order, counts)
         if not loss < best:  # it falls with the order, then it rises
             break
         best = loss
@@ -68,19 +80,29 @@ def by_counting(train: np.ndarray, val: np.ndarray, vocab_size: int) -> dict[str
     return losses
 
 
-def add_one_bigram_loss(train: np.ndarray, val: np.ndarray, vocab_size: int) -> float:
+def add_one_bigram_loss(
+    train: np.ndarray, val: np.ndarray, vocab_size: int, counts: np.ndarray | None
+) -> float:
     """Returns the loss of a bigram that adds one to the count of each pair."""
     firsts = Counter(train[:-1].tolist())
     pairs = Counter(itertools.pairwise(train.tolist()))
-    wanted = Counter(itertools.pairwise(val.tolist()))
+    predicted: Iterable[tuple[int, int]] = itertools.pairwise(val.tolist())
+    if counts is not None:
+        predicted = itertools.compress(predicted, counts.tolist())
+    wanted = Counter(predicted)
     total = sum(
         n * math.log((pairs[a, b] + 1) / (firsts[a] + vocab_size)) for (a, b), n in wanted.items()
     )
-    return -total / (len(val) - 1)
+    return -total / wanted.total()
 
 
-def ngram_loss(train: np.ndarray, val: np.ndarray, vocab_size: int, order: int) -> float:
+def ngram_loss(
+    train: np.ndarray, val: np.ndarray, vocab_size: int, order: int, counts: np.ndarray | None
+) -> float:
     """Returns the loss of an n-gram of this order."""
     model = NGram(NGramConfig(order), vocab_size)
     model.count(train)
-    return -log_probs(model, val, model.order).double().mean().item()
+    answers = log_probs(model, val, model.order)
+    if counts is not None:
+        answers = answers[torch.from_numpy(counts)]
+    return -answers.double().mean().item()

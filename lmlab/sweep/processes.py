@@ -43,7 +43,11 @@ def server() -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["lmlab.sweep.preload"])
     choose_short_folder()
+    # Else the server would look for modules in the working folder first.
+    safe_path = os.environ.get("PYTHONSAFEPATH", "")
+    os.environ["PYTHONSAFEPATH"] = "1"
     forkserver.ensure_running()
+    os.environ["PYTHONSAFEPATH"] = safe_path
     return context
 
 

@@ -190,6 +190,7 @@ def train(
                 precision=prepared.precision,
                 seed=prepared.run.seed,
                 source=source_tokens(directory, prepared.text.tokenizer),
+                align=prepared.run.align,
             )
             ending = learn(directory, prepared, subject, stop, saved, over, watch)
             directory.update(status=ending.status, **ending.totals)

@@ -39,7 +39,12 @@ class Prepared:
         if config.model.has_steps:
             # Before the model, whose memory may grow with block_size: the text can be too short.
             self.batches = Batches(
-                self.text.train, self.run.batch_size, config.model.block_size, self.run.seed
+                self.text.train,
+                self.run.batch_size,
+                config.model.block_size,
+                self.run.seed,
+                self.run.align,
+                self.text.documents.get("train"),
             )
             rows = self.run.batch_size * self.run.grad_accumulation
             self.length = (

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmlab.config.keys import RunConfig
+from lmlab.data.batches import IGNORED
 from lmlab.machine import autocast
 from lmlab.models.base import LanguageModel
 from lmlab.training.optimizers import build_optimizer, learning_rate
@@ -32,8 +33,17 @@ def cross_entropy(model: nn.Module, idx: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(model(idx).flatten(0, 1), targets.flatten())
 
 
-def compiled(device: str, grad_accumulation: int) -> Callable[..., Tensor]:
-    """Returns `cross_entropy` compiled for a device.
+def masked_cross_entropy(model: nn.Module, idx: Tensor, targets: Tensor) -> Tensor:
+    """Returns the mean loss over the targets that are not IGNORED, or 0 if all are."""
+    logits = model(idx).flatten(0, 1)
+    total = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="sum")
+    return total / (targets != IGNORED).sum().clamp(min=1)
+
+
+def compiled(
+    loss: Callable[..., Tensor], device: str, grad_accumulation: int
+) -> Callable[..., Tensor]:
+    """Returns the function `loss` compiled for a device.
 
     On CUDA a step runs as one CUDA graph, in a third of the time. This is not possible with
     accumulation, since the graph would overwrite the gradients of the batch before.
@@ -41,7 +51,7 @@ def compiled(device: str, grad_accumulation: int) -> Callable[..., Tensor]:
     torch.compiler.reset()  # an earlier run of this process would decide what is compiled, and how
     graphs = device == "cuda" and grad_accumulation == 1
     mode = "reduce-overhead" if graphs else "default"
-    return torch.compile(cross_entropy, dynamic=False, mode=mode)
+    return torch.compile(loss, dynamic=False, mode=mode)
 
 
 class LanguageModule(PlainHookName):
@@ -65,10 +75,9 @@ class LanguageModule(PlainHookName):
         self.optimizer_config = optimizer
         self.run = run
         self.precision = precision
+        self.cross_entropy = masked_cross_entropy if run.score_after else cross_entropy
         if run.compile:
-            self.cross_entropy = compiled(device, run.grad_accumulation)
-        else:
-            self.cross_entropy = cross_entropy
+            self.cross_entropy = compiled(self.cross_entropy, device, run.grad_accumulation)
         self.weights = list(model.parameters())
         self.register_buffer("loss_sum", torch.zeros(()), persistent=False)
         self.losses = 0  # that `loss_sum` adds up

@@ -1,0 +1,100 @@
+"""Finds the documents of a text: where they begin, and which of their tokens are scored."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lmlab.config.keys import RunConfig
+from lmlab.data.tokenizers import Tokenizer
+from lmlab.errors import UserError
+
+ESCAPES = {r"\n": "\n", r"\t": "\t", r"\r": "\r", r"\\": "\\"}  # as they are typed
+
+
+@dataclass(frozen=True)
+class Documents:
+    """The documents of a text of N tokens, or of a part of it."""
+
+    starts: np.ndarray
+    """The positions at which documents begin, ascending; the first is 0."""
+
+    scored: np.ndarray | None
+    """For each token whether its prediction counts, (N,) bool; None if all count."""
+
+    def within(self, start: int, end: int) -> "Documents":
+        """Returns the documents of the tokens from `start` to `end`."""
+        inside = self.starts[(self.starts > start) & (self.starts < end)]
+        starts = np.concatenate(([start], inside)) - start
+        return Documents(starts, None if self.scored is None else self.scored[start:end])
+
+    def nearest_start(self, position: int) -> int:
+        """Returns the start of a document that is nearest to `position`."""
+        return int(self.starts[np.abs(self.starts - position).argmin()])
+
+    def window_starts(self, block_size: int, n: int) -> np.ndarray:
+        """Returns where windows begin that never reach into another document before their end.
+
+        They begin with each document, and within it at each multiple of `block_size`. `n` is the
+        number of tokens.
+        """
+        lengths = np.diff(self.starts, append=n)
+        counts = -(-lengths // block_size)  # rounded up
+        first_of_document = np.cumsum(counts) - counts
+        number_within = np.arange(counts.sum()) - np.repeat(first_of_document, counts)
+        return np.repeat(self.starts, counts) + block_size * number_within
+
+
+def find(tokens: np.ndarray, tokenizer: Tokenizer, run: RunConfig) -> Documents | None:
+    """Returns the documents of a text, or None if it is not divided: `separator` is null.
+
+    Raises UserError if the text has no such separator or mark.
+    """
+    if run.separator is None:
+        return None
+    ends = ends_of(tokens, tokenizer, "separator", run.separator)
+    starts = np.concatenate(([0], ends[ends < len(tokens)]))
+    if run.score_after is None:
+        return Documents(starts, None)
+    marks = ends_of(tokens, tokenizer, "score_after", run.score_after)
+    document_of_mark = np.searchsorted(starts, marks, side="left") - 1
+    documents, first = np.unique(document_of_mark, return_index=True)
+    change = np.zeros(len(tokens) + 1, np.int8)  # where scoring begins and ends
+    np.add.at(change, marks[first], 1)
+    np.add.at(change, np.append(starts, len(tokens))[documents + 1], -1)
+    return Documents(starts, np.cumsum(change[:-1], dtype=np.int8).astype(bool))
+
+
+def ends_of(tokens: np.ndarray, tokenizer: Tokenizer, key: str, typed: str) -> np.ndarray:
+    """Returns the positions after each occurrence of a typed text, from left to right.
+
+    Occurrences do not overlap. Raises UserError if there is none.
+    """
+    pattern = unescaped(typed)
+    try:
+        ids = tokenizer.encode(pattern)
+    except UserError as error:
+        raise UserError(f"{key}={typed}: {error}") from None
+    found = np.ones(max(0, len(tokens) - len(ids) + 1), bool)
+    for offset, token in enumerate(ids):
+        found &= tokens[offset : offset + len(found)] == token
+    ends: list[int] = []
+    for start in np.flatnonzero(found).tolist():
+        if not ends or start >= ends[-1]:
+            ends.append(start + len(ids))
+    if not ends:
+        raise UserError(f"{key}={typed}: the text does not contain it")
+    return np.array(ends)
+
+
+def unescaped(typed: str) -> str:
+    """Returns a text with newlines and tabs in place of the \\n and \\t that were typed."""
+    text = ""
+    rest = typed
+    while rest:
+        if rest[:2] in ESCAPES:
+            text += ESCAPES[rest[:2]]
+            rest = rest[2:]
+        else:
+            text += rest[0]
+            rest = rest[1:]
+    return text
