@@ -35,6 +35,9 @@ GROUPS = tuple(CATALOGUE)
 CHOICES = tuple(GROUP_MARKERS)  # the groups and the experiment
 
 
+Align = Literal["auto", "epoch", "window", "document"]  # lmlab/data/batches.py explains them
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """The keys of every run."""
@@ -46,7 +49,7 @@ class RunConfig:
     max_steps: Annotated[Count, CHANGEABLE, STEPWISE]
     max_minutes: Annotated[Positive | None, CHANGEABLE, STEPWISE]
     batch_size: Annotated[Count, STEPWISE]
-    align: Annotated[Literal["epoch", "window", "document"], STEPWISE, Neutral("epoch")]
+    align: Annotated[Align, STEPWISE, Neutral("epoch")]
     separator: Annotated[str | None, Neutral(None)]
     score_after: Annotated[str | None, Neutral(None)]
     grad_accumulation: Annotated[Count, STEPWISE]

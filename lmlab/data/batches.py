@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -10,6 +11,8 @@ import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
+from lmlab.config.check import Config
+from lmlab.config.keys import Align
 from lmlab.data.documents import Documents
 from lmlab.errors import UserError
 
@@ -17,6 +20,12 @@ CUT_AT_ONCE = 2**16  # tokens: many batches of a small run, one of a large
 
 RESIDENT = 2**28  # bytes of tokens that may lie on the device
 
+
+TELLING = 0.05  # nats; prose has less than 0.001, and records of equal length some tenths or more
+
+ESTIMATED = 2**22  # tokens by which it is estimated, at most
+
+ENOUGH = 20  # tokens for each pair of place and token, at least
 
 IGNORED = -100  # the target of a token whose prediction does not count, as torch names it
 
@@ -30,6 +39,47 @@ def check_length(tokens: np.ndarray, block_size: int) -> None:
             f"block_size={block_size}: needs at least {block_size + 1} characters of training "
             f"text, but there are {len(tokens)}"
         )
+
+
+def resolved_align(config: Config, tokens: np.ndarray) -> Config:
+    """Returns a configuration in which "window" or "epoch" stands for align=auto.
+
+    On records of equal length a token's place in a window can tell what the token is. Windows of
+    one phase would then teach a model that the place always tells the same, and on other text, at
+    another phase, it would be wrong. So they get offsets of their own.
+    """
+    if config.run.align != "auto":
+        return config
+    tells = place_information(tokens, config.model.block_size) > TELLING
+    return with_align(config, "window" if tells else "epoch")
+
+
+def with_align(config: Config, align: Align) -> Config:
+    """Returns a configuration with another value of `align`."""
+    return replace(config, run=replace(config.run, align=align))
+
+
+def place_information(tokens: np.ndarray, block_size: int) -> float:
+    """Returns how many nats the place in a window, of windows with one phase, tells of a token.
+
+    It is the mutual information of both, with the correction of Miller and Madow (1955), or 0 if
+    the tokens (N,) are too few for an estimate.
+    """
+    tokens = tokens[:ESTIMATED].astype(np.int64)
+    places = np.arange(len(tokens)) % block_size
+    vocab_size = int(tokens.max()) + 1
+    counts = np.bincount(places * vocab_size + tokens, minlength=block_size * vocab_size)
+    counts = counts.reshape(block_size, vocab_size)
+    if len(tokens) < ENOUGH * np.count_nonzero(counts):
+        return 0.0
+    return entropy(counts.sum(0)) + entropy(counts.sum(1)) - entropy(counts)
+
+
+def entropy(counts: np.ndarray) -> float:
+    """Returns the entropy, in nats, of what was counted, corrected for few counts."""
+    counts = counts[counts > 0]
+    shares = counts / counts.sum()
+    return float(-(shares * np.log(shares)).sum() + (len(counts) - 1) / (2 * counts.sum()))
 
 
 class Batches:

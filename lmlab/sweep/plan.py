@@ -9,7 +9,7 @@ from lmlab import machine
 from lmlab.config.check import Config
 from lmlab.config.keys import idle_keys
 from lmlab.config.overrides import parse
-from lmlab.data.batches import check_length
+from lmlab.data.batches import check_length, resolved_align, with_align
 from lmlab.data.text import Splits
 from lmlab.errors import UserError
 from lmlab.models.base import build_model
@@ -69,8 +69,10 @@ def identify(config: Config, overrides: list[str], sweep: Sweep, elsewhere: bool
     config = replace(config, run=replace(config.run, init_from=source.init_from))
     if config.model.has_steps:
         check_length(text.train, config.model.block_size)
+        config = resolved_align(config, text.train)
         tokens = run.max_steps * run.batch_size * run.grad_accumulation * config.model.block_size
     else:
+        config = with_align(config, "epoch")  # it has no windows; the value that changes no hash
         tokens = len(text.train)
     with torch.device("meta"):
         model = build_model(config.model, text.tokenizer.vocab_size)

@@ -9,7 +9,7 @@ import torch
 
 from lmlab.config.check import Config
 from lmlab.config.keys import RunConfig
-from lmlab.data.batches import Batches
+from lmlab.data.batches import Batches, resolved_align, with_align
 from lmlab.data.text import Splits
 from lmlab.data.tokenizers import Tokenizer
 from lmlab.errors import UserError
@@ -33,24 +33,30 @@ class Prepared:
         if config.run.threads:  # machine.resolve has given a number
             torch.set_num_threads(config.run.threads)
         self.text = Splits.of_run(config, tokenizer, sha256)
-        self.run: RunConfig = config.run
         self.batches: Batches | None = None  # a model without steps has none
         self.length = "by counting"  # of the training, in words
         if config.model.has_steps:
+            config = resolved_align(config, self.text.train)
+            run = config.run
             # Before the model, whose memory may grow with block_size: the text can be too short.
             self.batches = Batches(
                 self.text.train,
-                self.run.batch_size,
+                run.batch_size,
                 config.model.block_size,
-                self.run.seed,
-                self.run.align,
+                run.seed,
+                run.align,
                 self.text.documents.get("train"),
             )
-            rows = self.run.batch_size * self.run.grad_accumulation
+            rows = run.batch_size * run.grad_accumulation
             self.length = (
-                f"{self.run.max_steps:,} steps of {rows} x {config.model.block_size} characters, "
+                f"{run.max_steps:,} steps of {rows} x {config.model.block_size} characters, "
                 f"{config.choices['optimizer']}"
             )
+            if run.align != "epoch":
+                self.length += f", align={run.align}"
+        else:
+            config = with_align(config, "epoch")  # without effect
+        self.run: RunConfig = config.run
         pl.seed_everything(config.run.seed, verbose=False)
         self.model = build_model(config.model, self.text.tokenizer.vocab_size)
         self.optimizer: Any = config.optimizer  # the optimizer's keys
