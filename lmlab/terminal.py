@@ -30,7 +30,7 @@ def stopping_signals() -> list[signal.Signals]:
 def tell(text: str) -> None:
     """Writes a line to stderr. It never raises, and it may be called by a handler of signals."""
     with suppress(OSError):  # the terminal, or the reader of the pipe, may be gone
-        os.write(2, f"\n{text}\n".encode())
+        os.write(2, f"{text}\n".encode())
 
 
 class StopSignals:
@@ -68,7 +68,7 @@ class StopSignals:
             self.again(number)
             return
         self.number = number
-        tell(self.message)
+        tell(f"\n{self.message}")
         if self.raises:
             raise Interrupted
 

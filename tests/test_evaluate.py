@@ -1,13 +1,19 @@
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
 
+from lmlab import machine
 from lmlab.catalogue import GPTConfig
+from lmlab.commands import evaluate, explain
+from lmlab.commands import train as cli
 from lmlab.data.tokenizers import CharTokenizer
+from lmlab.errors import UserError
 from lmlab.inference import loss
 from lmlab.models.base import build_model
+from tests.conftest import NANO, refused
 
 V, T = 9, 8
 
@@ -66,3 +72,44 @@ def test_loss_perplexity_and_bits_per_byte():
     assert numbers["val/loss"] == pytest.approx(2 * math.log(2))
     assert numbers["val/perplexity"] == pytest.approx(4)
     assert numbers["val/bits_per_byte"] == pytest.approx((1 + 2 + 3) / (1 + 2 + 3))
+
+
+def losses_of(run):
+    lines = (run / "evaluations.jsonl").read_text().splitlines()
+    return {json.loads(line)["val/loss"] for line in lines}
+
+
+def test_a_runs_text_is_found_from_another_folder_and_at_another_place(
+    here, train, monkeypatch, capsys
+):
+    (here / "my.txt").write_text("one cat and two dogs\n" * 40)
+    run = here / train(NANO + "data=file path=my.txt block_size=8 name=m")
+    (here / "elsewhere").mkdir()
+    monkeypatch.chdir(here / "elsewhere")
+    evaluate.main([f"run={run}"])
+    cli.main([f"resume={run}", "max_steps=6"])
+    cli.main([f"replay={run}"])
+    (here / "my.txt").rename(here / "other.txt")
+    refused(capsys, lambda: cli.main([f"replay={run}"]), ["no file there"])
+    cli.main([f"replay={run}", f"path={here / 'other.txt'}"])
+    evaluate.main([f"run={run}", f"path={here / 'other.txt'}"])
+    explain.main([f"run={run}", f"path={here / 'other.txt'}"])
+    assert len(losses_of(run)) == 2  # of step 4, and twice of step 6
+    (here / "wrong.txt").write_text("another text\n" * 40)
+    with pytest.raises(UserError, match="is not the one that the run was trained on"):
+        evaluate.main([f"run={run}", f"path={here / 'wrong.txt'}"])
+
+
+def test_a_path_for_a_run_whose_text_is_no_file_is_refused(train):
+    run = train(NANO)
+    with pytest.raises(UserError, match="path is a key of data=file"):
+        evaluate.main([f"run={run}", "path=my.txt"])
+
+
+def test_a_run_whose_device_is_missing_says_how_to_go_on(run, monkeypatch, capsys):
+    def resolve(config):
+        raise UserError("device=cuda: this machine has none")
+
+    monkeypatch.setattr(machine, "resolve", resolve)
+    words = ["this machine has none", f"init_from={run}"]
+    refused(capsys, lambda: cli.main([f"resume={run}", "max_steps=40"]), words)

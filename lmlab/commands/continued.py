@@ -114,6 +114,8 @@ def refuse_unfit(verb: str, overrides: Overrides, flags: list[str]) -> None:
     unfit = list(flags)
     for key, override in overrides.items():
         alone = verb == "replay" or key in ("replay", "init_from", *keys_of(SweepConfig))
+        if key == "path":  # where the run's text is now
+            alone = False
         if override.is_sweep_override() or is_signed(override) or (alone and key != verb):
             unfit.append(str(override.input_line))
     if unfit:

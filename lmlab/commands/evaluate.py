@@ -7,7 +7,8 @@
 run         the folder of a run, or a folder of runs, whose newest run is used (outputs); several
             with commas between them are a mixture, whose weights are fitted on the holdout part
 split       train | holdout | val | test: which part of the run's own text (val)
-data, path  another text, as for train.py; all of it is read
+data, path  another text, as for train.py; all of it is read. path alone: where the run's own text
+            is now, if it was moved
 checkpoint  last | best (last)
 device      auto | cpu | cuda | mps (auto)
 
@@ -126,12 +127,10 @@ def run_folders(text: str) -> list[Path]:
 
 def part_of_own_text(run: Run, options: Options) -> Target:
     """Returns a part of the run's own text. Raises UserError."""
-    if options.path:
-        raise UserError(f"path={options.path}: needs data=file")
     split = options.split or "val"
-    from lmlab.inference.loss import own_text
+    from lmlab.inference.loss import own_text, with_text_at
 
-    text = own_text(run)
+    text = own_text(with_text_at(run, options.path))
     tokens = part_of(text, split)
     return Target(tokens, text.sha256, split, split, split, text.documents.get(split))
 

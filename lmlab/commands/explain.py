@@ -4,6 +4,7 @@
 
 run         the folder of a run, or a folder of runs, whose newest run is used (outputs)
 text        2 to 2,000 characters (null: the beginning of the run's own validation text)
+path        where the run's own text is now, if it was moved (null: where it was)
 out         the page (explain.html)
 checkpoint  best | last (best)
 device      auto | cpu | cuda | mps (auto)
@@ -33,6 +34,7 @@ class Options:
 
     run: PathText = "outputs"
     text: LinesText | None = None
+    path: PathText | None = None
     out: PathText = "explain.html"
     checkpoint: Literal["best", "last"] = "best"
     device: Device = "auto"
@@ -43,9 +45,11 @@ def main(argv: list[str]) -> None:
     options = parse_script(Options, __doc__, argv)
     with importing():  # torch: after the arguments hold
         from lmlab.inference import explain
+        from lmlab.inference.loss import with_text_at
         from lmlab.runs import checkpoints
 
     run = checkpoints.load(Path(options.run), options.checkpoint, options.device)
+    run = with_text_at(run, options.path)
     for key, value in explain.write(run, options.text, Path(options.out)).items():
         print(printable(f"{key:<21}{value}"), file=sys.stderr)
     print(options.out)

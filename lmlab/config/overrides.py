@@ -33,6 +33,7 @@ from lmlab.config.keys import (
     marked,
 )
 from lmlab.errors import UserError, nearest
+from lmlab.terminal import after_a_second, tell
 
 SEARCH_LIMIT = 4096  # of combinations, up to which each that a search may begin with is checked
 
@@ -103,10 +104,14 @@ def all_runs(overrides: list[Override], searching: bool) -> list[tuple[Config, l
             values.append([f"{key}={value}" for value in override.sweep_string_iterator()])
     runs = []
     notices: dict[str, None] = {}  # each once, in order
-    for cell in combinations(values, limit):
-        config, notice = resolved(cell)
-        runs.append((config, [text for text in cell if not is_hydras(parse(text))]))
-        notices[notice] = None
+    n = math.prod(map(len, values))
+    if limit is not None:
+        n = min(n, limit)
+    with after_a_second(lambda: tell(f"checking {n} cells …")):
+        for cell in combinations(values, limit):
+            config, notice = resolved(cell)
+            runs.append((config, [text for text in cell if not is_hydras(parse(text))]))
+            notices[notice] = None
     if all(idle_keys(config.choices) for config, _ in runs):  # no model of the command has steps
         for config, own_overrides in runs:
             check_step_keys([parse(text) for text in own_overrides], config.choices)

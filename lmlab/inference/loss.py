@@ -3,13 +3,16 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lmlab.config.check import check_key
 from lmlab.data.documents import Documents
 from lmlab.data.text import Splits
 from lmlab.data.tokenizers import Tokenizer
@@ -135,6 +138,19 @@ def keep_evaluation(path: Path, about: dict[str, str], numbers: dict[str, float]
             file.write(line)
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}; the numbers were not kept") from None
+
+
+def with_text_at(run: checkpoints.Run, path: str | None) -> checkpoints.Run:
+    """Returns the run with another path of its own text, which was moved; None keeps the path.
+
+    The checksum still tells whether it is the run's text. Raises UserError if the text of the run
+    is no file.
+    """
+    if path is None:
+        return run
+    check_key("path", path, run.config.built_on())
+    data: Any = replace(run.config.data, path=path)
+    return replace(run, config=replace(run.config, data=data))
 
 
 def own_text(run: checkpoints.Run) -> Splits:

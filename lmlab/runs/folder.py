@@ -4,6 +4,7 @@
 is parsed, checked and limited in size, and never executed.
 """
 
+import glob
 import itertools
 import json
 import math
@@ -223,6 +224,8 @@ def read_config(path: Path, name: str = "config.yaml") -> Config:
                 check_value(f"{group}_base", base, Literal[*CATALOGUE[group]])
                 check_value(group, choices[group], str)
                 bases[group] = base
+        if name == "config.yaml" and isinstance(values.get("path"), str):
+            values["path"] = text_path(path, values["path"])
         taken = keys_taken(choices | bases)
         values |= {
             key: value
@@ -232,6 +235,23 @@ def read_config(path: Path, name: str = "config.yaml") -> Config:
         return from_flat(values, choices, bases)
     except (UserError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path / name}: {' '.join(str(error).split())}") from None
+
+
+def text_path(run: Path, noted: str) -> str:
+    """Returns the path of a run's text as it is seen from the working folder of this process.
+
+    `noted` may be relative to the folder in which the run was started. If nothing is there, `noted`
+    is returned.
+    """
+    started_in = read_metrics(run).get("working_folder")
+    if not isinstance(started_in, str) or Path(started_in) == Path.cwd():
+        return noted
+    if Path(noted).expanduser().is_absolute():
+        return noted
+    from_there = Path(started_in, noted)
+    if from_there.exists() or glob.glob(str(from_there), recursive=True):
+        return str(from_there)
+    return noted
 
 
 def refuse_links(path: Path) -> None:

@@ -14,6 +14,7 @@ from lmlab.errors import UserError
 from lmlab.runs.code import UNKNOWN, own_code
 from lmlab.sweep.cells import Cell, Sweep
 from lmlab.sweep.planner import planner
+from lmlab.terminal import after_a_second, tell
 
 Identified = tuple[list[Cell], int]  # the cells, and the number of GPUs
 
@@ -41,7 +42,9 @@ class Survey:
 
     def identify_all(self) -> Identified:
         """Returns the cells and the number of GPUs. Raises UserError."""
-        return self.planner.identify_all(self.asked.runs, self.sweep, self.elsewhere)
+        n = len(self.asked.runs)
+        with after_a_second(lambda: tell(f"looking for the folders of {n} cells …")):
+            return self.planner.identify_all(self.asked.runs, self.sweep, self.elsewhere)
 
     @cached_property
     def identified(self) -> Identified:

@@ -93,6 +93,7 @@ def first_facts(prepared: Prepared, command: str) -> dict[str, Any]:
     """Returns the entries of metrics.json before the first step of a run."""
     return {
         "status": "running",
+        "working_folder": str(Path.cwd()),
         "seed": prepared.run.seed,
         "n_params": sum(weight.numel() for weight in prepared.model.parameters()),
         "data_sha256": prepared.text.sha256,
@@ -110,7 +111,7 @@ def resume(path: Path, config: Config, command: str, watch: Watch | None = None)
     with disk_errors(path), closing(RunDirectory(path)) as directory:
         tokenizer = read_tokenizer(path)
         metrics = read_metrics(path)
-        config = machine.resolve(config)
+        config = resolved_on_this_machine(path, config)
         checkpoint = checkpoints.latest(path, config, tokenizer, directory.say)
         saved = checkpoint["lmlab"] if checkpoint else None
         check_resumable(path, metrics, saved)
@@ -146,6 +147,20 @@ def resume(path: Path, config: Config, command: str, watch: Watch | None = None)
         changes = note_resumption(directory, prepared.flat_config, provenance(command))
         directory.say(f"{path}: continues{where}{changes}")
         return train(directory, prepared, saved, over, watch)
+
+
+def resolved_on_this_machine(path: Path, config: Config) -> Config:
+    """Returns the configuration of the run at `path` with values of this machine.
+
+    Raises UserError if the machine has not the run's device.
+    """
+    try:
+        return machine.resolve(config)
+    except UserError as error:
+        raise UserError(
+            f"{error}. The run at {path} keeps its device; a new run on another one can start from "
+            f"its weights: init_from={path}"
+        ) from None
 
 
 @contextmanager
