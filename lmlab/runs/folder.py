@@ -4,7 +4,6 @@
 is parsed, checked and limited in size, and never executed.
 """
 
-import glob
 import itertools
 import json
 import math
@@ -243,15 +242,17 @@ def text_path(run: Path, noted: str) -> str:
     `noted` may be relative to the folder in which the run was started. If nothing is there, `noted`
     is returned.
     """
-    started_in = read_metrics(run).get("working_folder")
-    if not isinstance(started_in, str) or Path(started_in) == Path.cwd():
+    try:
+        started_in = read_metrics(run).get("working_folder")
+    except UserError:  # it is looked at later, by whoever needs it
         return noted
-    if Path(noted).expanduser().is_absolute():
+    if not isinstance(started_in, str) or started_in == os.getcwd():
         return noted
-    from_there = Path(started_in, noted)
-    if from_there.exists() or glob.glob(str(from_there), recursive=True):
-        return str(from_there)
-    return noted
+    from_there = os.path.join(started_in, noted)
+    is_pattern = any(char in noted for char in "*?[") and os.path.isdir(started_in)
+    if noted.startswith("~") or not (os.path.exists(from_there) or is_pattern):
+        return noted
+    return from_there
 
 
 def refuse_links(path: Path) -> None:
