@@ -22,6 +22,8 @@ from lmlab.models.base import LanguageModel
 from lmlab.runs import checkpoints
 from lmlab.runs.folder import read_metrics, text_sha256, to_json
 
+PIECE = 2**20  # tokens whose bytes are counted at a time
+
 TOKENS_AT_ONCE = 4096  # fixed, since the rounding of a matrix product depends on its size
 
 
@@ -123,9 +125,11 @@ def loss_metrics(
         counts = documents.scored[1:]
         log_probs = log_probs[torch.from_numpy(counts)]
         predicted = predicted[counts]
-    total = -log_probs.double().sum()
+    total = -log_probs.sum(dtype=torch.float64)
     loss = total / len(log_probs)
-    n_bytes = int(tokenizer.byte_lengths[predicted].sum())
+    n_bytes = 0
+    for start in range(0, len(predicted), PIECE):  # a number for each token would fill the memory
+        n_bytes += int(tokenizer.byte_lengths[predicted[start : start + PIECE]].sum())
     return {
         f"{split}/loss": loss.item(),
         f"{split}/perplexity": loss.exp().item(),
