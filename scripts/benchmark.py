@@ -67,6 +67,8 @@ def main(argv: list[str]) -> None:
             raise UserError(f"{suite}: unknown suite; allowed are {allowed}, all")
     clone = clone_of_nanogpt(options.nanogpt, wanted)
     suites = wanted if wanted and "all" not in wanted else SUITES
+    if "train" in suites:  # before anything is measured, which takes minutes
+        importlib.import_module("suites.train").check(clone)
     figures = {}
     for suite in suites:
         figures[suite] = measure(suite, {"repeats": options.repeats, "nanogpt": clone})

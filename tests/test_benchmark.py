@@ -45,16 +45,36 @@ def test_wrong_input_is_answered_by_one_line(capsys, arguments, words):
     refused(capsys, with_one_line, words)
 
 
-def test_a_clone_without_its_text_is_named_before_anything_is_measured(capsys, here, suite):
+def test_a_clone_without_its_text_is_named_before_anything_is_measured(
+    capsys, here, suite, monkeypatch
+):
     (here / "model.py").touch()
     benchmark = script("benchmark")
 
     def with_one_line():
         with one_line_errors():
-            benchmark.main(["train", f"nanogpt={here}"])
+            benchmark.main([f"nanogpt={here}"])
 
     suite("train")
     refused(capsys, with_one_line, ["nanogpt=", "prepare.py"])
+    (here / "data/shakespeare_char").mkdir(parents=True)
+    (here / "data/shakespeare_char/train.bin").touch()
+    monkeypatch.setenv("LMLAB_CACHE", str(here))
+    (here / "tinyshakespeare.txt").write_text("another text")
+    refused(capsys, with_one_line, ["tinyshakespeare.txt"])
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name", ["explain", "plot", "compare"])
+def test_a_place_that_cannot_be_written_is_named_before_the_work(capsys, here, name):
+    (here / "file").touch()
+    arguments = ["out=file/below/x.png"] if name != "compare" else ["outputs", "out=file/below"]
+
+    def with_one_line():
+        with one_line_errors():
+            script(name).main(arguments)
+
+    refused(capsys, with_one_line, ["out=file/below", "no folder that can be written"])
 
 
 def test_the_two_loops_share_the_time_of_one_run(suite, monkeypatch, here):

@@ -1,6 +1,8 @@
 """Reads the options of the scripts (key=value), and makes the text of train.py --help."""
 
+import os
 import re
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from lmlab.catalogue import CATALOGUE
@@ -71,4 +73,15 @@ def parse_script(options: type, page: str, argv: list[str]) -> Any:
             if re.fullmatch(r"-?\d+,\d+", text):
                 raise UserError(f"{argument}: write a decimal point: {argument.replace(',', '.')}")
         values[key] = check_value(key, value, hints[key])
+    if values.get("out"):
+        check_out(Path(values["out"]))
     return options(**values)
+
+
+def check_out(out: Path) -> None:
+    """Raises UserError if nothing can be written at `out`: before the work, not after it."""
+    folder = out.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"out={out}: {folder} is no folder that can be written")

@@ -128,11 +128,19 @@ def in_turn(arguments: list[str]) -> tuple[float, float]:
     return Timed.lab / STEPS, Timed.openly / STEPS
 
 
-def measure(repeats: int, nanogpt: Path | None) -> dict[str, float]:
-    if nanogpt and not (nanogpt / "data/shakespeare_char/train.bin").exists():
+def check(nanogpt: Path | None) -> None:
+    """Raises UserError if a text is missing that the suite needs at its end."""
+    if nanogpt is None:
+        return
+    if not (nanogpt / "data/shakespeare_char/train.bin").exists():
         raise UserError(
             f"nanogpt={nanogpt}: its text isn't prepared; run data/shakespeare_char/prepare.py there first"
         )
+    config, _ = overrides.resolved(("experiment=shakespeare_cpu",))
+    Splits.of_run(config)
+
+
+def measure(repeats: int, nanogpt: Path | None) -> dict[str, float]:
     place = machine.pick("auto")
     numbers: dict[str, float] = {}
     config = machine.resolve(overrides.resolved(("model=gpt",))[0])
