@@ -46,7 +46,7 @@ def one_line_errors() -> Iterator[None]:
 
 def refuse(why: str) -> NoReturn:
     """Prints one line of error and raises SystemExit(2)."""
-    print(f"error: {printable(why)}", file=sys.stderr)
+    print(f"error: {printable(without_secrets(why))}", file=sys.stderr)
     raise SystemExit(2) from None
 
 
@@ -81,9 +81,14 @@ def printable(text: str) -> str:
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: repr(match[0])[1:-1], text)
 
 
+def without_secrets(text: str) -> str:
+    """Returns a text in which stars stand for the passwords of addresses, as in a://user:word@b."""
+    return re.sub(r"(://[^/\s:@]*:)[^/\s@]+@", r"\1***@", text)
+
+
 def reason_of(error: BaseException) -> str:
     """Returns the message of an error in one line."""
-    text = " ".join(str(error).split())
+    text = without_secrets(" ".join(str(error).split()))
     text = re.sub(r"\[enforce fail[^]]*\] err == 0\. ", "", text)[:REASON]  # torch's line number
     if not isinstance(error, UserError):
         text = f"{type(error).__name__}: {text}"

@@ -8,6 +8,8 @@ import shlex
 import sys
 import tempfile
 from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,35 +25,58 @@ from lmlab.commands.options import help_page
 from lmlab.config.check import ELSEWHERE
 from lmlab.config.conf_files import CONF
 from lmlab.config.overrides import Asked, checked, parse, resolved, without_glob
-from lmlab.errors import UserError, memory_errors, one_line_errors, printable, refuse
+from lmlab.errors import (
+    UserError,
+    memory_errors,
+    one_line_errors,
+    printable,
+    refuse,
+    without_secrets,
+)
 from lmlab.registry import importing
 from lmlab.runs.folder import timestamp
 from lmlab.sweep.cells import Cell, Sweep, call_codes_equal
 from lmlab.terminal import lasting_output
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Runs train.py with the arguments `argv`, by default those of the process."""
+def main(argv: list[str] | None = None) -> Path | None:
+    """Runs train.py with the arguments `argv`, by default those of the process.
+
+    Returns the folder of the run or the sweep, or None if there is none. Raises SystemExit: with
+    status 2 for a wrong argument, else with that of train.py. A program that calls it finds its own
+    arguments and torch's settings as they were.
+    """
     if argv is None:
         argv = sys.argv[1:]
     args = flag_parser().parse_intermixed_args(argv)
     if args.help:
         sys.stdout.write(help_page() + "\n")
         sys.stdout.flush()  # here, where a closed pipe is quiet
-        return
-    with lasting_output():
-        obey(args, argv)
+        return None
+    with lasting_output(), arguments_as_before():
+        return obey(args, argv)
 
 
-def obey(args: Namespace, argv: list[str]) -> None:
-    """Trains, resumes, replays or runs a sweep, as the arguments say."""
-    command = shlex.join(["python", "train.py", *argv])
+@contextmanager
+def arguments_as_before() -> Iterator[None]:
+    """A context after which `sys.argv`, from which Hydra reads, is as it was."""
+    arguments = sys.argv
+    try:
+        yield
+    finally:
+        sys.argv = arguments
+
+
+def obey(args: Namespace, argv: list[str]) -> Path | None:
+    """Trains, resumes, replays or runs a sweep, as the arguments say; returns its folder."""
+    command = without_secrets(shlex.join(["python", "train.py", *argv]))
     flags = [argument for argument in argv if argument not in args.overrides]
     with one_line_errors():
         refuse_hydras_files(args)
         typed = [without_glob(literal(argument)) for argument in args.overrides]
-        if resume_or_replay(typed, flags, command):
-            return
+        continued = resume_or_replay(typed, flags, command)
+        if continued is not None:
+            return continued
         typed, added = inherited(typed)
         overrides = [*typed, *added]
         asked = checked(overrides, args.multirun)
@@ -60,8 +85,10 @@ def obey(args: Namespace, argv: list[str]) -> None:
     sweep = Sweep(asked.name, command, tuple(added), asked.swept, same_code)
     if args.multirun and not args.cfg and not args.info:
         run_sweep(asked, sweep, flags, overrides)
-    else:
-        run_hydra(Task(sweep), flags, overrides)
+        return sweep.folder
+    task = Task(sweep)
+    run_hydra(task, flags, overrides)
+    return task.path
 
 
 def flag_parser() -> ArgumentParser:
@@ -104,11 +131,14 @@ def run_hydra(task: "Task", flags: list[str], overrides: list[str]) -> None:
     hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(task)()
 
 
-def resume_or_replay(arguments: list[str], flags: list[str], command: str) -> bool:
-    """Resumes or replays a run. Returns False if the user typed neither resume= nor replay=."""
+def resume_or_replay(arguments: list[str], flags: list[str], command: str) -> Path | None:
+    """Resumes or replays a run, and returns its folder.
+
+    Returns None if the user typed neither resume= nor replay=.
+    """
     request = repeated(arguments, flags)
     if request is None:
-        return False
+        return None
     verb, path, config = request
     with importing():
         from lmlab.training import experiment, replay
@@ -119,7 +149,7 @@ def resume_or_replay(arguments: list[str], flags: list[str], command: str) -> bo
             succeeded = experiment.resume(path, config, command) == "finished"
     if not succeeded:
         raise SystemExit(1)
-    return True
+    return path
 
 
 class Task:
@@ -132,6 +162,7 @@ class Task:
     def __init__(self, sweep: Sweep, survey: Any = None) -> None:
         self.sweep = sweep
         self.survey = survey
+        self.path: Path | None = None  # the folder of a single run
 
     def __call__(self, composed: DictConfig) -> Cell | None:
         """Trains one run. In a sweep it returns the cell, or None if the cell cannot be run."""
@@ -148,7 +179,7 @@ class Task:
             start = preparation.load_start(config.run.init_from)
             path = Path("outputs", config.run.name, timestamp())
             with memory_errors():
-                status, _ = experiment.run(config, path, self.sweep.command, start)
+                status, self.path = experiment.run(config, path, self.sweep.command, start)
         if status == "diverged":
             raise SystemExit(1)
         return None
@@ -161,7 +192,7 @@ class Task:
             config, _ = resolved(overrides)
             cell = plan.identify(config, overrides, self.sweep)
         except UserError as error:
-            print(f"error: {printable(str(error))}", file=sys.stderr)
+            print(f"error: {printable(without_secrets(str(error)))}", file=sys.stderr)
             return None
         with study.watching(cell.trial) as watch:
             cells.run_when_free(cell, watch)

@@ -190,7 +190,8 @@ class LocalLauncher(Launcher):
         job.process = processes.server().Process(
             target=processes.run_cell, args=(job.cell, job.gpu)
         )
-        job.process.start()
+        with processes.without_main():
+            job.process.start()
         self.jobs.append(job)
 
     def poll(self, job: Job) -> None:

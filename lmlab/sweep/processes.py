@@ -12,9 +12,11 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from multiprocessing import connection, parent_process, util
+from types import ModuleType
 from typing import Any
 
 from lmlab.errors import UserError
@@ -46,9 +48,25 @@ def server() -> Any:
     # Else the server would look for modules in the working folder first.
     safe_path = os.environ.get("PYTHONSAFEPATH", "")
     os.environ["PYTHONSAFEPATH"] = "1"
-    forkserver.ensure_running()
+    with without_main():
+        forkserver.ensure_running()
     os.environ["PYTHONSAFEPATH"] = safe_path
     return context
+
+
+@contextmanager
+def without_main() -> Iterator[None]:
+    """A context in which multiprocessing does not see the program that calls the lab.
+
+    Otherwise each process would run that program once more: all of it, if it is a script that is
+    not protected by `if __name__ == "__main__"`.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def share_library() -> None:
@@ -78,7 +96,8 @@ def call(function: Callable[..., Any], *arguments: Any) -> Any:
     """Calls `function` in a separate process and returns its result, or raises its UserError."""
     receiver, sender = server().Pipe(duplex=False)
     process = server().Process(target=send_result, args=(sender, function, *arguments))
-    process.start()
+    with without_main():
+        process.start()
     sender.close()
     try:
         result = receiver.recv()

@@ -14,7 +14,9 @@ from lmlab.errors import UserError
 from lmlab.runs.code import UNKNOWN, own_code
 from lmlab.sweep.cells import Cell, Sweep
 from lmlab.sweep.planner import planner
-from lmlab.terminal import after_a_second, tell
+from lmlab.terminal import tell
+
+MANY = 500  # cells, which take some seconds
 
 Identified = tuple[list[Cell], int]  # the cells, and the number of GPUs
 
@@ -43,8 +45,9 @@ class Survey:
     def identify_all(self) -> Identified:
         """Returns the cells and the number of GPUs. Raises UserError."""
         n = len(self.asked.runs)
-        with after_a_second(lambda: tell(f"looking for the folders of {n} cells …")):
-            return self.planner.identify_all(self.asked.runs, self.sweep, self.elsewhere)
+        if n > MANY:
+            tell(f"looking for the folders of {n} cells …")
+        return self.planner.identify_all(self.asked.runs, self.sweep, self.elsewhere)
 
     @cached_property
     def identified(self) -> Identified:

@@ -1,0 +1,66 @@
+"""The lab called by another program: it finds its settings as they were, and no secret is kept."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from lmlab.commands import train as cli
+from lmlab.errors import UserError, reason_of, without_secrets
+from tests.conftest import ROOT, content, metrics, refused
+
+LINE = (
+    "model=bigram data=sentence val_fraction=0.2 block_size=8 batch_size=2 device=cpu "
+    "precision=32-true max_steps=3 "
+)
+
+
+def test_a_caller_finds_its_settings_as_they_were_and_gets_the_folder(here):
+    before = torch.get_num_threads(), list(sys.argv)
+    path = cli.main((LINE + "threads=1 name=a").split())
+    assert metrics(path)["status"] == "finished" and path.parent.name == "a"
+    assert (torch.get_num_threads(), list(sys.argv)) == before
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    assert cli.main([f"resume={path}", "max_steps=5"]) == path
+    sweep = cli.main(("-m hydra/launcher=basic seed=0 name=b " + LINE).split())
+    assert (sweep / "leaderboard.csv").exists()
+
+
+def test_a_script_without_a_guard_is_not_run_by_the_processes_of_its_sweep(tmp_path):
+    lines = (
+        "import sys",
+        f"sys.path.insert(0, {str(ROOT)!r})",
+        "from lmlab.commands.train import main",
+        "print('mine')",
+        f"main('-m seed=0 name=c {LINE}'.split())",
+        "print('done')",
+    )
+    (tmp_path / "mine.py").write_text("\n".join(lines))
+    done = subprocess.run(
+        [sys.executable, "mine.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("mine") == done.stdout.count("done") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("mysql://me:word@host/db", "mysql://me:***@host/db"),
+        ("'postgresql+psycopg2://me:w:o/r@host'", "'postgresql+psycopg2://me:w:o/r@host'"),
+        ("see https://a:b@c and http://d:e@f", "see https://a:***@c and http://d:***@f"),
+        ("sqlite:///study.db name@place", "sqlite:///study.db name@place"),
+    ],
+)
+def test_the_password_of_an_address_is_not_shown(text, shown):
+    assert without_secrets(text) == shown
+    assert reason_of(UserError(text)) == shown
+
+
+def test_a_password_in_an_argument_is_shown_nowhere_and_kept_nowhere(here, capsys):
+    search = "-m hydra/sweeper=search hydra/launcher=basic hydra.sweeper.n_trials=1 lr=0.1,0.2 "
+    line = search + "hydra.sweeper.storage=mysql://me:secret@nowhere/db name=s " + LINE
+    refused(capsys, lambda: cli.main(line.split()), ["mysql://me:***@nowhere/db"])
+    assert not any(b"me:secret@" in text for text in content(here).values())
