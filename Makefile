@@ -7,9 +7,18 @@ help:     ## this list
 
 install: .venv/installed  ## make .venv with the tested versions
 .venv/installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(ANEW) .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[sweeps,dev]'
-	touch $@
+	echo '$(CURDIR)' > $@
+
+# The programs in .venv name the folder in which they were installed: in a moved checkout they are made anew.
+PLACE := $(shell cat .venv/installed 2>/dev/null)
+ifneq ($(PLACE),)
+ifneq ($(PLACE),$(CURDIR))
+ANEW := --clear
+.PHONY: .venv/installed
+endif
+endif
 
 train: install  ## train the default mini-GPT and print a sample
 	$(BIN)/python train.py

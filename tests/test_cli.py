@@ -291,3 +291,8 @@ def test_a_run_that_is_out_of_memory_ends_in_one_line_with_what_needs_less(here,
 def test_a_glob_is_a_list_for_a_search_too():
     assert overrides.without_glob("model=glob(gpt_*)") == "model=gpt_baby,gpt_nano"
     assert overrides.without_glob("lr=1,2") == "lr=1,2"
+
+
+def test_a_copy_without_its_configuration_says_how_it_is_installed(monkeypatch, here, capsys):
+    monkeypatch.setattr(cli, "CONF", here / "conf")
+    refused(capsys, lambda: cli.main(["--help"]), ["conf: is missing", "pip install -e ."])

@@ -2,7 +2,8 @@
 
   python scripts/plot.py runs="outputs/bigram outputs/gpt" out=curves.png
 
-runs  folders of runs, with spaces between them; it draws the newest run of each (outputs)
+runs  folders of runs, with spaces between them; it draws the newest run of each, and of the folder
+      of a sweep every cell (outputs)
 out   the picture, .png or .svg (curves.png)
 """
 
@@ -16,9 +17,12 @@ from lmlab.catalogue import PathText
 from lmlab.commands.options import parse_script
 from lmlab.errors import UserError
 from lmlab.runs.folder import newest, read_history
+from lmlab.sweep.labels import common_parts, without
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+LONGEST = 50  # characters of a label
 
 STYLES: dict[str, dict[str, Any]] = {
     "train/loss": {"alpha": 0.35, "lw": 1},
@@ -43,11 +47,15 @@ def main(argv: list[str]) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    for n, folder in enumerate(options.runs.split()):
-        draw(axes, newest(Path(folder)), color=f"C{n}")
+    runs = [run for folder in folders_of(options.runs) for run in runs_of(folder)]
+    labels = [f"{run.parent.name}/{run.name}" for run in runs]
+    common = common_parts(labels)
+    for n, (run, label) in enumerate(zip(runs, labels, strict=True)):
+        shown = label if len(runs) == 1 else without(label, common)
+        draw(axes, run, shortened(shown), color=f"C{n}")
     axes.set(xlabel="step", ylabel="loss, nats per character", ylim=(0, None))
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, fontsize="small")
     try:
         figure.savefig(options.out, dpi=120)
     except (OSError, ValueError) as error:
@@ -55,11 +63,38 @@ def main(argv: list[str]) -> None:
     print(options.out)
 
 
-def draw(axes: Axes, run: Path, color: str) -> None:
+def folders_of(typed: str) -> list[Path]:
+    """Returns the folders that `typed` names, with spaces between them or in a name."""
+    if Path(typed).exists():
+        return [Path(typed)]
+    return [Path(folder) for folder in typed.split()]
+
+
+def runs_of(folder: Path) -> list[Path]:
+    """Returns the runs to draw of a folder: all cells of a sweep, else the newest run below it.
+
+    Raises UserError if there is none.
+    """
+    if not (folder / ".sweep").is_dir():
+        return [newest(folder, "runs")]
+    cells = sorted(history.parent for history in folder.glob("*/history.jsonl"))
+    if not cells:
+        raise UserError(f"runs={folder}: no cell of the sweep has begun")
+    return cells
+
+
+def shortened(label: str) -> str:
+    """Returns a label of at most LONGEST characters, so that the axes keep their place."""
+    if len(label) <= LONGEST:
+        return label
+    return f"{label[: LONGEST - 1]}…"
+
+
+def draw(axes: Axes, run: Path, label: str, color: str) -> None:
     """Draws the curves of one run, one for each loss in its history."""
     lines = read_history(run)
     for key, style in STYLES.items():
         points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
         if points:
-            label = f"{run.parent.name}/{run.name}  {key}"
-            axes.plot(*zip(*points, strict=True), color=color, label=label, **style)
+            name = f"{label}  {key}"
+            axes.plot(*zip(*points, strict=True), color=color, label=name, **style)

@@ -48,6 +48,11 @@ def main(argv: list[str] | None = None) -> Path | None:
     """
     if argv is None:
         argv = sys.argv[1:]
+    if not CONF.is_dir():
+        refuse(
+            f"{CONF}: is missing; the lab is used from its checkout, in which `make install` or "
+            "`pip install -e .` installs it"
+        )
     args = flag_parser().parse_intermixed_args(argv)
     if args.help:
         sys.stdout.write(help_page() + "\n")

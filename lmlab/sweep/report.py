@@ -18,6 +18,7 @@ from rich.table import Table
 
 from lmlab import files
 from lmlab.catalogue import NUMBERS, REFERENCES, numbers_where
+from lmlab.errors import reason_of
 from lmlab.inference.page import fill_page
 from lmlab.runs.code import UNKNOWN, SameCode, own_code
 from lmlab.runs.folder import read_history
@@ -49,7 +50,10 @@ def finish(sweep: Sweep, launcher: str) -> bool:
         planner(launcher).evaluate_test_splits(untested)
         table = tables.load_runs(sweep.folder)
     show(table)
-    write(table, sweep.folder, sweep.name)
+    try:
+        write(table, sweep.folder, sweep.name)
+    except Exception as error:  # the runs are done, whatever becomes of their page
+        print(f"warning: the leaderboard's files were not written: {reason_of(error)}")
     mine = table[[is_of_this_code(code, sweep) for code in table["code"]]]
     return bool(mine["status"].isin(ENDED).all()) and not table.attrs["faults"]
 
