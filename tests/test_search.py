@@ -41,15 +41,15 @@ def states(name):
 def test_searchers_that_share_a_study_and_are_killed_run_each_trial_once(here, sweep):  # noqa: F811
     line = (
         LINE
-        + "max_steps=400 eval_interval=100 lr=tag(log,interval(1e-2,10)) batch_size=2,4 name=s "
+        + "max_steps=300 eval_interval=100 lr=tag(log,interval(1e-2,10)) batch_size=2,4 name=s "
     )
     line += "hydra.sweeper.n_trials="
     folder = here / "outputs/sweeps/s"
-    assert in_company(here, sweep, line + "12", lambda: len(list(folder.glob("lr=*"))) >= 4) == 0
+    assert in_company(here, sweep, line + "9", lambda: len(list(folder.glob("lr=*"))) >= 4) == 0
     trials = study("s").trials
-    assert len(trials) == 12 and {trial.state.name for trial in trials} <= {"COMPLETE", "PRUNED"}
+    assert len(trials) == 9 and {trial.state.name for trial in trials} <= {"COMPLETE", "PRUNED"}
     logs = [path.read_text() for path in (folder / ".sweep/logs").iterdir()]
-    assert len(logs) == len(load_runs(folder)) == 12
+    assert len(logs) == len(load_runs(folder)) == 9
     assert not any(map(lost, logs))
     for trial in trials:
         numbers = metrics(folder / trial.user_attrs["folder"])
@@ -60,8 +60,8 @@ def test_searchers_that_share_a_study_and_are_killed_run_each_trial_once(here, s
         assert trial.state.name == {"finished": "COMPLETE", "pruned": "PRUNED"}[numbers["status"]]
         if numbers["status"] == "finished":
             assert trial.value == numbers["val/loss"]
-    assert sweep(line + "12") == 0 and len(study("s").trials) == 12
-    assert sweep(line + "14") == 0 and len(study("s").trials) == 14
+    assert sweep(line + "9") == 0 and len(study("s").trials) == 9
+    assert sweep(line + "10") == 0 and len(study("s").trials) == 10
 
 
 def test_a_trial_that_diverges_is_told_as_failed_and_the_search_goes_on(here, sweep):  # noqa: F811

@@ -175,7 +175,7 @@ def test_a_sweep_in_company_and_killed_ends_as_one_that_nothing_happened_to(here
     other finishes them; then the grid grows. No cell is run twice, no finished file touched.
     """
     line = (
-        BIGRAM.replace("-m ", "-m max_steps=900 ")
+        BIGRAM.replace("-m ", "-m max_steps=600 ")
         + "lr=0.1,0.2 seed=0,1 checkpoint_interval=100 name=k "
     )
     folder = here / "outputs/sweeps/k"
