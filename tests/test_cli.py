@@ -37,7 +37,7 @@ WRONG = {
     "model=gtp": ["model=gtp", "did you mean gpt?", "bigram"],
     "experiment=tiny": ["experiment=tiny", "tiny_lm"],
     "device=0": ["device=0", "auto, cpu, cuda, mps"],
-    "model=null": ["model=None", "bigram"],
+    "model=null": ["model=null", "bigram"],
     "model=[gpt]": ["model=['gpt']", "bigram"],
     "hydra/launcher=none_such": ["none_such", "basic"],
     # a wrong type, a value out of range, an impossible combination
@@ -118,6 +118,10 @@ WRONG = {
     ],  # a cell that is wrong: none is run
     "-m n_embd=128,130": ["n_embd=130", "multiple"],
     # of sweeps
+    "=2": ["=2", "needs a key"],
+    "n_layer=null": ["n_layer=null", "a whole number"],
+    "schedule=null": ["schedule=null", "cosine"],
+    "threads=100000": ["threads=100000", "[1, 1024]"],
     "dry_run=true": ["dry_run=true", "add -m"],
     "retries=1": ["retries=1", "add -m"],
     "hydra.launcher.n_jobs=2": ["hydra.launcher.n_jobs=2", "add -m"],

@@ -84,7 +84,8 @@ def test_a_value_is_kept_as_it_is_or_refused_by_name(part, value):
         try:
             assert check_value(key, value, hint) == value
         except UserError as error:
-            assert str(error).startswith(f"{key}={value}: ")
+            typed = "null" if value is None else value
+            assert str(error).startswith(f"{key}={typed}: ")
         except TypeError:
             pytest.fail(f"{key}={value} is neither kept nor refused")
 

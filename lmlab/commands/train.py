@@ -38,6 +38,8 @@ from lmlab.runs.folder import timestamp
 from lmlab.sweep.cells import Cell, Sweep, call_codes_equal
 from lmlab.terminal import lasting_output
 
+NO_RECIPE = "experiment=null"  # as it is without the argument; Hydra refuses a null of its own
+
 
 def main(argv: list[str] | None = None) -> Path | None:
     """Runs train.py with the arguments `argv`, by default those of the process.
@@ -78,7 +80,8 @@ def obey(args: Namespace, argv: list[str]) -> Path | None:
     flags = [argument for argument in argv if argument not in args.overrides]
     with one_line_errors():
         refuse_hydras_files(args)
-        typed = [without_glob(literal(argument)) for argument in args.overrides]
+        given = [argument for argument in args.overrides if argument != NO_RECIPE]
+        typed = [without_glob(literal(argument)) for argument in given]
         continued = resume_or_replay(typed, flags, command)
         if continued is not None:
             return continued

@@ -129,6 +129,8 @@ def check_key(key: str, value: Any, choices: dict[str, str]) -> None:
                 f"{key}={value}: {group}={choices[group]} doesn't take {key}, it takes {taken}; "
                 f"{key} is a key of {group}={'|'.join(takers)}"
             )
+    if not key:
+        raise UserError(f"={value}: needs a key before the equals sign")
     if key not in known:
         raise UserError(
             f"{key}={value}: there is no key {key}{suggestion(key, known)}; --help lists them all"
@@ -169,7 +171,8 @@ def check_value(key: str, value: Any, hint: Any) -> Any:
             bool: "true or false",
             str: f"text; text that looks like another type is quoted twice: {key}=\"'{value}'\"",
         }
-        raise UserError(f"{key}={value}: needs {needed[hint]}")
+        typed = "null" if value is None else value
+        raise UserError(f"{key}={typed}: needs {needed[hint]}")
     if hint is str and not has_lines and len(value.splitlines()) > 1:
         raise UserError(f"{key}={value}: needs text of one line")
     if interval and not in_interval(number, interval):
@@ -182,6 +185,7 @@ def check_word(key: str, value: Any, allowed: tuple[Any, ...]) -> Any:
     if value in allowed:
         return value
     words = ["null" if word is None else str(word) for word in allowed]
+    value = "null" if value is None else value
     raise UserError(f"{key}={value}: allowed are {', '.join(words)}{nearest(str(value), words)}")
 
 

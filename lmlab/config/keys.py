@@ -44,7 +44,7 @@ class RunConfig:
 
     name: Annotated[str, UNTOUCHING, OF_THE_RUN, ONCE, Follows("model")]
     seed: Annotated[int, "[0, 4294967296)", OF_THE_RUN]
-    threads: Count | None
+    threads: Annotated[int, "[1, 1024]"] | None
     compile: Annotated[bool | None, CHANGEABLE, STEPWISE, Neutral(False)]
     max_steps: Annotated[Count, CHANGEABLE, STEPWISE]
     max_minutes: Annotated[Positive | None, CHANGEABLE, STEPWISE]
