@@ -119,6 +119,7 @@ WRONG = {
     "-m n_embd=128,130": ["n_embd=130", "multiple"],
     # of sweeps
     "=2": ["=2", "needs a key"],
+    f"name={'x' * 201}": ["name=xxx", "201 characters"],
     "n_layer=null": ["n_layer=null", "a whole number"],
     "schedule=null": ["schedule=null", "cosine"],
     "threads=100000": ["threads=100000", "[1, 1024]"],

@@ -20,6 +20,7 @@ from lmlab.config.keys import (
 )
 from lmlab.errors import UserError, nearest
 
+LONGEST_NAME = 200  # file systems allow 255 bytes, and a number may follow
 WHOLE_NAME = r"\w[\w.,=+-]*"  # a run's name is a folder's
 
 
@@ -287,6 +288,11 @@ def check_run(run: RunConfig, optimizer: OptimizerConfig) -> None:
             raise UserError(f"{key}=: is empty; needs a text, or null")
     if run.min_lr > optimizer.lr:
         raise UserError(f"min_lr={run.min_lr} lr={optimizer.lr}: min_lr must not be above lr")
+    if len(run.name) > LONGEST_NAME:
+        raise UserError(
+            f"name={run.name[:20]}…: has {len(run.name)} characters; a folder's name may have "
+            f"{LONGEST_NAME}"
+        )
     if not re.fullmatch(WHOLE_NAME, run.name):
         raise UserError(
             f"name={run.name}: the name of a folder; allowed are letters, digits and _ . , = + -"
