@@ -31,6 +31,24 @@ class Locked(Exception):
     """Raised if another process holds the lock of a file. Callers turn it into their own error."""
 
 
+def obstacle(path: Path) -> str:
+    """Returns why no file or folder can be made at or below `path`, or "" if it can.
+
+    The reason names the first thing above it that is no folder, such as a link to a disk that is
+    not there.
+    """
+    for folder in (path.absolute(), *path.absolute().parents):
+        if os.path.lexists(folder):
+            break
+    if not folder.exists():
+        return f"{folder} is a link to {os.readlink(folder)}, which does not exist"
+    if not folder.is_dir():
+        return f"{folder} is no folder"
+    if not os.access(folder, os.W_OK):
+        return f"{folder} cannot be written"
+    return ""
+
+
 def cache_dir() -> Path:
     """Returns the cache folder, whose files can be made again: $LMLAB_CACHE, or ~/.cache/lmlab.
 

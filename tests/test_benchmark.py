@@ -74,7 +74,7 @@ def test_a_place_that_cannot_be_written_is_named_before_the_work(capsys, here, n
         with one_line_errors():
             script(name).main(arguments)
 
-    refused(capsys, with_one_line, ["out=file/below", "no folder that can be written"])
+    refused(capsys, with_one_line, ["out=file/below", "is no folder"])
 
 
 def test_the_two_loops_share_the_time_of_one_run(suite, monkeypatch, here):

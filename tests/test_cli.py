@@ -301,3 +301,16 @@ def test_a_glob_is_a_list_for_a_search_too():
 def test_a_copy_without_its_configuration_says_how_it_is_installed(monkeypatch, here, capsys):
     monkeypatch.setattr(cli, "CONF", here / "conf")
     refused(capsys, lambda: cli.main(["--help"]), ["conf: is missing", "pip install -e ."])
+
+
+@pytest.mark.parametrize("sweep", ["", "-m seed=0,1 "])
+@pytest.mark.parametrize("obstacle", ["link", "file"])
+def test_a_place_where_no_folder_can_be_made_is_named_at_once(here, capsys, sweep, obstacle):
+    if obstacle == "link":  # its disk is not mounted
+        (here / "outputs").symlink_to("/nowhere/gone")
+        words = ["outputs is a link to /nowhere/gone"]
+    else:
+        (here / "outputs").touch()
+        words = ["outputs is no folder"]
+    refused(capsys, lambda: cli.main((sweep + NANO).split()), words)
+    assert [path.name for path in here.iterdir()] == ["outputs"]

@@ -1,10 +1,10 @@
 """Reads the options of the scripts (key=value), and makes the text of train.py --help."""
 
-import os
 import re
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from lmlab import files
 from lmlab.catalogue import CATALOGUE
 from lmlab.config.check import check_value, suggestion
 from lmlab.config.conf_files import CONF, names_in
@@ -80,8 +80,6 @@ def parse_script(options: type, page: str, argv: list[str]) -> Any:
 
 def check_out(out: Path) -> None:
     """Raises UserError if nothing can be written at `out`: before the work, not after it."""
-    folder = out.absolute().parent
-    while not folder.exists():
-        folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UserError(f"out={out}: {folder} is no folder that can be written")
+    reason = files.obstacle(out.absolute().parent)
+    if reason:
+        raise UserError(f"out={out}: {reason}")

@@ -20,6 +20,7 @@ from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from lmlab import files
 from lmlab.commands.continued import inherited, literal, repeated
 from lmlab.commands.options import help_page
 from lmlab.config.check import ELSEWHERE
@@ -210,6 +211,9 @@ class Task:
 def run_sweep(asked: Asked, sweep: Sweep, flags: list[str], overrides: list[str]) -> None:
     """Runs the cells of a sweep and prints the leaderboard. With dry_run=true only shows them."""
     with one_line_errors():
+        reason = files.obstacle(sweep.folder)
+        if reason:
+            raise UserError(f"{sweep.folder}: the folder of the sweep cannot be made: {reason}")
         survey = start_survey(asked, sweep)
         first, _ = asked.runs[0]
         if first.sweep and first.sweep.dry_run:

@@ -149,6 +149,9 @@ class RunDirectory:
 
 def new_folder(path: Path) -> Path:
     """Creates a folder at `path` or the next free name, and returns it. Raises UserError."""
+    reason = files.obstacle(path.parent)
+    if reason:
+        raise UserError(f"{path}: the folder of the run cannot be made: {reason}")
     name = path.name
     for n in itertools.count(2):
         try:
