@@ -13,11 +13,15 @@ import torch
 
 from lmlab.config.check import Config
 from lmlab.config.conf_files import read_file
+from lmlab.cores import cpu_quota, usable_cores
 from lmlab.errors import UserError
 
 Precision = Literal["32-true", "bf16-mixed"]
 
-CORES = torch.get_num_threads()  # torch's own choice, before a run sets another number
+# torch's own choice, before a run sets another number. It does not see the quota of a container.
+CORES = torch.get_num_threads()
+if cpu_quota() is not None:
+    CORES = min(CORES, usable_cores())
 
 
 def pick(choice: str) -> torch.device:

@@ -1,10 +1,11 @@
 import functools
+import os
 from dataclasses import replace
 
 import pytest
 import torch
 
-from lmlab import machine
+from lmlab import cores, machine
 from tests.conftest import NANO, config, history
 
 CPU = torch.device("cpu")
@@ -95,3 +96,16 @@ def test_a_compiled_run_has_the_losses_of_one_that_is_not(train, monkeypatch, mo
         assert history(compiled, key) == pytest.approx(history(plain, key), abs=1e-5)
     monkeypatch.undo()
     torch.compiler.reset()
+
+
+@pytest.mark.parametrize(
+    ("content", "quota"),
+    [("150000 100000", 1.5), ("50000 100000", 0.5), ("max 100000", None), ("", None), ("-1", None)],
+)
+def test_the_quota_of_a_container_is_seen(tmp_path, monkeypatch, content, quota):
+    (tmp_path / "cpu.max").write_text(content + "\n")
+    monkeypatch.setattr(cores, "QUOTAS", ((str(tmp_path / "cpu.max"),), (str(tmp_path / "no"),)))
+    assert cores.cpu_quota() == quota
+    monkeypatch.setattr(cores, "cpu_quota", lambda: quota)
+    allowed = cores.usable_cores()
+    assert allowed == 1 if quota else allowed == len(os.sched_getaffinity(0))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 FLOORS = (  # the lowest first; rooms of one floor do not import each other
-    ("errors", "registry", "terminal"),
+    ("cores", "errors", "registry", "terminal"),
     ("catalogue", "files"),
     ("config",),
     ("data", "machine", "models"),

@@ -1,6 +1,5 @@
 """Counts the cells of a sweep, and those already finished, before the first of them runs."""
 
-import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,6 +9,7 @@ from rich.console import Console
 
 from lmlab.config.check import Config
 from lmlab.config.overrides import Asked, resolved
+from lmlab.cores import usable_cores
 from lmlab.errors import UserError
 from lmlab.runs.code import UNKNOWN, own_code
 from lmlab.sweep.cells import Cell, Sweep
@@ -151,10 +151,3 @@ class Survey:
 def key_of(config: Config) -> tuple[object, ...]:
     """Returns a configuration as a key of a dictionary."""
     return tuple(config.flat().items())
-
-
-def usable_cores() -> int:
-    """Returns the number of cores that this process may use."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
