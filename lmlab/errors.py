@@ -10,6 +10,8 @@ from typing import NoReturn
 
 from hydra.errors import HydraException
 
+LONGEST = 2000  # characters of a line of error
+
 REASON = 300  # characters of an error's text
 
 EXTRAS = ("pandas", "scipy", "optuna", "matplotlib")  # what training does without
@@ -46,6 +48,8 @@ def one_line_errors() -> Iterator[None]:
 
 def refuse(why: str) -> NoReturn:
     """Prints one line of error and raises SystemExit(2)."""
+    if len(why) > LONGEST:  # somebody has typed a whole file
+        why = f"{why[: LONGEST // 2]} … {why[-LONGEST // 4 :]}"
     print(f"error: {printable(without_secrets(why))}", file=sys.stderr)
     raise SystemExit(2) from None
 

@@ -113,9 +113,14 @@ class LastingStream:
         except OSError:
             self.give_up()
 
+    def isatty(self) -> bool:
+        """Returns whether this is a terminal. An object that cannot tell is none."""
+        ask = getattr(self.stream, "isatty", None)
+        return ask is not None and bool(ask())
+
     def give_up(self) -> None:
         """Sends this and all later output to nowhere, so that the end of Python does not fail."""
-        with suppress(OSError):
+        with suppress(OSError, AttributeError):  # not every stream has a file
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
 

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the library beside this sc
 
 from lmlab.catalogue import PathText
 from lmlab.commands.door import run_command
-from lmlab.commands.options import parse_script
+from lmlab.commands.options import check_picture, parse_script
 from lmlab.errors import UserError
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class Options:
 def main(argv: list[str]) -> None:
     """Writes the chart and prints the table. Raises UserError."""
     options = parse_script(Options, __doc__, argv)
+    check_picture(options.out)
     import matplotlib
 
     matplotlib.use("Agg")  # draws to files, and needs no display

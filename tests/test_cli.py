@@ -119,6 +119,9 @@ WRONG = {
     "-m n_embd=128,130": ["n_embd=130", "multiple"],
     # of sweeps
     "=2": ["=2", "needs a key"],
+    f"seed={'1' * 5000}": ["seed=111", "key=value"],
+    "-sc install=bash": ["--shell-completion"],
+    "--package model": ["--package=model", "--cfg job"],
     f"name={'x' * 201}": ["name=xxx", "201 characters"],
     "n_layer=null": ["n_layer=null", "a whole number"],
     "schedule=null": ["schedule=null", "cosine"],

@@ -144,9 +144,10 @@ def test_equality_of_codes_goes_on_from_one_to_the_next(tmp_path):
     SameCode(tmp_path).add({"b", "c"}, "command")
     assert SameCode(tmp_path).equal_to("c") == {"a", "b", "c"}
     assert SameCode(tmp_path).name("a+c") == "a=b=c" and SameCode(tmp_path).name("d") == "d"
-    (tmp_path / "same_code.jsonl").write_text("[]\n")
-    with pytest.raises(UserError, match="line 1 was not written by the lab"):
-        SameCode(tmp_path)
+    for content in (b"[]\n", b"\xff\xfe\n", b'{"codes": 5}\n'):
+        (tmp_path / "same_code.jsonl").write_bytes(content)
+        with pytest.raises(UserError, match="line 1 was not written by the lab"):
+            SameCode(tmp_path)
 
 
 def test_train_and_its_workers_import_the_library_beside_it(tmp_path):

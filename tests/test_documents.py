@@ -198,6 +198,8 @@ def test_the_metrics_of_a_part_count_only_what_is_scored():
         (r"separator='\t'", ["separator", "outside the vocabulary"]),
         ("separator=++", ["separator=++", "does not contain"]),
         (r"separator='\n' score_after=19+19=39", ["score_after", "does not contain"]),
+        (r"separator='\n' score_after='\n'", ["score_after", "nothing is scored"]),
+        (r"separator='\n' score_after=0+0=", ["score_after", "nothing is scored in the part val"]),
     ],
 )
 def test_a_text_without_such_documents_is_refused(sums, train, capsys, line, words):
@@ -206,3 +208,29 @@ def test_a_text_without_such_documents_is_refused(sums, train, capsys, line, wor
 
 def test_what_is_typed_may_have_escapes():
     assert unescaped(r"a\n\tb\\n\x") == "a\n\tb\\n\\x"
+
+
+def test_blanks_at_the_ends_of_a_separator_are_kept(here, train):
+    (here / "sums.txt").write_text("one two. three four. five six. seven. eight. nine. ten " * 9)
+    run = train(LINE + "'separator=. ' val_fraction=0.3")
+    assert config(run)["separator"] == ". "
+    text = Splits.of_run(config_of(run))
+    assert text.tokenizer.decode(text.train).endswith(". ")
+
+
+def test_a_batch_without_scored_tokens_has_no_loss_and_is_no_reason_to_stop(here, train):
+    (here / "sums.txt").write_text("no answer in here, nor in what follows it\n" * 40 + SUMS)
+    run = train(
+        LINE.replace("block_size=8", "block_size=2")
+        + r"separator='\n' score_after== batch_size=1 max_steps=30 log_interval=1"
+    )
+    losses = history(run, "train/loss")
+    assert metrics(run)["status"] == "finished" and None in losses.values()
+    assert all(loss is None or loss > 0 for loss in losses.values())
+
+
+def test_the_loss_on_the_first_text_is_that_of_the_first_run(sums, train):
+    first = train(LINE + r"separator='\n' score_after== align=document name=first")
+    second = train(LINE + f"init_from={first} name=second max_steps=2")
+    source = history(second, "val/loss_source")[0]
+    assert source == metrics(first)["best/val/loss"]

@@ -258,3 +258,10 @@ def test_a_script_imports_the_library_beside_it(tmp_path, name):
     command = [sys.executable, tmp_path / f"scripts/{name}.py"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("beside\n", "")
+
+
+@pytest.mark.parametrize("out", ["curves", "folder"])
+def test_a_picture_without_a_suffix_is_refused(here, out):
+    (here / "folder").mkdir()
+    with pytest.raises(UserError, match=f"out={out}: needs the name of a picture"):
+        script("plot").main([f"out={out}"])

@@ -80,6 +80,23 @@ def test_output_without_a_reader_is_dropped(broken, monkeypatch):
     assert text.getvalue() == "line\n" and sys.stdout is text
 
 
+def test_an_object_that_can_only_write_is_output(monkeypatch):
+    class Writer:
+        text = ""
+
+        def write(self, text):
+            self.text += text
+
+        def flush(self):
+            pass
+
+    monkeypatch.setattr(sys, "stdout", writer := Writer())
+    with lasting_output():
+        assert not sys.stdout.isatty()
+        print("line")
+    assert writer.text == "line\n"
+
+
 def test_a_message_without_a_reader_does_not_raise(broken):
     stderr = os.dup(2)
     try:

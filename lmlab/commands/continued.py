@@ -34,7 +34,8 @@ def literal(argument: str) -> str:
     if text == "null" or text[:1] in ("'", '"'):
         return argument
     is_run = key in ("resume", "replay", "init_from")
-    if key in ("separator", "score_after") and is_no_override(argument):
+    has_blanks = text != text.strip()  # at its ends, which Hydra would take away
+    if key in ("separator", "score_after") and (has_blanks or is_no_override(argument)):
         is_run = True
         text = text.replace("\n", r"\n").replace("\t", r"\t")
     if not is_run and not (key == "path" and is_no_override(argument)):

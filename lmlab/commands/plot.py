@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmlab.catalogue import PathText
-from lmlab.commands.options import parse_script
+from lmlab.commands.options import check_picture, parse_script
 from lmlab.errors import UserError
 from lmlab.runs.folder import newest, read_history
 from lmlab.sweep.labels import common_parts, without
@@ -41,6 +41,7 @@ class Options:
 def main(argv: list[str]) -> None:
     """Writes the picture and prints its path. Raises UserError."""
     options = parse_script(Options, __doc__, argv)
+    check_picture(options.out)
     import matplotlib
 
     matplotlib.use("Agg")  # draws to files, and needs no display

@@ -119,8 +119,12 @@ def refuse_hydras_files(args: Namespace) -> None:
             raise UserError(
                 f"--{flag}={value}: has no effect here; a recipe is a file in conf/experiment"
             )
+    if args.shell_completion:
+        raise UserError("--shell-completion: cannot be installed here; --help lists all keys")
     if args.resolve and not args.cfg:
         raise UserError("--resolve: needs --cfg job")
+    if args.package and not args.cfg:
+        raise UserError(f"--package={args.package}: needs --cfg job")
 
 
 def refuse_flags(message: str) -> None:

@@ -286,7 +286,7 @@ def parse(text: str) -> Override:
     """Parses an argument as one of Hydra's overrides. Raises UserError."""
     try:
         return OverridesParser.create().parse_override(text)
-    except HydraException:
+    except (HydraException, ValueError):  # Python reads no number of over 4,300 digits
         raise UserError(
             f"{text}: needs the form key=value; a value with spaces, commas, quotes or braces is "
             f"quoted twice: {text.partition('=')[0]}=\"'…'\""

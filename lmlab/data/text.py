@@ -155,6 +155,7 @@ class Splits:
         if whole is not None:
             for name, start, end in zip(self.parts, [0, *ends], ends, strict=False):
                 self.documents[name] = whole.within(start, end)
+                self.documents[name].check(name, end - start)
 
     @classmethod
     def of_run(

@@ -28,6 +28,15 @@ PICTURED = 32  # tokens that the pictures of attention show
 
 
 @dataclass(frozen=True)
+class Source:
+    """The validation text of an earlier run, with its documents and its key `align`."""
+
+    tokens: np.ndarray
+    documents: Documents | None
+    align: str
+
+
+@dataclass(frozen=True)
 class Subject:
     """A model at a step of its training, with all data that an evaluation needs."""
 
@@ -36,8 +45,8 @@ class Subject:
     block_size: int
     precision: str
     seed: int
-    source: np.ndarray | None = None
-    """Validation tokens of the run that the weights come from."""
+    source: Source | None = None
+    """The validation text of the run that the weights come from."""
 
     align: str = "epoch"
     """The run's key `align`: with "document" tokens are predicted within their documents."""
@@ -139,7 +148,7 @@ def validation_loss(subject: Subject) -> dict[str, float]:
     tokens = subject.text.val
     if len(tokens) == 0:
         return {}
-    return loss_on(subject, tokens, subject.text.documents.get("val"))
+    return loss_on(subject, tokens, subject.text.documents.get("val"), subject.align)
 
 
 @evaluation
@@ -147,7 +156,9 @@ def source_loss(subject: Subject) -> dict[str, float]:
     """Returns val/loss_source: the loss on the text of the earlier run that gave the weights."""
     if subject.source is None or len(subject.text.val) == 0:
         return {}
-    return {"val/loss_source": loss_on(subject, subject.source)["val/loss"]}
+    source = subject.source
+    numbers = loss_on(subject, source.tokens, source.documents, source.align)
+    return {"val/loss_source": numbers["val/loss"]}
 
 
 @evaluation
@@ -190,11 +201,11 @@ def pictures(subject: Subject) -> dict[str, np.ndarray]:
 
 
 def loss_on(
-    subject: Subject, tokens: np.ndarray, documents: Documents | None = None
+    subject: Subject, tokens: np.ndarray, documents: Documents | None, align: str
 ) -> dict[str, float]:
     """Returns the numbers of `loss_metrics` for `tokens`, with names that begin with val/."""
     model = subject.model
-    within = aligned(documents, subject.align)
+    within = aligned(documents, align)
     answers = log_probs(model, tokens, subject.block_size, subject.precision, within)
     return loss_metrics(answers, tokens, subject.text.tokenizer, "val", documents)
 

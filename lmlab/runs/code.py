@@ -64,7 +64,8 @@ class SameCode:
         self.sets: list[set[str]] = []
         if not self.path.exists():
             return
-        for n, line in enumerate(files.read(self.path, LIMIT).decode().splitlines(), start=1):
+        content = files.read(self.path, LIMIT).decode(errors="replace")
+        for n, line in enumerate(content.splitlines(), start=1):
             try:
                 self.sets.append({str(code) for code in json.loads(line)["codes"]})
             except (ValueError, KeyError, TypeError, RecursionError):

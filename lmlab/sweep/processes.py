@@ -95,7 +95,7 @@ def choose_short_folder() -> None:
 def call(function: Callable[..., Any], *arguments: Any) -> Any:
     """Calls `function` in a separate process and returns its result, or raises its UserError."""
     receiver, sender = server().Pipe(duplex=False)
-    process = server().Process(target=send_result, args=(sender, function, *arguments))
+    process = server().Process(target=send_result, args=(sender, function, *arguments), daemon=True)
     with without_main():
         process.start()
     sender.close()

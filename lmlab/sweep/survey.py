@@ -1,8 +1,9 @@
 """Counts the cells of a sweep, and those already finished, before the first of them runs."""
 
 import sys
+import threading
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import cached_property
 
 from rich.console import Console
@@ -36,11 +37,19 @@ class Survey:
         self.was_announced = False
         self.future: Future[Identified] | None = None
         if asked.launcher == "local":
-            pool = ThreadPoolExecutor(1)
-            self.future = pool.submit(self.identify_all)
-            pool.shutdown(wait=False)
+            self.future = Future()
+            # A daemon: Ctrl-C need not wait for the answer.
+            threading.Thread(target=self.answer, daemon=True).start()
         else:
             self.check()
+
+    def answer(self) -> None:
+        """Gives `future` the cells, or the error."""
+        assert self.future is not None  # the thread is started after it was made
+        try:
+            self.future.set_result(self.identify_all())
+        except BaseException as error:
+            self.future.set_exception(error)
 
     def identify_all(self) -> Identified:
         """Returns the cells and the number of GPUs. Raises UserError."""

@@ -39,7 +39,7 @@ from lmlab.training.overhead import (
     spare_memory_filling,
     torch_as_before,
 )
-from lmlab.training.preparation import Prepared, inherit, load_start, source_tokens
+from lmlab.training.preparation import Prepared, inherit, load_start, source_text
 from lmlab.training.recorder import Ending, Recorder, Watch
 from lmlab.training.resumption import (
     check_resumable,
@@ -211,7 +211,7 @@ def train(
                 block_size=prepared.block_size,
                 precision=prepared.precision,
                 seed=prepared.run.seed,
-                source=source_tokens(directory, prepared.text.tokenizer),
+                source=source_text(directory, prepared.text.tokenizer),
                 align=prepared.run.align,
             )
             ending = learn(directory, prepared, subject, stop, saved, over, watch)

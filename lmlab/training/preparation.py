@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 
@@ -13,6 +12,7 @@ from lmlab.data.batches import Batches, resolved_align, with_align
 from lmlab.data.text import Splits
 from lmlab.data.tokenizers import Tokenizer
 from lmlab.errors import UserError
+from lmlab.inference.evaluations import Source
 from lmlab.models.base import LanguageModel, build_model
 from lmlab.runs import checkpoints
 from lmlab.runs.folder import RunDirectory, read_config, text_sha256
@@ -85,8 +85,8 @@ def inherit(model: LanguageModel, start: checkpoints.Run) -> None:
         ) from None
 
 
-def source_tokens(directory: RunDirectory, tokenizer: Tokenizer) -> np.ndarray | None:
-    """Returns the validation tokens of the earlier run whose weights this run starts from.
+def source_text(directory: RunDirectory, tokenizer: Tokenizer) -> Source | None:
+    """Returns the validation text of the earlier run whose weights this run starts from.
 
     If their text cannot be read, it prints a line and returns None.
     """
@@ -95,10 +95,10 @@ def source_tokens(directory: RunDirectory, tokenizer: Tokenizer) -> np.ndarray |
     try:
         source = read_config(directory.path, "source.yaml")
         sha256 = text_sha256(directory.metrics, directory.path, "source_sha256")
-        tokens = Splits.of_run(source, tokenizer, sha256).val
+        text = Splits.of_run(source, tokenizer, sha256)
     except UserError as error:
         directory.say(f"val/loss_source is not tracked: {error}")
         return None
-    if len(tokens) == 0:
+    if len(text.val) == 0:
         return None
-    return tokens
+    return Source(text.val, text.documents.get("val"), source.run.align)

@@ -214,9 +214,10 @@ class Recorder(Callback):
     def note_point(self, trainer: Trainer, module: LanguageModule) -> None:
         """Writes a point of the training curves, and checks that the loss is finite."""
         lr = trainer.optimizers[0].param_groups[0]["lr"]
+        has_loss = module.losses > 0
         numbers, others = self.meter.point(module, lr)
         self.results.add_point(self.meter.step, numbers, others)
-        self.diverged = not math.isfinite(self.meter.train_loss)
+        self.diverged = has_loss and not math.isfinite(self.meter.train_loss)
 
     def evaluate(self, trainer: Trainer, module: LanguageModule) -> None:
         """Evaluates the model, writes the values, and saves best.ckpt at the lowest val/loss."""

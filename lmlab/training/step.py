@@ -13,6 +13,7 @@ A step predicts the next token, measures the loss and improves the weights. The 
 Lightning also moves the model to the device, writes and reads checkpoints, and takes Ctrl-C.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -90,8 +91,9 @@ class LanguageModule(PlainHookName):
         with autocast(self.device, self.precision):
             loss = self.cross_entropy(self.model, *batch)
         self.manual_backward(loss / accumulation if accumulation > 1 else loss)
-        self.loss_sum.add_(loss.detach())
-        self.losses += 1
+        if not self.run.score_after or bool((batch[1] != IGNORED).any()):
+            self.loss_sum.add_(loss.detach())
+            self.losses += 1
         self.batches += 1
         if self.batches % accumulation == 0:
             self.gradient_step()
@@ -108,8 +110,11 @@ class LanguageModule(PlainHookName):
         optimizer.zero_grad()
 
     def take_loss(self, restart: bool) -> float:
-        """Returns the mean loss since the last call with `restart`. It waits for the device."""
-        mean = float(self.loss_sum / self.losses)
+        """Returns the mean loss since the last call with `restart`. It waits for the device.
+
+        It is nan if no token of these batches was scored.
+        """
+        mean = float(self.loss_sum / self.losses) if self.losses else math.nan
         if restart:
             self.loss_sum.zero_()
             self.losses = 0
