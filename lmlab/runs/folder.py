@@ -44,6 +44,8 @@ LIMITS = {  # bytes
 }
 
 
+EVENTS = "events.out.tfevents.*"  # TensorBoard's files in the folder of a run
+
 # A line of config.yaml: no nesting, no reference, no tag, with which a few bytes of YAML can become
 # many, or take hours to parse.
 PLAIN_LINE = r"\w+: [^ \t\[{&*!|>%@`].*"
@@ -101,17 +103,23 @@ class RunDirectory:
             undo.pop_all()
         return directory
 
-    def rewind(self, history_bytes: int) -> None:
-        """Removes the history after a checkpoint, and the temporary files of a killed process.
+    def rewind(self, history_bytes: int, events: Mapping[str, Any] | None) -> None:
+        """Removes what was written after a checkpoint, and temporary files of a killed process.
 
-        `history_bytes` is the length of history.jsonl at the checkpoint. Raises UserError if the
-        file is shorter.
+        `history_bytes` is the length of history.jsonl at the checkpoint, and `events` holds the
+        lengths of TensorBoard's files by name, if the checkpoint tells them. Raises UserError if
+        history.jsonl is shorter.
         """
         if history_bytes > os.fstat(self.history.fileno()).st_size:
             raise UserError(
                 f"{self.path / 'history.jsonl'}: is shorter than when the checkpoint was made"
             )
         self.history.truncate(history_bytes)
+        if events is not None:
+            for path in self.path.glob(EVENTS):
+                length = events.get(path.name, 0)
+                if type(length) is int and 0 <= length < path.stat().st_size:
+                    os.truncate(path, length)
         for temporary in self.path.rglob(f".*.{'?' * 32}"):
             temporary.unlink()
 
@@ -129,13 +137,15 @@ class RunDirectory:
         """Adds a line to history.jsonl."""
         self.history.write(to_json(values) + "\n")
 
-    def settle(self) -> int:
-        """Waits until history and events are on disk; returns history.jsonl's length in bytes."""
+    def settle(self) -> dict[str, Any]:
+        """Waits until history and events are on disk; returns their lengths, as `rewind` needs."""
         self.history.flush()
-        for path in (self.path / "history.jsonl", *self.path.glob("events.out.tfevents.*")):
+        events = {}
+        for path in (self.path / "history.jsonl", *self.path.glob(EVENTS)):
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
-        return os.fstat(self.history.fileno()).st_size
+                events[path.name] = os.fstat(file.fileno()).st_size
+        return {"history_bytes": events.pop("history.jsonl"), "events": events}
 
     def update(self, **values: Any) -> None:
         """Merges `values` into metrics.json. Raises UserError if it cannot be written."""
@@ -195,7 +205,7 @@ def newest(path: Path, key: str = "run") -> Path:
 
     def started(run: Path) -> tuple[int, int]:
         # TensorBoard writes the second of its start into the name of the first events file.
-        names = [path.name.split(".")[3] for path in run.glob("events.out.tfevents.*")]
+        names = [path.name.split(".")[3] for path in run.glob(EVENTS)]
         second = min((int(name) for name in names if name.isdecimal()), default=0)
         tokenizer = run / "tokenizer.json"  # written once, at the start
         return second, tokenizer.stat().st_mtime_ns if tokenizer.exists() else 0

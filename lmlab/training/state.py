@@ -35,7 +35,7 @@ def entry(
     return {
         **identity,
         "metrics": directory.metrics,
-        "history_bytes": directory.settle(),
+        **directory.settle(),
         **progress,
         "random_state": random_state(device),
     }
