@@ -118,7 +118,7 @@ class RunDirectory:
         if events is not None:
             for path in self.path.glob(EVENTS):
                 length = events.get(path.name, 0)
-                if type(length) is int and 0 <= length < path.stat().st_size:
+                if isinstance(length, int) and 0 <= length < path.stat().st_size:
                     os.truncate(path, length)
         for temporary in self.path.rglob(f".*.{'?' * 32}"):
             temporary.unlink()
