@@ -61,9 +61,14 @@ class StopSignals:
             return {}
         return {number: signal.signal(number, self.receive) for number in stopping_signals()}
 
+    @property
+    def came(self) -> bool:
+        """Whether a signal came."""
+        return self.number is not None
+
     def receive(self, number: int, frame: FrameType | None) -> None:
         """Remembers a signal, or calls `again` if it is not the first."""
-        if self.number is not None:
+        if self.came:
             self.number = number
             self.again(number)
             return
@@ -77,7 +82,7 @@ class StopSignals:
         """A context in which the first signal raises `Interrupted`, or one that came before."""
         try:
             self.raises = True
-            if self.number is not None:
+            if self.came:
                 raise Interrupted
             yield
         finally:

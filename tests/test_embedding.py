@@ -7,7 +7,7 @@ import torch
 
 from lmlab.commands import train as cli
 from lmlab.errors import UserError, reason_of, without_secrets
-from tests.conftest import content, metrics, refused
+from tests.conftest import metrics, refused
 
 LINE = (
     "model=bigram data=sentence val_fraction=0.2 block_size=8 batch_size=2 device=cpu "
@@ -45,4 +45,7 @@ def test_a_password_in_an_argument_is_shown_nowhere_and_kept_nowhere(here, capsy
     search = "-m hydra/sweeper=search hydra/launcher=basic hydra.sweeper.n_trials=1 lr=0.1,0.2 "
     line = search + "hydra.sweeper.storage=mysql://me:secret@nowhere/db name=s " + LINE
     refused(capsys, lambda: cli.main(line.split()), ["mysql://me:***@nowhere/db"])
-    assert not any(b"me:secret@" in text for text in content(here).values())
+    (here / "x:/me:secret@y").mkdir(parents=True)
+    (here / "x:/me:secret@y/a.txt").write_text("one cat and two dogs " * 9)
+    line = LINE.replace("data=sentence", "data=file path=x://me:secret@y/a.txt")
+    assert "path=x://me:***@y/a.txt" in metrics(cli.main(line.split()))["command"]

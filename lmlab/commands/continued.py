@@ -33,12 +33,15 @@ def literal(argument: str) -> str:
     key, _, text = argument.partition("=")
     if text == "null" or text[:1] in ("'", '"'):
         return argument
-    is_run = key in ("resume", "replay", "init_from")
-    has_blanks = text != text.strip()  # at its ends, which Hydra would take away
-    if key in ("separator", "score_after") and (has_blanks or is_no_override(argument)):
-        is_run = True
+    if key in ("separator", "score_after"):
+        has_blanks = text != text.strip()  # at its ends, which Hydra would take away
+        is_quoted = has_blanks or is_no_override(argument)
         text = text.replace("\n", r"\n").replace("\t", r"\t")
-    if not is_run and not (key == "path" and is_no_override(argument)):
+    elif key == "path":
+        is_quoted = is_no_override(argument)
+    else:
+        is_quoted = key in ("resume", "replay", "init_from")
+    if not is_quoted:
         return argument
     escaped = re.sub(r"\\*'|\\+$", lambda match: "".join(f"\\{c}" for c in match[0]), text)
     return f"{key}='{escaped}'"
@@ -115,9 +118,8 @@ def refuse_unfit(verb: str, overrides: Overrides, flags: list[str]) -> None:
     unfit = list(flags)
     for key, override in overrides.items():
         alone = verb == "replay" or key in ("replay", "init_from", *keys_of(SweepConfig))
-        if key == "path":  # where the run's text is now
-            alone = False
-        if override.is_sweep_override() or is_signed(override) or (alone and key != verb):
+        other = alone and key not in (verb, "path")  # path: where the run's text is now
+        if override.is_sweep_override() or is_signed(override) or other:
             unfit.append(str(override.input_line))
     if unfit:
         raise UserError(

@@ -190,6 +190,7 @@ def mixed(members: list[Run], target: Target) -> tuple[Tensor, list[float]]:
     """
     import torch
 
+    from lmlab.data.documents import counting
     from lmlab.inference import mixture
     from lmlab.inference.loss import loss_metrics, own_text
 
@@ -198,8 +199,9 @@ def mixed(members: list[Run], target: Target) -> tuple[Tensor, list[float]]:
     holdout = part_of(text, "holdout")
     documents = text.documents.get("holdout")
     on_holdout = torch.stack([predictions(member, holdout, documents) for member in members])
-    if documents is not None and documents.scored is not None:
-        on_holdout = on_holdout[:, torch.from_numpy(documents.scored[1:])]
+    counts = counting(documents)
+    if counts is not None:
+        on_holdout = on_holdout[:, torch.from_numpy(counts)]
     weights = mixture.fit(on_holdout)
     answers = torch.stack(
         [predictions(member, target.tokens, target.documents) for member in members]

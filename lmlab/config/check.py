@@ -275,14 +275,11 @@ def check_run(run: RunConfig, optimizer: OptimizerConfig) -> None:
             "(null: max_steps), or nothing is left to decay"
         )
     if run.separator is None:
-        for key, value, needs in (
-            ("align", run.align, run.align == "document"),
-            ("score_after", run.score_after, run.score_after is not None),
-        ):
-            if needs:
-                raise UserError(
-                    f"{key}={value}: needs separator=…, the text after which a document ends"
-                )
+        needs = "needs separator=…, the text after which a document ends"
+        if run.align == "document":
+            raise UserError(f"align=document: {needs}")
+        if run.score_after is not None:
+            raise UserError(f"score_after={run.score_after}: {needs}")
     for key in ("separator", "score_after"):
         if getattr(run, key) == "":
             raise UserError(f"{key}=: is empty; needs a text, or null")

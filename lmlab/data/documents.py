@@ -49,6 +49,13 @@ class Documents:
         return np.repeat(self.starts, counts) + block_size * number_within
 
 
+def counting(documents: Documents | None) -> np.ndarray | None:
+    """Returns for each token but the first whether its prediction counts; None if all do."""
+    if documents is None or documents.scored is None:
+        return None
+    return documents.scored[1:]
+
+
 def find(tokens: np.ndarray, tokenizer: Tokenizer, run: RunConfig) -> Documents | None:
     """Returns the documents of a text, or None if it is not divided: `separator` is null.
 
@@ -82,12 +89,15 @@ def ends_of(tokens: np.ndarray, tokenizer: Tokenizer, key: str, typed: str) -> n
     found = np.ones(max(0, len(tokens) - len(ids) + 1), bool)
     for offset, token in enumerate(ids):
         found &= tokens[offset : offset + len(found)] == token
-    ends: list[int] = []
-    for start in np.flatnonzero(found).tolist():
-        if not ends or start >= ends[-1]:
-            ends.append(start + len(ids))
-    if not ends:
+    begins = np.flatnonzero(found)
+    if len(begins) == 0:
         raise UserError(f"{key}={typed}: the text does not contain it")
+    if np.all(np.diff(begins) >= len(ids)):
+        return begins + len(ids)
+    ends: list[int] = []
+    for begin in begins.tolist():
+        if not ends or begin >= ends[-1]:
+            ends.append(begin + len(ids))
     return np.array(ends)
 
 

@@ -105,11 +105,11 @@ class CachedReader(PlainReader):
 class NumpyReader(CachedReader):
     """Like CachedReader, but the model's `decoder`, in numpy, reads the single tokens."""
 
-    def __init__(self, model: LanguageModel, block_size: int, precision: str) -> None:
+    def __init__(
+        self, model: LanguageModel, block_size: int, precision: str, decoder: Decoder
+    ) -> None:
         super().__init__(model, block_size, precision)
-        decoder = model.decoder()
-        assert decoder is not None  # `fast_readers` has asked
-        self.decoder: Decoder = decoder
+        self.decoder = decoder
 
     def first_logits(self, idx: np.ndarray) -> np.ndarray:
         """Returns the logits (B, V) after idx (B, T); torch reads these."""
@@ -127,41 +127,51 @@ def reader_for(model: LanguageModel, samples: int, block_size: int, precision: s
 
     A fast reader is used only if it returns the model's own logits for a few tokens.
     """
-    for fast in fast_readers(model, samples):
-        if is_faithful(fast, model, block_size):
-            return fast(model, block_size, precision)
+    for fast in fast_readers(model, samples, block_size, precision):
+        if is_faithful(fast):
+            return fast
         print(
-            f"warning: {fast.__name__} does not return the logits of {type(model).__name__}; "
+            f"warning: {type(fast).__name__} does not return the logits of {type(model).__name__}; "
             "sampling does without it",
             file=sys.stderr,
         )
     return PlainReader(model, block_size, precision)
 
 
-def fast_readers(model: LanguageModel, samples: int) -> Iterator[type[PlainReader]]:
+def fast_readers(
+    model: LanguageModel, samples: int, block_size: int, precision: str
+) -> Iterator[CachedReader]:
     """Yields the readers that are faster than PlainReader for this model, the fastest first."""
     if model.caches() is None:
         return
-    if model.device.type == "cpu" and samples == 1 and model.decoder() is not None:
-        yield NumpyReader
-    yield CachedReader
+    if model.device.type == "cpu" and samples == 1:
+        decoder = model.decoder()
+        if decoder is not None:
+            yield NumpyReader(model, block_size, precision, decoder)
+    yield CachedReader(model, block_size, precision)
 
 
 @torch.inference_mode()
-def is_faithful(reader: type[PlainReader], model: LanguageModel, block_size: int) -> bool:
-    """Returns whether a reader returns the model's own logits after each of a few tokens."""
-    plain = PlainReader(model, block_size, "32-true")
-    fast = reader(model, block_size, "32-true")
+def is_faithful(fast: CachedReader) -> bool:
+    """Returns whether a reader returns the model's own logits after each of a few tokens.
+
+    They are compared in float32. Afterwards the reader is as before.
+    """
+    plain = PlainReader(fast.model, fast.block_size, "32-true")
+    precision = fast.precision
+    fast.precision = "32-true"
     tokens = np.zeros((1, 1), dtype=np.int64)
-    for _ in range(min(CHECKED, block_size)):
-        with evaluating(model):
+    are_equal = True
+    with evaluating(fast.model):
+        for _ in range(min(CHECKED, fast.block_size)):
             wanted = plain.logits(tokens)
             found = fast.logits(tokens)
-        if not np.allclose(found, wanted, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
-            return False
-        last = np.array([[wanted.shape[1] - 1]])
-        tokens = np.concatenate((tokens, last), axis=1)
-    return True
+            are_equal &= np.allclose(found, wanted, TOLERANCE, TOLERANCE, equal_nan=True)
+            last = np.array([[wanted.shape[1] - 1]])
+            tokens = np.concatenate((tokens, last), axis=1)
+    fast.precision = precision
+    fast.caches = ()
+    return are_equal
 
 
 def generate(

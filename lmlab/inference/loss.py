@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lmlab.config.check import check_key
-from lmlab.data.documents import Documents
+from lmlab.data.documents import Documents, counting
 from lmlab.data.text import Splits
 from lmlab.data.tokenizers import Tokenizer
 from lmlab.errors import UserError
@@ -121,8 +121,8 @@ def loss_metrics(
     scores count. Bytes are counted in UTF-8.
     """
     predicted = tokens[1:]
-    if documents is not None and documents.scored is not None:
-        counts = documents.scored[1:]
+    counts = counting(documents)
+    if counts is not None:
         log_probs = log_probs[torch.from_numpy(counts)]
         predicted = predicted[counts]
     total = -log_probs.sum(dtype=torch.float64)

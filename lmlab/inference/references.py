@@ -12,6 +12,7 @@ import torch
 
 from lmlab import files
 from lmlab.catalogue import NGramConfig
+from lmlab.data.documents import counting
 from lmlab.data.text import Splits
 from lmlab.errors import UserError
 from lmlab.inference.loss import log_probs
@@ -37,11 +38,10 @@ def references(data: Splits) -> dict[str, float]:
     vocab_size = data.tokenizer.vocab_size
     if len(val) < 2:
         return {}
-    counts = None  # which of the predictions of val[1:] count
-    if "val" in data.documents and data.documents["val"].scored is not None:
-        counts = data.documents["val"].scored[1 : len(val)]
+    counts = counting(data.documents.get("val"))
     parts = [train.tobytes(), b"/", val.tobytes(), str(vocab_size).encode()]
     if counts is not None:
+        counts = counts[: len(val) - 1]
         parts.append(counts.tobytes())
     key = files.sha256(b"".join(parts))
     path = files.cache_dir() / "references" / f"{key}.json"

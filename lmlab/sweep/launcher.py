@@ -67,7 +67,6 @@ class LocalLauncher(Launcher):
         self.time_limit = time_limit  # minutes
         self.jobs: list[Job] = []
         self.waiting: deque[Job] = deque()
-        self.stop = StopSignals(STOPPING, self.kill_all)
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -129,12 +128,12 @@ class LocalLauncher(Launcher):
     def run_all(self, next_request: Callable[[], Request | None], n_jobs: int) -> None:
         """Runs cells until there are no more. After a signal only waits for the running cells."""
         while True:
-            while self.stop.number is None and len(self.jobs) < n_jobs:
+            while not self.stop.came and len(self.jobs) < n_jobs:
                 job = self.next_job(next_request)
                 if job is None:
                     break
                 self.start(job)
-            if not self.jobs and (self.stop.number is not None or not self.waiting):
+            if not self.jobs and (self.stop.came or not self.waiting):
                 return
             connection.wait([job.process.sentinel for job in self.jobs], timeout=POLL)
             if not self.jobs:
@@ -206,7 +205,7 @@ class LocalLauncher(Launcher):
             self.end(job)
         elif exit_status == processes.EXIT_BUSY:
             self.waiting.append(job)
-        elif self.stop.number is None or job.out_of_time:
+        elif not self.stop.came or job.out_of_time:
             self.fail(job, exit_status)
 
     def stop_if_due(self, job: Job) -> None:
@@ -219,7 +218,7 @@ class LocalLauncher(Launcher):
                 job.process.kill()
             return
         late = self.time_limit is not None and now - job.started > 60 * self.time_limit
-        if late or self.stop.number is not None:
+        if late or self.stop.came:
             job.asked_to_stop = now
             job.out_of_time = late
             job.process.terminate()

@@ -54,14 +54,9 @@ def finish(sweep: Sweep, launcher: str) -> bool:
         write(table, sweep.folder, sweep.name)
     except Exception as error:  # the runs are done, whatever becomes of their page
         print(f"warning: the leaderboard's files were not written: {reason_of(error)}")
-    mine = table[[is_of_this_code(code, sweep) for code in table["code"]]]
+    equal = SameCode(sweep.own).equal_to(own_code()) | {UNKNOWN}
+    mine = table[[not equal.isdisjoint(re.split("[+=]", code)) for code in table["code"]]]
     return bool(mine["status"].isin(ENDED).all()) and not table.attrs["faults"]
-
-
-def is_of_this_code(code: str, sweep: Sweep) -> bool:
-    """Returns whether this process's code, or one called equal, may have made a cell."""
-    equal = SameCode(sweep.own).equal_to(own_code())
-    return code == UNKNOWN or not equal.isdisjoint(re.split("[+=]", code))
 
 
 def is_tested(path: str) -> bool:

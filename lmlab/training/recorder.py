@@ -150,7 +150,7 @@ class Recorder(Callback):
             self.save(trainer, module)
         self.keep_matrices(module)
         self.meter.start()
-        trainer.should_stop = self.last or self.pruned or self.is_stopping()
+        trainer.should_stop = self.last or self.pruned or self.stop.came
 
     def on_train_batch_end(self, trainer: Trainer, module: LanguageModule, *_: object) -> None:  # type: ignore[override]  # our module
         """Does the actions that are due after a step."""
@@ -162,13 +162,13 @@ class Recorder(Callback):
         self.last = due.end
         if due.point:
             self.note_point(trainer, module)
-        stopping = self.is_stopping()
+        stopping = self.stop.came
         if due.evaluation or due.checkpoint or stopping:
             with self.meter.paused(module):  # what is done here is no training time
                 if due.evaluation:
                     self.evaluate(trainer, module)
                 # asked once: a signal that comes while saving waits for the next step
-                stopping = self.is_stopping()
+                stopping = self.stop.came
                 if due.checkpoint or stopping:
                     self.save(trainer, module)
         self.keep_matrices(module)
@@ -261,10 +261,6 @@ class Recorder(Callback):
         if self.schedule.evaluates_after(self.meter.step + 1):
             weights = evaluations.matrices(module.model)
             self.before = {name: weight.clone() for name, weight in weights}
-
-    def is_stopping(self) -> bool:
-        """Returns whether a signal has asked the run to stop."""
-        return self.stop.number is not None
 
     def is_finite(self, module: LanguageModule) -> bool:
         """Returns whether loss and weights are finite. If not, nothing is evaluated or saved.
