@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -245,3 +246,22 @@ def test_a_cell_that_somebody_resumes_by_hand_is_busy(here):
         cells.run(one)
     directory.close()
     assert cells.run(one) == "finished"
+
+
+def test_a_cells_folder_is_found_as_soon_as_it_is_there(here):
+    # 20,000 cells in one folder: it is listed once, not once for each; and never a list too old.
+    one = cell()
+    folder = one.sweep.folder
+    folder.mkdir(parents=True)
+    made = folder / f"another-label-{one.hash}"
+    for seconds_ago in (0, 5, 3600):
+        changed = time.time_ns() - seconds_ago * 10**9
+        os.utime(folder, ns=(changed, changed))
+        assert one.find() != made
+        made.mkdir()
+        if seconds_ago < 10:  # the second change has the time of the first
+            os.utime(folder, ns=(changed, changed))
+        assert one.find() == made
+        made.rmdir()
+    os.utime(folder, ns=(1, 1))
+    assert one.sweep.cells() is one.sweep.cells()

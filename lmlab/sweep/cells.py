@@ -29,6 +29,9 @@ from lmlab.runs.folder import is_locked, read_config, read_metrics, to_json, wri
 ENDED = ("finished", "diverged", "pruned")  # statuses after which a cell is not run again
 LABEL = 150  # characters of a label in a folder's name
 
+SETTLED = 10  # seconds after which no second change of a folder can have the same time
+LISTED: dict[Path, tuple[int, dict[str, Path]]] = {}  # when each sweep's folder changed; its cells
+
 Watch = Callable[[int, float], bool]  # from step and val/loss: whether the cell shall continue
 
 
@@ -62,6 +65,28 @@ class Sweep:
         """The folder of files that belong to no single cell: locks, logs, Hydra's files."""
         return self.folder / ".sweep"
 
+    def cells(self) -> dict[str, Path]:
+        """Returns the folders of the sweep's cells, by their hash.
+
+        They are listed again if the sweep's folder has changed. A list that was made soon after a
+        change is not kept: a second change may have the same time.
+        """
+        listed_at = time.time()
+        try:
+            changed = self.folder.stat().st_mtime_ns
+        except FileNotFoundError:
+            return {}
+        place = self.folder.absolute()
+        known = LISTED.get(place)
+        if known and known[0] == changed:
+            return known[1]
+        by_hash = {}
+        for path in sorted(self.folder.glob("*-*"), reverse=True):  # the first name wins
+            by_hash[path.name.rpartition("-")[2]] = path
+        if listed_at - changed / 1e9 > SETTLED:
+            LISTED[place] = changed, by_hash
+        return by_hash
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -86,12 +111,11 @@ class Cell:
     def find(self) -> Path:
         """Returns the cell's folder: an existing one with its hash, or the path of a new one.
 
-        An existing folder may have another label, made by a different command. Each call reads the
-        disk, since another process may create the folder at any time.
+        An existing folder may have another label, made by a different command. Another process may
+        create the folder at any time, so two calls may differ.
         """
-        for path in sorted(self.sweep.folder.glob(f"*-{self.hash}")):
-            return path
-        return self.sweep.folder / f"{self.label[:LABEL]}-{self.hash}"
+        new = self.sweep.folder / f"{self.label[:LABEL]}-{self.hash}"
+        return self.sweep.cells().get(self.hash, new)
 
     @property
     def facts(self) -> dict[str, str]:
@@ -171,10 +195,10 @@ def own_hash(sweep: Sweep, cell_hash: str) -> tuple[str, str | None]:
     """
     code = own_code()
     same = SameCode(sweep.own).equal_to(code)
-    for path in sweep.folder.glob(f"*-{cell_hash}"):
-        made_by = maker(path)
-        if made_by and made_by not in same and not sweep.same_code:
-            return short_hash({"cell": cell_hash, "code": code}), made_by
+    path = sweep.cells().get(cell_hash)
+    made_by = maker(path) if path else None
+    if made_by and made_by not in same and not sweep.same_code:
+        return short_hash({"cell": cell_hash, "code": code}), made_by
     return cell_hash, None
 
 
