@@ -1,6 +1,7 @@
 """Every shipped YAML composes and trains a step."""
 
 import importlib.util
+import itertools
 import re
 import shutil
 
@@ -9,7 +10,7 @@ import yaml
 
 from lmlab.commands import options
 from lmlab.commands import train as cli
-from lmlab.config import conf_files, keys, overrides
+from lmlab.config import conf_files, keys, overrides, recipes
 from lmlab.config.keys import CHOICES, GROUPS, choices_of
 from lmlab.errors import UserError
 from tests.conftest import ROOT, config, history, metrics, refused
@@ -159,7 +160,7 @@ def test_runs_of_built_in_choices_note_no_base(train):
     assert not [key for key in config(train(f"model=bigram {QUICK}")) if key.endswith("_base")]
 
 
-@pytest.mark.parametrize("defaults", ["[loop_b]", "[none_such]", "[_self_]", "[{gpt: null}]"])
+@pytest.mark.parametrize("defaults", ["[loop_b]", "[none_such]", "[_self_]"])
 def test_a_file_that_builds_on_no_choice_is_none(conf, here, capsys, defaults):
     folder, _ = conf
     for name, text in (("loop_a", defaults), ("loop_b", "[loop_a]")):
@@ -191,6 +192,13 @@ FAULTS = {
     "a doubled key": (HEADER + b"lr: 0.1\nlr: 0.2\n", "line 3: lr: is there twice"),
     "a tab": (HEADER + b"\tlr: 0.1\n", "line 2: "),
     "no mapping": (HEADER + b"lr 0.1\n", "line 2: needs lines of the form key: value"),
+    "a number as a key": (HEADER + b"1: 2\n", "line 2: 1: needs the name of a key"),
+    "null as a key": (HEADER + b"null: 2\n", "line 2: null: needs the name of a key"),
+    "a long number": (HEADER + b"lr: " + b"9" * 5000 + b"\n", "Exceeds the limit"),
+    "no list of defaults": (HEADER + b"defaults: gpt\n", "line 2: defaults: needs a list"),
+    "no defaults": (HEADER + b"defaults:\n", "line 2: defaults: needs a list"),
+    "a list in defaults": (HEADER + b"defaults: [[gpt]]\n", "line 2: defaults: needs a list"),
+    "a default twice": (HEADER + b"defaults: [_self_, _self_]\n", "_self_: is there twice"),
     "hydra's settings": (HEADER + b"hydra:\n  launcher: {n_jobs: 1}\n", "line 2: hydra: "),
 }
 
@@ -209,6 +217,65 @@ def test_a_file_of_conf_whose_content_would_have_no_effect_is_refused(
     assert stopped.value.code == 2 and said.count("\n") == 1
     assert said.startswith(f"error: conf/{group}/faulty.yaml: ") and reason in said
     cli.main(["--help"])  # a file that nobody asked for harms nothing
+
+
+RECIPE_FAULTS = {  # the defaults list and the keys of a recipe, and what is said
+    "a launcher": ("[override /hydra/launcher: basic]", "", "line 2: defaults: override /hydra/la"),
+    "a recipe as a choice": ("[override /experiment: tiny_lm]", "", "allowed are override /group"),
+    "a group without override": ("[model: bigram]", "", "defaults: model: bigram: allowed are"),
+    "no choice": ("[override /model: null]", "", "line 2: defaults: needs a list; allowed in it"),
+    "no such choice": ("[override /model: gtp]", "", "line 2: override /model: model=gtp: allowed"),
+    "a choice twice": ("[override /model: gpt, override /model: mlp]", "", "is there twice"),
+    "a choice too early": ("[override /model: mlp, _self_]", "", "_self_: must be above all lines"),
+    "no such recipe": ("[bigram]", "", "line 2: bigram: there is no such recipe"),
+    "itself": ("[faulty]", "", "line 2: faulty: builds on itself"),
+    "itself through another": ("[child]", "", "builds on itself"),
+    "a key of sweeps": ("[]", "retries: 2", "line 3: retries: belongs on the command line"),
+    "dry_run": ("[]", "dry_run: true", "line 3: dry_run: belongs on the command line"),
+    "resume": ("[]", "resume: outputs/a", "line 3: resume: belongs on the command line"),
+    "no value": ("[]", "seed: ???", "line 3: seed: needs a value"),
+}
+
+
+@pytest.mark.parametrize("defaults, line, reason", RECIPE_FAULTS.values(), ids=RECIPE_FAULTS)
+def test_a_recipe_whose_content_would_have_no_effect_is_refused(
+    conf, capsys, defaults, line, reason
+):
+    """In the recipe that was asked for, and in one that it builds on."""
+    folder, look_again = conf
+    faulty = f"# @package _global_\ndefaults: {defaults}\n{line}\n"
+    (folder / "experiment/faulty.yaml").write_text(faulty)
+    (folder / "experiment/child.yaml").write_text("# @package _global_\ndefaults: [faulty]\n")
+    for name in ("faulty", "child"):
+        look_again()
+        with pytest.raises(SystemExit) as stopped:
+            cli.main([f"experiment={name}", "--cfg", "job"])
+        said = capsys.readouterr().err
+        assert stopped.value.code == 2 and said.count("\n") == 1
+        assert said.startswith("error: conf/experiment/")
+        if "itself" not in reason:
+            assert reason in said
+
+
+@pytest.mark.parametrize("order", [*itertools.permutations(["mine/b", "c", "_self_"])])
+@pytest.mark.parametrize("own", ["", "override /model: lstm"])
+def test_a_recipe_is_read_as_hydra_composes_it(conf, order, own):
+    """The recipe a builds on mine/b and c: its keys, and the choices that it is made for."""
+    folder, look_again = conf
+    (folder / "experiment/mine").mkdir()
+    for name, entries, lines in (
+        ("a", [*order, own] if own else order, "seed: 1"),
+        ("mine/b", ["d", "override /model: mlp"], "seed: 2\nlr: 0.5"),
+        ("mine/d", ["override /optimizer: sgd"], "batch_size: 3"),
+        ("c", ["override /model: bigram", "override /data: pydoc"], "seed: 3"),
+    ):
+        text = f"# @package _global_\ndefaults: [{', '.join(entries)}]\n{lines}\n"
+        (folder / f"experiment/{name}.yaml").write_text(text)
+    look_again()
+    recipe = recipes.read_recipe("a")
+    _, chosen, _ = overrides.compose(("experiment=a",))
+    assert recipe.made_for == {group: chosen[group] for group in ("model", "optimizer", "data")}
+    assert {*recipe.values} == {"seed", "lr", "batch_size"}
 
 
 def test_a_recipe_in_a_folder_is_found_and_windows_line_ends_are_fine(conf, capsys):

@@ -93,6 +93,7 @@ def test_no_type_of_a_model_an_optimizer_or_a_configuration_is_asked_for():
     assert others <= {
         "lmlab/commands/door.py: TextIOWrapper",  # of sys.stdout, which may be anything
         "lmlab/config/conf_files.py: yaml.MappingNode",  # of a parsed YAML
+        "lmlab/config/conf_files.py: yaml.SequenceNode",
         "lmlab/config/conf_files.py: yaml.ScalarNode",
         "lmlab/inference/evaluations.py: Detail",  # a number with a mark
         "lmlab/models/base.py: nn.Embedding",  # torch's; the base class looks for the embedding

@@ -12,6 +12,7 @@ from lmlab.errors import UserError
 
 CONF = Path(__file__).parent.parent.parent / "conf"
 HEADER = "# @package _global_"
+TEXT = "tag:yaml.org,2002:str"  # the tag that YAML gives to a plain word
 
 
 @lru_cache
@@ -31,7 +32,7 @@ def read_file(group: str, name: str) -> dict[str, Any]:
         if text.split("\n", 1)[0].strip() != HEADER:
             raise UserError(f"{shown}: line 1 must be: {HEADER}")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-        check_nodes(node, shown)
+        check_nodes(node, shown, group)
         values: dict[str, Any] = yaml.safe_load(text) or {}
     except OSError as error:
         raise UserError(f"{shown}: cannot be read ({error.strerror})") from None
@@ -39,6 +40,8 @@ def read_file(group: str, name: str) -> dict[str, Any]:
         raise UserError(f"{shown}: byte {error.start} is not UTF-8 text") from None
     except yaml.YAMLError as error:
         raise UserError(f"{shown}: {yaml_fault(error)}") from None
+    except (ValueError, RecursionError) as error:  # such as a number of 5,000 digits
+        raise UserError(f"{shown}: {error}") from None
     return values
 
 
@@ -49,7 +52,14 @@ def names_in(group: str) -> list[str]:
     return sorted(path.as_posix() for path in paths)
 
 
-def check_nodes(node: yaml.Node | None, shown: str) -> None:
+def place_of(group: str, name: str, text: str) -> str:
+    """Returns "conf/…: line N: text", with the first line of the file that holds `text`."""
+    lines = (CONF / group / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    number = next((i for i, line in enumerate(lines, 1) if text in line), 1)
+    return f"conf/{group}/{name}.yaml: line {number}: {text}"
+
+
+def check_nodes(node: yaml.Node | None, shown: str, group: str) -> None:
     """Raises UserError if the parsed file is not a flat mapping of different keys."""
     if node is None:
         return
@@ -62,14 +72,48 @@ def check_nodes(node: yaml.Node | None, shown: str) -> None:
         if key in seen:
             raise UserError(f"{place}: is there twice")
         seen.add(key)
+        if key_node.tag != TEXT:
+            raise UserError(f"{place}: needs the name of a key before the colon")
         if key in GROUP_MARKERS:
             raise UserError(
                 f"{place}: is a group; write it under defaults, as - override /{key}: …"
             )
         if key == "hydra":
             raise UserError(f"{place}: settings of Hydra belong on the command line")
-        if key != "defaults" and not isinstance(value_node, yaml.ScalarNode):
+        if key == "defaults":
+            check_defaults(value_node, shown, group)
+        elif not isinstance(value_node, yaml.ScalarNode):
             raise UserError(f"{place}: needs a plain value, not a list or keys below it")
+
+
+def check_defaults(node: yaml.Node, shown: str, group: str) -> None:
+    """Raises UserError if a file's defaults list holds anything but names and choices.
+
+    A recipe names other recipes and choices of groups, a preset the choice that it builds on.
+    """
+    groups = [name for name in GROUP_MARKERS if name != "experiment"]
+    allowed = "the name of the choice that it builds on, and _self_"
+    if group == "experiment":
+        allowed = (
+            "override /group: choice (a group is one of "
+            f"{', '.join(groups)}), the name of another recipe, and _self_"
+        )
+    seen = set()
+    for entry in node.value if isinstance(node, yaml.SequenceNode) else [node]:
+        place = f"{shown}: line {line_of(entry)}: defaults"
+        words = [entry]
+        if isinstance(entry, yaml.MappingNode) and group == "experiment" and len(entry.value) == 1:
+            words = [*entry.value[0]]
+        if not isinstance(node, yaml.SequenceNode) or any(word.tag != TEXT for word in words):
+            raise UserError(f"{place}: needs a list; allowed in it are {allowed}")
+        first = words[0].value
+        if len(words) == 2 and first not in {f"override /{name}" for name in groups}:
+            raise UserError(f"{place}: {first}: {words[1].value}: allowed are {allowed}")
+        if first in seen:
+            raise UserError(f"{place}: {first}: is there twice")
+        if len(words) == 1 and any(name.startswith("override ") for name in seen):
+            raise UserError(f"{place}: {first}: must be above all lines with override")
+        seen.add(first)
 
 
 def line_of(node: yaml.Node) -> int:

@@ -32,6 +32,7 @@ from lmlab.config.keys import (
     kind_of,
     marked,
 )
+from lmlab.config.recipes import read_recipe
 from lmlab.errors import UserError, nearest
 from lmlab.terminal import after_a_second, tell
 
@@ -224,8 +225,10 @@ def chosen(overrides: list[Override]) -> list[Override]:
     for override in groups:
         group = override.key_or_group
         choice = check_value(group, override.value(), Literal[*allowed(group)])
-        if choice is not None:
-            read_file(group, choice)  # Hydra's own errors name neither file nor line
+        if group == "experiment":
+            read_recipe(choice)  # Hydra's own errors name neither file nor line
+        else:
+            read_file(group, choice)
     return groups
 
 
@@ -333,16 +336,17 @@ def read(values: dict[str, Any], choices: dict[str, str]) -> tuple[Config, str]:
     of_sweeps = keys_of(SweepConfig)
     sweep: SweepConfig = build(SweepConfig, {key: values[key] for key in of_sweeps})
     values = {key: value for key, value in values.items() if key not in of_sweeps}
-    recipe, made_for = experiment_file(choices["experiment"])
-    replaced = {group: choice for group, choice in made_for.items() if choices[group] != choice}
+    recipe = read_recipe(choices["experiment"])
+    made_for = recipe.made_for.items()
+    replaced = {group: choice for group, choice in made_for if choices[group] != choice}
     if not replaced:
         return replace(from_flat(values, choices), sweep=sweep), ""
     replaced_keys: set[str] = set()
     for group, choice in replaced.items():
         replaced_keys.update(keys_of(config_class(group, choice)))
-    dropped = (replaced_keys & {*recipe}) - keys_taken(choices)
+    dropped = (replaced_keys & {*recipe.values}) - keys_taken(choices)
     silent = dropped | idle_keys(choices)
-    kept = [f"{key}={values[key]}" for key in recipe if key not in silent]
+    kept = [f"{key}={values[key]}" for key in recipe.values if key not in silent]
     old = [f"{group}={choice}" for group, choice in replaced.items()]
     new = [f"{group}={choices[group]}" for group in replaced]
     notice = (
@@ -351,16 +355,3 @@ def read(values: dict[str, Any], choices: dict[str, str]) -> tuple[Config, str]:
     )
     config = from_flat({key: values[key] for key in values if key not in dropped}, choices)
     return replace(config, sweep=sweep), notice
-
-
-def experiment_file(name: str | None) -> tuple[dict[str, Any], dict[str, str]]:
-    """Returns the values of the keys in an experiment file, and its choices, such as the model."""
-    if name is None:
-        return {}, {}
-    recipe = dict(read_file("experiment", name))
-    made_for: dict[str, str] = {}
-    for entry in recipe.pop("defaults", []):
-        if isinstance(entry, dict):  # an entry of Hydra's defaults list, not a configuration
-            for key, choice in entry.items():
-                made_for[key.removeprefix("override /")] = choice
-    return recipe, made_for

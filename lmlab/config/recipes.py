@@ -1,0 +1,87 @@
+"""Recipes, the files of conf/experiment: what each sets, and for which choices it is made."""
+
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+from lmlab.config.check import check_value
+from lmlab.config.conf_files import names_in, place_of, read_file
+from lmlab.config.keys import SweepConfig, choices_of, keys_of
+from lmlab.errors import UserError, nearest
+
+TYPED = {"resume", "replay", *keys_of(SweepConfig)}  # keys that belong to one command
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a recipe holds, together with the recipes that it builds on.
+
+    `values` maps keys to values, `made_for` groups to choices.
+    """
+
+    values: dict[str, Any] = field(default_factory=dict)
+    made_for: dict[str, str] = field(default_factory=dict)
+
+
+def read_recipe(name: str | None, above: tuple[str, ...] = ()) -> Recipe:
+    """Returns the recipe `name`, or an empty one for None.
+
+    `above` are the recipes that build on it. Raises UserError, with file and line, for an entry
+    that would have no effect or that Hydra would not understand.
+    """
+    if name is None:
+        return Recipe()
+    values = dict(read_file("experiment", name))
+    parents = []
+    made_for = {}
+    for entry in values.pop("defaults", []):
+        if isinstance(entry, dict):
+            ((typed, choice),) = entry.items()
+            group = typed.removeprefix("override /")
+            made_for[group] = checked_choice(name, group, choice)
+        elif entry != "_self_":
+            parents.append(checked_parent(name, entry, (*above, name)))
+    for key, value in values.items():
+        if key in TYPED:
+            raise UserError(f"{place(name, key)}: belongs on the command line")
+        if value == "???":
+            raise UserError(f"{place(name, key)}: needs a value")
+    for parent in reversed(parents):  # where two of them choose, Hydra takes the last
+        inherited = read_recipe(parent, (*above, name))
+        values = inherited.values | values
+        made_for = inherited.made_for | made_for
+    return Recipe(values, made_for)
+
+
+def place(name: str, text: str) -> str:
+    """Returns the file and line of a recipe that hold `text`."""
+    return place_of("experiment", name, text)
+
+
+def checked_choice(name: str, group: str, choice: str) -> str:
+    """Returns a choice of the recipe `name`. Raises UserError if there is no such choice."""
+    try:
+        return str(check_value(group, choice, Literal[*choices_of(group)]))
+    except UserError as error:
+        raise UserError(f"{place(name, f'override /{group}')}: {error}") from None
+
+
+def checked_parent(name: str, entry: str, above: tuple[str, ...]) -> str:
+    """Returns the full name of a recipe that the recipe `name` builds on.
+
+    In a folder, a name without a slash at its beginning is one of that folder. Raises UserError if
+    there is no such recipe, or if it builds on itself.
+    """
+    if entry.startswith("/"):
+        parent = entry.removeprefix("/experiment/")
+    else:
+        parent = str(PurePosixPath(name).parent / entry)
+    if parent not in names_in("experiment"):
+        known = names_in("experiment")
+        raise UserError(
+            f"{place(name, entry)}: there is no such recipe{nearest(parent, known)}; --help lists "
+            "all"
+        )
+    if parent in above:
+        raise UserError(f"{place(name, entry)}: builds on itself")
+    return parent
