@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from hypothesis import HealthCheck, settings
 
@@ -145,6 +146,11 @@ def history(run, key):
 
 def metrics(run):
     return json.loads((run / "metrics.json").read_text())
+
+
+def weights(run, checkpoint="last"):
+    """The weights in one of a run's checkpoints."""
+    return torch.load(run / f"checkpoints/{checkpoint}.ckpt", weights_only=True)["state_dict"]
 
 
 def config(run):

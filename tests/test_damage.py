@@ -21,7 +21,7 @@ from lmlab.config.keys import neutral_values
 from lmlab.errors import UserError, one_line_errors
 from lmlab.runs import checkpoints
 from lmlab.runs import folder as runs
-from tests.conftest import CHECKPOINTS, LAST, SMALL_RUN, content, metrics, refused, script
+from tests.conftest import CHECKPOINTS, LAST, SMALL_RUN, content, metrics, refused, script, weights
 
 
 def sample(run):
@@ -72,10 +72,6 @@ def altered(run, **parts):
     checkpoint, buffer = torch.load(run / LAST, weights_only=True), io.BytesIO()
     torch.save(checkpoint | parts, buffer)
     return buffer.getvalue()
-
-
-def weights(run):
-    return torch.load(run / LAST, weights_only=True)["state_dict"]
 
 
 def giant(run):

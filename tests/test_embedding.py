@@ -1,13 +1,16 @@
 """The lab called by another program: it finds its settings as they were, and no secret is kept."""
 
+import os
+import random
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 from lmlab.commands import train as cli
 from lmlab.errors import UserError, reason_of, without_secrets
-from tests.conftest import metrics, refused
+from tests.conftest import metrics, refused, weights
 
 LINE = (
     "model=bigram data=sentence val_fraction=0.2 block_size=8 batch_size=2 device=cpu "
@@ -25,6 +28,35 @@ def test_a_caller_finds_its_settings_as_they_were_and_gets_the_folder(here):
     assert cli.main([f"resume={path}", "max_steps=5"]) == path
     sweep = cli.main(("-m hydra/launcher=basic seed=0 name=b " + LINE).split())
     assert (sweep / "leaderboard.csv").exists()
+
+
+def test_a_run_is_the_same_whatever_its_caller_has_set(here):
+    """Types, devices, gradients, precisions; and the caller has all of it, and its random numbers,
+    afterwards."""
+    line = LINE.replace("bigram", "gpt_nano").split()
+    usual = weights(cli.main([*line, "name=a"]))
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    numbers = random.random(), np.random.random(), torch.rand(1).item()
+    torch.set_default_dtype(torch.float64)
+    torch.set_float32_matmul_precision("medium")
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    try:
+        with torch.device("meta"), torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            unusual = cli.main([*line, "name=b"])
+            assert torch.is_inference_mode_enabled() and torch.is_autocast_enabled("cpu")
+            assert torch.get_default_device().type == "meta" and not torch.is_grad_enabled()
+        assert torch.get_default_dtype() == torch.float64
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_float32_matmul_precision("highest")
+    assert (random.random(), np.random.random(), torch.rand(1).item()) == numbers
+    assert "PL_GLOBAL_SEED" not in os.environ
+    for name, weight in weights(unusual).items():
+        assert weight.dtype == torch.float32 and torch.equal(weight, usual[name])
+    with torch.no_grad():
+        cli.main([f"resume={unusual}", "max_steps=4"])
+        assert not torch.is_grad_enabled()
 
 
 @pytest.mark.parametrize(

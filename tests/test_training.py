@@ -20,7 +20,7 @@ from lmlab.runs import checkpoints
 from lmlab.runs import folder as runs
 from lmlab.training import experiment, optimizers
 from lmlab.training.optimizers import learning_rate
-from tests.conftest import NANO, config, history, metrics
+from tests.conftest import NANO, config, history, metrics, weights
 
 pytestmark = pytest.mark.usefixtures("short_texts")
 BIGRAM = "model=bigram threads=1 device=cpu log_interval=1 "
@@ -30,10 +30,6 @@ def batches_of(text, config):
     """The batches that a run with this configuration is trained on."""
     run = config.run
     return Batches(text.train, run.batch_size, config.model.block_size, run.seed)
-
-
-def weights(run, checkpoint="last"):
-    return torch.load(run / f"checkpoints/{checkpoint}.ckpt", weights_only=True)["state_dict"]
 
 
 def test_same_seed_same_run_bit_for_bit(train):
@@ -283,6 +279,19 @@ def test_weights_that_are_not_finite_are_not_saved(here):
     (run,) = (here / "outputs/bigram").iterdir()
     assert metrics(run)["status"] == "diverged"
     assert all(torch.isfinite(weight).all() for weight in weights(run).values())
+
+
+@pytest.mark.parametrize("share", ["0", "0.1"])
+def test_weights_that_are_finite_but_too_large_for_a_loss_are_not_saved(here, share):
+    """With a validation part and without one."""
+    with pytest.raises(SystemExit):
+        cli.main(
+            "model=gpt_nano optimizer=sgd lr=1e30 warmup_steps=0 grad_clip=0 threads=1 device=cpu "
+            f"max_steps=1 val_fraction={share} data=sentence block_size=8".split()
+        )
+    (run,) = (here / "outputs/gpt_nano").iterdir()
+    assert metrics(run)["status"] == "diverged" and not history(run, "val/loss").get(1)
+    assert max(weight.abs().max() for weight in weights(run).values()) < 100
 
 
 def test_max_minutes_ends_a_run_if_it_comes_first(train):

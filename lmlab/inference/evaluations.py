@@ -6,6 +6,7 @@ A new metric is one more function with `@evaluation`. A row of `catalogue.NUMBER
 of the decorator, adds its numbers to the leaderboard and other places.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import overload
@@ -59,6 +60,10 @@ class Subject:
     """Whether the pictures that take long are due, too."""
 
 
+class NotFinite(Exception):
+    """Raised if a model's loss is not finite: its training has diverged."""
+
+
 class Detail(float):
     """A number that is written only to TensorBoard."""
 
@@ -104,6 +109,7 @@ def evaluate(subject: Subject, warn: Callable[[str], object]) -> dict[str, Value
 
     A function that fails, but for the validation loss, only harms itself: `warn` is called with the
     reason, and the run goes on. The same is true of a value that is no number, text or picture.
+    Raises NotFinite if the loss is not finite.
     """
     values: dict[str, Value] = {}
     for function in EVALUATIONS:
@@ -144,11 +150,21 @@ def texts_of(values: Mapping[str, Value]) -> dict[str, str]:
 
 @evaluation
 def validation_loss(subject: Subject) -> dict[str, float]:
-    """Returns val/loss (nats per token), val/perplexity and val/bits_per_byte."""
+    """Returns val/loss (nats per token), val/perplexity and val/bits_per_byte.
+
+    Raises NotFinite if the loss is not finite; without a validation part, if that of the first
+    window of the training part is not.
+    """
     tokens = subject.text.val
     if len(tokens) == 0:
+        first = subject.text.train[: subject.block_size + 1]
+        if not log_probs(subject.model, first, subject.block_size).isfinite().all():
+            raise NotFinite
         return {}
-    return loss_on(subject, tokens, subject.text.documents.get("val"), subject.align)
+    numbers = loss_on(subject, tokens, subject.text.documents.get("val"), subject.align)
+    if not math.isfinite(numbers["val/loss"]):
+        raise NotFinite
+    return numbers
 
 
 @evaluation

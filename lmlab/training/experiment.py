@@ -33,11 +33,11 @@ from lmlab.runs.provenance import provenance
 from lmlab.terminal import Interrupted, StopSignals, after_a_second
 from lmlab.training import state, summary
 from lmlab.training.counting import count
+from lmlab.training.isolation import isolated
 from lmlab.training.overhead import (
     NoProfiler,
     mute_lightning,
     spare_memory_filling,
-    torch_as_before,
 )
 from lmlab.training.preparation import Prepared, inherit, load_start, source_text
 from lmlab.training.recorder import Ending, Recorder, Watch
@@ -58,7 +58,7 @@ STOPPING = "stopping as soon as all is saved; once more stops at once"  # after 
 COUNTING = "counting the text, for the losses of simple models …"
 
 
-@torch_as_before()
+@isolated()
 def run(
     config: Config,
     path: Path,
@@ -109,7 +109,7 @@ def first_facts(prepared: Prepared, command: str) -> dict[str, Any]:
     }
 
 
-@torch_as_before()
+@isolated()
 def resume(path: Path, config: Config, command: str, watch: Watch | None = None) -> str:
     """Resumes the run at `path` as if it had never stopped; returns its status.
 

@@ -6,9 +6,7 @@ changes a number.
 
 import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from typing import Any
+from contextlib import nullcontext
 
 import torch
 from pytorch_lightning import LightningModule
@@ -35,24 +33,6 @@ class PlainHookName(LightningModule):
             self.__dict__[name] = value
         else:
             super().__setattr__(name, value)  # type: ignore[arg-type]  # torch takes any object
-
-
-@contextmanager
-def torch_as_before() -> Iterator[None]:
-    """A context, or a decorator, after which torch's settings for the process are as they were."""
-    threads = torch.get_num_threads()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    settings: Any = torch.utils.deterministic  # torch makes its attributes by a module class
-    fill = settings.fill_uninitialized_memory
-    benchmark = torch.backends.cudnn.benchmark
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-        settings.fill_uninitialized_memory = fill
-        torch.backends.cudnn.benchmark = benchmark
 
 
 def spare_memory_filling() -> None:

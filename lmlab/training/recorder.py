@@ -233,6 +233,9 @@ class Recorder(Callback):
             ratios = evaluations.update_ratios(subject)
             self.waiting = {name: float(ratio) for name, ratio in ratios.items()}
             return
+        except evaluations.NotFinite:
+            self.diverged = True
+            return
         values |= {name: Detail(ratio) for name, ratio in (self.waiting or {}).items()}
         self.waiting = None
         self.before = {}
