@@ -20,6 +20,8 @@ except ModuleNotFoundError:
     sys.stderr.write("error: lmlab needs Linux or macOS; on Windows it runs in WSL\n")
     raise SystemExit(2) from None
 
+HALVES = "backslashreplace"  # how half a character, which UTF-8 does not have, is written
+
 POLL_SECONDS = 0.01  # between two tries to take a lock
 
 WITHOUT_FOLDERS = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # file systems that sync only files
@@ -74,11 +76,14 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def write(path: Path, content: bytes | Iterable[bytes]) -> None:
+def write(path: Path, content: str | bytes | Iterable[bytes]) -> None:
     """Writes `content`, one piece or many, to `path`: either all of it or nothing.
 
-    Raises UserError if it cannot be written.
+    Text is written as UTF-8; half a character, from a name that is not UTF-8, as \\udce9. Raises
+    UserError if it cannot be written.
     """
+    if isinstance(content, str):
+        content = content.encode(errors=HALVES)
     temporary = temporary_name(path)
     try:
         write_pieces(temporary, content)

@@ -1,5 +1,6 @@
 """Talks with the person at the terminal: signals that ask to stop, output that cannot fail."""
 
+import errno
 import os
 import signal
 import sys
@@ -8,6 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from types import FrameType
 from typing import Any, Self
+
+READER_GONE = (errno.EPIPE, errno.EIO)  # of a pipe, of a terminal
+UNWRITABLE = (OSError, ValueError, AttributeError)  # closed; None, or an object without flush
 
 
 class Interrupted(BaseException):
@@ -95,10 +99,15 @@ def stop_at_once(number: int) -> None:
 
 
 class LastingStream:
-    """A text stream that goes on after its reader is gone; what is written then is dropped."""
+    """A text stream that goes on after its reader is gone; what is written then is dropped.
+
+    If it cannot be written for another reason, such as a full disk, a line on stderr says so once.
+    `stream` may be None or closed, as in a program without a terminal.
+    """
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
+        self.gave_up = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
@@ -107,25 +116,30 @@ class LastingStream:
         """Writes `text` if anyone can read it."""
         try:
             self.stream.write(text)
-        except OSError:
-            self.give_up()
+        except UNWRITABLE as error:
+            self.give_up(error)
         return len(text)
 
     def flush(self) -> None:
         """Writes what is buffered if anyone can read it."""
         try:
             self.stream.flush()
-        except OSError:
-            self.give_up()
+        except UNWRITABLE as error:
+            self.give_up(error)
 
     def isatty(self) -> bool:
         """Returns whether this is a terminal. An object that cannot tell is none."""
-        ask = getattr(self.stream, "isatty", None)
-        return ask is not None and bool(ask())
+        try:
+            return bool(self.stream.isatty())
+        except UNWRITABLE:
+            return False
 
-    def give_up(self) -> None:
+    def give_up(self, error: Exception) -> None:
         """Sends this and all later output to nowhere, so that the end of Python does not fail."""
-        with suppress(OSError, AttributeError):  # not every stream has a file
+        if isinstance(error, OSError) and error.errno not in READER_GONE and not self.gave_up:
+            tell(f"warning: output: {error.strerror}; what is written there is lost")
+        self.gave_up = True
+        with suppress(OSError, AttributeError, ValueError):  # not every stream has a file
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
 

@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the library beside this sc
 
 from lmlab.catalogue import PathText
 from lmlab.commands.door import run_command
-from lmlab.commands.options import check_picture, parse_script
+from lmlab.commands.options import parse_script
+from lmlab.commands.picture import check_picture, drawing, save_picture
 from lmlab.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,11 +44,7 @@ def main(argv: list[str]) -> None:
     """Writes the chart and prints the table. Raises UserError."""
     options = parse_script(Options, __doc__, argv)
     check_picture(options.out)
-    import matplotlib
-
-    matplotlib.use("Agg")  # draws to files, and needs no display
-    from matplotlib import pyplot
-
+    pyplot = drawing()
     from lmlab.sweep import table as tables
 
     runs = tables.load_runs(options.sweep)
@@ -65,10 +62,7 @@ def main(argv: list[str]) -> None:
     draw_compute(by_compute, rungs, runs)
     for axes in (by_size, by_compute):
         axes.grid(alpha=0.3)
-    try:
-        figure.savefig(options.out, dpi=120)
-    except (OSError, ValueError) as error:
-        raise UserError(f"out={options.out}: {error}") from None
+    save_picture(figure, options.out)
     print("| model | parameters | validation loss | seeds | seconds of training |")
     print("|---|---|---|---|---|")
     for row in rungs.itertuples():

@@ -94,6 +94,12 @@ WRONG = {
     "--config-dir here": ["--config-dir=here", "conf/experiment"],
     "--experimental-rerun foo": ["--experimental-rerun=foo"],
     "--resolve": ["--resolve", "--cfg job"],
+    "--cfg job -m seed=0,1": ["--cfg: shows one run", "dry_run=true"],
+    "--info -m": ["--info: shows one run"],
+    "--cfg job -p model": ["--package=model", "has no effect here"],
+    "hydra/sweeper=search hydra.sweeper.n_trials=3": ["hydra/sweeper=search", "add -m"],
+    "-m 'hydra/launcher=[1,2]' seed=0,1": ["hydra/launcher=[1, 2]", "needs text"],
+    "-m 'hydra/sweeper=[1,2]' seed=0,1": ["hydra/sweeper=[1, 2]", "needs text"],
     "-m 'n_layer=glob(*)'": ["n_layer=glob(*)", "is for model, data"],
     "-m 'model=glob(x*)'": ["model=glob(x*)", "fits none of bigram"],
     # the words of other tools

@@ -4,11 +4,13 @@ executed.
 
 import io
 import json
+import math
 import os
 import pickle
 import shutil
 import zipfile
 
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -159,6 +161,15 @@ DAMAGES = {
     "larger than its model": (
         each(lambda run, name, _: sealed(run / name, bytes(2**24 + 16 * 9 * 9 * 4 + 1))),
         ["last.ckpt", "bytes; allowed are"],
+    ),
+    "weights that are not finite": (
+        each(
+            lambda run, name, _: sealed(
+                run / name,
+                altered(run, state_dict={"model.table.weight": torch.full((9, 9), math.nan)}),
+            )
+        ),
+        ["last.ckpt", "not all of its weights are finite"],
     ),
     "wrong weights": (
         each(
@@ -493,3 +504,36 @@ def test_an_unpicklable_canary_would_sing(here):
     """The payload of these tests does what it says, if somebody lets it."""
     pickle.loads(pickle.dumps(Payload()))
     assert (here / "canary").exists()
+
+
+RECORDS = {  # what somebody wrote into a record of a run, and what is said
+    "a number beyond all floats": ("metrics.json", {"val/loss": 10**400}, "finite numbers"),
+    "infinity": ("metrics.json", {"n_params": math.inf}, "finite numbers"),
+    "no checksum of the text": ("metrics.json", {"data_sha256": None}, "has no data_sha256"),
+    "a list": ("metrics.json", {"val/loss": [1]}, "flat JSON"),
+    "a loss in words": ("history.jsonl", {"step": 1, "val/loss": "low"}, "line 1 was not written"),
+    "a list in a curve": ("history.jsonl", {"step": 1, "train/loss": []}, "line 1 was not"),
+    "a curve beyond all floats": ("history.jsonl", {"step": 1, "val/loss": 10**400}, "line 1 was"),
+    "a step in words": ("history.jsonl", {"step": "one"}, "line 1 was not written"),
+}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_record_that_the_lab_did_not_write_is_named(trained, run, here, capsys, name):
+    """Alone it is refused; among others only itself is left out, with a word."""
+    file, values, reason = RECORDS[name]
+    command, typed = ("plot", "runs=run")
+    if file == "metrics.json":
+        (run / file).write_text(json.dumps(metrics(run) | values))
+        command, typed = ("compare", "run")
+    else:
+        (run / file).write_text(json.dumps(values) + "\n")
+    with pytest.raises(UserError, match=f"run/{file}: .*{reason}"):
+        script(command).main([typed])
+    capsys.readouterr()
+    shutil.copytree(trained / "other", here / "other")
+    script("compare").main([".", "out=board"])
+    shown = capsys.readouterr().out
+    assert f"run/{file}: " in shown and reason in shown
+    (row,) = pd.read_csv(here / "board/leaderboard.csv", dtype=str).to_dict("records")
+    assert row["seeds"] == ("1" if file == "metrics.json" else "0,1")

@@ -1,5 +1,6 @@
 """The scripts as a user runs them, and the course's two programs against the Lightning runs."""
 
+import errno
 import importlib
 import json
 import os
@@ -8,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -258,6 +260,32 @@ def test_a_script_imports_the_library_beside_it(tmp_path, name):
     command = [sys.executable, tmp_path / f"scripts/{name}.py"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("beside\n", "")
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_old_one(trained, monkeypatch):
+    with working_in(trained):
+        command = script("plot")
+        command.main(["runs=run", "out=a.png"])
+        before = Path("a.png").read_bytes()
+        assert before.startswith(b"\x89PNG")
+        for name in ("a.png", "b.png"):
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "fsync", full_disk)
+                with pytest.raises(UserError, match=f"{name}: cannot be written \\(No space left"):
+                    command.main(["runs=run", f"out={name}"])
+        assert Path("a.png").read_bytes() == before and not list(Path().glob("*b.png*"))
+
+
+def full_disk(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_leaderboard_that_cannot_be_shown_is_an_error(trained):
+    command = [sys.executable, ROOT / "scripts/compare.py", "run", "out=board"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, cwd=trained, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (2, "error: output: No space left on device\n")
+    assert (trained / "board/leaderboard.csv").exists()
 
 
 @pytest.mark.parametrize("out", ["curves", "folder"])

@@ -6,8 +6,10 @@ import os
 import signal
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from lmlab.terminal import (
     Interrupted,
@@ -95,6 +97,30 @@ def test_an_object_that_can_only_write_is_output(monkeypatch):
         assert not sys.stdout.isatty()
         print("line")
     assert writer.text == "line\n"
+
+
+@pytest.mark.parametrize("stream", [None, "closed", "no flush"])
+def test_a_program_without_a_terminal_calls_the_lab(monkeypatch, stream):
+    closed = io.StringIO()
+    closed.close()
+    odd = {None: None, "closed": closed, "no flush": SimpleNamespace(write=lambda text: 1)}[stream]
+    monkeypatch.setattr(sys, "stdout", odd)
+    monkeypatch.setattr(sys, "stderr", odd)
+    with lasting_output():
+        print("line", flush=True)
+        Console().print("line")
+    assert sys.stdout is odd
+
+
+def test_output_that_a_full_disk_refuses_is_told_once(capfd):
+    with open("/dev/full", "w") as full:
+        stream = LastingStream(full)
+        for _ in range(3):
+            stream.write("line\n")
+            stream.flush()
+    assert capfd.readouterr().err == (
+        "warning: output: No space left on device; what is written there is lost\n"
+    )
 
 
 def test_a_message_without_a_reader_does_not_raise(broken):

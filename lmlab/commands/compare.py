@@ -20,7 +20,6 @@ from pathlib import Path
 from lmlab.catalogue import PathText
 from lmlab.commands.options import parse_script
 from lmlab.errors import UserError
-from lmlab.terminal import lasting_output
 
 
 @dataclass(frozen=True)
@@ -42,9 +41,9 @@ def main(argv: list[str]) -> None:
 
     table = load_runs(*folders, same_code=options.same_code)
     out = Path(options.out or os.path.commonpath(folders))
-    with lasting_output():  # the files are written also for `| head`
-        report.show(table)
-        report.write(table, out, ", ".join(Path(folder).name for folder in folders))
+    report.write(table, out, ", ".join(Path(folder).name for folder in folders))
+    report.show(table)
+    report.show_places(out)
 
 
 def is_folder(argument: str) -> bool:

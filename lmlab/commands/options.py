@@ -83,9 +83,3 @@ def check_out(out: Path) -> None:
     reason = files.obstacle(out.absolute().parent)
     if reason:
         raise UserError(f"out={out}: {reason}")
-
-
-def check_picture(out: str) -> None:
-    """Raises UserError if `out` is not the name of a picture."""
-    if Path(out).is_dir() or not Path(out).suffix:
-        raise UserError(f"out={out}: needs the name of a picture, such as curves.png or curves.svg")

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmlab.catalogue import PathText
-from lmlab.commands.options import check_picture, parse_script
+from lmlab.commands.options import parse_script
+from lmlab.commands.picture import check_picture, drawing, save_picture
 from lmlab.errors import UserError
 from lmlab.runs.folder import newest, read_history
 from lmlab.sweep.labels import common_parts, without
@@ -42,11 +43,7 @@ def main(argv: list[str]) -> None:
     """Writes the picture and prints its path. Raises UserError."""
     options = parse_script(Options, __doc__, argv)
     check_picture(options.out)
-    import matplotlib
-
-    matplotlib.use("Agg")  # draws to files, and needs no display
-    from matplotlib import pyplot
-
+    pyplot = drawing()
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
     runs = [run for folder in folders_of(options.runs) for run in runs_of(folder)]
     labels = [f"{run.parent.name}/{run.name}" for run in runs]
@@ -57,10 +54,7 @@ def main(argv: list[str]) -> None:
     axes.set(xlabel="step", ylabel="loss, nats per character", ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize="small")
-    try:
-        figure.savefig(options.out, dpi=120)
-    except (OSError, ValueError) as error:
-        raise UserError(f"out={options.out}: {error}") from None
+    save_picture(figure, options.out)
     print(options.out)
 
 

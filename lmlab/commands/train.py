@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 import tempfile
+import threading
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +40,7 @@ from lmlab.runs.folder import timestamp
 from lmlab.sweep.cells import Cell, Sweep, call_codes_equal
 from lmlab.terminal import lasting_output
 
+ONE_BY_ONE = threading.RLock()  # Hydra, sys.argv and sys.stdout are the whole process's
 NO_RECIPE = "experiment=null"  # as it is without the argument; Hydra refuses a null of its own
 
 
@@ -47,7 +49,7 @@ def main(argv: list[str] | None = None) -> Path | None:
 
     Returns the folder of the run or the sweep, or None if there is none. Raises SystemExit: with
     status 2 for a wrong argument, else with that of train.py. A program that calls it finds its own
-    arguments and torch's settings as they were.
+    arguments and torch's settings as they were. Calls from several threads run one after another.
     """
     if argv is None:
         argv = sys.argv[1:]
@@ -58,10 +60,9 @@ def main(argv: list[str] | None = None) -> Path | None:
         )
     args = flag_parser().parse_intermixed_args(argv)
     if args.help:
-        sys.stdout.write(help_page() + "\n")
-        sys.stdout.flush()  # here, where a closed pipe is quiet
+        print(help_page(), flush=True)  # here, where a closed pipe is quiet
         return None
-    with lasting_output(), arguments_as_before():
+    with ONE_BY_ONE, lasting_output(), arguments_as_before():
         return obey(args, argv)
 
 
@@ -123,8 +124,11 @@ def refuse_hydras_files(args: Namespace) -> None:
         raise UserError("--shell-completion: cannot be installed here; --help lists all keys")
     if args.resolve and not args.cfg:
         raise UserError("--resolve: needs --cfg job")
-    if args.package and not args.cfg:
-        raise UserError(f"--package={args.package}: needs --cfg job")
+    if args.package:
+        raise UserError(f"--package={args.package}: has no effect here; --cfg job shows all keys")
+    if args.multirun and (args.cfg or args.info):
+        flag = "--cfg" if args.cfg else "--info"
+        raise UserError(f"{flag}: shows one run; dry_run=true instead of it lists those of a sweep")
 
 
 def refuse_flags(message: str) -> None:
@@ -197,6 +201,7 @@ class Task:
             raise SystemExit(1)
         return None
 
+    @one_line_errors()
     def run_cell(self, overrides: list[str]) -> Cell | None:
         """Runs one cell of a sweep. If it cannot be run, it prints the reason and returns None."""
         from lmlab.sweep import cells, plan, study

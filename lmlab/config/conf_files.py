@@ -98,7 +98,7 @@ def check_defaults(node: yaml.Node, shown: str, group: str) -> None:
             "override /group: choice (a group is one of "
             f"{', '.join(groups)}), the name of another recipe, and _self_"
         )
-    seen = set()
+    seen: set[str] = set()
     for entry in node.value if isinstance(node, yaml.SequenceNode) else [node]:
         place = f"{shown}: line {line_of(entry)}: defaults"
         words = [entry]

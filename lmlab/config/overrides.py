@@ -142,6 +142,8 @@ def check_hydra(override: Override, searching: bool) -> None:
         raise UserError(
             f"{override.input_line}: needs hydra/sweeper=search; a grid is written as key=value,value"
         )
+    if key in ("hydra/launcher", "hydra/sweeper"):
+        check_value(key, override.value(), str)
     used = ("hydra/launcher", "hydra.launcher.", "hydra/sweeper", "hydra.sweeper.")
     if is_hydras(override) and not key.startswith(used):
         raise UserError(
@@ -168,7 +170,7 @@ def check_place(override: Override, multirun: bool, sweeper: str) -> None:
             )
         if sweeper == "search" and key == "seed":
             raise UserError(f"{text}: a search needs one seed, or it would choose the luckiest one")
-    of_sweeps = key in keys_of(SweepConfig) or key.startswith(("hydra/launcher", "hydra.launcher"))
+    of_sweeps = key in keys_of(SweepConfig) or is_hydras(override)
     if of_sweeps and not multirun:
         raise UserError(f"{text}: is a key of sweeps; add -m")
     if key == "trial":

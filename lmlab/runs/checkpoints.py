@@ -121,8 +121,11 @@ def read_for(path: Path, config: Config, tokenizer: Tokenizer) -> dict[str, Any]
         raise UserError(
             f"{path}: belongs to another run: its vocabulary differs from tokenizer.json"
         )
-    if not model.accepts(weights_of(checkpoint)):
+    weights = weights_of(checkpoint)
+    if not model.accepts(weights):
         raise UserError(f"{path}: its weights do not fit config.yaml and tokenizer.json")
+    if not all(weights[name].isfinite().all() for name, _ in model.named_parameters()):
+        raise UserError(f"{path}: not all of its weights are finite, so the lab did not save them")
     return checkpoint
 
 

@@ -20,7 +20,7 @@ import yaml
 from rich.console import Console
 
 from lmlab import files
-from lmlab.catalogue import CATALOGUE
+from lmlab.catalogue import CATALOGUE, numbers_where
 from lmlab.config.check import Config, check_value, from_flat
 from lmlab.config.keys import (
     CHOICES,
@@ -44,6 +44,7 @@ LIMITS = {  # bytes
 }
 
 
+LARGEST = 10**300  # above every number that the lab writes, and still a float
 EVENTS = "events.out.tfevents.*"  # TensorBoard's files in the folder of a run
 
 # A line of config.yaml: no nesting, no reference, no tag, with which a few bytes of YAML can become
@@ -73,7 +74,7 @@ class RunDirectory:
 
     def open_to_append(self, name: str) -> TextIO:
         """Opens a file to append lines, each written at once. `close` closes the file."""
-        file = open(self.path / name, "a", buffering=1, encoding="utf-8")
+        file = open(self.path / name, "a", buffering=1, encoding="utf-8", errors=files.HALVES)
         return self.opened.enter_context(file)
 
     @classmethod
@@ -310,17 +311,36 @@ def read_metrics(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path / 'metrics.json'}: {error}") from None
     if not is_flat(metrics):
-        raise UserError(f"{path / 'metrics.json'}: needs one flat JSON object")
+        raise UserError(
+            f"{path / 'metrics.json'}: needs one flat JSON object, of texts and finite numbers"
+        )
     if metrics.get("status") == "running" and not is_locked(path):
         metrics["status"] = "interrupted"
     return metrics
 
 
+def is_complete(metrics: Mapping[str, Any], config: Config) -> bool:
+    """Returns whether a run has finished, and the losses of counting are known, if it has any."""
+    has_references = "reference/uniform" in metrics or config.data.val_fraction == 0
+    return metrics.get("status") == "finished" and has_references
+
+
 def is_flat(values: Any) -> TypeGuard[dict[str, Any]]:
-    """Returns whether parsed JSON is one object of plain values."""
+    """Returns whether parsed JSON is one object of texts, finite numbers, true, false and null."""
     if not isinstance(values, dict):
         return False
-    return not any(isinstance(value, dict | list) for value in values.values())
+    for value in values.values():
+        if isinstance(value, dict | list):
+            return False
+        if isinstance(value, int | float) and not -LARGEST < value < LARGEST:
+            return False
+    return True
+
+
+def has_losses(point: dict[str, Any]) -> bool:
+    """Returns whether all losses in a line of history.jsonl are numbers or null."""
+    losses = (point.get(name) for name in numbers_where("in_leaderboard"))
+    return all(isinstance(loss, int | float | None) for loss in losses)
 
 
 def text_sha256(metrics: dict[str, Any], path: Path, key: str = "data_sha256") -> str:
@@ -359,7 +379,8 @@ def read_history(path: Path) -> list[dict[str, Any]]:
             point = json.loads(line)
         except (ValueError, RecursionError):
             point = None
-        if not isinstance(point, dict) or type(point.get("step")) is not int:
+        is_point = is_flat(point) and type(point.get("step")) is int
+        if not is_point or not has_losses(point):
             raise UserError(f"{history}: line {n} was not written by the lab")
         points.append(point)
     return points

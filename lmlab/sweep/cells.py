@@ -24,7 +24,14 @@ from lmlab.config.keys import marked, neutral_values
 from lmlab.config.overrides import parse
 from lmlab.errors import UserError, reason_of
 from lmlab.runs.code import LIBRARY, UNKNOWN, SameCode, code_of, own_code, short
-from lmlab.runs.folder import is_locked, read_config, read_metrics, to_json, write_config
+from lmlab.runs.folder import (
+    is_complete,
+    is_locked,
+    read_config,
+    read_metrics,
+    to_json,
+    write_config,
+)
 
 ENDED = ("finished", "diverged", "pruned")  # statuses after which a cell is not run again
 LABEL = 150  # characters of a label in a folder's name
@@ -159,7 +166,7 @@ class Cell:
         return code_of(self.metrics())
 
     def is_over(self) -> bool:
-        """Returns whether nothing is left to do.
+        """Returns whether the training is over.
 
         A pruned cell is over only for a search that prunes.
         """
@@ -167,6 +174,17 @@ class Cell:
         if status == "pruned":
             return self.trial is not None and json.loads(self.trial)["pruner"] != "none"
         return status in ENDED
+
+    def is_done(self) -> bool:
+        """Returns whether nothing is left to do.
+
+        Something is, if a signal came while a finished cell counted its references.
+        """
+        metrics = self.metrics()
+        lacks_references = metrics.get("status") == "finished" and not is_complete(
+            metrics, self.config
+        )
+        return self.is_over() and not lacks_references
 
 
 def identity(flat: dict[str, Any], data_sha256: str, init_sha256: str | None) -> tuple[str, str]:
@@ -295,7 +313,7 @@ def run(cell: Cell, watch: Watch | None = None) -> str:
         )
     with locked(cell):
         path = cell.find()
-        if cell.is_over():
+        if cell.is_done():
             return cell.status()
         if is_locked(path):  # by a process that resumes it by hand
             raise Busy(path)

@@ -156,7 +156,7 @@ def table(cells: list[Cell], n_jobs: int) -> Table:
     cells = list({cell.hash: cell for cell in cells}.values())
     estimates = costs(cells)
     statuses = {cell.hash: cell.status() for cell in cells}
-    left = [estimates[cell.hash] for cell in cells if not cell.is_over()]
+    left = [estimates[cell.hash] for cell in cells if not cell.is_done()]
     seconds = sum(cost.seconds for cost in left) / n_jobs
     size = sum(cost.bytes for cost in left)
     counts = ", ".join(f"{n} {status}" for status, n in Counter(statuses.values()).items())

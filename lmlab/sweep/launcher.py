@@ -76,6 +76,7 @@ class LocalLauncher(Launcher):
         self.sweep: Sweep = task.sweep
         self.survey: Survey = task.survey
 
+    @one_line_errors()
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
@@ -105,8 +106,7 @@ class LocalLauncher(Launcher):
         It asks for a cell whenever one more can run. `on_end` is called with each handle and its
         cell, or None if the cell cannot be run. If another process runs a cell, the cell waits.
         """
-        with one_line_errors():
-            self.survey.announce()  # waits for the survey, which raises for a cell that cannot run
+        self.survey.announce()  # waits for the survey, which raises for a cell that cannot run
         self.jobs = []
         self.waiting = deque()
         self.stop = StopSignals(STOPPING, self.kill_all)
@@ -167,7 +167,7 @@ class LocalLauncher(Launcher):
                 continue
             # The launcher itself tries again, so that each try has a fresh process.
             job = Job(cell.with_retries(0), handle, cell.retries, changed_at(cell))
-            if job.cell.is_over():
+            if job.cell.is_done():
                 self.end(job, "already")
             elif cells.is_busy(job.cell):
                 self.waiting.append(job)

@@ -19,6 +19,7 @@ from multiprocessing import connection, parent_process, util
 from types import ModuleType
 from typing import Any
 
+from lmlab import files
 from lmlab.errors import UserError
 from lmlab.runs.code import LIBRARY
 from lmlab.sweep.cells import Busy, Cell
@@ -93,7 +94,7 @@ def choose_short_folder() -> None:
 
 
 def call(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Calls `function` in a separate process and returns its result, or raises its UserError."""
+    """Calls `function` in a separate process and returns its result, or raises its UserError or OSError."""
     receiver, sender = server().Pipe(duplex=False)
     process = server().Process(target=send_result, args=(sender, function, *arguments), daemon=True)
     with without_main():
@@ -123,7 +124,7 @@ def send_result(
     end_with_launcher()
     try:
         result = function(*arguments)
-    except UserError as error:
+    except (UserError, OSError) as error:
         result = error
     except Exception:
         result = RuntimeError(traceback.format_exc())
@@ -163,8 +164,8 @@ def redirect_output(descriptor: int) -> None:
     """Sends stdout and stderr of this process to an open file."""
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    sys.stdout = os.fdopen(1, "w", 1, encoding="utf-8", closefd=False)
-    sys.stderr = os.fdopen(2, "w", 1, encoding="utf-8", closefd=False)
+    sys.stdout = os.fdopen(1, "w", 1, encoding="utf-8", errors=files.HALVES, closefd=False)
+    sys.stderr = os.fdopen(2, "w", 1, encoding="utf-8", errors=files.HALVES, closefd=False)
 
 
 def end_with_launcher() -> None:

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from lmlab import files
 from lmlab.catalogue import NUMBERS, REFERENCES, numbers_where
-from lmlab.errors import reason_of
+from lmlab.errors import UserError, reason_of
 from lmlab.inference.page import fill_page
 from lmlab.runs.code import UNKNOWN, SameCode, own_code
 from lmlab.runs.folder import read_history
@@ -52,6 +52,7 @@ def finish(sweep: Sweep, launcher: str) -> bool:
     show(table)
     try:
         write(table, sweep.folder, sweep.name)
+        show_places(sweep.folder)
     except Exception as error:  # the runs are done, whatever becomes of their page
         print(f"warning: the leaderboard's files were not written: {reason_of(error)}")
     equal = SameCode(sweep.own).equal_to(own_code()) | {UNKNOWN}
@@ -203,9 +204,13 @@ def footnote(table: pd.DataFrame, board: pd.DataFrame) -> str:
 def write(table: pd.DataFrame, folder: Path, title: str) -> None:
     """Writes leaderboard.csv (numbers in full), leaderboard.md and report.html into `folder`."""
     board = tables.leaderboard(table)
-    files.write(folder / "leaderboard.csv", board.to_csv(index=False).encode())
-    files.write(folder / "leaderboard.md", markdown(table, board).encode())
+    files.write(folder / "leaderboard.csv", board.to_csv(index=False))
+    files.write(folder / "leaderboard.md", markdown(table, board))
     files.write(folder / "report.html", fill_page(PAGE, title, page_data(table, board, title)))
+
+
+def show_places(folder: Path) -> None:
+    """Prints where the files of `write` are, and the command that shows the curves."""
     print(f"\nreport        {folder / 'report.html'}\ncurves        tensorboard --logdir {folder}")
 
 
@@ -311,11 +316,18 @@ def curves(members: pd.DataFrame) -> dict[str, Any]:
 
 
 def history(run: dict[str, Any]) -> list[dict[str, Any]]:
-    """Returns the lines of a run's history.jsonl, or none if the file is missing."""
+    """Returns the lines of a run's history.jsonl, or none if the file is missing.
+
+    If it cannot be read, a warning says so.
+    """
     path = Path(run["path"])
     if not (path / "history.jsonl").exists():
         return []
-    return read_history(path)
+    try:
+        return read_history(path)
+    except UserError as error:
+        print(f"warning: its curve is left out: {error}")
+        return []
 
 
 def mark(run: dict[str, Any]) -> dict[str, Any]:

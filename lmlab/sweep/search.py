@@ -68,10 +68,10 @@ class SearchSweeper(Sweeper):
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
+    @one_line_errors()
     def sweep(self, arguments: list[str]) -> None:
         """Runs trials until the study has `n_trials`. Trials of killed processes are run again."""
-        with one_line_errors():
-            self.begin([parse(text) for text in arguments])
+        self.begin([parse(text) for text in arguments])
         with files.lock(self.searches / self.search_id):  # held as long as this process lives
             self.run_trials()
             while any(self.owner(trial) == "other" for trial in self.running()):

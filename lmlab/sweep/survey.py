@@ -100,7 +100,7 @@ class Survey:
             count = "a search"
         elif len(unique) == 1:
             count = "1 cell"
-        n_done = sum(cell.is_over() for cell in unique.values())
+        n_done = sum(cell.is_done() for cell in unique.values())
         done = ""
         if n_done:
             done = f", {n_done} of them done already"

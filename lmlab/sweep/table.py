@@ -21,7 +21,7 @@ from lmlab.config.check import derived
 from lmlab.config.keys import GROUPS, choices_of, idle_keys, marked
 from lmlab.errors import UserError
 from lmlab.runs.code import SameCode, code_of
-from lmlab.runs.folder import LIMITS, read_config, read_metrics
+from lmlab.runs.folder import LIMITS, read_config, read_metrics, text_sha256
 from lmlab.sweep.cells import identity
 from lmlab.sweep.labels import common_parts, without
 
@@ -94,9 +94,9 @@ def load_run(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     }
     learn_numbers(metrics)
     check_types(path, metrics)
+    data_sha256 = text_sha256(metrics, path)
     group = metrics.get("group")
     if not group:
-        data_sha256 = str(metrics.get("data_sha256"))
         _, group = identity(configuration, data_sha256, metrics.get("init_sha256"))
     if "path" in configuration:  # the column `path` is the folder of the run
         configuration["data"] += f" {configuration.pop('path')}"

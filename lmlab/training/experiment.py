@@ -23,6 +23,7 @@ from lmlab.runs import checkpoints
 from lmlab.runs.checkpoints import SealedCheckpointIO
 from lmlab.runs.folder import (
     RunDirectory,
+    is_complete,
     read_config,
     read_metrics,
     read_tokenizer,
@@ -44,7 +45,6 @@ from lmlab.training.recorder import Ending, Recorder, Watch
 from lmlab.training.resumption import (
     check_resumable,
     finished_already,
-    is_complete,
     is_over,
     note_resumption,
     restore,

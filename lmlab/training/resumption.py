@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from lmlab.config.check import Config
 from lmlab.config.keys import RunConfig
 from lmlab.errors import UserError
 from lmlab.runs.checkpoints import weights_of
@@ -22,12 +21,6 @@ def check_resumable(path: Path, metrics: dict[str, Any], saved: dict[str, Any] |
         raise UserError(
             f"resume={path}: the run diverged and would diverge again; start a new run with a smaller lr"
         )
-
-
-def is_complete(metrics: dict[str, Any], config: Config) -> bool:
-    """Returns whether a run has finished, and the losses of counting are known, if it has any."""
-    has_references = "reference/uniform" in metrics or config.data.val_fraction == 0
-    return metrics.get("status") == "finished" and has_references
 
 
 def is_over(saved: dict[str, Any], run: RunConfig, has_steps: bool) -> bool:

@@ -1,0 +1,44 @@
+"""Draws with matplotlib into files, without a display."""
+
+from __future__ import annotations
+
+import io
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmlab import files
+from lmlab.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def drawing() -> Any:
+    """Returns matplotlib.pyplot, ready to draw into files."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it complains if there is no home
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def check_picture(out: str) -> None:
+    """Raises UserError if `out` is not the name of a picture."""
+    if Path(out).is_dir() or not Path(out).suffix:
+        raise UserError(f"out={out}: needs the name of a picture, such as curves.png or curves.svg")
+
+
+def save_picture(figure: Figure, out: str) -> None:
+    """Writes a figure to the file `out`, whose ending names the format: all of it or nothing.
+
+    Raises UserError.
+    """
+    content = io.BytesIO()
+    try:
+        figure.savefig(content, dpi=120, format=Path(out).suffix.removeprefix("."))
+    except ValueError as error:  # a format that matplotlib does not know
+        raise UserError(f"out={out}: {error}") from None
+    files.write(Path(out), content.getvalue())
