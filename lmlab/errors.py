@@ -14,6 +14,8 @@ LONGEST = 2000  # characters of a line of error
 
 REASON = 300  # characters of an error's text
 
+SECRETS = "password|passwd|pwd|token|secret|api_?key"  # parameters in an address
+
 EXTRAS = ("pandas", "scipy", "optuna", "matplotlib")  # what training does without
 
 
@@ -86,8 +88,12 @@ def printable(text: str) -> str:
 
 
 def without_secrets(text: str) -> str:
-    """Returns a text in which stars stand for the passwords of addresses, as in a://user:word@b."""
-    return re.sub(r"(://[^/\s:@]*:)[^/\s@]+@", r"\1***@", text)
+    """Returns a text in which stars stand for the passwords of addresses.
+
+    They are found in a://user:word@b, also with one slash, as paths are shown, and in ?password=word.
+    """
+    text = re.sub(r"(:/{1,2}[^/\s:@]*:)[^/\s@]+@", r"\1***@", text)
+    return re.sub(rf"(?i)([?&](?:{SECRETS})=)[^&\s'\"]+", r"\1***", text)
 
 
 def reason_of(error: BaseException) -> str:

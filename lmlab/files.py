@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterable, Iterator
@@ -46,9 +47,11 @@ def obstacle(path: Path) -> str:
         return f"{folder} is a link to {os.readlink(folder)}, which does not exist"
     if not folder.is_dir():
         return f"{folder} is no folder"
-    if not os.access(folder, os.W_OK):
-        return f"{folder} cannot be written"
-    return ""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return ""
+    except OSError as error:
+        return f"{folder} cannot be written ({error.strerror})"
 
 
 def cache_dir() -> Path:

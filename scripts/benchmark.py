@@ -41,7 +41,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the library beside this sc
 from lmlab import files
 from lmlab.catalogue import Count, PathText
 from lmlab.commands.door import run_command
-from lmlab.commands.options import parse_script
+from lmlab.commands.options import check_file, parse_script
 from lmlab.errors import UserError
 
 SUITES = ("startup", "data", "train", "sample", "sweep")
@@ -61,6 +61,8 @@ def main(argv: list[str]) -> None:
     wanted = [argument for argument in argv if "=" not in argument and argument[:1] != "-"]
     others = [argument for argument in argv if argument not in wanted]
     options = parse_script(Options, __doc__, others)
+    if options.out:
+        check_file(options.out)
     for suite in wanted:
         if suite not in (*SUITES, "all"):
             allowed = ", ".join(SUITES)

@@ -3,7 +3,7 @@
   python scripts/ladder.py sweep=outputs/sweeps/ladder out=ladder.png
 
 sweep  the folder of a sweep of the recipes experiment=ladder_… (outputs/sweeps/ladder)
-out    the picture, .png or .svg (ladder.png)
+out    the picture, .png, .svg or .pdf (ladder.png)
 
 Draws validation loss against the number of parameters, and against the operations of training
 during the runs. Prints the table behind it: for each configuration the mean over its finished

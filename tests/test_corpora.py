@@ -115,6 +115,27 @@ def test_a_folder_or_a_glob_is_read_in_order(tmp_path):
     assert read(tmp_path / "**/*.md") == "third"
 
 
+def test_what_a_folder_holds_and_is_not_read_is_named_once(tmp_path, capfd):
+    (tmp_path / "a.txt").write_text("text")
+    assert read(tmp_path) == "text" and capfd.readouterr().err == ""
+    (tmp_path / "b.txt").write_bytes(b"")
+    (tmp_path / ".hidden").write_text("no")
+    (tmp_path / "link").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    for _ in range(2):
+        assert read(tmp_path) == "text"
+    assert capfd.readouterr().err == (
+        f"path={tmp_path}: files read 1, left out 4: {tmp_path}/.hidden (hidden), "
+        f"{tmp_path}/b.txt (empty), {tmp_path}/link (a link to nothing), "
+        f"{tmp_path}/pipe (no plain file)\n"
+    )
+    for n in range(9):
+        (tmp_path / f"c{n}").write_bytes(b"")
+    assert read(tmp_path) == "text"
+    assert "files read 1, left out 13: " in (said := capfd.readouterr().err)
+    assert said.endswith(" and 8 others\n")
+
+
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [

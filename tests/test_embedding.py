@@ -65,6 +65,9 @@ def test_a_run_is_the_same_whatever_its_caller_has_set(here):
         ("mysql://me:word@host/db", "mysql://me:***@host/db"),
         ("'postgresql+psycopg2://me:w:o/r@host'", "'postgresql+psycopg2://me:w:o/r@host'"),
         ("see https://a:b@c and http://d:e@f", "see https://a:***@c and http://d:***@f"),
+        ("init_from=https:/a:b@c/x: no run", "init_from=https:/a:***@c/x: no run"),
+        ("mysql://h/db?user=me&password=w&ssl=1", "mysql://h/db?user=me&password=***&ssl=1"),
+        ("'https://h/x?API_KEY=w' y", "'https://h/x?API_KEY=***' y"),
         ("sqlite:///study.db name@place", "sqlite:///study.db name@place"),
     ],
 )

@@ -276,6 +276,27 @@ def test_a_picture_that_cannot_be_written_leaves_the_old_one(trained, monkeypatc
         assert Path("a.png").read_bytes() == before and not list(Path().glob("*b.png*"))
 
 
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(here):
+    (here / "folder").mkdir()
+    for name, arguments in (("benchmark", ["startup"]), ("explain", ["run=x"])):
+        for out in ("folder", "/proc/x.json"):
+            with pytest.raises(UserError, match=f"out={out}: .*(is a folder|cannot be written)"):
+                script(name).main([*arguments, f"out={out}"])
+    with pytest.raises(UserError, match="is empty"):
+        script("compare").main([""])
+
+
+def test_a_working_folder_that_was_deleted_is_named(here):
+    gone = f"mkdir gone; cd gone; rmdir ../gone; {shlex.quote(sys.executable)} "
+    for program in ("train.py", "scripts/sample.py", "scripts/evaluate.py"):
+        done = subprocess.run(
+            ["sh", "-c", gone + shlex.quote(str(ROOT / program))], capture_output=True, text=True
+        )
+        assert done.returncode == 2 and done.stderr == (
+            "error: the working folder was deleted; change to one that exists\n"
+        )
+
+
 def full_disk(*_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -1,5 +1,6 @@
 """Whole runs in this process: what is computed, and what is left behind."""
 
+import errno
 import itertools
 import math
 import re
@@ -9,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
 
 from lmlab import files
 from lmlab.commands import train as cli
@@ -400,6 +402,35 @@ def test_what_only_watches_does_no_harm(train, monkeypatch, capsys):
         "warning: no sample: RuntimeError: cannot be had",
     ):
         assert reason in said and reason in (run / "train.log").read_text()
+
+
+@pytest.mark.parametrize("method", ["__init__", "add_scalar", "add_image", "flush", "close"])
+def test_a_run_goes_on_without_tensorboard(train, monkeypatch, capsys, method):
+    """Its file cannot be written, from one moment or another; the run is the same without it."""
+    wanted = train(BIGRAM + "max_steps=4 eval_interval=2 name=wanted")
+
+    def fail(*arguments, **keywords):
+        raise OSError(errno.EFBIG, "File too large")
+
+    monkeypatch.setattr(SummaryWriter, method, fail)
+    capsys.readouterr()
+    run = train(BIGRAM + "max_steps=4 eval_interval=2")
+    reason = "warning: TensorBoard's curves end here, they cannot be written: OSError: [Errno 27]"
+    assert capsys.readouterr().out.count(reason) == 1
+    assert metrics(run)["status"] == "finished"
+    for name in ("train/loss", "val/loss"):
+        assert history(run, name) == history(wanted, name)
+    assert "reference/ngram" in metrics(run)
+
+
+def test_matrices_that_cannot_be_copied_are_not_compared(train, monkeypatch, capsys):
+    def fail(model):
+        raise MemoryError("no room for a copy")
+
+    monkeypatch.setattr(evaluations, "matrices", fail)
+    run = train(BIGRAM + "max_steps=2 eval_interval=2")
+    assert "no update_ratio of the next step: out of memory: " in capsys.readouterr().out
+    assert metrics(run)["status"] == "finished" and 2 in history(run, "val/loss")
 
 
 def test_a_scalar_in_the_state_of_an_optimizer_is_resumed(train, monkeypatch):

@@ -35,6 +35,8 @@ def main(argv: list[str]) -> None:
     folders = [argument for argument in argv if is_folder(argument)]
     others = [argument for argument in argv if argument not in folders]
     options = parse_script(Options, __doc__, others)
+    if not all(folders):
+        raise UserError("'': is empty; needs the name of a folder")
     if not folders:
         raise UserError("compare.py needs a folder of runs, such as outputs/sweeps/depth")
     from lmlab.sweep import load_runs, report

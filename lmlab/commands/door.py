@@ -7,7 +7,7 @@ from io import TextIOWrapper
 from typing import TYPE_CHECKING, Literal
 
 from lmlab.catalogue import CATALOGUE
-from lmlab.errors import one_line_errors
+from lmlab.errors import UserError, one_line_errors
 from lmlab.terminal import LastingStream
 
 if TYPE_CHECKING:  # a type checker knows no Literal that is computed
@@ -33,6 +33,7 @@ def run_command(main: Callable[[list[str]], object]) -> None:
             stream.reconfigure(errors="replace")
     try:
         with one_line_errors():
+            check_working_folder()
             main(sys.argv[1:])
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
@@ -40,3 +41,11 @@ def run_command(main: Callable[[list[str]], object]) -> None:
         pass
     finally:
         LastingStream(sys.stdout).flush()
+
+
+def check_working_folder() -> None:
+    """Raises UserError if the working folder was deleted: even torch cannot be imported there."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UserError("the working folder was deleted; change to one that exists") from None

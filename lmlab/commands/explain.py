@@ -23,7 +23,7 @@ from typing import Literal
 
 from lmlab.catalogue import LinesText, PathText
 from lmlab.commands.door import Device
-from lmlab.commands.options import parse_script
+from lmlab.commands.options import check_file, parse_script
 from lmlab.errors import printable
 from lmlab.registry import importing
 
@@ -43,6 +43,7 @@ class Options:
 def main(argv: list[str]) -> None:
     """Writes the page and prints its path. Raises UserError."""
     options = parse_script(Options, __doc__, argv)
+    check_file(options.out)
     with importing():  # torch: after the arguments hold
         from lmlab.inference import explain
         from lmlab.inference.loss import with_text_at

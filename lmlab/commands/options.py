@@ -78,6 +78,12 @@ def parse_script(options: type, page: str, argv: list[str]) -> Any:
     return options(**values)
 
 
+def check_file(out: str) -> None:
+    """Raises UserError if `out` is a folder, for a command that writes one file."""
+    if Path(out).is_dir():
+        raise UserError(f"out={out}: is a folder; needs the name of a file")
+
+
 def check_out(out: Path) -> None:
     """Raises UserError if nothing can be written at `out`: before the work, not after it."""
     reason = files.obstacle(out.absolute().parent)

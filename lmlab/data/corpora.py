@@ -6,16 +6,20 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 
 from lmlab import files
 from lmlab.catalogue import CorpusConfig, FileConfig
-from lmlab.errors import UserError
+from lmlab.errors import UserError, printable
+from lmlab.terminal import tell
 
 # Bytes of a file read at a time: few enough that what is made of them stays in fast memory.
 PIECE = 2**18
+
+NAMED = 5  # files that a line names at most
 
 TIMEOUT = 60.0  # seconds that a download may say nothing
 
@@ -95,10 +99,38 @@ def file(config: FileConfig) -> Iterator[str]:
     filled = [path for path in paths if not is_empty(path)]
     if not filled:
         raise UserError(f"path={config.path}: there is no text, only empty files")
+    tell_left_out(config.path, len(filled), [path for path in paths if path not in filled])
     for i, path in enumerate(filled):
         if i > 0:
             yield "\n"
         yield from pieces(path)
+
+
+def tell_left_out(typed: str, n_read: int, empty: list[Path]) -> None:
+    """Says which entries of the folder `typed` are not read, if there are any."""
+    folder = Path(typed).expanduser()
+    reasons = [(path, "empty") for path in empty]
+    if folder.is_dir():
+        for path in files_below(folder):
+            if is_hidden(path.relative_to(folder)):
+                reasons.append((path, "hidden"))
+            elif not path.exists():
+                reasons.append((path, "a link to nothing"))
+            elif not path.is_file():
+                reasons.append((path, "no plain file"))
+    if reasons:
+        names = [f"{path} ({reason})" for path, reason in sorted(reasons)]
+        others = f" and {len(names) - NAMED:,} others" if len(names) > NAMED else ""
+        tell_once(
+            f"path={typed}: files read {n_read:,}, left out {len(names):,}: "
+            f"{', '.join(names[:NAMED])}{others}"
+        )
+
+
+@lru_cache
+def tell_once(text: str) -> None:
+    """Writes a line to stderr; each text is read twice, and by each cell."""
+    tell(printable(text))
 
 
 def paths_of(typed: str) -> list[Path]:

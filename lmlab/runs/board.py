@@ -1,7 +1,8 @@
 """Writes TensorBoard's events of a run: curves, texts, pictures, hyper-parameters."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,32 +15,51 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lmlab.catalogue import OF_THE_RUN
 from lmlab.config.keys import marked
+from lmlab.errors import reason_of
 
 
 class Board:
     """Writes TensorBoard's events file of the run at `path`.
 
     A resumed run gives its first new step as `purge_step`. TensorBoard then forgets the points from
-    this step on; they were written after the checkpoint and will be written again.
+    this step on; they were written after the checkpoint and will be written again. If the file
+    cannot be written, `warn` is called once with the reason, and the run goes on without it.
     """
 
-    def __init__(self, path: Path, purge_step: int = 0) -> None:
-        self.writer = SummaryWriter(path, purge_step=purge_step)
+    def __init__(self, path: Path, warn: Callable[[str], object], purge_step: int = 0) -> None:
+        self.warn = warn
+        self.writer: Any = None  # None: nothing is written, because an error came
+        with self.harmless():
+            self.writer = SummaryWriter(path, purge_step=purge_step)
+
+    @contextmanager
+    def harmless(self) -> Iterator[None]:
+        """A context in which an error becomes a warning, and ends the writing."""
+        try:
+            yield
+        except Exception as error:
+            self.writer = None
+            self.warn(f"TensorBoard's curves end here, they cannot be written: {reason_of(error)}")
 
     def show(self, values: Mapping[str, float | str | np.ndarray], step: int) -> None:
         """Writes each value by its type: a number, a text, or a picture (H, W, 3) of uint8."""
-        for name, value in values.items():
-            if isinstance(value, str):
-                self.writer.add_text(name, f"```\n{encodable(value)}\n```", step)
-            elif isinstance(value, np.ndarray):
-                self.writer.add_image(name, value, step, dataformats="HWC")
-            else:
-                self.writer.add_scalar(name, value, step)
+        if self.writer is None:
+            return
+        with self.harmless():
+            for name, value in values.items():
+                if isinstance(value, str):
+                    self.writer.add_text(name, f"```\n{encodable(value)}\n```", step)
+                elif isinstance(value, np.ndarray):
+                    self.writer.add_image(name, value, step, dataformats="HWC")
+                else:
+                    self.writer.add_scalar(name, value, step)
 
     def show_table(self, name: str, values: Mapping[str, Any]) -> None:
         """Writes keys and values as a table among the texts of step 0."""
         rows = "".join(f"|{key}|{encodable(str(value))}|\n" for key, value in values.items())
-        self.writer.add_text(name, f"|key|value|\n|-|-|\n{rows}", 0)
+        if self.writer is not None:
+            with self.harmless():
+                self.writer.add_text(name, f"|key|value|\n|-|-|\n{rows}", 0)
 
     def show_hparams(
         self, group: str, values: Mapping[str, str | float | None], status: str, step: int
@@ -67,17 +87,23 @@ class Board:
             ),
             tensor=metadata.NULL_TENSOR,
         )
-        file_writer: Any = self.writer._get_file_writer()  # not in torch's stubs
-        file_writer.add_summary(begin, step)
-        file_writer.add_summary(Summary(value=[end]), step)
+        if self.writer is not None:
+            with self.harmless():
+                file_writer = self.writer._get_file_writer()
+                file_writer.add_summary(begin, step)
+                file_writer.add_summary(Summary(value=[end]), step)
 
     def flush(self) -> None:
         """Writes all events so far to the file."""
-        self.writer.flush()
+        if self.writer is not None:
+            with self.harmless():
+                self.writer.flush()
 
     def close(self) -> None:
         """Writes the remaining events and closes the file."""
-        self.writer.close()
+        if self.writer is not None:
+            with self.harmless():
+                self.writer.close()
 
 
 def encodable(text: str) -> str:

@@ -32,7 +32,7 @@ def count(
     A signal ends it, and nothing is saved: the resumed run counts again. If `saved`, the entry of
     its checkpoint, is given, all this was done before.
     """
-    board = Board(directory.path, purge_step=state.first_new_step(saved))
+    board = Board(directory.path, directory.warn, state.first_new_step(saved))
     results = Results(directory, board)
     if saved is not None:
         totals = totals_of(subject, saved["train_seconds"])

@@ -11,6 +11,7 @@ from pytorch_lightning import Callback, Trainer
 from torch import Tensor
 
 from lmlab.config.keys import RunConfig
+from lmlab.errors import reason_of
 from lmlab.inference import evaluations
 from lmlab.inference.evaluations import Detail, Subject
 from lmlab.runs.board import Board
@@ -119,7 +120,7 @@ class Recorder(Callback):
         flops_per_token = directory.metrics.get("flops_per_token", 0)
         self.meter = Meter(run, subject.block_size, flops_per_token, directory.console, saved)
         self.stop = stop
-        board = Board(directory.path, purge_step=state.first_new_step(saved))
+        board = Board(directory.path, directory.warn, state.first_new_step(saved))
         self.results = Results(directory, board, (saved or state.UNTRAINED)["best"])
         self.before: dict[str, Tensor] = {}  # the matrices before a step that is measured
         self.waiting: dict[str, float] | None = (saved or {}).get("waiting")  # see `state.entry`
@@ -261,9 +262,13 @@ class Recorder(Callback):
 
     def keep_matrices(self, module: LanguageModule) -> None:
         """Copies the matrices if an evaluation, which measures their change, comes next."""
-        if self.schedule.evaluates_after(self.meter.step + 1):
+        if not self.schedule.evaluates_after(self.meter.step + 1):
+            return
+        try:
             weights = evaluations.matrices(module.model)
             self.before = {name: weight.clone() for name, weight in weights}
+        except Exception as error:
+            self.directory.warn(f"no update_ratio of the next step: {reason_of(error)}")
 
     def is_finite(self, module: LanguageModule) -> bool:
         """Returns whether loss and weights are finite. If not, nothing is evaluated or saved.
