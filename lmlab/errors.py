@@ -45,7 +45,13 @@ def one_line_errors() -> Iterator[None]:
     except OSError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        refuse(f"{error.filename or 'output'}: {error.strerror or error}")
+        refuse(system_error(error, "output"))
+
+
+def system_error(error: OSError, place: object) -> str:
+    """Returns an error of the system with the name of its file; it lies at `place` if it has none."""
+    name = place if error.filename is None else os.fsdecode(error.filename)
+    return f"{name}: {error.strerror or error}"
 
 
 def refuse(why: str) -> NoReturn:

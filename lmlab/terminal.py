@@ -116,6 +116,8 @@ class LastingStream:
         """Writes `text` if anyone can read it."""
         try:
             self.stream.write(text)
+        except UnicodeEncodeError as error:
+            self.stream.write(text.encode(error.encoding, "replace").decode(error.encoding))
         except UNWRITABLE as error:
             self.give_up(error)
         return len(text)

@@ -3,14 +3,17 @@
 import os
 import random
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from lmlab.commands import train as cli
+from lmlab.commands.door import run_command
 from lmlab.errors import UserError, reason_of, without_secrets
-from tests.conftest import metrics, refused, weights
+from lmlab.sweep import load_runs
+from tests.conftest import metrics, refused, script, weights
 
 LINE = (
     "model=bigram data=sentence val_fraction=0.2 block_size=8 batch_size=2 device=cpu "
@@ -84,3 +87,30 @@ def test_a_password_in_an_argument_is_shown_nowhere_and_kept_nowhere(here, capsy
     (here / "x:/me:secret@y/a.txt").write_text("one cat and two dogs " * 9)
     line = LINE.replace("data=sentence", "data=file path=x://me:secret@y/a.txt")
     assert "path=x://me:***@y/a.txt" in metrics(cli.main(line.split()))["command"]
+
+
+def test_names_that_are_not_utf_8_are_as_good_as_others(here, monkeypatch):
+    """A text, and the folder of the run: a single run, a sweep, and every command on them."""
+    (here / os.fsdecode(b"caf\xe9")).mkdir()
+    os.chdir(here / os.fsdecode(b"caf\xe9"))
+    name = os.fsdecode(b"caf\xe9.txt")
+    Path(name).write_text("one cat and two dogs " * 9)
+    line = LINE.replace("data=sentence", f"data=file path={name}").split()
+    run = Path.cwd() / cli.main([*line, "threads=1"])
+    cli.main([f"resume={run}", "max_steps=5"])
+    cli.main([f"replay={run}"])
+    cli.main([f"init_from={run}", *line, "threads=1", "name=tuned"])
+    sweep = cli.main(["-m", "hydra/launcher=basic", "seed=0,1", "name=s", *line])
+    for command, arguments in (
+        ("sample", [f"run={run}", "max_tokens=3"]),
+        ("evaluate", [f"run={run}"]),
+        ("explain", [f"run={run}"]),
+        ("plot", [f"runs={run}"]),
+        ("compare", [str(sweep), str(run)]),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", [command, *arguments])
+            run_command(script(command).main)
+    found = load_runs(sweep)
+    assert [*found["status"]] == ["finished"] * 2 and [*found["data"]] == [f"file {name}"] * 2
+    assert r"caf\udce9.txt" in (sweep / "report.html").read_text(encoding="utf-8")

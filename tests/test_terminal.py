@@ -112,6 +112,14 @@ def test_a_program_without_a_terminal_calls_the_lab(monkeypatch, stream):
     assert sys.stdout is odd
 
 
+def test_what_the_stream_of_a_caller_cannot_show_is_replaced(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    with lasting_output():
+        print("naïve", "last", flush=True)
+    assert stream.buffer.getvalue() == b"na?ve last\n"
+
+
 def test_output_that_a_full_disk_refuses_is_told_once(capfd):
     with open("/dev/full", "w") as full:
         stream = LastingStream(full)

@@ -42,10 +42,17 @@ def main(argv: list[str]) -> None:
     from lmlab.sweep import load_runs, report
 
     table = load_runs(*folders, same_code=options.same_code)
-    out = Path(options.out or os.path.commonpath(folders))
+    out = Path(options.out or common_folder(folders))
     report.write(table, out, ", ".join(Path(folder).name for folder in folders))
     report.show(table)
     report.show_places(out)
+
+
+def common_folder(folders: list[str]) -> str:
+    """Returns the folder that contains all of `folders`, absolute if one of them is."""
+    if any(Path(folder).is_absolute() for folder in folders):
+        folders = [os.path.abspath(folder) for folder in folders]
+    return os.path.commonpath(folders) or "."
 
 
 def is_folder(argument: str) -> bool:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmlab import files
 from lmlab.errors import UserError
+from lmlab.registry import importing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -16,12 +16,11 @@ if TYPE_CHECKING:
 
 def drawing() -> Any:
     """Returns matplotlib.pyplot, ready to draw into files."""
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it complains if there is no home
-    import matplotlib
+    with importing():
+        import matplotlib
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
     return pyplot
 
 

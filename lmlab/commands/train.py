@@ -220,9 +220,10 @@ class Task:
 def run_sweep(asked: Asked, sweep: Sweep, flags: list[str], overrides: list[str]) -> None:
     """Runs the cells of a sweep and prints the leaderboard. With dry_run=true only shows them."""
     with one_line_errors():
-        reason = files.obstacle(sweep.folder)
-        if reason:
-            raise UserError(f"{sweep.folder}: the folder of the sweep cannot be made: {reason}")
+        for folder in (sweep.folder, sweep.own / "locks", sweep.own / "logs"):
+            reason = files.obstacle(folder)
+            if reason:
+                raise UserError(f"{folder}: the folder of the sweep cannot be made: {reason}")
         survey = start_survey(asked, sweep)
         first, _ = asked.runs[0]
         if first.sweep and first.sweep.dry_run:

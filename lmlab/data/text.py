@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
+from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -18,7 +19,7 @@ from lmlab.config.keys import RunConfig
 from lmlab.data import documents
 from lmlab.data.documents import Documents
 from lmlab.data.tokenizers import CharTokenizer, Tokenizer, UnknownCharacters
-from lmlab.errors import UserError
+from lmlab.errors import UserError, system_error
 from lmlab.registry import load
 
 LARGE = 50_000_000  # bytes of text that take long enough for a progress bar
@@ -105,12 +106,28 @@ def token_file(text: Text, tokenizer: Tokenizer, drop: bool = False) -> np.ndarr
     content = files.sha256(f"{tokenizer.to_json()} {text.sha256} {drop}".encode())
     dtype = np.min_scalar_type(tokenizer.vocab_size - 1)
     path = files.cache_dir() / "tokens" / f"{content}.{dtype}"
-    if not files.is_intact(path):
+    if not is_cached(path):
         ids = tokenizer.encode_pieces(text.again(), drop)
         files.write_sealed(path, map(np.ndarray.tobytes, ids))
     if path.stat().st_size == 0:
         raise UnknownCharacters("none of its characters is in the vocabulary")
     return np.memmap(path, dtype=dtype, mode="r")
+
+
+def is_cached(path: Path) -> bool:
+    """Returns whether a file of the cache is there and intact.
+
+    Raises UserError if it cannot be read, or if it is missing and cannot be written.
+    """
+    try:
+        if files.is_intact(path):
+            return True
+        reason = files.obstacle(path.parent)
+    except OSError as error:
+        reason = system_error(error, path)
+    if reason:
+        raise UserError(f"the cache cannot be used: {reason}; LMLAB_CACHE=… names another folder")
+    return False
 
 
 class Splits:

@@ -70,13 +70,11 @@ class Board:
         cells. It shows the mean over a group. A run that did not finish is in a separate group,
         so its last loss is not part of the mean.
         """
+        if self.writer is None:
+            return
         finished = status == "finished"
-        hparams = {
-            key: "null" if value is None else value
-            for key, value in values.items()
-            if key not in marked(OF_THE_RUN)
-        }
-        begin = summary_v2.hparams_pb(hparams, group if finished else f"{group} {status}")
+        shown = {key: value for key, value in values.items() if key not in marked(OF_THE_RUN)}
+        hparams = {key: as_hparam(value) for key, value in shown.items()}
         session_end = SessionEndInfo(
             status=STATUS_SUCCESS if finished else STATUS_FAILURE, end_time_secs=time.time()
         )
@@ -87,11 +85,11 @@ class Board:
             ),
             tensor=metadata.NULL_TENSOR,
         )
-        if self.writer is not None:
-            with self.harmless():
-                file_writer = self.writer._get_file_writer()
-                file_writer.add_summary(begin, step)
-                file_writer.add_summary(Summary(value=[end]), step)
+        with self.harmless():
+            begin = summary_v2.hparams_pb(hparams, group if finished else f"{group} {status}")
+            file_writer = self.writer._get_file_writer()
+            file_writer.add_summary(begin, step)
+            file_writer.add_summary(Summary(value=[end]), step)
 
     def flush(self) -> None:
         """Writes all events so far to the file."""
@@ -104,6 +102,13 @@ class Board:
         if self.writer is not None:
             with self.harmless():
                 self.writer.close()
+
+
+def as_hparam(value: str | float | None) -> str | float:
+    """Returns a value as TensorBoard's table of hyper-parameters takes it."""
+    if value is None:
+        return "null"
+    return encodable(value) if isinstance(value, str) else value
 
 
 def encodable(text: str) -> str:

@@ -91,8 +91,11 @@ class RunDirectory:
         config.yaml holds `noted`, and metrics.json begins with `facts`; `source` is the
         content of config.yaml of the run that gave the weights. Raises UserError.
         """
+        above = [folder for folder in path.parents if not folder.exists()]
         path = new_folder(path)
         with ExitStack() as undo:
+            for folder in reversed(above):
+                undo.callback(folder.rmdir)
             undo.callback(shutil.rmtree, path)
             directory = cls(path)
             undo.callback(directory.close)

@@ -209,11 +209,16 @@ def own_hash(sweep: Sweep, cell_hash: str) -> tuple[str, str | None]:
     """Returns the hash of the cell that the code of this process makes or continues.
 
     It is `cell_hash`, unless other code has made that cell, or has begun to train it. Then it is a
-    hash with the code in it, and the other code is returned as well.
+    hash with the code in it, and the other code is returned as well. Raises UserError if something
+    else is in the cell's place.
     """
     code = own_code()
     same = SameCode(sweep.own).equal_to(code)
     path = sweep.cells().get(cell_hash)
+    if path and not path.is_dir():
+        raise UserError(
+            f"{path}: is no folder, or a link to nothing; a cell's folder must be there"
+        )
     made_by = maker(path) if path else None
     if made_by and made_by not in same and not sweep.same_code:
         return short_hash({"cell": cell_hash, "code": code}), made_by

@@ -15,7 +15,7 @@ from lightning_fabric.plugins.environments import LightningEnvironment
 from lmlab import machine
 from lmlab.config.check import Config
 from lmlab.data.batches import BatchModule
-from lmlab.errors import UserError, reason_of
+from lmlab.errors import UserError, reason_of, system_error
 from lmlab.inference import evaluations
 from lmlab.inference.evaluations import Subject
 from lmlab.inference.references import references
@@ -184,7 +184,7 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{error.filename or path}: {error.strerror}") from None
+        raise UserError(system_error(error, path)) from None
     finally:
         threading.excepthook = hook_before
 
@@ -269,16 +269,27 @@ def say_results(
         )
         return
     sample = ""
-    with suppress(Interrupted), stop.interrupting():
-        if ending.status == "finished":
-            add_references(directory, subject)
-        if ending.status != "diverged":
-            try:
-                sample = evaluations.draw_sample(subject, SAMPLE)
-            except Exception as error:
-                directory.warn(f"no sample: {reason_of(error)}")
+    try:
+        with stop.interrupting():
+            if ending.status == "finished":
+                add_references(directory, subject)
+            if ending.status != "diverged":
+                sample = final_sample(directory, subject)
+    except Interrupted:
+        sample = (
+            f"(stopped before all results were there; to add them: {resume_command(directory)})"
+        )
     directory.say(summary.results(directory.metrics, ending.status, sample))
     directory.say(summary.whereabouts(directory.path))
+
+
+def final_sample(directory: RunDirectory, subject: Subject) -> str:
+    """Returns the sample at the end of a run. A failure is only a warning."""
+    try:
+        return evaluations.draw_sample(subject, SAMPLE)
+    except Exception as error:
+        directory.warn(f"no sample: {reason_of(error)}")
+        return ""
 
 
 def add_references(directory: RunDirectory, subject: Subject) -> None:
