@@ -94,6 +94,16 @@ WRONG = {
     "--config-dir here": ["--config-dir=here", "conf/experiment"],
     "--experimental-rerun foo": ["--experimental-rerun=foo"],
     "--resolve": ["--resolve", "--cfg job"],
+    "-m 'seed=range(3,0)'": ["seed=range(3,0): has no values"],
+    "-m 'seed=range(0,3,0)'": ["seed=range(0,3,0): has no values"],
+    "-m 'lr=range(1,3),5'": ["lr=range(1,3),5: has no values", "range(1,3)"],
+    "model@x=gpt": ["model@x=gpt", "has no effect here"],
+    "'lr: 0.1'": ["lr: 0.1: needs the form key=value, without blanks: lr=0.1"],
+    "lr = 0.1": ["lr: needs the form key=value, without blanks: lr=…"],
+    "lr=0,1": ["several values", "a number has a decimal point: lr=0.1"],
+    "seed=???": ["seed: needs seed=…"],
+    "epochs=3": ["did you mean max_steps?"],
+    "batch=3": ["did you mean batch_size?"],
     "--cfg job -m seed=0,1": ["--cfg: shows one run", "dry_run=true"],
     "--info -m": ["--info: shows one run"],
     "--cfg job -p model": ["--package=model", "has no effect here"],
@@ -323,3 +333,26 @@ def test_a_place_where_no_folder_can_be_made_is_named_at_once(here, capsys, swee
         words = ["outputs is no folder"]
     refused(capsys, lambda: cli.main((sweep + NANO).split()), words)
     assert [path.name for path in here.iterdir()] == ["outputs"]
+
+
+def test_the_last_value_of_a_key_counts_and_the_others_are_named(here, capsys):
+    cli.main(["lr=0.1", "seed=1", "--cfg", "job", "lr=0.2", "model=gpt", "model=bigram", "seed=1"])
+    shown = capsys.readouterr().out
+    assert "lr: 0.2\n" in shown and "seed: 1\n" in shown
+    assert [line for line in shown.splitlines() if "no effect" in line] == [
+        "lr=0.1: has no effect, since lr=0.2 comes after it",
+        "model=gpt: has no effect, since model=bigram comes after it",
+    ]
+    cli.main(
+        [
+            "-m",
+            "seed=0,1",
+            "seed=5,6",
+            "model=bigram",
+            "data=sentence",
+            "dry_run=true",
+            "val_fraction=0",
+        ]
+    )
+    assert "seed=0,1: has no effect, since seed=5,6 comes" in (shown := capsys.readouterr().out)
+    assert "2 cells, 2 new" in shown and "seed=5,model" in shown

@@ -1,7 +1,6 @@
 """Every shipped YAML composes and trains a step."""
 
 import importlib.util
-import itertools
 import re
 import shutil
 
@@ -226,7 +225,11 @@ RECIPE_FAULTS = {  # the defaults list and the keys of a recipe, and what is sai
     "no choice": ("[override /model: null]", "", "line 2: defaults: needs a list; allowed in it"),
     "no such choice": ("[override /model: gtp]", "", "line 2: override /model: model=gtp: allowed"),
     "a choice twice": ("[override /model: gpt, override /model: mlp]", "", "is there twice"),
-    "a choice too early": ("[override /model: mlp, _self_]", "", "_self_: must be above all lines"),
+    "_self_ too early": ("[_self_, tiny_lm]", "", "tiny_lm: must be above _self_"),
+    "a number in another base": ("[]", "seed: 010", "line 3: seed=010: YAML reads this as 8"),
+    "a number of minutes": ("[]", "seed: 1:30", "line 3: seed=1:30: YAML reads this as 90"),
+    "a number with a line": ("[]", "seed: 1_0", "line 3: seed=1_0: YAML reads this as 10"),
+    "a choice too early": ("[override /model: mlp, _self_]", "", "_self_: must be above all"),
     "no such recipe": ("[bigram]", "", "line 2: bigram: there is no such recipe"),
     "itself": ("[faulty]", "", "line 2: faulty: builds on itself"),
     "itself through another": ("[child]", "", "builds on itself"),
@@ -257,7 +260,7 @@ def test_a_recipe_whose_content_would_have_no_effect_is_refused(
             assert reason in said
 
 
-@pytest.mark.parametrize("order", [*itertools.permutations(["mine/b", "c", "_self_"])])
+@pytest.mark.parametrize("order", [("mine/b", "c"), ("c", "mine/b"), ("c", "mine/b", "_self_")])
 @pytest.mark.parametrize("own", ["", "override /model: lstm"])
 def test_a_recipe_is_read_as_hydra_composes_it(conf, order, own):
     """The recipe a builds on mine/b and c: its keys, and the choices that it is made for."""
@@ -276,6 +279,17 @@ def test_a_recipe_is_read_as_hydra_composes_it(conf, order, own):
     _, chosen, _ = overrides.compose(("experiment=a",))
     assert recipe.made_for == {group: chosen[group] for group in ("model", "optimizer", "data")}
     assert {*recipe.values} == {"seed", "lr", "batch_size"}
+
+
+def test_a_preset_that_sets_a_key_of_another_group_is_refused(conf, capsys):
+    """The file of that group would overwrite it; also if another preset builds on this one."""
+    folder, look_again = conf
+    (folder / "model/mine.yaml").write_text("# @package _global_\ndefaults: [gpt]\nlr: 0.7\n")
+    (folder / "model/child.yaml").write_text("# @package _global_\ndefaults: [mine]\nn_layer: 1\n")
+    look_again()
+    for name in ("mine", "child"):
+        words = ["conf/model/mine.yaml: line 3: lr: is no key of model=mine", "n_layer"]
+        refused(capsys, lambda name=name: cli.main([f"model={name}", "--cfg", "job"]), words)
 
 
 def test_a_recipe_in_a_folder_is_found_and_windows_line_ends_are_fine(conf, capsys):

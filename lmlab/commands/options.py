@@ -67,6 +67,8 @@ def parse_script(options: type, page: str, argv: list[str]) -> Any:
             raise UserError(
                 f"{argument}: {reason}{suggestion(key, hints)}; keys are {', '.join(hints)}"
             )
+        if key in values:
+            raise UserError(f"{argument}: {key} is there twice")
         value: Any = text
         if plain_kind(hints[key]) in (int, float, bool):
             value = parse(argument).value()

@@ -26,7 +26,7 @@ from lmlab.commands.continued import inherited, literal, repeated
 from lmlab.commands.options import help_page
 from lmlab.config.check import ELSEWHERE
 from lmlab.config.conf_files import CONF
-from lmlab.config.overrides import Asked, checked, parse, resolved, without_glob
+from lmlab.config.overrides import Asked, checked, last_of_each, parse, resolved, without_glob
 from lmlab.errors import (
     UserError,
     memory_errors,
@@ -83,7 +83,7 @@ def obey(args: Namespace, argv: list[str]) -> Path | None:
     with one_line_errors():
         refuse_hydras_files(args)
         given = [argument for argument in args.overrides if argument != NO_RECIPE]
-        typed = [without_glob(literal(argument)) for argument in given]
+        typed = last_of_each([without_glob(literal(argument)) for argument in given])
         continued = resume_or_replay(typed, flags, command)
         if continued is not None:
             return continued

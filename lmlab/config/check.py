@@ -76,6 +76,11 @@ ELSEWHERE = {
     "max_iters": "max_steps",
     "num_steps": "max_steps",
     "steps": "max_steps",
+    "epochs": "max_steps",
+    "n_epochs": "max_steps",
+    "num_epochs": "max_steps",
+    "max_epochs": "max_steps",
+    "batch": "batch_size",
     "iterations": "max_steps",
     "lr_decay_iters": "decay_steps",
     "warmup_iters": "warmup_steps",
@@ -236,7 +241,12 @@ def from_flat(
         if "${" in str(value):
             raise UserError(f"{key}={value}: interpolation is not allowed; write the value itself")
         if value == "???":
-            raise UserError(f"{key}: data={choices['data']} needs {key}=…")
+            owner = (
+                f"data={choices['data']} needs"
+                if key in keys_of(config_class("data", rows["data"]))
+                else "needs"
+            )
+            raise UserError(f"{key}: {owner} {key}=…")
     optimizer = build(config_class("optimizer", rows["optimizer"]), values)
     usual = derived(values | {"lr": optimizer.lr} | choices)
     values = values | {key: value for key, value in usual.items() if values.get(key) is None}

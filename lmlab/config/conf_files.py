@@ -1,6 +1,7 @@
 """Reads and checks the YAML files of conf/ that hold choices, presets and recipes. No torch."""
 
 import codecs
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from lmlab.errors import UserError
 
 CONF = Path(__file__).parent.parent.parent / "conf"
 HEADER = "# @package _global_"
+NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+NUMBER = r"[-+]?(0|[1-9]\d*)?(\.\d*)?([eE][-+]?\d+)?|[-+]?\.inf|\.nan"  # as everyone reads it
 TEXT = "tag:yaml.org,2002:str"  # the tag that YAML gives to a plain word
 
 
@@ -84,6 +87,10 @@ def check_nodes(node: yaml.Node | None, shown: str, group: str) -> None:
             check_defaults(value_node, shown, group)
         elif not isinstance(value_node, yaml.ScalarNode):
             raise UserError(f"{place}: needs a plain value, not a list or keys below it")
+        elif value_node.tag in NUMBERS and not re.fullmatch(NUMBER, value_node.value):
+            raise UserError(
+                f"{place}={value_node.value}: YAML reads this as {number_of(value_node)}; write that"
+            )
 
 
 def check_defaults(node: yaml.Node, shown: str, group: str) -> None:
@@ -113,7 +120,16 @@ def check_defaults(node: yaml.Node, shown: str, group: str) -> None:
             raise UserError(f"{place}: {first}: is there twice")
         if len(words) == 1 and any(name.startswith("override ") for name in seen):
             raise UserError(f"{place}: {first}: must be above all lines with override")
+        if len(words) == 1 and "_self_" in seen:
+            raise UserError(
+                f"{place}: {first}: must be above _self_, or it would overwrite this file"
+            )
         seen.add(first)
+
+
+def number_of(node: yaml.Node) -> Any:
+    """Returns the number that YAML reads in a node, such as 8 for 010 and 90 for 1:30."""
+    return yaml.safe_load(node.value)
 
 
 def line_of(node: yaml.Node) -> int:

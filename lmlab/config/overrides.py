@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lmlab.catalogue import ONCE
 from lmlab.config.check import Config, build, check_key, check_value, from_flat
-from lmlab.config.conf_files import CONF, names_in, read_file
+from lmlab.config.conf_files import CONF, names_in
 from lmlab.config.keys import (
     CHOICES,
     SETTINGS,
@@ -32,7 +32,7 @@ from lmlab.config.keys import (
     kind_of,
     marked,
 )
-from lmlab.config.recipes import read_recipe
+from lmlab.config.recipes import check_preset, read_recipe
 from lmlab.errors import UserError, nearest
 from lmlab.terminal import after_a_second, tell
 
@@ -101,8 +101,7 @@ def all_runs(overrides: list[Override], searching: bool) -> list[tuple[Config, l
         elif searching:
             values.append(ends(override))
         else:
-            key = override.key_or_group
-            values.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+            values.append(listed(override))
     runs = []
     notices: dict[str, None] = {}  # each once, in order
     n = math.prod(map(len, values))
@@ -138,6 +137,8 @@ def check_settings(kind: str, choice: str, values: dict[str, Any]) -> None:
 def check_hydra(override: Override, searching: bool) -> None:
     """Raises UserError for a setting of Hydra that would have no effect, such as hydra.run.dir."""
     key = override.key_or_group
+    if override.package is not None:
+        raise UserError(f"{override.input_line}: has no effect here; a key has no @ in it")
     if key.startswith("hydra.sweeper.") and not searching:
         raise UserError(
             f"{override.input_line}: needs hydra/sweeper=search; a grid is written as key=value,value"
@@ -161,7 +162,7 @@ def check_place(override: Override, multirun: bool, sweeper: str) -> None:
             once = " ".join(sorted(marked(ONCE)))
             raise UserError(
                 f"{text}: several values need a sweep (add -m), and a key other than {once}; one "
-                f"value with commas is quoted twice: {key}=\"'…'\""
+                f"value with commas is quoted twice: {key}=\"'…'\"{decimal_point(str(text))}"
             )
         if sweeper != "search" and not override.is_discrete_sweep():
             raise UserError(
@@ -175,6 +176,13 @@ def check_place(override: Override, multirun: bool, sweeper: str) -> None:
         raise UserError(f"{text}: is a key of sweeps; add -m")
     if key == "trial":
         raise UserError(f"{text}: only hydra/sweeper=search sets this key")
+
+
+def decimal_point(text: str) -> str:
+    """Returns a hint for a number with a decimal comma, or ""."""
+    if re.fullmatch(r"\w+=-?\d+,\d+", text):
+        return f"; a number has a decimal point: {text.replace(',', '.')}"
+    return ""
 
 
 def combinations(values: list[list[str]], limit: int | None) -> Iterable[Sequence[str]]:
@@ -229,8 +237,8 @@ def chosen(overrides: list[Override]) -> list[Override]:
         choice = check_value(group, override.value(), Literal[*allowed(group)])
         if group == "experiment":
             read_recipe(choice)  # Hydra's own errors name neither file nor line
-        else:
-            read_file(group, choice)
+        elif choice is not None:
+            check_preset(group, choice)
     return groups
 
 
@@ -264,7 +272,36 @@ def ends(override: Override) -> list[str]:
         if kind_of(key) is int and low.is_integer() and high.is_integer():
             return [f"{key}={int(low)}", f"{key}={int(high)}"]
         return [f"{key}={low}", f"{key}={high}"]
-    return [f"{key}={value}" for value in override.sweep_string_iterator()]
+    return listed(override)
+
+
+def listed(override: Override) -> list[str]:
+    """Returns an override for each value of a list, a range or a choice. Raises UserError."""
+    key = override.get_key_element()
+    try:
+        texts = [f"{key}={value}" for value in override.sweep_string_iterator()]
+    except (ValueError, TypeError, HydraException, OmegaConfBaseException):
+        texts = []  # such as range(0,3,0), or a range within a list
+    if not texts:
+        raise UserError(
+            f"{override.input_line}: has no values; a list is {key}=1,2 or {key}='range(1,3)'"
+        )
+    return texts
+
+
+def last_of_each(arguments: list[str]) -> list[str]:
+    """Returns the arguments without those whose key is given again later. A notice names them."""
+    last = {key_of(argument): n for n, argument in enumerate(arguments)}
+    for argument in arguments:
+        counts = arguments[last[key_of(argument)]]
+        if argument != counts:
+            print(f"{argument}: has no effect, since {counts} comes after it")
+    return [arguments[n] for n in sorted(last.values())]
+
+
+def key_of(argument: str) -> str:
+    """Returns the part of an argument before the equals sign."""
+    return argument.partition("=")[0]
 
 
 def without_glob(text: str) -> str:
@@ -292,6 +329,11 @@ def parse(text: str) -> Override:
     try:
         return OverridesParser.create().parse_override(text)
     except (HydraException, ValueError):  # Python reads no number of over 4,300 digits
+        pair = re.fullmatch(r"(\w+)\s*[:=]?\s*(\S*)", text)
+        if pair and "=" not in text.strip(" ="):
+            raise UserError(
+                f"{text}: needs the form key=value, without blanks: {pair[1]}={pair[2] or '…'}"
+            ) from None
         raise UserError(
             f"{text}: needs the form key=value; a value with spaces, commas, quotes or braces is "
             f"quoted twice: {text.partition('=')[0]}=\"'…'\""

@@ -1,4 +1,4 @@
-"""Recipes, the files of conf/experiment: what each sets, and for which choices it is made."""
+"""Recipes and presets, the files of conf/: what each of them sets, and on what it builds."""
 
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from lmlab.config.check import check_value
 from lmlab.config.conf_files import names_in, place_of, read_file
-from lmlab.config.keys import SweepConfig, choices_of, keys_of
+from lmlab.config.keys import SweepConfig, bases_of, choices_of, keys_of
 from lmlab.errors import UserError, nearest
 
 TYPED = {"resume", "replay", *keys_of(SweepConfig)}  # keys that belong to one command
@@ -85,3 +85,22 @@ def checked_parent(name: str, entry: str, above: tuple[str, ...]) -> str:
     if parent in above:
         raise UserError(f"{place(name, entry)}: builds on itself")
     return parent
+
+
+def check_preset(group: str, name: str) -> None:
+    """Raises UserError if the file of a choice sets a key that the choice it builds on does not set.
+
+    The files of other groups, or conf/config.yaml, would overwrite it.
+    """
+    values = dict(read_file(group, name))
+    taken = {**read_file(group, bases_of(group)[name])}
+    above = values.pop("defaults", [])
+    for key in values:
+        if key not in taken:
+            raise UserError(
+                f"{place_of(group, name, key)}: is no key of {group}={name}; those are "
+                f"{', '.join(taken)}"
+            )
+    for entry in above:
+        if entry != "_self_":
+            check_preset(group, entry)
