@@ -36,6 +36,7 @@ def frame(losses, **columns):
             "n_params": 10,
             "tokens": 20,
             "path": "",
+            "started": (group, seed),
             "model": "gpt",
             "data": "tales",
             "device": "cpu",
@@ -95,6 +96,28 @@ def test_the_paired_test_is_scipys_over_common_seeds_with_holms_correction():
         assert board["p"][group] == pytest.approx(p)
         assert board["like_best"][group] == (p >= 0.05)
     assert {True, False} == set(board["like_best"])
+
+
+def test_of_several_runs_of_a_seed_the_one_started_last_counts_and_this_is_said(sweep, here):
+    both = pd.concat([frame([[1.0, 2.0]]), frame([[1.5]])], ignore_index=True)
+    both["started"] = [(7, 0), (7, 0), (6, 0)]
+    assert table.leaderboard(both)["val/loss"].tolist() == [1.5]  # of 1.0 and 2.0
+    both["started"] = [(7, 0), (7, 0), (8, 0)]
+    assert table.leaderboard(both)["val/loss"].tolist() == [1.75]  # of 1.5 and 2.0
+    first = next(sweep.glob("seed=0,lr=1,*"))
+    again = here / "again/run"
+    shutil.copytree(first, again)
+    (events,) = again.glob("events.out.tfevents.*")
+    events.rename(again / "events.out.tfevents.9999999999.vm.1.0")
+    (again / "metrics.json").write_text(json.dumps(metrics(first) | {"val/loss": 9.0}))
+    found = load_runs(sweep, here / "again")
+    board = table.leaderboard(found)
+    assert (board["lr"][0], board["n"].tolist()) == (2, [3, 3, 0])
+    assert "started last counts, though their losses differ; left out: 1." in (
+        report.footnote(found, board)
+    )
+    found = load_runs(sweep)
+    assert "started last" not in report.footnote(found, table.leaderboard(found))
 
 
 def test_equal_losses_cannot_be_told_apart_and_a_constant_difference_can():

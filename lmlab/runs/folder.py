@@ -206,19 +206,20 @@ def newest(path: Path, key: str = "run") -> Path:
     The newest is the one that started last, also if others were copied or moved later. Raises
     UserError if there is none; the message names `key`.
     """
-
-    def started(run: Path) -> tuple[int, int]:
-        # TensorBoard writes the second of its start into the name of the first events file.
-        names = [path.name.split(".")[3] for path in run.glob(EVENTS)]
-        second = min((int(name) for name in names if name.isdecimal()), default=0)
-        tokenizer = run / "tokenizer.json"  # written once, at the start
-        return second, tokenizer.stat().st_mtime_ns if tokenizer.exists() else 0
-
     folders = [config.parent for config in path.rglob("config.yaml")]
     trained = [folder for folder in folders if (folder / "checkpoints/last.ckpt").exists()]
     if not trained:
         raise UserError(f"{key}={path}: no trained run there; python train.py makes one")
-    return max(trained, key=started)
+    return max(trained, key=started_at)
+
+
+def started_at(run: Path) -> tuple[int, int]:
+    """Returns when a run started: the second, and the time in ns, which a copy need not keep."""
+    # TensorBoard writes the second of its start into the name of the first events file.
+    names = [path.name.split(".")[3] for path in run.glob(EVENTS)]
+    second = min((int(name) for name in names if name.isdecimal()), default=0)
+    tokenizer = run / "tokenizer.json"  # written once, at the start
+    return second, tokenizer.stat().st_mtime_ns if tokenizer.exists() else 0
 
 
 def read_config(path: Path, name: str = "config.yaml") -> Config:

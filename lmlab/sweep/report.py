@@ -188,6 +188,14 @@ def footnote(table: pd.DataFrame, board: pd.DataFrame) -> str:
             f"Different code of the lab made these runs (column code; now {own_code()}); "
             "same_code=true calls all of it equal."
         )
+    several = tables.doubled(table, loss)
+    if len(several):
+        by_seed = several.groupby(["group", "seed"])[loss]
+        differ = ", though their losses differ" if (by_seed.nunique() > 1).any() else ""
+        sentences.append(
+            f"Of several runs of one seed the one that started last counts{differ}; "
+            f"left out: {len(several) - len(by_seed)}."
+        )
     n_ranked = int(board[loss].notna().sum())
     if "test/loss" in board and board["test/loss"].notna().any():
         sentences.append(
@@ -269,7 +277,7 @@ def page_row(
         "se": row["se"],
         "like_best": row["like_best"],
         "config": {key: plain(runs[0][key]) for key in shown_keys},
-        "curves": curves(members),
+        "curves": curves(members, loss),
         "runs": [dot(run, loss) for run in runs],
     }
 
@@ -297,14 +305,12 @@ def references(table: pd.DataFrame) -> list[list[Any]]:
     return [[words.format(order=order), losses[name]] for name, words in REFERENCES.items()]
 
 
-def curves(members: pd.DataFrame) -> dict[str, Any]:
+def curves(members: pd.DataFrame, loss: str) -> dict[str, Any]:
     """Returns the curves of a configuration: means over its finished seeds, and diverged runs.
 
     All runs of a configuration have the same tokens and FLOPs at the same step.
     """
-    is_finished = members["status"] == "finished"
-    is_repeated = is_finished & members.duplicated(["status", "seed"])
-    histories = [history(run) for run in tables.records(members[is_finished & ~is_repeated])]
+    histories = [history(run) for run in tables.records(tables.finished_seeds(members, loss))]
     diverged = tables.records(members[members["status"] == "diverged"])
     drawn: dict[str, Any] = {
         "marks": [mark(run) for run in diverged],

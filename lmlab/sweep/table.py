@@ -21,7 +21,7 @@ from lmlab.config.check import derived
 from lmlab.config.keys import GROUPS, choices_of, idle_keys, marked
 from lmlab.errors import UserError
 from lmlab.runs.code import SameCode, code_of
-from lmlab.runs.folder import LIMITS, read_config, read_metrics, text_sha256
+from lmlab.runs.folder import LIMITS, read_config, read_metrics, started_at, text_sha256
 from lmlab.sweep.cells import identity
 from lmlab.sweep.labels import common_parts, without
 
@@ -106,7 +106,7 @@ def load_run(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     label = metrics.get("label") or f"{path.parent.name}/{path.name}"
     code = SameCode(path.parent / ".sweep").name(code_of(noted))
     names = {"path": str(path), "group": group, "label": label, "code": code}
-    return configuration, defaults | metrics | names
+    return configuration, defaults | metrics | names | {"started": started_at(path)}
 
 
 def check_types(path: Path, metrics: dict[str, Any]) -> None:
@@ -263,9 +263,15 @@ def leaderboard(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def finished_seeds(members: pd.DataFrame, loss: str) -> pd.DataFrame:
-    """Returns the finished runs with a loss among `members`, one for each seed."""
+    """Returns the finished runs with a loss among `members`, for each seed the one started last."""
     finished = members[(members["status"] == "finished") & members[loss].notna()]
-    return finished.drop_duplicates("seed")
+    return finished.sort_values("started").drop_duplicates("seed", keep="last").sort_index()
+
+
+def doubled(table: pd.DataFrame, loss: str) -> pd.DataFrame:
+    """Returns the finished runs that `finished_seeds` takes and those that it leaves out for them."""
+    finished = table[(table["status"] == "finished") & table[loss].notna()]
+    return finished[finished.duplicated(["group", "seed"], keep=False)]
 
 
 def losses_of(members: pd.DataFrame, loss: str) -> dict[int, float]:
