@@ -14,7 +14,7 @@ LONGEST = 2000  # characters of a line of error
 
 REASON = 300  # characters of an error's text
 
-SECRETS = "password|passwd|pwd|token|secret|api_?key"  # parameters in an address
+SECRETS = "password|passwd|pwd|token|secret|api_?key"  # what a secret is called
 
 EXTRAS = ("pandas", "scipy", "optuna", "matplotlib")  # what training does without
 
@@ -94,12 +94,13 @@ def printable(text: str) -> str:
 
 
 def without_secrets(text: str) -> str:
-    """Returns a text in which stars stand for the passwords of addresses.
+    """Returns a text in which stars stand for passwords and tokens.
 
-    They are found in a://user:word@b, also with one slash, as paths are shown, and in ?password=word.
+    They are found in addresses such as a://user:word@b, also with one slash, as paths are shown,
+    and after names such as password= and --token.
     """
-    text = re.sub(r"(:/{1,2}[^/\s:@]*:)[^/\s@]+@", r"\1***@", text)
-    return re.sub(rf"(?i)([?&](?:{SECRETS})=)[^&\s'\"]+", r"\1***", text)
+    text = re.sub(r"(:/{1,2}[^/\s:@]*:)\S*@", r"\1***@", text)
+    return re.sub(rf"(?i)(\b(?:{SECRETS})=|--(?:{SECRETS}) )[^&\s'\"]+", r"\1***", text)
 
 
 def reason_of(error: BaseException) -> str:

@@ -7,13 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from lmlab.errors import UserError, reason_of
+
 
 @contextmanager
 def importing() -> Iterator[None]:
     """Switches the garbage collector off during large imports, which saves a fifth of their time.
 
     Afterwards the garbage collector skips the imported objects for good. Matplotlib, which Lightning
-    imports, does not say where it keeps its own cache.
+    imports, does not say where it keeps its own cache. Raises UserError if a library is broken, or if
+    there is too little memory to import it.
     """
     matplotlib = logging.getLogger("matplotlib")
     level = matplotlib.level
@@ -21,6 +24,10 @@ def importing() -> Iterator[None]:
     gc.disable()
     try:
         yield
+    except ModuleNotFoundError:
+        raise
+    except (ImportError, MemoryError, SystemError, OSError) as error:
+        raise UserError(f"a library cannot be imported: {reason_of(error)}") from error
     finally:
         gc.freeze()
         gc.enable()

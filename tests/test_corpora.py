@@ -134,6 +134,14 @@ def test_what_a_folder_holds_and_is_not_read_is_named_once(tmp_path, capfd):
     assert read(tmp_path) == "text"
     assert "files read 1, left out 13: " in (said := capfd.readouterr().err)
     assert said.endswith(" and 8 others\n")
+    assert read(tmp_path / "*.txt") == "text"
+    assert "*.txt: files read 1, left out 1: " in capfd.readouterr().err
+    (tmp_path / "deep.txt").mkdir()
+    (tmp_path / "d.txt").symlink_to("a.txt")
+    assert read(tmp_path / "*.txt") == "text\ntext"
+    said = capfd.readouterr().err
+    assert f"{tmp_path}/deep.txt (a folder)\n" in said
+    assert f"files read more than once 1: {tmp_path}/d.txt (the same file as {tmp_path}/a.t" in said
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import math
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from lmlab.commands import evaluate
 from lmlab.data.batches import IGNORED, Batches, place_information
 from lmlab.data.documents import Documents, unescaped
 from lmlab.data.text import Splits
+from lmlab.inference import references
 from lmlab.inference.loss import log_probs, loss_metrics
 from lmlab.models.base import build_model
 from lmlab.training.step import cross_entropy, masked_cross_entropy
@@ -120,6 +122,24 @@ def test_only_what_follows_the_mark_is_trained(sums, train):
         after += char if answer else "_"
     begun = seen.find("\n") if "\n" in seen else 0  # before it the document's mark is not seen
     assert shown[begun:-1] == after[begun:-1]
+
+
+def test_losses_of_counting_begin_where_something_is_scored(monkeypatch):
+    """As of a text whose first million validation tokens have no answer."""
+    monkeypatch.setattr("lmlab.inference.references.PREDICTED", 20)
+    ids = np.random.default_rng(0).integers(5, size=500).astype(np.uint8)
+    scored = np.arange(200) >= 60
+    text = SimpleNamespace(
+        holdout=ids[:0],
+        train=ids[:300],
+        val=ids[300:],
+        tokenizer=SimpleNamespace(vocab_size=5),
+        documents={"val": Documents(np.array([0]), scored)},
+    )
+    found = references.references(text)
+    # The first token that counts is number 60; it is predicted from the one before it.
+    expected = references.by_counting(text.train, text.val[59:79], 5, scored[60:79])
+    assert found == expected and math.isfinite(found["reference/ngram"])
 
 
 def config_of(run):

@@ -40,6 +40,7 @@ def test_a_run_is_the_same_whatever_its_caller_has_set(here):
     usual = weights(cli.main([*line, "name=a"]))
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
     numbers = random.random(), np.random.random(), torch.rand(1).item()
+    variables = dict(os.environ)
     torch.set_default_dtype(torch.float64)
     torch.set_float32_matmul_precision("medium")
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
@@ -54,7 +55,7 @@ def test_a_run_is_the_same_whatever_its_caller_has_set(here):
         torch.set_default_dtype(torch.float32)
         torch.set_float32_matmul_precision("highest")
     assert (random.random(), np.random.random(), torch.rand(1).item()) == numbers
-    assert "PL_GLOBAL_SEED" not in os.environ
+    assert dict(os.environ) == variables
     for name, weight in weights(unusual).items():
         assert weight.dtype == torch.float32 and torch.equal(weight, usual[name])
     with torch.no_grad():
@@ -66,10 +67,12 @@ def test_a_run_is_the_same_whatever_its_caller_has_set(here):
     ("text", "shown"),
     [
         ("mysql://me:word@host/db", "mysql://me:***@host/db"),
-        ("'postgresql+psycopg2://me:w:o/r@host'", "'postgresql+psycopg2://me:w:o/r@host'"),
+        ("'postgresql+psycopg2://me:w:o/r@host'", "'postgresql+psycopg2://me:***@host'"),
         ("see https://a:b@c and http://d:e@f", "see https://a:***@c and http://d:***@f"),
         ("init_from=https:/a:b@c/x: no run", "init_from=https:/a:***@c/x: no run"),
         ("mysql://h/db?user=me&password=w&ssl=1", "mysql://h/db?user=me&password=***&ssl=1"),
+        ("token=w api_key='w' --password w", "token=*** api_key='w' --password ***"),
+        ("max_tokens=5 token=w", "max_tokens=5 token=***"),
         ("'https://h/x?API_KEY=w' y", "'https://h/x?API_KEY=***' y"),
         ("sqlite:///study.db name@place", "sqlite:///study.db name@place"),
     ],

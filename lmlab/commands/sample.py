@@ -29,7 +29,7 @@ from typing import Annotated, Literal
 from lmlab.catalogue import Count, LinesText, PathText, PositiveOrZero
 from lmlab.commands.door import Device
 from lmlab.commands.options import parse_script
-from lmlab.errors import printable
+from lmlab.errors import UserError, printable
 from lmlab.registry import importing
 
 
@@ -53,6 +53,7 @@ class Options:
 def main(argv: list[str]) -> None:
     """Draws the samples and writes them. Raises UserError."""
     options = parse_script(Options, __doc__, argv)
+    check_greedy(options)
     with importing():  # torch: after the arguments hold
         from lmlab.inference import generate
         from lmlab.runs import checkpoints
@@ -80,6 +81,20 @@ def main(argv: list[str]) -> None:
         print(f"--- {n} of {options.samples}", file=sys.stderr)
         print(readable(text))
     print(f"({run.path}, {run.checkpoint}.ckpt, seed={seed})", file=sys.stderr)
+
+
+def check_greedy(options: Options) -> None:
+    """Raises UserError for options that have no effect at temperature 0."""
+    for key in ("top_k", "top_p"):
+        value = getattr(options, key)
+        if options.temperature == 0 and value is not None:
+            raise UserError(
+                f"{key}={value}: has no effect with temperature=0, which takes the likeliest token"
+            )
+    if options.temperature == 0 and options.samples > 1:
+        raise UserError(
+            f"samples={options.samples}: with temperature=0 all of them would be the same text"
+        )
 
 
 def write_first(

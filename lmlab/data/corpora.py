@@ -99,32 +99,51 @@ def file(config: FileConfig) -> Iterator[str]:
     filled = [path for path in paths if not is_empty(path)]
     if not filled:
         raise UserError(f"path={config.path}: there is no text, only empty files")
-    tell_left_out(config.path, len(filled), [path for path in paths if path not in filled])
+    tell_left_out(config.path, filled, [path for path in paths if path not in filled])
     for i, path in enumerate(filled):
         if i > 0:
             yield "\n"
         yield from pieces(path)
 
 
-def tell_left_out(typed: str, n_read: int, empty: list[Path]) -> None:
-    """Says which entries of the folder `typed` are not read, if there are any."""
+def tell_left_out(typed: str, read: list[Path], empty: list[Path]) -> None:
+    """Says what `typed`, a folder or a glob, holds and is not read, and what is read twice."""
     folder = Path(typed).expanduser()
     reasons = [(path, "empty") for path in empty]
     if folder.is_dir():
         for path in files_below(folder):
             if is_hidden(path.relative_to(folder)):
                 reasons.append((path, "hidden"))
-            elif not path.exists():
-                reasons.append((path, "a link to nothing"))
             elif not path.is_file():
-                reasons.append((path, "no plain file"))
+                reasons.append((path, why_no_file(path)))
+    elif not folder.exists():
+        found = map(Path, glob.glob(str(folder), recursive=True))
+        reasons += [(path, why_no_file(path)) for path in found if not path.is_file()]
     if reasons:
-        names = [f"{path} ({reason})" for path, reason in sorted(reasons)]
-        others = f" and {len(names) - NAMED:,} others" if len(names) > NAMED else ""
-        tell_once(
-            f"path={typed}: files read {n_read:,}, left out {len(names):,}: "
-            f"{', '.join(names[:NAMED])}{others}"
-        )
+        tell_once(f"path={typed}: files read {len(read):,}, left out {named(reasons)}")
+    first: dict[tuple[int, int], Path] = {}
+    again = []
+    for path in read:
+        identity = path.stat().st_dev, path.stat().st_ino
+        if identity in first:
+            again.append((path, f"the same file as {first[identity]}"))
+        first.setdefault(identity, path)
+    if again:
+        tell_once(f"path={typed}: files read more than once {named(again)}")
+
+
+def why_no_file(path: Path) -> str:
+    """Returns what a path is that is no file."""
+    if path.is_dir():
+        return "a folder"
+    return "no plain file" if path.exists() else "a link to nothing"
+
+
+def named(reasons: list[tuple[Path, str]]) -> str:
+    """Returns the number of paths, and the first ones with their reasons."""
+    names = [f"{path} ({reason})" for path, reason in sorted(reasons)]
+    others = f" and {len(names) - NAMED:,} others" if len(names) > NAMED else ""
+    return f"{len(names):,}: {', '.join(names[:NAMED])}{others}"
 
 
 @lru_cache

@@ -34,11 +34,15 @@ def references(data: Splits) -> dict[str, float]:
     the cache cannot be used, a warning says so. Returns an empty dict without validation text.
     """
     train = np.concatenate([data.holdout[-COUNTED:], data.train[-COUNTED:]])[-COUNTED:]
-    val = data.val[:PREDICTED]
     vocab_size = data.tokenizer.vocab_size
+    counts = counting(data.documents.get("val"))
+    first = 0
+    if counts is not None and not counts[: PREDICTED - 1].any():
+        first = int(counts.argmax())  # nothing that counts is nearer to the beginning
+        counts = counts[first:]
+    val = data.val[first:][:PREDICTED]
     if len(val) < 2:
         return {}
-    counts = counting(data.documents.get("val"))
     parts = [train.tobytes(), b"/", val.tobytes(), str(vocab_size).encode()]
     if counts is not None:
         counts = counts[: len(val) - 1]

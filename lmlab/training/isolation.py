@@ -10,7 +10,6 @@ import torch
 from lmlab.training import state
 
 DEVICES = ("cpu", "cuda")  # those for which a program can switch mixed precision on
-LIGHTNINGS = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")  # variables that its seed_everything sets
 
 
 @contextmanager
@@ -18,14 +17,13 @@ def isolated() -> Iterator[None]:
     """A context, or a decorator, in which torch has its usual settings.
 
     A program can have changed them: the default type and device, gradients, mixed precision, the
-    precision of matrix products. Afterwards these, the threads, the deterministic mode and the
-    random numbers are as the program left them.
+    precision of matrix products. Afterwards these, the threads, the deterministic mode, the random
+    numbers and the variables of the environment are as the program left them.
     """
     with ExitStack() as stack:
         stack.callback(restore_settings, torch_settings())
         stack.callback(state.set_random_state, state.random_state(used_device()))
-        for name in LIGHTNINGS:
-            stack.callback(set_variable, name, os.environ.get(name))
+        stack.callback(restore_variables, dict(os.environ))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         if torch.get_default_device().type != "cpu":  # else the context would only cost time
@@ -74,9 +72,8 @@ def restore_settings(before: dict[str, Any]) -> None:
         torch.set_autocast_enabled(device, is_enabled)
 
 
-def set_variable(name: str, value: str | None) -> None:
-    """Sets a variable of the environment, or removes it if `value` is None."""
-    if value is None:
-        os.environ.pop(name, None)
-    else:
-        os.environ[name] = value
+def restore_variables(before: dict[str, str]) -> None:
+    """Makes the variables of the environment those of `before`; Lightning and torch add some."""
+    for name in {*os.environ} - {*before}:
+        del os.environ[name]
+    os.environ.update(before)
