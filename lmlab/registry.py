@@ -8,22 +8,24 @@ from contextlib import contextmanager
 from typing import Any
 
 from lmlab.errors import UserError, reason_of
+from lmlab.terminal import showing
 
 
 @contextmanager
-def importing() -> Iterator[None]:
+def importing(shown: bool = True) -> Iterator[None]:
     """Switches the garbage collector off during large imports, which saves a fifth of their time.
 
     Afterwards the garbage collector skips the imported objects for good. Matplotlib, which Lightning
-    imports, does not say where it keeps its own cache. Raises UserError if a library is broken, or if
-    there is too little memory to import it.
+    imports, does not say where it keeps its own cache. Unless `shown` is false, a terminal says what
+    happens. Raises UserError if a library is broken, or if there is too little memory to import it.
     """
     matplotlib = logging.getLogger("matplotlib")
     level = matplotlib.level
     matplotlib.setLevel(logging.ERROR)
     gc.disable()
     try:
-        yield
+        with showing("importing the libraries …" if shown else ""):
+            yield
     except ModuleNotFoundError:
         raise
     except (ImportError, MemoryError, SystemError, OSError) as error:

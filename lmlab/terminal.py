@@ -33,8 +33,7 @@ def stopping_signals() -> list[signal.Signals]:
 
 def tell(text: str) -> None:
     """Writes a line to stderr. It never raises, and it may be called by a handler of signals."""
-    with suppress(OSError):  # the terminal, or the reader of the pipe, may be gone
-        os.write(2, f"{text}\n".encode())
+    write_to_terminal(f"{text}\n")
 
 
 class StopSignals:
@@ -167,6 +166,40 @@ def after_a_second(say: Callable[[], object]) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+@contextmanager
+def showing(text: str) -> Iterator[None]:
+    """A context that shows `text` on a terminal after a second, and takes it away at its end.
+
+    It shows nothing if there is no terminal or no text.
+    """
+    shown = False
+
+    def show() -> None:
+        nonlocal shown
+        shown = True
+        write_to_terminal(text)
+
+    if not text or not os.isatty(2):
+        yield
+        return
+    timer = threading.Timer(1, show)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+        if shown:
+            write_to_terminal("\r\x1b[K")  # the beginning of the line, which is then emptied
+
+
+def write_to_terminal(text: str) -> None:
+    """Writes `text` to stderr as it is. It never raises."""
+    with suppress(OSError):  # the terminal, or the reader of the pipe, may be gone
+        os.write(2, text.encode())
 
 
 def call_in_thread(function: Callable[..., None], *arguments: object) -> None:

@@ -18,6 +18,7 @@ from lmlab.terminal import (
     after_a_second,
     call_in_thread,
     lasting_output,
+    showing,
     stopping_signals,
     tell,
 )
@@ -149,6 +150,17 @@ def test_what_takes_long_says_so_and_what_does_not_is_silent():
         pass
     time.sleep(1.1)
     assert said == ["long"]
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_what_is_shown_while_one_waits_is_taken_away(monkeypatch, capfd, is_terminal):
+    monkeypatch.setattr(os, "isatty", lambda descriptor: is_terminal)
+    with pytest.raises(ValueError), showing("importing …"):
+        time.sleep(1.2)
+        raise ValueError
+    with showing("too short"):
+        pass
+    assert capfd.readouterr().err == ("importing …\r\x1b[K" if is_terminal else "")
 
 
 def test_an_error_in_a_thread_arrives():

@@ -241,7 +241,8 @@ def run_sweep(asked: Asked, sweep: Sweep, flags: list[str], overrides: list[str]
     overrides = [text for text in overrides if parse(text).key_or_group != "name"]
     overrides += [f"name='{asked.name}'", f"hydra.sweep.dir='{hydras_own}'"]
     with one_line_errors():
-        from lmlab.sweep import report  # imported while the server of processes imports
+        with importing():  # while the server of processes imports
+            from lmlab.sweep import report
 
         try:
             run_hydra(task, flags, overrides)

@@ -18,7 +18,9 @@ MODULES = (
     "lmlab.sweep.study",
 )
 
-with importing():  # nothing of it is touched from here on, so that its memory stays shared
+with importing(
+    shown=False
+):  # nothing of it is touched from here on, so that its memory stays shared
     from PIL import Image
 
     for module in MODULES:

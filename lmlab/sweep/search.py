@@ -32,6 +32,7 @@ from lmlab.runs.code import SameCode, own_code
 from lmlab.sweep import study
 from lmlab.sweep.cells import Cell, Sweep, codes_of
 from lmlab.sweep.launcher import LocalLauncher
+from lmlab.terminal import showing
 
 if TYPE_CHECKING:
     import optuna
@@ -71,7 +72,8 @@ class SearchSweeper(Sweeper):
     @one_line_errors()
     def sweep(self, arguments: list[str]) -> None:
         """Runs trials until the study has `n_trials`. Trials of killed processes are run again."""
-        self.begin([parse(text) for text in arguments])
+        with showing("opening the study of the search …"):
+            self.begin([parse(text) for text in arguments])
         with files.lock(self.searches / self.search_id):  # held as long as this process lives
             self.run_trials()
             while any(self.owner(trial) == "other" for trial in self.running()):

@@ -15,7 +15,7 @@ from lmlab.errors import UserError
 from lmlab.runs.code import UNKNOWN, own_code
 from lmlab.sweep.cells import Cell, Sweep
 from lmlab.sweep.planner import planner
-from lmlab.terminal import tell
+from lmlab.terminal import showing, tell
 
 MANY = 500  # cells, which take some seconds
 
@@ -62,7 +62,8 @@ class Survey:
     def identified(self) -> Identified:
         """The cells and the number of GPUs, computed only once."""
         if self.future is not None:
-            return self.future.result()
+            with showing("preparing the cells …"):
+                return self.future.result()
         return self.identify_all()
 
     def check(self) -> None:
