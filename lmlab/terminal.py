@@ -3,12 +3,16 @@
 import errno
 import os
 import signal
+import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from types import FrameType
 from typing import Any, Self
+
+PATIENCE = 1.0  # seconds in which Python has to handle a signal
 
 READER_GONE = (errno.EPIPE, errno.EIO)  # of a pipe, of a terminal
 UNWRITABLE = (OSError, ValueError, AttributeError)  # closed; None, or an object without flush
@@ -40,7 +44,9 @@ class StopSignals:
     """Handles the `stopping_signals` while its `with` block runs.
 
     The first signal prints `message`, and its number is remembered. A second signal calls `again`
-    with its number; by default it raises SystemExit.
+    with its number; by default it raises SystemExit. Python handles a signal only between two of its
+    own instructions; a thread does it in its place if one of them, such as a large product of
+    matrices, takes longer than `PATIENCE`: after the second signal it ends the process.
     """
 
     def __init__(self, message: str, again: Callable[[int], None] | None = None) -> None:
@@ -48,19 +54,23 @@ class StopSignals:
         self.again = again or stop_at_once
         self.number: int | None = None
         self.raises = False
-        self.handlers_before: dict[int, Any] = {}
+        self.was_told = False
+        self.n_received = 0
+        self.restore = ExitStack()
 
     def __enter__(self) -> Self:
-        self.handlers_before = self.listen()
+        for number, handler in self.listen().items():
+            self.restore.callback(signal.signal, number, handler)
+        if is_main_thread():
+            self.watch()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self.handlers_before.items():
-            signal.signal(number, handler)
+        self.restore.close()
 
     def listen(self) -> dict[int, Any]:
         """Takes the signals over, again if other code took them; returns the earlier handlers."""
-        if threading.current_thread() is not threading.main_thread():  # only there Python allows it
+        if not is_main_thread():  # only there Python allows it
             return {}
         return {number: signal.signal(number, self.receive) for number in stopping_signals()}
 
@@ -71,14 +81,45 @@ class StopSignals:
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """Remembers a signal, or calls `again` if it is not the first."""
+        self.n_received += 1
         if self.came:
             self.number = number
             self.again(number)
             return
         self.number = number
-        tell(f"\n{self.message}")
+        self.announce()
         if self.raises:
             raise Interrupted
+
+    def announce(self) -> None:
+        """Prints the message, once."""
+        if not self.was_told:
+            self.was_told = True
+            tell(f"\n{self.message}")
+
+    def watch(self) -> None:
+        """Starts the thread for signals that Python does not handle in time."""
+        reader, writer = socket.socketpair()
+        writer.setblocking(False)
+        before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        self.restore.callback(writer.close)  # the last of the three: it ends the thread
+        self.restore.callback(signal.set_wakeup_fd, before)
+        threading.Thread(target=self.attend, args=(reader,), daemon=True).start()
+
+    def attend(self, reader: socket.socket) -> None:
+        """Reads the number of each signal, which the system writes, until the writer is closed."""
+        n_sent = 0
+        with reader:
+            while sent := reader.recv(1):
+                if sent[0] not in stopping_signals():
+                    continue
+                n_sent += 1
+                time.sleep(PATIENCE)
+                if self.n_received >= n_sent:
+                    continue
+                self.announce()
+                if n_sent > 1:
+                    os._exit(128 + sent[0])
 
     @contextmanager
     def interrupting(self) -> Iterator[None]:
@@ -90,6 +131,11 @@ class StopSignals:
             yield
         finally:
             self.raises = False
+
+
+def is_main_thread() -> bool:
+    """Returns whether this code runs in the main thread of its process."""
+    return threading.current_thread() is threading.main_thread()
 
 
 def stop_at_once(number: int) -> None:

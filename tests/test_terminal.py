@@ -4,7 +4,9 @@ import ast
 import io
 import os
 import signal
+import subprocess
 import sys
+import threading
 import time
 from types import SimpleNamespace
 
@@ -66,6 +68,41 @@ def test_a_signal_raises_only_where_it_may(capfd):
             time.sleep(1)
         with pytest.raises(Interrupted), stop.interrupting():
             raise AssertionError("the signal came before")
+
+
+def test_a_long_instruction_of_the_machine_hears_too():
+    """The first signal is answered, the second ends the process; Python itself handles neither."""
+    program = (
+        "import hashlib; from lmlab.terminal import StopSignals\n"
+        "with StopSignals('stopping'):\n"
+        "    print('ready', flush=True); hashlib.pbkdf2_hmac('sha256', b'x', b'y', 2**31 - 1)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.readline() == b"\n" and process.stderr.readline() == b"stopping\n"
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130 and process.stderr.read() == b""
+
+
+def test_after_the_block_all_is_as_before():
+    before = signal.getsignal(signal.SIGTERM), signal.set_wakeup_fd(-1)
+    threads = threading.active_count()
+    with StopSignals("stopping"):
+        pass
+    assert (signal.getsignal(signal.SIGTERM), signal.set_wakeup_fd(-1)) == before
+    for _ in range(100):
+        if threading.active_count() == threads:
+            return
+        time.sleep(0.05)
+    raise AssertionError("the thread goes on")
 
 
 def test_output_without_a_reader_is_dropped(broken, monkeypatch):
