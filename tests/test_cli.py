@@ -97,6 +97,7 @@ WRONG = {
     "-m 'seed=range(3,0)'": ["seed=range(3,0): has no values"],
     "-m 'seed=range(0,3,0)'": ["seed=range(0,3,0): has no values"],
     "-m 'lr=range(1,3),5'": ["lr=range(1,3),5: has no values", "range(1,3)"],
+    "-m hydra.launcher.n_job=1 seed=0,1": ["hydra.launcher.n_job", "there is no such key"],
     "model@x=gpt": ["model@x=gpt", "has no effect here"],
     "'lr: 0.1'": ["lr: 0.1: needs the form key=value, without blanks: lr=0.1"],
     "lr = 0.1": ["lr: needs the form key=value, without blanks: lr=…"],

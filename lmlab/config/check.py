@@ -171,13 +171,13 @@ def check_value(key: str, value: Any, hint: Any) -> Any:
     if hint is float and type(value) is int:
         number = float(str(value))  # by way of text, since the largest integers are no floats
     if type(number) is not hint or number != number:
+        typed = "null" if value is None else value
         needed = {
             int: f"a whole number in {interval}",
             float: f"a number in {interval}",
             bool: "true or false",
-            str: f"text; text that looks like another type is quoted twice: {key}=\"'{value}'\"",
+            str: f"text; text that looks like another type is quoted twice: {key}=\"'{typed}'\"",
         }
-        typed = "null" if value is None else value
         raise UserError(f"{key}={typed}: needs {needed[hint]}")
     if hint is str and not has_lines and len(value.splitlines()) > 1:
         raise UserError(f"{key}={value}: needs text of one line")

@@ -356,6 +356,8 @@ def compose(overrides: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str],
         hint = ""
         if "submitit" in reason:
             hint = "; it comes with pip install -e '.[slurm]'"
+        if "Could not override 'hydra." in reason:
+            hint = "; there is no such key, --help lists those of local and search"
         raise UserError(reason.rstrip(". \n") + hint) from None
     settings = values.pop("hydra")
     return values, settings["runtime"]["choices"], settings
