@@ -221,7 +221,7 @@ def test_a_command_ends_with_the_status_of_what_stopped_it(capsys, raised, statu
     "command",
     [
         "train.py --help",
-        "train.py model=bigram threads=1 device=cpu max_steps=30 eval_interval=1 name=signs",
+        "train.py model=bigram data=sentence val_fraction=0.2 block_size=8 threads=1 device=cpu max_steps=30 eval_interval=10 name=signs",
     ],
 )
 def test_what_a_terminal_cannot_show_is_replaced(here, command):
