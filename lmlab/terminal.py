@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any, Self
 
 PATIENCE = 1.0  # seconds in which Python has to handle a signal
+MOMENT = 0.1  # seconds that Python may be faster than the thread that watches it
 
 READER_GONE = (errno.EPIPE, errno.EIO)  # of a pipe, of a terminal
 UNWRITABLE = (OSError, ValueError, AttributeError)  # closed; None, or an object without flush
@@ -56,6 +57,8 @@ class StopSignals:
         self.raises = False
         self.was_told = False
         self.n_received = 0
+        self.received_at = 0.0
+        self.is_over = False
         self.restore = ExitStack()
 
     def __enter__(self) -> Self:
@@ -66,6 +69,7 @@ class StopSignals:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.is_over = True
         self.restore.close()
 
     def listen(self) -> dict[int, Any]:
@@ -82,6 +86,7 @@ class StopSignals:
     def receive(self, number: int, frame: FrameType | None) -> None:
         """Remembers a signal, or calls `again` if it is not the first."""
         self.n_received += 1
+        self.received_at = time.monotonic()
         if self.came:
             self.number = number
             self.again(number)
@@ -107,15 +112,21 @@ class StopSignals:
         threading.Thread(target=self.attend, args=(reader,), daemon=True).start()
 
     def attend(self, reader: socket.socket) -> None:
-        """Reads the number of each signal, which the system writes, until the writer is closed."""
+        """Reads the number of each signal, which the system writes, until the writer is closed.
+
+        Two signals at one moment count as one, as for Python.
+        """
         n_sent = 0
         with reader:
             while sent := reader.recv(1):
                 if sent[0] not in stopping_signals():
                     continue
                 n_sent += 1
+                came_at = time.monotonic() - MOMENT
                 time.sleep(PATIENCE)
-                if self.n_received >= n_sent:
+                if self.is_over:
+                    return
+                if self.n_received >= n_sent or self.received_at >= came_at:
                     continue
                 self.announce()
                 if n_sent > 1:

@@ -98,6 +98,11 @@ WRONG = {
     "-m 'seed=range(0,3,0)'": ["seed=range(0,3,0): has no values"],
     "-m 'lr=range(1,3),5'": ["lr=range(1,3),5: has no values", "range(1,3)"],
     "-m hydra.launcher.n_job=1 seed=0,1": ["hydra.launcher.n_job", "there is no such key"],
+    "schedule=constant min_lr=1e-4": ["min_lr=0.0001: has no effect with schedule=constant"],
+    "schedule=constant decay_steps=9": ["decay_steps=9: has no effect"],
+    "-m hydra/sweeper=search hydra.sweeper.batch=3 lr=0.1,0.2": [
+        "hydra.sweeper.batch=3: has no effect with hydra/launcher=local"
+    ],
     "model@x=gpt": ["model@x=gpt", "has no effect here"],
     "'lr: 0.1'": ["lr: 0.1: needs the form key=value, without blanks: lr=0.1"],
     "lr = 0.1": ["lr: needs the form key=value, without blanks: lr=…"],

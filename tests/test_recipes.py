@@ -268,7 +268,7 @@ def test_a_recipe_is_read_as_hydra_composes_it(conf, order, own):
     (folder / "experiment/mine").mkdir()
     for name, entries, lines in (
         ("a", [*order, own] if own else order, "seed: 1"),
-        ("mine/b", ["d", "override /model: mlp"], "seed: 2\nlr: 0.5"),
+        ("mine/b", ["/experiment/mine/d", "override /model: mlp"], "seed: 2\nlr: 0.5"),
         ("mine/d", ["override /optimizer: sgd"], "batch_size: 3"),
         ("c", ["override /model: bigram", "override /data: pydoc"], "seed: 3"),
     ):
@@ -290,6 +290,26 @@ def test_a_preset_that_sets_a_key_of_another_group_is_refused(conf, capsys):
     for name in ("mine", "child"):
         words = ["conf/model/mine.yaml: line 3: lr: is no key of model=mine", "n_layer"]
         refused(capsys, lambda name=name: cli.main([f"model={name}", "--cfg", "job"]), words)
+
+
+def test_a_file_in_a_folder_names_others_in_full(conf, here, capsys):
+    folder, look_again = conf
+    for group, base in (("experiment", "ladder_mlp"), ("model", "gpt")):
+        (folder / group / "mine").mkdir()
+        for name, entry in (("full", f"/{group}/{base}"), ("part", base)):
+            text = f"# @package _global_\ndefaults: [{entry}]\nblock_size: 16\n"
+            (folder / group / f"mine/{name}.yaml").write_text(text)
+        (folder / group / "above.yaml").write_text("# @package _global_\ndefaults: [mine/full]\n")
+        look_again()
+        for name in ("mine/full", "above"):
+            cli.main([f"{group}={name}", "--cfg", "job"])
+            shown = capsys.readouterr().out
+            assert "block_size: 16\n" in shown
+            assert ("n_hidden: 640\n" in shown) == (group == "experiment")
+        words = [f"conf/{group}/mine/part.yaml: line 2: {base}: needs its full name"]
+        refused(capsys, lambda group=group: cli.main([f"{group}=mine/part"]), words)
+    run = cli.main(["model=mine/full", "data=sentence", "threads=1", "max_steps=1"])
+    assert run.parent.name == "mine-full" and config(run)["model"] == "mine/full"
 
 
 def test_a_recipe_in_a_folder_is_found_and_windows_line_ends_are_fine(conf, capsys):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -90,6 +91,44 @@ def test_a_long_instruction_of_the_machine_hears_too():
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 130 and process.stderr.read() == b""
+
+
+class Sent(io.BytesIO):
+    """The numbers of signals, as the system writes them to a socket."""
+
+    recv = io.BytesIO.read
+
+
+@pytest.mark.parametrize(
+    ("handled", "ends"),  # how many signals Python has handled, a moment after each was sent
+    [
+        ([0, 0], True),
+        ([1, 2], False),
+        ([1, 1], True),
+        ([0, 1], False),  # two at one moment, which Python handles as one
+        ([0], False),
+        ([1, "over"], False),  # the block has ended meanwhile
+    ],
+)
+def test_the_second_signal_ends_the_process_if_python_does_not_hear(monkeypatch, handled, ends):
+    stop = StopSignals("stopping")
+    sent = Sent(bytes([signal.SIGTERM] * len(handled)))
+    left = iter(handled)
+
+    def sleep(seconds):
+        n = next(left)
+        stop.is_over = n == "over"
+        if n != stop.n_received:
+            stop.n_received, stop.received_at = n, time.monotonic()
+
+    def end(status):
+        raise SystemExit(status)
+
+    monkeypatch.setattr("lmlab.terminal.time.sleep", sleep)
+    monkeypatch.setattr("lmlab.terminal.os._exit", end)
+    monkeypatch.setattr("lmlab.terminal.MOMENT", 0)
+    with pytest.raises(SystemExit) if ends else nullcontext():
+        stop.attend(sent)
 
 
 def test_after_the_block_all_is_as_before():

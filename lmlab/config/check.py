@@ -221,7 +221,10 @@ def build(config: type, values: dict[str, Any], prefix: str = "") -> Any:
 
 def derived(values: dict[str, Any]) -> dict[str, Any]:
     """Returns the default of each key that depends on another key, such as min_lr on lr."""
-    return {key: follows.value(values) for key, follows in following_keys().items()}
+    usual = {key: follows.value(values) for key, follows in following_keys().items()}
+    if "name" in usual:  # of the model; a preset may have characters that a run's folder may not
+        usual["name"] = re.sub(r"[^\w.,=+-]", "-", str(usual["name"]))
+    return usual
 
 
 def from_flat(

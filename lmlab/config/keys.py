@@ -116,7 +116,7 @@ def bases_of(group: str) -> dict[str, str]:
     for name in names_in(group):
         for entry in read_file(group, name).get("defaults", ()):
             if type(entry) is str and entry != "_self_" and name not in CATALOGUE[group]:
-                above[name] = entry
+                above[name] = entry.removeprefix(f"/{group}/")
     bases = {name: name for name in CATALOGUE[group]}
     for preset, base in above.items():
         for _ in above:  # a preset may build on a preset, but not on itself

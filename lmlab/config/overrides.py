@@ -36,6 +36,7 @@ from lmlab.config.recipes import check_preset, read_recipe
 from lmlab.errors import UserError, nearest
 from lmlab.terminal import after_a_second, tell
 
+OF_DECAY = {"min_lr", "decay_steps"}  # keys of a learning rate that falls
 SEARCH_LIMIT = 4096  # of combinations, up to which each that a search may begin with is checked
 
 
@@ -73,6 +74,11 @@ def checked(arguments: list[str], multirun: bool) -> Asked:
     check_settings("sweeper", sweeper, settings["sweeper"])
     for override in overrides:
         check_place(override, multirun, sweeper)
+        if override.key_or_group == "hydra.sweeper.batch" and launcher in ("local", "basic"):
+            raise UserError(
+                f"{override.input_line}: has no effect with hydra/launcher={launcher}, which begins a "
+                "trial whenever it can run one"
+            )
     runs = all_runs(overrides, searching=sweeper == "search")
     keys = tuple(o.key_or_group for o in swept)
     name = runs[0][0].run.name
@@ -214,7 +220,13 @@ def resolved(cell: Sequence[str]) -> tuple[Config, str]:
     typed = [o for o in typed if o.key_or_group not in idle_keys(choices)]
     values, choices, _ = compose(typed_lines(chosen(typed)))
     given = {o.key_or_group: o.value() for o in typed if o.key_or_group not in CHOICES}
-    return read(values | given, {group: choices[group] for group in CHOICES})
+    config, notice = read(values | given, {group: choices[group] for group in CHOICES})
+    for key in OF_DECAY & {*given}:
+        if config.run.schedule == "constant" and given[key] is not None:
+            raise UserError(
+                f"{key}={given[key]}: has no effect with schedule=constant, which never falls"
+            )
+    return config, notice
 
 
 def check_step_keys(typed: list[Override], choices: dict[str, str]) -> None:

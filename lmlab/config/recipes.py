@@ -1,7 +1,6 @@
 """Recipes and presets, the files of conf/: what each of them sets, and on what it builds."""
 
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from lmlab.config.check import check_value
@@ -69,15 +68,12 @@ def checked_choice(name: str, group: str, choice: str) -> str:
 def checked_parent(name: str, entry: str, above: tuple[str, ...]) -> str:
     """Returns the full name of a recipe that the recipe `name` builds on.
 
-    In a folder, a name without a slash at its beginning is one of that folder. Raises UserError if
-    there is no such recipe, or if it builds on itself.
+    Raises UserError if there is no such recipe, or if it builds on itself.
     """
-    if entry.startswith("/"):
-        parent = entry.removeprefix("/experiment/")
-    else:
-        parent = str(PurePosixPath(name).parent / entry)
-    if parent not in names_in("experiment"):
-        known = names_in("experiment")
+    check_full(name, entry, "experiment")
+    parent = entry.removeprefix("/experiment/")
+    known = names_in("experiment")
+    if parent not in known:
         raise UserError(
             f"{place(name, entry)}: there is no such recipe{nearest(parent, known)}; --help lists "
             "all"
@@ -85,6 +81,18 @@ def checked_parent(name: str, entry: str, above: tuple[str, ...]) -> str:
     if parent in above:
         raise UserError(f"{place(name, entry)}: builds on itself")
     return parent
+
+
+def check_full(name: str, entry: str, group: str) -> None:
+    """Raises UserError if a file in a folder names another one without its group.
+
+    Hydra would look for it in one place or another, by who asks.
+    """
+    if "/" in name and not entry.startswith(f"/{group}/"):
+        raise UserError(
+            f"{place_of(group, name, entry)}: needs its full name in a file of a folder, such as "
+            f"/{group}/{entry}"
+        )
 
 
 def check_preset(group: str, name: str) -> None:
@@ -103,4 +111,5 @@ def check_preset(group: str, name: str) -> None:
             )
     for entry in above:
         if entry != "_self_":
-            check_preset(group, entry)
+            check_full(name, entry, group)
+            check_preset(group, entry.removeprefix(f"/{group}/"))

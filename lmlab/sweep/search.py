@@ -115,6 +115,9 @@ class SearchSweeper(Sweeper):
             dimension.check_study(self.study)
         self.keep_setting("objective", objective)
         self.keep_setting("direction", self.settings.direction)
+        n_trials = len(self.study.get_trials(deepcopy=False))
+        if n_trials:
+            print(f"the study has {n_trials} trials; n_trials={self.settings.n_trials} is for all")
 
     def check_code(self) -> None:
         """Raises UserError if other code of the lab has made the trials of the search so far."""
