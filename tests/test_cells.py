@@ -248,6 +248,23 @@ def test_a_cell_that_somebody_resumes_by_hand_is_busy(here):
     assert cells.run(one) == "finished"
 
 
+def test_a_finished_cell_that_lacks_its_references_or_its_configuration_is_not_done(here):
+    one = cell()
+    assert cells.run(one) == "finished" and one.is_done()
+    whole = metrics(one.find())
+    without = {key: value for key, value in whole.items() if not key.startswith("reference/")}
+    (one.find() / "metrics.json").write_text(runs.to_json(without))
+    assert one.is_over() and not one.is_done()
+    assert cells.run(one) == "finished" and one.is_done()
+    again = metrics(one.find())
+    assert {key: again[key] for key in whole if "reference" in key or "loss" in key} == {
+        key: whole[key] for key in whole if "reference" in key or "loss" in key
+    }
+    (one.find() / "config.yaml").unlink()
+    assert not one.is_done() and cells.run(one) == "failed"
+    assert "config.yaml" in metrics(one.find())["reason"]
+
+
 def test_a_cells_folder_is_found_as_soon_as_it_is_there(here):
     # 20,000 cells in one folder: it is listed once, not once for each; and never a list too old.
     one = cell()

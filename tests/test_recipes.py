@@ -12,7 +12,7 @@ from lmlab.commands import train as cli
 from lmlab.config import conf_files, keys, overrides, recipes
 from lmlab.config.keys import CHOICES, GROUPS, choices_of
 from lmlab.errors import UserError
-from tests.conftest import ROOT, config, history, metrics, refused
+from tests.conftest import ROOT, config, history, metrics, refused, script
 
 FILES = sorted(path.relative_to(ROOT / "conf") for path in (ROOT / "conf").glob("*/*.yaml"))
 SMALL = {
@@ -136,7 +136,7 @@ def test_a_preset_that_has_changed_since_does_not_change_its_runs(train, conf):
     assert metrics(run)["step"] == 3
 
 
-def test_presets_of_a_text_a_device_and_an_optimizer(train, conf, here):
+def test_presets_of_a_text_a_device_and_an_optimizer(train, conf, here, capsys):
     (here / "my.txt").write_text("my own text " * 100)
     folder, _ = conf
     for group, base, values in (
@@ -149,6 +149,8 @@ def test_presets_of_a_text_a_device_and_an_optimizer(train, conf, here):
         "model=bigram data=mine device=mine optimizer=mine block_size=8 threads=1 max_steps=2"
     )
     values = config(run)
+    script("evaluate").main([f"run={run}", "data=mine"])
+    assert "(" + str(run) in capsys.readouterr().err
     assert (values["path"], values["precision"], values["lr"]) == ("my.txt", "32-true", 0.5)
     assert (values["data"], values["device"], values["optimizer"]) == ("mine", "cpu", "mine")
     assert (values["data_base"], values["optimizer_base"]) == ("file", "sgd")

@@ -300,12 +300,14 @@ def test_what_cannot_be_read_is_left_out_and_told(sweep, here, capsys):
     (odd / "metrics.json").write_text(
         (odd / "metrics.json").read_text().replace('"step": 20', '"step": "20"')
     )
+    lost = next((here / "s").glob("seed=2,lr=1,*"))
+    (lost / "config.yaml").unlink()
     found = load_runs(here / "s")
-    assert len(found) == 7 and len(found.attrs["faults"]) == 2
+    assert len(found) == 6 and len(found.attrs["faults"]) == 3
     report.show(found)
     shown = capsys.readouterr().out
     assert (
-        shown.count("left out") == 2
+        shown.count("left out") == 3
         and "config.yaml" in shown
         and "step=20 has the wrong type" in shown
     )

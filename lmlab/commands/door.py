@@ -11,10 +11,8 @@ from lmlab.errors import UserError, one_line_errors
 from lmlab.terminal import LastingStream
 
 if TYPE_CHECKING:  # a type checker knows no Literal that is computed
-    Corpus = str
     Device = str
 else:
-    Corpus = Literal[*CATALOGUE["data"]]
     Device = Literal[*CATALOGUE["device"]]
 
 INTERRUPTED = 130  # the exit status of a program that Ctrl-C ended

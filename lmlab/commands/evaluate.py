@@ -21,13 +21,14 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from lmlab.catalogue import CORPORA, CorpusConfig, PathText
-from lmlab.commands.door import Corpus, Device
+from lmlab.catalogue import CorpusConfig, OneOf, PathText
+from lmlab.commands.door import Device
 from lmlab.commands.options import parse_script
 from lmlab.config.check import build, check_key
-from lmlab.config.keys import keys_of
+from lmlab.config.keys import bases_of, choices_of, config_class, keys_of
+from lmlab.config.overrides import compose
 from lmlab.errors import UserError
 from lmlab.registry import importing
 
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
     from lmlab.data.documents import Documents
     from lmlab.data.text import Splits
     from lmlab.runs.checkpoints import Run
+
+
+Corpus = Annotated[str, OneOf(lambda: choices_of("data"))]  # presets too
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ def main(argv: list[str]) -> None:
         log_probs, target.tokens, first.tokenizer, target.prefix, target.documents
     )
     for key, value in numbers.items():
-        print(f"{key:<20}{value:.6f}")
+        print(f"{key:<22}{value:.6f}")
     named = ", ".join(str(member.path) for member in members)
     length = f"{len(target.tokens):,} characters"
     print(f"({named}, {first.checkpoint}.ckpt, {target.title}: {length})", file=sys.stderr)
@@ -145,23 +149,27 @@ def other_text(run: Run, options: Options) -> Target:
             f"split={options.split}: needs the run's own text; of data={choice} all is read"
         )
     config = corpus_config(run, choice, options.path)
-    text = Splits(choice, config, run.tokenizer, run=run.config.run)
+    text = Splits(bases_of("data")[choice], config, run.tokenizer, run=run.config.run)
     tokens = part_of(text, "train")
     title = options.path or choice
     return Target(tokens, text.sha256, title, "text", None, text.documents.get("train"))
 
 
 def corpus_config(run: Run, choice: str, path: str | None) -> CorpusConfig:
-    """Returns the keys of another text, with all of it in the part `train`. Raises UserError."""
-    config_class = CORPORA[choice].config
-    values: dict[str, Any] = dict.fromkeys(keys_of(CorpusConfig), 0.0)
+    """Returns the keys of another text, with all of it in the part `train`.
+
+    A preset, conf/data/mine.yaml, may name its path. Raises UserError.
+    """
+    composed, _, _ = compose((f"data={choice}",))
+    wanted = dict(composed)
     if path:
         check_key("path", path, run.config.built_on() | {"data": choice})
-        values["path"] = path
-    for key in keys_of(config_class):
-        if key not in values:
+        wanted["path"] = path
+    wanted |= dict.fromkeys(keys_of(CorpusConfig), 0.0)
+    for key in keys_of(config_class("data", choice)):
+        if wanted[key] == "???":
             raise UserError(f"{key}: data={choice} needs {key}=…")
-    return build(config_class, values)
+    return build(config_class("data", choice), wanted)
 
 
 def part_of(text: Splits, split: str) -> np.ndarray:

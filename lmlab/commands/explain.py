@@ -24,7 +24,7 @@ from typing import Literal
 from lmlab.catalogue import LinesText, PathText
 from lmlab.commands.door import Device
 from lmlab.commands.options import check_file, parse_script
-from lmlab.errors import printable
+from lmlab.errors import UserError, printable
 from lmlab.registry import importing
 
 
@@ -50,6 +50,10 @@ def main(argv: list[str]) -> None:
         from lmlab.runs import checkpoints
 
     run = checkpoints.load(Path(options.run), options.checkpoint, options.device)
+    if options.path and options.text is not None and run.model.pair_scores() is None:
+        raise UserError(
+            f"path={options.path}: has no effect with text=… on this model, which has no table of pairs"
+        )
     run = with_text_at(run, options.path)
     for key, value in explain.write(run, options.text, Path(options.out)).items():
         print(printable(f"{key:<21}{value}"), file=sys.stderr)

@@ -38,7 +38,7 @@ from lmlab.errors import (
 from lmlab.registry import importing
 from lmlab.runs.folder import timestamp
 from lmlab.sweep.cells import Cell, Sweep, call_codes_equal
-from lmlab.terminal import lasting_output
+from lmlab.terminal import lasting_output, tell
 
 ONE_BY_ONE = threading.RLock()  # Hydra, sys.argv and sys.stdout are the whole process's
 NO_RECIPE = "experiment=null"  # as it is without the argument; Hydra refuses a null of its own
@@ -254,7 +254,15 @@ def run_sweep(asked: Asked, sweep: Sweep, flags: list[str], overrides: list[str]
                 "to see them",
                 file=sys.stderr,
             )
-        if not report.finish(sweep, asked.launcher):
+        try:
+            all_ended = report.finish(sweep, asked.launcher)
+        except KeyboardInterrupt:
+            tell(
+                "stopped before the leaderboard was written; the same command, or python "
+                f"scripts/compare.py {sweep.folder}, writes it"
+            )
+            raise
+        if not all_ended:
             raise SystemExit(1)
 
 

@@ -215,12 +215,14 @@ def stream(
     """Yields the new text of each sample, piece by piece. A sample ends before the string `stop`.
 
     If the prompt is empty, the tokenizer chooses one. `options` go to `generate`. Raises
-    UserError for a prompt with unknown characters.
+    UserError for a prompt or `stop` with unknown characters.
     """
     try:
         ids = tokenizer.encode(prompt or tokenizer.default_prompt())
     except UserError as error:
         raise UserError(f"prompt={prompt}: {error}") from None
+    if stop is not None:
+        check_stop(stop, tokenizer)
     idx = ids.astype("int64")[None].repeat(samples, axis=0)
     texts = [Sample(stop) for _ in range(samples)]
     for tokens in generate(model, idx, max_tokens, block_size, **options):
@@ -229,6 +231,17 @@ def stream(
         if all(text.is_done for text in texts):
             return
     yield [text.held for text in texts]
+
+
+def check_stop(stop: str, tokenizer: Tokenizer) -> None:
+    """Raises UserError if no text can contain `stop`, or if every text does."""
+    if not stop:
+        raise UserError("stop=: is empty; needs a text before which a sample ends")
+    try:
+        tokenizer.encode(stop)
+    except UserError as error:
+        hint = "; in a shell $'\\n' is a newline" if "\\n" in stop else ""
+        raise UserError(f"stop={stop}: can never be written: {error}{hint}") from None
 
 
 class Sample:

@@ -178,13 +178,13 @@ class Cell:
     def is_done(self) -> bool:
         """Returns whether nothing is left to do.
 
-        Something is, if a signal came while a finished cell counted its references.
+        Something is, if a signal came while a finished cell counted its references, or if its
+        config.yaml was lost.
         """
         metrics = self.metrics()
-        lacks_references = metrics.get("status") == "finished" and not is_complete(
-            metrics, self.config
-        )
-        return self.is_over() and not lacks_references
+        if metrics.get("status") == "finished" and not is_complete(metrics, self.config):
+            return False
+        return self.is_over() and (self.find() / "config.yaml").exists()
 
 
 def identity(flat: dict[str, Any], data_sha256: str, init_sha256: str | None) -> tuple[str, str]:

@@ -21,12 +21,14 @@ from lmlab.config.check import derived
 from lmlab.config.keys import GROUPS, choices_of, idle_keys, marked
 from lmlab.errors import UserError
 from lmlab.runs.code import SameCode, code_of
-from lmlab.runs.folder import LIMITS, read_config, read_metrics, started_at, text_sha256
+from lmlab.runs.folder import LIMITS, is_locked, read_config, read_metrics, started_at, text_sha256
 from lmlab.sweep.cells import identity
 from lmlab.sweep.labels import common_parts, without
 
 TEST = "paired t-test over common seeds, Holm's correction, 5 %"
 LEVEL = 0.05
+
+RECORDS = ("config.yaml", "metrics.json")  # a folder with one of them is that of a run
 
 # Numbers and texts of metrics.json that may be missing, but not of another type.
 SIZES = ("step", "tokens", "flops", "n_params", "reference/order")
@@ -47,14 +49,16 @@ def load_runs(*folders: str | Path, same_code: bool = False) -> pd.DataFrame:
     runs: dict[Path, tuple[dict[str, Any], dict[str, Any]]] = {}
     faults = []
     for folder in map(Path, folders):
-        paths = sorted({config.parent for config in folder.rglob("config.yaml")})
+        paths = sorted(
+            {file.parent for name in RECORDS for file in folder.rglob(name)}  # any of the two
+        )
         if not paths:
             raise UserError(f"{folder}: no run there")
         for path in paths:
             try:
                 runs.setdefault(path.resolve(), load_run(path))
             except UserError as error:
-                if path.exists():  # if not, another process is about to start the run anew
+                if path.exists() and not is_beginning(path):
                     faults.append(str(error))
     if faults and not runs:
         raise UserError(faults[0])
@@ -72,6 +76,11 @@ def load_runs(*folders: str | Path, same_code: bool = False) -> pd.DataFrame:
     split_groups(table)
     table.attrs["faults"] = faults
     return table
+
+
+def is_beginning(path: Path) -> bool:
+    """Returns whether another process makes the folder of a run just now."""
+    return not (path / "config.yaml").exists() and is_locked(path)
 
 
 def split_groups(table: pd.DataFrame) -> None:
