@@ -14,7 +14,9 @@ LONGEST = 2000  # characters of a line of error
 
 REASON = 300  # characters of an error's text
 
-SECRETS = "password|passwd|pwd|token|secret|api_?key"  # what a secret is called
+SECRETS = (
+    "password|passwd|pwd|token|secret|api_?key|access_?key|authorization"  # what a secret is called
+)
 
 EXTRAS = ("pandas", "scipy", "optuna", "matplotlib")  # what training does without
 
@@ -100,7 +102,8 @@ def without_secrets(text: str) -> str:
     and after names such as password= and --token.
     """
     text = re.sub(r"(:/{1,2}[^/\s:@]*:)\S*@", r"\1***@", text)
-    return re.sub(rf"(?i)(\b(?:{SECRETS})=|--(?:{SECRETS}) )[^&\s'\"]+", r"\1***", text)
+    name = rf"\b(?:[\w-]*[_-])?(?:{SECRETS})(?:[_-][\w-]*)?="
+    return re.sub(rf"(?i)({name}|--(?:{SECRETS}) )[^&\s'\"]*[^&\s'\":]", r"\1***", text)
 
 
 def reason_of(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 import gc
 import importlib
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +23,8 @@ def importing(shown: bool = True) -> Iterator[None]:
     matplotlib = logging.getLogger("matplotlib")
     level = matplotlib.level
     matplotlib.setLevel(logging.ERROR)
+    is_first = "torch" not in sys.modules
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         with showing("importing the libraries …" if shown else ""):
@@ -31,8 +34,10 @@ def importing(shown: bool = True) -> Iterator[None]:
     except (ImportError, MemoryError, SystemError, OSError) as error:
         raise UserError(f"a library cannot be imported: {reason_of(error)}") from error
     finally:
-        gc.freeze()
-        gc.enable()
+        if is_first:
+            gc.freeze()
+        if was_enabled:
+            gc.enable()
         matplotlib.setLevel(level)
 
 

@@ -130,6 +130,7 @@ class StopSignals:
                     continue
                 self.announce()
                 if n_sent > 1:
+                    tell("ended at once; what was saved before is whole")
                     os._exit(128 + sent[0])
 
     @contextmanager

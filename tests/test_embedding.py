@@ -3,6 +3,7 @@
 import os
 import random
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,7 @@ def test_a_run_is_the_same_whatever_its_caller_has_set(here):
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
     numbers = random.random(), np.random.random(), torch.rand(1).item()
     variables = dict(os.environ)
+    filters = list(warnings.filters)
     torch.set_default_dtype(torch.float64)
     torch.set_float32_matmul_precision("medium")
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
@@ -55,7 +57,7 @@ def test_a_run_is_the_same_whatever_its_caller_has_set(here):
         torch.set_default_dtype(torch.float32)
         torch.set_float32_matmul_precision("highest")
     assert (random.random(), np.random.random(), torch.rand(1).item()) == numbers
-    assert dict(os.environ) == variables
+    assert dict(os.environ) == variables and list(warnings.filters) == filters
     for name, weight in weights(unusual).items():
         assert weight.dtype == torch.float32 and torch.equal(weight, usual[name])
     with torch.no_grad():
@@ -72,6 +74,11 @@ def test_a_run_is_the_same_whatever_its_caller_has_set(here):
         ("init_from=https:/a:b@c/x: no run", "init_from=https:/a:***@c/x: no run"),
         ("mysql://h/db?user=me&password=w&ssl=1", "mysql://h/db?user=me&password=***&ssl=1"),
         ("token=w api_key='w' --password w", "token=*** api_key='w' --password ***"),
+        ("hf_token=w: no such key", "hf_token=***: no such key"),
+        (
+            "AWS_SECRET_ACCESS_KEY=w tokens_per_second=5",
+            "AWS_SECRET_ACCESS_KEY=*** tokens_per_second=5",
+        ),
         ("max_tokens=5 token=w", "max_tokens=5 token=***"),
         ("'https://h/x?API_KEY=w' y", "'https://h/x?API_KEY=***' y"),
         ("sqlite:///study.db name@place", "sqlite:///study.db name@place"),

@@ -208,6 +208,25 @@ def test_a_study_keeps_its_kind_of_choice(here, sweep, capsys):  # noqa: F811
     assert len(study("c").trials) == 1
 
 
+def test_a_study_keeps_its_text_and_what_is_not_searched(here, sweep, capsys):  # noqa: F811
+    """Losses of another text or model are no values of one objective; a text may be moved."""
+    (here / "a.txt").write_text("one cat and two dogs " * 20)
+    (here / "b.txt").write_text("two cats and one dog " * 20)
+    line = "lr=tag(log,interval(1e-2,1)) max_steps=2 name=s hydra.sweeper.n_trials="
+    own = LINE.replace("data=sentence", "data=file path=a.txt") + line
+    assert sweep(own + "1") == 0
+    for change in ("batch_size=3", "seed=1", "path=b.txt", "data=tales"):
+        typed = own.replace("data=file path=a.txt ", "") if "data=" in change else own
+        capsys.readouterr()
+        assert sweep(f"{typed}2 {change}") == 2
+        said = capsys.readouterr().err
+        assert "the study s was started with" in said and said.count("\n") == 1
+    (here / "a.txt").rename(here / "c.txt")
+    assert sweep(own.replace("a.txt", "c.txt") + "2") == 0
+    assert "the study has 1 trials; n_trials=2 is for all" in capsys.readouterr().out
+    assert len(study("s").trials) == 2
+
+
 def test_what_a_search_has_cut_a_grid_finishes(here, sweep):  # noqa: F811
     line = LINE + "max_steps=30 eval_interval=10 batch_size=2 name=g "
     assert sweep(line + "lr=5,6 hydra.sweeper.n_trials=5 hydra.sweeper.sampler=random") == 0

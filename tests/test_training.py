@@ -296,12 +296,27 @@ def test_weights_that_are_finite_but_too_large_for_a_loss_are_not_saved(here, sh
     assert max(weight.abs().max() for weight in weights(run).values()) < 100
 
 
-def test_max_minutes_ends_a_run_if_it_comes_first(train):
+def test_max_minutes_ends_a_run_if_it_comes_first(train, capsys):
     run = train(BIGRAM + "max_steps=100000 max_minutes=0.02 eval_interval=100000 log_interval=100")
     numbers = metrics(run)
     assert numbers["status"] == "finished" and 0 < numbers["step"] < 100_000
     assert 1.2 <= numbers["train_seconds"] < 2.4
+    said = f"max_minutes=0.02: over at step {numbers['step']} of 100000\n"
+    assert said in capsys.readouterr().out and said in (run / "train.log").read_text()
     assert max(history(run, "val/loss")) == numbers["step"]
+
+
+def test_a_folder_that_is_moved_while_the_run_goes_on_is_not_made_again(here, capsys, monkeypatch):
+    def move(*_):
+        (run,) = (here / "outputs/bigram").iterdir()
+        run.rename(here / "moved")
+        return {}
+
+    monkeypatch.setattr(evaluations, "EVALUATIONS", [*evaluations.EVALUATIONS, move])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main((BIGRAM + "max_steps=3").split())
+    assert stopped.value.code == 2 and capsys.readouterr().err.startswith("error: outputs/bigram/")
+    assert not list((here / "outputs/bigram").iterdir())
 
 
 def test_two_runs_of_one_second_get_folders_of_their_own(some_config, here):

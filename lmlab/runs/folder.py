@@ -153,6 +153,8 @@ class RunDirectory:
 
     def update(self, **values: Any) -> None:
         """Merges `values` into metrics.json. Raises UserError if it cannot be written."""
+        if not self.path.is_dir():
+            raise UserError(f"{self.path}: the folder of the run was moved or deleted meanwhile")
         self.metrics |= values
         files.write(self.path / "metrics.json", to_json(self.metrics, indent=2).encode())
 

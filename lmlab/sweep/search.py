@@ -24,8 +24,9 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from lmlab import files
-from lmlab.catalogue import NUMBERS
-from lmlab.config.keys import SearchConfig, kind_of
+from lmlab.catalogue import NUMBERS, UNTOUCHING
+from lmlab.config.check import Config, derived
+from lmlab.config.keys import SearchConfig, kind_of, marked
 from lmlab.config.overrides import ends, parse, resolved
 from lmlab.errors import UserError, one_line_errors
 from lmlab.runs.code import SameCode, own_code
@@ -115,6 +116,7 @@ class SearchSweeper(Sweeper):
             dimension.check_study(self.study)
         self.keep_setting("objective", objective)
         self.keep_setting("direction", self.settings.direction)
+        self.keep_fixed(config)
         n_trials = len(self.study.get_trials(deepcopy=False))
         if n_trials:
             print(f"the study has {n_trials} trials; n_trials={self.settings.n_trials} is for all")
@@ -139,6 +141,32 @@ class SearchSweeper(Sweeper):
                 f"{before}; another name= starts another study"
             )
         self.study.set_user_attr(key, value)
+
+    def keep_fixed(self, config: Config) -> None:
+        """Writes the values that are not searched. Raises UserError if the study has others.
+
+        Losses of another text or another model would be no values of the same objective.
+        """
+        texts = {"data", "path"}
+        if texts & {*self.space}:
+            texts = set()
+        searched = {*self.space, *marked(UNTOUCHING)} - texts
+        values = config.flat()
+        usual = derived(values)
+        searched |= {key for key in usual if values.get(key) == usual[key]}  # such as min_lr, by lr
+        if texts and isinstance(self.launcher, LocalLauncher):  # the text may have been moved
+            searched |= texts
+            cell = next(iter(self.launcher.survey.cells.values()))
+            values["data_sha256"] = cell.data_sha256
+        fixed = {key: value for key, value in values.items() if key not in searched}
+        before = self.study.user_attrs.get("fixed", {})
+        for key, value in fixed.items():
+            if key in before and before[key] != value:
+                raise UserError(
+                    f"{key}={value}: the study {self.study.study_name} was started with "
+                    f"{key}={before[key]}; another name= starts another study"
+                )
+        self.study.set_user_attr("fixed", fixed)
 
     def run_trials(self) -> None:
         """Runs trials with the launcher until this process can run no more of them."""

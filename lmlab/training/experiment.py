@@ -216,6 +216,11 @@ def train(
             )
             ending = learn(directory, prepared, subject, stop, saved, over, watch)
             directory.update(status=ending.status, **ending.totals)
+        run = prepared.run
+        if ending.status == "finished" and run.max_minutes and 0 < ending.step < run.max_steps:
+            directory.say(
+                f"max_minutes={run.max_minutes:g}: over at step {ending.step} of {run.max_steps}"
+            )
         say_results(directory, subject, ending, stop)
     if stop.number is not None:
         raise SystemExit(128 + stop.number)

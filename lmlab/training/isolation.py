@@ -1,6 +1,7 @@
 """Separates a run from the program that starts it: neither changes the other's settings of torch."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -18,12 +19,13 @@ def isolated() -> Iterator[None]:
 
     A program can have changed them: the default type and device, gradients, mixed precision, the
     precision of matrix products. Afterwards these, the threads, the deterministic mode, the random
-    numbers and the variables of the environment are as the program left them.
+    numbers, the filters of warnings and the environment's variables are as the program left them.
     """
     with ExitStack() as stack:
         stack.callback(restore_settings, torch_settings())
         stack.callback(state.set_random_state, state.random_state(used_device()))
         stack.callback(restore_variables, dict(os.environ))
+        stack.enter_context(warnings.catch_warnings())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         if torch.get_default_device().type != "cpu":  # else the context would only cost time
