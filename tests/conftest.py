@@ -24,6 +24,7 @@ settings.register_profile(
     "lab", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("lab")
+torch.set_num_threads(1)  # several tests run at once, and more threads than cores are far slower
 ROOT = Path(__file__).parent.parent
 NANO = (
     "model=gpt_nano threads=1 batch_size=4 max_steps=4 eval_interval=2 log_interval=1 device=cpu "

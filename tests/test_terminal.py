@@ -86,9 +86,11 @@ def test_a_long_instruction_of_the_machine_hears_too():
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as process:
         assert process.stdout.readline() == b"ready\n"
+        time.sleep(1)  # until the long instruction has begun
         process.send_signal(signal.SIGINT)
         assert process.stderr.readline() == b"\n" and process.stderr.readline() == b"stopping\n"
         assert process.poll() is None
+        time.sleep(0.3)  # not the same moment
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 130
         assert process.stderr.read() == b"ended at once; what was saved before is whole\n"
