@@ -290,7 +290,7 @@ def test_a_signal_that_ends_the_reader_of_the_output_as_well_saves(
     assert saved == metrics(run)["step"] > 0
 
 
-@pytest.mark.parametrize("limit", [100, 700, 1200, 3000, 6000, 20_000, 45_000, 70_000])
+@pytest.mark.parametrize("limit", [100, 1200, 6000, 20_000, 45_000, 70_000])
 def test_a_file_that_cannot_grow_is_one_line_and_what_was_saved_goes_on(
     start, undisturbed, tmp_path, limit
 ):

@@ -41,7 +41,7 @@ def states(name):
 def test_searchers_that_share_a_study_and_are_killed_run_each_trial_once(here, sweep):  # noqa: F811
     line = (
         LINE
-        + "max_steps=600 eval_interval=200 lr=tag(log,interval(1e-2,10)) batch_size=2,4 name=s "
+        + "max_steps=400 eval_interval=100 lr=tag(log,interval(1e-2,10)) batch_size=2,4 name=s "
     )
     line += "hydra.sweeper.n_trials="
     folder = here / "outputs/sweeps/s"
