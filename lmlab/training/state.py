@@ -19,6 +19,7 @@ UNTRAINED: dict[str, Any] = {
     "train_seconds": 0.0,
     "train_loss": math.nan,
     "history_bytes": 0,
+    "events": {},  # all that TensorBoard has is from before the first checkpoint
 }
 
 
