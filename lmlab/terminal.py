@@ -224,6 +224,7 @@ def after_a_second(say: Callable[[], object]) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+        timer.join()
 
 
 @contextmanager
@@ -232,24 +233,19 @@ def showing(text: str) -> Iterator[None]:
 
     It shows nothing if there is no terminal or no text.
     """
-    shown = False
+    shown: list[str] = []
 
     def show() -> None:
-        nonlocal shown
-        shown = True
+        shown.append(text)
         write_to_terminal(text)
 
     if not text or not os.isatty(2):
         yield
         return
-    timer = threading.Timer(1, show)
-    timer.daemon = True
-    timer.start()
     try:
-        yield
+        with after_a_second(show):
+            yield
     finally:
-        timer.cancel()
-        timer.join()
         if shown:
             write_to_terminal("\r\x1b[K")  # the beginning of the line, which is then emptied
 

@@ -96,17 +96,18 @@ def file(config: FileConfig) -> Iterator[str]:
             f"path={config.path}: no file there; "
             "give a UTF-8 text file, a folder of them, or a glob"
         )
-    filled = [path for path in paths if not is_empty(path)]
+    empty = {path for path in paths if is_empty(path)}
+    filled = [path for path in paths if path not in empty]
     if not filled:
         raise UserError(f"path={config.path}: there is no text, only empty files")
-    tell_left_out(config.path, filled, [path for path in paths if path not in filled])
+    tell_left_out(config.path, filled, empty)
     for i, path in enumerate(filled):
         if i > 0:
             yield "\n"
         yield from pieces(path)
 
 
-def tell_left_out(typed: str, read: list[Path], empty: list[Path]) -> None:
+def tell_left_out(typed: str, read: list[Path], empty: set[Path]) -> None:
     """Says what `typed`, a folder or a glob, holds and is not read, and what is read twice."""
     folder = Path(typed).expanduser()
     reasons = [(path, "empty") for path in empty]
