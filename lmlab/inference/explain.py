@@ -40,8 +40,6 @@ def write(run: Run, text: str | None, out: Path) -> dict[str, Any]:
     The page shows how the model of `run` reads `text`, or, if `text` is None, the beginning of the
     run's own validation text.
     """
-    if out.is_dir():
-        raise UserError(f"out={out}: is a folder; needs the name of a file, such as explain.html")
     data = page_data(run, text)
     files.write(out, fill_page(PAGE, data["title"], data))
     return data["about"]

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Self, TextIO, TypeGuard
@@ -95,7 +95,7 @@ class RunDirectory:
         path = new_folder(path)
         with ExitStack() as undo:
             for folder in reversed(above):
-                undo.callback(folder.rmdir)
+                undo.callback(remove_if_empty, folder)
             undo.callback(shutil.rmtree, path)
             directory = cls(path)
             undo.callback(directory.close)
@@ -161,6 +161,12 @@ class RunDirectory:
     def close(self) -> None:
         """Closes the files and releases the lock."""
         self.opened.close()
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Removes a folder, unless another run has meanwhile begun in it."""
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def new_folder(path: Path) -> Path:

@@ -18,9 +18,8 @@ MODULES = (
     "lmlab.sweep.study",
 )
 
-with importing(
-    shown=False
-):  # nothing of it is touched from here on, so that its memory stays shared
+# Nothing of it is touched from here on, so that its memory stays shared.
+with importing(shown=False):
     from PIL import Image
 
     for module in MODULES:

@@ -273,39 +273,44 @@ def leaderboard(table: pd.DataFrame) -> pd.DataFrame:
 
 def finished_seeds(members: pd.DataFrame, loss: str) -> pd.DataFrame:
     """Returns the finished runs with a loss among `members`, for each seed the one started last."""
-    finished = members[(members["status"] == "finished") & members[loss].notna()]
-    return finished.sort_values("started").drop_duplicates("seed", keep="last").sort_index()
+    ordered = finished(members, loss).sort_values("started")
+    return ordered.drop_duplicates("seed", keep="last").sort_index()
 
 
 def doubled(table: pd.DataFrame, loss: str) -> pd.DataFrame:
     """Returns the finished runs that `finished_seeds` takes and those that it leaves out for them."""
-    finished = table[(table["status"] == "finished") & table[loss].notna()]
-    return finished[finished.duplicated(["group", "seed"], keep=False)]
+    runs = finished(table, loss)
+    return runs[runs.duplicated(["group", "seed"], keep=False)]
+
+
+def finished(table: pd.DataFrame, loss: str) -> pd.DataFrame:
+    """Returns the finished runs that have a loss."""
+    return table[(table["status"] == "finished") & table[loss].notna()]
 
 
 def losses_of(members: pd.DataFrame, loss: str) -> dict[int, float]:
     """Returns the loss of each finished seed of a configuration."""
-    finished = finished_seeds(members, loss)
-    return dict(zip(finished["seed"], finished[loss], strict=True))
+    runs = finished_seeds(members, loss)
+    return dict(zip(runs["seed"], runs[loss], strict=True))
 
 
 def row_of(members: pd.DataFrame, keys: Iterable[str], loss: str) -> dict[str, Any]:
     """Returns the row of a configuration in the leaderboard, without the tests."""
-    finished = finished_seeds(members, loss)
+    runs = finished_seeds(members, loss)
     first = members.iloc[0]
     row = {"group": first["group"]}
     unused = unused_keys(members["model"].iloc[0])
     for key in keys:
         row[key] = None if key in unused else first[key]
-    row["n"] = len(finished)
+    row["n"] = len(runs)
     for name in numbers_where("in_leaderboard"):
         if name in members:
-            row[name] = finished[name].mean()
-    row["se"] = finished[loss].sem()
+            row[name] = runs[name].mean()
+    row["se"] = runs[loss].sem()
     for name in ("n_params", "tokens"):
         if name in members and pd.notna(first[name]):
             row[name] = int(first[name])
-    row["seeds"] = ",".join(map(str, sorted(finished["seed"])))
+    row["seeds"] = ",".join(map(str, sorted(runs["seed"])))
     counts = members["status"][members["status"] != "finished"].value_counts()
     row["not_finished"] = ", ".join(f"{n} {status}" for status, n in counts.items())
     return row
