@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from functools import partial
+from multiprocessing import forkserver
 
 from lmlab import files
 from lmlab.commands import train as cli
@@ -31,6 +32,7 @@ def child(folder, arguments, point):
     sys.stdout = os.fdopen(1, "w", 1)
     sys.stderr = os.fdopen(2, "w", 1)
     sys.argv = ["pytest"]
+    share_server()
     if point:
         name, *numbers = point.split()
         special = {
@@ -42,6 +44,14 @@ def child(folder, arguments, point):
         what = special.get(name, partial(die_at, name))
         what(*map(int, numbers))
     cli.main(arguments.split())
+
+
+def share_server():
+    """Lets the cells of a sweep be forked from the server that this process was forked from.
+
+    It has imported everything; one of its own would import it again.
+    """
+    forkserver.ensure_running = forkserver._forkserver.ensure_running = lambda: None
 
 
 def redirect(descriptor):
