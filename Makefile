@@ -24,7 +24,7 @@ train: install  ## train the default mini-GPT and print a sample
 	$(BIN)/python train.py
 
 test: install  ## run the tests
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 quick: install  ## run the tests that take seconds and touch every room
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m quick

@@ -9,14 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from hypothesis import HealthCheck, settings
 
 from lmlab import files
 from lmlab.commands import train as cli
 from lmlab.config import overrides
-from lmlab.data import corpora
 from lmlab.sweep.processes import server
 
 # A slow machine is no failure, and a failure comes back at the next run.
@@ -24,7 +22,6 @@ settings.register_profile(
     "lab", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("lab")
-torch.set_num_threads(1)  # several tests run at once, and more threads than cores are far slower
 ROOT = Path(__file__).parent.parent
 NANO = (
     "model=gpt_nano threads=1 batch_size=4 max_steps=4 eval_interval=2 log_interval=1 device=cpu "
@@ -35,6 +32,10 @@ NANO = (
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
     """A cache of the tests' own, with a text in the place of tiny-shakespeare."""
+    import torch  # not above: pytest's own process, which runs no test, would import it, too
+
+    from lmlab.data import corpora
+
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("LMLAB_CACHE", str(folder))
@@ -44,6 +45,7 @@ def cache(tmp_path_factory):
         patch.setattr("torch.backends.mps.is_available", lambda: False)
         text = "First Citizen:\nBefore we proceed any further, hear me speak.\n\n" * 60
         (folder / "tinyshakespeare.txt").write_text(text)
+        torch.set_num_threads(1)  # two tests run at once; more threads than cores are far slower
         patch.setattr(corpora, "SHAKESPEARE_SHA256", files.sha256(text.encode()))
         patch.setattr(
             "lmlab.inference.references.ORDERS", range(2, 4)
@@ -57,6 +59,8 @@ def short_texts():
     """Of the built-in texts the first characters alone, after one each of all that they have: the
     vocabulary stays. For runs in this process, which else spend their time on validation.
     """
+    from lmlab.data import corpora
+
     with pytest.MonkeyPatch.context() as patch:
         for name in ("tales", "pydoc"):
             text = "".join(getattr(corpora, name)(None))
@@ -151,6 +155,8 @@ def metrics(run):
 
 def weights(run, checkpoint="last"):
     """The weights in one of a run's checkpoints."""
+    import torch
+
     return torch.load(run / f"checkpoints/{checkpoint}.ckpt", weights_only=True)["state_dict"]
 
 
