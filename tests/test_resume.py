@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache as memory
 from multiprocessing import connection
 
 import pytest
@@ -78,13 +79,15 @@ def exit_status(process):
 
 @pytest.fixture(scope="module")
 def undisturbed(start, tmp_path_factory):
-    """Of each kind of run one that nothing happened to, and how long it took."""
-    found = {}
-    for kind, line in RUNS.items():
+    """A function that returns a run of a kind that nothing happened to, and how long it took."""
+
+    @memory
+    def undisturbed(kind):
         folder, begun = tmp_path_factory.mktemp(kind), time.perf_counter()
-        start(folder, line).join()
-        found[kind] = next(folder.glob("outputs/x/*")), time.perf_counter() - begun
-    return found
+        start(folder, RUNS[kind]).join()
+        return next(folder.glob("outputs/x/*")), time.perf_counter() - begun
+
+    return undisturbed
 
 
 def finish(start, folder, kind, run=None):
@@ -154,6 +157,8 @@ def assert_same(run, other):
 
 
 def test_a_kill_at_any_point_loses_nothing_but_time(start, undisturbed, tmp_path):
+    run, _ = undisturbed("modern")
+
     def kill(point):
         folder = tmp_path / point.replace(" ", "-")
         folder.mkdir()
@@ -162,7 +167,7 @@ def test_a_kill_at_any_point_loses_nothing_but_time(start, undisturbed, tmp_path
         for path in folder.glob("outputs/x/*/config.yaml"):
             assert metrics(path.parent)["status"] == "running"
             assert runs.read_metrics(path.parent)["status"] == "interrupted"
-        assert_same(finish(start, folder, "modern"), undisturbed["modern"][0])
+        assert_same(finish(start, folder, "modern"), run)
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(kill, POINTS))
@@ -174,7 +179,7 @@ def test_so_does_one_at_any_moment(start, undisturbed, tmp_path, request):
     kills = request.config.getoption("--kills")
     kinds = RUNS if kills > 1 else ["modern"]
     for kind, n in itertools.product(kinds, range(kills)):
-        run, seconds = undisturbed[kind]
+        run, seconds = undisturbed(kind)
         folder = tmp_path / f"{kind}-{n}"
         folder.mkdir()
         process = start(folder, RUNS[kind])
@@ -184,7 +189,7 @@ def test_so_does_one_at_any_moment(start, undisturbed, tmp_path, request):
         assert_same(finish(start, folder, kind), run)
 
 
-@pytest.mark.parametrize("kind", RUNS)
+@pytest.mark.parametrize("kind", ["bigram", "modern"])
 def test_stops_moves_and_resumes_in_a_row_lose_nothing(start, undisturbed, tmp_path, kind):
     """Each stop lets the step end, saves, says how to go on, and has its own exit status."""
     out, run, steps = tmp_path / "out.txt", None, 0
@@ -211,7 +216,7 @@ def test_stops_moves_and_resumes_in_a_row_lose_nothing(start, undisturbed, tmp_p
         )
         assert f"{name}\n" in out.read_text().split("interrupted")[-1]
         steps, run = saved, run.rename(tmp_path / f"moved-{n}")  # each time to another place
-    assert_same(finish(start, tmp_path, kind, run), undisturbed[kind][0])
+    assert_same(finish(start, tmp_path, kind, run), undisturbed(kind)[0])
 
 
 def test_a_second_signal_does_not_wait(start, tmp_path):
@@ -250,7 +255,7 @@ def test_a_signal_is_heard_in_a_long_evaluation_which_the_resumed_run_repeats(
         assert process.exitcode == 128 + number, out.read_text()
         assert metrics(run_of(tmp_path))["status"] == "interrupted"
         assert metrics(run_of(tmp_path))["step"] == step
-    assert_same(finish(start, tmp_path, kind, run_of(tmp_path)), undisturbed[kind][0])
+    assert_same(finish(start, tmp_path, kind, run_of(tmp_path)), undisturbed(kind)[0])
 
 
 def test_a_signal_while_references_are_counted_keeps_the_results(start, undisturbed, tmp_path):
@@ -263,7 +268,7 @@ def test_a_signal_while_references_are_counted_keeps_the_results(start, undistur
     assert process.exitcode == 130 and "val/perplexity" in out.read_text()
     run = run_of(tmp_path)
     assert metrics(run)["status"] == "finished" and "reference/ngram" not in metrics(run)
-    assert_same(finish(start, tmp_path, "bigram", run), undisturbed["bigram"][0])
+    assert_same(finish(start, tmp_path, "bigram", run), undisturbed("bigram")[0])
     assert "reference/ngram" in metrics(run)
 
 
@@ -285,7 +290,7 @@ def test_a_signal_that_ends_the_reader_of_the_output_as_well_saves(
     assert saved == metrics(run)["step"] > 0
 
 
-@pytest.mark.parametrize("limit", [100, 1200, 6000, 20_000, 45_000, 70_000])
+@pytest.mark.parametrize("limit", [100, 6000, 20_000, 70_000])
 def test_a_file_that_cannot_grow_is_one_line_and_what_was_saved_goes_on(
     start, undisturbed, tmp_path, limit
 ):
@@ -313,7 +318,7 @@ def test_a_file_that_cannot_grow_is_one_line_and_what_was_saved_goes_on(
         assert process.exitcode == 0
         one, two = (
             torch.load(r / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
-            for r in (run, undisturbed["bigram"][0])
+            for r in (run, undisturbed("bigram")[0])
         )
         assert all(weight.equal(two[key]) for key, weight in one.items())
 

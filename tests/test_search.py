@@ -40,8 +40,7 @@ def states(name):
 @linux
 def test_searchers_that_share_a_study_and_are_killed_run_each_trial_once(here, sweep):  # noqa: F811
     line = (
-        LINE
-        + "max_steps=400 eval_interval=100 lr=tag(log,interval(1e-2,10)) batch_size=2,4 name=s "
+        LINE + "max_steps=200 eval_interval=50 lr=tag(log,interval(1e-2,10)) batch_size=2,4 name=s "
     )
     line += "hydra.sweeper.n_trials="
     folder = here / "outputs/sweeps/s"
@@ -78,7 +77,7 @@ def test_a_trial_that_diverges_is_told_as_failed_and_the_search_goes_on(here, sw
 
 def test_an_unpromising_trial_is_cut_through_the_study(here, sweep):  # noqa: F811
     """Median of five good ones; the sixth is far behind at its first evaluation."""
-    line = LINE + "max_steps=30 eval_interval=10 batch_size=2 name=p hydra/launcher=basic "
+    line = LINE + "max_steps=20 eval_interval=10 batch_size=2 name=p hydra/launcher=basic "
     line += "hydra.sweeper.n_trials="
     assert sweep(line + "5 lr=interval(5,6)") == 0
     assert sweep(line + "6 lr=interval(0.0001,0.0002)") == 0
