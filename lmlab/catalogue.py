@@ -250,13 +250,14 @@ class MuonConfig(AdamWConfig):
 
 @dataclass(frozen=True)
 class Choice:
-    """A row of the catalogue: the class of the keys, and the name of the builder.
+    """A row of the catalogue: the class of the keys, and the builder.
 
-    `builder` is "module:name"; `registry.load` imports it when it is needed.
+    `builder` is "module:name", which `registry.load` imports when it is needed. A plug-in gives the
+    class or function itself.
     """
 
     config: type[Any]
-    builder: str = ""
+    builder: str | Callable[..., Any] = ""
 
 
 MODELS = {
@@ -291,6 +292,18 @@ CATALOGUE: dict[str, dict[str, Choice]] = {
     "device": DEVICES,
     "optimizer": OPTIMIZERS,
 }
+SCHEDULES: dict[str, str | Callable[[float], float]] = {
+    "cosine": "lmlab.training.optimizers:cosine",
+    "linear": "lmlab.training.optimizers:linear",
+    "constant": "lmlab.training.optimizers:constant",
+}
+# What takes part in every run: callbacks and loggers of Lightning, by name.
+CALLBACKS: dict[str, Choice] = {}
+LOGGERS: dict[str, Choice] = {}
+
+# What plug-ins add: evaluations by name, and for each group the values of their choices' keys.
+OWN_EVALUATIONS: dict[str, Callable[..., Any]] = {}
+VALUES: dict[str, dict[str, dict[str, Any]]] = {}
 GROUP_MARKERS: dict[str, tuple[Marker, ...]] = {
     "model": (),
     "data": (UNTOUCHING,),  # the hash of a cell contains the text's sha256, not the choice
@@ -340,7 +353,10 @@ class Number:
     """Whether a search may look for its best value."""
 
     can_prune: bool = False
-    """Whether a search for its best value may prune a trial by val/loss."""
+    """Whether a search for its best value may prune a trial by it."""
+
+    better: Literal["lower", "higher"] = "lower"
+    """Which of two numbers is the better one."""
 
 
 # In the order of the leaderboard's columns.

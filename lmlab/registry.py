@@ -1,15 +1,23 @@
-"""Imports a class or function of the catalogue when it is first needed."""
+"""Imports the classes and functions of the catalogue when they are first needed.
+
+Functions whose result depends on the choices that exist are `remembered`: a plug-in can add
+choices, and `forget` then drops their results.
+"""
 
 import gc
 import importlib
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import lru_cache
+from typing import Any, TypeVar, cast
 
 from lmlab.errors import UserError, reason_of
 from lmlab.terminal import showing
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+CLEARERS: list[Callable[[], None]] = []  # each drops the results of a remembered function
 
 
 @contextmanager
@@ -41,7 +49,25 @@ def importing(shown: bool = True) -> Iterator[None]:
         matplotlib.setLevel(level)
 
 
-def load(builder: str) -> Any:
-    """Returns the class or function that a catalogue row names as "module:name"."""
+def load(builder: str | Callable[..., Any]) -> Any:
+    """Returns the class or function that a row of the catalogue names as "module:name".
+
+    A plug-in gives the class or function itself.
+    """
+    if not isinstance(builder, str):
+        return builder
     module, _, name = builder.partition(":")
     return getattr(importlib.import_module(module), name)
+
+
+def remembered(function: Function) -> Function:
+    """Lets a function compute each result only once, until the next call of `forget`."""
+    cached = lru_cache(maxsize=None)(function)
+    CLEARERS.append(cached.cache_clear)
+    return cast(Function, cached)
+
+
+def forget() -> None:
+    """Drops all results of remembered functions, because choices were added or removed."""
+    for clear in CLEARERS:
+        clear()

@@ -42,7 +42,7 @@ def board(folder):
 def test_the_hash_is_that_of_all_files_and_of_nothing_else(tmp_path, monkeypatch):
     def hash_of(folder):
         monkeypatch.setattr(code, "LIBRARY", folder)
-        return code.code_sha256.__wrapped__()
+        return code.lab_sha256.__wrapped__()
 
     copy = shutil.copytree(ROOT / "lmlab", tmp_path / "lmlab")
     original = hash_of(copy)

@@ -27,6 +27,7 @@ def test_there_are_commands():
 def folder(short_texts, tmp_path_factory):
     """A folder in which several runs were trained."""
     with working_in(tmp_path_factory.mktemp("readme")) as folder:
+        shutil.copytree(ROOT / "examples", folder / "examples")
         (folder / "my.txt").write_text("The text of somebody else, long enough. " * 50)
         for line in ("model=bigram", "model=gpt_nano name=gpt", "model=gpt_nano name=pydoc"):
             cli.main(f"{line} max_steps=1 threads=1".split())

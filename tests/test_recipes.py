@@ -7,9 +7,10 @@ import shutil
 import pytest
 import yaml
 
+from lmlab import registry
 from lmlab.commands import options
 from lmlab.commands import train as cli
-from lmlab.config import conf_files, keys, overrides, recipes
+from lmlab.config import conf_files, overrides, recipes
 from lmlab.config.keys import CHOICES, GROUPS, choices_of
 from lmlab.errors import UserError
 from tests.conftest import ROOT, config, history, metrics, refused, script
@@ -90,18 +91,9 @@ def conf(tmp_path_factory, monkeypatch):
     for module in (conf_files, overrides, cli, options):
         monkeypatch.setattr(module, "CONF", folder)
 
-    def look_again():
-        for function in (
-            conf_files.read_file,
-            keys.bases_of,
-            keys.choices_of,
-            overrides.compose,
-        ):
-            function.cache_clear()
-
-    look_again()
-    yield folder, look_again
-    look_again()
+    registry.forget()
+    yield folder, registry.forget
+    registry.forget()
 
 
 PRESET = "# @package _global_\n# {}\ndefaults: [{}]\n\n{}\n"

@@ -8,6 +8,8 @@ FLOORS = (  # the lowest first; rooms of one floor do not import each other
     ("cores", "errors", "terminal"),
     ("registry",),
     ("catalogue", "files"),
+    ("register",),
+    ("plugins",),
     ("config",),
     ("data", "machine", "models"),
     ("runs",),
@@ -80,6 +82,7 @@ PLAIN = {
     *("bool", "bytes", "dict", "float", "int", "list", "str", "tuple"),
     *("Tensor", "torch.Tensor", "np.ndarray", "np.floating", "np.generic"),
     *("Exception", "IntervalSweep", "KeyboardInterrupt", "MemoryError", "OSError", "QuotedString"),
+    "ModuleNotFoundError",
     *("ChoiceSweep", "Glob", "RangeSweep", "SystemExit", "UserError", "None"),
 }
 

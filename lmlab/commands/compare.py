@@ -6,6 +6,7 @@ Its arguments are folders; it reads every run in them. The options, as key=value
 
 out  folder for leaderboard.csv, leaderboard.md and report.html (the given folder; for several
      folders, the one that contains all of them)
+plugin     the files or modules with which the runs were made, as for train.py (null)
 same_code  true: it does not matter that different code of the lab made the runs (false)
 
 Configurations are ranked by val/loss at the end of training, as a mean over seeds.
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from lmlab.catalogue import PathText
 from lmlab.commands.options import parse_script
+from lmlab.commands.own_choices import with_own_choices
 from lmlab.errors import UserError
 
 
@@ -27,9 +29,11 @@ class Options:
     """The options after the folders; --help explains them."""
 
     out: PathText | None = None
+    plugin: PathText | None = None
     same_code: bool = False
 
 
+@with_own_choices
 def main(argv: list[str]) -> None:
     """Prints the leaderboard and writes it. Raises UserError."""
     folders = [argument for argument in argv if is_folder(argument)]

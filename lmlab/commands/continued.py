@@ -40,7 +40,7 @@ def literal(argument: str) -> str:
     elif key == "path":
         is_quoted = is_no_override(argument)
     else:
-        is_quoted = key in ("resume", "replay", "init_from")
+        is_quoted = key in ("resume", "replay", "init_from", "plugin")
     if not is_quoted:
         return argument
     escaped = re.sub(r"\\*'|\\+$", lambda match: "".join(f"\\{c}" for c in match[0]), text)
@@ -118,7 +118,8 @@ def refuse_unfit(verb: str, overrides: Overrides, flags: list[str]) -> None:
     unfit = list(flags)
     for key, override in overrides.items():
         alone = verb == "replay" or key in ("replay", "init_from", *keys_of(SweepConfig))
-        other = alone and key not in (verb, "path")  # path: where the run's text is now
+        # path and plugin: where the run's text and its own code are now
+        other = alone and key not in (verb, "path", "plugin")
         if override.is_sweep_override() or is_signed(override) or other:
             unfit.append(str(override.input_line))
     if unfit:

@@ -9,6 +9,7 @@ run         the folder of a run, or a folder of runs, whose newest run is used (
 split       train | holdout | val | test: which part of the run's own text (val)
 data, path  another text, as for train.py; all of it is read. path alone: where the run's own text
             is now, if it was moved
+plugin      the files or modules with which the run was made, as for train.py (null)
 checkpoint  last | best (last)
 device      auto | cpu | cuda | mps (auto)
 
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from lmlab.catalogue import CorpusConfig, OneOf, PathText
 from lmlab.commands.door import Device
 from lmlab.commands.options import parse_script
+from lmlab.commands.own_choices import with_own_choices
 from lmlab.config.check import build, check_key
 from lmlab.config.keys import bases_of, choices_of, config_class, keys_of
 from lmlab.config.overrides import compose
@@ -52,6 +54,7 @@ class Options:
     split: Literal["train", "holdout", "val", "test"] | None = None
     data: Corpus | None = None
     path: PathText | None = None
+    plugin: PathText | None = None
     checkpoint: Literal["last", "best"] = "last"
     device: Device = "auto"
 
@@ -73,6 +76,7 @@ class Target:
     """Those of `tokens`, if the run divides its text into documents."""
 
 
+@with_own_choices
 def main(argv: list[str]) -> None:
     """Evaluates one run or a mixture, prints the numbers and saves them. Raises UserError."""
     options = parse_script(Options, __doc__, argv)

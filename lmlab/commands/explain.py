@@ -6,6 +6,7 @@ run         the folder of a run, or a folder of runs, whose newest run is used (
 text        2 to 2,000 characters (null: the beginning of the run's own validation text)
 path        where the run's own text is now, if it was moved (null: where it was)
 out         the page (explain.html)
+plugin      the files or modules with which the run was made, as for train.py (null)
 checkpoint  best | last (best)
 device      auto | cpu | cuda | mps (auto)
 
@@ -24,6 +25,7 @@ from typing import Literal
 from lmlab.catalogue import LinesText, PathText
 from lmlab.commands.door import Device
 from lmlab.commands.options import check_file, parse_script
+from lmlab.commands.own_choices import with_own_choices
 from lmlab.errors import UserError, printable
 from lmlab.registry import importing
 
@@ -36,10 +38,12 @@ class Options:
     text: LinesText | None = None
     path: PathText | None = None
     out: PathText = "explain.html"
+    plugin: PathText | None = None
     checkpoint: Literal["best", "last"] = "best"
     device: Device = "auto"
 
 
+@with_own_choices
 def main(argv: list[str]) -> None:
     """Writes the page and prints its path. Raises UserError."""
     options = parse_script(Options, __doc__, argv)

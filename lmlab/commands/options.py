@@ -2,13 +2,22 @@
 
 import re
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import yaml
 
 from lmlab import files
-from lmlab.catalogue import CATALOGUE
+from lmlab.catalogue import CATALOGUE, VALUES
 from lmlab.config.check import check_value, suggestion
-from lmlab.config.conf_files import CONF, names_in
-from lmlab.config.keys import CHOICES, plain_kind
+from lmlab.config.conf_files import CONF, names_in, text_of
+from lmlab.config.keys import (
+    CHOICES,
+    companion_keys,
+    companions,
+    keys_of,
+    markers,
+    plain_kind,
+)
 from lmlab.config.overrides import parse
 from lmlab.errors import UserError
 
@@ -25,8 +34,9 @@ def help_page() -> str:
         described = set()
         for choice, row in rows.items():
             if row.config not in described:
-                page += keys_in(f"{group}/{choice}", f"{group}={choice}")
+                page += keys_of_choice(group, choice)
             described.add(row.config)
+    page += keys_of_companions()
     for kind, choice in (("launcher", "local"), ("sweeper", "search")):
         page += keys_in(f"hydra/{kind}/{choice}", f"hydra/{kind}={choice}", f"hydra.{kind}.")
     return page
@@ -34,11 +44,51 @@ def help_page() -> str:
 
 def title_of(group: str, name: str) -> str:
     """Returns the comment in the second line of a file of conf/, or "" if there is none."""
-    lines = (CONF / group / f"{name}.yaml").read_text(encoding="utf-8", errors="replace")
-    for line in lines.splitlines()[1:2]:
+    if name in VALUES.get(group, ()):
+        return "(of a plug-in)"
+    for line in text_of(group, name).splitlines()[1:2]:
         if line.startswith("# "):
             return line.removeprefix("# ")
     return ""
+
+
+def keys_of_choice(group: str, choice: str) -> str:
+    """Returns the keys of a choice, from its file or from the plug-in that registered it."""
+    title = f"{group}={choice}"
+    if choice not in VALUES.get(group, ()):
+        return keys_in(f"{group}/{choice}", title)
+    return key_lines(title, CATALOGUE[group][choice].config, VALUES[group][choice])
+
+
+def keys_of_companions() -> str:
+    """Returns the keys that callbacks and loggers of plug-ins add to every run."""
+    page = ""
+    in_file = yaml.safe_load((CONF / "config.yaml").read_text(encoding="utf-8"))
+    for name, config in companions().items():
+        values = {key: value for key, value in companion_keys().items() if key in keys_of(config)}
+        if values and not values.keys() <= in_file.keys():
+            page += key_lines(f"every run, of {name}", config, values)
+    return page
+
+
+def key_lines(title: str, config: type, values: dict[str, Any]) -> str:
+    """Returns a title and a line for each key: its value, and its type and range."""
+    hints = get_type_hints(config, include_extras=True)
+    page = f"\nKeys of {title}\n"
+    for key, value in values.items():
+        setting = f"{key}: {yaml.safe_dump(value).splitlines()[0]}"
+        page += f"  {setting:<22}# {meaning_of(hints[key])}\n"
+    return page
+
+
+def meaning_of(hint: Any) -> str:
+    """Returns the type and the range of a key, in words."""
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    kind = plain_kind(hint)
+    if get_origin(kind) is Literal:
+        return " | ".join(map(str, get_args(kind)))
+    ranges = [mark for mark in markers(hint) if isinstance(mark, str)]
+    return " ".join([names.get(kind, str(kind)), *(f"in {range_}" for range_ in ranges)])
 
 
 def keys_in(file: str, title: str, prefix: str = "") -> str:

@@ -11,6 +11,7 @@ top_k        draw only from the k most likely tokens (null: all)
 top_p        draw only from the most likely tokens that together have probability p (null: all)
 stop         the text ends before this string (null: no such string)
 seed         the same seed draws the same text (null: a new seed, which is printed)
+plugin       the files or modules with which the run was made, as for train.py (null)
 checkpoint   best | last (best)
 device       auto | cpu | cuda | mps (auto)
 
@@ -29,6 +30,7 @@ from typing import Annotated, Literal
 from lmlab.catalogue import Count, LinesText, PathText, PositiveOrZero
 from lmlab.commands.door import Device
 from lmlab.commands.options import parse_script
+from lmlab.commands.own_choices import with_own_choices
 from lmlab.errors import UserError, printable
 from lmlab.registry import importing
 
@@ -46,10 +48,12 @@ class Options:
     top_p: Annotated[float, "(0, 1]"] | None = None
     stop: LinesText | None = None
     seed: Annotated[int, "[0, 4294967296)"] | None = None
+    plugin: PathText | None = None
     checkpoint: Literal["best", "last"] = "best"
     device: Device = "auto"
 
 
+@with_own_choices
 def main(argv: list[str]) -> None:
     """Draws the samples and writes them. Raises UserError."""
     options = parse_script(Options, __doc__, argv)

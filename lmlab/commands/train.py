@@ -10,7 +10,7 @@ import tempfile
 import threading
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,18 @@ from omegaconf import DictConfig
 from lmlab import files
 from lmlab.commands.continued import inherited, literal, repeated
 from lmlab.commands.options import help_page
+from lmlab.commands.own_choices import own_choices, typed_plugin
 from lmlab.config.check import ELSEWHERE
 from lmlab.config.conf_files import CONF
-from lmlab.config.overrides import Asked, checked, last_of_each, parse, resolved, without_glob
+from lmlab.config.overrides import (
+    Asked,
+    checked,
+    last_of_each,
+    parse,
+    primary,
+    resolved,
+    without_glob,
+)
 from lmlab.errors import (
     UserError,
     memory_errors,
@@ -37,6 +46,7 @@ from lmlab.errors import (
 )
 from lmlab.registry import importing
 from lmlab.runs.folder import timestamp
+from lmlab.runs.typed import command
 from lmlab.sweep.cells import Cell, Sweep, call_codes_equal
 from lmlab.terminal import lasting_output, tell
 
@@ -59,11 +69,15 @@ def main(argv: list[str] | None = None) -> Path | None:
             "`pip install -e .` installs it"
         )
     args = flag_parser().parse_intermixed_args(argv)
-    if args.help:
-        print(help_page(), flush=True)  # here, where a closed pipe is quiet
-        return None
-    with ONE_BY_ONE, lasting_output(), arguments_as_before():
-        return obey(args, argv)
+    with ONE_BY_ONE, ExitStack() as stack:
+        with one_line_errors():
+            given = [literal(argument) for argument in args.overrides if argument != NO_RECIPE]
+            stack.enter_context(own_choices(typed_plugin(given)))
+        if args.help:
+            print(help_page(), flush=True)  # here, where a closed pipe is quiet
+            return None
+        with lasting_output(), arguments_as_before():
+            return obey(args, argv, given)
 
 
 @contextmanager
@@ -76,14 +90,16 @@ def arguments_as_before() -> Iterator[None]:
         sys.argv = arguments
 
 
-def obey(args: Namespace, argv: list[str]) -> Path | None:
-    """Trains, resumes, replays or runs a sweep, as the arguments say; returns its folder."""
+def obey(args: Namespace, argv: list[str], given: list[str]) -> Path | None:
+    """Trains, resumes, replays or runs a sweep, as the arguments say; returns its folder.
+
+    `given` are the arguments without flags, with the quotes that Hydra needs.
+    """
     command = without_secrets(shlex.join(["python", "train.py", *argv]))
     flags = [argument for argument in argv if argument not in args.overrides]
     with one_line_errors():
         refuse_hydras_files(args)
-        given = [argument for argument in args.overrides if argument != NO_RECIPE]
-        typed = last_of_each([without_glob(literal(argument)) for argument in given])
+        typed = last_of_each([without_glob(argument) for argument in given])
         continued = resume_or_replay(typed, flags, command)
         if continued is not None:
             return continued
@@ -145,7 +161,7 @@ def refuse_flags(message: str) -> None:
 def run_hydra(task: "Task", flags: list[str], overrides: list[str]) -> None:
     """Lets Hydra call `task`, once or for each cell of a sweep."""
     sys.argv = ["train.py", *flags, *overrides]
-    hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(task)()
+    hydra.main(config_path=str(CONF), config_name=primary(), version_base="1.3")(task)()
 
 
 def resume_or_replay(arguments: list[str], flags: list[str], command: str) -> Path | None:
@@ -258,8 +274,8 @@ def run_sweep(asked: Asked, sweep: Sweep, flags: list[str], overrides: list[str]
             all_ended = report.finish(sweep, asked.launcher)
         except KeyboardInterrupt:
             tell(
-                "stopped before the leaderboard was written; the same command, or python "
-                f"scripts/compare.py {sweep.folder}, writes it"
+                "stopped before the leaderboard was written; the same command, or "
+                f"{command('compare')} {sweep.folder}, writes it"
             )
             raise
         if not all_ended:

@@ -14,6 +14,8 @@ from lmlab.config.keys import (
     SweepConfig,
     bases_of,
     choices_of,
+    companion_keys,
+    companions,
     config_class,
     following_keys,
     keys_of,
@@ -30,7 +32,7 @@ class Config:
 
     `choices` maps each group, and "experiment", to the chosen name; `model`, `data`, `device` and
     `optimizer` hold the values of the keys of that choice, `run` the values of all other keys.
-    `sweep` is None for a configuration that was read from a run's folder. `bases` has
+    `companions` holds those of callbacks and loggers, by their names. `sweep` is None for a configuration that was read from a run's folder. `bases` has
     an entry for each group in which that folder names a preset: the choice that it builds on.
     """
 
@@ -40,6 +42,7 @@ class Config:
     data: Any
     device: DeviceConfig
     optimizer: Any
+    companions: dict[str, Any] = field(default_factory=dict)
     sweep: SweepConfig | None = field(default=None, compare=False)
     bases: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
 
@@ -54,7 +57,8 @@ class Config:
     def flat(self) -> dict[str, Any]:
         """Returns choices and keys as one flat mapping."""
         flat: dict[str, Any] = dict(self.choices)
-        for config in (self.run, self.model, self.data, self.device, self.optimizer):
+        parts = (self.run, self.model, self.data, self.device, self.optimizer)
+        for config in (*parts, *self.companions.values()):
             flat |= asdict(config)
         return flat
 
@@ -121,7 +125,7 @@ def suggestion(word: str, words: Iterable[str]) -> str:
 
 def check_key(key: str, value: Any, choices: dict[str, str]) -> None:
     """Raises UserError if neither the run nor any of the choices has the key `key`."""
-    known = {*CHOICES, *keys_of(RunConfig), *keys_of(SweepConfig)}
+    known = {*CHOICES, *keys_of(RunConfig), *keys_of(SweepConfig), *companion_keys()}
     for group in GROUPS:
         takers = []
         for choice, row in choices_of(group).items():
@@ -254,6 +258,8 @@ def from_flat(
     usual = derived(values | {"lr": optimizer.lr} | choices)
     values = values | {key: value for key, value in usual.items() if values.get(key) is None}
     parts = {group: build(config_class(group, rows[group]), values) for group in GROUPS}
+    values = companion_keys() | values  # a run that was made without a plug-in has not its keys
+    parts["companions"] = {name: build(keys, values) for name, keys in companions().items()}
     config = Config(choices, build(RunConfig, values), **parts, bases=bases)
     config.model.check()
     config.data.check()

@@ -1,32 +1,38 @@
-"""Reads and checks the YAML files of conf/ that hold choices, presets and recipes. No torch."""
+"""Reads and checks the YAML files that hold choices, presets and recipes. No torch.
+
+They are in conf/ and in the folder of --config-dir. What plug-ins register takes the place of files.
+"""
 
 import codecs
 import re
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from lmlab.catalogue import GROUP_MARKERS
+from lmlab.catalogue import GROUP_MARKERS, VALUES
 from lmlab.errors import UserError
+from lmlab.registry import remembered
 
 CONF = Path(__file__).parent.parent.parent / "conf"
 HEADER = "# @package _global_"
 NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 NUMBER = r"[-+]?(0|[1-9]\d*)?(\.\d*)?([eE][-+]?\d+)?|[-+]?\.inf|\.nan"  # as everyone reads it
+ADDED: list[Path] = []  # the folder of --config-dir
 TEXT = "tag:yaml.org,2002:str"  # the tag that YAML gives to a plain word
 
 
-@lru_cache
+@remembered
 def read_file(group: str, name: str) -> dict[str, Any]:
     """Returns the keys and values of conf/`group`/`name`.yaml, `defaults` among them.
 
     Raises UserError, with the line, for anything in the file that would have no effect: Hydra
     would ignore a file without its header, a choice that is written as a key, or nested keys.
     """
-    path = CONF / group / f"{name}.yaml"
-    shown = f"conf/{group}/{name}.yaml"
+    if name in VALUES.get(group, ()):
+        return dict(VALUES[group][name])
+    path = path_of(group, name)
+    shown = shown_name(group, name)
     try:
         content = path.read_bytes()
         text = content.decode("utf-8")
@@ -50,16 +56,40 @@ def read_file(group: str, name: str) -> dict[str, Any]:
 
 def names_in(group: str) -> list[str]:
     """Returns the names of the files of a group, such as gpt, or mine/gpt in a folder `mine`."""
-    folder = CONF / group
-    paths = [path.relative_to(folder).with_suffix("") for path in folder.rglob("*.yaml")]
-    return sorted(path.as_posix() for path in paths)
+    names = {*VALUES.get(group, ())}
+    for conf in (CONF, *ADDED):
+        folder = conf / group
+        for path in folder.rglob("*.yaml"):
+            names.add(path.relative_to(folder).with_suffix("").as_posix())
+    return sorted(names)
+
+
+def path_of(group: str, name: str) -> Path:
+    """Returns the path of a file: in the folder of --config-dir if it is there, else in conf/."""
+    for conf in ADDED:
+        if (conf / group / f"{name}.yaml").exists():
+            return conf / group / f"{name}.yaml"
+    return CONF / group / f"{name}.yaml"
+
+
+def shown_name(group: str, name: str) -> str:
+    """Returns the name of a file as messages show it."""
+    path = path_of(group, name)
+    return str(path) if CONF not in path.parents else f"conf/{group}/{name}.yaml"
+
+
+def text_of(group: str, name: str) -> str:
+    """Returns the text of a file; "" for what a plug-in registers."""
+    if name in VALUES.get(group, ()):
+        return ""
+    return path_of(group, name).read_text(encoding="utf-8", errors="replace")
 
 
 def place_of(group: str, name: str, text: str) -> str:
     """Returns "conf/…: line N: text", with the first line of the file that holds `text`."""
-    lines = (CONF / group / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    lines = text_of(group, name).splitlines()
     number = next((i for i, line in enumerate(lines, 1) if text in line), 1)
-    return f"conf/{group}/{name}.yaml: line {number}: {text}"
+    return f"{shown_name(group, name)}: line {number}: {text}"
 
 
 def check_nodes(node: yaml.Node | None, shown: str, group: str) -> None:

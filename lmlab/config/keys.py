@@ -6,16 +6,18 @@ holds the keys of models, texts, devices and optimizers.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from functools import lru_cache
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from lmlab.catalogue import (
+    CALLBACKS,
     CATALOGUE,
     CHANGEABLE,
     GROUP_MARKERS,
+    LOGGERS,
     OF_THE_RUN,
     ONCE,
+    SCHEDULES,
     STEPWISE,
     UNTOUCHING,
     Choice,
@@ -30,6 +32,8 @@ from lmlab.catalogue import (
     objectives,
 )
 from lmlab.config.conf_files import names_in, read_file
+from lmlab.errors import UserError
+from lmlab.registry import remembered
 
 GROUPS = tuple(CATALOGUE)
 CHOICES = tuple(GROUP_MARKERS)  # the groups and the experiment
@@ -54,7 +58,7 @@ class RunConfig:
     score_after: Annotated[str | None, Neutral(None)]
     grad_accumulation: Annotated[Count, STEPWISE]
     grad_clip: Annotated[PositiveOrZero, STEPWISE]
-    schedule: Annotated[Literal["cosine", "linear", "constant"], STEPWISE]
+    schedule: Annotated[str, OneOf(lambda: SCHEDULES), STEPWISE]
     warmup_steps: Annotated[int, "[0, inf)", STEPWISE]
     hold_steps: Annotated[int, "[0, inf)", STEPWISE, Neutral(0)]
     decay_steps: Annotated[Count, STEPWISE, Follows("max_steps")]
@@ -65,6 +69,8 @@ class RunConfig:
     checkpoint_minutes: Annotated[Positive, CHANGEABLE, UNTOUCHING, STEPWISE]
     # What lies at init_from enters by its sha256.
     init_from: Annotated[PathText | None, UNTOUCHING, STEPWISE, OF_THE_RUN]
+    # Its sha256 is part of the code that makes a run.
+    plugin: Annotated[PathText | None, CHANGEABLE, UNTOUCHING, OF_THE_RUN, ONCE, Neutral(None)]
     unknown: Annotated[Literal["error", "drop"], STEPWISE]
     resume: Annotated[str | None, UNTOUCHING, OF_THE_RUN]
     replay: Annotated[str | None, UNTOUCHING, OF_THE_RUN]
@@ -106,7 +112,7 @@ class SearchConfig:
 SETTINGS: dict[str, type] = {"local": LocalConfig, "search": SearchConfig}
 
 
-@lru_cache
+@remembered
 def bases_of(group: str) -> dict[str, str]:
     """Returns all choices of `group`. Each maps to itself, a preset to its built-in choice.
 
@@ -126,7 +132,7 @@ def bases_of(group: str) -> dict[str, str]:
     return bases
 
 
-@lru_cache
+@remembered
 def choices_of(group: str) -> dict[str, Choice]:
     """Returns all choices of `group` by name: the rows of the catalogue, and their presets."""
     return {choice: CATALOGUE[group][base] for choice, base in bases_of(group).items()}
@@ -142,6 +148,38 @@ def keys_of(config: type) -> list[str]:
     return [field.name for field in fields(config)]
 
 
+def companions() -> dict[str, type[Any]]:
+    """Returns the classes of the keys of all callbacks and loggers, by their names."""
+    return {name: row.config for name, row in (CALLBACKS | LOGGERS).items()}
+
+
+def companion_keys() -> dict[str, Any]:
+    """Returns the keys of all callbacks and loggers, each with its default."""
+    keys: dict[str, Any] = {}
+    for config in companions().values():
+        keys |= {field.name: field.default for field in fields(config)}
+    return keys
+
+
+def check_own_keys() -> None:
+    """Raises UserError if a key that a plug-in adds is one of the lab's, or of another part.
+
+    Models may share keys with other models, optimizers with other optimizers.
+    """
+    owners: dict[str, str] = dict.fromkeys(CHOICES, "group")
+    owners |= dict.fromkeys((*keys_of(RunConfig), *keys_of(SweepConfig)), "run")
+    parts = [(group, row.config) for group, rows in CATALOGUE.items() for row in rows.values()]
+    parts += companions().items()
+    for part, config in parts:
+        for key in keys_of(config):
+            owner = owners.setdefault(key, part)
+            if owner != part and {part, owner} != {"optimizer", "model"}:
+                raise UserError(
+                    f"{config.__name__}.{key}: there is such a key already, of the {owner}; it "
+                    "needs another name"
+                )
+
+
 def keys_taken(choices: dict[str, str]) -> set[str]:
     """Returns the keys that the chosen model, text, device and optimizer have."""
     taken: set[str] = set()
@@ -153,7 +191,7 @@ def keys_taken(choices: dict[str, str]) -> set[str]:
 def annotations() -> Iterator[tuple[str, Any]]:
     """Yields each key of runs and sweeps with its annotation, once for every class."""
     classes: dict[type, None] = {RunConfig: None, SweepConfig: None}  # each once, in order
-    for rows in CATALOGUE.values():
+    for rows in (*CATALOGUE.values(), CALLBACKS, LOGGERS):
         classes |= dict.fromkeys(row.config for row in rows.values())
     for config in classes:
         hints = get_type_hints(config, include_extras=True)
@@ -165,7 +203,7 @@ def markers(annotation: Any) -> tuple[Any, ...]:
     return get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
 
 
-@lru_cache
+@remembered
 def marked(marker: Marker) -> frozenset[str]:
     """Returns the keys and groups that have `marker`."""
     keys = {key for key, annotation in annotations() if marker in markers(annotation)}
@@ -189,7 +227,7 @@ def idle_keys(choices: dict[str, str]) -> frozenset[str]:
     return marked(STEPWISE) | keys_of_groups(STEPWISE)
 
 
-@lru_cache
+@remembered
 def keys_of_groups(marker: Marker) -> frozenset[str]:
     """Returns all keys of the groups that have `marker`."""
     keys: set[str] = set()
@@ -200,7 +238,7 @@ def keys_of_groups(marker: Marker) -> frozenset[str]:
     return frozenset(keys)
 
 
-@lru_cache
+@remembered
 def markers_of(kind: type) -> dict[str, Any]:
     """Returns the keys that have a marker of the class `kind`, each with that marker."""
     markers_by_key = {}
@@ -221,7 +259,7 @@ def following_keys() -> dict[str, Follows]:
     return markers_of(Follows)
 
 
-@lru_cache
+@remembered
 def kind_of(key: str) -> type | None:
     """Returns the type of a key's values (int for `int | None`), or None for an unknown key."""
     for name, annotation in annotations():

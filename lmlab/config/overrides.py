@@ -10,6 +10,8 @@ from functools import lru_cache
 from typing import Any, Literal
 
 import hydra
+import yaml
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override
@@ -25,6 +27,7 @@ from lmlab.config.keys import (
     SETTINGS,
     SweepConfig,
     choices_of,
+    companion_keys,
     config_class,
     idle_keys,
     keys_of,
@@ -34,6 +37,7 @@ from lmlab.config.keys import (
 )
 from lmlab.config.recipes import check_preset, read_recipe
 from lmlab.errors import UserError, nearest
+from lmlab.registry import remembered
 from lmlab.terminal import after_a_second, tell
 
 OF_DECAY = {"min_lr", "decay_steps"}  # keys of a learning rate that falls
@@ -352,7 +356,7 @@ def parse(text: str) -> Override:
         ) from None
 
 
-@lru_cache
+@remembered
 def compose(overrides: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
     """Returns the keys' values, all choices, and Hydra's own settings, as Hydra composes them.
 
@@ -360,7 +364,7 @@ def compose(overrides: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str],
     """
     try:
         with initialized():
-            composed = hydra.compose("config", list(overrides), return_hydra_config=True)
+            composed = hydra.compose(primary(), list(overrides), return_hydra_config=True)
             values: Any = OmegaConf.to_container(composed)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         # Hydra goes on to recommend +key=…, which the lab refuses.
@@ -373,6 +377,20 @@ def compose(overrides: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str],
         raise UserError(reason.rstrip(". \n") + hint) from None
     settings = values.pop("hydra")
     return values, settings["runtime"]["choices"], settings
+
+
+def primary() -> str:
+    """Returns the name of the file with which Hydra begins.
+
+    It is conf/config.yaml, or, if plug-ins add keys to every run, the same with these keys.
+    """
+    own = companion_keys()
+    path = CONF / "config.yaml"
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if own.keys() <= values.keys():
+        return "config"
+    ConfigStore.instance().store("config_with_plugins", values | own)
+    return "config_with_plugins"
 
 
 def initialized() -> AbstractContextManager[Any]:

@@ -8,7 +8,7 @@ from lmlab.config.conf_files import names_in, place_of, read_file
 from lmlab.config.keys import SweepConfig, bases_of, choices_of, keys_of
 from lmlab.errors import UserError, nearest
 
-TYPED = {"resume", "replay", *keys_of(SweepConfig)}  # keys that belong to one command
+TYPED = {"resume", "replay", "plugin", *keys_of(SweepConfig)}  # keys that belong to one command
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,17 @@ of the decorator, adds its numbers to the leaderboard and other places.
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import overload
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lmlab.catalogue import NUMBERS, Number
+from lmlab.catalogue import NUMBERS, OWN_EVALUATIONS, Number
 from lmlab.data.documents import Documents
 from lmlab.data.text import Splits
+from lmlab.data.tokenizers import Tokenizer
 from lmlab.errors import reason_of
 from lmlab.inference import generate
 from lmlab.inference.loss import aligned, log_probs, loss_metrics
@@ -58,6 +60,16 @@ class Subject:
 
     with_attention: bool = True
     """Whether the pictures that take long are due, too."""
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """The token ids of the validation text, (N,)."""
+        return self.text.val
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the run."""
+        return self.text.tokenizer
 
 
 class NotFinite(Exception):
@@ -112,14 +124,17 @@ def evaluate(subject: Subject, warn: Callable[[str], object]) -> dict[str, Value
     Raises NotFinite if the loss is not finite.
     """
     values: dict[str, Value] = {}
-    for function in EVALUATIONS:
+    functions = {function.__name__: function for function in EVALUATIONS}
+    for name, own in OWN_EVALUATIONS.items():
+        functions[name] = partial(own, subject.model)
+    for title, function in functions.items():
         try:
             found = function(subject)
             refused = [name for name, value in found.items() if not is_value(value)]
         except Exception as error:
             if function is validation_loss:
                 raise
-            warn(f"the evaluation {function.__name__} failed and is left out: {reason_of(error)}")
+            warn(f"the evaluation {title} failed and is left out: {reason_of(error)}")
             continue
         for name in refused:
             warn(f"{name}: is no number, text or picture (H, W, 3) of uint8, and is left out")

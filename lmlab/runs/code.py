@@ -1,4 +1,7 @@
-"""Knows which code made a run: a hash of the lab's files, and which hashes a person calls equal."""
+"""Knows which code made a run: a hash of the lab's files and of the active plug-ins.
+
+It also knows which hashes a person calls equal.
+"""
 
 import hashlib
 import json
@@ -8,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lmlab import files
+from lmlab import files, plugins
 from lmlab.errors import UserError
 
 LIBRARY = Path(__file__).parents[1]  # the folder lmlab/ that this process has imported
@@ -17,8 +20,16 @@ UNKNOWN = "unknown"  # the code of runs made before version 0.2, which did not w
 SHORT = 8  # digits of a hash that are shown
 
 
-@cache
 def code_sha256() -> str:
+    """Returns a hash of the code of the lab and of the active plug-ins."""
+    own = plugins.sha256()
+    if own is None:
+        return lab_sha256()
+    return hashlib.sha256(f"{lab_sha256()} {own}".encode()).hexdigest()
+
+
+@cache
+def lab_sha256() -> str:
     """Returns a hash of all Python files of the lab, as they were at the first call."""
     digest = hashlib.sha256()
     for path in sorted(LIBRARY.rglob("*.py")):

@@ -19,7 +19,7 @@ from typing import Any, Literal, Self, TextIO, TypeGuard
 import yaml
 from rich.console import Console
 
-from lmlab import files
+from lmlab import files, plugins
 from lmlab.catalogue import CATALOGUE, numbers_where
 from lmlab.config.check import Config, check_value, from_flat
 from lmlab.config.keys import (
@@ -259,7 +259,11 @@ def read_config(path: Path, name: str = "config.yaml") -> Config:
         }
         return from_flat(values, choices, bases)
     except (UserError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise UserError(f"{path / name}: {' '.join(str(error).split())}") from None
+        why = f"{path / name}: {' '.join(str(error).split())}"
+        named = re.search(rb"^plugin: (?!null)(.+)$", content, re.MULTILINE)
+        if named and plugins.names() is None:
+            why += f"; the run was made with plugin={named[1].decode()}, name it"
+        raise UserError(why) from None
 
 
 def text_path(run: Path, noted: str) -> str:

@@ -9,10 +9,18 @@ from typing import Any
 
 import torch
 
+from lmlab import plugins
 from lmlab.runs.code import LIBRARY, code_sha256
 
 PACKAGES = ("torch", "pytorch_lightning", "hydra_core", "tensorboard", "numpy")
-COMPARED = ("lmlab", "code_sha256", *PACKAGES, "git_commit", "machine")  # what may change bits
+COMPARED = (
+    "lmlab",
+    "code_sha256",
+    "plugin_sha256",
+    *PACKAGES,
+    "git_commit",
+    "machine",
+)  # what may change bits
 
 
 def provenance(command: str) -> dict[str, Any]:
@@ -22,6 +30,7 @@ def provenance(command: str) -> dict[str, Any]:
         facts[name] = version(name)
     facts["lmlab"] = lab_version()
     facts["code_sha256"] = code_sha256()
+    facts["plugin_sha256"] = plugins.sha256()
     facts |= git_state(LIBRARY.parent)
     facts["machine"] = machine()
     return facts

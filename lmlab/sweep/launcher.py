@@ -18,6 +18,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from lmlab.errors import UserError, one_line_errors
+from lmlab.runs.typed import command
 from lmlab.sweep import cells, processes
 from lmlab.sweep.cells import Cell, Sweep
 from lmlab.sweep.survey import Survey
@@ -120,8 +121,8 @@ class LocalLauncher(Launcher):
                 self.kill_all()  # only if the launcher itself failed
         if self.stop.number is not None:
             print(
-                "stopped; the same command continues the sweep. Results so far: python scripts/compare.py "
-                f"{self.sweep.folder}"
+                "stopped; the same command continues the sweep. Results so far: "
+                f"{command('compare')} {self.sweep.folder}"
             )
             raise SystemExit(128 + self.stop.number)
 
@@ -186,11 +187,7 @@ class LocalLauncher(Launcher):
         job.asked_to_stop = None
         job.out_of_time = False
         job.changed_at = changed_at(job.cell)
-        job.process = processes.server().Process(
-            target=processes.run_cell, args=(job.cell, job.gpu)
-        )
-        with processes.without_main():
-            job.process.start()
+        job.process = processes.start(processes.run_cell, (job.cell, job.gpu))
         self.jobs.append(job)
 
     def poll(self, job: Job) -> None:

@@ -9,7 +9,7 @@ signal.signal(signal.SIGHUP, signal.SIG_IGN)
 import importlib  # noqa: E402
 
 from lmlab.registry import importing  # noqa: E402
-from lmlab.runs.code import code_sha256  # noqa: E402
+from lmlab.runs.code import lab_sha256  # noqa: E402
 
 MODULES = (
     "lmlab.training.experiment",
@@ -24,5 +24,5 @@ with importing(shown=False):
 
     for module in MODULES:
         importlib.import_module(module)
-    code_sha256()  # of the files as they are now; they may change while the sweep runs
+    lab_sha256()  # of the files as they are now; they may change while the sweep runs
     Image.preinit()  # PIL imports its formats one by one, when they are first needed

@@ -6,6 +6,7 @@ imports torch.
 
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import tempfile
@@ -19,7 +20,7 @@ from multiprocessing import connection, parent_process, util
 from types import ModuleType
 from typing import Any
 
-from lmlab import files
+from lmlab import files, plugins
 from lmlab.errors import UserError
 from lmlab.runs.code import LIBRARY
 from lmlab.sweep.cells import Busy, Cell
@@ -96,9 +97,7 @@ def choose_short_folder() -> None:
 def call(function: Callable[..., Any], *arguments: Any) -> Any:
     """Calls `function` in a separate process and returns its result, or raises its UserError or OSError."""
     receiver, sender = server().Pipe(duplex=False)
-    process = server().Process(target=send_result, args=(sender, function, *arguments), daemon=True)
-    with without_main():
-        process.start()
+    process = start(send_result, (function, *arguments), sender)
     sender.close()
     try:
         result = receiver.recv()
@@ -114,6 +113,36 @@ def call(function: Callable[..., Any], *arguments: Any) -> Any:
     if isinstance(result, Exception):
         raise result
     return result
+
+
+def start(
+    target: Callable[..., None], arguments: tuple[Any, ...], *inherited: connection.Connection
+) -> Any:
+    """Starts a process that calls `target` with `inherited` and the arguments; returns it.
+
+    The process activates the plug-ins of this one before it unpickles the arguments, which may be
+    made of the plug-ins' classes. With `inherited` connections it ends when this process ends.
+    """
+    content = pickle.dumps(arguments)
+    process = server().Process(
+        target=begin,
+        args=(target, plugins.active_sources(), content, *inherited),
+        daemon=bool(inherited),
+    )
+    with without_main():
+        process.start()
+    return process
+
+
+def begin(
+    target: Callable[..., None],
+    sources: list[plugins.Source],
+    content: bytes,
+    *inherited: connection.Connection,
+) -> None:
+    """Calls `target` in the new process, with the plug-ins of the process that started it."""
+    with plugins.active(sources):
+        target(*inherited, *pickle.loads(content))
 
 
 def send_result(

@@ -1,6 +1,5 @@
 """Trains or resumes one run, from a checked configuration to the results in its folder."""
 
-import shlex
 import signal
 import threading
 from collections.abc import Iterator
@@ -31,6 +30,7 @@ from lmlab.runs.folder import (
     write_config,
 )
 from lmlab.runs.provenance import provenance
+from lmlab.runs.typed import command as command_of
 from lmlab.terminal import Interrupted, StopSignals, after_a_second
 from lmlab.training import state, summary
 from lmlab.training.counting import count
@@ -43,6 +43,7 @@ from lmlab.training.overhead import (
 from lmlab.training.preparation import Prepared, inherit, load_start, source_text
 from lmlab.training.recorder import Ending, Recorder, Watch
 from lmlab.training.resumption import (
+    check_plugins,
     check_resumable,
     finished_already,
     is_over,
@@ -119,6 +120,7 @@ def resume(path: Path, config: Config, command: str, watch: Watch | None = None)
         tokenizer = read_tokenizer(path)
         metrics = read_metrics(path)
         config = resolved_on_this_machine(path, config)
+        check_plugins(path, metrics)
         checkpoint = checkpoints.latest(path, config, tokenizer, directory.say)
         saved = checkpoint["lmlab"] if checkpoint else None
         check_resumable(path, metrics, saved)
@@ -335,7 +337,7 @@ def noting_failures(directory: RunDirectory) -> Iterator[None]:
 
 def resume_command(directory: RunDirectory) -> str:
     """Returns the command that resumes the run."""
-    return f"python train.py resume={shlex.quote(str(directory.path))}"
+    return command_of("train", resume=directory.path)
 
 
 def make_steps(

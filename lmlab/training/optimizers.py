@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lmlab.catalogue import (
     OPTIMIZERS,
+    SCHEDULES,
     AdamWConfig,
     MuonConfig,
     SGDConfig,
@@ -21,6 +22,7 @@ from lmlab.catalogue import (
 )
 from lmlab.config.keys import RunConfig
 from lmlab.models.base import LanguageModel
+from lmlab.registry import load
 from lmlab.training.muon import Muon
 
 Group = dict[str, Any]  # "params" and their settings, as torch's optimizers take them
@@ -156,9 +158,8 @@ def state_bytes(model: LanguageModel, config: Any) -> int:
 def learning_rate(step: int, lr: float, run: RunConfig) -> float:
     """Returns the learning rate of gradient step `step`, counted from 0.
 
-    It rises linearly to `lr` and stays there for `hold_steps`. Then it is constant, or it falls,
-    linearly or like half a cosine (Loshchilov and Hutter 2017, one cycle), to `min_lr` at
-    `decay_steps`.
+    It rises linearly to `lr` and stays there for `hold_steps`. Then it is constant, or it falls as
+    the run's schedule says, to `min_lr` at `decay_steps`.
     """
     if step < run.warmup_steps:
         return lr * (step + 1) / (run.warmup_steps + 1)
@@ -168,6 +169,23 @@ def learning_rate(step: int, lr: float, run: RunConfig) -> float:
     if step >= run.decay_steps:
         return run.min_lr
     done = (step - start) / (run.decay_steps - start)
-    half_cosine = (1 + math.cos(math.pi * done)) / 2
-    left = 1 - done if run.schedule == "linear" else half_cosine
+    left = load(SCHEDULES[run.schedule])(done)
     return run.min_lr + (lr - run.min_lr) * left
+
+
+def cosine(done: float) -> float:
+    """Returns the share of the learning rate that is left when the share `done` of its fall is over.
+
+    It falls like half a cosine (Loshchilov and Hutter 2017, one cycle).
+    """
+    return (1 + math.cos(math.pi * done)) / 2
+
+
+def linear(done: float) -> float:
+    """Returns the share of the learning rate that is left, in a linear fall."""
+    return 1 - done
+
+
+def constant(done: float) -> float:
+    """Returns 1: the learning rate does not fall."""
+    return 1.0

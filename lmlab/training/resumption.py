@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from lmlab import plugins
 from lmlab.config.keys import RunConfig
 from lmlab.errors import UserError
 from lmlab.runs.checkpoints import weights_of
@@ -20,6 +21,19 @@ def check_resumable(path: Path, metrics: dict[str, Any], saved: dict[str, Any] |
     if metrics.get("status") == "diverged":
         raise UserError(
             f"resume={path}: the run diverged and would diverge again; start a new run with a smaller lr"
+        )
+
+
+def check_plugins(path: Path, metrics: dict[str, Any]) -> None:
+    """Raises UserError if a run was made with plug-ins and none is active, or the other way."""
+    if metrics.get("plugin_sha256") and plugins.names() is None:
+        named = metrics.get("config/plugin") or "the installed one"
+        raise UserError(
+            f"resume={path}: the run was made with plugin={named}, which takes part in it; name it"
+        )
+    if not metrics.get("plugin_sha256") and plugins.names() is not None:
+        raise UserError(
+            f"plugin={plugins.names()}: the run at {path} was made without it, and cannot change"
         )
 
 

@@ -1,6 +1,5 @@
 """The tables that a run prints at its start and at its end."""
 
-import shlex
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from lmlab.catalogue import REFERENCES, numbers_where, training_first
 from lmlab.data.text import Splits
+from lmlab.runs.typed import command
 from lmlab.training.preparation import Prepared
 
 
@@ -76,7 +76,7 @@ def whereabouts(path: Path) -> str:
     """Returns the lines that show the run's folder and the commands to look at the run."""
     return (
         f"\nsaved in      {path}\ncurves        tensorboard --logdir outputs\n"
-        f"more samples  python scripts/sample.py run={shlex.quote(str(path))}"
+        f"more samples  {command('sample', run=path)}"
     )
 
 

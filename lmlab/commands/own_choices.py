@@ -1,0 +1,50 @@
+"""Makes the choices of a person's own exist while a command runs: those of plugin=."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+
+from lmlab import plugins
+from lmlab.catalogue import PathText
+from lmlab.config.check import check_value
+from lmlab.config.keys import check_own_keys
+from lmlab.config.overrides import parse
+from lmlab.registry import importing
+
+Command = Callable[[list[str]], object]
+
+
+@contextmanager
+def own_choices(plugin: str | None) -> Iterator[None]:
+    """A context in which the choices of the plug-ins exist that `plugin` names, and the installed.
+
+    Raises UserError.
+    """
+    sources = plugins.sources(plugin)
+    with ExitStack() as stack:
+        if sources:
+            with importing():
+                stack.enter_context(plugins.active(sources))
+            check_own_keys()
+        yield
+
+
+def with_own_choices(main: Command) -> Command:
+    """Lets the plug-ins that a command's arguments name be active while it runs."""
+
+    @wraps(main)
+    def wrapped(argv: list[str]) -> object:
+        values = [text.removeprefix("plugin=") for text in argv if text.startswith("plugin=")]
+        with own_choices(values[-1] if values else None):
+            return main(argv)
+
+    return wrapped
+
+
+def typed_plugin(arguments: list[str]) -> str | None:
+    """Returns the value of plugin= among the arguments of a command; the last one counts."""
+    value = None
+    for argument in arguments:
+        if argument.startswith("plugin="):
+            value = check_value("plugin", parse(argument).value(), PathText | None)
+    return value

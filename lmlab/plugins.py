@@ -1,0 +1,218 @@
+"""Imports the plug-ins that a person names: files or modules that register their own choices.
+
+A plug-in is imported because it was typed (plugin=my_lab.py), or because it is installed with an
+entry point of the group lmlab.plugins. The folder of a run only notes its name: it is never
+imported because of a file that the lab reads.
+"""
+
+import hashlib
+import importlib
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+
+from lmlab import register
+from lmlab.errors import UserError, nearest, reason_of
+from lmlab.register import Addition
+
+GROUP = "lmlab.plugins"  # of entry points
+
+
+@dataclass(frozen=True)
+class Source:
+    """A plug-in as it was typed, and its code.
+
+    `files` are the paths and contents of its Python files. The first one of a plug-in that is a
+    file is executed as it was read here: processes that start later run the same code, even if the
+    file was edited meanwhile.
+    """
+
+    typed: str
+    module: str
+    files: tuple[tuple[str, bytes], ...]
+    is_file: bool
+
+    @property
+    def sha256(self) -> str:
+        """A hash of the code, whatever the folder in which it is."""
+        digest = hashlib.sha256()
+        for path, content in self.files:
+            digest.update(f"{Path(path).name} {len(content)}\n".encode())
+            digest.update(content)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A plug-in that was imported, and what it registers."""
+
+    source: Source
+    additions: list[Addition] = field(default_factory=list)
+
+
+IMPORTED: dict[str, Plugin] = {}  # by the name of the module
+ACTIVE: list[Plugin] = []
+
+
+def sources(typed: str | None) -> list[Source]:
+    """Returns the plug-ins that a value of plugin= names, with commas between them, or null.
+
+    Those that are installed come first. Raises UserError if there is no such file or module.
+    """
+    found = [module_source(entry.name, entry.module) for entry in entry_points(group=GROUP)]
+    for name in (typed or "").split(","):
+        if name.strip():
+            found.append(source_of(name.strip()))
+    return list({source.module: source for source in found}.values())
+
+
+def source_of(typed: str) -> Source:
+    """Returns the plug-in that is typed: a file, if its name ends with .py, or else a module."""
+    if not typed.endswith(".py"):
+        return module_source(typed, typed)
+    path = Path(typed).expanduser()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        similar = nearest(path.name, [other.name for other in path.parent.glob("*.py")])
+        raise UserError(f"plugin={typed}: cannot be read ({error.strerror}){similar}") from None
+    return Source(typed, f"plugin_{path.stem}", ((str(path.absolute()), content),), is_file=True)
+
+
+def module_source(typed: str, module: str) -> Source:
+    """Returns a plug-in that is a module or a package. Raises UserError if there is none."""
+    try:
+        with searching_here():
+            spec = find_spec(module)
+    except (ImportError, ValueError, AttributeError):
+        spec = None
+    if spec is None or not spec.origin:
+        raise UserError(
+            f"plugin={typed}: there is no module {module}; a file is named with its ending, "
+            "plugin=my_lab.py"
+        )
+    paths = [Path(spec.origin)]
+    for folder in spec.submodule_search_locations or ():
+        paths = sorted(Path(folder).rglob("*.py"))
+    contents = tuple((str(path), path.read_bytes()) for path in paths)
+    return Source(typed, module, contents, is_file=False)
+
+
+@contextmanager
+def searching_here() -> Iterator[None]:
+    """A context in which modules are also looked for in the working folder, in the last place."""
+    here = str(Path.cwd())
+    sys.path.append(here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
+
+
+@contextmanager
+def active(named: Sequence[Source]) -> Iterator[None]:
+    """A context in which what the plug-ins register exists. They are imported if they were not.
+
+    Raises UserError if one of them cannot be imported, or registers what is registered already.
+    """
+    with ExitStack() as undo:
+        undo.enter_context(searching_here())
+        for source in named:
+            if any(plugin.source == source for plugin in ACTIVE):
+                continue
+            plugin = imported(source)
+            for addition in plugin.additions:
+                addition.put()
+                undo.callback(addition.take_out)
+            ACTIVE.append(plugin)
+            undo.callback(ACTIVE.remove, plugin)
+        yield
+
+
+def imported(source: Source) -> Plugin:
+    """Returns an imported plug-in. It is imported again if its code has changed since."""
+    known = IMPORTED.get(source.module)
+    if known and known.source.files == source.files:
+        return known
+    plugin = Plugin(source)
+    earlier = taken_out(source.module)
+    try:
+        with register.collecting(plugin.additions):
+            if source.is_file:
+                execute(source)
+            else:
+                importlib.import_module(source.module)
+    except Exception as error:
+        taken_out(source.module)
+        sys.modules.update(earlier)
+        if isinstance(error, UserError):
+            raise
+        show(error)
+        raise UserError(
+            f"plugin={source.typed}: cannot be imported ({reason_of(error)}){hint(error)}"
+        ) from None
+    IMPORTED[source.module] = plugin
+    return plugin
+
+
+def execute(source: Source) -> None:
+    """Makes a module of the content of a file."""
+    path, content = source.files[0]
+    module = ModuleType(source.module)
+    module.__file__ = path
+    sys.modules[source.module] = module
+    exec(compile(content, path, "exec"), module.__dict__)
+
+
+def taken_out(name: str) -> dict[str, ModuleType]:
+    """Removes a module, and the modules in it, from those that are imported; returns them."""
+    found = {
+        module: sys.modules[module]
+        for module in [*sys.modules]
+        if module == name or module.startswith(f"{name}.")
+    }
+    for module in found:
+        del sys.modules[module]
+    return found
+
+
+def hint(error: Exception) -> str:
+    """Returns what to do if a plug-in that is a file imports a file beside it."""
+    if isinstance(error, ModuleNotFoundError) and Path(f"{error.name}.py").exists():
+        return "; a plug-in of several files is a package, plugin=my_package"
+    return ""
+
+
+def show(error: Exception) -> None:
+    """Prints the traceback of an error, from the plug-in's own code on, to stderr."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename not in (__file__, register.__file__)]
+    while own and own[0].filename.startswith("<frozen importlib"):
+        own = own[1:]
+    lines = ["Traceback (most recent call last):\n", *traceback.format_list(own)]
+    lines += traceback.format_exception_only(error)
+    print("".join(lines), end="", file=sys.stderr)
+
+
+def active_sources() -> list[Source]:
+    """Returns the active plug-ins, for other processes."""
+    return [plugin.source for plugin in ACTIVE]
+
+
+def sha256() -> str | None:
+    """Returns a hash of the code of all active plug-ins, in any order, or None without any."""
+    if not ACTIVE:
+        return None
+    hashes = sorted(plugin.source.sha256 for plugin in ACTIVE)
+    return hashlib.sha256(" ".join(hashes).encode()).hexdigest()
+
+
+def names() -> str | None:
+    """Returns the names of the active plug-ins as plugin= takes them, or None without any."""
+    return ",".join(plugin.source.typed for plugin in ACTIVE) or None

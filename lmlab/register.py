@@ -1,0 +1,332 @@
+"""Registers what a person adds to the lab: models, texts, optimizers, evaluations and more.
+
+A plug-in calls these functions, most of them as decorators, as examples/my_lab.py shows:
+
+    @lmlab.register.model("rnn", RNNConfig)
+    class RNN(lmlab.LanguageModel): ...
+
+What is registered exists while the plug-in is active: while a command runs that names it. What a
+program registers itself, outside of a plug-in, exists from then on in its process. Every function
+raises UserError, with file and line, if a name is taken or the keys cannot be used.
+"""
+
+import dataclasses
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import NoneType
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from hydra.core.config_store import ConfigStore
+
+from lmlab.catalogue import (
+    CALLBACKS,
+    CATALOGUE,
+    LOGGERS,
+    NUMBERS,
+    OWN_EVALUATIONS,
+    SCHEDULES,
+    VALUES,
+    Choice,
+    CorpusConfig,
+    Number,
+)
+from lmlab.errors import UserError
+from lmlab.registry import forget
+
+Thing = TypeVar("Thing", bound=Callable[..., Any])
+
+USUAL: dict[str, dict[str, Any]] = {  # the defaults of keys that the lab's own classes have
+    "model": {"block_size": 64},
+    "data": {"val_fraction": 0.1, "test_fraction": 0.0, "holdout_fraction": 0.0},
+    "optimizer": {"weight_decay": 0.0},
+}
+TABLES: dict[str, dict[str, Any]] = {
+    **CATALOGUE,
+    "schedule": SCHEDULES,
+    "evaluation": OWN_EVALUATIONS,
+    "number": NUMBERS,
+    "callback": CALLBACKS,
+    "logger": LOGGERS,
+}
+NAME = r"\w[\w.-]*"  # a name is also part of a folder's
+
+
+@dataclass(frozen=True)
+class Addition:
+    """A row that is added to a table of the catalogue, and the values of its keys.
+
+    `place` is the file and line of the plug-in that registered it.
+    """
+
+    kind: str
+    name: str
+    row: Any
+    place: str
+    values: Mapping[str, Any] | None = None
+    """The content of a YAML file, for a choice of a group."""
+
+    def put(self) -> None:
+        """Adds the row. Raises UserError if there is one of this name."""
+        table = TABLES[self.kind]
+        taken = table.get(self.name) or VALUES.get(self.kind, {}).get(self.name)
+        if taken is not None:
+            raise UserError(
+                f"{self.place}: {self.kind} {self.name}: the name is taken, by {owner_of(self)}"
+            )
+        if self.kind in ("model", "optimizer") and self.row is not None:
+            for name, other in table.items():  # the class of the keys says who builds
+                if other.config is self.row.config:
+                    raise UserError(
+                        f"{self.place}: {self.kind} {self.name}: {other.config.__name__} is the "
+                        f"class of the keys of {name}; write another class, or a preset"
+                    )
+        if self.row is not None:
+            table[self.name] = self.row
+        if self.values is not None:
+            VALUES.setdefault(self.kind, {})[self.name] = dict(self.values)
+            ConfigStore.instance().store(
+                name=self.name, node=dict(self.values), group=self.kind, package="_global_"
+            )
+        PRESENT.append(self)
+        forget()
+
+    def take_out(self) -> None:
+        """Removes the row again."""
+        if self.row is not None:
+            del TABLES[self.kind][self.name]
+        if self.values is not None:
+            del VALUES[self.kind][self.name]
+            del ConfigStore.instance().repo[self.kind][f"{self.name}.yaml"]
+        PRESENT.remove(self)
+        forget()
+
+
+PRESENT: list[Addition] = []  # those that exist now
+COLLECTIONS: list[list[Addition]] = []  # of the plug-in that is being imported, if there is one
+
+
+def owner_of(addition: Addition) -> str:
+    """Returns who has the name of an addition: another plug-in, or the lab itself."""
+    for other in PRESENT:
+        if (other.kind, other.name) == (addition.kind, addition.name):
+            return other.place
+    return "the lab itself"
+
+
+@contextmanager
+def collecting(additions: list[Addition]) -> Iterator[None]:
+    """A context in which what is registered is added to a list, and to nothing else."""
+    COLLECTIONS.append(additions)
+    try:
+        yield
+    finally:
+        COLLECTIONS.pop()
+
+
+def add(
+    kind: str, name: str, row: Any, place: str, values: Mapping[str, Any] | None = None
+) -> None:
+    """Registers a row: for the plug-in that is being imported, or else at once."""
+    if not re.fullmatch(NAME, name) and kind != "number":
+        raise UserError(
+            f"{place}: {kind} {name!r}: allowed in a name are letters, digits and _ . -"
+        )
+    addition = Addition(kind, name, row, place, values)
+    if COLLECTIONS:
+        COLLECTIONS[-1].append(addition)
+    else:
+        addition.put()
+
+
+def caller() -> str:
+    """Returns "file: line N" of the code outside of the lab that called a function of this file."""
+    frame: Any = sys._getframe(1)
+    while frame.f_globals.get("__name__") == __name__:
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}: line {frame.f_lineno}"
+
+
+def as_dataclass(config: type, place: str) -> type:
+    """Returns a class of keys as a frozen dataclass. Raises UserError for a type without meaning."""
+    if "__dataclass_params__" not in vars(config):
+        config = dataclass(frozen=True, kw_only=True)(config)
+    for key, hint in get_type_hints(config, include_extras=True).items():
+        if get_origin(hint) is not None and "ClassVar" in str(get_origin(hint)):
+            continue
+        if key in {one.name for one in dataclasses.fields(config)} and not is_kind(hint):
+            raise UserError(
+                f"{place}: {config.__name__}.{key}: its type cannot be checked; allowed are int, "
+                "float, bool, str, Literal[…], these or None, and Annotated[int, '[1, 100]']"
+            )
+    return config
+
+
+def is_kind(hint: Any) -> bool:
+    """Returns whether the values of an annotation can be typed on the command line."""
+    if get_origin(hint) is Annotated:
+        return is_kind(get_args(hint)[0])
+    if get_origin(hint) is Literal:
+        return True
+    alternatives = [one for one in get_args(hint) if one is not NoneType]
+    if alternatives:
+        return len(alternatives) == 1 and is_kind(alternatives[0])
+    return hint in (int, float, bool, str)
+
+
+def defaults_of(config: type, group: str, place: str) -> dict[str, Any]:
+    """Returns the default of each key. Raises UserError if a key has none."""
+    values = {}
+    for one in dataclasses.fields(config):
+        value = one.default
+        if value is dataclasses.MISSING:
+            value = USUAL.get(group, {}).get(one.name, dataclasses.MISSING)
+        if value is dataclasses.MISSING:
+            raise UserError(f"{place}: {config.__name__}.{one.name}: needs a default value")
+        values[one.name] = value
+    return values
+
+
+def choice(group: str, name: str, config: type) -> Callable[[Thing], Thing]:
+    """Returns a decorator that registers a choice of a group with its keys."""
+    place = caller()
+    keys = as_dataclass(config, place)
+    values = defaults_of(keys, group, place)
+
+    def register(builder: Thing) -> Thing:
+        add(group, name, Choice(keys, builder), place, values)
+        return builder
+
+    return register
+
+
+def model(name: str, config: type) -> Callable[[Thing], Thing]:
+    """Registers a class of models, a subclass of `lmlab.LanguageModel`, with the class of its keys.
+
+    The class of keys inherits from `lmlab.ModelConfig`, which has `block_size` (64 unless the
+    class says otherwise). Its annotations are types and ranges, its values are the defaults.
+    """
+    return choice("model", name, config)
+
+
+def optimizer(name: str, config: type) -> Callable[[Thing], Thing]:
+    """Registers a function from `Weights`, the keys and the precision to a torch optimizer.
+
+    The class of keys inherits from `lmlab.OptimizerConfig`, which has `lr` and `weight_decay`.
+    """
+    return choice("optimizer", name, config)
+
+
+def corpus(name: str, config: type = CorpusConfig) -> Callable[[Thing], Thing]:
+    """Registers a text: a function from its keys that yields it in pieces.
+
+    It must yield the same pieces each time it is called: a text is read twice. The class of keys
+    inherits from `lmlab.CorpusConfig`, which has the shares of the text's parts.
+    """
+    return choice("data", name, config)
+
+
+def preset(group: str, name: str, base: str, **values: Any) -> None:
+    """Registers a choice that differs from the choice `base` only in some values.
+
+    preset("model", "rnn_big", "rnn", n_embd=512) is what a YAML file in conf/model would be.
+    """
+    place = caller()
+    if group not in USUAL:
+        raise UserError(f"{place}: preset {group}: allowed are {', '.join(USUAL)}")
+    add(group, name, None, place, {"defaults": [base, "_self_"], **values})
+
+
+def schedule(name: str) -> Callable[[Thing], Thing]:
+    """Registers how the learning rate falls: a function of a number from 0 to 1.
+
+    The number is the share of the fall that is over; the function returns the share of the way
+    from `min_lr` to `lr` that is left: 1 is `lr`, 0 is `min_lr`.
+    """
+    place = caller()
+
+    def register(function: Thing) -> Thing:
+        add("schedule", name, function, place)
+        return function
+
+    return register
+
+
+def evaluation(
+    *names: str, better: Literal["lower", "higher"] = "lower"
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Registers a function that every evaluation calls, and the numbers that it returns.
+
+    The function takes the model and the `Subject` of the evaluation, and returns named numbers,
+    texts or pictures. `names` are those of its numbers that the leaderboard has and a search may
+    look for, by default "val/" and the function's own name. They begin with val/. `better` says
+    which of two numbers is the better one.
+    """
+    place = caller()
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        numbers: Sequence[str] = names or (f"val/{function.__name__}",)
+        for number in numbers:
+            if not number.startswith("val/"):
+                raise UserError(f"{place}: evaluation {number}: its name must begin with val/")
+        add("evaluation", function.__name__, function, place)
+        for number in numbers:
+            add("number", number, dataclasses.replace(OWN, better=better), place)
+        return function
+
+    return register
+
+
+OWN = Number(
+    in_end_table=True, in_leaderboard=True, in_report=True, is_objective=True, can_prune=True
+)
+
+
+def callback(name: str, config: type | None = None) -> Callable[[Thing], Thing]:
+    """Registers a class of Lightning's callbacks, which takes part in every run.
+
+    With a class of keys each run has these keys, and the callback is built with their values. Its
+    `state_dict` is part of each checkpoint, and `load_state_dict` is called when a run is resumed.
+    """
+    return companion("callback", name, config)
+
+
+def logger(name: str, config: type | None = None) -> Callable[[Thing], Thing]:
+    """Registers a function from the folder of a run to one of Lightning's loggers.
+
+    The logger gets every number that TensorBoard gets. With a class of keys, the function also
+    takes their values.
+    """
+    return companion("logger", name, config)
+
+
+def companion(kind: str, name: str, config: type | None) -> Callable[[Thing], Thing]:
+    """Returns a decorator that registers a callback or a logger."""
+    place = caller()
+    keys = as_dataclass(config or NoKeys, place)
+    defaults_of(keys, kind, place)
+
+    def register(builder: Thing) -> Thing:
+        add(kind, name, Choice(keys, builder), place)
+        return builder
+
+    return register
+
+
+@dataclass(frozen=True)
+class NoKeys:
+    """The keys of a callback or a logger without keys."""
+
+
+__all__ = [
+    "callback",
+    "corpus",
+    "evaluation",
+    "logger",
+    "model",
+    "optimizer",
+    "preset",
+    "schedule",
+]

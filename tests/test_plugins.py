@@ -1,0 +1,225 @@
+"""One file outside of the lab adds models, texts, evaluations and more; nothing else is edited."""
+
+import json
+import shutil
+import textwrap
+
+import pytest
+
+from lmlab import catalogue, plugins
+from lmlab.commands import compare, evaluate, explain, sample
+from lmlab.commands import train as cli
+from lmlab.config.keys import choices_of
+from lmlab.errors import UserError, one_line_errors
+from lmlab.sweep import load_runs
+from tests.conftest import ROOT, config, history, metrics, refused, weights
+
+QUICK = "threads=1 device=cpu precision=32-true batch_size=4 max_steps=4 eval_interval=2 log_interval=1 "
+RNN = "plugin=my_lab.py model=rnn data=recipes block_size=16 " + QUICK
+
+
+@pytest.fixture
+def lab(here):
+    """The folder with the example's file in it."""
+    shutil.copy(ROOT / "examples/my_lab.py", here)
+    return here
+
+
+def plugin(folder, text, name="own.py"):
+    (folder / name).write_text("import lmlab\n" + textwrap.dedent(text))
+    return name
+
+
+def test_a_run_with_a_model_a_text_and_a_measure_of_ones_own(lab, train, capsys):
+    run = train(RNN)
+    assert (config(run)["model"], config(run)["plugin"]) == ("rnn", "my_lab.py")
+    assert metrics(run)["val/accuracy"] == history(run, "val/accuracy")[4] > 0
+    assert metrics(run)["plugin_sha256"] != metrics(run)["code_sha256"]
+    said = capsys.readouterr().out
+    assert "val/accuracy" in said and f"run={run.relative_to(lab)} plugin=my_lab.py" in said
+    for command, line in (
+        (sample, "max_tokens=20"),
+        (evaluate, "data=recipes"),
+        (explain, "text=Take"),
+    ):
+        command.main([f"run={run}", "plugin=my_lab.py", *line.split()])
+    compare.main(["outputs", "plugin=my_lab.py"])
+    assert "val/accuracy" in (lab / "outputs/leaderboard.csv").read_text()
+    cli.main([f"replay={run}", "plugin=my_lab.py"])
+    assert "are the same to the bit" in capsys.readouterr().out
+
+
+def test_what_is_registered_exists_while_a_command_names_it(lab, train):
+    before = {group: {*choices_of(group)} for group in ("model", "data", "optimizer")}
+    train(RNN)
+    assert before == {group: {*choices_of(group)} for group in before}
+    assert not catalogue.OWN_EVALUATIONS and "val/accuracy" not in catalogue.NUMBERS
+    with plugins.active(plugins.sources("my_lab.py")):
+        assert {*choices_of("model")} - before["model"] == {"rnn"}
+
+
+def test_help_shows_its_choices_and_keys(lab, capsys):
+    cli.main(["--help", "plugin=my_lab.py"])
+    page = capsys.readouterr().out
+    assert "\n  rnn " in page and "\n  recipes " in page
+    assert "Keys of model=rnn\n  block_size: 64" in page and "a whole number in [1, 100000]" in page
+
+
+def test_a_sweep_of_it_and_of_the_labs_own_over_a_key(lab, train, capsys):
+    line = f"-m {RNN.replace('model=rnn', 'model=rnn,gpt_nano')} n_embd=8,16 name=s "
+    assert len(train(line)) == 4
+    with plugins.active(plugins.sources("my_lab.py")):
+        table = load_runs("outputs/sweeps/s")
+    assert {*table["status"]} == {"finished"} and table["val/accuracy"].notna().all()
+    for launcher in ("local", "basic"):
+        capsys.readouterr()
+        train(f"{line} hydra/launcher={launcher}")
+        assert "4 of them done already" in capsys.readouterr().out
+    with open("my_lab.py", "a") as file:
+        file.write("# edited\n")
+    train(f"{line} dry_run=true")
+    said = capsys.readouterr().out
+    assert "4 cells, 4 new" in said and "made by other code" in said
+
+
+def test_without_it_each_command_answers_in_one_line_that_names_it(lab, train, capsys):
+    run = train(RNN)
+    for command, line in (
+        (cli.main, [f"resume={run}", "max_steps=6"]),
+        (cli.main, [f"replay={run}"]),
+        (sample.main, [f"run={run}"]),
+        (evaluate.main, [f"run={run}"]),
+        (explain.main, [f"run={run}"]),
+        (compare.main, ["outputs"]),
+    ):
+        refused(capsys, one_line_errors()(lambda c=command, a=line: c(a)), ["plugin=my_lab.py"])
+
+
+def test_a_run_of_the_labs_own_model_needs_what_took_part_in_it(lab, train, capsys):
+    run = train(
+        "plugin=my_lab.py model=bigram data=sentence val_fraction=0.2 block_size=8 " + QUICK
+    )
+    resume = [f"resume={run}", "max_steps=6"]
+    refused(capsys, lambda: cli.main(resume), ["plugin=my_lab.py", "name it"])
+    sample.main([f"run={run}", "max_tokens=5"])
+    cli.main([*resume, "plugin=my_lab.py"])
+    assert metrics(run)["step"] == 6
+    plain = train("model=bigram data=sentence val_fraction=0.2 block_size=8 " + QUICK)
+    line = [f"resume={plain}", "plugin=my_lab.py", "max_steps=6"]
+    refused(capsys, lambda: cli.main(line), ["plugin=my_lab.py", "was made without it"])
+
+
+def test_the_folder_of_a_run_executes_nothing(lab, train):
+    run = train(RNN)
+    (lab / "my_lab.py").write_text("raise SystemExit('executed')\n")
+    for folder in (run, run / "checkpoints"):
+        (folder / "my_lab.py").write_text("raise SystemExit('executed')\n")
+    with pytest.raises(UserError, match=r"plugin=my_lab\.py"):
+        sample.main([f"run={run}"])
+
+
+def test_processes_that_start_later_run_the_code_that_was_read(lab):
+    """A person may edit the file while a sweep runs."""
+    (source,) = plugins.sources("my_lab.py")
+    (lab / "my_lab.py").write_text("raise ValueError\n")
+    with plugins.active([source]):
+        assert "rnn" in choices_of("model")
+
+
+WRONG = {
+    "plugin=missing.py": ["missing.py", "No such file"],
+    "plugin=no_such_module": ["no module no_such_module", "plugin=my_lab.py"],
+    "plugin=": ["plugin=: is empty"],
+    "plugin=mylab.py": ["did you mean my_lab.py?"],
+    "plugin=my_lab.py model=rnm": ["model=rnm", "did you mean rnn?"],
+    "plugin=my_lab.py model=rnn n_embd=0": ["n_embd=0", "[1, 100000]"],
+    "plugin=my_lab.py model=rnn n_head=2": ["model=rnn doesn't take n_head"],
+}
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_wrong_use_is_answered_by_one_line(lab, capsys, line):
+    refused(capsys, lambda: cli.main(line.split()), WRONG[line])
+
+
+FAULTS = {
+    "a name of the lab": (
+        "@lmlab.register.corpus('tales')\ndef f(config): yield 'x'",
+        ["line 2", "data tales", "the lab itself"],
+    ),
+    "a name taken twice": (
+        "for _ in 'ab': lmlab.register.schedule('late')(lambda done: 1.0)",
+        ["schedule late: the name is taken", "own.py: line 2"],
+    ),
+    "no default": (
+        "class C(lmlab.ModelConfig):\n    n: int\nlmlab.register.model('m', C)(print)",
+        ["C.n: needs a default value"],
+    ),
+    "a type that nobody can type": (
+        "class C(lmlab.ModelConfig):\n    n: list = ()\nlmlab.register.model('m', C)(print)",
+        ["C.n: its type", "int, float, bool, str"],
+    ),
+    "a key of every run": (
+        "class C(lmlab.ModelConfig):\n    lr: float = 1.0\n    seed: int = 1\nlmlab.register.model('m', C)(print)",
+        ["C.seed: there is such a key already, of the run"],
+    ),
+    "the keys of another model": (
+        "from lmlab.catalogue import BigramConfig\nlmlab.register.model('m', BigramConfig)(print)",
+        ["BigramConfig is the class of the keys of bigram"],
+    ),
+    "a number that no one finds": (
+        "lmlab.register.evaluation('accuracy')(print)",
+        ["evaluation accuracy: its name must begin with val/"],
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_of_use_is_one_line_with_its_place(here, capsys, fault):
+    text, words = FAULTS[fault]
+    name = plugin(here, text)
+    refused(capsys, lambda: cli.main([f"plugin={name}", "data=sentence"]), words)
+    assert not (here / "outputs").exists()
+
+
+def test_an_error_in_its_file_is_shown_with_its_own_traceback(here, capsys):
+    name = plugin(here, "def helper():\n    return 1 / 0\n\n\nhelper()")
+    with pytest.raises(SystemExit) as stop:
+        cli.main([f"plugin={name}"])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.count("  File ") == 2 and "own.py" in said
+    assert said.splitlines()[-1].startswith("error: plugin=own.py: cannot be imported (")
+    assert "ZeroDivisionError" in said
+
+
+def test_a_package_is_a_plugin_too_and_all_of_its_files_are_its_code(here, train):
+    (here / "mine").mkdir()
+    shutil.copy(ROOT / "examples/my_lab.py", here / "mine/parts.py")
+    (here / "mine/__init__.py").write_text("from . import parts\n")
+    run = train(RNN.replace("my_lab.py", "mine"))
+    before = metrics(run)["plugin_sha256"]
+    with open("mine/parts.py", "a") as file:
+        file.write("# edited\n")
+    again = train(RNN.replace("my_lab.py", "mine"))
+    assert metrics(again)["plugin_sha256"] != before
+    assert weights(run).keys() == weights(again).keys()
+
+
+def test_a_preset_and_a_schedule(here, train):
+    name = plugin(
+        here,
+        """
+        lmlab.register.preset("model", "gpt_two", "gpt_nano", n_layer=2)
+        lmlab.register.schedule("steps")(lambda done: 1.0 if done < 0.5 else 0.25)
+        """,
+    )
+    run = train(
+        f"plugin={name} model=gpt_two schedule=steps data=sentence val_fraction=0.2 {QUICK} "
+        "lr=0.1 min_lr=0.02 warmup_steps=0"
+    )
+    lines = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    rates = [line["lr"] for line in lines if "lr" in line]
+    assert rates == pytest.approx([0.1, 0.1, 0.04, 0.04])
+    assert config(run)["n_layer"] == 2 and config(run)["model_base"] == "gpt"
+    run = train(f"plugin={name} model=gpt_two data=sentence val_fraction=0.2 {QUICK}")
+    sample.main([f"run={run}", "max_tokens=5"])  # the folder holds what a preset says
