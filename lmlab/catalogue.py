@@ -382,10 +382,12 @@ NUMBERS = {
         is_loss=True, ranks=True, in_end_table=True, in_leaderboard=True, is_objective=True
     ),
     "train_seconds": Number(in_leaderboard=True),
-    "tokens_per_second": Number(is_objective=True),
+    "tokens_per_second": Number(is_objective=True, better="higher"),
 }
-METRIC = Number(in_end_table=True, in_leaderboard=True, in_report=True, is_objective=True)
-"""The row of most metrics: in all tables, and an objective that prunes nothing."""
+METRIC = Number(
+    in_end_table=True, in_leaderboard=True, in_report=True, is_objective=True, can_prune=True
+)
+"""The row of most metrics: in all tables, and an objective of searches, by which they may prune."""
 
 # What simple models reach on the same text, best first, in words; `order` is reference/order.
 REFERENCES = {

@@ -25,13 +25,13 @@ from lmlab.catalogue import (
     CALLBACKS,
     CATALOGUE,
     LOGGERS,
+    METRIC,
     NUMBERS,
     OWN_EVALUATIONS,
     SCHEDULES,
     VALUES,
     Choice,
     CorpusConfig,
-    Number,
 )
 from lmlab.errors import UserError
 from lmlab.registry import forget
@@ -273,15 +273,10 @@ def evaluation(
                 raise UserError(f"{place}: evaluation {number}: its name must begin with val/")
         add("evaluation", function.__name__, function, place)
         for number in numbers:
-            add("number", number, dataclasses.replace(OWN, better=better), place)
+            add("number", number, dataclasses.replace(METRIC, better=better), place)
         return function
 
     return register
-
-
-OWN = Number(
-    in_end_table=True, in_leaderboard=True, in_report=True, is_objective=True, can_prune=True
-)
 
 
 def callback(name: str, config: type | None = None) -> Callable[[Thing], Thing]:

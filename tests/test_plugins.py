@@ -4,6 +4,7 @@ import json
 import shutil
 import textwrap
 
+import optuna
 import pytest
 
 from lmlab import catalogue, plugins
@@ -223,3 +224,54 @@ def test_a_preset_and_a_schedule(here, train):
     assert config(run)["n_layer"] == 2 and config(run)["model_base"] == "gpt"
     run = train(f"plugin={name} model=gpt_two data=sentence val_fraction=0.2 {QUICK}")
     sample.main([f"run={run}", "max_tokens=5"])  # the folder holds what a preset says
+
+
+BROKEN = """
+    import torch
+    from torch import nn
+
+    class C(lmlab.ModelConfig):
+        what: str = "shape"
+
+    @lmlab.register.model("broken", C)
+    class Broken(lmlab.LanguageModel):
+        def __init__(self, config, vocab_size):
+            super().__init__(config)
+            self.table = nn.Embedding(vocab_size, vocab_size)
+            if config.what == "weight":
+                self.table.weight.data[0, 0] = float("nan")
+
+        def forward(self, idx):
+            if self.config.what == "shape":
+                return self.table(idx)[:, :, :3]
+            return {"tuple": (self.table(idx), None)}.get(self.config.what, self.table(idx))
+    """
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("shape", ["model=broken", "(1, 64, 3)", "(1, 64, 9), (B, T, V)"]),
+        ("tuple", ["model=broken", "returns tuple", "(1, 64, 9)"]),
+        ("weight", ["model=broken", "table.weight", "not finite at the start"]),
+    ],
+)
+def test_a_model_that_cannot_be_trained_is_refused_before_its_first_step(here, capsys, what, words):
+    name = plugin(here, BROKEN)
+    line = f"plugin={name} model=broken what={what} data=sentence val_fraction=0.2 {QUICK}"
+    refused(capsys, lambda: cli.main(line.split()), words)
+    assert not (here / "outputs").exists()
+
+
+def test_a_search_for_ones_own_number_prunes_by_it(lab, train):
+    """The sixth trial is far behind at its first evaluation; higher is better."""
+    line = f"-m hydra/sweeper=search {RNN.replace('max_steps=4', 'max_steps=40')} name=s "
+    line = line.replace("eval_interval=2", "eval_interval=20") + "hydra/launcher=basic "
+    line += "hydra.sweeper.objective=val/accuracy hydra.sweeper.n_trials="
+    train(line + "5 lr=interval(0.02,0.03)")
+    train(line + "6 lr=interval(0.0000001,0.0000002)")
+    study = optuna.load_study(study_name="s", storage="sqlite:///outputs/sweeps/s/study.db")
+    assert study.direction == optuna.study.StudyDirection.MAXIMIZE
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 5 + ["PRUNED"]
+    run = lab / "outputs/sweeps/s" / study.trials[-1].user_attrs["folder"]
+    assert study.trials[-1].intermediate_values == {20: metrics(run)["val/accuracy"]}

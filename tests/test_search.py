@@ -3,6 +3,7 @@ of the cell.
 """
 
 import re
+from dataclasses import replace
 from unittest import mock
 
 import numpy as np
@@ -247,8 +248,6 @@ def test_each_trial_has_a_sampler_of_its_own(some_config):
     space = {"lr": optuna.distributions.FloatDistribution(0, 1)}
 
     def proposed(number, seed=3):
-        from dataclasses import replace
-
         own = optuna.create_study(sampler=sampler(replace(settings, seed=seed), number))
         return own.ask(space).params["lr"]
 
@@ -258,13 +257,13 @@ def test_each_trial_has_a_sampler_of_its_own(some_config):
 def test_a_metric_is_one_registration(here, sweep, capsys, monkeypatch):  # noqa: F811
     """It reaches history, metrics.json, leaderboard, page and end table, and can be an objective."""
     line = LINE + "max_steps=4 eval_interval=2 lr=1,9 name=m hydra/launcher=basic "
-    line += "hydra.sweeper.n_trials=3 hydra.sweeper.direction=maximize "
+    line += "hydra.sweeper.n_trials=3 hydra.sweeper.pruner=none "
     monkeypatch.setattr(evaluations, "EVALUATIONS", [*evaluations.EVALUATIONS])
     typed = "hydra.sweeper.objective=val/accuracy"
     refused(capsys, lambda: cli.main((line + typed).split()), [typed, "val/loss, best/val/loss"])
     with mock.patch.dict(NUMBERS):
 
-        @evaluations.evaluation(numbers={"val/accuracy": METRIC})
+        @evaluations.evaluation(numbers={"val/accuracy": replace(METRIC, better="higher")})
         def accuracy(subject):
             tokens = subject.text.val
             guesses = subject.model.table.weight.argmax(dim=1).numpy()[tokens[:-1]]

@@ -100,7 +100,7 @@ class SearchConfig:
 
     n_trials: Count
     objective: Annotated[str, OneOf(objectives)]
-    direction: Literal["minimize", "maximize"]
+    direction: Literal["minimize", "maximize"] | None
     sampler: Literal["tpe", "random"]
     pruner: Literal["median", "hyperband", "none"]
     storage: str | None

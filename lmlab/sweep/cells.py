@@ -11,7 +11,7 @@ import re
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,7 +39,9 @@ LABEL = 150  # characters of a label in a folder's name
 SETTLED = 10  # seconds after which no second change of a folder can have the same time
 LISTED: dict[Path, tuple[int, dict[str, Path]]] = {}  # when each sweep's folder changed; its cells
 
-Watch = Callable[[int, float], bool]  # from step and val/loss: whether the cell shall continue
+Watch = Callable[
+    [int, Mapping[str, float]], bool
+]  # from step and numbers: whether the cell shall continue
 
 
 class Busy(Exception):

@@ -101,7 +101,8 @@ class SearchSweeper(Sweeper):
         self.about = {
             "study": self.sweep_of.name,
             "storage": self.settings.storage or f"sqlite:///{self.sweep_of.folder}/study.db",
-            "direction": self.settings.direction,
+            "direction": self.direction(),
+            "objective": objective,
             "pruner": pruner,
             "steps": [config.run.eval_interval, config.run.max_steps],
         }
@@ -115,11 +116,16 @@ class SearchSweeper(Sweeper):
         for dimension in self.space.values():
             dimension.check_study(self.study)
         self.keep_setting("objective", objective)
-        self.keep_setting("direction", self.settings.direction)
+        self.keep_setting("direction", self.direction())
         self.keep_fixed(config)
         n_trials = len(self.study.get_trials(deepcopy=False))
         if n_trials:
             print(f"the study has {n_trials} trials; n_trials={self.settings.n_trials} is for all")
+
+    def direction(self) -> str:
+        """Returns "minimize" or "maximize": as asked for, or as is better for the objective."""
+        usual = {"lower": "minimize", "higher": "maximize"}
+        return self.settings.direction or usual[NUMBERS[self.settings.objective].better]
 
     def check_code(self) -> None:
         """Raises UserError if other code of the lab has made the trials of the search so far."""

@@ -6,7 +6,7 @@ Searches and their cells share the database, also on several machines.
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -88,8 +88,8 @@ def report_state(study: "optuna.Study", trial: "optuna.Trial", state: str) -> No
 
 
 @contextmanager
-def watching(note: str | None) -> Iterator[Callable[[int, float], bool] | None]:
-    """Yields a function that reports a step and its loss, and returns whether to continue.
+def watching(note: str | None) -> Iterator[Callable[[int, Mapping[str, float]], bool] | None]:
+    """Yields a function that reports the numbers of an evaluation, and returns whether to continue.
 
     `note` is the value of the key `trial` of a cell. Yields None if the cell belongs to no search,
     or to a search that does not prune.
@@ -102,13 +102,16 @@ def watching(note: str | None) -> Iterator[Callable[[int, float], bool] | None]:
     about = json.loads(note)
     trial = optuna.trial.Trial(open_study(about), about["trial"])
 
-    def watch(step: int, loss: float) -> bool:
-        """Reports the loss, and returns whether the trial should continue."""
-        if step == 0:  # nothing has been learned yet
+    objective = about["objective"].removeprefix("best/")
+
+    def watch(step: int, numbers: Mapping[str, float]) -> bool:
+        """Reports the objective, and returns whether the trial should continue."""
+        value = numbers.get(objective)
+        if step == 0 or value is None:  # nothing has been learned yet
             return True
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a resumed trial may report a step again
-            trial.report(loss, step)
+            trial.report(value, step)
         return not trial.should_prune()
 
     yield watch

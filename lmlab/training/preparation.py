@@ -5,6 +5,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 
 from lmlab.config.check import Config
 from lmlab.config.keys import RunConfig
@@ -59,12 +60,35 @@ class Prepared:
         self.run: RunConfig = config.run
         pl.seed_everything(config.run.seed, verbose=False)
         self.model = build_model(config.model, self.text.tokenizer.vocab_size)
+        check_model(self.model, config.choices["model"], self.text.tokenizer.vocab_size)
         self.optimizer: Any = config.optimizer  # the optimizer's keys
         self.precision: str = config.device.precision
         self.device: str = config.choices["device"]
         self.block_size: int = config.model.block_size
         self.flat_config = config.flat()  # all choices and keys, which checkpoints hold
         self.saved_config = config.as_saved()  # the content of config.yaml
+
+
+def check_model(model: LanguageModel, name: str, vocab_size: int) -> None:
+    """Raises UserError if a model's scores have the wrong shape, or a weight is not finite."""
+    for weight_name, weight in model.named_parameters():
+        if not weight.isfinite().all():
+            raise UserError(f"model={name}: the weight {weight_name} is not finite at the start")
+    scores = model.run_once(torch.device("meta"))
+    if scores is None:
+        scores = model.run_once(model.device)
+    needed = 1, model.config.block_size, vocab_size
+    found = scores.shape if isinstance(scores, Tensor) else type(scores).__name__
+    if found != needed:
+        raise UserError(
+            f"model={name}: its forward returns {readable(found)} for ids of {readable(needed[:2])}; "
+            f"needs scores of {readable(needed)}, (B, T, V)"
+        )
+
+
+def readable(shape: Any) -> str:
+    """Returns a shape as Python writes a tuple, or any other text as it is."""
+    return str(tuple(shape)) if not isinstance(shape, str) else shape
 
 
 def load_start(init_from: str | None) -> checkpoints.Run | None:

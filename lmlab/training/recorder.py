@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +24,9 @@ from lmlab.training.step import LanguageModule
 
 PICTURES = 5  # of attention, after the one of step 0
 
-Watch = Callable[[int, float], bool]  # from step and val/loss: whether the run shall continue
+Watch = Callable[
+    [int, Mapping[str, float]], bool
+]  # from step and numbers: whether the run shall continue
 
 
 @dataclass(frozen=True)
@@ -248,8 +250,8 @@ class Recorder(Callback):
             train_loss=None if step == 0 else self.meter.train_loss,
             save_best=lambda: trainer.save_checkpoint(best_path),
         )
-        if self.watch and "val/loss" in numbers and not self.last:
-            self.pruned = not self.watch(step, numbers["val/loss"])
+        if self.watch and not self.last:
+            self.pruned = not self.watch(step, numbers)
 
     def save(self, trainer: Trainer, module: LanguageModule) -> None:
         """Saves last.ckpt, from which the run can resume without any difference."""
