@@ -1,6 +1,7 @@
 """Errors that a user can correct: one line on stderr, exit status 2."""
 
 import difflib
+import errno
 import os
 import re
 import sys
@@ -48,10 +49,18 @@ def one_line_errors() -> Iterator[None]:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         refuse(system_error(error, "output"))
+    except RuntimeError as error:
+        if str(error) != "can't start new thread":
+            raise
+        refuse(system_error(BlockingIOError(errno.EAGAIN, str(error)), "output"))
 
 
 def system_error(error: OSError, place: object) -> str:
     """Returns an error of the system with the name of its file; it lies at `place` if it has none."""
+    if error.errno == errno.EAGAIN:
+        return "no more processes or threads can be started; ulimit -u shows how many are allowed"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "no more files can be opened; ulimit -n shows how many are allowed"
     name = place if error.filename is None else os.fsdecode(error.filename)
     return f"{name}: {error.strerror or error}"
 

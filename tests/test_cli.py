@@ -309,10 +309,25 @@ def test_a_glob_of_choices_is_a_sweep_over_those_that_fit(here, capsys, line, co
     assert len(overrides.checked([*arguments, "val_fraction=0.2"], multirun=True).runs) == count
 
 
-@pytest.mark.parametrize("size", [10**15, 10**23])
-def test_a_run_that_is_out_of_memory_ends_in_one_line_with_what_needs_less(here, capsys, size):
-    line = f"{NANO} batch_size={size} data=sentence"
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("batch_size=1000000000000", ["batch_size=1000000000000 block_size=32", "GB"]),
+        ("batch_size=10000000000000000", ["batch_size=10000000000000000", "1,000,000,000,000"]),
+        ("block_size=1000000000000", ["block_size=1000000000000", "characters of training text"]),
+        ("grad_accumulation=99999999999999999999999", ["grad_accumulation=9", "too large"]),
+    ],
+)
+def test_numbers_that_no_machine_takes_are_refused_before_the_run(here, capsys, line, words):
+    refused(capsys, lambda: cli.main([*NANO.split(), "data=sentence", line]), words)
+    assert not (here / "outputs").exists()
 
+
+def test_a_run_that_is_out_of_memory_ends_in_one_line_with_what_needs_less(
+    here, capsys, monkeypatch
+):
+    monkeypatch.setattr("lmlab.training.preparation.check_batch", lambda *_: None)
+    line = f"{NANO} batch_size={10**12} data=sentence"
     refused(capsys, lambda: cli.main(line.split()), ["out of memory", "a smaller batch_size"])
     (run,) = (here / "outputs/gpt_nano").iterdir()
     assert metrics(run)["status"] == "failed" and "out of memory" in metrics(run)["reason"]

@@ -142,8 +142,13 @@ def test_equality_of_codes_goes_on_from_one_to_the_next(tmp_path):
     SameCode(tmp_path).add({"a", "b"}, "command")
     SameCode(tmp_path).add({"b", "c"}, "command")
     assert SameCode(tmp_path).equal_to("c") == {"a", "b", "c"}
-    assert SameCode(tmp_path).name("a+c") == "a=b=c" and SameCode(tmp_path).name("d") == "d"
-    for content in (b"[]\n", b"\xff\xfe\n", b'{"codes": 5}\n'):
+    assert SameCode(tmp_path).name("a+c") == "a=b=c" and SameCode(tmp_path).name("f") == "f"
+    text = (tmp_path / "same_code.jsonl").read_text()
+    (tmp_path / "same_code.jsonl").write_text(text.rstrip("\n"))  # as an editor may leave it
+    SameCode(tmp_path).add({"d", "e"}, "command")
+    assert SameCode(tmp_path).equal_to("a") == {"a", "b", "c"}
+    assert SameCode(tmp_path).equal_to("e") == {"d", "e"}
+    for content in (b"[]\n", b"\xff\xfe\n", b'{"codes": 5}\n', b'{"codes": "abc"}\n'):
         (tmp_path / "same_code.jsonl").write_bytes(content)
         with pytest.raises(UserError, match="line 1 was not written by the lab"):
             SameCode(tmp_path)

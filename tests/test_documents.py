@@ -219,6 +219,7 @@ def test_the_metrics_of_a_part_count_only_what_is_scored():
         ("separator=++", ["separator=++", "does not contain"]),
         (r"separator='\n' score_after=19+19=39", ["score_after", "does not contain"]),
         (r"separator='\n' score_after='\n'", ["score_after", "nothing is scored"]),
+        (r"separator='\n' score_after='\n1'", ["score_after", "no document contains it"]),
         (r"separator='\n' score_after=0+0=", ["score_after", "nothing is scored in the part val"]),
     ],
 )

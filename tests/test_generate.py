@@ -205,3 +205,10 @@ def test_a_fast_reader_is_used_only_where_it_returns_the_models_own_logits(
 ):
     assert type(reader_for(kind(model.config, 9), 1, T, "32-true")) is reader
     assert "does not return the logits of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [(1e-320, None, None), (1.0, None, 1e-300)])
+def test_the_smallest_temperature_and_share_take_the_likeliest_token(options):
+    logits = np.array([[0.0, 3.0, 1.0], [2.0, 0.0, 1.0]], np.float32)
+    probs = next_token_probs(logits, *options)
+    np.testing.assert_array_equal(probs, next_token_probs(logits, 0, None, None))

@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -112,3 +113,10 @@ def test_the_newest_run_started_last_also_if_another_was_copied_later(tmp_path):
     shutil.copytree(tmp_path / "old", tmp_path / "copy")  # its files are the newest on the disk
     (tmp_path / "old/events.out.tfevents.3000.host.1.0").write_text("")  # resumed since
     assert runs.newest(tmp_path) == tmp_path / "new"
+
+
+def test_the_largest_numbers_that_a_key_takes_can_be_read_again(train):
+    """JSON has them all; the ends of Python's floats are no damage."""
+    line = "model=bigram data=sentence val_fraction=0.2 block_size=8 threads=1 max_steps=2 "
+    run = train(line + "grad_clip=1.7976931348623157e308 lr=5e-324 min_lr=0 weight_decay=1e308")
+    assert runs.read_metrics(run)["config/grad_clip"] == sys.float_info.max

@@ -3,6 +3,8 @@ of the cell.
 """
 
 import re
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from unittest import mock
 
@@ -19,7 +21,7 @@ from lmlab.config.overrides import ends, parse
 from lmlab.inference import evaluations
 from lmlab.sweep import load_runs
 from lmlab.sweep.search import Dimension
-from lmlab.sweep.study import sampler
+from lmlab.sweep.study import sampler, watching
 from lmlab.training import experiment
 from tests.conftest import history, metrics, refused
 from tests.test_sweep import in_company, linux, lost, sweep  # noqa: F401
@@ -299,3 +301,30 @@ def test_no_other_number_is_an_objective(capsys):
     typed = "hydra.sweeper.objective=grad_norm"
     allowed = "val/loss, best/val/loss, val/bits_per_byte, train/loss, tokens_per_second"
     refused(capsys, lambda: cli.main([*LINE.split(), "lr=1,2", typed]), [typed, allowed])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["update trials set state='FOO'", "update study_user_attributes set value_json='{'"],
+)
+def test_a_damaged_study_is_one_line_and_its_cells_are_kept(here, sweep, capsys, damage):  # noqa: F811
+    line = LINE + "max_steps=2 eval_interval=2 lr=interval(1,2) name=x hydra.sweeper.n_trials="
+    assert sweep(line + "1") == 0
+    with closing(sqlite3.connect("outputs/sweeps/x/study.db")) as database, database:
+        database.execute(damage)
+    refused(capsys, lambda: cli.main((line + "2").split()), ["hydra.sweeper.storage=sqlite:///"])
+    assert set(load_runs("outputs/sweeps/x")["status"]) == {"finished"}
+
+
+def test_a_run_goes_on_if_its_study_cannot_be_asked(capsys, monkeypatch):
+    """Another process may hold the database for minutes; the run is not the worse for it."""
+
+    class Lost:
+        def report(self, *_):
+            raise ConnectionError("the database is locked")
+
+    monkeypatch.setattr("lmlab.sweep.study.open_study", lambda about: None)
+    monkeypatch.setattr("optuna.trial.Trial", lambda study, number: Lost())
+    with watching('{"pruner": "median", "objective": "val/loss", "trial": 1}') as watch:
+        assert watch(10, {"val/loss": 1.0}) is True
+    assert "warning: the study cannot tell whether to prune" in capsys.readouterr().out

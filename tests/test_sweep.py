@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
@@ -20,9 +21,10 @@ from pathlib import Path
 import pytest
 
 from lmlab.commands import train as cli
+from lmlab.errors import UserError
 from lmlab.runs import folder as runs
 from lmlab.runs.code import own_code
-from lmlab.sweep import costs, load_runs, table
+from lmlab.sweep import cells, costs, load_runs, processes, table
 from lmlab.sweep.processes import server
 from tests.conftest import ROOT, content, history, metrics
 from tests.victim import child
@@ -425,3 +427,36 @@ def test_a_temporary_folder_with_a_long_name_is_no_obstacle(tmp_path):
         text=True,
     )
     assert (done.returncode, done.stdout) == (0, "started\n"), done.stderr
+
+
+def test_a_failure_that_cannot_be_written_is_said_and_is_a_failure(
+    here, sweep, capsys, monkeypatch
+):
+    """As on a disk that is full from the beginning of a cell to its end."""
+
+    def full(*_):
+        raise UserError("metrics.json: cannot be written (No space left on device)")
+
+    monkeypatch.setattr(cells, "fail", full)
+    line = "-m model=gpt_nano n_embd=100000,8 data=sentence val_fraction=0.2 device=cpu max_steps=1 seed=0 name=w"
+    monkeypatch.setattr(processes, "run_cell", die_if_wide)
+    assert sweep(line) == 1
+    said = capsys.readouterr().err
+    assert "n_embd=100000" in said and "failed, and metrics.json: cannot be written" in said
+
+
+def die_if_wide(cell, gpu):
+    """Instead of processes.run_cell: one of the cells dies without a word."""
+    if cell.config.model.n_embd == 100000:
+        os._exit(1)
+    cells.run(cell)
+
+
+def test_the_folder_for_hydras_notes_is_the_commands_own(here, sweep, monkeypatch):
+    """Others may have put anything into the shared folder for temporary files."""
+    monkeypatch.setattr(tempfile, "tempdir", str(here))
+    (here / f"lmlab-{os.getuid()}").write_text("in the way")
+    assert sweep(BIGRAM + "max_steps=2 seed=0 name=t") == 0
+    assert [path.name for path in here.iterdir() if path.name.startswith("lmlab-")] == [
+        f"lmlab-{os.getuid()}"
+    ]

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import secrets
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -42,7 +42,7 @@ class Options:
     run: PathText = "outputs"
     prompt: LinesText = ""
     max_tokens: Count = 500
-    samples: Count = 1
+    samples: Annotated[int, "[1, 10000]"] = 1
     temperature: PositiveOrZero = 0.8
     top_k: Count | None = None
     top_p: Annotated[float, "(0, 1]"] | None = None
@@ -80,6 +80,8 @@ def main(argv: list[str]) -> None:
     )
     # A file gets what was drawn; a terminal gets nothing that steers it.
     readable = printable if sys.stdout.isatty() else str
+    if options.seed is None:
+        stream = announcing(stream, seed)
     texts = write_first(stream, [options.prompt] * options.samples, readable)
     for n, text in enumerate(texts[1:], start=2):  # only one text can be written as it is drawn
         print(f"--- {n} of {options.samples}", file=sys.stderr)
@@ -99,6 +101,14 @@ def check_greedy(options: Options) -> None:
         raise UserError(
             f"samples={options.samples}: with temperature=0 all of them would be the same text"
         )
+
+
+def announcing(stream: Iterable[list[str]], seed: int) -> Iterator[list[str]]:
+    """Yields the pieces of a stream. It writes the seed with the first: the rest may be stopped."""
+    for n, pieces in enumerate(stream):
+        if n == 0:
+            print(f"(seed={seed})", file=sys.stderr)
+        yield pieces
 
 
 def write_first(

@@ -3,7 +3,6 @@
 Nothing imports torch before all arguments are checked.
 """
 
-import os
 import shlex
 import sys
 import tempfile
@@ -196,6 +195,7 @@ class Task:
         self.sweep = sweep
         self.survey = survey
         self.path: Path | None = None  # the folder of a single run
+        self.unrecorded: list[str] = []  # cells whose failure could not be written, and why
 
     def __call__(self, composed: DictConfig) -> Cell | None:
         """Trains one run. In a sweep it returns the cell, or None if the cell cannot be run."""
@@ -247,16 +247,18 @@ def run_sweep(asked: Asked, sweep: Sweep, flags: list[str], overrides: list[str]
             return
         if sweep.same_code:
             call_codes_equal(sweep)
+    stack = ExitStack()
     task = Task(sweep)
     hydras_own = str(sweep.own)  # where Hydra puts its notes
     if asked.launcher == "local":
         task.survey = survey
-        hydras_own = f"{tempfile.gettempdir()}/lmlab-{os.getuid()}"
+        with one_line_errors():
+            hydras_own = stack.enter_context(tempfile.TemporaryDirectory(prefix="lmlab-"))
     else:
         survey.announce()
     overrides = [text for text in overrides if parse(text).key_or_group != "name"]
     overrides += [f"name='{asked.name}'", f"hydra.sweep.dir='{hydras_own}'"]
-    with one_line_errors():
+    with stack, one_line_errors():
         with importing():  # while the server of processes imports
             from lmlab.sweep import report
 
@@ -278,7 +280,9 @@ def run_sweep(asked: Asked, sweep: Sweep, flags: list[str], overrides: list[str]
                 f"{command('compare')} {sweep.folder}, writes it"
             )
             raise
-        if not all_ended:
+        for line in task.unrecorded:
+            print(f"error: {line}", file=sys.stderr)
+        if task.unrecorded or not all_ended:
             raise SystemExit(1)
 
 

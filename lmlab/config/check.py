@@ -22,6 +22,7 @@ from lmlab.config.keys import (
 )
 from lmlab.errors import UserError, nearest
 
+LARGEST = 10**12  # of whole numbers: larger ones do not fit into what is made of them
 LONGEST_NAME = 200  # file systems allow 255 bytes, and a number may follow
 WHOLE_NAME = r"\w[\w.,=+-]*"  # a run's name is a folder's
 
@@ -185,6 +186,8 @@ def check_value(key: str, value: Any, hint: Any) -> Any:
         raise UserError(f"{key}={typed}: needs {needed[hint]}")
     if hint is str and not has_lines and len(value.splitlines()) > 1:
         raise UserError(f"{key}={value}: needs text of one line")
+    if hint is int and abs(number) > LARGEST:
+        raise UserError(f"{key}={value}: is too large; allowed are numbers up to {LARGEST:,}")
     if interval and not in_interval(number, interval):
         raise UserError(f"{key}={value}: out of range; allowed is {interval}")
     return number

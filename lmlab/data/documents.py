@@ -69,6 +69,11 @@ def find(tokens: np.ndarray, tokenizer: Tokenizer, run: RunConfig) -> Documents 
         return Documents(starts, None)
     marks = ends_of(tokens, tokenizer, "score_after", run.score_after)
     document_of_mark = np.searchsorted(starts, marks, side="left") - 1
+    length = len(tokenizer.encode(unescaped(run.score_after)))
+    is_within = marks - length >= starts[document_of_mark]  # not begun in the document before
+    marks, document_of_mark = marks[is_within], document_of_mark[is_within]
+    if len(marks) == 0:
+        raise UserError(f"score_after={run.score_after}: no document contains it")
     documents, first = np.unique(document_of_mark, return_index=True)
     change = np.zeros(len(tokens) + 1, np.int8)  # where scoring begins and ends
     np.add.at(change, marks[first], 1)

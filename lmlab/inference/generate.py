@@ -27,7 +27,7 @@ def next_token_probs(
     `top_k` keeps the k most likely tokens. `top_p` keeps the smallest set of tokens whose
     probabilities together reach p (Holtzman et al. 2020).
     """
-    if temperature == 0:
+    if np.float32(temperature) == 0:
         return np.eye(logits.shape[1], dtype=np.float32)[logits.argmax(1)]
     highest = np.maximum.reduce(logits, axis=1, keepdims=True)
     probs = np.exp((logits - highest) / np.float32(temperature))
@@ -40,7 +40,8 @@ def next_token_probs(
         best[:, top_k:] = 0
     if top_p is not None:
         best /= best.sum(1, keepdims=True)
-        best[best.cumsum(1) - best >= top_p] = 0  # the tokens before it reach p already
+        least = float(np.finfo(np.float32).tiny)  # of a smaller share nothing would be left
+        best[best.cumsum(1) - best >= max(top_p, least)] = 0  # the tokens before it reach p already
     np.put_along_axis(probs, order, best / best.sum(1, keepdims=True), axis=1)
     return probs
 

@@ -1,8 +1,9 @@
 """Computes the log-probability of each token of a text under a model, and the loss."""
 
 import math
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -142,12 +143,18 @@ def keep_evaluation(path: Path, about: dict[str, str], numbers: dict[str, float]
     name = path / "evaluations.jsonl"
     line = to_json(about | numbers) + "\n"
     try:
-        if name.exists() and not name.read_bytes().endswith(b"\n"):  # a kill cut the last line
+        before = name.read_bytes() if name.exists() else b""
+        if before and not before.endswith(b"\n"):  # a kill cut the last line
             line = "\n" + line
-        with open(name, "a", encoding="utf-8") as file:
-            file.write(line)
+        try:
+            with open(name, "ab") as file:
+                file.write(line.encode())
+        except OSError:
+            with suppress(OSError):
+                os.truncate(name, len(before))
+            raise
     except OSError as error:
-        raise UserError(f"{error.filename}: {error.strerror}; the numbers were not kept") from None
+        raise UserError(f"{name}: {error.strerror}; the numbers were not kept") from None
 
 
 def with_text_at(run: checkpoints.Run, path: str | None) -> checkpoints.Run:

@@ -78,7 +78,10 @@ class SameCode:
         content = files.read(self.path, LIMIT).decode(errors="replace")
         for n, line in enumerate(content.splitlines(), start=1):
             try:
-                self.sets.append({str(code) for code in json.loads(line)["codes"]})
+                codes = json.loads(line)["codes"]
+                if not isinstance(codes, list) or not all(isinstance(code, str) for code in codes):
+                    raise ValueError
+                self.sets.append(set(codes))
             except (ValueError, KeyError, TypeError, RecursionError):
                 raise UserError(f"{self.path}: line {n} was not written by the lab") from None
 
@@ -110,6 +113,6 @@ class SameCode:
             "command": command,
             "time": datetime.now().isoformat(timespec="seconds"),
         }
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(note) + "\n")
+        before = files.read(self.path, LIMIT).decode().splitlines() if self.sets else []
+        files.write(self.path, "\n".join([*before, json.dumps(note)]) + "\n")
         self.sets.append(codes)

@@ -10,6 +10,7 @@ import math
 import os
 import re
 import shutil
+import sys
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from datetime import datetime
@@ -44,7 +45,7 @@ LIMITS = {  # bytes
 }
 
 
-LARGEST = 10**300  # above every number that the lab writes, and still a float
+LARGEST = sys.float_info.max  # larger whole numbers are no floats
 EVENTS = "events.out.tfevents.*"  # TensorBoard's files in the folder of a run
 
 # A line of config.yaml: no nesting, no reference, no tag, with which a few bytes of YAML can become
@@ -348,7 +349,7 @@ def is_flat(values: Any) -> TypeGuard[dict[str, Any]]:
     for value in values.values():
         if isinstance(value, dict | list):
             return False
-        if isinstance(value, int | float) and not -LARGEST < value < LARGEST:
+        if isinstance(value, int | float) and not -LARGEST <= value <= LARGEST:
             return False
     return True
 

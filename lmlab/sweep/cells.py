@@ -23,7 +23,7 @@ from lmlab.config.check import Config
 from lmlab.config.keys import marked, neutral_values
 from lmlab.config.overrides import parse
 from lmlab.errors import UserError, reason_of
-from lmlab.runs.code import LIBRARY, UNKNOWN, SameCode, code_of, own_code, short
+from lmlab.runs.code import LIBRARY, UNKNOWN, SameCode, code_of, code_sha256, own_code, short
 from lmlab.runs.folder import (
     is_complete,
     is_locked,
@@ -377,6 +377,7 @@ def fail(cell: Cell, why: str) -> str:
             "seed": cell.config.run.seed,
             "n_params": cell.n_params,
             "data_sha256": cell.data_sha256,
+            "code_sha256": code_sha256(),
             **cell.facts,
         }
     metrics |= {"status": "failed", "reason": why}

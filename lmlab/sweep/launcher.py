@@ -74,6 +74,7 @@ class LocalLauncher(Launcher):
     ) -> None:
         """Gets the sweep and the survey from the command's `Task`. Hydra calls this method."""
         task: Any = task_function
+        self.unrecorded: list[str] = task.unrecorded
         self.sweep: Sweep = task.sweep
         self.survey: Survey = task.survey
 
@@ -230,7 +231,7 @@ class LocalLauncher(Launcher):
                 self.waiting.append(job)
                 return
             except UserError as error:  # a full disk, on which not even that can be noted
-                self.view.say(f"{error}")
+                self.unrecorded.append(f"{job.cell.label}: failed, and {error}")
         if job.retries == 0:
             self.end(job)
             return

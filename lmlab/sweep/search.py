@@ -73,13 +73,14 @@ class SearchSweeper(Sweeper):
     @one_line_errors()
     def sweep(self, arguments: list[str]) -> None:
         """Runs trials until the study has `n_trials`. Trials of killed processes are run again."""
-        with showing("opening the study of the search …"):
-            self.begin([parse(text) for text in arguments])
-        with files.lock(self.searches / self.search_id):  # held as long as this process lives
-            self.run_trials()
-            while any(self.owner(trial) == "other" for trial in self.running()):
-                time.sleep(POLL_SECONDS)  # the other process may die before its trials end
+        with study.database_errors(self.storage()):
+            with showing("opening the study of the search …"):
+                self.begin([parse(text) for text in arguments])
+            with files.lock(self.searches / self.search_id):  # held as long as this process lives
                 self.run_trials()
+                while any(self.owner(trial) == "other" for trial in self.running()):
+                    time.sleep(POLL_SECONDS)  # the other process may die before its trials end
+                    self.run_trials()
 
     def begin(self, overrides: list[Override]) -> None:
         """Opens the study. Raises UserError, for example if no key has several values."""
@@ -100,7 +101,7 @@ class SearchSweeper(Sweeper):
             pruner = self.settings.pruner
         self.about = {
             "study": self.sweep_of.name,
-            "storage": self.settings.storage or f"sqlite:///{self.sweep_of.folder}/study.db",
+            "storage": self.storage(),
             "direction": self.direction(),
             "objective": objective,
             "pruner": pruner,
@@ -121,6 +122,10 @@ class SearchSweeper(Sweeper):
         n_trials = len(self.study.get_trials(deepcopy=False))
         if n_trials:
             print(f"the study has {n_trials} trials; n_trials={self.settings.n_trials} is for all")
+
+    def storage(self) -> str:
+        """Returns the URL of the study's database."""
+        return self.settings.storage or f"sqlite:///{self.sweep_of.folder}/study.db"
 
     def direction(self) -> str:
         """Returns "minimize" or "maximize": as asked for, or as is better for the objective."""

@@ -4,14 +4,16 @@ Searches and their cells share the database, also on several machines.
 """
 
 import json
+import re
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from lmlab.config.keys import SearchConfig
-from lmlab.errors import UserError
+from lmlab.errors import UserError, reason_of
 
 if TYPE_CHECKING:
     import optuna
@@ -100,7 +102,12 @@ def watching(note: str | None) -> Iterator[Callable[[int, Mapping[str, float]], 
     import optuna
 
     about = json.loads(note)
-    trial = optuna.trial.Trial(open_study(about), about["trial"])
+    try:
+        trial = optuna.trial.Trial(open_study(about), about["trial"])
+    except Exception as error:  # the run can do without
+        print(f"warning: the trial is not pruned, its study cannot be opened: {reason_of(error)}")
+        yield None
+        return
 
     objective = about["objective"].removeprefix("best/")
 
@@ -109,9 +116,34 @@ def watching(note: str | None) -> Iterator[Callable[[int, Mapping[str, float]], 
         value = numbers.get(objective)
         if step == 0 or value is None:  # nothing has been learned yet
             return True
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a resumed trial may report a step again
-            trial.report(value, step)
-        return not trial.should_prune()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a resumed trial may report a step again
+                trial.report(value, step)
+            return not trial.should_prune()
+        except Exception as error:  # each kind of database has its own
+            print(f"warning: the study cannot tell whether to prune: {reason_of(error)}")
+            return True
 
     yield watch
+
+
+@contextmanager
+def database_errors(url: str) -> Iterator[None]:
+    """A context in which an error of Optuna or of its database becomes a UserError.
+
+    A damaged database can end Optuna's own code with any error.
+    """
+    try:
+        yield
+    except (UserError, OSError):
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        names = [frame.filename for frame in frames]
+        if not any(re.search(r"[/\\](optuna|sqlalchemy)[/\\]", name) for name in names):
+            raise
+        raise UserError(
+            f"hydra.sweeper.storage={url}: the study cannot be read or written "
+            f"({reason_of(error)[:200]}); the same command goes on when it can"
+        ) from None

@@ -1,5 +1,6 @@
 """Prepares a run: reads its text, builds its model, cuts its batches. Nothing is trained yet."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from lmlab.config.check import Config
 from lmlab.config.keys import RunConfig
-from lmlab.data.batches import Batches, resolved_align, with_align
+from lmlab.data.batches import Batches, check_length, resolved_align, with_align
 from lmlab.data.text import Splits
 from lmlab.data.tokenizers import Tokenizer
 from lmlab.errors import UserError
@@ -37,6 +38,8 @@ class Prepared:
         self.batches: Batches | None = None  # a model without steps has none
         self.length = "by counting"  # of the training, in words
         if config.model.has_steps:
+            check_length(self.text.train, config.model.block_size)
+            check_batch(config.run.batch_size, config.model.block_size)
             config = resolved_align(config, self.text.train)
             run = config.run
             # Before the model, whose memory may grow with block_size: the text can be too short.
@@ -53,6 +56,8 @@ class Prepared:
                 f"{run.max_steps:,} steps of {rows} x {config.model.block_size} characters, "
                 f"{config.choices['optimizer']}"
             )
+            if run.warmup_steps >= run.max_steps:
+                self.length += ", all in warm-up"
             if run.align != "epoch":
                 self.length += f", align={run.align}"
         else:
@@ -67,6 +72,17 @@ class Prepared:
         self.block_size: int = config.model.block_size
         self.flat_config = config.flat()  # all choices and keys, which checkpoints hold
         self.saved_config = config.as_saved()  # the content of config.yaml
+
+
+def check_batch(batch_size: int, block_size: int) -> None:
+    """Raises UserError if the tokens of a batch alone would fill the memory of the machine."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    needed = 2 * 8 * batch_size * block_size  # idx and targets, as whole numbers of eight bytes
+    if needed > memory:
+        raise UserError(
+            f"batch_size={batch_size} block_size={block_size}: the tokens of a batch take "
+            f"{needed / 1e9:,.0f} GB, this machine has {memory / 1e9:,.0f}; allowed are smaller numbers"
+        )
 
 
 def check_model(model: LanguageModel, name: str, vocab_size: int) -> None:
