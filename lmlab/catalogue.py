@@ -249,6 +249,34 @@ class MuonConfig(AdamWConfig):
 
 
 @dataclass(frozen=True)
+class PatienceConfig:
+    """The key of the callback that ends a run whose val/loss no longer falls."""
+
+    patience: Annotated[Count | None, CHANGEABLE, STEPWISE, Neutral(None)] = None
+
+
+@dataclass(frozen=True)
+class SpikesConfig:
+    """The key of the callback that leaves out steps with a far too large gradient."""
+
+    skip_spikes: Annotated[float | None, "(1, inf)", STEPWISE, Neutral(None)] = None
+
+
+@dataclass(frozen=True)
+class AverageConfig:
+    """The key of the callback that averages the weights: how much of the mean each step keeps."""
+
+    ema: Annotated[float | None, "(0, 1)", STEPWISE, Neutral(None)] = None
+
+
+@dataclass(frozen=True)
+class GradientsConfig:
+    """The key of the callback that notes the gradient of each matrix."""
+
+    gradient_norms: Annotated[bool, UNTOUCHING, STEPWISE, Neutral(False)] = False
+
+
+@dataclass(frozen=True)
 class Choice:
     """A row of the catalogue: the class of the keys, and the builder.
 
@@ -298,7 +326,12 @@ SCHEDULES: dict[str, str | Callable[[float], float]] = {
     "constant": "lmlab.training.optimizers:constant",
 }
 # What takes part in every run: callbacks and loggers of Lightning, by name.
-CALLBACKS: dict[str, Choice] = {}
+CALLBACKS: dict[str, Choice] = {
+    "patience": Choice(PatienceConfig, "lmlab.training.callbacks:patience"),
+    "skip_spikes": Choice(SpikesConfig, "lmlab.training.callbacks:skip_spikes"),
+    "ema": Choice(AverageConfig, "lmlab.training.callbacks:average"),
+    "gradient_norms": Choice(GradientsConfig, "lmlab.training.callbacks:gradients"),
+}
 LOGGERS: dict[str, Choice] = {}
 
 # What plug-ins add: evaluations by name, and for each group the values of their choices' keys.

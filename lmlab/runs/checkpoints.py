@@ -35,7 +35,11 @@ LAB_TYPES = {  # what a checkpoint of the lab holds in addition to Lightning's e
     "losses": int,
     "random_state": dict,
 }
-OPTIONAL_TYPES = {"waiting": dict, "events": dict}  # since version 0.2
+OPTIONAL_TYPES = {  # since version 0.2
+    "waiting": dict,
+    "events": dict,
+    "ended_by_callback": bool,
+}
 
 
 class SealedCheckpointIO(TorchCheckpointIO):

@@ -231,7 +231,10 @@ class LocalLauncher(Launcher):
                 self.waiting.append(job)
                 return
             except UserError as error:  # a full disk, on which not even that can be noted
-                self.unrecorded.append(f"{job.cell.label}: failed, and {error}")
+                self.unrecorded.append(f"{self.view.name(job.cell)}: failed, and {error}")
+                self.view.ended(job.cell, "failed", "without a note of it")
+                self.on_end(job.handle, job.cell)
+                return
         if job.retries == 0:
             self.end(job)
             return

@@ -52,6 +52,13 @@ def open_study(about: dict[str, Any]) -> "optuna.Study":
     raise UserError(f"hydra.sweeper.storage={url}: cannot store a study there ({reason})")
 
 
+def first_cause(error: BaseException) -> BaseException:
+    """Returns the error that an error was raised from, and so on: that of the database itself."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 def pruner(name: str, first: int, last: int) -> "optuna.pruners.BasePruner":
     """Returns the pruner of that name, for evaluations from step `first` to step `last`."""
     import optuna
@@ -145,5 +152,5 @@ def database_errors(url: str) -> Iterator[None]:
             raise
         raise UserError(
             f"hydra.sweeper.storage={url}: the study cannot be read or written "
-            f"({reason_of(error)[:200]}); the same command goes on when it can"
+            f"({reason_of(first_cause(error))[:200]}); the same command goes on when it can"
         ) from None

@@ -13,6 +13,7 @@ from lmlab.runs.checkpoints import SealedCheckpointIO
 from lmlab.runs.folder import RunDirectory
 from lmlab.terminal import Interrupted, StopSignals, after_a_second, call_in_thread
 from lmlab.training import state
+from lmlab.training.companions import loggers
 from lmlab.training.meter import speed
 from lmlab.training.recorder import Ending
 from lmlab.training.results import Results
@@ -26,6 +27,7 @@ def count(
     identity: dict[str, Any],
     stop: StopSignals,
     saved: dict[str, Any] | None,
+    companions: Mapping[str, Any],
 ) -> Ending:
     """Trains a model without steps: it counts the text once, is evaluated and saved.
 
@@ -33,7 +35,7 @@ def count(
     its checkpoint, is given, all this was done before.
     """
     board = Board(directory.path, directory.warn, state.first_new_step(saved))
-    results = Results(directory, board)
+    results = Results(directory, [board, *loggers(directory.path, companions, directory.warn)])
     if saved is not None:
         totals = totals_of(subject, saved["train_seconds"])
     else:
@@ -44,7 +46,7 @@ def count(
                 totals = totals_of(subject, time.perf_counter() - started)
                 values = evaluations.evaluate(subject, directory.warn)
         except Interrupted:
-            board.close()
+            results.close()
             return Ending("interrupted", 0, {})
         directory.update(n_params=subject.model.n_params())
         write(results, subject, values, identity, totals)
@@ -91,5 +93,5 @@ def write(
         SealedCheckpointIO().save_checkpoint(checkpoint, path)
 
     results.add_evaluation(0, values, totals, None, save_best=lambda: save("best.ckpt"))
-    results.board.flush()
+    results.flush()
     save("last.ckpt")

@@ -125,7 +125,7 @@ def resume(path: Path, config: Config, command: str, watch: Watch | None = None)
         saved = checkpoint["lmlab"] if checkpoint else None
         check_resumable(path, metrics, saved)
         has_steps = config.model.has_steps
-        over = saved is not None and is_over(saved, config.run, has_steps)
+        over = saved is not None and is_over(saved, config, has_steps)
         if saved is not None and over and is_complete(metrics, config):
             can_go_on = has_steps and "cell" not in metrics  # a cell is identified by its end, too
             directory.say(finished_already(path, saved, config.run.max_minutes, can_go_on))
@@ -219,10 +219,9 @@ def train(
             ending = learn(directory, prepared, subject, stop, saved, over, watch)
             directory.update(status=ending.status, **ending.totals)
         run = prepared.run
-        if ending.status == "finished" and run.max_minutes and 0 < ending.step < run.max_steps:
-            directory.say(
-                f"max_minutes={run.max_minutes:g}: over at step {ending.step} of {run.max_steps}"
-            )
+        if ending.status == "finished" and 0 < ending.step < run.max_steps:
+            reason = ending.reason or f"max_minutes={run.max_minutes:g}"
+            directory.say(f"{reason}: over at step {ending.step} of {run.max_steps}")
         say_results(directory, subject, ending, stop)
     if stop.number is not None:
         raise SystemExit(128 + stop.number)
@@ -245,8 +244,12 @@ def learn(
         "data_sha256": prepared.text.sha256,
     }
     if prepared.batches is None:
-        return count(directory, subject, identity, stop, saved if over else None)
-    recorder = Recorder(directory, prepared.run, subject, identity, stop, saved, watch)
+        return count(
+            directory, subject, identity, stop, saved if over else None, prepared.companions
+        )
+    recorder = Recorder(
+        directory, prepared.run, subject, identity, stop, saved, watch, prepared.companions
+    )
     if over:
         recorder.close_finished()
     else:
@@ -374,7 +377,7 @@ def trainer(recorder: Recorder, device: str, max_steps: int) -> pl.Trainer:
     return pl.Trainer(
         accelerator="gpu" if device == "cuda" else device,
         devices=1,
-        callbacks=[recorder],
+        callbacks=[*recorder.callbacks, recorder],
         deterministic=device == "cpu",
         max_epochs=-1,
         max_steps=max_steps,

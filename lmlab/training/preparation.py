@@ -66,6 +66,7 @@ class Prepared:
         pl.seed_everything(config.run.seed, verbose=False)
         self.model = build_model(config.model, self.text.tokenizer.vocab_size)
         check_model(self.model, config.choices["model"], self.text.tokenizer.vocab_size)
+        self.companions = config.companions  # the keys of callbacks and loggers
         self.optimizer: Any = config.optimizer  # the optimizer's keys
         self.precision: str = config.device.precision
         self.device: str = config.choices["device"]

@@ -18,6 +18,7 @@ from lmlab.runs.board import Board
 from lmlab.runs.folder import RunDirectory
 from lmlab.terminal import Interrupted, StopSignals
 from lmlab.training import state
+from lmlab.training.companions import Hooks, callbacks, check_states, loggers
 from lmlab.training.meter import Meter
 from lmlab.training.results import Results
 from lmlab.training.step import LanguageModule
@@ -91,6 +92,8 @@ class Ending:
     """What metrics.json says of all steps together."""
 
     signal: int | None = None
+    reason: str = ""
+    """Why a callback has ended the run, in words."""
 
 
 class Recorder(Callback):
@@ -100,7 +103,8 @@ class Recorder(Callback):
     checkpoint belongs to. `saved` is the `lmlab` entry of the checkpoint to resume from. `watch` is
     called after an evaluation and returns whether to continue. After a signal that `stop` receives
     the run ends: with the step that is being made, or in the middle of an evaluation, which the
-    resumed run then repeats.
+    resumed run then repeats. `companions` are the keys of callbacks and loggers, by their names;
+    `callbacks` are to be called before the Recorder itself.
     """
 
     def __init__(
@@ -112,7 +116,10 @@ class Recorder(Callback):
         stop: StopSignals,
         saved: dict[str, Any] | None = None,
         watch: Watch | None = None,
+        companions: Mapping[str, Any] | None = None,
     ) -> None:
+        self.callbacks = callbacks(companions) if companions else []
+        self.hooks = Hooks(self.callbacks)
         self.directory = directory
         self.subject = subject
         self.identity = identity
@@ -123,13 +130,16 @@ class Recorder(Callback):
         self.meter = Meter(run, subject.block_size, flops_per_token, directory.console, saved)
         self.stop = stop
         board = Board(directory.path, directory.warn, state.first_new_step(saved))
-        self.results = Results(directory, board, (saved or state.UNTRAINED)["best"])
+        boards = [board, *loggers(directory.path, companions or {}, directory.warn)]
+        self.results = Results(directory, boards, (saved or state.UNTRAINED)["best"])
         self.before: dict[str, Tensor] = {}  # the matrices before a step that is measured
         self.waiting: dict[str, float] | None = (saved or {}).get("waiting")  # see `state.entry`
         self.started = False  # whether a step was made
         self.last = False  # whether the step was the run's last
         self.diverged = False
         self.pruned = False
+        self.asked_to_end = False  # by a callback
+        self.end_reason = ""
 
     # Lightning calls these
 
@@ -149,6 +159,7 @@ class Recorder(Callback):
         if self.waiting is not None:
             self.last = self.schedule.due(self.meter.step, self.meter.seconds()).end
         if self.saved is None or self.waiting is not None:
+            check_states(self.callbacks)
             self.evaluate(trainer, module)
             self.save(trainer, module)
         self.keep_matrices(module)
@@ -157,11 +168,15 @@ class Recorder(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, module: LanguageModule, *_: object) -> None:  # type: ignore[override]  # our module
         """Does the actions that are due after a step."""
+        self.asked_to_end |= trainer.should_stop
+        trainer.should_stop = False
         if trainer.global_step == self.meter.step:
             return  # one of several batches of a step
         self.started = True
         self.meter.step = trainer.global_step
         due = self.schedule.due(self.meter.step, self.meter.seconds())
+        if self.asked_to_end:
+            due = Due(point=True, evaluation=True, checkpoint=True, end=True)
         self.last = due.end
         if due.point:
             self.note_point(trainer, module)
@@ -170,12 +185,14 @@ class Recorder(Callback):
             with self.meter.paused(module):  # what is done here is no training time
                 if due.evaluation:
                     self.evaluate(trainer, module)
+                self.note_logged(module)
                 # asked once: a signal that comes while saving waits for the next step
                 stopping = self.stop.came
-                if due.checkpoint or stopping:
+                if due.checkpoint or stopping or self.last:
                     self.save(trainer, module)
+        self.note_logged(module)
         self.keep_matrices(module)
-        trainer.should_stop = due.end or self.diverged or self.pruned or stopping
+        trainer.should_stop = self.last or self.diverged or self.pruned or stopping
 
     def on_save_checkpoint(
         self,
@@ -196,6 +213,7 @@ class Recorder(Callback):
             loss_sum=module.loss_sum.item(),
             losses=module.losses,
             **({} if self.waiting is None else {"waiting": self.waiting}),
+            **({"ended_by_callback": True} if self.asked_to_end else {}),
         )
 
     def on_load_checkpoint(
@@ -210,7 +228,7 @@ class Recorder(Callback):
     def on_exception(self, *_: object) -> None:
         self.meter.stop()
         self.meter.bar.stop()
-        self.results.board.close()
+        self.results.close()
 
     # What is done when it is due
 
@@ -229,16 +247,24 @@ class Recorder(Callback):
         step = self.meter.step
         slow = self.last or self.schedule.draws_attention(step)
         subject = replace(self.subject, step=step, before=self.before, with_attention=slow)
+        # Of the weights that were trained; a callback may let other weights be evaluated.
+        ratios = evaluations.update_ratios(subject)
+        subject = replace(subject, before={})
+        self.hooks.before(trainer, module)
         try:
             with self.stop.interrupting(), self.meter.evaluating():
-                values = evaluations.evaluate(subject, self.directory.warn)
-        except Interrupted:
-            ratios = evaluations.update_ratios(subject)
+                values = {**evaluations.evaluate(subject, self.directory.warn), **ratios}
+        except Interrupted as error:
+            self.hooks.broken_off(trainer, module, error)
             self.waiting = {name: float(ratio) for name, ratio in ratios.items()}
             return
-        except evaluations.NotFinite:
+        except evaluations.NotFinite as error:
+            self.hooks.broken_off(trainer, module, error)
             self.diverged = True
             return
+        self.hooks.after(trainer, module, evaluations.numbers_of(values))
+        if trainer.should_stop:
+            self.asked_to_end = self.last = True
         values |= {name: Detail(ratio) for name, ratio in (self.waiting or {}).items()}
         self.waiting = None
         self.before = {}
@@ -258,9 +284,16 @@ class Recorder(Callback):
         if not self.is_finite(module):
             return
         self.directory.update(**self.meter.totals())
-        self.results.board.flush()
+        self.results.flush()
         trainer.save_checkpoint(self.directory.path / "checkpoints/last.ckpt")
         self.schedule.checkpoint_saved()
+
+    def note_logged(self, module: LanguageModule) -> None:
+        """Writes the numbers that callbacks have logged at this step."""
+        if module.logged:
+            numbers = {name: float(value) for name, value in module.logged.items()}
+            module.logged = {}
+            self.results.add_point(self.meter.step, numbers, {})
 
     def keep_matrices(self, module: LanguageModule) -> None:
         """Copies the matrices if an evaluation, which measures their change, comes next."""
@@ -296,9 +329,13 @@ class Recorder(Callback):
 
     def ending(self) -> Ending:
         """Returns the status at the end of the run, and the signal that stopped it."""
-        return Ending(self.status, self.meter.step, self.meter.totals(), self.stop.number)
+        return Ending(
+            self.status, self.meter.step, self.meter.totals(), self.stop.number, self.end_reason
+        )
 
-    def on_train_end(self, *_: object) -> None:
+    def on_train_end(self, trainer: Trainer, module: LanguageModule) -> None:  # type: ignore[override]  # our module
+        if self.asked_to_end:
+            self.end_reason = module.end_reason
         self.close()
 
     def close_finished(self) -> None:

@@ -1,12 +1,11 @@
 """Passes the numbers of a run to its folder, to TensorBoard and to the terminal."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lmlab.catalogue import losses
 from lmlab.inference import evaluations
-from lmlab.runs.board import Board
 from lmlab.runs.code import short
 from lmlab.runs.folder import RunDirectory
 
@@ -14,12 +13,15 @@ from lmlab.runs.folder import RunDirectory
 class Results:
     """Writes the points, evaluations and hyper-parameters of a run.
 
+    `boards` are TensorBoard's `Board` and whatever else has its methods.
     `best` is the lowest val/loss so far, infinity before the first evaluation.
     """
 
-    def __init__(self, directory: RunDirectory, board: Board, best: float = math.inf) -> None:
+    def __init__(
+        self, directory: RunDirectory, boards: Sequence[Any], best: float = math.inf
+    ) -> None:
         self.directory = directory
-        self.board = board
+        self.boards = boards
         self.best = best
 
     def describe(self, keys: Mapping[str, Any]) -> None:
@@ -28,15 +30,31 @@ class Results:
         origin = {
             key: value for key, value in metrics.items() if "/" not in key and key != "status"
         }
-        self.board.show_table("config", keys)
-        self.board.show_table("provenance", origin)
+        for board in self.boards:
+            board.show_table("config", keys)
+            board.show_table("provenance", origin)
 
     def add_point(
         self, step: int, numbers: Mapping[str, float], others: Mapping[str, float]
     ) -> None:
         """Writes a point of the training curves. `others` are written to history.jsonl only."""
         self.directory.record(step=step, **numbers, **others)
-        self.board.show(numbers, step)
+        self.show(numbers, step)
+
+    def show(self, values: Mapping[str, evaluations.Value], step: int) -> None:
+        """Shows values in TensorBoard, and passes them to all loggers."""
+        for board in self.boards:
+            board.show(values, step)
+
+    def flush(self) -> None:
+        """Lets TensorBoard and loggers write what they have."""
+        for board in self.boards:
+            board.flush()
+
+    def close(self) -> None:
+        """Closes TensorBoard's file and ends the loggers."""
+        for board in self.boards:
+            board.close()
 
     def add_evaluation(
         self,
@@ -54,7 +72,7 @@ class Results:
         numbers = evaluations.numbers_of(values)
         texts = evaluations.texts_of(values)
         self.directory.record(step=step, **numbers, **texts)
-        self.board.show(values, step)
+        self.show(values, step)
         as_best: dict[str, float] = {}
         if numbers.get("val/loss", math.inf) < self.best:
             self.best = numbers["val/loss"]
@@ -62,7 +80,7 @@ class Results:
             as_best = {f"best/{name}": value for name, value in numbers.items()}
             as_best["best/step"] = step
         if "val/loss" in numbers:
-            self.board.show({"best/val/loss": self.best}, step)
+            self.show({"best/val/loss": self.best}, step)
         self.directory.update(**totals, **numbers, **as_best)
         measured = dict(numbers)
         if train_loss is not None:
@@ -75,8 +93,9 @@ class Results:
         group = self.directory.metrics.get("group")  # only a sweep's cell has one
         if group is not None and status != "interrupted":
             code = short(self.directory.metrics.get("code_sha256"))
-            self.board.show_hparams(f"{group} {code}", keys, status, step)
-        self.board.close()
+            for board in self.boards:
+                board.show_hparams(f"{group} {code}", keys, status, step)
+        self.close()
 
 
 def line(step: int, numbers: Mapping[str, float], sample: str) -> str:

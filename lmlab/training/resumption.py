@@ -1,10 +1,11 @@
 """Resumes a run: checks its state, restores it, and writes down changed versions."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lmlab import plugins
-from lmlab.config.keys import RunConfig
+from lmlab.config.check import Config
 from lmlab.errors import UserError
 from lmlab.runs.checkpoints import weights_of
 from lmlab.runs.folder import RunDirectory
@@ -37,12 +38,25 @@ def check_plugins(path: Path, metrics: dict[str, Any]) -> None:
         )
 
 
-def is_over(saved: dict[str, Any], run: RunConfig, has_steps: bool) -> bool:
+def is_over(saved: dict[str, Any], config: Config, has_steps: bool) -> bool:
     """Returns whether the checkpoint was saved at the end of the run."""
+    run = config.run
     all_steps_made = not has_steps or saved["step"] == run.max_steps
     if not saved["last"] or "waiting" in saved:
         return False
-    return bool(all_steps_made or is_out_of_time(saved, run.max_minutes))
+    return bool(
+        all_steps_made
+        or is_out_of_time(saved, run.max_minutes)
+        or (saved.get("ended_by_callback") and has_same_companions(saved, config))
+    )
+
+
+def has_same_companions(saved: dict[str, Any], config: Config) -> bool:
+    """Returns whether the keys of callbacks, such as patience, are as they were at a checkpoint."""
+    values: dict[str, Any] = {}
+    for keys in config.companions.values():
+        values |= asdict(keys)
+    return all(saved["config"].get(key) == value for key, value in values.items())
 
 
 def is_out_of_time(saved: dict[str, Any], max_minutes: float | None) -> bool:
@@ -60,6 +74,8 @@ def finished_already(
         line += f", at step {step}"
     if can_go_on and max_minutes is not None and is_out_of_time(saved, max_minutes):
         line += f"; max_minutes={2 * max_minutes:g} would continue it"
+    elif can_go_on and saved.get("ended_by_callback"):
+        line += "; a callback ended it, so another patience= would continue it"
     elif can_go_on:
         line += f"; max_steps={2 * step} would continue it"
     return line

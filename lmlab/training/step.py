@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lmlab.catalogue import NUMBERS
 from lmlab.config.keys import RunConfig
 from lmlab.data.batches import IGNORED
 from lmlab.machine import autocast
@@ -84,6 +85,8 @@ class LanguageModule(PlainHookName):
         self.losses = 0  # that `loss_sum` adds up
         self.batches = 0
         self.grad_norm = torch.zeros(())
+        self.logged: dict[str, Any] = {}  # numbers of callbacks at this step
+        self.end_reason = "a callback ended the run"  # which can say more, if it does so
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Adds a batch's gradients. After `grad_accumulation` batches it makes a gradient step."""
@@ -108,6 +111,15 @@ class LanguageModule(PlainHookName):
             group["lr"] = lr * group.get("lr_scale", 1.0)
         optimizer.step()
         optimizer.zero_grad()
+
+    def log(self, name: str, value: Any) -> None:  # type: ignore[override]  # no more is needed
+        """Notes a number of this step, for history.jsonl, TensorBoard and loggers.
+
+        Callbacks call it. Raises ValueError for the name of one of the lab's own numbers.
+        """
+        if name in NUMBERS or name in ("step", "lr", "grad_norm", "steps", "sample"):
+            raise ValueError(f"{name}: is a number of the lab; a callback needs another name")
+        self.logged[name] = value
 
     def take_loss(self, restart: bool) -> float:
         """Returns the mean loss since the last call with `restart`. It waits for the device.

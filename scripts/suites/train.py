@@ -105,9 +105,9 @@ class Timed(Recorder):
         super().evaluate(trainer, module)
         Timed.lab -= clock()
 
-    def on_train_end(self, *_: object) -> None:
+    def on_train_end(self, trainer: Trainer, module: LanguageModule) -> None:  # type: ignore[override]  # our module
         Timed.lab += clock()
-        super().on_train_end()
+        super().on_train_end(trainer, module)
 
 
 def in_turn(arguments: list[str]) -> tuple[float, float]:

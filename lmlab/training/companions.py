@@ -1,0 +1,129 @@
+"""Builds what takes part in a run beside the model: the callbacks and loggers that are registered."""
+
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.loggers import Logger
+
+from lmlab.catalogue import CALLBACKS, LOGGERS, Choice
+from lmlab.errors import UserError, reason_of
+from lmlab.registry import load
+
+
+def callbacks(keys: Mapping[str, Any]) -> list[Callback]:
+    """Returns the callbacks of a run. `keys` are the values of their keys, by their names."""
+    built = []
+    for name, row in CALLBACKS.items():
+        callback = load(row.builder)(*arguments(row, keys[name]))
+        if callback is not None:
+            built.append(callback)
+    return built
+
+
+def arguments(row: Choice, keys: Any) -> tuple[Any, ...]:
+    """Returns what a builder takes: the values of its keys, or nothing if it has none."""
+    return (keys,) if fields(row.config) else ()
+
+
+def check_states(callbacks: list[Callback]) -> None:
+    """Raises UserError if the state of a callback could not be read back from a checkpoint."""
+    for callback in callbacks:
+        buffer = io.BytesIO()
+        try:
+            torch.save(callback.state_dict(), buffer)
+            buffer.seek(0)
+            torch.load(buffer, weights_only=True)
+        except Exception as error:
+            raise UserError(
+                f"{type(callback).__name__}.state_dict(): holds more than tensors, numbers, texts, "
+                f"lists and dicts, so no checkpoint could be read ({reason_of(error)[:80]})"
+            ) from None
+
+
+class Hooks:
+    """Calls hooks of all callbacks around an evaluation, for which Lightning has no loop here."""
+
+    def __init__(self, callbacks: list[Callback]) -> None:
+        self.callbacks = callbacks
+
+    def before(self, trainer: Trainer, module: Any) -> None:
+        """Says that an evaluation begins."""
+        for callback in self.callbacks:
+            callback.on_validation_start(trainer, module)
+
+    def after(self, trainer: Trainer, module: Any, numbers: Mapping[str, float]) -> None:
+        """Says that an evaluation has ended, with these numbers."""
+        trainer.callback_metrics.update(
+            {k: torch.tensor(v, dtype=torch.float64) for k, v in numbers.items()}
+        )
+        for callback in self.callbacks:
+            callback.on_validation_end(trainer, module)
+
+    def broken_off(self, trainer: Trainer, module: Any, error: BaseException) -> None:
+        """Says that an evaluation was broken off; the resumed run repeats it."""
+        for callback in self.callbacks:
+            callback.on_exception(trainer, module, error)
+
+
+def loggers(
+    path: Path, keys: Mapping[str, Any], warn: Callable[[str], object]
+) -> list["LoggerBoard"]:
+    """Returns the loggers of the run at `path`. One that cannot be made is only a warning."""
+    boards = []
+    for name, row in LOGGERS.items():
+        try:
+            logger = load(row.builder)(path, *arguments(row, keys[name]))
+        except Exception as error:
+            warn(f"the logger {name} cannot be made, and is left out: {reason_of(error)}")
+            continue
+        if logger is not None:
+            boards.append(LoggerBoard(name, logger, warn))
+    return boards
+
+
+class LoggerBoard:
+    """Gives a Lightning logger what TensorBoard gets. If it fails, the run goes on without it."""
+
+    def __init__(self, name: str, logger: Logger, warn: Callable[[str], object]) -> None:
+        self.name = name
+        self.logger: Any = logger
+        self.warn = warn
+
+    def call(self, method: str, *values: Any) -> None:
+        """Calls a method of the logger, unless it has failed before."""
+        if self.logger is None:
+            return
+        try:
+            getattr(self.logger, method)(*values)
+        except Exception as error:
+            self.logger = None
+            self.warn(f"the logger {self.name} failed and ends here: {reason_of(error)}")
+
+    def show(self, values: Mapping[str, float | str | np.ndarray], step: int) -> None:
+        """Passes the numbers among `values`."""
+        numbers = {k: float(v) for k, v in values.items() if isinstance(v, int | float)}
+        if numbers:
+            self.call("log_metrics", numbers, step)
+
+    def show_table(self, name: str, values: Mapping[str, Any]) -> None:
+        """Passes the configuration."""
+        if name == "config":
+            self.call("log_hyperparams", dict(values))
+
+    def show_hparams(self, *_: object) -> None:
+        """Does nothing: the configuration was passed at the start."""
+
+    def flush(self) -> None:
+        """Lets the logger write what it has."""
+        self.call("save")
+
+    def close(self) -> None:
+        """Ends the logger."""
+        self.call("save")
+        self.call("finalize", "success")

@@ -1,0 +1,229 @@
+"""Callbacks and loggers: the lab's own, and those of plug-ins. A resumed run goes on to the bit."""
+
+import csv
+import itertools
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lmlab.commands import evaluate
+from lmlab.commands import train as cli
+from lmlab.runs import checkpoints
+from lmlab.training.callbacks import SkipSpikes
+from tests.conftest import config, history, metrics, refused, weights
+from tests.test_plugins import plugin
+
+LINE = (
+    "model=gpt_nano data=sentence val_fraction=0.2 threads=1 device=cpu precision=32-true batch_size=4 "
+    "warmup_steps=0 log_interval=1 eval_interval=5 checkpoint_interval=5 dropout=0.1 name=x "
+)
+
+
+def stop_after(monkeypatch, steps):
+    """Lets a signal come after so many steps, once."""
+    from lmlab.terminal import StopSignals
+
+    asked = itertools.count(1)
+    came = StopSignals.came.fget
+    monkeypatch.setattr(
+        StopSignals, "came", property(lambda self: came(self) or next(asked) > 2 * steps)
+    )
+
+
+def resumed(train, monkeypatch, line, steps=20):
+    """A run of so many steps, and one that was stopped on the way and resumed."""
+    whole = train(f"{line} max_steps={steps}")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        parted = train(f"{line} max_steps={steps}")
+    assert 0 < metrics(parted)["step"] < steps, metrics(parted)
+    own = [word for word in line.split() if word.startswith("plugin=")]
+    cli.main([f"resume={parted}", *own])
+    assert metrics(parted)["step"] == steps
+    return whole, parted
+
+
+def assert_same(whole, parted, *names):
+    for name in ("val/loss", "train/loss", *names):
+        assert history(whole, name) == history(parted, name), name
+    for checkpoint in ("last", "best"):
+        one, two = weights(whole, checkpoint), weights(parted, checkpoint)
+        assert all(weight.equal(two[key]) for key, weight in one.items())
+
+
+@pytest.mark.parametrize(
+    "keys", ["ema=0.9", "skip_spikes=1.05 gradient_norms=true", "ema=0.8 grad_accumulation=2"]
+)
+def test_a_resumed_run_goes_on_to_the_bit(train, monkeypatch, keys):
+    whole, parted = resumed(train, monkeypatch, f"{LINE} lr=0.03 {keys}", steps=40)
+    assert_same(whole, parted, *["skipped_steps"] * ("skip" in keys))
+
+
+def test_the_averaged_weights_are_evaluated_kept_and_sampled(train, capsys):
+    """In metrics.json, last.ckpt and best.ckpt alike; training goes on with its own weights."""
+    plain = train(f"{LINE} lr=0.03 max_steps=10")
+    run = train(f"{LINE} lr=0.03 max_steps=10 ema=0.9")
+    for name in ("train/loss", "grad_norm"):
+        assert history(run, name) == history(plain, name)
+    assert history(run, "val/loss")[10] != history(plain, "val/loss")[10]
+    evaluate.main([f"run={run}"])
+    found = float(capsys.readouterr().out.split("val/loss")[-1].split()[0])
+    assert found == pytest.approx(metrics(run)["val/loss"], abs=2e-6)
+    saved = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    trained = saved["callbacks"]["Average"]["trained"]
+    loaded = checkpoints.load(plain, "last", "cpu")
+    assert all(one.equal(two) for one, two in zip(trained, loaded.model.parameters(), strict=True))
+
+
+def test_the_mean_is_that_of_its_definition(train):
+    runs = [train(f"{LINE} lr=0.03 max_steps={n} decay_steps=4") for n in (1, 2, 3, 4)]
+    mean = None
+    before = train(f"{LINE} lr=1e-30 min_lr=0 weight_decay=0 max_steps=1")
+    mean = weights(before)["model.head.weight"].double()
+    for step, run in enumerate(runs, start=1):
+        decay = min(0.9, (1 + step) / (10 + step))
+        mean = decay * mean + (1 - decay) * weights(run)["model.head.weight"].double()
+    averaged = train(f"{LINE} lr=0.03 max_steps=4 ema=0.9")
+    torch.testing.assert_close(
+        weights(averaged)["model.head.weight"].double(), mean, atol=1e-6, rtol=0
+    )
+
+
+def test_patience_ends_a_run_and_more_of_it_continues_it(train, capsys):
+    run = train(f"{LINE} lr=1e-30 min_lr=0 weight_decay=0 max_steps=100 patience=2")
+    said = capsys.readouterr().out
+    assert "patience=2: no lower val/loss since: over at step 10 of 100" in said
+    assert (metrics(run)["status"], metrics(run)["step"]) == ("finished", 10)
+    cli.main([f"resume={run}"])
+    assert "finished already, at step 10" in capsys.readouterr().out
+    cli.main([f"resume={run}", "patience=3"])
+    assert (metrics(run)["status"], metrics(run)["step"]) == ("finished", 15)
+
+
+def test_a_spike_is_left_out_and_after_ten_in_a_row_is_the_usual():
+    """A gradient that is no number is a spike, too."""
+    callback = SkipSpikes(2.0)
+    weight = torch.nn.Parameter(torch.zeros(3))
+    run = SimpleNamespace(log_interval=1)
+    logged = {}
+
+    def is_skipped(norm):
+        weight.grad = torch.ones(3)
+        module = SimpleNamespace(
+            grad_norm=torch.tensor(norm),
+            parameters=lambda: [weight],
+            run=run,
+            log=logged.__setitem__,
+        )
+        callback.on_before_optimizer_step(SimpleNamespace(global_step=0), module, None)
+        return weight.grad is None
+
+    assert not any(is_skipped(norm) for norm in (9.0, *[1.0] * 19, 1.9))
+    assert is_skipped(5.0) and is_skipped(float("nan")) and not is_skipped(1.0)
+    assert [is_skipped(7.0) for _ in range(12)] == [True] * 10 + [False] * 2
+    assert logged == {"skipped_steps": 12}
+
+
+def test_the_gradients_norms_are_those_of_the_matrices(train):
+    run = train(f"{LINE} lr=0.003 max_steps=2 gradient_norms=true grad_clip=0")
+    names = [name for name in history_names(run) if name.startswith("gradient/")]
+    total = math.sqrt(sum(history(run, name)[2] ** 2 for name in names))
+    assert total == pytest.approx(history(run, "grad_norm")[2], rel=0.05)
+
+
+def history_names(run):
+    """All names in a run's history."""
+    lines = (run / "history.jsonl").read_text().splitlines()
+    return {name for line in lines for name in json.loads(line)}
+
+
+STATEFUL = """
+    from pytorch_lightning import Callback
+
+    class Keys:
+        shift: float = 0.001
+
+    @lmlab.register.callback("drift", Keys)
+    class Drift(Callback):
+        def __init__(self, config):
+            self.shift = config.shift
+            self.steps = 0
+
+        def on_train_batch_end(self, trainer, module, *_):
+            self.steps += 1
+            module.log("drift", self.steps * self.shift)
+            for weight in module.parameters():
+                weight.data.add_(self.steps * self.shift)
+
+        def state_dict(self):
+            return {"steps": self.steps}
+
+        def load_state_dict(self, state):
+            self.steps = state["steps"]
+    """
+
+
+def test_a_callback_of_ones_own_with_state_and_a_key(train, here, monkeypatch, capsys):
+    name = plugin(here, STATEFUL)
+    line = f"{LINE} plugin={name} lr=0.01 shift=0.002"
+    whole, parted = resumed(train, monkeypatch, line)
+    assert_same(whole, parted, "drift")
+    assert history(whole, "drift")[20] == pytest.approx(0.04)
+    assert config(whole)["shift"] == 0.002
+    cli.main(["--help", f"plugin={name}"])
+    assert "Keys of every run, of drift\n  shift: 0.001" in capsys.readouterr().out
+    cells = train(f"-m {line.replace('shift=0.002', 'shift=0.001,0.002')} max_steps=2 name=s")
+    assert sorted(config(cell)["shift"] for cell in cells) == [0.001, 0.002]
+    refused(capsys, lambda: train(f"{LINE} plugin={name} shift=x"), ["shift=x", "a number"])
+    refused(capsys, lambda: train(f"{LINE} shift=1"), ["shift=1", "there is no key shift"])
+
+
+def test_a_state_that_no_checkpoint_could_give_back_is_refused_at_the_start(train, here, capsys):
+    name = plugin(here, STATEFUL.replace('{"steps": self.steps}', '{"steps": Keys()}'))
+    refused(capsys, lambda: train(f"{LINE} plugin={name}"), ["Drift.state_dict()", "tensors"])
+
+
+def test_a_logger_gets_every_number_that_tensorboard_gets(train, here):
+    name = plugin(
+        here,
+        """
+        from pytorch_lightning.loggers import CSVLogger
+
+        @lmlab.register.logger("csv")
+        def csv(path):
+            return CSVLogger(path, name="", version="csv")
+        """,
+    )
+    run = train(f"{LINE} plugin={name} max_steps=5")
+    with open(run / "csv/metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    for number in ("train/loss", "val/loss"):
+        found = {int(row["step"]): float(row[number]) for row in rows if row[number]}
+        assert found == pytest.approx(history(run, number))
+    assert (run / "csv/hparams.yaml").exists()
+
+
+def test_a_logger_that_fails_is_a_warning(train, here, capsys):
+    name = plugin(
+        here,
+        """
+        class Broken:
+            def log_hyperparams(self, values):
+                raise ConnectionError("no server")
+
+        lmlab.register.logger("broken")(lambda path: Broken())
+        """,
+    )
+    run = train(f"{LINE} plugin={name} max_steps=2")
+    assert metrics(run)["status"] == "finished"
+    assert "warning: the logger broken failed and ends here" in capsys.readouterr().out
+
+
+def test_the_labs_own_callbacks_are_no_part_of_other_runs(train):
+    """Their keys at their defaults change neither the run nor the name of a cell."""
+    run = train(f"{LINE} max_steps=2")
+    saved = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    assert saved["callbacks"] == {}
