@@ -58,6 +58,7 @@ class Plugin:
 
 IMPORTED: dict[str, Plugin] = {}  # by the name of the module
 ACTIVE: list[Plugin] = []
+LASTING = ExitStack()  # those that are active until the process ends
 
 
 def sources(typed: str | None) -> list[Source]:
@@ -133,6 +134,11 @@ def active(named: Sequence[Source]) -> Iterator[None]:
             ACTIVE.append(plugin)
             undo.callback(ACTIVE.remove, plugin)
         yield
+
+
+def activate(named: Sequence[Source]) -> None:
+    """Makes the plug-ins active for as long as this process lives."""
+    LASTING.enter_context(active(named))
 
 
 def imported(source: Source) -> Plugin:

@@ -91,7 +91,7 @@ WRONG = {
     "-m hydra.sweeper.n_trials=3 seed=0,1": ["hydra.sweeper.n_trials=3", "hydra/sweeper=search"],
     "-m hydra.sweeper.params.seed='0,1'": ["hydra.sweeper.params.seed", "key=value,value"],
     "--config-name other": ["--config-name=other", "conf/experiment"],
-    "--config-dir here": ["--config-dir=here", "conf/experiment"],
+    "--config-dir here": ["--config-dir=here", "is no folder"],
     "--experimental-rerun foo": ["--experimental-rerun=foo"],
     "--resolve": ["--resolve", "--cfg job"],
     "-m 'seed=range(3,0)'": ["seed=range(3,0): has no values"],
@@ -142,7 +142,6 @@ WRONG = {
     # of sweeps
     "=2": ["=2", "needs a key"],
     f"seed={'1' * 5000}": ["seed=111", "key=value"],
-    "-sc install=bash": ["--shell-completion"],
     "--package model": ["--package=model", "--cfg job"],
     f"name={'x' * 201}": ["name=xxx", "201 characters"],
     "n_layer=null": ["n_layer=null", "a whole number"],

@@ -40,7 +40,7 @@ def literal(argument: str) -> str:
     elif key == "path":
         is_quoted = is_no_override(argument)
     else:
-        is_quoted = key in ("resume", "replay", "init_from", "plugin")
+        is_quoted = key in ("resume", "replay", "init_from", "plugin", "out")
     if not is_quoted:
         return argument
     escaped = re.sub(r"\\*'|\\+$", lambda match: "".join(f"\\{c}" for c in match[0]), text)

@@ -1,27 +1,36 @@
-"""Makes the choices of a person's own exist while a command runs: those of plugin=."""
+"""Makes the choices of a person's own exist while a command runs: of plugin= and --config-dir."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
+from pathlib import Path
 
 from lmlab import plugins
 from lmlab.catalogue import PathText
 from lmlab.config.check import check_value
+from lmlab.config.conf_files import ADDED, check_added
 from lmlab.config.keys import check_own_keys
 from lmlab.config.overrides import parse
-from lmlab.registry import importing
+from lmlab.registry import forget, importing
 
 Command = Callable[[list[str]], object]
 
 
 @contextmanager
-def own_choices(plugin: str | None) -> Iterator[None]:
+def own_choices(plugin: str | None, config_dir: str | None = None) -> Iterator[None]:
     """A context in which the choices of the plug-ins exist that `plugin` names, and the installed.
 
-    Raises UserError.
+    So do the recipes, presets and files of groups in the folder `config_dir`. Raises UserError.
     """
     sources = plugins.sources(plugin)
     with ExitStack() as stack:
+        if config_dir is not None:
+            folder = Path(config_dir).expanduser()
+            check_added(folder)
+            ADDED.append(folder.absolute())
+            stack.callback(forget)
+            stack.callback(ADDED.clear)
+            forget()
         if sources:
             with importing():
                 stack.enter_context(plugins.active(sources))

@@ -20,10 +20,11 @@ from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from lmlab import files
+from lmlab import files, plugins
 from lmlab.commands.continued import inherited, literal, repeated
 from lmlab.commands.options import help_page
 from lmlab.commands.own_choices import own_choices, typed_plugin
+from lmlab.config import conf_files
 from lmlab.config.check import ELSEWHERE
 from lmlab.config.conf_files import CONF
 from lmlab.config.overrides import (
@@ -71,9 +72,13 @@ def main(argv: list[str] | None = None) -> Path | None:
     with ONE_BY_ONE, ExitStack() as stack:
         with one_line_errors():
             given = [literal(argument) for argument in args.overrides if argument != NO_RECIPE]
-            stack.enter_context(own_choices(typed_plugin(given)))
+            stack.enter_context(own_choices(typed_plugin(given), args.config_dir))
         if args.help:
             print(help_page(), flush=True)  # here, where a closed pipe is quiet
+            return None
+        if args.shell_completion:
+            with arguments_as_before():
+                complete(argv)
             return None
         with lasting_output(), arguments_as_before():
             return obey(args, argv, given)
@@ -107,7 +112,7 @@ def obey(args: Namespace, argv: list[str], given: list[str]) -> Path | None:
         asked = checked(overrides, args.multirun)
     first, _ = asked.runs[0]
     same_code = first.sweep is not None and first.sweep.same_code
-    sweep = Sweep(asked.name, command, tuple(added), asked.swept, same_code)
+    sweep = Sweep(asked.name, command, tuple(added), asked.swept, same_code, first.run.out)
     if args.multirun and not args.cfg and not args.info:
         run_sweep(asked, sweep, flags, overrides)
         return sweep.folder
@@ -128,15 +133,14 @@ def flag_parser() -> ArgumentParser:
 
 def refuse_hydras_files(args: Namespace) -> None:
     """Raises UserError for flags of Hydra that name other files, which the lab would not read."""
-    for name in ("config_name", "config_path", "config_dir", "experimental_rerun"):
+    for name in ("config_name", "config_path", "experimental_rerun"):
         value = getattr(args, name)
         if value is not None:
             flag = name.replace("_", "-")
             raise UserError(
-                f"--{flag}={value}: has no effect here; a recipe is a file in conf/experiment"
+                f"--{flag}={value}: has no effect here; a recipe is a file in conf/experiment, or in "
+                "the folder experiment/ of --config-dir"
             )
-    if args.shell_completion:
-        raise UserError("--shell-completion: cannot be installed here; --help lists all keys")
     if args.resolve and not args.cfg:
         raise UserError("--resolve: needs --cfg job")
     if args.package:
@@ -155,6 +159,12 @@ def refuse_flags(message: str) -> None:
         name = name.replace("-", "_")
         hint = f"; keys are written without dashes: {ELSEWHERE.get(name, name)}={value or '…'}"
     refuse(f"{message}{hint}")
+
+
+def complete(argv: list[str]) -> None:
+    """Lets Hydra print what a shell needs to complete keys and choices, or their completions."""
+    sys.argv = [sys.argv[0] or "train.py", *argv]
+    hydra.main(config_path=str(CONF), config_name=primary(), version_base="1.3")(print)()
 
 
 def run_hydra(task: "Task", flags: list[str], overrides: list[str]) -> None:
@@ -197,6 +207,18 @@ class Task:
         self.path: Path | None = None  # the folder of a single run
         self.unrecorded: list[str] = []  # cells whose failure could not be written, and why
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns what a job of another machine needs: the person's own choices with it."""
+        return vars(self) | {"survey": None, "own": (plugins.active_sources(), conf_files.ADDED)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Makes the person's own choices exist in the process of the job, until it ends."""
+        sources, folders = state.pop("own")
+        vars(self).update(state)
+        conf_files.ADDED[:] = folders
+        plugins.activate(sources)
+        primary()
+
     def __call__(self, composed: DictConfig) -> Cell | None:
         """Trains one run. In a sweep it returns the cell, or None if the cell cannot be run."""
         job = HydraConfig.get()
@@ -210,7 +232,7 @@ class Task:
                 from lmlab.training import experiment, preparation
             config = machine.resolve(config)
             start = preparation.load_start(config.run.init_from)
-            path = Path("outputs", config.run.name, timestamp())
+            path = Path(config.run.out).expanduser() / config.run.name / timestamp()
             with memory_errors():
                 status, self.path = experiment.run(config, path, self.sweep.command, start)
         if status == "diverged":

@@ -92,6 +92,23 @@ def place_of(group: str, name: str, text: str) -> str:
     return f"{shown_name(group, name)}: line {number}: {text}"
 
 
+def check_added(folder: Path) -> None:
+    """Raises UserError if a folder of --config-dir has nothing to add, or a file that is not read."""
+    typed = f"--config-dir={folder}"
+    groups = [*GROUP_MARKERS, "hydra/launcher", "hydra/sweeper"]
+    if not folder.is_dir():
+        raise UserError(f"{typed}: is no folder")
+    if not any((folder / group).is_dir() for group in groups):
+        raise UserError(f"{typed}: has none of the folders {', '.join(groups)}")
+    for path in sorted(folder.rglob("*.yaml")):
+        name = path.relative_to(folder)
+        group = next((group for group in groups if Path(group) in name.parents), None)
+        if group is None:
+            raise UserError(f"{path}: is not read; files are in the folders {', '.join(groups)}")
+        if (CONF / name).exists():
+            raise UserError(f"{path}: the lab has a file of this name; it needs another one")
+
+
 def check_nodes(node: yaml.Node | None, shown: str, group: str) -> None:
     """Raises UserError if the parsed file is not a flat mapping of different keys."""
     if node is None:

@@ -47,6 +47,7 @@ class RunConfig:
     """The keys of every run."""
 
     name: Annotated[str, UNTOUCHING, OF_THE_RUN, ONCE, Follows("model")]
+    out: Annotated[PathText, UNTOUCHING, OF_THE_RUN, ONCE, Neutral("outputs")]
     seed: Annotated[int, "[0, 4294967296)", OF_THE_RUN]
     threads: Annotated[int, "[1, 1024]"] | None
     compile: Annotated[bool | None, CHANGEABLE, STEPWISE, Neutral(False)]

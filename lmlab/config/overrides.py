@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lmlab.catalogue import ONCE
 from lmlab.config.check import Config, build, check_key, check_value, from_flat
-from lmlab.config.conf_files import CONF, names_in
+from lmlab.config.conf_files import ADDED, CONF, names_in
 from lmlab.config.keys import (
     CHOICES,
     SETTINGS,
@@ -155,6 +155,8 @@ def check_hydra(override: Override, searching: bool) -> None:
         )
     if key in ("hydra/launcher", "hydra/sweeper"):
         check_value(key, override.value(), str)
+    if key in ("hydra.run.dir", "hydra.sweep.dir"):
+        raise UserError(f"{override.input_line}: has no effect here; out=… says where runs go")
     used = ("hydra/launcher", "hydra.launcher.", "hydra/sweeper", "hydra.sweeper.")
     if is_hydras(override) and not key.startswith(used):
         raise UserError(
@@ -364,7 +366,9 @@ def compose(overrides: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str],
     """
     try:
         with initialized():
-            composed = hydra.compose(primary(), list(overrides), return_hydra_config=True)
+            composed = hydra.compose(
+                primary(), [*overrides, *search_path()], return_hydra_config=True
+            )
             values: Any = OmegaConf.to_container(composed)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         # Hydra goes on to recommend +key=…, which the lab refuses.
@@ -377,6 +381,12 @@ def compose(overrides: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str],
         raise UserError(reason.rstrip(". \n") + hint) from None
     settings = values.pop("hydra")
     return values, settings["runtime"]["choices"], settings
+
+
+def search_path() -> list[str]:
+    """Returns the override with which Hydra also looks into the folder of --config-dir, if any."""
+    folders = [f"'file://{folder.absolute()}'" for folder in ADDED]
+    return [f"hydra.searchpath=[{','.join(folders)}]"] if folders else []
 
 
 def primary() -> str:

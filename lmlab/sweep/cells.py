@@ -54,6 +54,7 @@ class Sweep:
 
     `added` are the overrides that come from init_from=, not from the user. `swept` are the keys
     with several values. `same_code` says that it does not matter which code has made a cell.
+    `out` is the folder of all runs and sweeps.
     """
 
     name: str
@@ -61,13 +62,14 @@ class Sweep:
     added: tuple[str, ...] = ()
     swept: tuple[str, ...] = ()
     same_code: bool = False
+    out: str = "outputs"
     library: Path = LIBRARY
     """The library of the command; each process that runs a cell must have imported the same."""
 
     @property
     def folder(self) -> Path:
         """The folder of the sweep, in which each cell has its own."""
-        return Path("outputs", "sweeps", self.name)
+        return Path(self.out).expanduser() / "sweeps" / self.name
 
     @property
     def own(self) -> Path:

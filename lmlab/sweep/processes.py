@@ -17,10 +17,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from multiprocessing import connection, parent_process, util
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from lmlab import files, plugins
+from lmlab.config import conf_files
 from lmlab.errors import UserError
 from lmlab.runs.code import LIBRARY
 from lmlab.sweep.cells import Busy, Cell
@@ -126,7 +128,7 @@ def start(
     content = pickle.dumps(arguments)
     process = server().Process(
         target=begin,
-        args=(target, plugins.active_sources(), content, *inherited),
+        args=(target, plugins.active_sources(), conf_files.ADDED, content, *inherited),
         daemon=bool(inherited),
     )
     with without_main():
@@ -137,10 +139,15 @@ def start(
 def begin(
     target: Callable[..., None],
     sources: list[plugins.Source],
+    folders: list[Path],
     content: bytes,
     *inherited: connection.Connection,
 ) -> None:
-    """Calls `target` in the new process, with the plug-ins of the process that started it."""
+    """Calls `target` in the new process, with the plug-ins of the process that started it.
+
+    `folders` is that of --config-dir, if there is one.
+    """
+    conf_files.ADDED[:] = folders
     with plugins.active(sources):
         target(*inherited, *pickle.loads(content))
 

@@ -5,6 +5,7 @@ The page, report.html, needs no other file.
 
 import math
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from datetime import datetime
@@ -219,7 +220,8 @@ def write(table: pd.DataFrame, folder: Path, title: str) -> None:
 
 def show_places(folder: Path) -> None:
     """Prints where the files of `write` are, and the command that shows the curves."""
-    print(f"\nreport        {folder / 'report.html'}\ncurves        tensorboard --logdir {folder}")
+    print(f"\nreport        {folder / 'report.html'}")
+    print(f"curves        tensorboard --logdir {shlex.quote(str(folder))}")
 
 
 def markdown(table: pd.DataFrame, board: pd.DataFrame) -> str:

@@ -290,7 +290,9 @@ def say_results(
             f"(stopped before all results were there; to add them: {resume_command(directory)})"
         )
     directory.say(summary.results(directory.metrics, ending.status, sample))
-    directory.say(summary.whereabouts(directory.path))
+    directory.say(
+        summary.whereabouts(directory.path, directory.metrics.get("config/out", "outputs"))
+    )
 
 
 def final_sample(directory: RunDirectory, subject: Subject) -> str:

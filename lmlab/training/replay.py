@@ -22,7 +22,7 @@ def replay(path: Path, config: Config, command: str) -> bool:
         steps = max((step for step, *_ in before), default=1)
         run = replace(config.run, max_steps=max(1, steps), max_minutes=None)
         config = replace(config, run=run)
-    new_path = Path("outputs", config.run.name, timestamp())
+    new_path = Path(config.run.out).expanduser() / config.run.name / timestamp()
     config = machine.resolve(config)
     start = load_start(config.run.init_from)
     _, new_path = experiment.run(config, new_path, command, start, sha256)

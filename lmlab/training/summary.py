@@ -1,5 +1,6 @@
 """The tables that a run prints at its start and at its end."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -72,10 +73,10 @@ def number(metrics: Mapping[str, Any], name: str) -> str:
     return f"{value:.4f}"
 
 
-def whereabouts(path: Path) -> str:
+def whereabouts(path: Path, out: str) -> str:
     """Returns the lines that show the run's folder and the commands to look at the run."""
     return (
-        f"\nsaved in      {path}\ncurves        tensorboard --logdir outputs\n"
+        f"\nsaved in      {path}\ncurves        tensorboard --logdir {shlex.quote(out)}\n"
         f"more samples  {command('sample', run=path)}"
     )
 
