@@ -21,7 +21,7 @@ from tensorboard.util.tensor_util import make_ndarray
 
 from lmlab.runs import folder as runs
 from lmlab.sweep.processes import server
-from tests.conftest import metrics
+from tests.conftest import ROOT, metrics
 from tests.victim import child
 
 # a process starts in a second, so a run of few small steps is as good to stop and takes half as
@@ -38,6 +38,8 @@ RUNS = {
     + "model=modern n_layer=1 n_head=2 n_embd=32 block_size=32 dropout=0.2 optimizer=muon "
     "grad_accumulation=2 schedule=linear hold_steps=5",
 }
+PLUGINS = f"plugin={ROOT / 'examples/my_lab.py'},{ROOT / 'tests/drift_lab.py'}"
+RUNS["plugin"] = f"{COMMON} {PLUGINS} model=rnn n_embd=16 data=recipes block_size=16 ema=0.9"
 TIMINGS = {"tokens_per_second", "train_seconds"}
 STARTING = threading.Lock()
 POINTS = [
@@ -90,10 +92,15 @@ def undisturbed(start, tmp_path_factory):
     return undisturbed
 
 
+def resumed(run, kind):
+    """The command that resumes a run; without its plug-ins it cannot be."""
+    return f"resume={run} {PLUGINS}" if kind == "plugin" else f"resume={run}"
+
+
 def finish(start, folder, kind, run=None):
     """What a person does after a stop: resume, or if nothing was there yet, start again."""
     run = run or next((path.parent for path in folder.glob("outputs/x/*/config.yaml")), None)
-    process = start(folder, f"resume={run}" if run else RUNS[kind])
+    process = start(folder, resumed(run, kind) if run else RUNS[kind])
     assert exit_status(process) == 0, (folder / "out.txt").read_text()
     return run or next(path.parent for path in folder.glob("outputs/x/*/config.yaml"))
 
@@ -177,7 +184,7 @@ def test_so_does_one_at_any_moment(start, undisturbed, tmp_path, request):
     """python -m pytest tests/test_resume.py --kills 20"""
     moments = random.Random(0)
     kills = request.config.getoption("--kills")
-    kinds = RUNS if kills > 1 else ["modern"]
+    kinds = RUNS if kills > 1 else ["plugin"]
     for kind, n in itertools.product(kinds, range(kills)):
         run, seconds = undisturbed(kind)
         folder = tmp_path / f"{kind}-{n}"
