@@ -10,10 +10,12 @@ import pytest
 from lmlab.commands import train as cli
 from tests.conftest import ROOT, script, working_in
 
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = (ROOT / "README.md").read_text()
 COMMANDS = [
     line.split("  #")[0].strip()
-    for block in re.findall(r"```sh\n(.*?)```", README, re.S)
+    for page in PAGES
+    for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.S)
     for line in block.splitlines()
     if line.strip()
 ]
@@ -28,6 +30,11 @@ def folder(short_texts, tmp_path_factory):
     """A folder in which several runs were trained."""
     with working_in(tmp_path_factory.mktemp("readme")) as folder:
         shutil.copytree(ROOT / "examples", folder / "examples")
+        for name in ("experiment/e.yaml", "model/mine.yaml"):
+            path = folder / "mine" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lines = ("# @package _global_", "# Mine.", "defaults: [gpt_nano]", "n_layer: 1")
+            path.write_text("\n".join([*lines[:2], *lines[2:] * ("model" in name)]))
         (folder / "my.txt").write_text("The text of somebody else, long enough. " * 50)
         for line in ("model=bigram", "model=gpt_nano name=gpt", "model=gpt_nano name=pydoc"):
             cli.main(f"{line} max_steps=1 threads=1".split())
@@ -93,7 +100,7 @@ def test_the_map_of_the_house_names_every_file():
 EXAMPLES = {"rnn", "gpt_tiny", "lion", "recipes", "count", "name"}  # what a reader might add
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "LEARN.md"])
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "LEARN.md", "docs/extending.md"])
 def test_files_that_a_page_names_exist(page):
     names = re.findall(r"`((?:lmlab|scripts|conf|tests|docs)/[\w/.]+)`", (ROOT / page).read_text())
     missing = {name for name in names if not (ROOT / name).exists()}
