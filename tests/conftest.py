@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -22,6 +23,8 @@ settings.register_profile(
     "lab", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("lab")
+# Two tests run at once, and more threads than cores are far slower. torch reads it when imported.
+os.environ["OMP_NUM_THREADS"] = "1"
 ROOT = Path(__file__).parent.parent
 NANO = (
     "model=gpt_nano threads=1 batch_size=4 max_steps=4 eval_interval=2 log_interval=1 device=cpu "
@@ -32,9 +35,7 @@ NANO = (
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
     """A cache of the tests' own, with a text in the place of tiny-shakespeare."""
-    import torch  # not above: pytest's own process, which runs no test, would import it, too
-
-    from lmlab.data import corpora
+    from lmlab.data import corpora  # not above: pytest's own process would import torch, too
 
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("cache")
@@ -45,7 +46,6 @@ def cache(tmp_path_factory):
         patch.setattr("torch.backends.mps.is_available", lambda: False)
         text = "First Citizen:\nBefore we proceed any further, hear me speak.\n\n" * 60
         (folder / "tinyshakespeare.txt").write_text(text)
-        torch.set_num_threads(1)  # two tests run at once; more threads than cores are far slower
         patch.setattr(corpora, "SHAKESPEARE_SHA256", files.sha256(text.encode()))
         patch.setattr(
             "lmlab.inference.references.ORDERS", range(2, 4)
