@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,7 +36,9 @@ class Source:
     typed: str
     module: str
     files: tuple[tuple[str, bytes], ...]
-    is_file: bool
+    is_file: bool = False
+    is_installed: bool = False
+    """Whether nobody typed it: a package has it as an entry point."""
 
     @property
     def sha256(self) -> str:
@@ -66,7 +68,9 @@ def sources(typed: str | None) -> list[Source]:
 
     Those that are installed come first. Raises UserError if there is no such file or module.
     """
-    found = [module_source(entry.name, entry.module) for entry in entry_points(group=GROUP)]
+    found = []
+    for entry in entry_points(group=GROUP):
+        found.append(replace(module_source(entry.name, entry.module), is_installed=True))
     for name in (typed or "").split(","):
         if name.strip():
             found.append(source_of(name.strip()))
@@ -102,7 +106,7 @@ def module_source(typed: str, module: str) -> Source:
     for folder in spec.submodule_search_locations or ():
         paths = sorted(Path(folder).rglob("*.py"))
     contents = tuple((str(path), path.read_bytes()) for path in paths)
-    return Source(typed, module, contents, is_file=False)
+    return Source(typed, module, contents)
 
 
 @contextmanager
@@ -161,7 +165,7 @@ def imported(source: Source) -> Plugin:
             raise
         show(error)
         raise UserError(
-            f"plugin={source.typed}: cannot be imported ({reason_of(error)}){hint(error)}"
+            f"plugin={source.typed}: cannot be imported ({reason_of(error)}){hint(error, source)}"
         ) from None
     IMPORTED[source.module] = plugin
     return plugin
@@ -188,9 +192,10 @@ def taken_out(name: str) -> dict[str, ModuleType]:
     return found
 
 
-def hint(error: Exception) -> str:
+def hint(error: Exception, source: Source) -> str:
     """Returns what to do if a plug-in that is a file imports a file beside it."""
-    if isinstance(error, ModuleNotFoundError) and Path(f"{error.name}.py").exists():
+    folder = Path(source.files[0][0]).parent
+    if isinstance(error, ModuleNotFoundError) and (folder / f"{error.name}.py").exists():
         return "; a plug-in of several files is a package, plugin=my_package"
     return ""
 
@@ -220,5 +225,6 @@ def sha256() -> str | None:
 
 
 def names() -> str | None:
-    """Returns the names of the active plug-ins as plugin= takes them, or None without any."""
-    return ",".join(plugin.source.typed for plugin in ACTIVE) or None
+    """Returns the active plug-ins that were typed, as plugin= takes them, or None without any."""
+    typed = [plugin.source.typed for plugin in ACTIVE if not plugin.source.is_installed]
+    return ",".join(typed) or None

@@ -153,12 +153,11 @@ def as_dataclass(config: type, place: str) -> type:
     """Returns a class of keys as a frozen dataclass. Raises UserError for a type without meaning."""
     if "__dataclass_params__" not in vars(config):
         config = dataclass(frozen=True, kw_only=True)(config)
-    for key, hint in get_type_hints(config, include_extras=True).items():
-        if get_origin(hint) is not None and "ClassVar" in str(get_origin(hint)):
-            continue
-        if key in {one.name for one in dataclasses.fields(config)} and not is_kind(hint):
+    hints = get_type_hints(config, include_extras=True)
+    for one in dataclasses.fields(config):
+        if not is_kind(hints[one.name]):
             raise UserError(
-                f"{place}: {config.__name__}.{key}: its type cannot be checked; allowed are int, "
+                f"{place}: {config.__name__}.{one.name}: its type cannot be checked; allowed are int, "
                 "float, bool, str, Literal[…], these or None, and Annotated[int, '[1, 100]']"
             )
     return config

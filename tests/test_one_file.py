@@ -250,7 +250,7 @@ def test_a_callback_notes_the_entropy_of_each_head_every_fifty_steps(here, train
     assert found[50] == pytest.approx(uniform, rel=0.1)
 
 
-def test_an_installed_package_is_active_without_being_typed(here, train, monkeypatch):
+def test_an_installed_package_is_active_without_being_typed(here, train, monkeypatch, capsys):
     """By its entry point; the run notes the hash of its code."""
     (here / "their_lab.py").write_text(
         "import lmlab\nlmlab.register.preset('model', 'theirs', 'gpt_nano', n_layer=1)\n"
@@ -261,3 +261,8 @@ def test_an_installed_package_is_active_without_being_typed(here, train, monkeyp
     assert metrics(run)["plugin_sha256"] and metrics(run)["config/plugin"] is None
     cli.main([f"resume={run}", "max_steps=2"])
     assert metrics(run)["step"] == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(plugins, "entry_points", lambda group: [])
+        earlier = train(f"{LINE} model=bigram max_steps=1")
+    cli.main([f"resume={earlier}", "max_steps=2"])  # made before the package was installed
+    assert metrics(earlier)["step"] == 2 and "plugin=" not in capsys.readouterr().out

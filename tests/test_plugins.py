@@ -275,3 +275,20 @@ def test_a_search_for_ones_own_number_prunes_by_it(lab, train):
     assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 5 + ["PRUNED"]
     run = lab / "outputs/sweeps/s" / study.trials[-1].user_attrs["folder"]
     assert study.trials[-1].intermediate_values == {5: metrics(run)["val/accuracy"]}
+
+
+def test_a_plugin_in_a_recipe_is_refused(lab, capsys):
+    """A person names code; a file does not."""
+    (lab / "mine/experiment").mkdir(parents=True)
+    (lab / "mine/experiment/e.yaml").write_text("# @package _global_\n\nplugin: my_lab.py\n")
+    line = ["--config-dir=mine", "experiment=e"]
+    refused(capsys, lambda: cli.main(line), ["line 3", "plugin", "belongs on the command line"])
+
+
+def test_a_file_beside_a_plugin_is_for_packages(here, capsys):
+    (here / "far").mkdir()
+    (here / "far/helper.py").write_text("")
+    name = plugin(here / "far", "import helper")
+    with pytest.raises(SystemExit):
+        cli.main([f"plugin=far/{name}"])
+    assert "a plug-in of several files is a package" in capsys.readouterr().err

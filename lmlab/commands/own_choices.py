@@ -8,10 +8,10 @@ from pathlib import Path
 from lmlab import plugins
 from lmlab.catalogue import PathText
 from lmlab.config.check import check_value
-from lmlab.config.conf_files import ADDED, check_added
+from lmlab.config.conf_files import add_folders, check_added
 from lmlab.config.keys import check_own_keys
 from lmlab.config.overrides import parse
-from lmlab.registry import forget, importing
+from lmlab.registry import importing
 
 Command = Callable[[list[str]], object]
 
@@ -27,10 +27,8 @@ def own_choices(plugin: str | None, config_dir: str | None = None) -> Iterator[N
         if config_dir is not None:
             folder = Path(config_dir).expanduser()
             check_added(folder)
-            ADDED.append(folder.absolute())
-            stack.callback(forget)
-            stack.callback(ADDED.clear)
-            forget()
+            add_folders([folder.absolute()])
+            stack.callback(add_folders, [])
         if sources:
             with importing():
                 stack.enter_context(plugins.active(sources))

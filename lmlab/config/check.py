@@ -33,8 +33,8 @@ class Config:
 
     `choices` maps each group, and "experiment", to the chosen name; `model`, `data`, `device` and
     `optimizer` hold the values of the keys of that choice, `run` the values of all other keys.
-    `companions` holds those of callbacks and loggers, by their names. `sweep` is None for a configuration that was read from a run's folder. `bases` has
-    an entry for each group in which that folder names a preset: the choice that it builds on.
+    `companions` holds those of callbacks and loggers, by their names. `sweep` is None for a
+    configuration that was read from a run's folder. `bases` has an entry for each group in which that folder names a preset: the choice that it builds on.
     """
 
     choices: dict[str, str]

@@ -12,7 +12,7 @@ import yaml
 
 from lmlab.catalogue import GROUP_MARKERS, VALUES
 from lmlab.errors import UserError
-from lmlab.registry import remembered
+from lmlab.registry import forget, remembered
 
 CONF = Path(__file__).parent.parent.parent / "conf"
 HEADER = "# @package _global_"
@@ -90,6 +90,12 @@ def place_of(group: str, name: str, text: str) -> str:
     lines = text_of(group, name).splitlines()
     number = next((i for i, line in enumerate(lines, 1) if text in line), 1)
     return f"{shown_name(group, name)}: line {number}: {text}"
+
+
+def add_folders(folders: list[Path]) -> None:
+    """Lets the files in these folders, that of --config-dir or none, be read beside those in conf/."""
+    ADDED[:] = folders
+    forget()
 
 
 def check_added(folder: Path) -> None:

@@ -149,11 +149,13 @@ def keys_of(config: type) -> list[str]:
     return [field.name for field in fields(config)]
 
 
+@remembered
 def companions() -> dict[str, type[Any]]:
     """Returns the classes of the keys of all callbacks and loggers, by their names."""
     return {name: row.config for name, row in (CALLBACKS | LOGGERS).items()}
 
 
+@remembered
 def companion_keys() -> dict[str, Any]:
     """Returns the keys of all callbacks and loggers, each with its default."""
     keys: dict[str, Any] = {}

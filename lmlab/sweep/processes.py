@@ -147,7 +147,7 @@ def begin(
 
     `folders` is that of --config-dir, if there is one.
     """
-    conf_files.ADDED[:] = folders
+    conf_files.add_folders(folders)
     with plugins.active(sources):
         target(*inherited, *pickle.loads(content))
 

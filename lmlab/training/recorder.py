@@ -25,9 +25,8 @@ from lmlab.training.step import LanguageModule
 
 PICTURES = 5  # of attention, after the one of step 0
 
-Watch = Callable[
-    [int, Mapping[str, float]], bool
-]  # from step and numbers: whether the run shall continue
+# From a step and the numbers of its evaluation: whether the run shall continue.
+Watch = Callable[[int, Mapping[str, float]], bool]
 
 
 @dataclass(frozen=True)
@@ -248,7 +247,7 @@ class Recorder(Callback):
         slow = self.last or self.schedule.draws_attention(step)
         subject = replace(self.subject, step=step, before=self.before, with_attention=slow)
         # Of the weights that were trained; a callback may let other weights be evaluated.
-        ratios = evaluations.update_ratios(subject)
+        ratios = self.update_ratios(subject)
         subject = replace(subject, before={})
         self.hooks.before(trainer, module)
         try:
@@ -278,6 +277,14 @@ class Recorder(Callback):
         )
         if self.watch and not self.last:
             self.pruned = not self.watch(step, numbers)
+
+    def update_ratios(self, subject: Subject) -> Mapping[str, Any]:
+        """Returns how much the last step changed each matrix. A failure is only a warning."""
+        try:
+            return evaluations.update_ratios(subject)
+        except Exception as error:
+            self.directory.warn(f"no update_ratio of this step: {reason_of(error)}")
+            return {}
 
     def save(self, trainer: Trainer, module: LanguageModule) -> None:
         """Saves last.ckpt, from which the run can resume without any difference."""

@@ -26,8 +26,11 @@ def check_resumable(path: Path, metrics: dict[str, Any], saved: dict[str, Any] |
 
 
 def check_plugins(path: Path, metrics: dict[str, Any]) -> None:
-    """Raises UserError if a run was made with plug-ins and none is active, or the other way."""
-    if metrics.get("plugin_sha256") and plugins.names() is None:
+    """Raises UserError if a run was made with plug-ins and none is active, or the other way.
+
+    A package that was installed since then is no reason: it cannot be left out.
+    """
+    if metrics.get("plugin_sha256") and plugins.sha256() is None:
         named = metrics.get("config/plugin") or "the installed one"
         raise UserError(
             f"resume={path}: the run was made with plugin={named}, which takes part in it; name it"
