@@ -7,7 +7,7 @@ import textwrap
 import optuna
 import pytest
 
-from lmlab import catalogue, plugins
+from lmlab import catalogue, files, plugins
 from lmlab.commands import compare, evaluate, explain, sample
 from lmlab.commands import train as cli
 from lmlab.config.keys import choices_of
@@ -164,6 +164,10 @@ FAULTS = {
         "class C(lmlab.ModelConfig):\n    lr: float = 1.0\n    seed: int = 1\nlmlab.register.model('m', C)(print)",
         ["C.seed: there is such a key already, of the run"],
     ),
+    "a key of an optimizer": (
+        "class C(lmlab.ModelConfig):\n    momentum: float = 0.5\nlmlab.register.model('m', C)(print)",
+        ["momentum: there is such a key already", "needs another name"],
+    ),
     "the keys of another model": (
         "from lmlab.catalogue import BigramConfig\nlmlab.register.model('m', BigramConfig)(print)",
         ["BigramConfig is the class of the keys of bigram"],
@@ -292,3 +296,11 @@ def test_a_file_beside_a_plugin_is_for_packages(here, capsys):
     with pytest.raises(SystemExit):
         cli.main([f"plugin=far/{name}"])
     assert "a plug-in of several files is a package" in capsys.readouterr().err
+
+
+def test_a_folder_whose_plugin_has_a_name_of_odd_bytes_is_one_line(train, here):
+    run = train("model=bigram data=sentence val_fraction=0.2 block_size=8 " + QUICK)
+    content = (run / "config.yaml").read_bytes().replace(b"plugin: null", b"plugin: \xff\xfe.py")
+    files.write_sealed(run / "config.yaml", content)
+    with pytest.raises(UserError, match=r"config\.yaml"):
+        sample.main([f"run={run}"])

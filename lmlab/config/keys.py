@@ -167,7 +167,7 @@ def companion_keys() -> dict[str, Any]:
 def check_own_keys() -> None:
     """Raises UserError if a key that a plug-in adds is one of the lab's, or of another part.
 
-    Models may share keys with other models, optimizers with other optimizers.
+    Models may share keys with other models, and optimizers with other optimizers.
     """
     owners: dict[str, str] = dict.fromkeys(CHOICES, "group")
     owners |= dict.fromkeys((*keys_of(RunConfig), *keys_of(SweepConfig)), "run")
@@ -176,7 +176,7 @@ def check_own_keys() -> None:
     for part, config in parts:
         for key in keys_of(config):
             owner = owners.setdefault(key, part)
-            if owner != part and {part, owner} != {"optimizer", "model"}:
+            if owner != part:
                 raise UserError(
                     f"{config.__name__}.{key}: there is such a key already, of the {owner}; it "
                     "needs another name"

@@ -263,7 +263,7 @@ def read_config(path: Path, name: str = "config.yaml") -> Config:
         why = f"{path / name}: {' '.join(str(error).split())}"
         named = re.search(rb"^plugin: (?!null)(.+)$", content, re.MULTILINE)
         if named and plugins.names() is None:
-            why += f"; the run was made with plugin={named[1].decode()}, name it"
+            why += f"; the run was made with plugin={named[1].decode(errors='replace')}, name it"
         raise UserError(why) from None
 
 

@@ -39,9 +39,8 @@ LABEL = 150  # characters of a label in a folder's name
 SETTLED = 10  # seconds after which no second change of a folder can have the same time
 LISTED: dict[Path, tuple[int, dict[str, Path]]] = {}  # when each sweep's folder changed; its cells
 
-Watch = Callable[
-    [int, Mapping[str, float]], bool
-]  # from step and numbers: whether the cell shall continue
+# From a step and the numbers of its evaluation: whether the cell shall continue.
+Watch = Callable[[int, Mapping[str, float]], bool]
 
 
 class Busy(Exception):
