@@ -408,6 +408,34 @@ def test_a_cell_that_failed_elsewhere_meanwhile_is_not_tried_again_here(here, sw
     assert "failed by another process: of the other process" in capsys.readouterr().out
 
 
+def test_results_that_another_process_was_stopped_before_are_added(here, sweep):
+    """It had finished a cell and was killed while it counted the references."""
+    line = BIGRAM + "max_steps=10 seed=0 name=p "
+    assert sweep(line) == 0
+    (cell,) = [path.parent for path in (here / "outputs/sweeps/p").glob("*/metrics.json")]
+    lock = here / "outputs/sweeps/p/.sweep/locks" / cell.name.rsplit("-", 1)[1]
+    whole = metrics(cell)
+    without = {key: value for key, value in whole.items() if not key.startswith("reference/")}
+    (cell / "metrics.json").write_text(json.dumps(without))
+
+    def be_busy():
+        with open(lock, "a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            held.set()
+            time.sleep(1)
+
+    held = threading.Event()
+    other = threading.Thread(target=be_busy)
+    other.start()
+    held.wait()
+    assert sweep(line) == 0
+    other.join()
+    references = {key for key in whole if key.startswith("reference/")}
+    assert {key: metrics(cell)[key] for key in references} == {
+        key: whole[key] for key in references
+    }
+
+
 def test_a_temporary_folder_with_a_long_name_is_no_obstacle(tmp_path):
     """As in the jobs of a cluster; the name of a socket may have some hundred characters."""
     folder = tmp_path / ("x" * 90)

@@ -152,7 +152,7 @@ class LocalLauncher(Launcher):
             job = self.waiting.popleft()
             if cells.is_busy(job.cell):
                 self.waiting.append(job)
-            elif job.cell.is_over() or has_failed_since(job):
+            elif job.cell.is_done() or has_failed_since(job):
                 self.end(job, "by another process")
             else:
                 return job
