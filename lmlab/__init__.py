@@ -8,6 +8,8 @@ import importlib
 import os
 from typing import Any
 
+__version__ = "0.2.0"
+
 # Where numpy isn't loaded yet: its threads and torch's would wait for each other.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 

@@ -38,7 +38,7 @@ def one_line_errors() -> Iterator[None]:
     except ModuleNotFoundError as error:
         if error.name not in EXTRAS:
             raise
-        refuse(f"{error.name} is not installed; install it with: pip install -e '.[sweeps]'")
+        refuse(f"{error.name} is not installed; install it with: pip install {error.name}")
     except (UserError, HydraException) as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise

@@ -339,7 +339,7 @@ def test_a_glob_is_a_list_for_a_search_too():
 
 def test_a_copy_without_its_configuration_says_how_it_is_installed(monkeypatch, here, capsys):
     monkeypatch.setattr(cli, "CONF", here / "conf")
-    refused(capsys, lambda: cli.main(["--help"]), ["conf: is missing", "pip install -e ."])
+    refused(capsys, lambda: cli.main(["--help"]), ["conf: is missing", "install it again"])
 
 
 @pytest.mark.parametrize("sweep", ["", "-m seed=0,1 "])

@@ -17,6 +17,7 @@ FLOORS = (  # the lowest first; rooms of one floor do not import each other
     ("training",),
     ("sweep",),
     ("commands",),
+    ("__main__",),
 )
 HEIGHT = {room: height for height, floor in enumerate(FLOORS) for room in floor}
 
@@ -35,7 +36,8 @@ def imported_rooms(path):
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         else:
             continue
-        yield from (name.split(".")[1] for name in names if name.startswith("lmlab."))
+        parts = [name.split(".") for name in names]
+        yield from (p[1] for p in parts if p[0] == "lmlab" and len(p) > 1 and p[1] in HEIGHT)
 
 
 def test_imports_go_down_only():

@@ -22,6 +22,7 @@ from lmlab.catalogue import PathText
 from lmlab.commands.options import parse_script
 from lmlab.commands.own_choices import with_own_choices
 from lmlab.errors import UserError
+from lmlab.runs.typed import program
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,9 @@ def main(argv: list[str]) -> None:
     if not all(folders):
         raise UserError("'': is empty; needs the name of a folder")
     if not folders:
-        raise UserError("compare.py needs a folder of runs, such as outputs/sweeps/depth")
+        raise UserError(
+            f"{program('compare')} needs a folder of runs, such as outputs/sweeps/depth"
+        )
     from lmlab.sweep import load_runs, report
 
     table = load_runs(*folders, same_code=options.same_code)

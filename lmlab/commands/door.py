@@ -19,7 +19,7 @@ INTERRUPTED = 130  # the exit status of a program that Ctrl-C ended
 
 
 def run_command(main: Callable[[list[str]], object]) -> None:
-    """Runs a command with the typed arguments. Its errors become one line on stderr.
+    """Runs a command with the arguments of the process. Its errors become one line on stderr.
 
     A character that the terminal cannot show is replaced. Without stdout or stderr, or if their
     reader (such as `head`) goes away, the rest of the output is dropped.

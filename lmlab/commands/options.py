@@ -20,6 +20,7 @@ from lmlab.config.keys import (
 )
 from lmlab.config.overrides import parse
 from lmlab.errors import UserError
+from lmlab.runs.typed import as_typed
 
 
 def help_page() -> str:
@@ -39,7 +40,7 @@ def help_page() -> str:
     page += keys_of_companions()
     for kind, choice in (("launcher", "local"), ("sweeper", "search")):
         page += keys_in(f"hydra/{kind}/{choice}", f"hydra/{kind}={choice}", f"hydra.{kind}.")
-    return page
+    return as_typed(page)
 
 
 def title_of(group: str, name: str) -> str:
@@ -104,7 +105,7 @@ def parse_script(options: type, page: str, argv: list[str]) -> Any:
     --help prints `page` and ends the program. Raises UserError.
     """
     if {"-h", "--help"} & set(argv):
-        print(page.strip())
+        print(as_typed(page.strip()))
         raise SystemExit
     hints = get_type_hints(options, include_extras=True)
     values = {}

@@ -1,4 +1,4 @@
-"""python train.py: checks the arguments, then trains, resumes, replays or runs a sweep.
+"""python train.py, or lmlab train: checks the arguments, then trains, resumes, replays or sweeps.
 
 Nothing imports torch before all arguments are checked.
 """
@@ -47,7 +47,7 @@ from lmlab.errors import (
 )
 from lmlab.registry import importing
 from lmlab.runs.folder import timestamp
-from lmlab.runs.typed import command
+from lmlab.runs.typed import command, program
 from lmlab.sweep.cells import Cell, Sweep, call_codes_equal
 from lmlab.terminal import lasting_output, tell
 
@@ -65,10 +65,7 @@ def main(argv: list[str] | None = None) -> Path | None:
     if argv is None:
         argv = sys.argv[1:]
     if not CONF.is_dir():
-        refuse(
-            f"{CONF}: is missing; the lab is used from its checkout, in which `make install` or "
-            "`pip install -e .` installs it"
-        )
+        refuse(f"{CONF}: is missing; this copy of the lab is not whole, install it again")
     args = flag_parser().parse_intermixed_args(argv)
     with ONE_BY_ONE, ExitStack() as stack:
         with one_line_errors():
@@ -100,7 +97,7 @@ def obey(args: Namespace, argv: list[str], given: list[str]) -> Path | None:
 
     `given` are the arguments without flags, with the quotes that Hydra needs.
     """
-    command = without_secrets(shlex.join(["python", "train.py", *argv]))
+    command = without_secrets(f"{program('train')} {shlex.join(argv)}")
     flags = [argument for argument in argv if argument not in args.overrides]
     with one_line_errors():
         refuse_hydras_files(args)
@@ -125,7 +122,7 @@ def obey(args: Namespace, argv: list[str], given: list[str]) -> Path | None:
 def flag_parser() -> ArgumentParser:
     """Returns Hydra's parser of flags, changed so that a wrong flag gives one line of error."""
     parser: Any = get_args_parser()
-    parser.prog = "train.py"
+    parser.prog = program("train")
     parser.print_usage = lambda file=None: None
     parser.error = refuse_flags
     result: ArgumentParser = parser

@@ -14,7 +14,9 @@ from lmlab.catalogue import GROUP_MARKERS, VALUES
 from lmlab.errors import UserError
 from lmlab.registry import forget, remembered
 
-CONF = Path(__file__).parent.parent.parent / "conf"
+LIBRARY = Path(__file__).parents[1]
+INSTALLED = LIBRARY / "conf"  # in a package; a checkout has the folder beside the library
+CONF = INSTALLED if INSTALLED.is_dir() else LIBRARY.parent / "conf"
 HEADER = "# @package _global_"
 NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 NUMBER = r"[-+]?(0|[1-9]\d*)?(\.\d*)?([eE][-+]?\d+)?|[-+]?\.inf|\.nan"  # as everyone reads it

@@ -375,7 +375,7 @@ def compose(overrides: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str],
         reason = re.split("Config search path|To append to your config", str(error))[0]
         hint = ""
         if "submitit" in reason:
-            hint = "; it comes with pip install -e '.[slurm]'"
+            hint = "; it comes with: pip install hydra-submitit-launcher"
         if "Could not override 'hydra." in reason:
             hint = "; there is no such key, --help lists those of local and search"
         raise UserError(reason.rstrip(". \n") + hint) from None

@@ -34,6 +34,7 @@ from lmlab.config.keys import (
 )
 from lmlab.data.tokenizers import Tokenizer, from_json
 from lmlab.errors import UserError, printable
+from lmlab.runs.typed import command
 
 LIMITS = {  # bytes
     "config.yaml": 2**16,
@@ -218,7 +219,7 @@ def newest(path: Path, key: str = "run") -> Path:
     folders = [config.parent for config in path.rglob("config.yaml")]
     trained = [folder for folder in folders if (folder / "checkpoints/last.ckpt").exists()]
     if not trained:
-        raise UserError(f"{key}={path}: no trained run there; python train.py makes one")
+        raise UserError(f"{key}={path}: no trained run there; {command('train')} makes one")
     return max(trained, key=started_at)
 
 

@@ -3,13 +3,13 @@
 import os
 import platform
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lmlab import plugins
+from lmlab import __version__, plugins
 from lmlab.runs.code import LIBRARY, code_sha256
 
 PACKAGES = ("torch", "pytorch_lightning", "hydra_core", "tensorboard", "numpy")
@@ -28,7 +28,7 @@ def provenance(command: str) -> dict[str, Any]:
     facts: dict[str, Any] = {"command": command, "python": platform.python_version()}
     for name in PACKAGES:
         facts[name] = version(name)
-    facts["lmlab"] = lab_version()
+    facts["lmlab"] = __version__
     facts["code_sha256"] = code_sha256()
     facts["plugin_sha256"] = plugins.sha256()
     facts |= git_state(LIBRARY.parent)
@@ -43,14 +43,6 @@ def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """
     changed = [key for key in COMPARED if key in then and then[key] != now[key]]
     return [f"{key} {then[key]}, now {now[key]}" for key in changed]
-
-
-def lab_version() -> str | None:
-    """Returns the version of the installed lab, or None if the lab is not installed."""
-    try:
-        return version("lmlab")
-    except PackageNotFoundError:
-        return None
 
 
 def git_state(folder: Path) -> dict[str, Any]:

@@ -1,17 +1,25 @@
 """The commands that messages tell a person to type next, as this installation takes them."""
 
+import re
 import shlex
 from pathlib import Path
 
 from lmlab import plugins
 from lmlab.runs.code import LIBRARY
 
+IN_CHECKOUT = r"(?:python )?(?:(train)\.py|scripts/(sample|evaluate|explain|compare|plot)\.py)"
+TYPED: list[str] = []  # "lmlab", if the person has typed this command
+
+
+def name_the_command() -> None:
+    """Lets messages name the command `lmlab`, with which this process was started."""
+    TYPED.append("lmlab")
+
 
 def command(verb: str, **values: str | Path) -> str:
     """Returns a command such as "python scripts/sample.py run=outputs/x".
 
-    `verb` is train, sample, evaluate, explain, compare or plot. A checkout has programs for them,
-    an installed package the command `lmlab`. The active plug-ins are named, too.
+    `verb` is train, sample, evaluate, explain, compare or plot. The active plug-ins are named, too.
     """
     words = [program(verb)]
     if plugins.names():
@@ -21,7 +29,17 @@ def command(verb: str, **values: str | Path) -> str:
 
 
 def program(verb: str) -> str:
-    """Returns what to type before the arguments of a command."""
-    if not (LIBRARY.parent / "train.py").exists():
+    """Returns what to type before the arguments of a command.
+
+    A checkout has programs, an installed package has the command `lmlab`.
+    """
+    if TYPED or not (LIBRARY.parent / "train.py").exists():
         return f"lmlab {verb}"
     return "python train.py" if verb == "train" else f"python scripts/{verb}.py"
+
+
+def as_typed(page: str) -> str:
+    """Returns a text about the programs of a checkout, with what to type in their places."""
+    if program("train") == "python train.py":
+        return page
+    return re.sub(IN_CHECKOUT, lambda match: program(match[1] or match[2]), page)

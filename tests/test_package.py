@@ -1,0 +1,124 @@
+"""The wheel: it is built, unpacked into a folder of its own, and used from an empty one."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+from tests.conftest import ROOT, metrics
+
+IN_PACKAGE = ("lmlab", "conf", "pyproject.toml", "setup.py", "README.md", "LICENSE")
+SMALL = "data=recipes device=cpu threads=1 max_steps=3 batch_size=2"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """A folder with what the wheel installs."""
+    source = tmp_path_factory.mktemp("source")
+    for name in IN_PACKAGE:
+        if (ROOT / name).is_dir():
+            unwanted = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / name, source / name, ignore=unwanted)
+        else:
+            shutil.copy(ROOT / name, source / name)
+    build = "from setuptools.build_meta import build_wheel; build_wheel('out')"
+    subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True)
+    (wheel,) = (source / "out").iterdir()
+    zipfile.ZipFile(wheel).extractall(source / "site")
+    return source / "site"
+
+
+@pytest.fixture
+def lmlab(site, here):
+    """Runs the command of the package in an empty folder; returns its status, output and errors."""
+    environment = os.environ | {"PYTHONPATH": str(site)}
+
+    def lmlab(line, **variables):
+        done = subprocess.run(
+            [sys.executable, "-m", "lmlab", *line.split()],
+            env=environment | variables,
+            capture_output=True,
+            text=True,
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    return lmlab
+
+
+def test_the_wheel_has_the_configuration_and_the_texts(site):
+    names = {path.relative_to(site).as_posix() for path in site.rglob("*") if path.is_file()}
+    for folder in ("conf", "lmlab"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix in (".py", ".yaml", ".txt", ".html"):
+                inside = path.relative_to(ROOT).as_posix()
+                assert (inside if folder == "lmlab" else f"lmlab/{inside}") in names
+    (points,) = site.glob("*.dist-info/entry_points.txt")
+    assert "lmlab = lmlab.__main__:main" in points.read_text()
+
+
+def test_the_package_trains_sweeps_and_samples_with_a_file_from_anywhere(lmlab, here):
+    shutil.copy(ROOT / "examples/my_lab.py", here)
+    status, out, err = lmlab(f"train -m plugin=my_lab.py model=rnn,gpt_nano seed=0 name=s {SMALL}")
+    assert status == 0, err
+    assert "rnn" in out and "val/accuracy" in out
+    (run,) = (here / "outputs/sweeps/s").glob("*model=rnn*")
+    assert metrics(run)["git_commit"] is None and metrics(run)["status"] == "finished"
+    assert f"lmlab sample run={run.relative_to(here)}" in (run / "train.log").read_text()
+    status, out, _ = lmlab(f"sample plugin=my_lab.py run={run} max_tokens=20")
+    assert status == 0 and len(out) == 21
+    status, out, err = lmlab(f"sample run={run}")
+    assert (status, out) == (2, "") and "plugin=my_lab.py" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("", ["lmlab train", "lmlab plot", "--help"]),
+        ("train --help", ["lmlab train model=bigram", "n_layer", "lmlab evaluate split=test"]),
+        ("sample --help", ["lmlab sample run="]),
+        ("--version", ["0."]),
+        ("-sc install=bash", ["complete -o default -F _lmlab_completion lmlab"]),
+    ],
+)
+def test_the_command_says_what_it_can_do(lmlab, line, words):
+    status, out, err = lmlab(line)
+    assert (status, err) == (0, "")
+    assert all(word in out for word in words) and "scripts/evaluate.py" not in out
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("trian", ["lmlab trian", "did you mean train?", "sample"]),
+        ("-sc install=csh", ["-sc install=csh", "install=bash"]),
+        ("compare", ["lmlab compare needs a folder"]),
+    ],
+)
+def test_a_wrong_word_gets_one_line(lmlab, line, words):
+    status, out, err = lmlab(line)
+    assert (status, out) == (2, "") and err.count("\n") == 1
+    assert all(word in err for word in words)
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("lmlab sa", "sample"),
+        ("lmlab train eval_int", "eval_interval="),
+        ("lmlab train plugin=my_lab.py model=r", "model=rnn"),
+        ("lmlab sample checkpoint=b", "checkpoint=best"),
+        ("lmlab sample run", "run="),
+    ],
+)
+def test_bash_completes_verbs_keys_and_choices(lmlab, here, typed, completed):
+    shutil.copy(ROOT / "examples/my_lab.py", here)
+    assert lmlab("-sc query=bash", COMP_LINE=typed)[1].split() == [completed]
+
+
+def test_the_library_is_imported_without_torch():
+    code = "import lmlab, sys; print(lmlab.__version__, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split()[1] == "False"
