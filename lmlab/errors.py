@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import NoReturn
 
 from hydra.errors import HydraException
@@ -24,6 +25,51 @@ EXTRAS = ("pandas", "scipy", "optuna", "matplotlib")  # what training does witho
 
 class UserError(Exception):
     """An error that the user can correct. Its text names the key, the value and what is allowed."""
+
+
+class Refusal(SystemExit):
+    """The end of a command with exit status 2, after the line of error `why`."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(2)
+        self.why = why
+
+
+class Escape(BaseException):
+    """Carries any other error of a run past Hydra, which would print it and exit."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+# Whether a program has called the lab, which gets errors as exceptions and not as lines.
+CALLED: ContextVar[bool] = ContextVar("called", default=False)
+
+
+@contextmanager
+def as_exceptions() -> Iterator[None]:
+    """A context in which no line of error is printed: a UserError with its text is raised."""
+    token = CALLED.set(True)
+    try:
+        yield
+    except Refusal as refusal:
+        raise UserError(refusal.why) from None
+    except Escape as escape:
+        raise escape.error from None
+    finally:
+        CALLED.reset(token)
+
+
+@contextmanager
+def letting_out() -> Iterator[None]:
+    """A context whose errors reach the program that has called the lab, if one has."""
+    try:
+        yield
+    except Exception as error:
+        if not CALLED.get():
+            raise
+        raise Escape(error) from None
 
 
 @contextmanager
@@ -66,11 +112,13 @@ def system_error(error: OSError, place: object) -> str:
 
 
 def refuse(why: str) -> NoReturn:
-    """Prints one line of error and raises SystemExit(2)."""
+    """Prints one line of error, unless a program has called the lab, and raises Refusal."""
     if len(why) > LONGEST:  # somebody has typed a whole file
         why = f"{why[: LONGEST // 2]} … {why[-LONGEST // 4 :]}"
-    print(f"error: {printable(without_secrets(why))}", file=sys.stderr)
-    raise SystemExit(2) from None
+    why = printable(without_secrets(why))
+    if not CALLED.get():
+        print(f"error: {why}", file=sys.stderr)
+    raise Refusal(why) from None
 
 
 @contextmanager

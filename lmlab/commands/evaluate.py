@@ -80,6 +80,20 @@ class Target:
 def main(argv: list[str]) -> None:
     """Evaluates one run or a mixture, prints the numbers and saves them. Raises UserError."""
     options = parse_script(Options, __doc__, argv)
+    members, target, numbers = measured(options)
+    for key, value in numbers.items():
+        print(f"{key:<22}{value:.6f}")
+    first = members[0]
+    named = ", ".join(str(member.path) for member in members)
+    length = f"{len(target.tokens):,} characters"
+    print(f"({named}, {first.checkpoint}.ckpt, {target.title}: {length})", file=sys.stderr)
+
+
+def measured(options: Options) -> tuple[list[Run], Target, dict[str, float]]:
+    """Returns the runs, what they were evaluated on, and the numbers, which it also saves.
+
+    Prints the weights of a mixture. Raises UserError.
+    """
     with importing():  # torch: after the arguments hold
         from lmlab.inference.loss import keep_evaluation, loss_metrics
         from lmlab.runs import checkpoints
@@ -106,12 +120,8 @@ def main(argv: list[str]) -> None:
     numbers = loss_metrics(
         log_probs, target.tokens, first.tokenizer, target.prefix, target.documents
     )
-    for key, value in numbers.items():
-        print(f"{key:<22}{value:.6f}")
-    named = ", ".join(str(member.path) for member in members)
-    length = f"{len(target.tokens):,} characters"
-    print(f"({named}, {first.checkpoint}.ckpt, {target.title}: {length})", file=sys.stderr)
     keep_evaluation(first.path, about, numbers)
+    return members, target, numbers
 
 
 def run_folders(text: str) -> list[Path]:

@@ -1,6 +1,7 @@
 """Reads the options of the scripts (key=value), and makes the text of train.py --help."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -108,27 +109,44 @@ def parse_script(options: type, page: str, argv: list[str]) -> Any:
         print(as_typed(page.strip()))
         raise SystemExit
     hints = get_type_hints(options, include_extras=True)
-    values = {}
+    values: dict[str, Any] = {}
     for argument in argv:
         key, equals, text = argument.partition("=")
-        if not equals or key not in hints:
-            reason = "needs key=value"
-            if equals:
-                reason = f"there is no key {key}"
+        if not equals:
             raise UserError(
-                f"{argument}: {reason}{suggestion(key, hints)}; keys are {', '.join(hints)}"
+                f"{argument}: needs key=value{suggestion(key, hints)}; keys are {', '.join(hints)}"
             )
         if key in values:
             raise UserError(f"{argument}: {key} is there twice")
+        check_known(argument, key, hints)
         value: Any = text
         if plain_kind(hints[key]) in (int, float, bool):
             value = parse(argument).value()
             if re.fullmatch(r"-?\d+,\d+", text):
                 raise UserError(f"{argument}: write a decimal point: {argument.replace(',', '.')}")
-        values[key] = check_value(key, value, hints[key])
-    if values.get("out"):
-        check_out(Path(values["out"]))
-    return options(**values)
+        values[key] = value
+    return filled(options, values)
+
+
+def filled(options: type, values: Mapping[str, Any]) -> Any:
+    """Returns the dataclass `options` with these values, checked. Raises UserError."""
+    hints = get_type_hints(options, include_extras=True)
+    checked = {}
+    for key, value in values.items():
+        check_known(f"{key}={value}", key, hints)
+        checked[key] = check_value(key, value, hints[key])
+    if checked.get("out"):
+        check_out(Path(checked["out"]))
+    return options(**checked)
+
+
+def check_known(argument: str, key: str, hints: Mapping[str, Any]) -> None:
+    """Raises UserError if there is no key of this name."""
+    if key not in hints:
+        raise UserError(
+            f"{argument}: there is no key {key}{suggestion(key, hints)}; keys are "
+            f"{', '.join(hints)}"
+        )
 
 
 def check_file(out: str) -> None:

@@ -24,6 +24,13 @@ def drawing() -> Any:
     return pyplot
 
 
+def new_figure(width: float = 8, height: float = 4.5) -> Figure:
+    """Returns an empty figure, which belongs to no window; the sizes are in inches."""
+    with importing():
+        from lmlab.commands.figure import ShownFigure
+    return ShownFigure(figsize=(width, height), layout="constrained")
+
+
 def check_picture(out: str) -> None:
     """Raises UserError if `out` is not the name of a picture."""
     if Path(out).is_dir() or not Path(out).suffix:

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from lmlab.catalogue import PathText
 from lmlab.commands.options import parse_script
-from lmlab.commands.picture import check_picture, drawing, save_picture
+from lmlab.commands.picture import check_picture, new_figure, save_picture
 from lmlab.errors import UserError
 from lmlab.runs.folder import newest, read_history
 from lmlab.sweep.labels import common_parts, without
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 LONGEST = 50  # characters of a label
 
@@ -43,9 +44,15 @@ def main(argv: list[str]) -> None:
     """Writes the picture and prints its path. Raises UserError."""
     options = parse_script(Options, __doc__, argv)
     check_picture(options.out)
-    pyplot = drawing()
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
     runs = [run for folder in folders_of(options.runs) for run in runs_of(folder)]
+    save_picture(curves(runs), options.out)
+    print(options.out)
+
+
+def curves(runs: list[Path]) -> Figure:
+    """Returns a figure with the loss curves of runs. Raises UserError."""
+    figure = new_figure()
+    axes = figure.subplots()
     labels = [f"{run.parent.name}/{run.name}" for run in runs]
     common = common_parts(labels)
     for n, (run, label) in enumerate(zip(runs, labels, strict=True)):
@@ -54,8 +61,7 @@ def main(argv: list[str]) -> None:
     axes.set(xlabel="step", ylabel="loss, nats per character", ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize="small")
-    save_picture(figure, options.out)
-    print(options.out)
+    return figure
 
 
 def folders_of(typed: str) -> list[Path]:

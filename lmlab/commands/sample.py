@@ -25,7 +25,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from lmlab.catalogue import Count, LinesText, PathText, PositiveOrZero
 from lmlab.commands.door import Device
@@ -33,6 +33,9 @@ from lmlab.commands.options import parse_script
 from lmlab.commands.own_choices import with_own_choices
 from lmlab.errors import UserError, printable
 from lmlab.registry import importing
+
+if TYPE_CHECKING:
+    from lmlab.runs.checkpoints import Run
 
 
 @dataclass(frozen=True)
@@ -59,12 +62,27 @@ def main(argv: list[str]) -> None:
     options = parse_script(Options, __doc__, argv)
     check_greedy(options)
     with importing():  # torch: after the arguments hold
-        from lmlab.inference import generate
         from lmlab.runs import checkpoints
 
     run = checkpoints.load(Path(options.run), options.checkpoint, options.device)
     seed = secrets.randbelow(2**32) if options.seed is None else options.seed
-    stream = generate.stream(
+    stream = drawn(run, options, seed)
+    # A file gets what was drawn; a terminal gets nothing that steers it.
+    readable = printable if sys.stdout.isatty() else str
+    if options.seed is None:
+        stream = announcing(stream, seed)
+    texts = write_first(stream, [options.prompt] * options.samples, readable)
+    for n, text in enumerate(texts[1:], start=2):  # only one text can be written as it is drawn
+        print(f"--- {n} of {options.samples}", file=sys.stderr)
+        print(readable(text))
+    print(f"({run.path}, {run.checkpoint}.ckpt, seed={seed})", file=sys.stderr)
+
+
+def drawn(run: Run, options: Options, seed: int) -> Iterator[list[str]]:
+    """Yields the new text of each sample, piece by piece. Raises UserError."""
+    from lmlab.inference import generate
+
+    return generate.stream(
         run.model,
         run.tokenizer,
         options.prompt,
@@ -78,15 +96,6 @@ def main(argv: list[str]) -> None:
         top_p=options.top_p,
         precision=run.config.device.precision,
     )
-    # A file gets what was drawn; a terminal gets nothing that steers it.
-    readable = printable if sys.stdout.isatty() else str
-    if options.seed is None:
-        stream = announcing(stream, seed)
-    texts = write_first(stream, [options.prompt] * options.samples, readable)
-    for n, text in enumerate(texts[1:], start=2):  # only one text can be written as it is drawn
-        print(f"--- {n} of {options.samples}", file=sys.stderr)
-        print(readable(text))
-    print(f"({run.path}, {run.checkpoint}.ckpt, seed={seed})", file=sys.stderr)
 
 
 def check_greedy(options: Options) -> None:

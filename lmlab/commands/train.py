@@ -10,6 +10,7 @@ import threading
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from lmlab.config.overrides import (
 )
 from lmlab.errors import (
     UserError,
+    letting_out,
     memory_errors,
     one_line_errors,
     printable,
@@ -55,6 +57,17 @@ ONE_BY_ONE = threading.RLock()  # Hydra, sys.argv and sys.stdout are the whole p
 NO_RECIPE = "experiment=null"  # as it is without the argument; Hydra refuses a null of its own
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """The folder of a run or a sweep, or None if there is none, and the exit status: 0 or 1.
+
+    The status is 1 if the run diverged, if some cells of the sweep failed, or if a replay differed.
+    """
+
+    path: Path | None
+    status: int = 0
+
+
 def main(argv: list[str] | None = None) -> Path | None:
     """Runs train.py with the arguments `argv`, by default those of the process.
 
@@ -62,8 +75,17 @@ def main(argv: list[str] | None = None) -> Path | None:
     status 2 for a wrong argument, else with that of train.py. A program that calls it finds its own
     arguments and torch's settings as they were. Calls from several threads run one after another.
     """
-    if argv is None:
-        argv = sys.argv[1:]
+    outcome = call(sys.argv[1:] if argv is None else argv)
+    if outcome.status:
+        raise SystemExit(outcome.status)
+    return outcome.path
+
+
+def call(argv: list[str]) -> Outcome:
+    """Does the same as `main`, but returns the exit status of what has been done.
+
+    Raises SystemExit for a wrong argument, and after a signal.
+    """
     if not CONF.is_dir():
         refuse(f"{CONF}: is missing; this copy of the lab is not whole, install it again")
     args = flag_parser().parse_intermixed_args(argv)
@@ -73,11 +95,11 @@ def main(argv: list[str] | None = None) -> Path | None:
             stack.enter_context(own_choices(typed_plugin(given), args.config_dir))
         if args.help:
             print(help_page(), flush=True)  # here, where a closed pipe is quiet
-            return None
+            return Outcome(None)
         if args.shell_completion:
             with arguments_as_before():
                 complete(argv)
-            return None
+            return Outcome(None)
         with lasting_output(), arguments_as_before():
             return obey(args, argv, given)
 
@@ -92,8 +114,8 @@ def arguments_as_before() -> Iterator[None]:
         sys.argv = arguments
 
 
-def obey(args: Namespace, argv: list[str], given: list[str]) -> Path | None:
-    """Trains, resumes, replays or runs a sweep, as the arguments say; returns its folder.
+def obey(args: Namespace, argv: list[str], given: list[str]) -> Outcome:
+    """Trains, resumes, replays or runs a sweep, as the arguments say.
 
     `given` are the arguments without flags, with the quotes that Hydra needs.
     """
@@ -112,11 +134,11 @@ def obey(args: Namespace, argv: list[str], given: list[str]) -> Path | None:
     same_code = first.sweep is not None and first.sweep.same_code
     sweep = Sweep(asked.name, command, tuple(added), asked.swept, same_code, first.run.out)
     if args.multirun and not args.cfg and not args.info:
-        run_sweep(asked, sweep, flags, overrides)
-        return sweep.folder
+        all_ended = run_sweep(asked, sweep, flags, overrides)
+        return Outcome(sweep.folder, 0 if all_ended else 1)
     task = Task(sweep)
     run_hydra(task, flags, overrides)
-    return task.path
+    return Outcome(task.path, 1 if task.status == "diverged" else 0)
 
 
 def flag_parser() -> ArgumentParser:
@@ -186,8 +208,8 @@ def composed_once() -> Iterator[None]:
         Hydra.get_mode = get_mode  # type: ignore[method-assign]
 
 
-def resume_or_replay(arguments: list[str], flags: list[str], command: str) -> Path | None:
-    """Resumes or replays a run, and returns its folder.
+def resume_or_replay(arguments: list[str], flags: list[str], command: str) -> Outcome | None:
+    """Resumes or replays a run.
 
     Returns None if the user typed neither resume= nor replay=.
     """
@@ -202,9 +224,7 @@ def resume_or_replay(arguments: list[str], flags: list[str], command: str) -> Pa
             succeeded = replay.replay(path, config, command)
         else:
             succeeded = experiment.resume(path, config, command) == "finished"
-    if not succeeded:
-        raise SystemExit(1)
-    return path
+    return Outcome(path, 0 if succeeded else 1)
 
 
 class Task:
@@ -218,6 +238,7 @@ class Task:
         self.sweep = sweep
         self.survey = survey
         self.path: Path | None = None  # the folder of a single run
+        self.status: str | None = None  # of a single run, when it has ended
         self.unrecorded: list[str] = []  # cells whose failure could not be written, and why
 
     def __getstate__(self) -> dict[str, Any]:
@@ -238,7 +259,7 @@ class Task:
         overrides = list(job.overrides.task)
         if job.mode == RunMode.MULTIRUN:
             return self.run_cell(overrides)
-        with one_line_errors():
+        with letting_out(), one_line_errors():
             config, _ = resolved(overrides)
             with importing():
                 from lmlab import machine
@@ -247,9 +268,7 @@ class Task:
             start = preparation.load_start(config.run.init_from)
             path = Path(config.run.out).expanduser() / config.run.name / timestamp()
             with memory_errors():
-                status, self.path = experiment.run(config, path, self.sweep.command, start)
-        if status == "diverged":
-            raise SystemExit(1)
+                self.status, self.path = experiment.run(config, path, self.sweep.command, start)
         return None
 
     @one_line_errors()
@@ -268,8 +287,11 @@ class Task:
         return cell
 
 
-def run_sweep(asked: Asked, sweep: Sweep, flags: list[str], overrides: list[str]) -> None:
-    """Runs the cells of a sweep and prints the leaderboard. With dry_run=true only shows them."""
+def run_sweep(asked: Asked, sweep: Sweep, flags: list[str], overrides: list[str]) -> bool:
+    """Runs the cells of a sweep and prints the leaderboard. With dry_run=true only shows them.
+
+    Returns whether all cells have ended: finished, diverged or pruned.
+    """
     with one_line_errors():
         for folder in (sweep.folder, sweep.own / "locks", sweep.own / "logs"):
             reason = files.obstacle(folder)
@@ -279,7 +301,7 @@ def run_sweep(asked: Asked, sweep: Sweep, flags: list[str], overrides: list[str]
         first, _ = asked.runs[0]
         if first.sweep and first.sweep.dry_run:
             survey.show()
-            return
+            return True
         if sweep.same_code:
             call_codes_equal(sweep)
     stack = ExitStack()
@@ -317,8 +339,7 @@ def run_sweep(asked: Asked, sweep: Sweep, flags: list[str], overrides: list[str]
             raise
         for line in task.unrecorded:
             print(f"error: {line}", file=sys.stderr)
-        if task.unrecorded or not all_ended:
-            raise SystemExit(1)
+        return all_ended and not task.unrecorded
 
 
 def start_survey(asked: Asked, sweep: Sweep) -> Any:
