@@ -21,7 +21,7 @@ NAMES = {
     "Subject": "lmlab.inference.evaluations",
     "Weights": "lmlab.training.optimizers",
     "UserError": "lmlab.errors",
-    "load_runs": "lmlab.sweep.table",
+    "load_runs": "lmlab.sweeps.table",
 }
 
 

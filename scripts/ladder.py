@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
     options = parse_script(Options, __doc__, argv)
     check_picture(options.out)
     pyplot = drawing()
-    from lmlab.sweep import table as tables
+    from lmlab.sweeps import table as tables
 
     runs = tables.load_runs(options.sweep)
     runs = runs[(runs["status"] == "finished") & runs["val/loss"].notna()]

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, settings
 from lmlab import files
 from lmlab.commands import train as cli
 from lmlab.config import overrides
-from lmlab.sweep.processes import server
+from lmlab.sweeps.processes import server
 
 # A slow machine is no failure, and a failure comes back at the next run.
 settings.register_profile(

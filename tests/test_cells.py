@@ -14,8 +14,8 @@ from lmlab import errors, files
 from lmlab.config import keys
 from lmlab.config.overrides import resolved
 from lmlab.runs import folder as runs
-from lmlab.sweep import cells, plan
-from lmlab.sweep.cells import Sweep
+from lmlab.sweeps import cells, plan
+from lmlab.sweeps.cells import Sweep
 from lmlab.training import experiment
 from tests.conftest import content, history, metrics
 

@@ -11,7 +11,7 @@ import pytest
 from lmlab.commands import sample
 from lmlab.commands import train as cli
 from lmlab.config.keys import choices_of
-from lmlab.sweep import load_runs
+from lmlab.sweeps import load_runs
 from tests.conftest import ROOT, config, metrics, refused
 
 FILES = {

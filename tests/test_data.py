@@ -18,7 +18,7 @@ from lmlab.data.batches import Batches, BatchModule
 from lmlab.data.text import Splits, Text, token_file
 from lmlab.data.tokenizers import CharTokenizer, UnknownCharacters
 from lmlab.errors import UserError
-from lmlab.sweep.processes import server
+from lmlab.sweeps.processes import server
 
 ANY_CHAR = st.characters(codec=None, exclude_categories=())  # lone surrogates included
 sizes = st.tuples(

@@ -13,7 +13,7 @@ import torch
 from lmlab.commands import train as cli
 from lmlab.commands.door import run_command
 from lmlab.errors import UserError, reason_of, without_secrets
-from lmlab.sweep import load_runs
+from lmlab.sweeps import load_runs
 from tests.conftest import metrics, refused, script, weights
 
 LINE = (

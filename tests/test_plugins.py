@@ -12,7 +12,7 @@ from lmlab.commands import compare, evaluate, explain, sample
 from lmlab.commands import train as cli
 from lmlab.config.keys import choices_of
 from lmlab.errors import UserError, one_line_errors
-from lmlab.sweep import load_runs
+from lmlab.sweeps import load_runs
 from tests.conftest import ROOT, config, history, metrics, refused, weights
 
 QUICK = "threads=1 device=cpu precision=32-true batch_size=4 max_steps=4 eval_interval=2 log_interval=1 "

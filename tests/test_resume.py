@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import EventA
 from tensorboard.util.tensor_util import make_ndarray
 
 from lmlab.runs import folder as runs
-from lmlab.sweep.processes import server
+from lmlab.sweeps.processes import server
 from tests.conftest import ROOT, metrics
 from tests.victim import child
 

@@ -15,7 +15,7 @@ FLOORS = (  # the lowest first; rooms of one floor do not import each other
     ("runs",),
     ("inference",),
     ("training",),
-    ("sweep",),
+    ("sweeps",),
     ("commands",),
     ("__main__",),
 )
@@ -104,8 +104,8 @@ def test_no_type_of_a_model_an_optimizer_or_a_configuration_is_asked_for():
         "lmlab/inference/evaluations.py: Detail",  # a number with a mark
         "lmlab/models/base.py: nn.Embedding",  # torch's; the base class looks for the embedding
         "lmlab/runs/checkpoints.py: kind",  # of the entries of a checkpoint
-        "lmlab/sweep/table.py: kinds",  # of the numbers in a metrics.json
-        "lmlab/sweep/search.py: LocalLauncher",  # the only launcher that runs cells one by one
+        "lmlab/sweeps/table.py: kinds",  # of the numbers in a metrics.json
+        "lmlab/sweeps/search.py: LocalLauncher",  # the only launcher that runs cells one by one
     }
 
 
@@ -133,6 +133,6 @@ def test_no_object_is_asked_for_its_type_or_its_attributes_in_another_way():
         "lmlab/config/keys.py: type(entry) is str",  # of a YAML
         "lmlab/config/keys.py: type(marker) is kind",  # of a marker on a key
         "lmlab/runs/folder.py: type(point.get('step')) is int",  # of a line in history.jsonl
-        "lmlab/sweep/search.py: type(self.launcher).__name__ == 'BasicLauncher'",  # Hydra's own
+        "lmlab/sweeps/search.py: type(self.launcher).__name__ == 'BasicLauncher'",  # Hydra's own
         "lmlab/training/state.py: type(value) is type(example)",  # of a number in a checkpoint
     }

@@ -19,9 +19,9 @@ from lmlab.catalogue import METRIC, NUMBERS
 from lmlab.commands import train as cli
 from lmlab.config.overrides import ends, parse
 from lmlab.inference import evaluations
-from lmlab.sweep import load_runs
-from lmlab.sweep.search import Dimension
-from lmlab.sweep.study import sampler, watching
+from lmlab.sweeps import load_runs
+from lmlab.sweeps.search import Dimension
+from lmlab.sweeps.study import sampler, watching
 from lmlab.training import experiment
 from tests.conftest import history, metrics, refused
 from tests.test_sweep import in_company, linux, lost, sweep  # noqa: F401
@@ -323,7 +323,7 @@ def test_a_run_goes_on_if_its_study_cannot_be_asked(capsys, monkeypatch):
         def report(self, *_):
             raise ConnectionError("the database is locked")
 
-    monkeypatch.setattr("lmlab.sweep.study.open_study", lambda about: None)
+    monkeypatch.setattr("lmlab.sweeps.study.open_study", lambda about: None)
     monkeypatch.setattr("optuna.trial.Trial", lambda study, number: Lost())
     with watching('{"pruner": "median", "objective": "val/loss", "trial": 1}') as watch:
         assert watch(10, {"val/loss": 1.0}) is True

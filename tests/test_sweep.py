@@ -24,8 +24,8 @@ from lmlab.commands import train as cli
 from lmlab.errors import UserError
 from lmlab.runs import folder as runs
 from lmlab.runs.code import own_code
-from lmlab.sweep import cells, costs, load_runs, processes, table
-from lmlab.sweep.processes import server
+from lmlab.sweeps import cells, costs, load_runs, processes, table
+from lmlab.sweeps.processes import server
 from tests.conftest import ROOT, content, history, metrics
 from tests.victim import child
 
@@ -442,7 +442,7 @@ def test_a_temporary_folder_with_a_long_name_is_no_obstacle(tmp_path):
     folder.mkdir()
     lines = (
         "import multiprocessing",
-        "from lmlab.sweep import processes",
+        "from lmlab.sweeps import processes",
         "processes.choose_short_folder()",
         "context = multiprocessing.get_context('forkserver')",
         "process = context.Process(target=print, args=('started',))",

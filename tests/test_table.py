@@ -16,8 +16,8 @@ from lmlab.catalogue import REFERENCES
 from lmlab.commands import train as cli
 from lmlab.errors import UserError, one_line_errors
 from lmlab.inference import loss
-from lmlab.sweep import load_runs, report, table
-from lmlab.sweep.labels import common_parts, without
+from lmlab.sweeps import load_runs, report, table
+from lmlab.sweeps.labels import common_parts, without
 from tests.conftest import history, metrics, script, working_in
 
 

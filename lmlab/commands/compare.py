@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
         raise UserError(
             f"{program('compare')} needs a folder of runs, such as outputs/sweeps/depth"
         )
-    from lmlab.sweep import load_runs, report
+    from lmlab.sweeps import load_runs, report
 
     table = load_runs(*folders, same_code=options.same_code)
     out = Path(options.out or common_folder(folders))

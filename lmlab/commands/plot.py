@@ -18,7 +18,7 @@ from lmlab.commands.options import parse_script
 from lmlab.commands.picture import check_picture, new_figure, save_picture
 from lmlab.errors import UserError
 from lmlab.runs.folder import newest, read_history
-from lmlab.sweep.labels import common_parts, without
+from lmlab.sweeps.labels import common_parts, without
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -50,7 +50,7 @@ from lmlab.errors import (
 from lmlab.registry import importing
 from lmlab.runs.folder import timestamp
 from lmlab.runs.typed import command, program
-from lmlab.sweep.cells import Cell, Sweep, call_codes_equal
+from lmlab.sweeps.cells import Cell, Sweep, call_codes_equal
 from lmlab.terminal import lasting_output, tell
 
 ONE_BY_ONE = threading.RLock()  # Hydra, sys.argv and sys.stdout are the whole process's
@@ -274,7 +274,7 @@ class Task:
     @one_line_errors()
     def run_cell(self, overrides: list[str]) -> Cell | None:
         """Runs one cell of a sweep. If it cannot be run, it prints the reason and returns None."""
-        from lmlab.sweep import cells, plan, study
+        from lmlab.sweeps import cells, plan, study
 
         try:
             config, _ = resolved(overrides)
@@ -317,7 +317,7 @@ def run_sweep(asked: Asked, sweep: Sweep, flags: list[str], overrides: list[str]
     overrides += [f"name='{asked.name}'", f"hydra.sweep.dir='{hydras_own}'"]
     with stack, one_line_errors():
         with importing():  # while the server of processes imports
-            from lmlab.sweep import report
+            from lmlab.sweeps import report
 
         try:
             run_hydra(task, flags, overrides)
@@ -344,15 +344,15 @@ def run_sweep(asked: Asked, sweep: Sweep, flags: list[str], overrides: list[str]
 
 def start_survey(asked: Asked, sweep: Sweep) -> Any:
     """Starts the server of processes, prepares Hydra, and returns the survey of a sweep."""
-    from lmlab.sweep import processes
+    from lmlab.sweeps import processes
 
     if asked.launcher == "local":
         processes.server()
     else:
         processes.share_library()
-    from lmlab.sweep.launcher import LocalLauncher
-    from lmlab.sweep.search import SearchSweeper
-    from lmlab.sweep.survey import Survey
+    from lmlab.sweeps.launcher import LocalLauncher
+    from lmlab.sweeps.search import SearchSweeper
+    from lmlab.sweeps.survey import Survey
 
     plugins = Plugins.instance()
     for plugin in (LocalLauncher, SearchSweeper):

@@ -22,8 +22,8 @@ from lmlab.config.keys import GROUPS, choices_of, idle_keys, marked
 from lmlab.errors import UserError
 from lmlab.runs.code import SameCode, code_of
 from lmlab.runs.folder import LIMITS, is_locked, read_config, read_metrics, started_at, text_sha256
-from lmlab.sweep.cells import identity
-from lmlab.sweep.labels import common_parts, without
+from lmlab.sweeps.cells import identity
+from lmlab.sweeps.labels import common_parts, without
 
 TEST = "paired t-test over common seeds, Holm's correction, 5 %"
 LEVEL = 0.05

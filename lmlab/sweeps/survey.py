@@ -13,8 +13,8 @@ from lmlab.config.overrides import Asked, resolved
 from lmlab.cores import usable_cores
 from lmlab.errors import UserError
 from lmlab.runs.code import UNKNOWN, own_code
-from lmlab.sweep.cells import Cell, Sweep
-from lmlab.sweep.planner import planner
+from lmlab.sweeps.cells import Cell, Sweep
+from lmlab.sweeps.planner import planner
 from lmlab.terminal import showing, tell
 
 MANY = 500  # cells, which take some seconds

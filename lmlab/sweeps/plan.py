@@ -14,8 +14,8 @@ from lmlab.data.text import Splits
 from lmlab.errors import UserError
 from lmlab.models.base import build_model
 from lmlab.runs import checkpoints
-from lmlab.sweep import cells
-from lmlab.sweep.cells import Cell, Sweep
+from lmlab.sweeps import cells
+from lmlab.sweeps.cells import Cell, Sweep
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from pathlib import Path
 from rich.table import Table
 
 from lmlab.config.check import Config
-from lmlab.sweep import processes
-from lmlab.sweep.cells import Cell, Sweep
+from lmlab.sweeps import processes
+from lmlab.sweeps.cells import Cell, Sweep
 
 
 class Planner:
@@ -20,7 +20,7 @@ class Planner:
 
     def identify(self, config: Config, overrides: list[str], sweep: Sweep) -> Cell:
         """Returns the cell of a configuration. Raises UserError if the cell cannot run."""
-        from lmlab.sweep import plan
+        from lmlab.sweeps import plan
 
         return plan.identify(config, overrides, sweep)
 
@@ -28,13 +28,13 @@ class Planner:
         self, runs: list[tuple[Config, list[str]]], sweep: Sweep, elsewhere: bool
     ) -> tuple[list[Cell], int]:
         """Returns the cells of a sweep's runs, and the number of GPUs. Raises UserError."""
-        from lmlab.sweep import plan
+        from lmlab.sweeps import plan
 
         return plan.identify_all(runs, sweep, elsewhere)
 
     def costs_table(self, cells: list[Cell], n_jobs: int) -> Table:
         """Returns the table of a dry run: the estimated cost of each cell."""
-        from lmlab.sweep import costs
+        from lmlab.sweeps import costs
 
         return costs.table(cells, n_jobs)
 

@@ -25,7 +25,7 @@ from lmlab import files, plugins
 from lmlab.config import conf_files
 from lmlab.errors import UserError
 from lmlab.runs.code import LIBRARY
-from lmlab.sweep.cells import Busy, Cell
+from lmlab.sweeps.cells import Busy, Cell
 
 EXIT_FAILED = 1  # exit status of a process whose cell has failed
 EXIT_BUSY = 75  # exit status of a process whose cell is being run by another process
@@ -47,7 +47,7 @@ def server() -> Any:
     from multiprocessing import forkserver
 
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lmlab.sweep.preload"])
+    context.set_forkserver_preload(["lmlab.sweeps.preload"])
     choose_short_folder()
     # Else the server would look for modules in the working folder first.
     safe_path = os.environ.get("PYTHONSAFEPATH", "")
@@ -179,7 +179,7 @@ def run_cell(cell: Cell, gpu: str | None) -> None:
     end_with_launcher()
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    from lmlab.sweep import cells, study
+    from lmlab.sweeps import cells, study
 
     try:
         with study.watching(cell.trial) as watch:

@@ -23,9 +23,9 @@ from lmlab.errors import UserError, reason_of
 from lmlab.inference.page import fill_page
 from lmlab.runs.code import UNKNOWN, SameCode, own_code
 from lmlab.runs.folder import read_history
-from lmlab.sweep import table as tables
-from lmlab.sweep.cells import ENDED, Sweep
-from lmlab.sweep.planner import planner
+from lmlab.sweeps import table as tables
+from lmlab.sweeps.cells import ENDED, Sweep
+from lmlab.sweeps.planner import planner
 
 PAGE = Path(__file__).with_name("report.html")
 POINTS = 200  # of a curve, at most

@@ -13,9 +13,9 @@ from lmlab.runs.code import lab_sha256  # noqa: E402
 
 MODULES = (
     "lmlab.training.experiment",
-    "lmlab.sweep.plan",
-    "lmlab.sweep.costs",
-    "lmlab.sweep.study",
+    "lmlab.sweeps.plan",
+    "lmlab.sweeps.costs",
+    "lmlab.sweeps.study",
 )
 
 # Nothing of it is touched from here on, so that its memory stays shared.

@@ -11,8 +11,8 @@ from rich.table import Table
 from lmlab import machine
 from lmlab.data.text import Splits
 from lmlab.models.base import build_model
-from lmlab.sweep.cells import Cell
-from lmlab.sweep.plan import source_key, source_of
+from lmlab.sweeps.cells import Cell
+from lmlab.sweeps.plan import source_key, source_of
 from lmlab.training.optimizers import build_optimizer, state_bytes
 from lmlab.training.step import cross_entropy
 

@@ -19,10 +19,10 @@ from omegaconf import DictConfig
 
 from lmlab.errors import UserError, one_line_errors
 from lmlab.runs.typed import command
-from lmlab.sweep import cells, processes
-from lmlab.sweep.cells import Cell, Sweep
-from lmlab.sweep.survey import Survey
-from lmlab.sweep.view import View
+from lmlab.sweeps import cells, processes
+from lmlab.sweeps.cells import Cell, Sweep
+from lmlab.sweeps.survey import Survey
+from lmlab.sweeps.view import View
 from lmlab.terminal import StopSignals
 
 POLL = 0.2  # seconds between two looks at the cells

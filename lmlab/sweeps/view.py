@@ -12,8 +12,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from lmlab.sweep.cells import Cell
-from lmlab.sweep.labels import common_parts, without
+from lmlab.sweeps.cells import Cell
+from lmlab.sweeps.labels import common_parts, without
 
 RECENT = 6  # cells that have ended, or that run elsewhere, in the table
 REDRAW = 0.5  # seconds between two drawings of the table

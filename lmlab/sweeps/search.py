@@ -30,9 +30,9 @@ from lmlab.config.keys import SearchConfig, kind_of, marked
 from lmlab.config.overrides import ends, parse, resolved
 from lmlab.errors import UserError, one_line_errors
 from lmlab.runs.code import SameCode, own_code
-from lmlab.sweep import study
-from lmlab.sweep.cells import Cell, Sweep, codes_of
-from lmlab.sweep.launcher import LocalLauncher
+from lmlab.sweeps import study
+from lmlab.sweeps.cells import Cell, Sweep, codes_of
+from lmlab.sweeps.launcher import LocalLauncher
 from lmlab.terminal import showing
 
 if TYPE_CHECKING:
