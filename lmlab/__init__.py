@@ -1,12 +1,30 @@
 """A laboratory for small language models. CONTRIBUTING.md says in which order to read it.
 
-For programs and plug-ins it has the names below. Each is imported when it is first used, so
-`import lmlab` takes no time.
+For programs, notebooks and plug-ins it has the names below. Each is imported when it is first
+used, so `import lmlab` takes no time.
 """
 
 import importlib
 import os
-from typing import Any
+import warnings
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for editors, which complete these names
+    from lmlab import register as register
+    from lmlab.api import Comparison as Comparison
+    from lmlab.api import Run as Run
+    from lmlab.api import compare as compare
+    from lmlab.api import load_run as load_run
+    from lmlab.api import load_runs as load_runs
+    from lmlab.api import sweep as sweep
+    from lmlab.api import train as train
+    from lmlab.catalogue import CorpusConfig as CorpusConfig
+    from lmlab.catalogue import ModelConfig as ModelConfig
+    from lmlab.catalogue import OptimizerConfig as OptimizerConfig
+    from lmlab.errors import UserError as UserError
+    from lmlab.inference.evaluations import Subject as Subject
+    from lmlab.models.base import LanguageModel as LanguageModel
+    from lmlab.training.optimizers import Weights as Weights
 
 __version__ = "0.2.0"
 
@@ -14,6 +32,13 @@ __version__ = "0.2.0"
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 NAMES = {
+    "train": "lmlab.api",
+    "sweep": "lmlab.api",
+    "compare": "lmlab.api",
+    "load_run": "lmlab.api",
+    "load_runs": "lmlab.api",
+    "Run": "lmlab.api",
+    "Comparison": "lmlab.api",
     "LanguageModel": "lmlab.models.base",
     "ModelConfig": "lmlab.catalogue",
     "CorpusConfig": "lmlab.catalogue",
@@ -21,7 +46,6 @@ NAMES = {
     "Subject": "lmlab.inference.evaluations",
     "Weights": "lmlab.training.optimizers",
     "UserError": "lmlab.errors",
-    "load_runs": "lmlab.sweeps.table",
 }
 
 
@@ -30,5 +54,11 @@ def __getattr__(name: str) -> Any:
     if name == "register":
         return importlib.import_module("lmlab.register")
     if name in NAMES:
-        return getattr(importlib.import_module(NAMES[name]), name)
+        with warnings.catch_warnings():  # libraries add filters when they are imported
+            return getattr(importlib.import_module(NAMES[name]), name)
     raise AttributeError(f"module 'lmlab' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Returns the public names, for an editor that completes them."""
+    return sorted([*NAMES, "register", "__version__"])

@@ -68,6 +68,8 @@ class Addition:
     values: Mapping[str, Any] | None = None
     """The content of a YAML file, for a choice of a group."""
 
+    of_plugin: bool = False
+
     def put(self) -> None:
         """Adds the row. Raises UserError if there is one of this name."""
         table = TABLES[self.kind]
@@ -108,6 +110,11 @@ PRESENT: list[Addition] = []  # those that exist now
 COLLECTIONS: list[list[Addition]] = []  # of the plug-in that is being imported, if there is one
 
 
+def unlisted() -> list[Addition]:
+    """Returns what a program has registered itself, outside of any plug-in."""
+    return [addition for addition in PRESENT if not addition.of_plugin]
+
+
 def owner_of(addition: Addition) -> str:
     """Returns who has the name of an addition: another plug-in, or the lab itself."""
     for other in PRESENT:
@@ -134,7 +141,7 @@ def add(
         raise UserError(
             f"{place}: {kind} {name!r}: allowed in a name are letters, digits and _ . -"
         )
-    addition = Addition(kind, name, row, place, values)
+    addition = Addition(kind, name, row, place, values, bool(COLLECTIONS))
     if COLLECTIONS:
         COLLECTIONS[-1].append(addition)
     else:

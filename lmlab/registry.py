@@ -7,6 +7,7 @@ choices, and `forget` then drops their results.
 import gc
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -47,6 +48,13 @@ def importing(shown: bool = True) -> Iterator[None]:
         if was_enabled:
             gc.enable()
         matplotlib.setLevel(level)
+
+
+def restore_variables(before: dict[str, str]) -> None:
+    """Makes the variables of the environment those of `before`; Lightning and torch add some."""
+    for name in {*os.environ} - {*before}:
+        del os.environ[name]
+    os.environ.update(before)
 
 
 def load(builder: str | Callable[..., Any]) -> Any:

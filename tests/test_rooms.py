@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 FLOORS = (  # the lowest first; rooms of one floor do not import each other
-    ("cores", "errors", "terminal"),
+    ("cores", "errors", "notebook", "terminal"),
     ("registry",),
     ("catalogue", "files"),
     ("register",),
@@ -17,7 +17,7 @@ FLOORS = (  # the lowest first; rooms of one floor do not import each other
     ("training",),
     ("sweeps",),
     ("commands",),
-    ("__main__",),
+    ("__main__", "api"),
 )
 HEIGHT = {room: height for height, floor in enumerate(FLOORS) for room in floor}
 

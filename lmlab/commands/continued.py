@@ -43,8 +43,13 @@ def literal(argument: str) -> str:
         is_quoted = key in ("resume", "replay", "init_from", "plugin", "out")
     if not is_quoted:
         return argument
+    return f"{key}={quoted(text)}"
+
+
+def quoted(text: str) -> str:
+    """Returns a text in the quotes of Hydra's grammar."""
     escaped = re.sub(r"\\*'|\\+$", lambda match: "".join(f"\\{c}" for c in match[0]), text)
-    return f"{key}='{escaped}'"
+    return f"'{escaped}'"
 
 
 def is_no_override(argument: str) -> bool:

@@ -17,7 +17,7 @@ from lmlab.catalogue import PathText
 from lmlab.commands.options import parse_script
 from lmlab.commands.picture import check_picture, new_figure, save_picture
 from lmlab.errors import UserError
-from lmlab.runs.folder import newest, read_history
+from lmlab.runs.folder import newest, read_history, read_metrics
 from lmlab.sweeps.labels import common_parts, without
 
 if TYPE_CHECKING:
@@ -53,7 +53,9 @@ def curves(runs: list[Path]) -> Figure:
     """Returns a figure with the loss curves of runs. Raises UserError."""
     figure = new_figure()
     axes = figure.subplots()
-    labels = [f"{run.parent.name}/{run.name}" for run in runs]
+    labels = [
+        str(read_metrics(run).get("label") or f"{run.parent.name}/{run.name}") for run in runs
+    ]
     common = common_parts(labels)
     for n, (run, label) in enumerate(zip(runs, labels, strict=True)):
         shown = label if len(runs) == 1 else without(label, common)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from lmlab import files
@@ -20,6 +19,7 @@ from lmlab.data import documents
 from lmlab.data.documents import Documents
 from lmlab.data.tokenizers import CharTokenizer, Tokenizer, UnknownCharacters
 from lmlab.errors import UserError, system_error
+from lmlab.notebook import plain_console
 from lmlab.registry import load
 
 LARGE = 50_000_000  # bytes of text that take long enough for a progress bar
@@ -74,7 +74,7 @@ def progress_bar(title: str, total: int | None = None) -> Iterator[Callable[[flo
 
     On a terminal a progress bar shows this number, as soon as it is larger than `LARGE`.
     """
-    console = Console(stderr=True)
+    console = plain_console(stderr=True)
     progress = Progress(
         TextColumn(title),
         BarColumn(),

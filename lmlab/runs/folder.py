@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Literal, Self, TextIO, TypeGuard
 
 import yaml
-from rich.console import Console
 
 from lmlab import files, plugins
 from lmlab.catalogue import CATALOGUE, numbers_where
@@ -34,6 +33,7 @@ from lmlab.config.keys import (
 )
 from lmlab.data.tokenizers import Tokenizer, from_json
 from lmlab.errors import UserError, printable
+from lmlab.notebook import plain_console
 from lmlab.runs.typed import command
 
 LIMITS = {  # bytes
@@ -71,7 +71,7 @@ class RunDirectory:
             raise UserError(f"{path}: another process is using this run") from None
         self.log = self.open_to_append("train.log")
         self.history = self.open_to_append("history.jsonl")
-        self.console = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
+        self.console = plain_console(soft_wrap=True)
         self.metrics: dict[str, Any] = {}
 
     def open_to_append(self, name: str) -> TextIO:

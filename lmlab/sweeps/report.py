@@ -6,7 +6,6 @@ The page, report.html, needs no other file.
 import math
 import re
 import shlex
-import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -14,13 +13,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
 from rich.table import Table
 
 from lmlab import files
 from lmlab.catalogue import NUMBERS, REFERENCES, numbers_where
 from lmlab.errors import UserError, reason_of
 from lmlab.inference.page import fill_page
+from lmlab.notebook import in_notebook, plain_console
 from lmlab.runs.code import UNKNOWN, SameCode, own_code
 from lmlab.runs.folder import read_history
 from lmlab.sweeps import table as tables
@@ -71,8 +70,9 @@ def show(table: pd.DataFrame) -> None:
     """Prints the leaderboard, the runs that are not finished, and those that cannot be read."""
     board = tables.leaderboard(table)
     keys = tables.varied(table)
-    width = None if sys.stdout.isatty() else WIDTH
-    console = Console(width=width, highlight=False, markup=False, emoji=False)
+    console = plain_console()
+    if not (console.is_terminal or in_notebook()):
+        console = plain_console(width=WIDTH)
     console.print()
     console.print(printed_board(columns(board, keys), keys, footnote(table, board)))
     unfinished = list(tables.unfinished(table))

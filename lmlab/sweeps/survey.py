@@ -1,23 +1,22 @@
 """Counts the cells of a sweep, and those already finished, before the first of them runs."""
 
-import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from functools import cached_property
 
-from rich.console import Console
-
 from lmlab.config.check import Config
 from lmlab.config.overrides import Asked, resolved
 from lmlab.cores import usable_cores
 from lmlab.errors import UserError
+from lmlab.notebook import plain_console
 from lmlab.runs.code import UNKNOWN, own_code
 from lmlab.sweeps.cells import Cell, Sweep
 from lmlab.sweeps.planner import planner
 from lmlab.terminal import showing, tell
 
 MANY = 500  # cells, which take some seconds
+WIDTH = 200  # characters of the printed table where there is no terminal
 
 Identified = tuple[list[Cell], int]  # the cells, and the number of GPUs
 
@@ -138,10 +137,10 @@ class Survey:
         if self.asked.sweeper == "search":
             n_trials = self.asked.hydra["sweeper"]["n_trials"]
             table.title = f"{self.sweep.folder}: {n_trials} trials between these ends"
-        width = None
-        if not sys.stdout.isatty():
-            width = 200
-        Console(width=width).print(table)
+        console = plain_console()
+        if not console.is_terminal:
+            console = plain_console(width=WIDTH)
+        console.print(table)
         self.tell_of_code(list({cell.hash: cell for cell in self.cells.values()}.values()))
 
     def slots(self, n_jobs: int | None) -> int:

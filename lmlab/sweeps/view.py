@@ -7,11 +7,12 @@ from collections import Counter, deque
 from collections.abc import Iterable
 from typing import Any, Self
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from lmlab.notebook import Display, in_notebook, plain_console
 from lmlab.sweeps.cells import Cell
 from lmlab.sweeps.labels import common_parts, without
 
@@ -28,7 +29,7 @@ class View:
     """
 
     def __init__(self, total: int, labels: Iterable[str]) -> None:
-        self.console = Console(highlight=False, markup=False, emoji=False)
+        self.console = plain_console()
         self.total = total
         self.counts: Counter[str] = Counter()  # cells that have ended, by status
         self.recent: deque[tuple[str, str]] = deque(maxlen=RECENT)
@@ -37,6 +38,7 @@ class View:
         if self.console.is_terminal:
             self.live = Live(console=self.console, auto_refresh=False, transient=True)
         self.drawn_at = 0.0
+        self.display = Display() if in_notebook() else None
 
     def __enter__(self) -> Self:
         if self.live:
@@ -46,6 +48,8 @@ class View:
     def __exit__(self, *_: object) -> None:
         if self.live:
             self.live.stop()
+        if self.display:
+            self.display.clear()
 
     def name(self, cell: Cell) -> str:
         """Returns the part of a cell's label that other cells do not have."""
@@ -60,7 +64,7 @@ class View:
         self.counts[status] += 1
         result = result_of(cell, status, how)
         self.recent.append((self.name(cell), result))
-        if self.live or how == "already":
+        if self.live or self.display or how == "already":
             return
         count = f"{self.counts.total():>3}"
         if self.total:
@@ -73,8 +77,8 @@ class View:
         self.say(f"{','.join(overrides)[:100]}: {why}")
 
     def show(self, running: list[Cell], elsewhere: list[Cell]) -> None:
-        """Draws the table on a terminal, unless it was drawn a moment ago."""
-        if self.live is None or time.monotonic() - self.drawn_at < REDRAW:
+        """Draws the table, on a terminal or in a notebook, unless it was drawn a moment ago."""
+        if not (self.live or self.display) or time.monotonic() - self.drawn_at < REDRAW:
             return
         self.drawn_at = time.monotonic()
         table = Table(box=None, pad_edge=False)
@@ -88,7 +92,11 @@ class View:
             table.add_row(self.name(cell), "running", *progress_columns(cell))
         for cell in elsewhere[:RECENT]:
             table.add_row(self.name(cell), "elsewhere", *progress_columns(cell))
-        self.live.update(Group(table, Text(self.summary())), refresh=True)
+        drawing = Group(table, Text(self.summary()))
+        if self.live:
+            self.live.update(drawing, refresh=True)
+        if self.display:
+            self.display.draw(drawing)
 
     def summary(self) -> str:
         """Returns the line below the table: how many cells have ended, and with what status."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from lmlab.registry import restore_variables
 from lmlab.training import state
 
 DEVICES = ("cpu", "cuda")  # those for which a program can switch mixed precision on
@@ -72,10 +73,3 @@ def restore_settings(before: dict[str, Any]) -> None:
         torch.set_float32_matmul_precision(before["matmul_precision"])
     for device, is_enabled in before["autocast"].items():
         torch.set_autocast_enabled(device, is_enabled)
-
-
-def restore_variables(before: dict[str, str]) -> None:
-    """Makes the variables of the environment those of `before`; Lightning and torch add some."""
-    for name in {*os.environ} - {*before}:
-        del os.environ[name]
-    os.environ.update(before)

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from lmlab.config.keys import RunConfig
+from lmlab.notebook import Display, in_notebook
 from lmlab.terminal import after_a_second
 from lmlab.training.state import UNTRAINED
 from lmlab.training.step import LanguageModule
@@ -41,10 +42,23 @@ class Meter:
         self.has_said = False  # that an evaluation goes on; once is enough
         self.bar = Progress(console=console, refresh_per_second=1, disable=not console.is_terminal)
         self.task = self.bar.add_task("", total=run.max_steps)
+        self.display = Display() if in_notebook() else None
 
     def start(self) -> None:
         """Starts or continues the clock."""
         self.running_since = time.perf_counter()
+
+    def draw(self, **shown: Any) -> None:
+        """Shows the progress: on the bar of a terminal, or in a notebook."""
+        self.bar.update(self.task, **shown)
+        if self.display:
+            self.display.draw(self.bar.get_renderable())
+
+    def stop_drawing(self) -> None:
+        """Takes the bar away."""
+        self.bar.stop()
+        if self.display:
+            self.display.clear()
 
     def stop(self) -> None:
         """Stops the clock."""
@@ -71,12 +85,12 @@ class Meter:
         shown = self.bar.tasks[0].description
         with after_a_second(self.say_evaluating):
             yield
-        self.bar.update(self.task, description=shown)
+        self.draw(description=shown)
 
     def say_evaluating(self) -> None:
         """Shows that the model is evaluated: on the bar, or without a bar once in a line."""
-        self.bar.update(self.task, description=f"step {self.step}  evaluating …")
-        if self.bar.disable and not self.has_said:
+        self.draw(description=f"step {self.step}  evaluating …")
+        if self.bar.disable and not self.display and not self.has_said:
             self.has_said = True
             self.console.print(f"step {self.step:>5}  evaluating …")
 
@@ -94,7 +108,7 @@ class Meter:
         description = (
             f"step {self.step}  loss {self.train_loss:.3f}  {tokens_per_second:,.0f} tokens/s"
         )
-        self.bar.update(self.task, completed=self.step, description=description)
+        self.draw(completed=self.step, description=description)
         numbers = {
             "train/loss": self.train_loss,
             "lr": lr,

@@ -226,7 +226,7 @@ class Recorder(Callback):
 
     def on_exception(self, *_: object) -> None:
         self.meter.stop()
-        self.meter.bar.stop()
+        self.meter.stop_drawing()
         self.results.close()
 
     # What is done when it is due
@@ -353,5 +353,5 @@ class Recorder(Callback):
     def close(self) -> None:
         """Stops clock and bar, and ends the results."""
         self.meter.stop()
-        self.meter.bar.stop()
+        self.meter.stop_drawing()
         self.results.end(self.status, self.identity["config"], self.meter.step)

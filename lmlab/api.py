@@ -1,0 +1,378 @@
+"""The lab in Python, for scripts and notebooks: `lmlab.train(...)`, `lmlab.sweep(...)` and more.
+
+What is wrong raises `lmlab.UserError` with the line that the commands print. Afterwards threads,
+torch's settings, `sys.argv`, handlers of signals and filters of warnings are as before.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import os
+import secrets
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lmlab.commands import evaluate, plot, sample
+from lmlab.commands.continued import quoted
+from lmlab.commands.options import filled
+from lmlab.commands.own_choices import own_choices
+from lmlab.commands.train import Outcome, call
+from lmlab.config.overrides import parse
+from lmlab.errors import UserError, as_exceptions
+from lmlab.notebook import hidden
+from lmlab.register import unlisted
+from lmlab.registry import restore_variables
+from lmlab.runs.folder import newest, read_config, read_history, read_metrics
+from lmlab.runs.typed import command
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from lmlab.models.base import LanguageModel
+
+AS_TYPED = ("separator", "score_after")  # keys whose ends may be blanks; the command quotes them
+SHOWN = (  # the numbers of a run in a notebook
+    ("train/loss", ".4f"),
+    ("val/loss", ".4f"),
+    ("best/val/loss", ".4f"),
+    ("val/bits_per_byte", ".4f"),
+    ("step", ",d"),
+    ("n_params", ",d"),
+    ("train_seconds", ".1f"),
+    ("tokens_per_second", ",.0f"),
+)
+CURVES = 12  # runs in the picture of a comparison, at most
+
+
+def train(*typed: str, verbose: bool = True, **keys: Any) -> Run:
+    """Trains a model as `python train.py` does, and returns the run.
+
+    `lmlab.train(model="gpt", n_layer=2)` is `python train.py model=gpt n_layer=2`. `typed` are
+    arguments as they are typed, for names that Python does not have: "--config-dir=mine". With
+    `verbose=False` nothing is shown. A run whose loss was not finite is returned as well: its
+    `status` is "diverged". Raises UserError, and KeyboardInterrupt after Ctrl-C, when the run is
+    saved.
+    """
+    for argument in typed:
+        if argument in ("-m", "--multirun", "-h", "--help"):
+            raise UserError(f"{argument}: not allowed in lmlab.train(); lmlab.sweep() runs several")
+    for key, value in keys.items():
+        if isinstance(value, list | tuple):
+            raise UserError(
+                f"{key}={value}: lmlab.train() makes one run; lmlab.sweep() takes lists"
+            )
+    outcome = called([*typed, *as_arguments(keys)], verbose)
+    if outcome.path is None:
+        raise UserError(f"{' '.join(typed)}: makes no run")
+    return Run(outcome.path, keys.get("plugin"))
+
+
+def sweep(*typed: str, verbose: bool = True, **keys: Any) -> Comparison:
+    """Runs a sweep as `python train.py -m` does, and returns the comparison of its runs.
+
+    Lists are the values that vary: `lmlab.sweep(model=["bigram", "gpt"], seed=[0, 1])`. `typed` are
+    arguments as they are typed, such as "hydra/sweeper=search". A cell that failed is in the table
+    with its reason. Raises UserError, and KeyboardInterrupt after Ctrl-C.
+    """
+    launcher = [text for text in typed if text.startswith("hydra/launcher=")]
+    own = unlisted()
+    if own and launcher[-1:] != ["hydra/launcher=basic"]:
+        raise UserError(
+            f"{own[0].kind} {own[0].name} is registered in this process alone ({own[0].place}), and "
+            "the processes of a sweep do not have it; write it in a file and name that with "
+            'plugin=, or add "hydra/launcher=basic"'
+        )
+    outcome = called(["-m", *typed, *as_arguments(keys)], verbose)
+    assert outcome.path is not None  # a sweep has a folder, even if its runs all failed
+    return Comparison((outcome.path,), keys.get("plugin"))
+
+
+def load_run(path: str | os.PathLike[str], plugin: str | None = None) -> Run:
+    """Returns the run at `path`, or the newest one below it. Raises UserError if there is none.
+
+    `plugin` names the plug-ins with which it was made.
+    """
+    return Run(newest(Path(path)), plugin)
+
+
+def compare(*folders: str | os.PathLike[str], plugin: str | None = None) -> Comparison:
+    """Returns the comparison of all runs below the folders; runs themselves may be given, too.
+
+    Raises UserError if there is no run.
+    """
+    comparison = Comparison(tuple(map(Path, folders)), plugin)
+    _ = comparison.runs  # raises
+    return comparison
+
+
+def load_runs(
+    *folders: str | os.PathLike[str], plugin: str | None = None, same_code: bool = False
+) -> pd.DataFrame:
+    """Returns a table with a row for each run below the folders; `sweeps.table` explains it."""
+    from lmlab.sweeps import table
+
+    with own_choices(plugin):
+        return table.load_runs(*map(Path, folders), same_code=same_code)
+
+
+def called(arguments: list[str], verbose: bool) -> Outcome:
+    """Returns the outcome of a command of train.py. Raises UserError or KeyboardInterrupt."""
+    with settings_kept(), ExitStack() as stack:
+        if not verbose:
+            stack.enter_context(hidden())
+            stack.enter_context(redirect_stdout(io.StringIO()))
+            stack.enter_context(redirect_stderr(io.StringIO()))
+        try:
+            with as_exceptions():
+                return call(arguments)
+        except SystemExit as stop:
+            if stop.code in (128 + 2, 128 + 15, 128 + 1):
+                raise KeyboardInterrupt("stopped, and saved") from None
+            raise RuntimeError(f"the command ended with exit status {stop.code}") from None
+
+
+@contextmanager
+def settings_kept() -> Iterator[None]:
+    """A context after which filters of warnings and the environment's variables are as before.
+
+    The first import of torch changes both.
+    """
+    variables = dict(os.environ)
+    with warnings.catch_warnings():
+        try:
+            yield
+        finally:
+            restore_variables(variables)
+
+
+def as_arguments(keys: dict[str, Any]) -> list[str]:
+    """Returns keys and values as they would be typed. Raises UserError."""
+    arguments = []
+    for key, value in keys.items():
+        if isinstance(value, list | tuple):
+            text = ",".join(as_text(key, one) for one in value)
+        else:
+            text = as_text(key, value)
+        arguments.append(f"{key}={text}")
+    return arguments
+
+
+def as_text(key: str, value: Any) -> str:
+    """Returns a value as it would be typed. Raises UserError for an object that cannot be."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return repr(value)
+    try:
+        text = os.fspath(value)
+    except TypeError:
+        raise UserError(
+            f"{key}={value!r}: allowed are text, numbers, True, False, None and lists of them"
+        ) from None
+    if key in AS_TYPED or is_plain(key, text):
+        return text
+    return quoted(text)
+
+
+def is_plain(key: str, text: str) -> bool:
+    """Returns whether Hydra's grammar reads a text as it is."""
+    try:
+        override = parse(f"{key}={text}")
+    except UserError:
+        return False
+    return not override.is_sweep_override() and override.value() == text
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run on disk. `plugin` names the plug-ins that it was made with.
+
+    What it returns is read from its folder each time, so a run that goes on is seen as it is now.
+    """
+
+    path: Path
+    plugin: str | None = None
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The content of metrics.json: numbers, and what produced them."""
+        return read_metrics(self.path)
+
+    @property
+    def status(self) -> str:
+        """How it has ended: finished, diverged, interrupted, failed; or that it is running."""
+        return str(self.metrics.get("status"))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The keys and values of the run, as they would be typed."""
+        with own_choices(self.plugin):
+            return read_config(self.path).flat()
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """The points of its curves and the numbers of its evaluations, a row for each step."""
+        import pandas as pd
+
+        return pd.DataFrame(read_history(self.path)).groupby("step", as_index=False).first()
+
+    @property
+    def model(self) -> LanguageModel:
+        """The model with the weights of the last checkpoint, on the CPU, for evaluation."""
+        from lmlab.runs import checkpoints
+
+        with own_choices(self.plugin):
+            return checkpoints.load(self.path, "last", "cpu").model
+
+    def sample(self, prompt: str = "", *, seed: int | None = None, **options: Any) -> str:
+        """Returns a text that the model continues from the prompt, which it begins with.
+
+        `options` are those of `python scripts/sample.py`: max_tokens, temperature, top_k, top_p,
+        stop, checkpoint, device. With the same `seed` the text is the same. Raises UserError.
+        """
+        from lmlab.runs import checkpoints
+
+        values = {"prompt": prompt, "seed": seed, **options}
+        refuse_others(values, ("run", "plugin", "samples"))
+        chosen: sample.Options = filled(sample.Options, values)
+        sample.check_greedy(chosen)
+        with own_choices(self.plugin):
+            run = checkpoints.load(self.path, chosen.checkpoint, chosen.device)
+            drawn = secrets.randbelow(2**32) if seed is None else seed
+            pieces = [piece for piece, *_ in sample.drawn(run, chosen, drawn)]
+        return prompt + "".join(pieces)
+
+    def evaluate(self, **options: Any) -> dict[str, float]:
+        """Returns the losses on the validation text, or on another text, and saves them.
+
+        `options` are those of `python scripts/evaluate.py`: split, data, path, checkpoint, device.
+        Raises UserError.
+        """
+        refuse_others(options, ("run", "plugin"))
+        chosen = filled(evaluate.Options, {**options, "run": str(self.path)})
+        with own_choices(self.plugin):
+            _, _, numbers = evaluate.measured(chosen)
+        return numbers
+
+    def resume(self, *, verbose: bool = True, **keys: Any) -> Run:
+        """Continues the run, longer if `max_steps` is larger, and returns it."""
+        if self.plugin:
+            keys["plugin"] = self.plugin
+        return train(verbose=verbose, resume=self.path, **keys)
+
+    def plot(self) -> Figure:
+        """Returns a figure of matplotlib with the curves of its losses."""
+        return plot.curves([self.path])
+
+    def _repr_html_(self) -> str:
+        """Returns the run as HTML: its curves, its numbers and its last sample."""
+        metrics = self.metrics
+        numbers = []
+        for name, form in SHOWN:
+            if isinstance(metrics.get(name), int | float):
+                numbers.append((name, format(metrics[name], form)))
+        texts = [point["sample"] for point in read_history(self.path) if point.get("sample")]
+        parts = [f"<b>{html.escape(str(self.path))}</b> {html.escape(self.status)}"]
+        if metrics.get("reason"):
+            parts.append(html.escape(str(metrics["reason"])))
+        parts.append(as_table(numbers))
+        parts.append(picture_of([self.path]))
+        if texts:
+            parts.append(f'<pre style="white-space:pre-wrap">{html.escape(texts[-1])}</pre>')
+        return "<div>" + "\n".join(parts) + "</div>"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several runs on disk, below some folders. `plugin` names the plug-ins of the runs."""
+
+    folders: tuple[Path, ...]
+    plugin: str | None = None
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    @property
+    def path(self) -> Path:
+        """The folder of the sweep. Raises UserError if there are several folders."""
+        if len(self.folders) > 1:
+            raise UserError("a comparison of several folders has no path of its own; see .folders")
+        return self.folders[0]
+
+    @property
+    def runs(self) -> pd.DataFrame:
+        """A table with a row for each run."""
+        return load_runs(*self.folders, plugin=self.plugin)
+
+    @property
+    def leaderboard(self) -> pd.DataFrame:
+        """A table with a row for each configuration, averaged over its seeds, the best first."""
+        from lmlab.sweeps import table
+
+        with own_choices(self.plugin):
+            return table.leaderboard(self.runs)
+
+    def plot(self) -> Figure:
+        """Returns a figure of matplotlib with the curves of the runs."""
+        return plot.curves([Path(path) for path in self.runs["path"]])
+
+    def _repr_html_(self) -> str:
+        """Returns the leaderboard as HTML, what did not finish, and the curves of a few runs."""
+        from lmlab.sweeps import report, table
+
+        with own_choices(self.plugin):
+            runs = self.runs
+            board = table.leaderboard(runs)
+            texts = report.columns(board, table.varied(runs))
+            parts = [texts.to_html(index=False, border=0)]
+            parts.append(f"<p>{html.escape(report.footnote(runs, board))}</p>")
+            unfinished = [
+                (label, f"{status} {why}") for label, status, why in table.unfinished(runs)
+            ]
+        parts.append(as_table(unfinished))
+        if len(runs) <= CURVES:
+            parts.append(picture_of([Path(path) for path in runs["path"]]))
+        where = command("compare") + " " + " ".join(map(str, self.folders))
+        parts.append(f"<p>{html.escape(where)} writes a page with all of it</p>")
+        return "<div>" + "\n".join(parts) + "</div>"
+
+
+def refuse_others(options: dict[str, Any], names: tuple[str, ...]) -> None:
+    """Raises UserError for an option of the command that the method of a run does not have."""
+    for name in names:
+        if name in options:
+            raise UserError(f"{name}={options[name]}: not allowed here, where the run is given")
+
+
+def as_table(rows: list[tuple[str, str]]) -> str:
+    """Returns a table of two columns as HTML, or nothing without rows."""
+    if not rows:
+        return ""
+    cells = [
+        f"<tr><td>{html.escape(name)}</td><td style='text-align:right'>{html.escape(text)}</td></tr>"
+        for name, text in rows
+    ]
+    return "<table>" + "".join(cells) + "</table>"
+
+
+def picture_of(paths: list[Path]) -> str:
+    """Returns the curves of runs as HTML, or a line that says why there are none."""
+    try:
+        return str(plot.curves(paths)._repr_html_())
+    except ModuleNotFoundError as error:
+        return f"<p>no curves: {html.escape(str(error))}</p>"

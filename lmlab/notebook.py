@@ -1,0 +1,82 @@
+"""A part of a notebook's output that is drawn again and again, such as a progress bar."""
+
+import io
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from rich.console import Console, RenderableType
+
+REDRAW = 0.5  # seconds between two drawings
+WIDTH = 100  # characters
+CODE = '<pre style="line-height:normal;font-family:monospace">{code}</pre>'
+
+
+HIDDEN: ContextVar[bool] = ContextVar("hidden", default=False)
+
+
+@contextmanager
+def hidden() -> Iterator[None]:
+    """A context in which nothing is drawn."""
+    token = HIDDEN.set(True)
+    try:
+        yield
+    finally:
+        HIDDEN.reset(token)
+
+
+def in_notebook() -> bool:
+    """Returns whether this code runs in a notebook, such as Jupyter's, and may draw there."""
+    if HIDDEN.get():
+        return False
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return getattr(shell, "kernel", None) is not None
+
+
+def plain_console(**options: Any) -> Console:
+    """Returns a console of rich that writes plain text where there is no terminal.
+
+    In a notebook rich alone would make HTML of each line, or write what steers a terminal.
+    """
+    if in_notebook():
+        options = {"force_terminal": False, "width": WIDTH} | options
+    return Console(highlight=False, markup=False, emoji=False, force_jupyter=False, **options)
+
+
+class Display:
+    """A place in the output of a notebook's cell whose content can be replaced."""
+
+    def __init__(self) -> None:
+        self.handle: Any = None
+        self.drawn_at = 0.0
+
+    def draw(self, content: RenderableType) -> None:
+        """Shows what rich can print, unless something was shown a moment ago."""
+        if time.monotonic() - self.drawn_at >= REDRAW:
+            self.drawn_at = time.monotonic()
+            self.show(as_html(content))
+
+    def clear(self) -> None:
+        """Shows nothing."""
+        if self.handle is not None:
+            self.show("")
+
+    def show(self, page: str) -> None:
+        """Shows HTML in the place of what was there."""
+        from IPython.display import HTML, display
+
+        if self.handle is None:
+            self.handle = display(HTML(page), display_id=True)
+        else:
+            self.handle.update(HTML(page))
+
+
+def as_html(content: RenderableType) -> str:
+    """Returns what rich can print as HTML."""
+    console = Console(file=io.StringIO(), record=True, width=WIDTH, force_jupyter=False)
+    console.print(content)
+    return console.export_html(inline_styles=True, code_format=CODE)

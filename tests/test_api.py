@@ -1,0 +1,233 @@
+"""The lab in Python: the same runs as the commands make, errors as exceptions, nothing left behind."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+
+import nbclient
+import nbformat
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import lmlab
+from lmlab import api
+from lmlab.commands import train as cli
+from lmlab.config.overrides import parse
+from lmlab.register import PRESENT
+from tests.conftest import ROOT, metrics, script, weights
+
+SMALL = {
+    "model": "bigram",
+    "data": "sentence",
+    "val_fraction": 0.2,
+    "block_size": 8,
+    "batch_size": 2,
+    "device": "cpu",
+    "precision": "32-true",
+    "threads": 1,
+    "max_steps": 3,
+    "verbose": False,
+}
+TYPED = [f"{key}={value}" for key, value in SMALL.items() if key != "verbose"]
+
+
+def test_a_run_is_the_one_that_is_typed(here, capsys):
+    run = lmlab.train(**SMALL, name="a", lr=np.float64(0.01))
+    typed = cli.main([*TYPED, "name=b", "lr=0.01"])
+    assert all(torch.equal(w, weights(typed)[name]) for name, w in weights(run.path).items())
+    assert run.status == "finished" and run.config["lr"] == 0.01
+    assert run.metrics["val/loss"] == metrics(typed)["val/loss"]
+    capsys.readouterr()
+    script("sample").main([f"run={typed}", "prompt=he", "max_tokens=9", "seed=3"])
+    assert run.sample("he", max_tokens=9, seed=3) + "\n" == capsys.readouterr().out
+    script("evaluate").main([f"run={typed}", "split=train"])
+    shown = capsys.readouterr().out
+    assert [f"{value:.6f}" for value in run.evaluate(split="train").values()] == shown.split()[1::2]
+    for name, weight in run.model.state_dict().items():
+        assert torch.equal(weight, weights(typed)[f"model.{name}"])
+    assert list(run.history["step"]) == [0, 3] and lmlab.load_run("outputs/a").path == run.path
+
+
+def test_without_verbose_nothing_is_shown(here, capfd):
+    lmlab.train(**SMALL)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_sweep_is_the_one_that_is_typed(here, capsys):
+    keys = SMALL | {"model": ["bigram", "gpt_nano"], "seed": (0, 1), "name": "s"}
+    sweep = lmlab.sweep(**keys)
+    assert len(sweep.runs) == 4 and set(sweep.runs["status"]) == {"finished"}
+    assert list(sweep.leaderboard["n"]) == [2, 2]
+    words = [word for word in TYPED if not word.startswith("model=")]
+    cli.main(["-m", "model=bigram,gpt_nano", "seed=0,1", *words, "name=s"])
+    assert "4 of them done already" in capsys.readouterr().out
+    assert len(lmlab.compare(sweep, sweep.path / sweep.runs["path"][0].split("/")[-1]).runs) == 4
+    page = sweep._repr_html_()
+    assert "gpt_nano" in page and "data:image/png;base64," in page
+
+
+def test_a_run_goes_on(here):
+    run = lmlab.train(**SMALL, seed=1)
+    assert run.resume(max_steps=5, verbose=False).metrics["step"] == 5
+    assert lmlab.train(resume=run.path, max_steps=7, verbose=False).path == run.path
+    assert run.metrics["step"] == 7
+
+
+def test_a_run_that_diverged_is_returned_with_its_status(here):
+    run = lmlab.train(**SMALL | {"max_steps": 10, "lr": 1e39})
+    assert run.status == "diverged" and "diverged" in run._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: lmlab.train(modl="gpt"), ["modl=gpt", "did you mean model?"]),
+        (lambda: lmlab.train(model="gtp"), ["model=gtp", "did you mean gpt?"]),
+        (lambda: lmlab.train(n_layer=2.5), ["n_layer=2.5"]),
+        (lambda: lmlab.train(seed=[0, 1]), ["seed=[0, 1]", "lmlab.sweep() takes lists"]),
+        (lambda: lmlab.train(lr={}), ["lr={}", "allowed are text, numbers"]),
+        (lambda: lmlab.train("-m", seed=0), ["-m", "lmlab.sweep()"]),
+        (lambda: lmlab.train("--frob"), ["--frob"]),
+        (lambda: lmlab.train("--cfg=job", model="bigram"), ["--cfg=job", "makes no run"]),
+        (lambda: lmlab.train(resume="nowhere"), ["resume=nowhere", "not the folder of a run"]),
+        (lambda: lmlab.train(plugin="no.py"), ["plugin=no.py", "cannot be read"]),
+        (lambda: lmlab.sweep(model=["gpt", "gtp"]), ["model=gtp", "did you mean gpt?"]),
+        (lambda: lmlab.load_run("nowhere"), ["nowhere: no trained run"]),
+        (lambda: lmlab.load_runs("nowhere"), ["nowhere: no run there"]),
+        (lambda: lmlab.compare("nowhere"), ["nowhere: no run there"]),
+    ],
+)
+def test_an_error_is_an_exception_with_the_one_line(here, capsys, call, words):
+    with pytest.raises(lmlab.UserError) as error:
+        call()
+    assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
+    assert capsys.readouterr().err == "" and list(here.rglob("config.yaml")) == []
+
+
+def test_a_wrong_option_of_a_run_is_an_exception(here):
+    run = lmlab.train(**SMALL)
+    for call, word in (
+        (lambda: run.sample(temprature=1), "did you mean temperature?"),
+        (lambda: run.sample(samples=2), "samples=2: not allowed here"),
+        (lambda: run.sample("é"), "prompt=é"),
+        (lambda: run.evaluate(split="valid"), "split=valid"),
+        (lambda: run.evaluate(run="x"), "run=x: not allowed here"),
+    ):
+        with pytest.raises(lmlab.UserError, match=re.escape(word)):
+            call()
+
+
+@given(st.one_of(st.text(), st.booleans(), st.none(), st.integers(), st.floats(allow_nan=False)))
+def test_a_value_of_python_is_typed_so_that_it_is_read_again(value):
+    override = parse(f"name={api.as_text('name', value)}")
+    assert not override.is_sweep_override()
+    assert override.value() == value and type(override.value()) is type(value)
+
+
+class Odd(Exception):
+    """An error of somebody's own model."""
+
+
+def test_an_error_of_ones_own_model_comes_out_as_it_is(here):
+    """The model is registered in this process, where it exists from then on."""
+
+    class OddConfig(lmlab.ModelConfig):
+        pass
+
+    @lmlab.register.model("odd", OddConfig)
+    class OddModel(lmlab.LanguageModel):
+        def __init__(self, config, vocab_size):
+            raise Odd("it will not be built")
+
+    try:
+        with pytest.raises(Odd, match="it will not be built"):
+            lmlab.train(**SMALL | {"model": "odd"})
+        with pytest.raises(lmlab.UserError, match=r"in this process alone .*test_api.py"):
+            lmlab.sweep(**SMALL | {"seed": [0, 1]})
+        sweep = lmlab.sweep("hydra/launcher=basic", **SMALL | {"seed": [0, 1], "name": "s"})
+        assert list(sweep.runs["status"]) == ["finished"] * 2
+    finally:
+        for addition in [one for one in PRESENT if not one.of_plugin]:
+            addition.take_out()
+
+
+def test_ctrl_c_saves_and_is_a_keyboard_interrupt(here):
+    def interrupt():
+        while not list(here.rglob("last.ckpt")):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    handler = signal.getsignal(signal.SIGINT)
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        lmlab.train(**SMALL | {"max_steps": 10**6, "eval_interval": 10**5})
+    thread.join()
+    assert lmlab.load_run("outputs").status == "interrupted"
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_text_of_a_run_cannot_act_as_html(here):
+    run = lmlab.train(**SMALL)
+    with open(run.path / "history.jsonl", "a") as file:
+        file.write(json.dumps({"step": 3, "sample": "<script>alert(1)</script>"}) + "\n")
+    assert "<script>" not in run._repr_html_() and "&lt;script&gt;" in run._repr_html_()
+
+
+def test_the_first_call_leaves_nothing_behind_in_its_process(here):
+    """Filters of warnings, variables, handlers of signals and of logging, arguments, settings."""
+    code = f"""
+import logging, os, signal, sys, warnings
+def state():
+    handlers = [signal.getsignal(n) for n in (1, 2, 15)]
+    root = logging.getLogger()
+    return list(warnings.filters), dict(os.environ), handlers, list(sys.argv), root.handlers, root.level
+import lmlab
+before = state()
+run = lmlab.train(**{SMALL!r})
+lmlab.sweep(**{SMALL | {"seed": [0, 1], "name": "s"}!r})
+run.sample(max_tokens=3), run.evaluate(), run._repr_html_()
+assert state() == before, [(a, b) for a, b in zip(before, state()) if a != b]
+import torch
+assert not torch.are_deterministic_algorithms_enabled()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_first_notebook_runs_and_is_committed_without_outputs(here):
+    notebook = nbformat.read(ROOT / "examples/first_steps.ipynb", 4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
+    for cell in code:
+        cell.source = re.sub(r"max_steps=(\d)00", r"max_steps=\1", cell.source)
+    nbclient.NotebookClient(
+        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(here)}}
+    ).execute()
+    outputs = [output for cell in code for output in cell.outputs]
+    assert not [output for output in outputs if output.get("name") == "stderr"]
+    pages = [
+        output.data["text/html"] for output in outputs if "text/html" in output.get("data", {})
+    ]
+    assert sum("data:image/png;base64," in page for page in pages) >= 3
+    assert not [page for page in pages if "━" in page]  # the bar is gone when a cell has ended
+    texts = "".join(output.text for output in outputs if output.output_type == "stream")
+    assert "val/loss" in texts and "\x1b" not in texts and "did you mean gpt?" in texts
+
+
+def test_the_names_are_listed_for_editors():
+    assert {"train", "sweep", "load_run", "register"} <= set(dir(lmlab))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert all(getattr(lmlab, name) for name in dir(lmlab))
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        _ = lmlab.trian
