@@ -114,3 +114,78 @@ def test_bash_completes_keys_and_choices():
             text=True,
         )
         assert done.stdout.split() == [found]
+
+
+SWEEP = """# Two models.
+all: data=sentence val_fraction=0.2 device=cpu max_steps=4 seed=0,1
+runs:
+- model=bigram lr=0.1,0.2
+- model=gpt_nano 'name=n'
+"""
+
+
+@pytest.fixture
+def sweep_file(mine):
+    """Writes a file of a sweep, by default SWEEP."""
+
+    def write(text=SWEEP, name="two"):
+        (mine / "sweep").mkdir(exist_ok=True)
+        (mine / f"sweep/{name}.yaml").write_text(text)
+
+    return write
+
+
+@pytest.mark.parametrize("launcher", ["local", "basic"])
+def test_a_sweep_from_a_file_has_the_cells_of_its_lines(sweep_file, train, capsys, launcher):
+    sweep_file(SWEEP.replace(" 'name=n'", ""))
+    cells = train(f"--config-dir=mine -m sweep=two hydra/launcher={launcher}")
+    assert len(cells) == 6 and {cell.parent.name for cell in cells} == {"two"}
+    capsys.readouterr()
+    common = "data=sentence val_fraction=0.2 device=cpu max_steps=4 seed=0,1 name=two"
+    assert train(f"-m model=bigram lr=0.1,0.2 {common}") == []
+    assert train(f"-m model=gpt_nano {common}") == []
+    assert len(train("--config-dir=mine -m sweep=two seed=2")) == 3  # what is typed wins
+    said = capsys.readouterr().out
+    assert "4 cells, 4 of them done already" in said and "2 cells, 2 of them" in said
+    assert list(load_runs("outputs/sweeps/two")["seed"].value_counts()) == [3, 3, 3]
+
+
+def test_a_search_can_stand_in_a_file_of_one_line(sweep_file, train):
+    line = "model=bigram lr=interval(0.1,1) hydra/sweeper=search hydra.sweeper.n_trials=2"
+    sweep_file(f"all: data=sentence val_fraction=0.2 max_steps=2\nruns:\n- {line}\n", "found")
+    assert len(train("--config-dir=mine -m sweep=found")) == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "text", "words"),
+    [
+        ("-m sweep=tow", SWEEP, ["sweep=tow: there is no such file", "did you mean two?"]),
+        ("sweep=two", SWEEP, ["sweep=two: is a sweep; add -m"]),
+        ("-m sweep=", SWEEP, ["sweep=: there is no such file", "allowed are ladder, two"]),
+        ("-m sweep=two", "- a\n", ["mine/sweep/two.yaml: needs"]),
+        ("-m sweep=two", "all: seed=0\n", ["two.yaml: needs"]),
+        ("-m sweep=two", "runs:\n- {a: b}\n", ["two.yaml: line 2: needs a line of arguments"]),
+        ("-m sweep=two", "rums:\n- a=b\n", ["two.yaml: line 1: rums: needs"]),
+        ("-m sweep=two", "runs:\n- 'x\n", ["two.yaml: line "]),
+        ("-m sweep=two", "runs:\n- lr='1\n", ["two.yaml: line 2: No closing quotation"]),
+        ("-m sweep=two", "runs:\n- seed=0\n- modl=gpt\n", ["two.yaml: line 3: modl=gpt: there"]),
+        (
+            "-m sweep=two",
+            SWEEP.replace("all: ", "all: hydra/sweeper=search ")
+            .replace(" 'name=n'", "")
+            .replace("seed=0,1", "seed=0"),
+            ["hydra/sweeper=search: a file of several lines has no search"],
+        ),
+        ("-m sweep=two", SWEEP, ["two.yaml: line 5", "name=n", "all lines"]),
+        ("-m sweep=two", "runs:\n- plugin=a.py\n", ["line 2: plugin=a.py", "command line"]),
+        ("-m sweep=two", "all: -m\nruns: [seed=0]\n", ["two.yaml: -m", "command line"]),
+        (
+            "-m sweep=two",
+            SWEEP.replace("name=n", "hydra/launcher=basic"),
+            ["two.yaml: line 5", "hydra/launcher=basic", "all lines"],
+        ),
+    ],
+)
+def test_a_fault_in_a_file_of_a_sweep_is_named_with_its_line(sweep_file, capsys, line, text, words):
+    sweep_file(text)
+    refused(capsys, lambda: cli.main(["--config-dir=mine", *line.split()]), words)

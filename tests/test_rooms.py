@@ -101,6 +101,9 @@ def test_no_type_of_a_model_an_optimizer_or_a_configuration_is_asked_for():
         "lmlab/config/conf_files.py: yaml.MappingNode",  # of a parsed YAML
         "lmlab/config/conf_files.py: yaml.SequenceNode",
         "lmlab/config/conf_files.py: yaml.ScalarNode",
+        "lmlab/config/sweep_files.py: yaml.MappingNode",
+        "lmlab/config/sweep_files.py: yaml.SequenceNode",
+        "lmlab/config/sweep_files.py: yaml.ScalarNode",
         "lmlab/inference/evaluations.py: Detail",  # a number with a mark
         "lmlab/models/base.py: nn.Embedding",  # torch's; the base class looks for the embedding
         "lmlab/runs/checkpoints.py: kind",  # of the entries of a checkpoint

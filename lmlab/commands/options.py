@@ -10,7 +10,7 @@ import yaml
 from lmlab import files
 from lmlab.catalogue import CATALOGUE, VALUES
 from lmlab.config.check import check_value, suggestion
-from lmlab.config.conf_files import CONF, names_in, text_of
+from lmlab.config.conf_files import CONF, HEADER, names_in, text_of
 from lmlab.config.keys import (
     CHOICES,
     companion_keys,
@@ -27,7 +27,7 @@ from lmlab.runs.typed import as_typed
 def help_page() -> str:
     """Returns the text of --help: conf/help.txt, then the comments of the files in conf/."""
     page = (CONF / "help.txt").read_text(encoding="utf-8")
-    for group in (*CHOICES, "hydra/launcher", "hydra/sweeper"):
+    for group in (*CHOICES, "sweep", "hydra/launcher", "hydra/sweeper"):
         page += f"\n{group}=\n"
         for name in names_in(group):
             page += f"  {name:<24}{title_of(group, name)}\n"
@@ -45,11 +45,11 @@ def help_page() -> str:
 
 
 def title_of(group: str, name: str) -> str:
-    """Returns the comment in the second line of a file of conf/, or "" if there is none."""
+    """Returns the comment in the first two lines of a file of conf/, or "" if there is none."""
     if name in VALUES.get(group, ()):
         return "(of a plug-in)"
-    for line in text_of(group, name).splitlines()[1:2]:
-        if line.startswith("# "):
+    for line in text_of(group, name).splitlines()[:2]:
+        if line.startswith("# ") and line.strip() != HEADER:
             return line.removeprefix("# ")
     return ""
 

@@ -17,6 +17,7 @@ from typing import Any
 import hydra
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import get_args_parser
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.types import RunMode
@@ -32,12 +33,16 @@ from lmlab.config.conf_files import CONF
 from lmlab.config.overrides import (
     Asked,
     checked,
+    is_hydras,
+    joined,
+    key_of,
     last_of_each,
     parse,
     primary,
     resolved,
     without_glob,
 )
+from lmlab.config.sweep_files import Line, read_lines
 from lmlab.errors import (
     UserError,
     letting_out,
@@ -127,9 +132,14 @@ def obey(args: Namespace, argv: list[str], given: list[str]) -> Outcome:
         continued = resume_or_replay(typed, flags, command)
         if continued is not None:
             return continued
-        typed, added = inherited(typed)
-        overrides = [*typed, *added]
-        asked = checked(overrides, args.multirun)
+        lines = lines_of(typed, args.multirun)
+        parts = []
+        for line in lines:
+            with errors_at(line.place):
+                arguments, added = inherited(line.arguments)
+                overrides = [*arguments, *added]
+                parts.append(checked(overrides, args.multirun))
+        asked = joined(parts)
     first, _ = asked.runs[0]
     same_code = first.sweep is not None and first.sweep.same_code
     sweep = Sweep(asked.name, command, tuple(added), asked.swept, same_code, first.run.out)
@@ -139,6 +149,38 @@ def obey(args: Namespace, argv: list[str], given: list[str]) -> Outcome:
     task = Task(sweep)
     run_hydra(task, flags, overrides)
     return Outcome(task.path, 1 if task.status == "diverged" else 0)
+
+
+def lines_of(typed: list[str], multirun: bool) -> list[Line]:
+    """Returns the typed arguments as one line, or the lines of the file that sweep= names.
+
+    What is typed takes the place of what the file says. Raises UserError.
+    """
+    names = [text.removeprefix("sweep=") for text in typed if text.startswith("sweep=")]
+    if not names:
+        return [Line(typed, "")]
+    (name,) = names
+    if not multirun:
+        raise UserError(f"sweep={name}: is a sweep; add -m")
+    others = [text for text in typed if text != f"sweep={name}"]
+    last = {key_of(text): text for text in others}
+    lines = []
+    for line in read_lines(name):
+        arguments = [without_glob(literal(text)) for text in line.arguments]
+        by_key = {key_of(text): text for text in (f"name={name}", *arguments)} | last
+        lines.append(Line([*by_key.values()], line.place))
+    return lines
+
+
+@contextmanager
+def errors_at(place: str) -> Iterator[None]:
+    """A context in which a UserError begins with the file and line that are at fault, if any."""
+    try:
+        yield
+    except UserError as error:
+        if not place:
+            raise
+        raise UserError(f"{place}: {error}") from None
 
 
 def flag_parser() -> ArgumentParser:
@@ -237,13 +279,18 @@ class Task:
     def __init__(self, sweep: Sweep, survey: Any = None) -> None:
         self.sweep = sweep
         self.survey = survey
+        self.listed: list[list[str]] = []  # the cells' overrides, of a sweep that is no grid
         self.path: Path | None = None  # the folder of a single run
         self.status: str | None = None  # of a single run, when it has ended
         self.unrecorded: list[str] = []  # cells whose failure could not be written, and why
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns what a job of another machine needs: the person's own choices with it."""
-        return vars(self) | {"survey": None, "own": (plugins.active_sources(), conf_files.ADDED)}
+        return vars(self) | {
+            "survey": None,
+            "listed": [],
+            "own": (plugins.active_sources(), conf_files.ADDED),
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Makes the person's own choices exist in the process of the job, until it ends."""
@@ -313,8 +360,12 @@ def run_sweep(asked: Asked, sweep: Sweep, flags: list[str], overrides: list[str]
             hydras_own = stack.enter_context(tempfile.TemporaryDirectory(prefix="lmlab-"))
     else:
         survey.announce()
-    overrides = [text for text in overrides if parse(text).key_or_group != "name"]
-    overrides += [f"name='{asked.name}'", f"hydra.sweep.dir='{hydras_own}'"]
+    name = f"name='{asked.name}'"
+    if asked.sweeper == "list":
+        task.listed = [[*without_name(own), name] for _, own in asked.runs]
+        overrides = [text for text in overrides if is_hydras(parse(text))]
+        overrides.append("hydra/sweeper=list")
+    overrides = [*without_name(overrides), name, f"hydra.sweep.dir='{hydras_own}'"]
     with stack, one_line_errors():
         with importing():  # while the server of processes imports
             from lmlab.sweeps import report
@@ -342,6 +393,11 @@ def run_sweep(asked: Asked, sweep: Sweep, flags: list[str], overrides: list[str]
         return all_ended and not task.unrecorded
 
 
+def without_name(overrides: list[str]) -> list[str]:
+    """Returns overrides without that of the key `name`."""
+    return [text for text in overrides if key_of(text) != "name"]
+
+
 def start_survey(asked: Asked, sweep: Sweep) -> Any:
     """Starts the server of processes, prepares Hydra, and returns the survey of a sweep."""
     from lmlab.sweeps import processes
@@ -351,11 +407,14 @@ def start_survey(asked: Asked, sweep: Sweep) -> Any:
     else:
         processes.share_library()
     from lmlab.sweeps.launcher import LocalLauncher
+    from lmlab.sweeps.listed import ListSweeper
     from lmlab.sweeps.search import SearchSweeper
     from lmlab.sweeps.survey import Survey
 
+    target = {"_target_": "hydra_plugins.lmlab.ListSweeper"}
+    ConfigStore.instance().store("list", target, group="hydra/sweeper", package="hydra.sweeper")
     plugins = Plugins.instance()
-    for plugin in (LocalLauncher, SearchSweeper):
+    for plugin in (LocalLauncher, SearchSweeper, ListSweeper):
         plugins.register(plugin)
         # Hydra instantiates plugins only under the name of its own package.
         plugins.class_name_to_class[f"hydra_plugins.lmlab.{plugin.__name__}"] = plugin

@@ -5,6 +5,8 @@ They are in conf/ and in the folder of --config-dir. What plug-ins register take
 
 import codecs
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +35,30 @@ def read_file(group: str, name: str) -> dict[str, Any]:
     """
     if name in VALUES.get(group, ()):
         return dict(VALUES[group][name])
-    path = path_of(group, name)
     shown = shown_name(group, name)
-    try:
-        content = path.read_bytes()
-        text = content.decode("utf-8")
-        if content.startswith(codecs.BOM_UTF8):
-            raise UserError(f"{shown}: line 1 begins with a byte-order mark; save it without one")
+    with yaml_errors(shown):
+        text = decoded(path_of(group, name), shown)
         if text.split("\n", 1)[0].strip() != HEADER:
             raise UserError(f"{shown}: line 1 must be: {HEADER}")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         check_nodes(node, shown, group)
         values: dict[str, Any] = yaml.safe_load(text) or {}
+    return values
+
+
+def decoded(path: Path, shown: str) -> str:
+    """Returns the text of a file. Raises UserError if it begins with a byte-order mark."""
+    content = path.read_bytes()
+    if content.startswith(codecs.BOM_UTF8):
+        raise UserError(f"{shown}: line 1 begins with a byte-order mark; save it without one")
+    return content.decode("utf-8")
+
+
+@contextmanager
+def yaml_errors(shown: str) -> Iterator[None]:
+    """Turns errors of reading a YAML file, which is `shown` in messages, into UserErrors."""
+    try:
+        yield
     except OSError as error:
         raise UserError(f"{shown}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
@@ -53,7 +67,6 @@ def read_file(group: str, name: str) -> dict[str, Any]:
         raise UserError(f"{shown}: {yaml_fault(error)}") from None
     except (ValueError, RecursionError) as error:  # such as a number of 5,000 digits
         raise UserError(f"{shown}: {error}") from None
-    return values
 
 
 def names_in(group: str) -> list[str]:
@@ -103,7 +116,7 @@ def add_folders(folders: list[Path]) -> None:
 def check_added(folder: Path) -> None:
     """Raises UserError if a folder of --config-dir has nothing to add, or a file that is not read."""
     typed = f"--config-dir={folder}"
-    groups = [*GROUP_MARKERS, "hydra/launcher", "hydra/sweeper"]
+    groups = [*GROUP_MARKERS, "sweep", "hydra/launcher", "hydra/sweeper"]
     if not folder.is_dir():
         raise UserError(f"{typed}: is no folder")
     if not any((folder / group).is_dir() for group in groups):

@@ -92,6 +92,32 @@ def checked(arguments: list[str], multirun: bool) -> Asked:
     return Asked(runs, name, keys, launcher, sweeper, settings)
 
 
+def joined(parts: list[Asked]) -> Asked:
+    """Returns the command that asks for the runs of several commands, as those of one sweep.
+
+    Raises UserError if one of several is a search, or for keys of steps if no model has steps.
+    """
+    runs = [run for part in parts for run in part.runs]
+    if all(idle_keys(config.choices) for config, _ in runs):
+        for config, own_overrides in runs:
+            check_step_keys([parse(text) for text in own_overrides], config.choices)
+    if len(parts) == 1:
+        return parts[0]
+    for part in parts:
+        if part.sweeper != "basic":
+            raise UserError(
+                f"hydra/sweeper={part.sweeper}: a file of several lines has no search; a file of one "
+                "line may have one"
+            )
+    varied = {key for part in parts for key in part.swept}
+    texts = [{key_of(text): text for text in overrides} for _, overrides in runs]
+    for key in {key for own in texts for key in own}:
+        if len({own.get(key) for own in texts}) > 1:
+            varied.add(key)
+    first = parts[0]
+    return replace(first, runs=runs, swept=tuple(sorted(varied)), sweeper="list")
+
+
 def typed_lines(overrides: Iterable[Override]) -> tuple[str, ...]:
     """Returns overrides as the user typed them."""
     return tuple(str(override.input_line) for override in overrides)
@@ -122,9 +148,6 @@ def all_runs(overrides: list[Override], searching: bool) -> list[tuple[Config, l
             config, notice = resolved(cell)
             runs.append((config, [text for text in cell if not is_hydras(parse(text))]))
             notices[notice] = None
-    if all(idle_keys(config.choices) for config, _ in runs):  # no model of the command has steps
-        for config, own_overrides in runs:
-            check_step_keys([parse(text) for text in own_overrides], config.choices)
     for notice in notices:
         if notice:
             print(notice)

@@ -1,0 +1,27 @@
+"""Hydra's sweeper for a list of cells: those of a sweep from a file, which are no grid."""
+
+from typing import Any
+
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+
+class ListSweeper(Sweeper):
+    """Gives the launcher all cells of the command's `Task`, whatever Hydra's arguments are."""
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Gets the launcher from Hydra, and the cells from the function that runs one."""
+        task: Any = task_function
+        self.cells: list[list[str]] = task.listed
+        self.launcher: Any = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Runs the cells."""
+        for result in self.launcher.launch(self.cells, initial_job_idx=0):
+            _ = result.return_value  # raises if the job has failed
