@@ -49,6 +49,7 @@ SHOWN = (  # the numbers of a run in a notebook
     ("train_seconds", ".1f"),
     ("tokens_per_second", ",.0f"),
 )
+NOTHING: Any = None  # what fast_dev_run=True leaves
 CURVES = 12  # runs in the picture of a comparison, at most
 
 
@@ -58,8 +59,8 @@ def train(*typed: str, verbose: bool = True, **keys: Any) -> Run:
     `lmlab.train(model="gpt", n_layer=2)` is `python train.py model=gpt n_layer=2`. `typed` are
     arguments as they are typed, for names that Python does not have: "--config-dir=mine". With
     `verbose=False` nothing is shown. A run whose loss was not finite is returned as well: its
-    `status` is "diverged". Raises UserError, and KeyboardInterrupt after Ctrl-C, when the run is
-    saved.
+    `status` is "diverged"; with `fast_dev_run=True` there is no run, and None is returned. Raises
+    UserError, and KeyboardInterrupt after Ctrl-C, when the run is saved.
     """
     for argument in typed:
         if argument in ("-m", "--multirun", "-h", "--help"):
@@ -70,6 +71,8 @@ def train(*typed: str, verbose: bool = True, **keys: Any) -> Run:
                 f"{key}={value}: lmlab.train() makes one run; lmlab.sweep() takes lists"
             )
     outcome = called([*typed, *as_arguments(keys)], verbose)
+    if keys.get("fast_dev_run"):
+        return NOTHING
     if outcome.path is None:
         raise UserError(f"{' '.join(typed)}: makes no run")
     return Run(outcome.path, keys.get("plugin"))
@@ -91,6 +94,8 @@ def sweep(*typed: str, verbose: bool = True, **keys: Any) -> Comparison:
             'plugin=, or add "hydra/launcher=basic"'
         )
     outcome = called(["-m", *typed, *as_arguments(keys)], verbose)
+    if keys.get("fast_dev_run"):
+        return NOTHING
     assert outcome.path is not None  # a sweep has a folder, even if its runs all failed
     return Comparison((outcome.path,), keys.get("plugin"))
 

@@ -24,6 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from lmlab import files, plugins
+from lmlab.commands import dev_run
 from lmlab.commands.continued import inherited, literal, repeated
 from lmlab.commands.options import help_page
 from lmlab.commands.own_choices import own_choices, typed_plugin
@@ -140,7 +141,10 @@ def obey(args: Namespace, argv: list[str], given: list[str]) -> Outcome:
                 overrides = [*arguments, *added]
                 parts.append(checked(overrides, args.multirun))
         asked = joined(parts)
-    first, _ = asked.runs[0]
+        first, _ = asked.runs[0]
+        if first.sweep and first.sweep.fast_dev_run and not (args.cfg or args.info):
+            with letting_out():
+                return Outcome(None, 0 if dev_run.try_out(asked) else 1)
     same_code = first.sweep is not None and first.sweep.same_code
     sweep = Sweep(asked.name, command, tuple(added), asked.swept, same_code, first.run.out)
     if args.multirun and not args.cfg and not args.info:

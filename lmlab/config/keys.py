@@ -79,7 +79,9 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """The keys of a whole sweep. No run's config.yaml holds them."""
+    """The keys of a whole command: fast_dev_run, and those of sweeps. No config.yaml holds them."""
+
+    fast_dev_run: Annotated[bool, ONCE]
 
     retries: Annotated[int, "[0, 100]", ONCE]
     dry_run: Annotated[bool, ONCE]

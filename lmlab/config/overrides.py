@@ -206,8 +206,8 @@ def check_place(override: Override, multirun: bool, sweeper: str) -> None:
             )
         if sweeper == "search" and key == "seed":
             raise UserError(f"{text}: a search needs one seed, or it would choose the luckiest one")
-    of_sweeps = key in keys_of(SweepConfig) or is_hydras(override)
-    if of_sweeps and not multirun:
+    of_commands = {*keys_of(SweepConfig)} - {"fast_dev_run"}
+    if (key in of_commands or is_hydras(override)) and not multirun:
         raise UserError(f"{text}: is a key of sweeps; add -m")
     if key == "trial":
         raise UserError(f"{text}: only hydra/sweeper=search sets this key")

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,19 @@ from lmlab.errors import UserError, system_error
 from lmlab.notebook import plain_console
 from lmlab.registry import load
 
+# The largest number of tokens that a part may have while something is only tried; None: any.
+LONGEST: ContextVar[int | None] = ContextVar("longest", default=None)
 LARGE = 50_000_000  # bytes of text that take long enough for a progress bar
+
+
+@contextmanager
+def shortened(length: int) -> Iterator[None]:
+    """A context in which each part of a text has no more than its first `length` tokens."""
+    token = LONGEST.set(length)
+    try:
+        yield
+    finally:
+        LONGEST.reset(token)
 
 
 class Text:
@@ -167,10 +180,16 @@ class Splits:
         self.dropped = text.length - len(tokens)
         whole = documents.find(tokens, self.tokenizer, run) if run else None
         ends = ends_of_parts(tokens, config, whole)
-        self.holdout, self.train, self.val, self.test = np.split(tokens, ends[:-1])
+        starts = [0, *ends[:-1]]
+        longest = LONGEST.get()
+        if longest is not None:
+            ends = [min(end, start + longest) for start, end in zip(starts, ends, strict=True)]
+        self.holdout, self.train, self.val, self.test = (
+            tokens[start:end] for start, end in zip(starts, ends, strict=True)
+        )
         self.documents: dict[str, Documents] = {}
         if whole is not None:
-            for name, start, end in zip(self.parts, [0, *ends], ends, strict=False):
+            for name, start, end in zip(self.parts, starts, ends, strict=True):
                 self.documents[name] = whole.within(start, end)
                 self.documents[name].check(name, end - start)
 

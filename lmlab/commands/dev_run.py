@@ -1,0 +1,84 @@
+"""fast_dev_run=true: tries what is asked for in two steps and one evaluation, and keeps nothing."""
+
+import io
+import sys
+import tempfile
+import time
+from contextlib import redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+
+from lmlab.config.check import Config
+from lmlab.config.overrides import Asked, key_of
+from lmlab.errors import UserError, memory_errors
+from lmlab.notebook import hidden
+from lmlab.registry import importing
+from lmlab.runs.folder import read_metrics
+
+STEPS = 2
+TOKENS = 20_000  # of each part of a text that are used
+
+
+def try_out(asked: Asked) -> bool:
+    """Tries each configuration of a command with its first seed; returns whether all can run.
+
+    Prints a line for each. Raises UserError if the only one cannot run; of several, the error is
+    its line.
+    """
+    distinct: dict[str, tuple[Config, list[str]]] = {}
+    for config, own in asked.runs:
+        without_seed = config.flat() | {"seed": None}
+        distinct.setdefault(repr(without_seed), (config, own))
+    all_run = True
+    for config, own in distinct.values():
+        varied = [text for text in own if key_of(text) in asked.swept and key_of(text) != "seed"]
+        label = " ".join(varied) or f"model={config.choices['model']}"
+        try:
+            line = tried(config)
+        except UserError as error:
+            if len(distinct) == 1:
+                raise
+            all_run = False
+            print(f"error: {label}: {error}", file=sys.stderr)
+            continue
+        print(f"{label}: {line}", flush=True)
+    print("tried only; nothing was kept")
+    return all_run
+
+
+def tried(config: Config) -> str:
+    """Trains a configuration for two steps; returns its losses and its time, in words.
+
+    Warnings of the run are printed. Raises UserError, also if the loss is not finite.
+    """
+    with importing():
+        from lmlab import machine
+        from lmlab.data.text import shortened
+        from lmlab.training import experiment, preparation
+    started = time.monotonic()
+    config = machine.resolve(config)
+    run = replace(
+        config.run,
+        max_steps=STEPS,
+        max_minutes=None,
+        eval_interval=STEPS,
+        log_interval=1,
+        checkpoint_interval=STEPS,
+    )
+    start = preparation.load_start(run.init_from)
+    said = io.StringIO()
+    with tempfile.TemporaryDirectory(prefix="lmlab-") as folder:
+        path = Path(folder) / "run"
+        try:
+            with redirect_stdout(said), hidden(), shortened(TOKENS), memory_errors():
+                status, path = experiment.run(replace(config, run=run), path, "", start)
+        finally:
+            for line in said.getvalue().splitlines():
+                if line.startswith("warning:"):
+                    print(line)
+        metrics = read_metrics(path)
+    if status == "diverged":
+        raise UserError(f"after {metrics['step']} steps the loss or a weight is not finite")
+    losses = [f"{key} {metrics[key]:.4f}" for key in ("train/loss", "val/loss") if key in metrics]
+    made = f"{STEPS} steps and an evaluation" if config.model.has_steps else "counted"
+    return f"{made} in {time.monotonic() - started:.1f} s, {', '.join(losses)}"
