@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # for editors, which complete these names
     from lmlab.catalogue import CorpusConfig as CorpusConfig
     from lmlab.catalogue import ModelConfig as ModelConfig
     from lmlab.catalogue import OptimizerConfig as OptimizerConfig
+    from lmlab.catalogue import TokenizerConfig as TokenizerConfig
+    from lmlab.data.tokenizers import Tokenizer as Tokenizer
     from lmlab.errors import UserError as UserError
     from lmlab.inference.evaluations import Subject as Subject
     from lmlab.models.base import LanguageModel as LanguageModel
@@ -43,6 +45,8 @@ NAMES = {
     "ModelConfig": "lmlab.catalogue",
     "CorpusConfig": "lmlab.catalogue",
     "OptimizerConfig": "lmlab.catalogue",
+    "Tokenizer": "lmlab.data.tokenizers",
+    "TokenizerConfig": "lmlab.catalogue",
     "Subject": "lmlab.inference.evaluations",
     "Weights": "lmlab.training.optimizers",
     "UserError": "lmlab.errors",

@@ -205,6 +205,11 @@ class FileConfig(CorpusConfig):
 
 
 @dataclass(frozen=True)
+class TokenizerConfig:
+    """The keys of every tokenizer: there are none. That of characters has no others."""
+
+
+@dataclass(frozen=True)
 class DeviceConfig:
     """The keys of a run that depend on its device."""
 
@@ -303,6 +308,9 @@ CORPORA = {
     "shakespeare": Choice(CorpusConfig, "lmlab.data.corpora:shakespeare"),
     "file": Choice(FileConfig, "lmlab.data.corpora:file"),
 }
+TOKENIZERS = {
+    "char": Choice(TokenizerConfig, "lmlab.data.tokenizers:CharTokenizer"),
+}
 DEVICES = {
     "auto": Choice(DeviceConfig),
     "cpu": Choice(DeviceConfig),
@@ -317,6 +325,7 @@ OPTIMIZERS = {
 CATALOGUE: dict[str, dict[str, Choice]] = {
     "model": MODELS,
     "data": CORPORA,
+    "tokenizer": TOKENIZERS,
     "device": DEVICES,
     "optimizer": OPTIMIZERS,
 }
@@ -337,9 +346,10 @@ LOGGERS: dict[str, Choice] = {}
 # What plug-ins add: evaluations by name, and for each group the values of their choices' keys.
 OWN_EVALUATIONS: dict[str, Callable[..., Any]] = {}
 VALUES: dict[str, dict[str, dict[str, Any]]] = {}
-GROUP_MARKERS: dict[str, tuple[Marker, ...]] = {
+GROUP_MARKERS: dict[str, tuple[Marker | Neutral, ...]] = {
     "model": (),
     "data": (UNTOUCHING,),  # the hash of a cell contains the text's sha256, not the choice
+    "tokenizer": (Neutral("char"),),
     "device": (STEPWISE,),  # all keys of the group are stepwise, too
     "optimizer": (STEPWISE,),
     "experiment": (UNTOUCHING, OF_THE_RUN),

@@ -32,6 +32,7 @@ from lmlab.catalogue import (
     VALUES,
     Choice,
     CorpusConfig,
+    TokenizerConfig,
 )
 from lmlab.errors import UserError
 from lmlab.registry import forget
@@ -40,6 +41,7 @@ Thing = TypeVar("Thing", bound=Callable[..., Any])
 
 USUAL: dict[str, dict[str, Any]] = {  # the defaults of keys that the lab's own classes have
     "model": {"block_size": 64},
+    "tokenizer": {},
     "data": {"val_fraction": 0.1, "test_fraction": 0.0, "holdout_fraction": 0.0},
     "optimizer": {"weight_decay": 0.0},
 }
@@ -234,6 +236,20 @@ def corpus(name: str, config: type = CorpusConfig) -> Callable[[Thing], Thing]:
     return choice("data", name, config)
 
 
+def tokenizer(name: str, config: type = TokenizerConfig) -> Callable[[Thing], Thing]:
+    """Registers a class of tokenizers, a subclass of `lmlab.Tokenizer`, with the class of its keys.
+
+    Its `train` makes it from a text; `to_values` and `from_values` are what tokenizer.json holds.
+    """
+    decorate = choice("tokenizer", name, config)
+
+    def register(kind: Thing) -> Thing:
+        kind.kind = name  # type: ignore[attr-defined]  # of the class that is decorated
+        return decorate(kind)
+
+    return register
+
+
 def preset(group: str, name: str, base: str, **values: Any) -> None:
     """Registers a choice that differs from the choice `base` only in some values.
 
@@ -330,4 +346,5 @@ __all__ = [
     "optimizer",
     "preset",
     "schedule",
+    "tokenizer",
 ]

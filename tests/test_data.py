@@ -181,14 +181,20 @@ def test_a_text_in_pieces_gives_the_same_data(some_config, pieces, known, unknow
 
 def test_tokens_are_a_small_memory_map_found_again(cache):
     text = Text(lambda: ["some text ", "for a map"])
-    tokens = token_file(text, text.vocabulary)
+    tokens = token_file(text, CharTokenizer.train(text))
     assert isinstance(tokens, np.memmap) and tokens.dtype == np.uint8 and not tokens.flags.writeable
     made = {path: path.stat().st_mtime_ns for path in (cache / "tokens").iterdir()}
     text.pieces = None  # no need to read it again
-    assert text.vocabulary.decode(token_file(text, text.vocabulary)) == "some text for a map"
+    assert (
+        CharTokenizer.train(text).decode(token_file(text, CharTokenizer.train(text)))
+        == "some text for a map"
+    )
     assert {path: path.stat().st_mtime_ns for path in (cache / "tokens").iterdir()} == made
     changed = Text(lambda: ["some text ", "for a pam"])
-    assert changed.vocabulary.decode(token_file(changed, text.vocabulary)) == "some text for a pam"
+    assert (
+        CharTokenizer.train(changed).decode(token_file(changed, CharTokenizer.train(text)))
+        == "some text for a pam"
+    )
 
 
 def test_tokens_made_with_something_left_out_are_not_those_of_the_text():
@@ -200,10 +206,10 @@ def test_tokens_made_with_something_left_out_are_not_those_of_the_text():
 
 def test_a_damaged_token_file_is_made_anew(cache):
     text = Text(lambda: ["a text whose tokens ", "are damaged"])
-    path = Path(token_file(text, text.vocabulary).filename)
+    path = Path(token_file(text, CharTokenizer.train(text)).filename)
     path.write_bytes(path.read_bytes()[:-1] + b"\0")
     assert (
-        text.vocabulary.decode(token_file(text, text.vocabulary))
+        CharTokenizer.train(text).decode(token_file(text, CharTokenizer.train(text)))
         == "a text whose tokens are damaged"
     )
 
@@ -224,7 +230,7 @@ def test_a_text_that_changes_while_it_is_read_is_refused(cache, later):
     text = Text(lambda: next(readings))
     before = set((cache / "tokens").iterdir())
     with pytest.raises(UserError, match="the text changed while it was read"):
-        token_file(text, text.vocabulary)
+        token_file(text, CharTokenizer.train(text))
     assert set((cache / "tokens").iterdir()) == before
 
 
@@ -252,7 +258,9 @@ TWICE = "two at once " * 20_000
 def read_new_text(barrier, results):
     text = Text(lambda: [TWICE])
     barrier.wait()
-    results.put(text.vocabulary.decode(token_file(text, text.vocabulary)) == TWICE)
+    results.put(
+        CharTokenizer.train(text).decode(token_file(text, CharTokenizer.train(text))) == TWICE
+    )
 
 
 def test_two_runs_can_start_at_once_on_new_data(cache):

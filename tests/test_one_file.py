@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+import lmlab
 from lmlab import plugins
 from lmlab.commands import train as cli
 from lmlab.models.base import build_model
-from tests.conftest import history, metrics, weights
+from tests.conftest import history, metrics, script, weights
 from tests.test_additions import MODEL
 from tests.test_callbacks import assert_same, resumed
 from tests.test_plugins import plugin
@@ -107,12 +108,51 @@ OPTIMIZERS = """
                     update = momentum.lerp(weight.grad, 1 - self.betas[0]).sign()
                     weight.mul_(1 - group["lr"] * group["weight_decay"]).sub_(group["lr"] * update)
                     momentum.lerp_(weight.grad, 1 - self.betas[1])
+
+    @lmlab.register.optimizer("soap", type("SoapConfig", (NAdamConfig,), {}))
+    def soap(weights, config, precision):
+        return Soap(weights.groups(config.weight_decay), lr=config.lr)
+
+    class Soap(torch.optim.Optimizer):
+        # Adam in the eigenbases of the gradients' products (Vyas et al. 2024)
+
+        def __init__(self, params, lr):
+            super().__init__(params, {"lr": lr, "weight_decay": 0.0})
+
+        @torch.no_grad()
+        def step(self, closure=None):
+            if closure is not None:
+                with torch.enable_grad():
+                    closure()
+            for group in self.param_groups:
+                for weight in group["params"]:
+                    if weight.grad is not None:
+                        grad = weight.grad if weight.ndim == 2 else weight.grad.reshape(-1, 1)
+                        weight.sub_(group["lr"] * self.update(self.state[weight], grad).view_as(weight))
+
+        def update(self, state, grad):
+            if not state:
+                sizes = grad.shape
+                state |= {"step": torch.zeros(()), "m": torch.zeros_like(grad), "v": torch.zeros_like(grad)}
+                state |= {f"sum{i}": torch.zeros(n, n) for i, n in enumerate(sizes)}
+                state |= {f"basis{i}": torch.eye(n) for i, n in enumerate(sizes)}
+            for i, product in enumerate((grad @ grad.T, grad.T @ grad)):
+                state[f"sum{i}"].lerp_(product, 0.05)
+                if state["step"] % 4 == 0:
+                    state[f"basis{i}"] = torch.linalg.eigh(state[f"sum{i}"]).eigenvectors
+            state["step"] += 1
+            left, right = state["basis0"], state["basis1"]
+            state["m"].lerp_(grad, 0.1)
+            state["v"].lerp_((left.T @ grad @ right) ** 2, 0.05)
+            seen = 1 - 0.95 ** state["step"]
+            turned = (left.T @ state["m"] @ right) / ((state["v"] / seen).sqrt() + 1e-8)
+            return left @ turned @ right.T
     """
 
 
-@pytest.mark.parametrize("optimizer", ["nadam", "adafactor", "lion"])
+@pytest.mark.parametrize("optimizer", ["nadam", "adafactor", "lion", "soap"])
 def test_an_optimizer_whatever_its_state_is_resumed_to_the_bit(here, train, monkeypatch, optimizer):
-    """NAdam keeps a number a weight, Adafactor two vectors for a matrix."""
+    """NAdam keeps a number a weight, Adafactor two vectors for a matrix, SOAP four matrices more."""
     name = plugin(here, OPTIMIZERS)
     line = f"{LINE} plugin={name} model=gpt_nano optimizer={optimizer}"
     assert_same(*resumed(train, monkeypatch, line))
@@ -266,3 +306,83 @@ def test_an_installed_package_is_active_without_being_typed(here, train, monkeyp
         earlier = train(f"{LINE} model=bigram max_steps=1")
     cli.main([f"resume={earlier}", "max_steps=2"])  # made before the package was installed
     assert metrics(earlier)["step"] == 2 and "plugin=" not in capsys.readouterr().out
+
+
+WORDS = """
+    import re
+    from typing import Annotated
+    import numpy as np
+
+    class WordsConfig(lmlab.TokenizerConfig):
+        most: Annotated[int, "[2, 100000]"] = 300
+
+    @lmlab.register.tokenizer("words", WordsConfig)
+    class Words(lmlab.Tokenizer):
+        def __init__(self, words):
+            self.words = words
+            self.vocab_size = len(words)
+            self.ids = {word: i for i, word in enumerate(words)}
+            self.byte_lengths = np.array([len(w.encode()) for w in words])
+
+        @classmethod
+        def train(cls, text, config):
+            from collections import Counter
+            counts = Counter()
+            for piece in text.pieces():
+                counts.update(re.findall(r"\\w+", piece))
+            common = [w for w, _ in counts.most_common(config.most) if len(w) > 1]
+            return cls(sorted({*common, *text.characters}))
+
+        def encode_pieces(self, pieces, drop=False):
+            for piece in pieces:
+                ids = []
+                for part in re.findall(r"\\w+|\\W", piece):
+                    ids += [self.ids[part]] if part in self.ids else [self.ids[c] for c in part]
+                yield np.array(ids, np.min_scalar_type(self.vocab_size - 1))
+
+        def decode(self, ids):
+            return "".join(self.words[i] for i in ids)
+
+        def to_values(self):
+            return {"words": self.words}
+
+        @classmethod
+        def from_values(cls, values):
+            return cls(values["words"])
+    """
+
+
+def test_a_tokenizer_of_ones_own_is_used_by_everything(here, train, capsys, monkeypatch):
+    """Text and ids are each other's, the run resumes to the bit, and without it nothing opens."""
+    name = plugin(here, WORDS)
+    text = LINE.replace("data=sentence val_fraction=0.2", "data=tales val_fraction=0.001")
+    line = f"{text} plugin={name} tokenizer=words most=20 model=gpt_nano"
+    assert_same(*resumed(train, monkeypatch, line))
+    (run, *_) = sorted((here / "outputs/x").iterdir())
+    saved = json.loads((run / "tokenizer.json").read_text())
+    assert saved["type"] == "words" and "the" in saved["words"] and " " in saved["words"]
+    assert metrics(run)["val/bits_per_byte"] > 0
+    capsys.readouterr()
+    for command, words in (
+        ("sample", "prompt=the max_tokens=5 seed=1"),
+        ("evaluate", "split=val"),
+        ("explain", "text=the"),
+    ):
+        script(command).main([f"run={run}", f"plugin={name}", *words.split()])
+        assert capsys.readouterr().out
+        with pytest.raises(lmlab.UserError, match=f"plugin={name}, name it"):
+            script(command).main([f"run={run}"])
+    tuned = train(f"{text} plugin={name} init_from={run} max_steps=2")
+    assert (tuned / "tokenizer.json").read_bytes() == (run / "tokenizer.json").read_bytes()
+
+
+def test_runs_with_different_tokens_are_ranked_by_bits_per_byte(here, train, capsys):
+    name = plugin(here, WORDS)
+    train(
+        f"-m plugin={name} tokenizer=char,words model=ngram data=tales val_fraction=0.01 "
+        "seed=0 name=s"
+    )
+    board = lmlab.compare("outputs/sweeps/s", plugin=name).leaderboard
+    assert list(board["val/bits_per_byte"]) == sorted(board["val/bits_per_byte"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "The tokenizers differ, so bits per byte are compared" in said

@@ -74,7 +74,7 @@ def test_a_key_is_set_in_one_place():
     """In config.yaml or in the files of one group, never in both; recipes may set any."""
     owners = {}
     for path in [*(path for path in FILES if path.parts[0] != "experiment"), "config.yaml"]:
-        for key in {*yaml.safe_load((ROOT / "conf" / path).read_text())} - {"defaults"}:
+        for key in {*(yaml.safe_load((ROOT / "conf" / path).read_text()) or {})} - {"defaults"}:
             owners.setdefault(key, set()).add(str(path).split("/")[0])
     assert {key: places for key, places in owners.items() if len(places) > 1} == {}
     assert not {*CHOICES} & {*owners}

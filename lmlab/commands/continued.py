@@ -16,6 +16,7 @@ from lmlab.config.keys import (
     keys_of,
     marked,
     marked_in,
+    neutral_values,
 )
 from lmlab.config.overrides import check_step_keys, is_signed, parse
 from lmlab.errors import UserError
@@ -69,8 +70,8 @@ def by_key(arguments: list[str]) -> Overrides:
 def inherited(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Returns the arguments, in which init_from= names one run, and additional arguments.
 
-    The additional arguments choose the model of that run. Raises UserError if the user typed
-    another model.
+    The additional arguments choose the model and the tokenizer of that run. Raises UserError if the
+    user typed another one.
     """
     overrides = by_key(arguments)
     start = None
@@ -80,12 +81,14 @@ def inherited(arguments: list[str]) -> tuple[list[str], list[str]]:
         return arguments, []
     path = newest(Path(check_value("init_from", start, PathText)), "init_from")
     saved = read_config(path)
-    name = saved.choices["model"]
-    if name not in choices_of("model"):  # a preset that is missing here
-        name = saved.base("model")
-    model_keys = {"model": name, **vars(saved.model)}
-    shapeless = marked_in(config_class("model", name), SHAPELESS)
-    for key, value in model_keys.items():
+    kept: dict[str, Any] = {}
+    for group, values in (("model", saved.model), ("tokenizer", saved.tokenizer)):
+        name = saved.choices[group]
+        if name not in choices_of(group):  # a preset that is missing here
+            name = saved.base(group)
+        kept |= {group: name, **vars(values)}
+    shapeless = marked_in(config_class("model", kept["model"]), SHAPELESS)
+    for key, value in kept.items():
         if key in overrides and key not in shapeless and overrides[key].value() != value:
             raise UserError(
                 f"{overrides[key].input_line}: the run at {path} has {key}={value}; its weights "
@@ -96,7 +99,9 @@ def inherited(arguments: list[str]) -> tuple[list[str], list[str]]:
         if parse(text).key_or_group == "init_from":
             text = literal(f"init_from={path}")
         resolved.append(text)
-    added = [f"{key}={value}" for key, value in model_keys.items() if key not in overrides]
+    if kept["tokenizer"] == neutral_values()["tokenizer"]:
+        del kept["tokenizer"]  # as it is without a word
+    added = [f"{key}={value}" for key, value in kept.items() if key not in overrides]
     return resolved, added
 
 

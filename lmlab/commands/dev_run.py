@@ -80,5 +80,5 @@ def tried(config: Config) -> str:
     if status == "diverged":
         raise UserError(f"after {metrics['step']} steps the loss or a weight is not finite")
     losses = [f"{key} {metrics[key]:.4f}" for key in ("train/loss", "val/loss") if key in metrics]
-    made = f"{STEPS} steps and an evaluation" if config.model.has_steps else "counted"
+    made = f"{STEPS} steps and an evaluation" if metrics["step"] else "counted"
     return f"{made} in {time.monotonic() - started:.1f} s, {', '.join(losses)}"

@@ -31,8 +31,8 @@ WHOLE_NAME = r"\w[\w.,=+-]*"  # a run's name is a folder's
 class Config:
     """The checked configuration of a run.
 
-    `choices` maps each group, and "experiment", to the chosen name; `model`, `data`, `device` and
-    `optimizer` hold the values of the keys of that choice, `run` the values of all other keys.
+    `choices` maps each group, and "experiment", to the chosen name; `model`, `data`, `tokenizer`,
+    `device` and `optimizer` hold the values of the keys of that choice, `run` those of all other keys.
     `companions` holds those of callbacks and loggers, by their names. `sweep` is None for a
     configuration that was read from a run's folder. `bases` has an entry for each group in which that folder names a preset: the choice that it builds on.
     """
@@ -41,6 +41,7 @@ class Config:
     run: RunConfig
     model: Any
     data: Any
+    tokenizer: Any
     device: DeviceConfig
     optimizer: Any
     companions: dict[str, Any] = field(default_factory=dict)
@@ -58,7 +59,7 @@ class Config:
     def flat(self) -> dict[str, Any]:
         """Returns choices and keys as one flat mapping."""
         flat: dict[str, Any] = dict(self.choices)
-        parts = (self.run, self.model, self.data, self.device, self.optimizer)
+        parts = (self.run, self.model, self.data, self.tokenizer, self.device, self.optimizer)
         for config in (*parts, *self.companions.values()):
             flat |= asdict(config)
         return flat
@@ -135,7 +136,7 @@ def check_key(key: str, value: Any, choices: dict[str, str]) -> None:
             if key in keys:
                 takers.append(choice)
         if takers and choices[group] not in takers:
-            taken = ", ".join(keys_of(config_class(group, choices[group])))
+            taken = ", ".join(keys_of(config_class(group, choices[group]))) or "no keys"
             raise UserError(
                 f"{key}={value}: {group}={choices[group]} doesn't take {key}, it takes {taken}; "
                 f"{key} is a key of {group}={'|'.join(takers)}"

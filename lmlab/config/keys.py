@@ -245,17 +245,18 @@ def keys_of_groups(marker: Marker) -> frozenset[str]:
 
 @remembered
 def markers_of(kind: type) -> dict[str, Any]:
-    """Returns the keys that have a marker of the class `kind`, each with that marker."""
+    """Returns the keys and groups that have a marker of the class `kind`, each with that marker."""
     markers_by_key = {}
-    for key, annotation in annotations():
-        for marker in markers(annotation):
+    with_markers = [(key, markers(annotation)) for key, annotation in annotations()]
+    for key, marks in (*with_markers, *GROUP_MARKERS.items()):
+        for marker in marks:
             if type(marker) is kind:
                 markers_by_key[key] = marker
     return markers_by_key
 
 
 def neutral_values() -> dict[str, Any]:
-    """Returns the keys added after version 0.1, each with the value that changes nothing."""
+    """Returns the keys and groups added after version 0.1, each with the value that changes nothing."""
     return {key: neutral.value for key, neutral in markers_of(Neutral).items()}
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from lmlab import files
-from lmlab.catalogue import CORPORA, CorpusConfig
+from lmlab.catalogue import CORPORA, TOKENIZERS, CorpusConfig
 from lmlab.config.check import Config
 from lmlab.config.keys import RunConfig
 from lmlab.data import documents
@@ -42,7 +42,7 @@ class Text:
     """A text of any size. It is read twice, in pieces, and need not fit into memory.
 
     `__init__` reads it once and computes `sha256` and `size` (of its UTF-8 bytes), `length` (in
-    characters) and `vocabulary` (a tokenizer of its characters). Each call of `pieces()` reads the
+    characters) and `characters` (the distinct ones, sorted). Each call of `pieces()` reads the
     text again from its beginning.
     """
 
@@ -52,7 +52,7 @@ class Text:
         self.length = 0
         self.mark = 0  # a hash of all pieces, far faster than sha256
         self.digest = hashlib.sha256()
-        self.vocabulary = CharTokenizer.from_pieces(self.first_reading())
+        self.characters = CharTokenizer.from_pieces(self.first_reading()).chars
         self.sha256 = self.digest.hexdigest()
 
     def first_reading(self) -> Iterator[str]:
@@ -147,8 +147,8 @@ class Splits:
     """A text in its parts `holdout`, `train`, `val` and `test`: arrays of token ids, (N,).
 
     They follow each other in this order: text next to the validation text is the best to train on,
-    so `holdout` is the beginning. `tokenizer` is the given one, or the text's own; `sha256`
-    is that of the text; `dropped` counts the characters that the tokenizer lacks, which
+    so `holdout` is the beginning. `tokenizer` is the given one, or what `train` makes of the
+    text, by default that of its characters; `sha256` is that of the text; `dropped` counts the characters that the tokenizer lacks, which
     `drop_unknown` leaves out. If `run`, the keys of a run, divides the text into documents,
     `documents` holds those of each part, and a part begins with the nearest document.
 
@@ -164,9 +164,10 @@ class Splits:
         sha256: str | None = None,
         drop_unknown: bool = False,
         run: RunConfig | None = None,
+        train: Callable[[Text], Tokenizer] = CharTokenizer.train,
     ) -> None:
         text = Text(partial(load(CORPORA[choice].builder), config))
-        self.tokenizer: Tokenizer = tokenizer or text.vocabulary
+        self.tokenizer: Tokenizer = tokenizer or train(text)
         self.sha256 = text.sha256
         if sha256 not in (None, self.sha256):
             raise UserError(
@@ -177,7 +178,11 @@ class Splits:
             tokens = token_file(text, self.tokenizer, drop_unknown)
         except UnknownCharacters as error:
             raise UnknownCharacters(f"data={choice}: {error}") from None
-        self.dropped = text.length - len(tokens)
+        self.dropped = 0
+        if drop_unknown:
+            lengths = [len(self.tokenizer.decode([i])) for i in range(self.tokenizer.vocab_size)]
+            counts = np.bincount(tokens, minlength=self.tokenizer.vocab_size)
+            self.dropped = text.length - int(counts @ np.array(lengths))
         whole = documents.find(tokens, self.tokenizer, run) if run else None
         ends = ends_of_parts(tokens, config, whole)
         starts = [0, *ends[:-1]]
@@ -199,9 +204,15 @@ class Splits:
     ) -> Self:
         """Returns the training and validation text of a run with this configuration."""
         drop_unknown = config.run.unknown == "drop"
+
+        def train(text: Text) -> Tokenizer:
+            """Returns the tokenizer that the configuration chooses, trained on a text."""
+            kind: type[Tokenizer] = load(TOKENIZERS[config.base("tokenizer")].builder)
+            return kind.train(text, config.tokenizer)
+
         try:
             return cls(
-                config.base("data"), config.data, tokenizer, sha256, drop_unknown, config.run
+                config.base("data"), config.data, tokenizer, sha256, drop_unknown, config.run, train
             )
         except UnknownCharacters as error:
             if config.run.init_from:

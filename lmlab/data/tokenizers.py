@@ -4,25 +4,37 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar, Self, TypeGuard
+from typing import Any, ClassVar, Protocol, Self, TypeGuard
 
 import numpy as np
 
+from lmlab.catalogue import TOKENIZERS
 from lmlab.errors import UserError
+from lmlab.registry import load
 
 
 class UnknownCharacters(UserError):
     """The text has characters that the vocabulary lacks."""
 
 
+class Source(Protocol):
+    """What a tokenizer is trained on: a text in pieces, and all its characters, sorted."""
+
+    characters: str
+
+    def pieces(self) -> Iterable[str]:
+        """Returns the text in pieces; each call begins anew."""
+
+
 class Tokenizer:
     """Turns text into token ids and back. The lab calls no other methods of a tokenizer.
 
-    A new kind of tokenizer is a subclass with another `kind`, listed in `from_json`.
+    A subclass writes `train`, `encode_pieces`, `decode`, `to_values` and `from_values`, and sets
+    `vocab_size` and `byte_lengths`.
     """
 
     kind: ClassVar[str]
-    """The name of the class in tokenizer.json."""
+    """The name of the class in the group `tokenizer`, and in tokenizer.json."""
 
     vocab_size: int
     """How many tokens there are, V. Their ids are 0 to V - 1."""
@@ -42,15 +54,24 @@ class Tokenizer:
         """Returns the text of token ids."""
         raise NotImplementedError
 
+    @classmethod
+    def train(cls, text: Source, config: Any) -> Self:
+        """Returns the tokenizer of a text. `config` holds the keys of the choice."""
+        raise NotImplementedError
+
+    def to_values(self) -> dict[str, Any]:
+        """Returns plain values that JSON can hold, from which `from_values` makes the tokenizer."""
+        raise NotImplementedError
+
     def to_json(self) -> str:
         """Returns the content of tokenizer.json, which `from_json` reads."""
-        raise NotImplementedError
+        return json.dumps({"type": self.kind, **self.to_values()})
 
     @classmethod
     def from_values(cls, values: dict[str, Any]) -> Self:
         """Returns the tokenizer of a parsed tokenizer.json, which may come from a stranger.
 
-        Raises UserError for values that `to_json` would not have written.
+        Raises UserError for values that `to_values` would not have returned.
         """
         raise NotImplementedError
 
@@ -89,6 +110,10 @@ class CharTokenizer(Tokenizer):
         self.table = np.full(codes.max(initial=0) + 2, self.vocab_size, smallest_type)
         self.table[codes] = np.arange(self.vocab_size)
         self.byte_lengths = np.array([len(char.encode("utf-8", "surrogatepass")) for char in chars])
+
+    @classmethod
+    def train(cls, text: Source, config: Any = None) -> Self:
+        return cls(text.characters)
 
     @classmethod
     def from_text(cls, text: str) -> Self:
@@ -130,8 +155,8 @@ class CharTokenizer(Tokenizer):
     def decode(self, ids: np.ndarray | list[int]) -> str:
         return "".join(self.chars[i] for i in ids)
 
-    def to_json(self) -> str:
-        return json.dumps({"type": self.kind, "chars": list(self.chars)})
+    def to_values(self) -> dict[str, Any]:
+        return {"chars": list(self.chars)}
 
     @classmethod
     def from_values(cls, values: dict[str, Any]) -> Self:
@@ -158,10 +183,11 @@ def from_json(text: str) -> Tokenizer:
 
     Raises UserError or ValueError for any other text."""
     values = json.loads(text)
-    kinds: dict[str, type[Tokenizer]] = {CharTokenizer.kind: CharTokenizer}
-    if not isinstance(values, dict) or str(values.get("type")) not in kinds:
+    kind = str(values.pop("type", None)) if isinstance(values, dict) else ""
+    if kind not in TOKENIZERS:
         raise UserError(NO_VOCABULARY)
-    return kinds[values["type"]].from_values(values)
+    tokenizer: Tokenizer = load(TOKENIZERS[kind].builder).from_values(values)
+    return tokenizer
 
 
 def code_points(text: str) -> np.ndarray:

@@ -268,9 +268,15 @@ def alike(tensor: Any, weight: Tensor) -> bool:
         isinstance(tensor, Tensor)  # from a file, so it can be anything
         and tensor.layout == torch.strided
         and tensor.device.type == "cpu"
-        and tensor.is_contiguous()
+        and is_dense(tensor)
         and (tensor.shape, tensor.dtype) == (weight.shape, weight.dtype)
     )
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Returns whether each number has a place of its own in memory, in any order, without gaps."""
+    order = sorted(range(tensor.ndim), key=tensor.stride, reverse=True)
+    return tensor.permute(order).is_contiguous()
 
 
 def build_model(config: Any, vocab_size: int) -> LanguageModel:

@@ -241,7 +241,7 @@ def read_config(path: Path, name: str = "config.yaml") -> Config:
     content = files.read_sealed(path / name, LIMITS[name])
     try:
         values = parse_plain_yaml(content)
-        choices = {group: values.pop(group, None) for group in CHOICES}
+        choices = {group: values.pop(group, neutral_values().get(group)) for group in CHOICES}
         bases = {}
         for group in GROUPS:
             base = values.pop(f"{group}_base", None)  # of a preset, since version 0.2

@@ -47,7 +47,8 @@ def source_of(config: Config) -> Source:
 
 def source_key(config: Config) -> tuple[object, ...]:
     """Returns the values that determine a text and its vocabulary."""
-    return config.choices["data"], config.data, config.run.init_from, config.run.unknown
+    tokenizer = config.choices["tokenizer"], config.tokenizer
+    return config.choices["data"], config.data, tokenizer, config.run.init_from, config.run.unknown
 
 
 def identify(config: Config, overrides: list[str], sweep: Sweep, elsewhere: bool = False) -> Cell:

@@ -184,6 +184,10 @@ def footnote(table: pd.DataFrame, board: pd.DataFrame) -> str:
         sentences.append(
             "Not all were validated on the same text, so their losses cannot be compared."
         )
+    if loss == tables.BITS:
+        sentences.append(
+            "The tokenizers differ, so bits per byte are compared: a loss is that of a token."
+        )
     if table["code"].nunique() > 1:
         sentences.append(
             f"Different code of the lab made these runs (column code; now {own_code()}); "

@@ -27,6 +27,7 @@ from lmlab.sweeps.labels import common_parts, without
 
 TEST = "paired t-test over common seeds, Holm's correction, 5 %"
 LEVEL = 0.05
+BITS = "val/bits_per_byte"
 
 RECORDS = ("config.yaml", "metrics.json")  # a folder with one of them is that of a run
 
@@ -243,11 +244,11 @@ class Entry:
 def leaderboard(table: pd.DataFrame) -> pd.DataFrame:
     """Returns a table with a row for each configuration, best first.
 
-    They are ranked by the mean, over finished seeds, of the last `val/loss` (`train/loss` without
-    validation). Configurations without a finished seed come last. `se` is the standard error of
-    the mean, nan for one seed. `p` comes from the paired t-test against the first row, over the
-    seeds that both have, with the correction of Holm (1979). `like_best` is true if p is at least
-    5 %, and None if fewer than two seeds are common.
+    They are ranked by the mean, over finished seeds, of the last number that `objective` names.
+    Configurations without a finished seed come last. `se` is the standard error of the mean, nan
+    for one seed. `p` comes from the paired t-test against the first row, over the seeds that both
+    have, with the correction of Holm (1979). `like_best` is true if p is at least 5 %, and None if
+    fewer than two seeds are common.
     """
     loss = objective(table)
     keys = varied(table)
@@ -317,9 +318,19 @@ def row_of(members: pd.DataFrame, keys: Iterable[str], loss: str) -> dict[str, A
 
 
 def objective(table: pd.DataFrame) -> str:
-    """Returns the loss that ranks the runs: val/loss, or train/loss without validation."""
+    """Returns the number that ranks the runs: val/loss, or train/loss without validation.
+
+    Losses of different tokens cannot be compared: then it is val/bits_per_byte.
+    """
+    if differ_in_tokens(table) and table[BITS].notna().any():
+        return BITS
     losses = numbers_where("ranks")
     return next((name for name in losses if table[name].notna().any()), losses[0])
+
+
+def differ_in_tokens(table: pd.DataFrame) -> bool:
+    """Returns whether the runs, or the rows of a leaderboard, have different tokenizers."""
+    return "tokenizer" in table and BITS in table and table["tokenizer"].nunique() > 1
 
 
 def paired_p(losses: dict[int, float], best: dict[int, float]) -> float | None:

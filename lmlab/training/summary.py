@@ -40,7 +40,8 @@ def described(text: Splits) -> str:
         for name, tokens in text.parts.items()
         if len(tokens) > 0 or name != "holdout"
     )
-    line = f"{text.tokenizer.vocab_size} distinct characters: {sizes}"
+    kind = "characters" if text.tokenizer.kind == "char" else f"tokens of {text.tokenizer.kind}"
+    line = f"{text.tokenizer.vocab_size} distinct {kind}: {sizes}"
     if text.dropped:
         line += f"; {text.dropped:,} characters that the vocabulary lacks were left out"
     return line
