@@ -133,7 +133,7 @@ WRONG = {
     "data=file 'path=a b(c'": ["path=a b(c: no file there"],
     "data=file 'path=a,b'": ["path=a,b", "twice", "path=\"'…'\""],
     "lr=0.1,0.2": ["lr=0.1,0.2", "add -m"],
-    "-m name=a,b": ["name=a,b", "a key other than dry_run name"],
+    "-m name=a,b": ["name=a,b", "a key other than dry_run fast_dev_run name"],
     "-m model=bigram,gpt n_layer=2": [
         "n_layer=2",
         "model=bigram",

@@ -39,6 +39,7 @@ def frame(losses, **columns):
             "started": (group, seed),
             "model": "gpt",
             "data": "tales",
+            "tokenizer": "char",
             "device": "cpu",
             "optimizer": "sgd",
             "max_steps": 1,
