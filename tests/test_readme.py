@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from lmlab.commands import train as cli
+from lmlab.commands.options import help_page
 from tests.conftest import ROOT, script, working_in
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-README = (ROOT / "README.md").read_text()
 COMMANDS = [
     line.split("  #")[0].strip()
     for page in PAGES
@@ -23,6 +23,19 @@ COMMANDS = [
 
 def test_there_are_commands():
     assert {"make train", "make test", "python train.py model=gpt n_layer=4"} <= set(COMMANDS)
+
+
+PYTHON = [
+    block for page in PAGES for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
+]
+
+
+@pytest.mark.parametrize("code", [block for block in PYTHON if block.startswith("import lmlab\n")])
+def test_the_python_of_a_page_runs(here, short_texts, code):
+    code = re.sub(r"max_steps=(\d)00", r"max_steps=\1", code)
+    code = re.sub(r"(\[0, 1\])", r"\1, verbose=False, data='sentence', val_fraction=0.2", code)
+    exec(compile(code, "page", "exec"), {})
+    assert (here / "curves.png").exists()
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +103,14 @@ def torch_ids():
     return torch.zeros(2, 8, dtype=torch.long), torch.ones(2, 8, dtype=torch.long)
 
 
+def test_the_page_of_keys_is_what_help_prints():
+    """To bring it up to date: the text of python train.py --help, between the marks."""
+    page = (ROOT / "docs/keys.md").read_text()
+    assert page.split("```text\n")[1].split("```")[0].rstrip() == help_page().rstrip()
+
+
 def test_the_map_of_the_house_names_every_file():
-    house = README.split("## The house")[1].split("```")[1]
+    house = (ROOT / "docs/house.md").read_text().split("```")[1]
     for path in (ROOT / "lmlab").rglob("*.py"):
         assert path.name == "__init__.py" or re.search(rf"\b{path.name}\b", house), path
 
@@ -99,8 +118,11 @@ def test_the_map_of_the_house_names_every_file():
 EXAMPLES = {"rnn", "gpt_tiny", "lion", "recipes", "count", "name"}  # what a reader might add
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "LEARN.md", "docs/extending.md"])
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "LEARN.md"], ids=str)
 def test_files_that_a_page_names_exist(page):
-    names = re.findall(r"`((?:lmlab|scripts|conf|tests|docs)/[\w/.]+)`", (ROOT / page).read_text())
+    text = page.read_text()
+    names = re.findall(r"`((?:lmlab|scripts|conf|tests|docs|examples)/[\w/.]+)`", text)
     missing = {name for name in names if not (ROOT / name).exists()}
+    links = re.findall(r"\]\((?!http)([^)#]+)", text)
+    missing |= {link for link in links if not (page.parent / link).exists()}
     assert {name for name in missing if Path(name).stem not in EXAMPLES} == set()
