@@ -104,7 +104,7 @@ YAML = {
     "lr: 0.01  # learning rate\nweight_decay: 0.0  # pull\ndecay: 0.004  # of the momentum\n",
 }
 LINE = (
-    "model=alibi optimizer=nadam data=tales device=cpu precision=32-true threads=1 batch_size=2 "
+    "model=alibi optimizer=nadam data=sentence val_fraction=0.2 device=cpu precision=32-true threads=1 batch_size=2 "
     "decay_steps=8 checkpoint_interval=4 eval_interval=4 log_interval=1 "
 )
 COMMANDS = [
@@ -112,7 +112,7 @@ COMMANDS = [
     ("train", f"{LINE} max_steps=8 name=whole"),
     ("train", f"{LINE} max_steps=4 name=one"),
     ("train", "resume={one} max_steps=8"),
-    ("explain", "run={one} text='The cat sat.' device=cpu"),
+    ("explain", "run={one} text='hello world' device=cpu"),
     ("sample", "run={one} max_tokens=20 device=cpu"),
     ("compare", "outputs"),
 ]
@@ -197,7 +197,7 @@ def test_the_new_models_attention_is_on_its_page(answers):
     page = (here / "explain.html").read_text()
     data = json.loads(page.split('id="data">')[1].split("</script>")[0])
     shape = (data["attention"]["layers"], data["attention"]["heads"])
-    assert shape == (2, 2) and len(data["attention"]["sizes"]) == len("The cat sat.") - 1
+    assert shape == (2, 2) and len(data["attention"]["sizes"]) == len("hello world") - 1
 
 
 def test_the_leaderboard_has_the_metric(answers):

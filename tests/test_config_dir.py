@@ -135,10 +135,9 @@ def sweep_file(mine):
     return write
 
 
-@pytest.mark.parametrize("launcher", ["local", "basic"])
-def test_a_sweep_from_a_file_has_the_cells_of_its_lines(sweep_file, train, capsys, launcher):
+def test_a_sweep_from_a_file_has_the_cells_of_its_lines(sweep_file, train, capsys):
     sweep_file(SWEEP.replace(" 'name=n'", ""))
-    cells = train(f"--config-dir=mine -m sweep=two hydra/launcher={launcher}")
+    cells = train("--config-dir=mine -m sweep=two hydra/launcher=basic")
     assert len(cells) == 6 and {cell.parent.name for cell in cells} == {"two"}
     capsys.readouterr()
     common = "data=sentence val_fraction=0.2 device=cpu max_steps=4 seed=0,1 name=two"

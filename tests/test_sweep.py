@@ -303,7 +303,7 @@ def test_tensorboard_averages_the_seeds_of_a_configuration(here, sweep):
 
     assert (
         sweep(
-            "-m model=bigram,gpt_nano data=sentence val_fraction=0.2 device=cpu max_steps=6 seed=0,1,2 "
+            "-m model=bigram,gpt_nano data=sentence val_fraction=0.2 device=cpu max_steps=6 seed=0,1 "
             "lr=0.01,0.02 eval_interval=3 name=t"
         )
         == 0
@@ -352,7 +352,7 @@ def test_tensorboard_averages_the_seeds_of_a_configuration(here, sweep):
     assert diverged.endswith("diverged")
     for name in set(found) & set(rows):
         values = {one["name"]["tag"]: one["value"] for one in found[name]["metricValues"]}
-        assert len(found[name]["sessions"]) == 3 == rows[name]["n"]
+        assert len(found[name]["sessions"]) == 2 == rows[name]["n"]
         for key in ("val/loss", "best/val/loss"):
             assert values[key] == pytest.approx(rows[name][key], abs=1e-6)
         assert found[name]["hparams"]["lr"] == rows[name]["lr"]
