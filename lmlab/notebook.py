@@ -37,6 +37,17 @@ def in_notebook() -> bool:
     return getattr(shell, "kernel", None) is not None
 
 
+class PlainConsole(Console):
+    """A console of rich without marks in the text, whose reader may go away."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, force_jupyter=False, **options)
+
+    def on_broken_pipe(self) -> None:
+        """Raises BrokenPipeError, which `run_command` handles; rich alone would exit with 1."""
+        raise BrokenPipeError
+
+
 def plain_console(**options: Any) -> Console:
     """Returns a console of rich that writes plain text where there is no terminal.
 
@@ -44,7 +55,7 @@ def plain_console(**options: Any) -> Console:
     """
     if in_notebook():
         options = {"force_terminal": False, "width": WIDTH} | options
-    return Console(highlight=False, markup=False, emoji=False, force_jupyter=False, **options)
+    return PlainConsole(**options)
 
 
 class Display:

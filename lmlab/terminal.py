@@ -215,9 +215,9 @@ def lasting_output() -> Iterator[None]:
 
 
 @contextmanager
-def after_a_second(say: Callable[[], object]) -> Iterator[None]:
-    """A context that calls `say`, in another thread, if its block takes longer than a second."""
-    timer = threading.Timer(1, say)
+def after_a_second(say: Callable[[], object], seconds: float = 1) -> Iterator[None]:
+    """A context that calls `say`, in another thread, if its block takes longer than `seconds`."""
+    timer = threading.Timer(seconds, say)
     timer.daemon = True
     timer.start()
     try:

@@ -133,6 +133,7 @@ WRONG = {
     "data=file 'path=a b(c'": ["path=a b(c: no file there"],
     "data=file 'path=a,b'": ["path=a,b", "twice", "path=\"'…'\""],
     "lr=0.1,0.2": ["lr=0.1,0.2", "add -m"],
+    "name=sweeps": ["name=sweeps", "the folder of sweeps"],
     "-m name=a,b": ["name=a,b", "a key other than dry_run fast_dev_run name"],
     "-m model=bigram,gpt n_layer=2": [
         "n_layer=2",

@@ -96,6 +96,8 @@ def test_a_password_in_an_argument_is_shown_nowhere_and_kept_nowhere(here, capsy
     (here / "x:/me:secret@y").mkdir(parents=True)
     (here / "x:/me:secret@y/a.txt").write_text("one cat and two dogs " * 9)
     line = LINE.replace("data=sentence", "data=file path=x://me:secret@y/a.txt")
+    cli.main(["--cfg", "job", *line.split()])
+    assert "path: x://me:***@y/a.txt" in capsys.readouterr().out
     assert "path=x://me:***@y/a.txt" in metrics(cli.main(line.split()))["command"]
 
 

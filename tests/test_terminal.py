@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from lmlab.notebook import plain_console
 from lmlab.terminal import (
     Interrupted,
     LastingStream,
@@ -254,3 +255,14 @@ def test_only_this_file_and_the_processes_of_sweeps_set_handlers():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and path.name not in allowed:
                 assert ast.unparse(node.func) not in ("signal.signal", "os.write"), path
+
+
+def test_a_console_whose_reader_is_gone_says_so_and_does_not_exit():
+    """As of compare.py | head: run_command then ends with status 0."""
+
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        plain_console(file=Gone()).print("a table")

@@ -3,13 +3,14 @@
 Nothing imports torch before all arguments are checked.
 """
 
+import io
 import shlex
 import sys
 import tempfile
 import threading
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,8 @@ def obey(args: Namespace, argv: list[str], given: list[str]) -> Outcome:
                 overrides = [*arguments, *added]
                 parts.append(checked(overrides, args.multirun))
         asked = joined(parts)
+        if asked.name == "sweeps" and not args.multirun:
+            raise UserError("name=sweeps: the folder of sweeps has this name; allowed are others")
         first, _ = asked.runs[0]
         if first.sweep and first.sweep.fast_dev_run and not (args.cfg or args.info):
             with letting_out():
@@ -151,6 +154,11 @@ def obey(args: Namespace, argv: list[str], given: list[str]) -> Outcome:
         all_ended = run_sweep(asked, sweep, flags, overrides)
         return Outcome(sweep.folder, 0 if all_ended else 1)
     task = Task(sweep)
+    if args.cfg or args.info:
+        with redirect_stdout(io.StringIO()) as shown:
+            run_hydra(task, flags, overrides)
+        print(without_secrets(shown.getvalue()), end="")
+        return Outcome(None)
     run_hydra(task, flags, overrides)
     return Outcome(task.path, 1 if task.status == "diverged" else 0)
 

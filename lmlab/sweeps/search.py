@@ -33,7 +33,7 @@ from lmlab.runs.code import SameCode, own_code
 from lmlab.sweeps import study
 from lmlab.sweeps.cells import Cell, Sweep, codes_of
 from lmlab.sweeps.launcher import LocalLauncher
-from lmlab.terminal import showing
+from lmlab.terminal import after_a_second, showing, tell
 
 if TYPE_CHECKING:
     import optuna
@@ -46,12 +46,18 @@ if TYPE_CHECKING:
     Distribution = CategoricalDistribution | IntDistribution | FloatDistribution
 
 POLL_SECONDS = 0.5  # between two looks at the trials of other processes
+LOCKED_SECONDS = 10  # that opening a study may take without a word
 UNCLAIMED_SECONDS = 5  # that a trial may have no owner before it counts as left behind
 
 # What Optuna calls a trial whose cell has ended in this way; "finished" needs the value instead.
 STATES = {"pruned": "PRUNED", "diverged": "FAIL", "failed": "FAIL"}
 
 Proposal = tuple["optuna.Trial", list[str]]  # a trial and the overrides of its cell
+
+
+def waiting() -> None:
+    """Says why the study is not open yet."""
+    tell("waiting for the database of the study, which another process seems to have locked …")
 
 
 class SearchSweeper(Sweeper):
@@ -74,7 +80,10 @@ class SearchSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> None:
         """Runs trials until the study has `n_trials`. Trials of killed processes are run again."""
         with study.database_errors(self.storage()):
-            with showing("opening the study of the search …"):
+            with (
+                showing("opening the study of the search …"),
+                after_a_second(waiting, LOCKED_SECONDS),
+            ):
                 self.begin([parse(text) for text in arguments])
             with files.lock(self.searches / self.search_id):  # held as long as this process lives
                 self.run_trials()
