@@ -8,6 +8,7 @@ import gc
 import importlib
 import logging
 import os
+import resource
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,13 +42,22 @@ def importing(shown: bool = True) -> Iterator[None]:
     except ModuleNotFoundError:
         raise
     except (ImportError, MemoryError, SystemError, OSError) as error:
-        raise UserError(f"a library cannot be imported: {reason_of(error)}") from error
+        why = f"a library cannot be imported: {reason_of(error)}{memory_limit()}"
+        raise UserError(why) from error
     finally:
         if is_first:
             gc.freeze()
         if was_enabled:
             gc.enable()
         matplotlib.setLevel(level)
+
+
+def memory_limit() -> str:
+    """Returns a hint to the limit of this process's memory, or "" if there is none."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return ""
+    return f"; ulimit -v allows {limit / 1e9:.1f} GB of memory, and torch alone needs more than one"
 
 
 def restore_variables(before: dict[str, str]) -> None:

@@ -488,3 +488,13 @@ def test_the_folder_for_hydras_notes_is_the_commands_own(here, sweep, monkeypatc
     assert [path.name for path in here.iterdir() if path.name.startswith("lmlab-")] == [
         f"lmlab-{os.getuid()}"
     ]
+
+
+@linux
+def test_a_server_of_processes_without_memory_is_a_line_and_no_traceback(here):
+    line = "-m model=bigram data=sentence val_fraction=0.2 device=cpu max_steps=2 seed=0 name=x"
+    command = f"ulimit -v 500000; exec {sys.executable} {ROOT / 'train.py'} {line}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "error: no process can be started: the server" in done.stderr
+    assert "ulimit -v allows 0.5 GB of memory" in done.stderr

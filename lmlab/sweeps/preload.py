@@ -7,7 +7,10 @@ signal.signal(signal.SIGINT, signal.SIG_IGN)
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 import importlib  # noqa: E402
+import os  # noqa: E402
+import sys  # noqa: E402
 
+from lmlab.errors import UserError  # noqa: E402
 from lmlab.registry import importing  # noqa: E402
 from lmlab.runs.code import lab_sha256  # noqa: E402
 
@@ -19,10 +22,17 @@ MODULES = (
 )
 
 # Nothing of it is touched from here on, so that its memory stays shared.
-with importing(shown=False):
-    from PIL import Image
+try:
+    with importing(shown=False):
+        from PIL import Image
 
-    for module in MODULES:
-        importlib.import_module(module)
-    lab_sha256()  # of the files as they are now; they may change while the sweep runs
-    Image.preinit()  # PIL imports its formats one by one, when they are first needed
+        for module in MODULES:
+            importlib.import_module(module)
+        lab_sha256()  # of the files as they are now; they may change while the sweep runs
+        Image.preinit()  # PIL imports its formats one by one, when they are first needed
+except UserError as error:  # the launcher then says that there is no server
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    os._exit(2)
+except MemoryError:  # not even for a message of its own
+    os.write(2, b"error: too little memory to import the libraries\n")
+    os._exit(2)

@@ -124,6 +124,7 @@ def start(
 
     The process activates the plug-ins of this one before it unpickles the arguments, which may be
     made of the plug-ins' classes. With `inherited` connections it ends when this process ends.
+    Raises UserError if the server of processes has ended, for example for lack of memory.
     """
     content = pickle.dumps(arguments)
     process = server().Process(
@@ -131,8 +132,13 @@ def start(
         args=(target, plugins.active_sources(), conf_files.ADDED, content, *inherited),
         daemon=bool(inherited),
     )
-    with without_main():
-        process.start()
+    try:
+        with without_main():
+            process.start()
+    except (EOFError, ConnectionError):
+        raise UserError(
+            "no process can be started: the server that starts them has ended"
+        ) from None
     return process
 
 
