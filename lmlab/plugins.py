@@ -217,10 +217,14 @@ def active_sources() -> list[Source]:
 
 
 def sha256() -> str | None:
-    """Returns a hash of the code of all active plug-ins, in any order, or None without any."""
-    if not ACTIVE:
+    """Returns a hash of the code of all active plug-ins, in any order, or None without any.
+
+    What a program has registered itself is part of it.
+    """
+    own = [hashlib.sha256(code).hexdigest() for code in register.unlisted_code()]
+    hashes = sorted([*(plugin.source.sha256 for plugin in ACTIVE), *own])
+    if not hashes:
         return None
-    hashes = sorted(plugin.source.sha256 for plugin in ACTIVE)
     return hashlib.sha256(" ".join(hashes).encode()).hexdigest()
 
 

@@ -11,12 +11,14 @@ raises UserError, with file and line, if a name is taken or the keys cannot be u
 """
 
 import dataclasses
+import inspect
+import marshal
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import NoneType
+from types import CodeType, NoneType
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from hydra.core.config_store import ConfigStore
@@ -75,6 +77,8 @@ class Addition:
     def put(self) -> None:
         """Adds the row. Raises UserError if there is one of this name."""
         table = TABLES[self.kind]
+        for other in [one for one in PRESENT if self.replaces(one)]:
+            other.take_out()
         taken = table.get(self.name) or VALUES.get(self.kind, {}).get(self.name)
         if taken is not None:
             raise UserError(
@@ -97,6 +101,15 @@ class Addition:
         PRESENT.append(self)
         forget()
 
+    def replaces(self, other: "Addition") -> bool:
+        """Returns whether this is the same thing anew, as of a notebook's cell that is run again."""
+        if self.of_plugin or other.of_plugin:
+            return False
+        one, two = (
+            (addition.kind, addition.name, title_of(addition.row)) for addition in (self, other)
+        )
+        return one == two
+
     def take_out(self) -> None:
         """Removes the row again."""
         if self.row is not None:
@@ -115,6 +128,46 @@ COLLECTIONS: list[list[Addition]] = []  # of the plug-in that is being imported,
 def unlisted() -> list[Addition]:
     """Returns what a program has registered itself, outside of any plug-in."""
     return [addition for addition in PRESENT if not addition.of_plugin]
+
+
+def unlisted_code() -> list[bytes]:
+    """Returns, for each thing that a program has registered itself, what it does, as bytes."""
+    parts = []
+    for addition in unlisted():
+        about = addition.kind, addition.name, sorted((addition.values or {}).items())
+        parts.append(repr(about).encode() + code_of(built_by(addition.row)))
+    return parts
+
+
+def built_by(row: Any) -> Any:
+    """Returns the class or function in a row of the catalogue, or the row itself."""
+    return getattr(row, "builder", row)
+
+
+def title_of(row: Any) -> str:
+    """Returns the name under which the class or function of a row was written, or ""."""
+    return str(getattr(built_by(row), "__qualname__", ""))
+
+
+def code_of(thing: Any) -> bytes:
+    """Returns the bytecode of a function or of a class's functions, wherever it was written."""
+    if inspect.isfunction(thing):
+        return marshal.dumps(without_place(thing.__code__))
+    parts = []
+    if inspect.isclass(thing):
+        for name, value in sorted(vars(thing).items(), key=lambda item: item[0]):
+            function = getattr(value, "__func__", value)  # of a class method
+            if inspect.isfunction(function):
+                parts.append(f"{name} ".encode() + code_of(function))
+    return b"".join(parts)
+
+
+def without_place(code: CodeType) -> CodeType:
+    """Returns code that does not know the file and the line where it was written."""
+    constants = []
+    for value in code.co_consts:
+        constants.append(without_place(value) if inspect.iscode(value) else value)
+    return code.replace(co_filename="", co_firstlineno=1, co_consts=tuple(constants))
 
 
 def owner_of(addition: Addition) -> str:

@@ -12,7 +12,7 @@ from typing import Self
 import numpy as np
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from lmlab import files
+from lmlab import files, plugins
 from lmlab.catalogue import CORPORA, TOKENIZERS, CorpusConfig
 from lmlab.config.check import Config
 from lmlab.config.keys import RunConfig
@@ -21,6 +21,7 @@ from lmlab.data.documents import Documents
 from lmlab.data.tokenizers import CharTokenizer, Tokenizer, UnknownCharacters
 from lmlab.errors import UserError, system_error
 from lmlab.notebook import plain_console
+from lmlab.register import PRESENT
 from lmlab.registry import load
 
 # The largest number of tokens that a part may have while something is only tried; None: any.
@@ -116,7 +117,10 @@ def token_file(text: Text, tokenizer: Tokenizer, drop: bool = False) -> np.ndarr
     The name of the file depends on the text, so a changed text gets a new file. Two runs that make
     the same file at the same time write the same bytes. Raises UnknownCharacters.
     """
-    content = files.sha256(f"{tokenizer.to_json()} {text.sha256} {drop}".encode())
+    made_by = ""
+    if any((one.kind, one.name) == ("tokenizer", tokenizer.kind) for one in PRESENT):
+        made_by = f" {plugins.sha256()}"  # of a plug-in, whose code may change
+    content = files.sha256(f"{tokenizer.to_json()} {text.sha256} {drop}{made_by}".encode())
     dtype = np.min_scalar_type(tokenizer.vocab_size - 1)
     path = files.cache_dir() / "tokens" / f"{content}.{dtype}"
     if not is_cached(path):

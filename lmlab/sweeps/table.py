@@ -16,9 +16,9 @@ import pandas as pd
 from scipy import stats
 
 from lmlab import files
-from lmlab.catalogue import REFERENCES, UNTOUCHING, learn_numbers, numbers_where
+from lmlab.catalogue import REFERENCES, TOKENIZERS, UNTOUCHING, learn_numbers, numbers_where
 from lmlab.config.check import derived
-from lmlab.config.keys import GROUPS, choices_of, idle_keys, marked
+from lmlab.config.keys import GROUPS, choices_of, idle_keys, keys_of, marked
 from lmlab.errors import UserError
 from lmlab.runs.code import SameCode, code_of
 from lmlab.runs.folder import LIMITS, is_locked, read_config, read_metrics, started_at, text_sha256
@@ -330,7 +330,10 @@ def objective(table: pd.DataFrame) -> str:
 
 def differ_in_tokens(table: pd.DataFrame) -> bool:
     """Returns whether the runs, or the rows of a leaderboard, have different tokenizers."""
-    return "tokenizer" in table and BITS in table and table["tokenizer"].nunique() > 1
+    if BITS not in table:
+        return False
+    keys = {key for row in TOKENIZERS.values() for key in keys_of(row.config)}
+    return any(distinct(table[key]) > 1 for key in ("tokenizer", *sorted(keys)) if key in table)
 
 
 def paired_p(losses: dict[int, float], best: dict[int, float]) -> float | None:
