@@ -117,7 +117,8 @@ def searching_here() -> Iterator[None]:
     try:
         yield
     finally:
-        sys.path.remove(here)
+        if here in sys.path:  # the last one: the program may have the folder itself
+            del sys.path[len(sys.path) - 1 - sys.path[::-1].index(here)]
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import lmlab
 from lmlab import plugins
 from lmlab.commands import train as cli
 from lmlab.models.base import build_model
-from tests.conftest import history, metrics, script, weights
+from tests.conftest import history, metrics, refused, script, weights
 from tests.test_additions import MODEL
 from tests.test_callbacks import assert_same, resumed
 from tests.test_plugins import plugin
@@ -386,3 +386,56 @@ def test_runs_with_different_tokens_are_ranked_by_bits_per_byte(here, train, cap
     assert list(board["val/bits_per_byte"]) == sorted(board["val/bits_per_byte"])
     said = " ".join(capsys.readouterr().out.split())
     assert "The tokenizers differ, so bits per byte are compared" in said
+
+
+BROKEN = {  # a line of the tokenizer above, what stands there instead, and the words of the error
+    "a dtype of its own": ("np.min_scalar_type(self.vocab_size - 1)", "np.int64", None),
+    "ids of floats": ("np.min_scalar_type(self.vocab_size - 1)", "np.float32", ["whole numbers"]),
+    "ids too large": (
+        "np.array(ids,",
+        "np.array([200] * len(ids),",
+        ["ids from 200", "allows 0 to"],
+    ),
+    "lengths too few": ("for w in words])", "for w in words[1:]])", ["byte_lengths"]),
+    "lengths below zero": ("len(w.encode())", "-len(w.encode())", ["byte_lengths"]),
+    "no whole vocabulary": (
+        "self.vocab_size = len(words)",
+        "self.vocab_size = 2.5",
+        ["vocab_size is 2.5"],
+    ),
+    "another decode": (
+        '"".join(self.words[i] for',
+        '"".join(self.words[i].upper() for',
+        ["decode does not"],
+    ),
+    "values lost": ('"words": self.words', '"words": self.words[1:]', ["tokenizer=words"]),
+    "a type of its own": ('{"words": self.words}', '{"words": self.words, "type": "x"}', None),
+    "train raises": ("counts = Counter()", "1 / 0", ["ZeroDivisionError"]),
+    "no JSON": ('"words": self.words', '"words": {*self.words}', ["JSON"]),
+    "nothing yielded": ("yield np.array(", "yield None and np.array(", ["tokenizer=words"]),
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_fault_of_a_tokenizer_is_a_line_before_the_first_step(here, train, capsys, fault):
+    old, new, words = BROKEN[fault]
+    assert WORDS.count(old) == 1
+    name = plugin(here, WORDS.replace(old, new))
+    line = f"plugin={name} tokenizer=words model=bigram block_size=8 data=sentence val_fraction=0.2 max_steps=1 device=cpu"
+    if words is None:
+        run = train(f"{line} threads=1")
+        assert metrics(run)["val/loss"] > 0
+        script("sample").main([f"run={run}", f"plugin={name}", "max_tokens=3"])
+        return
+    refused(capsys, lambda: cli.main(line.split()), words)
+    assert not (here / "outputs").exists()
+
+
+def test_an_edited_tokenizer_makes_its_tokens_anew(here, train):
+    line = (
+        f"plugin={plugin(here, WORDS)} tokenizer=words model=ngram data=sentence val_fraction=0.2"
+    )
+    before = train(line)
+    edited = WORDS.replace("ids += [self.ids[part]] if part in self.ids else", "ids +=")
+    assert plugin(here, edited) and edited != WORDS
+    assert metrics(train(line))["val/loss"] != metrics(before)["val/loss"]

@@ -18,7 +18,14 @@ from lmlab.config.check import Config
 from lmlab.config.keys import RunConfig
 from lmlab.data import documents
 from lmlab.data.documents import Documents
-from lmlab.data.tokenizers import CharTokenizer, Tokenizer, UnknownCharacters
+from lmlab.data.tokenizers import (
+    CharTokenizer,
+    Tokenizer,
+    UnknownCharacters,
+    check_tokenizer,
+    checked_ids,
+    tokenizer_errors,
+)
 from lmlab.errors import UserError, system_error
 from lmlab.notebook import plain_console
 from lmlab.register import PRESENT
@@ -26,6 +33,7 @@ from lmlab.registry import load
 
 # The largest number of tokens that a part may have while something is only tried; None: any.
 LONGEST: ContextVar[int | None] = ContextVar("longest", default=None)
+SAMPLE = 10_000  # characters with which somebody's own tokenizer is tried
 LARGE = 50_000_000  # bytes of text that take long enough for a progress bar
 
 
@@ -118,17 +126,24 @@ def token_file(text: Text, tokenizer: Tokenizer, drop: bool = False) -> np.ndarr
     the same file at the same time write the same bytes. Raises UnknownCharacters.
     """
     made_by = ""
-    if any((one.kind, one.name) == ("tokenizer", tokenizer.kind) for one in PRESENT):
-        made_by = f" {plugins.sha256()}"  # of a plug-in, whose code may change
+    if is_own(tokenizer.kind):
+        made_by = f" {plugins.sha256()}"  # whose code may change
     content = files.sha256(f"{tokenizer.to_json()} {text.sha256} {drop}{made_by}".encode())
     dtype = np.min_scalar_type(tokenizer.vocab_size - 1)
     path = files.cache_dir() / "tokens" / f"{content}.{dtype}"
     if not is_cached(path):
-        ids = tokenizer.encode_pieces(text.again(), drop)
-        files.write_sealed(path, map(np.ndarray.tobytes, ids))
+        with tokenizer_errors(tokenizer.kind):
+            pieces = tokenizer.encode_pieces(text.again(), drop)
+            ids = (checked_ids(tokenizer, piece) for piece in pieces)
+            files.write_sealed(path, map(np.ndarray.tobytes, ids))
     if path.stat().st_size == 0:
         raise UnknownCharacters("none of its characters is in the vocabulary")
     return np.memmap(path, dtype=dtype, mode="r")
+
+
+def is_own(tokenizer: str) -> bool:
+    """Returns whether a plug-in, and not the lab, has a tokenizer of this name."""
+    return any((one.kind, one.name) == ("tokenizer", tokenizer) for one in PRESENT)
 
 
 def is_cached(path: Path) -> bool:
@@ -211,8 +226,13 @@ class Splits:
 
         def train(text: Text) -> Tokenizer:
             """Returns the tokenizer that the configuration chooses, trained on a text."""
-            kind: type[Tokenizer] = load(TOKENIZERS[config.base("tokenizer")].builder)
-            return kind.train(text, config.tokenizer)
+            name = config.base("tokenizer")
+            kind: type[Tokenizer] = load(TOKENIZERS[name].builder)
+            with tokenizer_errors(name):
+                tokenizer = kind.train(text, config.tokenizer)
+                if is_own(name):
+                    check_tokenizer(tokenizer, next(iter(text.pieces()), "")[:SAMPLE])
+            return tokenizer
 
         try:
             return cls(

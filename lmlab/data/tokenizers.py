@@ -4,12 +4,13 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar, Protocol, Self, TypeGuard
 
 import numpy as np
 
 from lmlab.catalogue import TOKENIZERS
-from lmlab.errors import UserError
+from lmlab.errors import UserError, reason_of
 from lmlab.registry import load
 
 
@@ -65,7 +66,7 @@ class Tokenizer:
 
     def to_json(self) -> str:
         """Returns the content of tokenizer.json, which `from_json` reads."""
-        return json.dumps({"type": self.kind, **self.to_values()})
+        return json.dumps({"type": self.kind} | self.to_values() | {"type": self.kind})
 
     @classmethod
     def from_values(cls, values: dict[str, Any]) -> Self:
@@ -164,6 +165,61 @@ class CharTokenizer(Tokenizer):
         if not is_sorted_alphabet(chars):
             raise UserError(NO_VOCABULARY)
         return cls("".join(chars))
+
+
+def check_tokenizer(tokenizer: Any, sample: str) -> None:
+    """Raises UserError if a tokenizer breaks what the lab asks of it, tried with a piece of text.
+
+    A mistake of somebody's own tokenizer would else be a wrong number, or be found when a finished
+    run cannot be sampled.
+    """
+    kind = tokenizer.kind
+    size, lengths = tokenizer.vocab_size, np.asarray(tokenizer.byte_lengths)
+    if not isinstance(size, int) or size < 1:
+        raise UserError(f"tokenizer={kind}: vocab_size is {size!r}; needs a whole number above 0")
+    whole = np.issubdtype(lengths.dtype, np.integer)
+    if lengths.shape != (size,) or not whole or lengths.min() < 0 or lengths.max() == 0:
+        raise UserError(
+            f"tokenizer={kind}: byte_lengths must be the number of UTF-8 bytes of each of the {size} "
+            "tokens, as whole numbers"
+        )
+    ids = checked_ids(tokenizer, tokenizer.encode(sample))
+    again = from_json(tokenizer.to_json())
+    if again.to_json() != tokenizer.to_json():
+        raise UserError(f"tokenizer={kind}: from_values does not make what to_values was made of")
+    for one in (tokenizer, again):
+        if one.decode(ids) != sample:
+            raise UserError(f"tokenizer={kind}: decode does not return the text that was encoded")
+
+
+def checked_ids(tokenizer: Tokenizer, ids: Any) -> np.ndarray:
+    """Returns the ids of a piece in the smallest type for the vocabulary. Raises UserError."""
+    ids = np.asarray(ids)
+    if len(ids) == 0:
+        ids = ids.astype(np.uint8)
+    size = tokenizer.vocab_size
+    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+        raise UserError(
+            f"tokenizer={tokenizer.kind}: encode_pieces must yield arrays of whole numbers, (N,); it "
+            f"yields {ids.dtype} {ids.shape}"
+        )
+    if len(ids) and not (ids.min() >= 0 and ids.max() < size):
+        raise UserError(
+            f"tokenizer={tokenizer.kind}: encode_pieces yields ids from {ids.min()} to {ids.max()}; "
+            f"vocab_size={size} allows 0 to {size - 1}"
+        )
+    return ids.astype(np.min_scalar_type(size - 1), copy=False)
+
+
+@contextmanager
+def tokenizer_errors(kind: str) -> Iterator[None]:
+    """Turns any other error of somebody's own tokenizer into a UserError with its reason."""
+    try:
+        yield
+    except (UserError, OSError):
+        raise
+    except Exception as error:
+        raise UserError(f"tokenizer={kind}: {reason_of(error)}") from error
 
 
 NO_VOCABULARY = 'is no vocabulary; that is {"type": "char", "chars": [distinct characters, sorted]}'
