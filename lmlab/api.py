@@ -10,21 +10,24 @@ import html
 import io
 import os
 import secrets
+import shlex
 import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lmlab.catalogue import ONCE
 from lmlab.commands import evaluate, plot, sample
-from lmlab.commands.continued import quoted
+from lmlab.commands.continued import literal
 from lmlab.commands.options import filled
-from lmlab.commands.own_choices import own_choices
-from lmlab.commands.train import Outcome, call
-from lmlab.config.overrides import parse
+from lmlab.commands.own_choices import own_choices, typed_plugin
+from lmlab.commands.train import ONE_BY_ONE, Outcome, call
+from lmlab.config.keys import marked
+from lmlab.config.overrides import typed_value
 from lmlab.errors import UserError, as_exceptions
 from lmlab.notebook import hidden
 from lmlab.register import unlisted
@@ -38,7 +41,7 @@ if TYPE_CHECKING:
 
     from lmlab.models.base import LanguageModel
 
-AS_TYPED = ("separator", "score_after")  # keys whose ends may be blanks; the command quotes them
+ESCAPED = ("separator", "score_after")  # keys in whose texts a newline is typed as \\n
 SHOWN = (  # the numbers of a run in a notebook
     ("train/loss", ".4f"),
     ("val/loss", ".4f"),
@@ -49,7 +52,7 @@ SHOWN = (  # the numbers of a run in a notebook
     ("train_seconds", ".1f"),
     ("tokens_per_second", ",.0f"),
 )
-NOTHING: Any = None  # what fast_dev_run=True leaves
+NOTHING: Any = None  # what fast_dev_run=True and dry_run=True leave
 CURVES = 12  # runs in the picture of a comparison, at most
 
 
@@ -60,22 +63,19 @@ def train(*typed: str, verbose: bool = True, **keys: Any) -> Run:
     arguments as they are typed, for names that Python does not have: "--config-dir=mine". With
     `verbose=False` nothing is shown. A run whose loss was not finite is returned as well: its
     `status` is "diverged"; with `fast_dev_run=True` there is no run, and None is returned. Raises
-    UserError, and KeyboardInterrupt after Ctrl-C, when the run is saved.
+    UserError, also if `replay=` finds other losses, and KeyboardInterrupt after Ctrl-C, when the run
+    is saved.
     """
-    for argument in typed:
-        if argument in ("-m", "--multirun", "-h", "--help"):
-            raise UserError(f"{argument}: not allowed in lmlab.train(); lmlab.sweep() runs several")
+    check_typed(typed)
     for key, value in keys.items():
         if isinstance(value, list | tuple):
             raise UserError(
                 f"{key}={value}: lmlab.train() makes one run; lmlab.sweep() takes lists"
             )
     outcome = called([*typed, *as_arguments(keys)], verbose)
-    if keys.get("fast_dev_run"):
-        return NOTHING
     if outcome.path is None:
-        raise UserError(f"{' '.join(typed)}: makes no run")
-    return Run(outcome.path, keys.get("plugin"))
+        return NOTHING
+    return Run(outcome.path.absolute(), plugins_of(typed, keys))
 
 
 def sweep(*typed: str, verbose: bool = True, **keys: Any) -> Comparison:
@@ -83,8 +83,10 @@ def sweep(*typed: str, verbose: bool = True, **keys: Any) -> Comparison:
 
     Lists are the values that vary: `lmlab.sweep(model=["bigram", "gpt"], seed=[0, 1])`. `typed` are
     arguments as they are typed, such as "hydra/sweeper=search". A cell that failed is in the table
-    with its reason. Raises UserError, and KeyboardInterrupt after Ctrl-C.
+    with its reason. With `fast_dev_run=True` or `dry_run=True` there are no runs, and None is
+    returned. Raises UserError, and KeyboardInterrupt after Ctrl-C.
     """
+    check_typed(typed)
     launcher = [text for text in typed if text.startswith("hydra/launcher=")]
     own = unlisted()
     if own and launcher[-1:] != ["hydra/launcher=basic"]:
@@ -94,54 +96,68 @@ def sweep(*typed: str, verbose: bool = True, **keys: Any) -> Comparison:
             'plugin=, or add "hydra/launcher=basic"'
         )
     outcome = called(["-m", *typed, *as_arguments(keys)], verbose)
-    if keys.get("fast_dev_run"):
+    if outcome.path is None:
         return NOTHING
-    assert outcome.path is not None  # a sweep has a folder, even if its runs all failed
-    return Comparison((outcome.path,), keys.get("plugin"))
+    return Comparison((outcome.path.absolute(),), plugins_of(typed, keys))
 
 
-def load_run(path: str | os.PathLike[str], plugin: str | None = None) -> Run:
+def as_plugin(plugin: str | os.PathLike[str] | None) -> str | None:
+    """Returns the name of a plug-in as it is typed."""
+    return None if plugin is None else os.fspath(plugin)
+
+
+def load_run(path: str | os.PathLike[str], plugin: str | os.PathLike[str] | None = None) -> Run:
     """Returns the run at `path`, or the newest one below it. Raises UserError if there is none.
 
     `plugin` names the plug-ins with which it was made.
     """
-    return Run(newest(Path(path)), plugin)
+    if not os.fspath(path):
+        raise UserError("path='': is empty; needs the folder of a run")
+    return Run(newest(Path(path)).absolute(), as_plugin(plugin))
 
 
-def compare(*folders: str | os.PathLike[str], plugin: str | None = None) -> Comparison:
+def compare(
+    *folders: str | os.PathLike[str], plugin: str | os.PathLike[str] | None = None
+) -> Comparison:
     """Returns the comparison of all runs below the folders; runs themselves may be given, too.
 
     Raises UserError if there is no run.
     """
-    comparison = Comparison(tuple(map(Path, folders)), plugin)
+    paths = tuple(Path(folder).absolute() for folder in folders)
+    comparison = Comparison(paths, as_plugin(plugin))
     _ = comparison.runs  # raises
     return comparison
 
 
 def load_runs(
-    *folders: str | os.PathLike[str], plugin: str | None = None, same_code: bool = False
+    *folders: str | os.PathLike[str],
+    plugin: str | os.PathLike[str] | None = None,
+    same_code: bool = False,
 ) -> pd.DataFrame:
     """Returns a table with a row for each run below the folders; `sweeps.table` explains it."""
-    from lmlab.sweeps import table
+    with using(as_plugin(plugin)):
+        from lmlab.sweeps import table
 
-    with own_choices(plugin):
         return table.load_runs(*map(Path, folders), same_code=same_code)
 
 
 def called(arguments: list[str], verbose: bool) -> Outcome:
     """Returns the outcome of a command of train.py. Raises UserError or KeyboardInterrupt."""
-    with settings_kept(), ExitStack() as stack:
+    with ONE_BY_ONE, settings_kept(), ExitStack() as stack:
         if not verbose:
             stack.enter_context(hidden())
             stack.enter_context(redirect_stdout(io.StringIO()))
             stack.enter_context(redirect_stderr(io.StringIO()))
         try:
             with as_exceptions():
-                return call(arguments)
+                outcome = call(arguments)
         except SystemExit as stop:
             if stop.code in (128 + 2, 128 + 15, 128 + 1):
                 raise KeyboardInterrupt("stopped, and saved") from None
             raise RuntimeError(f"the command ended with exit status {stop.code}") from None
+    if outcome.failure:
+        raise UserError(outcome.failure)
+    return outcome
 
 
 @contextmanager
@@ -163,6 +179,8 @@ def as_arguments(keys: dict[str, Any]) -> list[str]:
     arguments = []
     for key, value in keys.items():
         if isinstance(value, list | tuple):
+            if key in marked(ONCE):
+                raise UserError(f"{key}={value!r}: a sweep has one value of this key")
             text = ",".join(as_text(key, one) for one in value)
         else:
             text = as_text(key, value)
@@ -172,32 +190,51 @@ def as_arguments(keys: dict[str, Any]) -> list[str]:
 
 def as_text(key: str, value: Any) -> str:
     """Returns a value as it would be typed. Raises UserError for an object that cannot be."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int | float):
-        return repr(value)
-    try:
-        text = os.fspath(value)
-    except TypeError:
-        raise UserError(
-            f"{key}={value!r}: allowed are text, numbers, True, False, None and lists of them"
-        ) from None
-    if key in AS_TYPED or is_plain(key, text):
-        return text
-    return quoted(text)
+    value = plain(value)
+    if key in ESCAPED and isinstance(value, str):
+        value = value.replace("\n", r"\n").replace("\t", r"\t")
+    return typed_value(key, value)
 
 
-def is_plain(key: str, text: str) -> bool:
-    """Returns whether Hydra's grammar reads a text as it is."""
-    try:
-        override = parse(f"{key}={text}")
-    except UserError:
-        return False
-    return not override.is_sweep_override() and override.value() == text
+def plain(value: Any) -> Any:
+    """Returns a value of numpy as one of Python, and any other as it is."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def plugins_of(typed: tuple[str, ...], keys: dict[str, Any]) -> str | None:
+    """Returns the plug-ins that the arguments of a call name; the last one counts."""
+    if keys.get("plugin") is not None:
+        return os.fspath(keys["plugin"])
+    named = [text for text in typed if text.startswith("plugin=")]
+    return typed_plugin([literal(text) for text in named])
+
+
+def check_typed(typed: tuple[Any, ...]) -> None:
+    """Raises UserError for arguments that are no text, or flags that make no run."""
+    for argument in typed:
+        if not isinstance(argument, str):
+            raise UserError(
+                f'{argument!r}: needs text, such as "hydra/launcher=basic", or key=value'
+            )
+        flag = argument.partition("=")[0]
+        if flag.startswith("-") and flag not in ("--config-dir", "-cd"):
+            raise UserError(
+                f"{argument}: not allowed here; lmlab.sweep() is -m, and what only prints something "
+                "belongs on the command line"
+            )
+
+
+@contextmanager
+def using(plugin: str | None) -> Iterator[None]:
+    """A context in which plug-ins exist and torch has its usual settings; all is as before after it.
+
+    One thread at a time is in such a context.
+    """
+    with ONE_BY_ONE, settings_kept():
+        from lmlab.training.isolation import isolated
+
+        with isolated(), own_choices(plugin):
+            yield
 
 
 @dataclass(frozen=True)
@@ -226,58 +263,63 @@ class Run:
     @property
     def config(self) -> dict[str, Any]:
         """The keys and values of the run, as they would be typed."""
-        with own_choices(self.plugin):
+        with ONE_BY_ONE, own_choices(self.plugin):
             return read_config(self.path).flat()
 
     @property
     def history(self) -> pd.DataFrame:
-        """The points of its curves and the numbers of its evaluations, a row for each step."""
+        """The points of its curves and the numbers of its evaluations.
+
+        It has a row for each step of which something was noted.
+        """
         import pandas as pd
 
-        return pd.DataFrame(read_history(self.path)).groupby("step", as_index=False).first()
+        lines = pd.DataFrame(read_history(self.path) or {"step": []})
+        return lines.groupby("step", as_index=False).first()
 
     @property
     def model(self) -> LanguageModel:
         """The model with the weights of the last checkpoint, on the CPU, for evaluation."""
-        from lmlab.runs import checkpoints
+        with using(self.plugin):
+            from lmlab.runs import checkpoints
 
-        with own_choices(self.plugin):
             return checkpoints.load(self.path, "last", "cpu").model
 
     def sample(self, prompt: str = "", *, seed: int | None = None, **options: Any) -> str:
         """Returns a text that the model continues from the prompt, which it begins with.
 
-        `options` are those of `python scripts/sample.py`: max_tokens, temperature, top_k, top_p,
+        It takes the best checkpoint, unless `checkpoint="last"` is given. `options` are those of `python scripts/sample.py`: max_tokens, temperature, top_k, top_p,
         stop, checkpoint, device. With the same `seed` the text is the same. Raises UserError.
         """
-        from lmlab.runs import checkpoints
-
         values = {"prompt": prompt, "seed": seed, **options}
         refuse_others(values, ("run", "plugin", "samples"))
-        chosen: sample.Options = filled(sample.Options, values)
+        chosen: sample.Options = filled(sample.Options, as_options(values))
         sample.check_greedy(chosen)
-        with own_choices(self.plugin):
+        with using(self.plugin):
+            from lmlab.runs import checkpoints
+
             run = checkpoints.load(self.path, chosen.checkpoint, chosen.device)
-            drawn = secrets.randbelow(2**32) if seed is None else seed
+            drawn = secrets.randbelow(2**32) if chosen.seed is None else chosen.seed
             pieces = [piece for piece, *_ in sample.drawn(run, chosen, drawn)]
         return prompt + "".join(pieces)
 
     def evaluate(self, **options: Any) -> dict[str, float]:
         """Returns the losses on the validation text, or on another text, and saves them.
 
-        `options` are those of `python scripts/evaluate.py`: split, data, path, checkpoint, device.
+        It takes the last checkpoint, unless `checkpoint="best"` is given. `options` are those of `python scripts/evaluate.py`: split, data, path, checkpoint, device.
         Raises UserError.
         """
         refuse_others(options, ("run", "plugin"))
-        chosen = filled(evaluate.Options, {**options, "run": str(self.path)})
-        with own_choices(self.plugin):
+        chosen = filled(evaluate.Options, as_options({**options, "run": str(self.path)}))
+        with using(self.plugin):
             _, _, numbers = evaluate.measured(chosen)
         return numbers
 
     def resume(self, *, verbose: bool = True, **keys: Any) -> Run:
         """Continues the run, longer if `max_steps` is larger, and returns it."""
+        refuse_others(keys, ("resume",))
         if self.plugin:
-            keys["plugin"] = self.plugin
+            keys.setdefault("plugin", self.plugin)
         return train(verbose=verbose, resume=self.path, **keys)
 
     def plot(self) -> Figure:
@@ -291,7 +333,8 @@ class Run:
         for name, form in SHOWN:
             if isinstance(metrics.get(name), int | float):
                 numbers.append((name, format(metrics[name], form)))
-        texts = [point["sample"] for point in read_history(self.path) if point.get("sample")]
+        samples = [point.get("sample") for point in read_history(self.path)]
+        texts = [text for text in samples if isinstance(text, str)]
         parts = [f"<b>{html.escape(str(self.path))}</b> {html.escape(self.status)}"]
         if metrics.get("reason"):
             parts.append(html.escape(str(metrics["reason"])))
@@ -329,18 +372,18 @@ class Comparison:
         """A table with a row for each configuration, averaged over its seeds, the best first."""
         from lmlab.sweeps import table
 
-        with own_choices(self.plugin):
+        with using(self.plugin):
             return table.leaderboard(self.runs)
 
     def plot(self) -> Figure:
         """Returns a figure of matplotlib with the curves of the runs."""
-        return plot.curves([Path(path) for path in self.runs["path"]])
+        return plot.curves(drawable(self.runs["path"]))
 
     def _repr_html_(self) -> str:
         """Returns the leaderboard as HTML, what did not finish, and the curves of a few runs."""
         from lmlab.sweeps import report, table
 
-        with own_choices(self.plugin):
+        with using(self.plugin):
             runs = self.runs
             board = table.leaderboard(runs)
             texts = report.columns(board, table.varied(runs))
@@ -349,12 +392,27 @@ class Comparison:
             unfinished = [
                 (label, f"{status} {why}") for label, status, why in table.unfinished(runs)
             ]
+            where = shlex.join([command("compare"), *map(str, self.folders)])
         parts.append(as_table(unfinished))
         if len(runs) <= CURVES:
-            parts.append(picture_of([Path(path) for path in runs["path"]]))
-        where = command("compare") + " " + " ".join(map(str, self.folders))
+            parts.append(picture_of(drawable(runs["path"])))
         parts.append(f"<p>{html.escape(where)} writes a page with all of it</p>")
         return "<div>" + "\n".join(parts) + "</div>"
+
+
+def drawable(paths: Iterable[str]) -> list[Path]:
+    """Returns the folders of the runs that have curves: a run may fail before it has any."""
+    return [Path(path) for path in paths if (Path(path) / "history.jsonl").exists()]
+
+
+def as_options(values: dict[str, Any]) -> dict[str, Any]:
+    """Returns values of Python as the options of a command take them."""
+    options = {}
+    for key, value in values.items():
+        options[key] = plain(value)
+        with suppress(TypeError):  # all that is no path
+            options[key] = os.fspath(value)
+    return options
 
 
 def refuse_others(options: dict[str, Any], names: tuple[str, ...]) -> None:
@@ -379,5 +437,5 @@ def picture_of(paths: list[Path]) -> str:
     """Returns the curves of runs as HTML, or a line that says why there are none."""
     try:
         return str(plot.curves(paths)._repr_html_())
-    except ModuleNotFoundError as error:
+    except (ModuleNotFoundError, UserError) as error:
         return f"<p>no curves: {html.escape(str(error))}</p>"

@@ -3,10 +3,13 @@
 import json
 import os
 import re
+import shutil
 import signal
+import sys
 import threading
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import nbclient
 import nbformat
@@ -19,8 +22,9 @@ from hypothesis import strategies as st
 import lmlab
 from lmlab import api
 from lmlab.commands import train as cli
+from lmlab.commands.continued import literal
 from lmlab.config.overrides import parse
-from lmlab.register import PRESENT
+from lmlab.register import PRESENT, unlisted_code
 from tests.conftest import ROOT, metrics, script, weights
 
 SMALL = {
@@ -73,6 +77,66 @@ def test_a_sweep_is_the_one_that_is_typed(here, capsys):
     assert "gpt_nano" in page and "data:image/png;base64," in page
 
 
+@pytest.mark.parametrize("text", ["\n", "o\t", "h, o", "null", "'", "ü\\"])
+def test_a_separator_is_the_text_that_is_given(text):
+    from lmlab.data.documents import unescaped
+
+    override = parse(literal(f"separator={api.as_text('separator', text)}"))
+    assert not override.is_sweep_override() and unescaped(override.value()) == text
+
+
+def test_values_of_numpy_and_paths_are_taken_everywhere(here):
+    shutil.copy(ROOT / "examples/my_lab.py", here)
+    keys = SMALL | {"data": "recipes", "plugin": here / "my_lab.py", "seed": np.int64(1)}
+    run = lmlab.train(**keys)
+    assert len(run.sample(max_tokens=np.int64(3), seed=np.int32(1))) == 3
+    os.chdir("/")
+    assert run.metrics["seed"] == 1 and run.config["data"] == "recipes"
+    assert run.resume(max_steps=4, verbose=False).metrics["step"] == 4
+    typed = lmlab.load_run(here / "outputs", plugin=here / "my_lab.py")
+    assert typed.evaluate(path=None)["val/loss"] > 0 and typed.path == run.path
+
+
+def test_looking_at_a_run_leaves_the_random_numbers_as_they_are(here):
+    run = lmlab.train(**SMALL | {"model": "gpt_nano"})
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    run.sample(seed=1, max_tokens=3), run.evaluate(), run.model, run._repr_html_()
+    assert torch.rand(1) == expected
+
+
+def test_threads_take_turns(here, capsys):
+    """Each run is there, and stdout is the program's own afterwards."""
+    before = sys.stdout, sys.stderr
+    with ThreadPoolExecutor(4) as pool:
+        runs = list(
+            pool.map(lambda seed: lmlab.train(**SMALL, seed=seed, name=f"n{seed}"), range(4))
+        )
+    assert [run.metrics["seed"] for run in runs] == [0, 1, 2, 3]
+    assert (sys.stdout, sys.stderr) == before and capsys.readouterr() == ("", "")
+
+
+def test_a_replay_with_other_losses_is_an_exception(here):
+    run = lmlab.train(**SMALL)
+    assert lmlab.train(replay=run, verbose=False).path == run.path
+    history = (run.path / "history.jsonl").read_text()
+    (run.path / "history.jsonl").write_text(re.sub(r'"train/loss": \d', '"train/loss": 9', history))
+    with pytest.raises(lmlab.UserError, match="the losses are not the same"):
+        lmlab.train(replay=run, verbose=False)
+
+
+def test_a_cell_without_a_history_is_left_out_of_the_picture(here):
+    sweep = lmlab.sweep(**SMALL | {"seed": [0, 1], "name": "s"})
+    for path in sorted(sweep.path.glob("*/history.jsonl"))[:1]:
+        path.unlink()
+    assert "data:image" in sweep._repr_html_()
+    for path in sweep.path.glob("*/history.jsonl"):
+        path.unlink()
+    assert "nothing to draw" in sweep._repr_html_()
+    assert lmlab.sweep(**SMALL | {"seed": [2], "dry_run": True}) is None
+
+
 def test_a_run_goes_on(here):
     run = lmlab.train(**SMALL, seed=1)
     assert run.resume(max_steps=5, verbose=False).metrics["step"] == 5
@@ -93,9 +157,19 @@ def test_a_run_that_diverged_is_returned_with_its_status(here):
         (lambda: lmlab.train(n_layer=2.5), ["n_layer=2.5"]),
         (lambda: lmlab.train(seed=[0, 1]), ["seed=[0, 1]", "lmlab.sweep() takes lists"]),
         (lambda: lmlab.train(lr={}), ["lr={}", "allowed are text, numbers"]),
-        (lambda: lmlab.train("-m", seed=0), ["-m", "lmlab.sweep()"]),
-        (lambda: lmlab.train("--frob"), ["--frob"]),
-        (lambda: lmlab.train("--cfg=job", model="bigram"), ["--cfg=job", "makes no run"]),
+        (lambda: lmlab.train("-m", seed=0), ["-m", "lmlab.sweep() is -m"]),
+        (lambda: lmlab.train("-mm", seed=0), ["-mm: not allowed here"]),
+        (lambda: lmlab.train("--version"), ["--version: not allowed here"]),
+        (lambda: lmlab.sweep("--help"), ["--help: not allowed here"]),
+        (lambda: lmlab.train(3), ["3: needs text"]),
+        (lambda: lmlab.train(name=b"abc"), ["name=b'abc': allowed are text"]),
+        (lambda: lmlab.train(out="a\0b"), ["out='a\\x00b': allowed are text"]),
+        (lambda: lmlab.train(seed=10**5000), ["seed=…"]),
+        (lambda: lmlab.sweep(out=["a", "b"]), ["out=['a', 'b']: a sweep has one value"]),
+        (lambda: lmlab.sweep(fast_dev_run=True, dry_run=True), ["allowed is one of them"]),
+        (lambda: lmlab.load_run(""), ["is empty"]),
+        (lambda: lmlab.train("--frob"), ["--frob: not allowed here"]),
+        (lambda: lmlab.train("--cfg=job", model="bigram"), ["--cfg=job: not allowed here"]),
         (lambda: lmlab.train(resume="nowhere"), ["resume=nowhere", "not the folder of a run"]),
         (lambda: lmlab.train(plugin="no.py"), ["plugin=no.py", "cannot be read"]),
         (lambda: lmlab.sweep(model=["gpt", "gtp"]), ["model=gtp", "did you mean gpt?"]),
@@ -119,6 +193,7 @@ def test_a_wrong_option_of_a_run_is_an_exception(here):
         (lambda: run.sample("é"), "prompt=é"),
         (lambda: run.evaluate(split="valid"), "split=valid"),
         (lambda: run.evaluate(run="x"), "run=x: not allowed here"),
+        (lambda: run.resume(resume="x"), "resume=x: not allowed here"),
     ):
         with pytest.raises(lmlab.UserError, match=re.escape(word)):
             call()
@@ -146,6 +221,14 @@ def test_an_error_of_ones_own_model_comes_out_as_it_is(here):
         def __init__(self, config, vocab_size):
             raise Odd("it will not be built")
 
+    lmlab.register.model("odd", OddConfig)(OddModel)  # as a notebook's cell that is run again
+    one, *_ = unlisted_code()
+    lmlab.register.model("odd", OddConfig)(
+        type("OddModel", (OddModel,), {"__qualname__": OddModel.__qualname__})
+    )
+    assert unlisted_code() != [one]
+    lmlab.register.model("odd", OddConfig)(OddModel)
+    assert unlisted_code() == [one]
     try:
         with pytest.raises(Odd, match="it will not be built"):
             lmlab.train(**SMALL | {"model": "odd"})

@@ -1,6 +1,5 @@
 """Commands that continue from an earlier run: resume=, replay= and init_from=."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,8 @@ from lmlab.config.keys import (
     keys_of,
     marked,
     marked_in,
-    neutral_values,
 )
-from lmlab.config.overrides import check_step_keys, is_signed, parse
+from lmlab.config.overrides import check_step_keys, is_signed, parse, quoted, typed_value
 from lmlab.errors import UserError
 from lmlab.runs.folder import newest, read_config, read_metrics
 
@@ -45,12 +43,6 @@ def literal(argument: str) -> str:
     if not is_quoted:
         return argument
     return f"{key}={quoted(text)}"
-
-
-def quoted(text: str) -> str:
-    """Returns a text in the quotes of Hydra's grammar."""
-    escaped = re.sub(r"\\*'|\\+$", lambda match: "".join(f"\\{c}" for c in match[0]), text)
-    return f"'{escaped}'"
 
 
 def is_no_override(argument: str) -> bool:
@@ -91,17 +83,17 @@ def inherited(arguments: list[str]) -> tuple[list[str], list[str]]:
     for key, value in kept.items():
         if key in overrides and key not in shapeless and overrides[key].value() != value:
             raise UserError(
-                f"{overrides[key].input_line}: the run at {path} has {key}={value}; its weights "
-                "do not fit another model"
+                f"{overrides[key].input_line}: the run at {path} has {key}={value}, which its "
+                "weights need"
             )
     resolved = []
     for text in arguments:
         if parse(text).key_or_group == "init_from":
             text = literal(f"init_from={path}")
         resolved.append(text)
-    if kept["tokenizer"] == neutral_values()["tokenizer"]:
-        del kept["tokenizer"]  # as it is without a word
-    added = [f"{key}={value}" for key, value in kept.items() if key not in overrides]
+    added = [
+        f"{key}={typed_value(key, value)}" for key, value in kept.items() if key not in overrides
+    ]
     return resolved, added
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lmlab.config.check import Config
 from lmlab.config.overrides import Asked, key_of
-from lmlab.errors import UserError, memory_errors
+from lmlab.errors import UserError, memory_errors, reason_of
 from lmlab.notebook import hidden
 from lmlab.registry import importing
 from lmlab.runs.folder import read_metrics
@@ -19,31 +19,33 @@ STEPS = 2
 TOKENS = 20_000  # of each part of a text that are used
 
 
-def try_out(asked: Asked) -> bool:
-    """Tries each configuration of a command with its first seed; returns whether all can run.
+def try_out(asked: Asked) -> list[str]:
+    """Tries each configuration of a command with its first seed; returns what is wrong with some.
 
-    Prints a line for each. Raises UserError if the only one cannot run; of several, the error is
-    its line.
+    Prints a line for each. If there is only one, it raises its error.
     """
+    first, _ = asked.runs[0]
+    if first.sweep and first.sweep.dry_run:
+        raise UserError("dry_run=true fast_dev_run=true: allowed is one of them")
     distinct: dict[str, tuple[Config, list[str]]] = {}
     for config, own in asked.runs:
         without_seed = config.flat() | {"seed": None}
         distinct.setdefault(repr(without_seed), (config, own))
-    all_run = True
+    faults = []
     for config, own in distinct.values():
         varied = [text for text in own if key_of(text) in asked.swept and key_of(text) != "seed"]
         label = " ".join(varied) or f"model={config.choices['model']}"
         try:
             line = tried(config)
-        except UserError as error:
+        except Exception as error:  # whatever it is, the others are tried
             if len(distinct) == 1:
                 raise
-            all_run = False
-            print(f"error: {label}: {error}", file=sys.stderr)
+            faults.append(f"{label}: {reason_of(error)}")
+            print(f"error: {faults[-1]}", file=sys.stderr)
             continue
         print(f"{label}: {line}", flush=True)
     print("tried only; nothing was kept")
-    return all_run
+    return faults
 
 
 def tried(config: Config) -> str:

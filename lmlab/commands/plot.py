@@ -50,7 +50,9 @@ def main(argv: list[str]) -> None:
 
 
 def curves(runs: list[Path]) -> Figure:
-    """Returns a figure with the loss curves of runs. Raises UserError."""
+    """Returns a figure with the loss curves of runs. Raises UserError if there is none."""
+    if not runs:
+        raise UserError("no run has a history, so there is nothing to draw")
     figure = new_figure()
     axes = figure.subplots()
     labels = [

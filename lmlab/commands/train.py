@@ -46,6 +46,7 @@ from lmlab.config.overrides import (
 )
 from lmlab.config.sweep_files import Line, read_lines
 from lmlab.errors import (
+    CALLED,
     UserError,
     letting_out,
     memory_errors,
@@ -68,11 +69,13 @@ NO_RECIPE = "experiment=null"  # as it is without the argument; Hydra refuses a 
 class Outcome:
     """The folder of a run or a sweep, or None if there is none, and the exit status: 0 or 1.
 
-    The status is 1 if the run diverged, if some cells of the sweep failed, or if a replay differed.
+    The status is 1 if the run diverged, if some cells of the sweep failed, if a replay differed or
+    something could not be tried; of the last two `failure` says it in a line.
     """
 
     path: Path | None
     status: int = 0
+    failure: str = ""
 
 
 def main(argv: list[str] | None = None) -> Path | None:
@@ -126,7 +129,7 @@ def obey(args: Namespace, argv: list[str], given: list[str]) -> Outcome:
 
     `given` are the arguments without flags, with the quotes that Hydra needs.
     """
-    command = without_secrets(f"{program('train')} {shlex.join(argv)}")
+    command = without_secrets(f"{program('train')} {shlex.join(argv)}".strip())
     flags = [argument for argument in argv if argument not in args.overrides]
     with one_line_errors():
         refuse_hydras_files(args)
@@ -146,12 +149,14 @@ def obey(args: Namespace, argv: list[str], given: list[str]) -> Outcome:
             raise UserError("name=sweeps: the folder of sweeps has this name; allowed are others")
         first, _ = asked.runs[0]
         if first.sweep and first.sweep.fast_dev_run and not (args.cfg or args.info):
-            with letting_out():
-                return Outcome(None, 0 if dev_run.try_out(asked) else 1)
+            faults = dev_run.try_out(asked)
+            return Outcome(None, 1 if faults else 0, "; ".join(faults))
     same_code = first.sweep is not None and first.sweep.same_code
     sweep = Sweep(asked.name, command, tuple(added), asked.swept, same_code, first.run.out)
     if args.multirun and not args.cfg and not args.info:
         all_ended = run_sweep(asked, sweep, flags, overrides)
+        if all_ended is None:
+            return Outcome(None)
         return Outcome(sweep.folder, 0 if all_ended else 1)
     task = Task(sweep)
     if args.cfg or args.info:
@@ -278,7 +283,10 @@ def resume_or_replay(arguments: list[str], flags: list[str], command: str) -> Ou
             succeeded = replay.replay(path, config, command)
         else:
             succeeded = experiment.resume(path, config, command) == "finished"
-    return Outcome(path, 0 if succeeded else 1)
+    failure = ""
+    if verb == "replay" and not succeeded:
+        failure = f"replay={path}: the losses are not the same"
+    return Outcome(path, 0 if succeeded else 1, failure)
 
 
 class Task:
@@ -346,10 +354,10 @@ class Task:
         return cell
 
 
-def run_sweep(asked: Asked, sweep: Sweep, flags: list[str], overrides: list[str]) -> bool:
+def run_sweep(asked: Asked, sweep: Sweep, flags: list[str], overrides: list[str]) -> bool | None:
     """Runs the cells of a sweep and prints the leaderboard. With dry_run=true only shows them.
 
-    Returns whether all cells have ended: finished, diverged or pruned.
+    Returns whether all cells have ended: finished, diverged or pruned; None if they were only shown.
     """
     with one_line_errors():
         for folder in (sweep.folder, sweep.own / "locks", sweep.own / "logs"):
@@ -360,9 +368,11 @@ def run_sweep(asked: Asked, sweep: Sweep, flags: list[str], overrides: list[str]
         first, _ = asked.runs[0]
         if first.sweep and first.sweep.dry_run:
             survey.show()
-            return True
+            return None
         if sweep.same_code:
             call_codes_equal(sweep)
+    if CALLED.get():
+        survey.check()  # here, where Hydra does not hide the reason from the program
     stack = ExitStack()
     task = Task(sweep)
     hydras_own = str(sweep.own)  # where Hydra puts its notes

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -379,6 +380,48 @@ def parse(text: str) -> Override:
             f"{text}: needs the form key=value; a value with spaces, commas, quotes or braces is "
             f"quoted twice: {text.partition('=')[0]}=\"'…'\""
         ) from None
+
+
+def typed_value(key: str, value: Any) -> str:
+    """Returns a value of Python as it would be typed. Raises UserError if it cannot be."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    try:
+        if isinstance(value, int | float):
+            return repr(value)
+        text = str(os.fspath(value)) if not isinstance(value, bytes) else None
+    except (TypeError, ValueError):  # of another type; Python writes no number of 5,000 digits
+        text = None
+    if text is None or "\0" in text:
+        raise UserError(
+            f"{key}={shortest(value)}: allowed are text, numbers, True, False, None and lists of them"
+        )
+    return text if is_plain(key, text) else quoted(text)
+
+
+def shortest(value: Any) -> str:
+    """Returns the beginning of how Python writes a value."""
+    try:
+        return repr(value)[:100]
+    except ValueError:
+        return "…"
+
+
+def is_plain(key: str, text: str) -> bool:
+    """Returns whether Hydra's grammar reads a text as it is."""
+    try:
+        override = parse(f"{key}={text}")
+    except UserError:
+        return False
+    return not override.is_sweep_override() and override.value() == text
+
+
+def quoted(text: str) -> str:
+    """Returns a text in the quotes of Hydra's grammar."""
+    escaped = re.sub(r"\\*'|\\+$", lambda match: "".join(f"\\{c}" for c in match[0]), text)
+    return f"'{escaped}'"
 
 
 @remembered
