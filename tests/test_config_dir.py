@@ -129,8 +129,9 @@ def sweep_file(mine):
     """Writes a file of a sweep, by default SWEEP."""
 
     def write(text=SWEEP, name="two"):
-        (mine / "sweep").mkdir(exist_ok=True)
-        (mine / f"sweep/{name}.yaml").write_text(text)
+        path = mine / f"sweep/{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
 
     return write
 
@@ -149,6 +150,17 @@ def test_a_sweep_from_a_file_has_the_cells_of_its_lines(sweep_file, train, capsy
     assert list(load_runs("outputs/sweeps/two")["seed"].value_counts()) == [3, 3, 3]
 
 
+def test_cells_of_two_lines_are_run_once_and_a_file_may_have_any_name(sweep_file, train, capsys):
+    sweep_file(
+        "all: data=sentence val_fraction=0.2 device=cpu max_steps=2\n"
+        "runs:\n- model=bigram lr=0.1,0.2\n- model=bigram lr=0.2,0.3\n",
+        "sub/ünï 1",
+    )
+    cells = train("--config-dir=mine -m 'sweep=sub/ünï 1' hydra/launcher=basic")
+    assert len(cells) == 3 and {cell.parent.name for cell in cells} == {"sub-ünï-1"}
+    assert "3 cells" in capsys.readouterr().out
+
+
 def test_a_search_can_stand_in_a_file_of_one_line(sweep_file, train):
     line = "model=bigram lr=interval(0.1,1) hydra/sweeper=search hydra.sweeper.n_trials=2"
     sweep_file(f"all: data=sentence val_fraction=0.2 max_steps=2\nruns:\n- {line}\n", "found")
@@ -164,6 +176,10 @@ def test_a_search_can_stand_in_a_file_of_one_line(sweep_file, train):
         ("-m sweep=two", "- a\n", ["mine/sweep/two.yaml: needs"]),
         ("-m sweep=two", "all: seed=0\n", ["two.yaml: needs"]),
         ("-m sweep=two", "runs:\n- {a: b}\n", ["two.yaml: line 2: needs a line of arguments"]),
+        ("-m sweep=two", SWEEP + "all: seed=1\n", ["two.yaml: line 6: all: is there twice"]),
+        ("-m sweep=two", "runs:\n- seed=1 seed=2\n", ["line 2: seed=1: seed is there twice"]),
+        ("-m sweep=two", "runs:\n-\n", ["two.yaml: line 2: needs a line of arguments"]),
+        ("-m sweep=two", "runs:\n- bigram\n", ["two.yaml: line 2: bigram: needs the form"]),
         ("-m sweep=two", "rums:\n- a=b\n", ["two.yaml: line 1: rums: needs"]),
         ("-m sweep=two", "runs:\n- 'x\n", ["two.yaml: line "]),
         ("-m sweep=two", "runs:\n- lr='1\n", ["two.yaml: line 2: No closing quotation"]),

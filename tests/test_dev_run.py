@@ -68,3 +68,25 @@ def test_in_python_nothing_is_returned(here):
     keys = {"data": "sentence", "val_fraction": 0.2, "device": "cpu", "threads": 1}
     assert lmlab.train(fast_dev_run=True, model="bigram", **keys) is None
     assert lmlab.sweep(fast_dev_run=True, model=["bigram"], verbose=False, **keys) is None
+
+
+def test_of_several_that_raise_each_is_a_line(here, capsys):
+    code = (ROOT / "examples/my_lab.py").read_text()
+    broken = code.replace(
+        "super().__init__(config)", "super().__init__(config)\n        1 / (config.n_embd - 8)"
+    )
+    (here / "lab.py").write_text(broken)
+    line = SMALL + "-m plugin=lab.py model=rnn n_embd=8,9,10 seed=0"
+    with pytest.raises(SystemExit) as stop:
+        cli.main(line.split())
+    out, err = capsys.readouterr()
+    assert stop.value.code == 1 and out.count("n_embd=") == 2
+    assert "error: n_embd=8: ZeroDivisionError" in err
+
+
+def test_a_window_and_a_mark_fit_into_what_is_used(here, capsys):
+    (here / "a.txt").write_text("abc\n" * 6000 + "a=b\n" * 3000)
+    line = "fast_dev_run=true data=file path=a.txt device=cpu threads=1 model=bigram batch_size=1 "
+    cli.main([*line.split(), "separator=\\n", "score_after=="])
+    cli.main([*line.split(), "block_size=21000"])
+    assert capsys.readouterr().out.count("2 steps and an evaluation") == 2

@@ -12,7 +12,7 @@ SCRIPT = """\
 _lmlab_completion() {
     local line=${COMP_LINE:0:COMP_POINT}
     COMPREPLY=($(compgen -W "$(COMP_LINE=$line lmlab -sc query=bash)" -- "${line##* }"))
-    [[ ${COMPREPLY[0]} == *= ]] && compopt -o nospace
+    [[ ${COMPREPLY[0]} == *= ]] && type compopt >/dev/null 2>&1 && compopt -o nospace
 }
 COMP_WORDBREAKS=${COMP_WORDBREAKS//=}
 complete -o default -F _lmlab_completion lmlab"""
@@ -29,7 +29,7 @@ def answer(arguments: list[str], verbs: list[str]) -> None:
     if arguments != ["query=bash"]:
         typed = " ".join(arguments)
         raise UserError(f"lmlab -sc {typed}: allowed is -sc install=bash")
-    verb, *words = os.environ.get("COMP_LINE", "lmlab ").split(" ")[1:]
+    verb, *words = os.environ.get("COMP_LINE", "").split(" ")[1:] or [""]
     if not words:
         print(*(name for name in verbs if name.startswith(verb)))
     elif verb == "train":

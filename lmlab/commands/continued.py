@@ -39,7 +39,7 @@ def literal(argument: str) -> str:
     elif key == "path":
         is_quoted = is_no_override(argument)
     else:
-        is_quoted = key in ("resume", "replay", "init_from", "plugin", "out")
+        is_quoted = key in ("resume", "replay", "init_from", "plugin", "out", "sweep")
     if not is_quoted:
         return argument
     return f"{key}={quoted(text)}"

@@ -16,7 +16,7 @@ from lmlab.registry import importing
 from lmlab.runs.folder import read_metrics
 
 STEPS = 2
-TOKENS = 20_000  # of each part of a text that are used
+TOKENS = 20_000  # of each part of a text that are used, at least
 
 
 def try_out(asked: Asked) -> list[str]:
@@ -48,6 +48,13 @@ def try_out(asked: Asked) -> list[str]:
     return faults
 
 
+def longest(config: Config) -> int | None:
+    """Returns how many tokens of each part of a text are used: a window fits, and so do marks."""
+    if config.run.score_after is not None:  # what is scored may come late
+        return None
+    return max(TOKENS, 2 * config.flat().get("block_size", 0))
+
+
 def tried(config: Config) -> str:
     """Trains a configuration for two steps; returns its losses and its time, in words.
 
@@ -72,7 +79,7 @@ def tried(config: Config) -> str:
     with tempfile.TemporaryDirectory(prefix="lmlab-") as folder:
         path = Path(folder) / "run"
         try:
-            with redirect_stdout(said), hidden(), shortened(TOKENS), memory_errors():
+            with redirect_stdout(said), hidden(), shortened(longest(config)), memory_errors():
                 status, path = experiment.run(replace(config, run=run), path, "", start)
         finally:
             for line in said.getvalue().splitlines():
@@ -81,6 +88,10 @@ def tried(config: Config) -> str:
         metrics = read_metrics(path)
     if status == "diverged":
         raise UserError(f"after {metrics['step']} steps the loss or a weight is not finite")
-    losses = [f"{key} {metrics[key]:.4f}" for key in ("train/loss", "val/loss") if key in metrics]
+    losses = [
+        f"{key} {metrics[key]:.4f}"
+        for key in ("train/loss", "val/loss")
+        if metrics.get(key) is not None
+    ]
     made = f"{STEPS} steps and an evaluation" if metrics["step"] else "counted"
     return f"{made} in {time.monotonic() - started:.1f} s, {', '.join(losses)}"

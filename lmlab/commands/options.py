@@ -97,6 +97,8 @@ def keys_in(file: str, title: str, prefix: str = "") -> str:
     """Returns a title and the lines of a file of conf/ that set a key."""
     lines = (CONF / f"{file}.yaml").read_text(encoding="utf-8").split("\nhydra:")[0].splitlines()
     keys = [line for line in lines if line[:1].islower() and not line.startswith("defaults:")]
+    if not keys:
+        return ""
     return f"\nKeys of {title}\n" + "".join(f"  {prefix}{line}\n" for line in keys)
 
 

@@ -4,6 +4,7 @@ Nothing imports torch before all arguments are checked.
 """
 
 import io
+import re
 import shlex
 import sys
 import tempfile
@@ -42,6 +43,7 @@ from lmlab.config.overrides import (
     parse,
     primary,
     resolved,
+    typed_value,
     without_glob,
 )
 from lmlab.config.sweep_files import Line, read_lines
@@ -62,6 +64,7 @@ from lmlab.sweeps.cells import Cell, Sweep, call_codes_equal
 from lmlab.terminal import lasting_output, tell
 
 ONE_BY_ONE = threading.RLock()  # Hydra, sys.argv and sys.stdout are the whole process's
+NO_NAME = r"[^\w.,=+-]"  # characters that the name of a sweep may not have
 NO_RECIPE = "experiment=null"  # as it is without the argument; Hydra refuses a null of its own
 
 
@@ -139,11 +142,15 @@ def obey(args: Namespace, argv: list[str], given: list[str]) -> Outcome:
             return continued
         lines = lines_of(typed, args.multirun)
         parts = []
+        inherited_keys: set[str] = set()
+        typed_texts: set[str] = set()
         for line in lines:
             with errors_at(line.place):
                 arguments, added = inherited(line.arguments)
                 overrides = [*arguments, *added]
                 parts.append(checked(overrides, args.multirun))
+            inherited_keys.update(added)
+            typed_texts.update(arguments)
         asked = joined(parts)
         if asked.name == "sweeps" and not args.multirun:
             raise UserError("name=sweeps: the folder of sweeps has this name; allowed are others")
@@ -152,7 +159,8 @@ def obey(args: Namespace, argv: list[str], given: list[str]) -> Outcome:
             faults = dev_run.try_out(asked)
             return Outcome(None, 1 if faults else 0, "; ".join(faults))
     same_code = first.sweep is not None and first.sweep.same_code
-    sweep = Sweep(asked.name, command, tuple(added), asked.swept, same_code, first.run.out)
+    hidden = tuple(sorted(inherited_keys - typed_texts))  # from the cells' labels
+    sweep = Sweep(asked.name, command, hidden, asked.swept, same_code, first.run.out)
     if args.multirun and not args.cfg and not args.info:
         all_ended = run_sweep(asked, sweep, flags, overrides)
         if all_ended is None:
@@ -173,18 +181,19 @@ def lines_of(typed: list[str], multirun: bool) -> list[Line]:
 
     What is typed takes the place of what the file says. Raises UserError.
     """
-    names = [text.removeprefix("sweep=") for text in typed if text.startswith("sweep=")]
-    if not names:
+    last = {key_of(text): text for text in typed}
+    chosen = last.pop("sweep", None)
+    if chosen is None:
         return [Line(typed, "")]
-    (name,) = names
+    name = str(parse(chosen).value())
     if not multirun:
         raise UserError(f"sweep={name}: is a sweep; add -m")
-    others = [text for text in typed if text != f"sweep={name}"]
-    last = {key_of(text): text for text in others}
+    usual = f"name={typed_value('name', re.sub(NO_NAME, '-', name))}"
     lines = []
     for line in read_lines(name):
-        arguments = [without_glob(literal(text)) for text in line.arguments]
-        by_key = {key_of(text): text for text in (f"name={name}", *arguments)} | last
+        with errors_at(line.place):
+            arguments = [without_glob(literal(text)) for text in line.arguments]
+        by_key = {key_of(text): text for text in (usual, *arguments)} | last
         lines.append(Line([*by_key.values()], line.place))
     return lines
 

@@ -116,6 +116,7 @@ def joined(parts: list[Asked]) -> Asked:
         if len({own.get(key) for own in texts}) > 1:
             varied.add(key)
     first = parts[0]
+    runs = list({repr(config.flat()): (config, own) for config, own in runs}.values())
     return replace(first, runs=runs, swept=tuple(sorted(varied)), sweeper="list")
 
 

@@ -47,8 +47,12 @@ def read_lines(name: str) -> list[Line]:
         raise UserError(f"{shown}: {FORM}")
     everywhere: list[str] = []
     lines = []
+    seen = set()
     for key, value in node.value:
         place = f"{shown}: line {line_of(key)}: {key.value}"
+        if key.value in seen:
+            raise UserError(f"{place}: is there twice")
+        seen.add(key.value)
         if key.value == "all" and isinstance(value, yaml.ScalarNode):
             everywhere = words_of(value, shown)
         elif key.value == "runs" and isinstance(value, yaml.SequenceNode):
@@ -66,8 +70,11 @@ def read_lines(name: str) -> list[Line]:
 
 
 def check_arguments(arguments: list[str], place: str) -> None:
-    """Raises UserError for a flag, and for keys that a person types."""
+    """Raises UserError for a flag, for keys that a person types, and for a key that is there twice."""
+    keys = [key_of(argument) for argument in arguments]
     for argument in arguments:
+        if keys.count(key_of(argument)) > 1:
+            raise UserError(f"{place}: {argument}: {key_of(argument)} is there twice")
         if argument.startswith("-") or key_of(argument) in ("sweep", "plugin", "resume", "replay"):
             raise UserError(f"{place}: {argument}: belongs on the command line")
 
@@ -83,7 +90,7 @@ def check_own(line: Line) -> None:
 def line_at(node: yaml.Node, shown: str) -> Line:
     """Returns the line of arguments in a list of YAML. Raises UserError if it is no text."""
     place = f"{shown}: line {line_of(node)}"
-    if not isinstance(node, yaml.ScalarNode):
+    if not isinstance(node, yaml.ScalarNode) or not str(node.value).strip():
         raise UserError(f"{place}: needs a line of arguments, such as model=gpt n_layer=2,4")
     return Line(words_of(node, shown), place)
 

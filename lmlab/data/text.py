@@ -38,8 +38,11 @@ LARGE = 50_000_000  # bytes of text that take long enough for a progress bar
 
 
 @contextmanager
-def shortened(length: int) -> Iterator[None]:
-    """A context in which each part of a text has no more than its first `length` tokens."""
+def shortened(length: int | None) -> Iterator[None]:
+    """A context in which each part of a text has no more than its first `length` tokens.
+
+    With None it has all of them.
+    """
     token = LONGEST.set(length)
     try:
         yield
