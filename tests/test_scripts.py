@@ -323,8 +323,3 @@ def test_a_picture_without_a_suffix_is_refused(here, out):
     (here / "folder").mkdir()
     with pytest.raises(UserError, match=f"out={out}: needs the name of a picture"):
         script("plot").main([f"out={out}"])
-
-
-def test_a_run_is_in_a_mixture_once(run):
-    with pytest.raises(UserError, match="is there twice"):
-        script("evaluate").main([f"run={run},{run}"])

@@ -18,11 +18,8 @@ def check(members: list[Run], split: str | None) -> None:
         raise UserError(
             f"split={split}: a mixture was trained or fitted on it; allowed are val, test"
         )
-    paths = [run.path.resolve() for run in members]
     first = trained_on(members[0])
     for run in members:
-        if paths.count(run.path.resolve()) > 1:
-            raise UserError(f"run={run.path}: is there twice; a mixture is of different runs")
         if not run.config.data.holdout_fraction:
             raise UserError(
                 f"run={run.path}: has holdout_fraction=0, but a mixture's weights are fitted on "
