@@ -111,9 +111,7 @@ def load_run(path: str | os.PathLike[str], plugin: str | os.PathLike[str] | None
 
     `plugin` names the plug-ins with which it was made.
     """
-    if not os.fspath(path):
-        raise UserError("path='': is empty; needs the folder of a run")
-    return Run(newest(Path(path)).absolute(), as_plugin(plugin))
+    return Run(newest(folder_of(path)), as_plugin(plugin))
 
 
 def compare(
@@ -123,8 +121,7 @@ def compare(
 
     Raises UserError if there is no run.
     """
-    paths = tuple(Path(folder).absolute() for folder in folders)
-    comparison = Comparison(paths, as_plugin(plugin))
+    comparison = Comparison(tuple(map(folder_of, folders)), as_plugin(plugin))
     _ = comparison.runs  # raises
     return comparison
 
@@ -138,7 +135,18 @@ def load_runs(
     with using(as_plugin(plugin)):
         from lmlab.sweeps import table
 
-        return table.load_runs(*map(Path, folders), same_code=same_code)
+        return table.load_runs(*map(folder_of, folders), same_code=same_code)
+
+
+def folder_of(path: str | os.PathLike[str]) -> Path:
+    """Returns the folder that is named, from the root on. Raises UserError if none is."""
+    try:
+        name = os.fspath(path)
+    except TypeError:
+        name = ""
+    if not name:
+        raise UserError(f"{path!r}: needs the name of a folder of runs")
+    return Path(name).absolute()
 
 
 def called(arguments: list[str], verbose: bool) -> Outcome:
@@ -263,7 +271,7 @@ class Run:
     @property
     def config(self) -> dict[str, Any]:
         """The keys and values of the run, as they would be typed."""
-        with ONE_BY_ONE, own_choices(self.plugin):
+        with ONE_BY_ONE, settings_kept(), own_choices(self.plugin):
             return read_config(self.path).flat()
 
     @property
@@ -288,8 +296,9 @@ class Run:
     def sample(self, prompt: str = "", *, seed: int | None = None, **options: Any) -> str:
         """Returns a text that the model continues from the prompt, which it begins with.
 
-        It takes the best checkpoint, unless `checkpoint="last"` is given. `options` are those of `python scripts/sample.py`: max_tokens, temperature, top_k, top_p,
-        stop, checkpoint, device. With the same `seed` the text is the same. Raises UserError.
+        It takes the best checkpoint, unless `checkpoint="last"` is given. `options` are those of
+        `python scripts/sample.py`: max_tokens, temperature, top_k, top_p, stop, checkpoint, device.
+        With the same `seed` the text is the same. Raises UserError.
         """
         values = {"prompt": prompt, "seed": seed, **options}
         refuse_others(values, ("run", "plugin", "samples"))
@@ -306,8 +315,8 @@ class Run:
     def evaluate(self, **options: Any) -> dict[str, float]:
         """Returns the losses on the validation text, or on another text, and saves them.
 
-        It takes the last checkpoint, unless `checkpoint="best"` is given. `options` are those of `python scripts/evaluate.py`: split, data, path, checkpoint, device.
-        Raises UserError.
+        It takes the last checkpoint, unless `checkpoint="best"` is given. `options` are those of
+        `python scripts/evaluate.py`: split, data, path, checkpoint, device. Raises UserError.
         """
         refuse_others(options, ("run", "plugin"))
         chosen = filled(evaluate.Options, as_options({**options, "run": str(self.path)}))

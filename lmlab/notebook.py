@@ -48,14 +48,18 @@ class PlainConsole(Console):
         raise BrokenPipeError
 
 
-def plain_console(**options: Any) -> Console:
+def plain_console(width_of_file: int | None = None, **options: Any) -> Console:
     """Returns a console of rich that writes plain text where there is no terminal.
 
     In a notebook rich alone would make HTML of each line, or write what steers a terminal.
+    `width_of_file` are the characters of a line where there is neither.
     """
     if in_notebook():
-        options = {"force_terminal": False, "width": WIDTH} | options
-    return PlainConsole(**options)
+        return PlainConsole(force_terminal=False, width=WIDTH, **options)
+    console = PlainConsole(**options)
+    if width_of_file is not None and not console.is_terminal:
+        console = PlainConsole(width=width_of_file, **options)
+    return console
 
 
 class Display:
@@ -66,17 +70,21 @@ class Display:
         self.drawn_at = 0.0
 
     def draw(self, content: RenderableType) -> None:
-        """Shows what rich can print, unless something was shown a moment ago."""
+        """Shows what rich can print, unless something was drawn a moment ago."""
         if time.monotonic() - self.drawn_at >= REDRAW:
             self.drawn_at = time.monotonic()
-            self.show(as_html(content))
+            self.show(content)
+
+    def show(self, content: RenderableType) -> None:
+        """Shows what rich can print."""
+        self.replace(as_html(content))
 
     def clear(self) -> None:
         """Shows nothing."""
         if self.handle is not None:
-            self.show("")
+            self.replace("")
 
-    def show(self, page: str) -> None:
+    def replace(self, page: str) -> None:
         """Shows HTML in the place of what was there."""
         from IPython.display import HTML, display
 

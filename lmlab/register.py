@@ -152,13 +152,15 @@ def title_of(row: Any) -> str:
 def code_of(thing: Any) -> bytes:
     """Returns the bytecode of a function or of a class's functions, wherever it was written."""
     if inspect.isfunction(thing):
-        return marshal.dumps(without_place(thing.__code__))
+        return marshal.dumps(without_place(thing.__code__)) + repr(thing.__defaults__).encode()
     parts = []
     if inspect.isclass(thing):
         for name, value in sorted(vars(thing).items(), key=lambda item: item[0]):
             function = getattr(value, "__func__", value)  # of a class method
             if inspect.isfunction(function):
                 parts.append(f"{name} ".encode() + code_of(function))
+            elif isinstance(value, bool | int | float | str) and not name.startswith("__"):
+                parts.append(f"{name}={value!r}".encode())
     return b"".join(parts)
 
 

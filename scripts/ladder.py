@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the library beside this sc
 from lmlab.catalogue import PathText
 from lmlab.commands.door import run_command
 from lmlab.commands.options import parse_script
-from lmlab.commands.picture import check_picture, drawing, save_picture
+from lmlab.commands.picture import check_picture, new_figure, save_picture
 from lmlab.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,7 +44,6 @@ def main(argv: list[str]) -> None:
     """Writes the chart and prints the table. Raises UserError."""
     options = parse_script(Options, __doc__, argv)
     check_picture(options.out)
-    pyplot = drawing()
     from lmlab.sweeps import table as tables
 
     runs = tables.load_runs(options.sweep)
@@ -55,9 +54,8 @@ def main(argv: list[str]) -> None:
             f"sweep={options.sweep}: has no finished run with a val/loss; the recipes "
             "experiment=ladder_… make such runs"
         )
-    figure, (by_size, by_compute) = pyplot.subplots(
-        1, 2, figsize=(10, 4.5), layout="constrained", sharey=True
-    )
+    figure = new_figure(width=10)
+    by_size, by_compute = figure.subplots(1, 2, sharey=True)
     draw_sizes(by_size, rungs)
     draw_compute(by_compute, rungs, runs)
     for axes in (by_size, by_compute):

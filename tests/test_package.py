@@ -8,6 +8,7 @@ import zipfile
 
 import pytest
 
+from lmlab.__main__ import VERBS
 from tests.conftest import ROOT, metrics
 
 IN_PACKAGE = ("lmlab", "conf", "pyproject.toml", "setup.py", "README.md", "LICENSE")
@@ -111,12 +112,16 @@ def test_a_wrong_word_gets_one_line(lmlab, line, words):
         ("lmlab train plugin=my_lab.py model=r", "model=rnn"),
         ("lmlab sample checkpoint=b", "checkpoint=best"),
         ("lmlab sample run", "run="),
-        ("lmlab", "train"),
     ],
 )
 def test_bash_completes_verbs_keys_and_choices(lmlab, here, typed, completed):
     shutil.copy(ROOT / "examples/my_lab.py", here)
-    assert lmlab("-sc query=bash", COMP_LINE=typed)[1].split()[:1] == [completed]
+    assert lmlab("-sc query=bash", COMP_LINE=typed)[1].split() == [completed]
+
+
+def test_bash_completes_an_empty_line_with_all_verbs(lmlab):
+    for line in ("lmlab", "lmlab ", ""):
+        assert lmlab("-sc query=bash", COMP_LINE=line)[1].split() == list(VERBS)
 
 
 def test_the_library_is_imported_without_torch():

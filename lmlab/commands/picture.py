@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lmlab import files
 from lmlab.errors import UserError
@@ -12,16 +12,6 @@ from lmlab.registry import importing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-def drawing() -> Any:
-    """Returns matplotlib.pyplot, ready to draw into files."""
-    with importing():
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-    return pyplot
 
 
 def new_figure(width: float = 8, height: float = 4.5) -> Figure:

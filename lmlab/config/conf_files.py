@@ -16,7 +16,7 @@ from lmlab.catalogue import GROUP_MARKERS, VALUES
 from lmlab.errors import UserError
 from lmlab.registry import forget, remembered
 
-LIBRARY = Path(__file__).parents[1]
+LIBRARY = Path(__file__).parents[1]  # the folder lmlab/ that this process has imported
 INSTALLED = LIBRARY / "conf"  # in a package; a checkout has the folder beside the library
 CONF = INSTALLED if INSTALLED.is_dir() else LIBRARY.parent / "conf"
 HEADER = "# @package _global_"

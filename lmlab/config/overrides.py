@@ -390,24 +390,20 @@ def typed_value(key: str, value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     try:
-        if isinstance(value, int | float):
-            return repr(value)
-        text = str(os.fspath(value)) if not isinstance(value, bytes) else None
-    except (TypeError, ValueError):  # of another type; Python writes no number of 5,000 digits
-        text = None
-    if text is None or "\0" in text:
+        shown = repr(value)[:100]
+    except ValueError:  # a number of 5,000 digits
+        shown = "…"
+    if isinstance(value, int | float) and shown != "…":
+        return repr(value)
+    try:
+        text = os.fspath(value)
+    except TypeError:
+        text = b""
+    if isinstance(text, bytes) or "\0" in text:
         raise UserError(
-            f"{key}={shortest(value)}: allowed are text, numbers, True, False, None and lists of them"
+            f"{key}={shown}: allowed are text, numbers, True, False, None and lists of them"
         )
     return text if is_plain(key, text) else quoted(text)
-
-
-def shortest(value: Any) -> str:
-    """Returns the beginning of how Python writes a value."""
-    try:
-        return repr(value)[:100]
-    except ValueError:
-        return "…"
 
 
 def is_plain(key: str, text: str) -> bool:

@@ -22,8 +22,8 @@ from lmlab.data.tokenizers import (
     CharTokenizer,
     Tokenizer,
     UnknownCharacters,
+    all_checked,
     check_tokenizer,
-    checked_ids,
     tokenizer_errors,
 )
 from lmlab.errors import UserError, system_error
@@ -135,10 +135,10 @@ def token_file(text: Text, tokenizer: Tokenizer, drop: bool = False) -> np.ndarr
     dtype = np.min_scalar_type(tokenizer.vocab_size - 1)
     path = files.cache_dir() / "tokens" / f"{content}.{dtype}"
     if not is_cached(path):
-        with tokenizer_errors(tokenizer.kind):
-            pieces = tokenizer.encode_pieces(text.again(), drop)
-            ids = (checked_ids(tokenizer, piece) for piece in pieces)
-            files.write_sealed(path, map(np.ndarray.tobytes, ids))
+        ids = tokenizer.encode_pieces(text.again(), drop)
+        if is_own(tokenizer.kind):
+            ids = all_checked(tokenizer, ids)
+        files.write_sealed(path, map(np.ndarray.tobytes, ids))
     if path.stat().st_size == 0:
         raise UnknownCharacters("none of its characters is in the vocabulary")
     return np.memmap(path, dtype=dtype, mode="r")
@@ -170,8 +170,8 @@ class Splits:
 
     They follow each other in this order: text next to the validation text is the best to train on,
     so `holdout` is the beginning. `tokenizer` is the given one, or what `train` makes of the
-    text, by default that of its characters; `sha256` is that of the text; `dropped` counts the characters that the tokenizer lacks, which
-    `drop_unknown` leaves out. If `run`, the keys of a run, divides the text into documents,
+    text, by default that of its characters; `sha256` is that of the text; `dropped` counts the
+    characters that the tokenizer lacks, which `drop_unknown` leaves out. If `run`, the keys of a run, divides the text into documents,
     `documents` holds those of each part, and a part begins with the nearest document.
 
     Raises UserError if the text cannot be read or divided, or if its sha256 is not the given one.
@@ -231,10 +231,11 @@ class Splits:
             """Returns the tokenizer that the configuration chooses, trained on a text."""
             name = config.base("tokenizer")
             kind: type[Tokenizer] = load(TOKENIZERS[name].builder)
+            if not is_own(name):
+                return kind.train(text, config.tokenizer)
             with tokenizer_errors(name):
                 tokenizer = kind.train(text, config.tokenizer)
-                if is_own(name):
-                    check_tokenizer(tokenizer, next(iter(text.pieces()), "")[:SAMPLE])
+                check_tokenizer(tokenizer, next(iter(text.pieces()), "")[:SAMPLE])
             return tokenizer
 
         try:

@@ -211,6 +211,13 @@ def checked_ids(tokenizer: Tokenizer, ids: Any) -> np.ndarray:
     return ids.astype(np.min_scalar_type(size - 1), copy=False)
 
 
+def all_checked(tokenizer: Tokenizer, pieces: Iterable[Any]) -> Iterator[np.ndarray]:
+    """Yields the ids of each piece, as `checked_ids` returns them. Raises UserError."""
+    with tokenizer_errors(tokenizer.kind):
+        for piece in pieces:
+            yield checked_ids(tokenizer, piece)
+
+
 @contextmanager
 def tokenizer_errors(kind: str) -> Iterator[None]:
     """Turns any other error of somebody's own tokenizer into a UserError with its reason."""

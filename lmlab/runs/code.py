@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from lmlab import files, plugins
+from lmlab.config.conf_files import LIBRARY
 from lmlab.errors import UserError
 
-LIBRARY = Path(__file__).parents[1]  # the folder lmlab/ that this process has imported
 LIMIT = 2**20  # bytes of same_code.jsonl
 UNKNOWN = "unknown"  # the code of runs made before version 0.2, which did not write it down
 SHORT = 8  # digits of a hash that are shown

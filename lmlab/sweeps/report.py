@@ -19,7 +19,7 @@ from lmlab import files
 from lmlab.catalogue import NUMBERS, REFERENCES, numbers_where
 from lmlab.errors import UserError, reason_of
 from lmlab.inference.page import fill_page
-from lmlab.notebook import in_notebook, plain_console
+from lmlab.notebook import plain_console
 from lmlab.runs.code import UNKNOWN, SameCode, own_code
 from lmlab.runs.folder import read_history
 from lmlab.sweeps import table as tables
@@ -70,9 +70,7 @@ def show(table: pd.DataFrame) -> None:
     """Prints the leaderboard, the runs that are not finished, and those that cannot be read."""
     board = tables.leaderboard(table)
     keys = tables.varied(table)
-    console = plain_console()
-    if not (console.is_terminal or in_notebook()):
-        console = plain_console(width=WIDTH)
+    console = plain_console(WIDTH)
     console.print()
     console.print(printed_board(columns(board, keys), keys, footnote(table, board)))
     unfinished = list(tables.unfinished(table))

@@ -137,10 +137,7 @@ class Survey:
         if self.asked.sweeper == "search":
             n_trials = self.asked.hydra["sweeper"]["n_trials"]
             table.title = f"{self.sweep.folder}: {n_trials} trials between these ends"
-        console = plain_console()
-        if not console.is_terminal:
-            console = plain_console(width=WIDTH)
-        console.print(table)
+        plain_console(WIDTH).print(table)
         self.tell_of_code(list({cell.hash: cell for cell in self.cells.values()}.values()))
 
     def slots(self, n_jobs: int | None) -> int:

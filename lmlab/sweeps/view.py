@@ -96,7 +96,7 @@ class View:
         if self.live:
             self.live.update(drawing, refresh=True)
         if self.display:
-            self.display.draw(drawing)
+            self.display.show(drawing)
 
     def summary(self) -> str:
         """Returns the line below the table: how many cells have ended, and with what status."""
