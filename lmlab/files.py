@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
-from lmlab.errors import UserError
+from lmlab.errors import UserError, system_error
 
 try:
     import fcntl
@@ -199,6 +199,22 @@ def is_intact(path: Path) -> bool:
         return False
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest().encode() in sums(path).split()
+
+
+def is_cached(path: Path) -> bool:
+    """Returns whether a file of the cache is there and intact.
+
+    Raises UserError if it cannot be read, or if it is missing and cannot be written.
+    """
+    try:
+        if is_intact(path):
+            return True
+        reason = obstacle(path.parent)
+    except OSError as error:
+        reason = system_error(error, path)
+    if reason:
+        raise UserError(f"the cache cannot be used: {reason}; LMLAB_CACHE=… names another folder")
+    return False
 
 
 def copy_sealed(path: Path, copy: Path) -> None:

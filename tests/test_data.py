@@ -15,7 +15,9 @@ from lmlab.catalogue import CorpusConfig, FileConfig
 from lmlab.data import corpora
 from lmlab.data import text as texts
 from lmlab.data.batches import Batches, BatchModule
-from lmlab.data.text import Splits, Text, token_file
+from lmlab.data.encoding import token_file
+from lmlab.data.splits import Splits
+from lmlab.data.text import Text
 from lmlab.data.tokenizers import CharTokenizer, UnknownCharacters
 from lmlab.errors import UserError
 from lmlab.sweeps.processes import server

@@ -6,7 +6,7 @@ import pytest
 import lmlab
 from lmlab.commands import train as cli
 from lmlab.config.overrides import resolved
-from lmlab.data.text import Splits, shortened
+from lmlab.data.splits import Splits, shortened
 from tests.conftest import ROOT, refused
 
 SMALL = "fast_dev_run=true data=sentence val_fraction=0.2 device=cpu threads=1 "

@@ -15,7 +15,7 @@ from lmlab.catalogue import LSTMConfig
 from lmlab.commands import evaluate
 from lmlab.data.batches import IGNORED, Batches, place_information
 from lmlab.data.documents import Documents, unescaped
-from lmlab.data.text import Splits
+from lmlab.data.splits import Splits
 from lmlab.inference import references
 from lmlab.inference.loss import log_probs, loss_metrics
 from lmlab.models.base import build_model

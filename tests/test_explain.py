@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from lmlab.catalogue import GPTConfig
 from lmlab.commands import train as cli
-from lmlab.data.text import Splits
+from lmlab.data.splits import Splits
 from lmlab.data.tokenizers import CharTokenizer
 from lmlab.errors import UserError, one_line_errors
 from lmlab.inference import attention_maps, explain, loss, pictures

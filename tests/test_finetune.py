@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lmlab.commands import train as cli
-from lmlab.data.text import Splits
+from lmlab.data.splits import Splits
 from lmlab.inference import loss
 from lmlab.runs import checkpoints
 from lmlab.training.step import LanguageModule

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from lmlab.catalogue import CorpusConfig
-from lmlab.data.text import Splits
+from lmlab.data.splits import Splits
 from lmlab.inference.references import ORDERS, references
 from tests.conftest import metrics
 from tests.test_ngram import kneser_ney

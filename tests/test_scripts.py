@@ -19,7 +19,7 @@ from lmlab.commands import train as cli
 from lmlab.commands.door import run_command
 from lmlab.data import corpora
 from lmlab.data.batches import Batches
-from lmlab.data.text import Splits
+from lmlab.data.splits import Splits
 from lmlab.errors import UserError, one_line_errors
 from lmlab.runs import checkpoints
 from lmlab.training import preparation

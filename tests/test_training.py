@@ -15,7 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from lmlab import files
 from lmlab.commands import train as cli
 from lmlab.data.batches import Batches
-from lmlab.data.text import Splits
+from lmlab.data.splits import Splits
 from lmlab.data.tokenizers import CharTokenizer
 from lmlab.inference import evaluations, loss
 from lmlab.runs import checkpoints

@@ -62,7 +62,7 @@ def tried(config: Config) -> str:
     """
     with importing():
         from lmlab import machine
-        from lmlab.data.text import shortened
+        from lmlab.data.splits import shortened
         from lmlab.training import experiment, preparation
     started = time.monotonic()
     config = machine.resolve(config)

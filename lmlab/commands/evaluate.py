@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lmlab.data.documents import Documents
-    from lmlab.data.text import Splits
+    from lmlab.data.splits import Splits
     from lmlab.runs.checkpoints import Run
 
 
@@ -155,7 +155,7 @@ def part_of_own_text(run: Run, options: Options) -> Target:
 
 def other_text(run: Run, options: Options) -> Target:
     """Returns the whole of a text that the run was not trained on. Raises UserError."""
-    from lmlab.data.text import Splits
+    from lmlab.data.splits import Splits
 
     choice = options.data or ""
     if options.split:

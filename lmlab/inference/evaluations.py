@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lmlab.catalogue import NUMBERS, OWN_EVALUATIONS, Number
 from lmlab.data.documents import Documents
-from lmlab.data.text import Splits
+from lmlab.data.splits import Splits
 from lmlab.data.tokenizers import Tokenizer
 from lmlab.errors import reason_of
 from lmlab.inference import generate

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lmlab import files
-from lmlab.data.text import Splits
+from lmlab.data.splits import Splits
 from lmlab.data.tokenizers import Tokenizer
 from lmlab.errors import UserError
 from lmlab.inference.attention_maps import Recording

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lmlab.config.check import check_key
 from lmlab.data.documents import Documents, counting
-from lmlab.data.text import Splits
+from lmlab.data.splits import Splits
 from lmlab.data.tokenizers import Tokenizer
 from lmlab.errors import UserError
 from lmlab.machine import autocast

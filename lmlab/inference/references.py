@@ -13,7 +13,7 @@ import torch
 from lmlab import files
 from lmlab.catalogue import NGramConfig
 from lmlab.data.documents import counting
-from lmlab.data.text import Splits
+from lmlab.data.splits import Splits
 from lmlab.errors import UserError
 from lmlab.inference.loss import log_probs
 from lmlab.models.ngram import NGram

@@ -9,7 +9,7 @@ import torch
 from rich.table import Table
 
 from lmlab import machine
-from lmlab.data.text import Splits
+from lmlab.data.splits import Splits
 from lmlab.models.base import build_model
 from lmlab.sweeps.cells import Cell
 from lmlab.sweeps.plan import source_key, source_of

@@ -10,7 +10,7 @@ from lmlab.config.check import Config
 from lmlab.config.keys import idle_keys
 from lmlab.config.overrides import parse
 from lmlab.data.batches import check_length, resolved_align, with_align
-from lmlab.data.text import Splits
+from lmlab.data.splits import Splits
 from lmlab.errors import UserError
 from lmlab.models.base import build_model
 from lmlab.runs import checkpoints

@@ -11,7 +11,7 @@ from torch import Tensor
 from lmlab.config.check import Config
 from lmlab.config.keys import RunConfig
 from lmlab.data.batches import Batches, check_length, resolved_align, with_align
-from lmlab.data.text import Splits
+from lmlab.data.splits import Splits
 from lmlab.data.tokenizers import Tokenizer
 from lmlab.errors import UserError
 from lmlab.inference.evaluations import Source

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lmlab.catalogue import REFERENCES, numbers_where, training_first
-from lmlab.data.text import Splits
+from lmlab.data.splits import Splits
 from lmlab.runs.typed import command
 from lmlab.training.preparation import Prepared
 

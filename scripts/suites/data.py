@@ -86,7 +86,7 @@ def run(program: str, path: Path) -> tuple[float, float]:
 def lmlab(path: str, folder: str) -> float:
     """Returns the seconds in which the lab prepares the text at `path`."""
     from lmlab.config import overrides
-    from lmlab.data.text import Splits
+    from lmlab.data.splits import Splits
 
     config, _ = overrides.resolved(("device=cpu", "data=file", f"path={path}"))
     begun = time.perf_counter()

@@ -17,7 +17,7 @@ from pytorch_lightning import Trainer
 from lmlab import machine
 from lmlab.commands import train as cli
 from lmlab.config import overrides
-from lmlab.data.text import Splits
+from lmlab.data.splits import Splits
 from lmlab.errors import UserError
 from lmlab.inference.loss import log_probs
 from lmlab.models.base import LanguageModel, build_model
