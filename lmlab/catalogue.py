@@ -206,7 +206,22 @@ class FileConfig(CorpusConfig):
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """The keys of every tokenizer: there are none. That of characters has no others."""
+    """The keys of every tokenizer: there are none. Those of characters and bytes have no others."""
+
+
+@dataclass(frozen=True)
+class BPEConfig(TokenizerConfig):
+    """The key of byte-pair encoding: how many tokens, of which 256 are the single bytes."""
+
+    vocab_size: Annotated[int, "[256, 1000000]"]
+
+
+@dataclass(frozen=True)
+class TokenizerFileConfig(TokenizerConfig):
+    """The key of tokenizer=file: a tokenizer.json of Hugging Face's, or a folder with one."""
+
+    # A run has its own copy. The hash of a cell contains the sha256 of the tokens, not the path.
+    tokenizer_path: Annotated[PathText, UNTOUCHING]
 
 
 @dataclass(frozen=True)
@@ -310,6 +325,9 @@ CORPORA = {
 }
 TOKENIZERS = {
     "char": Choice(TokenizerConfig, "lmlab.data.tokenizers:CharTokenizer"),
+    "byte": Choice(TokenizerConfig, "lmlab.data.subwords:ByteTokenizer"),
+    "bpe": Choice(BPEConfig, "lmlab.data.subwords:BPETokenizer"),
+    "file": Choice(TokenizerFileConfig, "lmlab.data.subwords:FileTokenizer"),
 }
 DEVICES = {
     "auto": Choice(DeviceConfig),
@@ -432,11 +450,12 @@ METRIC = Number(
 )
 """The row of most metrics: in all tables, and an objective of searches, by which they may prune."""
 
-# What simple models reach on the same text, best first, in words; `order` is reference/order.
+# What simple models reach on the same text, best first, in words. `order` is reference/order, and
+# `unit` is what a token is called.
 REFERENCES = {
-    "reference/ngram": "counting {order:.0f} characters at a time",
+    "reference/ngram": "counting {order:.0f} {unit}s at a time",
     "reference/bigram": "counting pairs",
-    "reference/unigram": "counting single characters",
+    "reference/unigram": "counting single {unit}s",
     "reference/uniform": "guessing",
 }
 

@@ -20,7 +20,14 @@ SECRETS = (
     "password|passwd|pwd|token|secret|api_?key|access_?key|authorization"  # what a secret is called
 )
 
-EXTRAS = ("pandas", "scipy", "optuna", "matplotlib")  # what training does without
+EXTRAS = (
+    "pandas",
+    "scipy",
+    "optuna",
+    "matplotlib",
+    "tokenizers",
+    "safetensors",
+)  # what training does without
 
 
 class UserError(Exception):

@@ -102,13 +102,13 @@ def test_the_weights_that_a_cell_starts_from_are_part_of_it(trained, here):
 
 
 def test_a_key_that_is_gained_later_leaves_old_names_as_they_were(monkeypatch, here):
-    old = cells.identity(cell().config.flat(), "data", None)
+    old = cells.identity(cell().config.flat(), {"data_sha256": "data"})
     flat = cell().config.flat() | {"later": False}
-    assert cells.identity(flat, "data", None) != old
+    assert cells.identity(flat, {"data_sha256": "data"}) != old
     values = keys.neutral_values() | {"later": False}
     monkeypatch.setattr(cells, "neutral_values", lambda: values)
-    assert cells.identity(flat, "data", None) == old
-    assert cells.identity(flat | {"later": True}, "data", None) != old
+    assert cells.identity(flat, {"data_sha256": "data"}) == old
+    assert cells.identity(flat | {"later": True}, {"data_sha256": "data"}) != old
 
 
 def test_a_run_from_before_a_key_was_gained_is_read_with_its_neutral_value(run, monkeypatch):

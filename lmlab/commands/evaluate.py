@@ -85,7 +85,7 @@ def main(argv: list[str]) -> None:
         print(f"{key:<22}{value:.6f}")
     first = members[0]
     named = ", ".join(str(member.path) for member in members)
-    length = f"{len(target.tokens):,} characters"
+    length = f"{len(target.tokens):,} {first.tokenizer.unit}s"
     print(f"({named}, {first.checkpoint}.ckpt, {target.title}: {length})", file=sys.stderr)
 
 
@@ -191,7 +191,7 @@ def part_of(text: Splits, split: str) -> np.ndarray:
     if len(text.parts[split]) < 2:
         allowed = ", ".join(name for name, tokens in text.parts.items() if len(tokens) > 1)
         raise UserError(
-            f"split={split}: has fewer than two characters; allowed are {allowed or 'none'}"
+            f"split={split}: has fewer than two {text.tokenizer.unit}s; allowed are {allowed or 'none'}"
         )
     return text.parts[split]
 

@@ -1,4 +1,4 @@
-"""Draws the loss curves of some runs in one picture.
+"""Draws the loss curves of some runs in one picture, or bits per byte if their tokenizers differ.
 
   python scripts/plot.py runs="outputs/bigram outputs/gpt" out=curves.png
 
@@ -9,6 +9,7 @@ out   the picture, .png, .svg or .pdf (curves.png)
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from lmlab.catalogue import PathText
 from lmlab.commands.options import parse_script
 from lmlab.commands.picture import check_picture, new_figure, save_picture
+from lmlab.config.keys import token_keys
 from lmlab.errors import UserError
 from lmlab.runs.folder import newest, read_history, read_metrics
 from lmlab.sweeps.labels import common_parts, without
@@ -30,6 +32,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "train/loss": {"alpha": 0.35, "lw": 1},
     "val/loss": {"marker": "o", "ms": 4},
 }
+BITS: dict[str, dict[str, Any]] = {"val/bits_per_byte": STYLES["val/loss"]}  # of different tokens
 
 
 @dataclass(frozen=True)
@@ -55,14 +58,20 @@ def curves(runs: list[Path]) -> Figure:
         raise UserError("no run has a history, so there is nothing to draw")
     figure = new_figure()
     axes = figure.subplots()
+    noted = [read_metrics(run) for run in runs]
     labels = [
-        str(read_metrics(run).get("label") or f"{run.parent.name}/{run.name}") for run in runs
+        str(metrics.get("label") or f"{run.parent.name}/{run.name}")
+        for run, metrics in zip(runs, noted, strict=True)
     ]
     common = common_parts(labels)
+    tokenizers = {tokenizer_of(metrics) for metrics in noted}
+    styles = STYLES if len(tokenizers) == 1 else BITS
+    unit = "character" if tokenizers == {tokenizer_of({})} else "token"
     for n, (run, label) in enumerate(zip(runs, labels, strict=True)):
         shown = label if len(runs) == 1 else without(label, common)
-        draw(axes, run, shortened(shown), color=f"C{n}")
-    axes.set(xlabel="step", ylabel="loss, nats per character", ylim=(0, None))
+        draw(axes, run, shortened(shown), styles, color=f"C{n}")
+    ylabel = "bits per byte" if styles is BITS else f"loss, nats per {unit}"
+    axes.set(xlabel="step", ylabel=ylabel, ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize="small")
     return figure
@@ -95,10 +104,17 @@ def shortened(label: str) -> str:
     return f"{label[: LONGEST - 1]}…"
 
 
-def draw(axes: Axes, run: Path, label: str, color: str) -> None:
-    """Draws the curves of one run, one for each loss in its history."""
+def tokenizer_of(metrics: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """Returns the keys that decide what a token of a run is; by default it is a character."""
+    keys = {key: metrics.get(f"config/{key}") for key in sorted(token_keys())}
+    keys["tokenizer"] = keys["tokenizer"] or "char"
+    return tuple(keys.items())
+
+
+def draw(axes: Axes, run: Path, label: str, styles: dict[str, dict[str, Any]], color: str) -> None:
+    """Draws the curves of one run, one for each number in `styles` that its history has."""
     lines = read_history(run)
-    for key, style in STYLES.items():
+    for key, style in styles.items():
         points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
         if points:
             name = f"{label}  {key}"

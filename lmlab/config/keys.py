@@ -102,7 +102,7 @@ class SearchConfig:
     """The settings of hydra/sweeper=search."""
 
     n_trials: Count
-    objective: Annotated[str, OneOf(objectives)]
+    objective: Annotated[str, OneOf(objectives)] | None
     direction: Literal["minimize", "maximize"] | None
     sampler: Literal["tpe", "random"]
     pruner: Literal["median", "hyperband", "none"]
@@ -183,6 +183,13 @@ def check_own_keys() -> None:
                     f"{config.__name__}.{key}: there is such a key already, of the {owner}; it "
                     "needs another name"
                 )
+
+
+@remembered
+def token_keys() -> frozenset[str]:
+    """Returns the keys that decide what a token is: the group `tokenizer`, and the keys in it."""
+    keys = {key for row in CATALOGUE["tokenizer"].values() for key in keys_of(row.config)}
+    return frozenset({"tokenizer", *keys})
 
 
 def keys_taken(choices: dict[str, str]) -> set[str]:

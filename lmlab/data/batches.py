@@ -27,16 +27,21 @@ ESTIMATED = 2**22  # tokens by which it is estimated, at most
 
 ENOUGH = 20  # tokens for each pair of place and token, at least
 
+MOST_PAIRS = 2**26  # of place and token: more would need more than ESTIMATED tokens
+
 IGNORED = -100  # the target of a token whose prediction does not count, as torch names it
 
 Batch = tuple[Tensor, Tensor]  # idx and targets
 
 
-def check_length(tokens: np.ndarray, block_size: int) -> None:
-    """Raises UserError if the tokens (N,) are too few for a window of `block_size`."""
+def check_length(tokens: np.ndarray, block_size: int, unit: str = "token") -> None:
+    """Raises UserError if the tokens (N,) are too few for a window of `block_size`.
+
+    `unit` is what a token is called.
+    """
     if len(tokens) <= block_size:
         raise UserError(
-            f"block_size={block_size}: needs at least {block_size + 1} characters of training "
+            f"block_size={block_size}: needs at least {block_size + 1} {unit}s of training "
             f"text, but there are {len(tokens)}"
         )
 
@@ -68,6 +73,8 @@ def place_information(tokens: np.ndarray, block_size: int) -> float:
     tokens = tokens[:ESTIMATED].astype(np.int64)
     places = np.arange(len(tokens)) % block_size
     vocab_size = int(tokens.max()) + 1
+    if block_size * vocab_size > MOST_PAIRS:
+        return 0.0
     counts = np.bincount(places * vocab_size + tokens, minlength=block_size * vocab_size)
     counts = counts.reshape(block_size, vocab_size)
     if len(tokens) < ENOUGH * np.count_nonzero(counts):

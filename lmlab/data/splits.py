@@ -1,23 +1,25 @@
 """Divides the tokens of a text into parts: to train on, to validate, to test."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import fields
-from functools import partial
+from dataclasses import dataclass, fields
+from functools import cache, partial
 from typing import Self
 
 import numpy as np
 
+from lmlab import files
 from lmlab.catalogue import CORPORA, TOKENIZERS, CorpusConfig
 from lmlab.config.check import Config
 from lmlab.config.keys import RunConfig
 from lmlab.data import documents
 from lmlab.data.documents import Documents
-from lmlab.data.encoding import is_own, token_file
+from lmlab.data.encoding import between, encoded, is_own, token_file
 from lmlab.data.text import Text
 from lmlab.data.tokenizers import (
     CharTokenizer,
+    Source,
     Tokenizer,
     UnknownCharacters,
     check_tokenizer,
@@ -44,14 +46,83 @@ def shortened(length: int | None) -> Iterator[None]:
         LONGEST.reset(token)
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Where the four parts of a text end, and its documents: positions in characters or tokens."""
+
+    ends: list[int]
+    documents: Documents | None
+
+    @classmethod
+    def in_characters(cls, text: Text, config: CorpusConfig, run: RunConfig | None) -> Self:
+        """Returns where a text ends its parts and documents. Raises UserError."""
+        whole = None
+        if run is not None and run.separator is not None:
+            letters = CharTokenizer(text.characters)
+            whole = documents.find(token_file(text, letters), letters, run)
+        return cls(ends_of_parts(text.length, config, whole), whole)
+
+    def cuts(self) -> np.ndarray:
+        """Returns the positions at which no token may lie on both sides, ascending."""
+        positions = [np.array([0, *self.ends])]
+        if self.documents is not None:
+            positions.append(self.documents.starts)
+            if self.documents.scored is not None:
+                positions.append(np.flatnonzero(np.diff(self.documents.scored)) + 1)
+        return np.unique(np.concatenate(positions))
+
+    def moved(self, cuts: np.ndarray, places: np.ndarray) -> "Layout":
+        """Returns the layout with `places` instead of the positions `cuts`."""
+
+        def place_of(positions: np.ndarray) -> np.ndarray:
+            return places[np.searchsorted(cuts, positions)]
+
+        moved = None
+        if self.documents is not None:
+            scored = self.documents.scored
+            if scored is not None:
+                scored = np.repeat(scored[cuts[:-1]], np.diff(places))
+            moved = Documents(np.unique(place_of(self.documents.starts)), scored)
+        return Layout(place_of(np.array(self.ends)).tolist(), moved)
+
+
+class TrainingText:
+    """What a tokenizer is trained on: a text, of which it may read the training part alone."""
+
+    def __init__(self, text: Text, layout: Callable[[], Layout]) -> None:
+        self.text = text
+        self.layout = layout  # found only if it is needed
+        self.characters = text.characters
+
+    @property
+    def training_sha256(self) -> str:
+        """A hash of the training part, and of how it is cut."""
+        layout = self.layout()
+        about = f"{self.text.sha256} {layout.ends[:2]} ".encode()
+        return files.sha256(about + layout.cuts().tobytes())
+
+    def pieces(self) -> Iterable[str]:
+        """Returns the text in pieces."""
+        return self.text.pieces()
+
+    def training_pieces(self) -> Iterator[str]:
+        """Yields the training part, cut where it is cut to be encoded."""
+        start, end, *_ = self.layout().ends
+        cuts = self.layout().cuts()
+        for cut, piece in between(self.text.again("learning tokens"), cuts):
+            if start <= cuts[cut] < end:
+                yield piece
+
+
 class Splits:
     """A text in its parts `holdout`, `train`, `val` and `test`: arrays of token ids, (N,).
 
     They follow each other in this order: text next to the validation text is the best to train on,
     so `holdout` is the beginning. `tokenizer` is the given one, or what `train` makes of the
     text, by default that of its characters; `sha256` is that of the text; `dropped` counts the
-    characters that the tokenizer lacks, which `drop_unknown` leaves out. If `run`, the keys of a run, divides the text into documents,
-    `documents` holds those of each part, and a part begins with the nearest document.
+    characters that the tokenizer lacks, which `drop_unknown` leaves out, or their bytes. If `run`,
+    the keys of a run, divides the text into documents, `documents` holds those of each part, and a
+    part begins with the nearest document. Whatever the tokenizer, the parts have the same text.
 
     Raises UserError if the text cannot be read or divided, or if its sha256 is not the given one.
     Raises UnknownCharacters if the tokenizer lacks characters that may not be dropped.
@@ -65,27 +136,31 @@ class Splits:
         sha256: str | None = None,
         drop_unknown: bool = False,
         run: RunConfig | None = None,
-        train: Callable[[Text], Tokenizer] = CharTokenizer.train,
+        train: Callable[[Source], Tokenizer] = CharTokenizer.train,
     ) -> None:
         text = Text(partial(load(CORPORA[choice].builder), config))
-        self.tokenizer: Tokenizer = tokenizer or train(text)
         self.sha256 = text.sha256
         if sha256 not in (None, self.sha256):
             raise UserError(
                 f"{as_typed(choice, config)}: the text is not the one that the run was trained on "
                 f"(sha256 {self.sha256[:12]}…, that one had {sha256[:12]}…)"
             )
+        in_characters = cache(partial(Layout.in_characters, text, config, run))
+        self.tokenizer: Tokenizer = tokenizer or train(TrainingText(text, in_characters))
         try:
-            tokens = token_file(text, self.tokenizer, drop_unknown)
+            if self.tokenizer.per_character:
+                tokens = token_file(text, self.tokenizer, drop_unknown)
+                whole = documents.find(tokens, self.tokenizer, run) if run else None
+                layout = Layout(ends_of_parts(len(tokens), config, whole), whole)
+            else:
+                cuts = in_characters().cuts()
+                tokens, places = encoded(text, self.tokenizer, cuts, drop_unknown)
+                layout = in_characters().moved(cuts, places)
+                check_parts(layout.ends, config, "tokens")
         except UnknownCharacters as error:
             raise UnknownCharacters(f"data={choice}: {error}") from None
-        self.dropped = 0
-        if drop_unknown:
-            lengths = [len(self.tokenizer.decode([i])) for i in range(self.tokenizer.vocab_size)]
-            counts = np.bincount(tokens, minlength=self.tokenizer.vocab_size)
-            self.dropped = text.length - int(counts @ np.array(lengths))
-        whole = documents.find(tokens, self.tokenizer, run) if run else None
-        ends = ends_of_parts(tokens, config, whole)
+        self.dropped = dropped(text, self.tokenizer, tokens) if drop_unknown else 0
+        ends, whole = layout.ends, layout.documents
         starts = [0, *ends[:-1]]
         longest = LONGEST.get()
         if longest is not None:
@@ -106,7 +181,7 @@ class Splits:
         """Returns the training and validation text of a run with this configuration."""
         drop_unknown = config.run.unknown == "drop"
 
-        def train(text: Text) -> Tokenizer:
+        def train(text: Source) -> Tokenizer:
             """Returns the tokenizer that the configuration chooses, trained on a text."""
             name = config.base("tokenizer")
             kind: type[Tokenizer] = load(TOKENIZERS[name].builder)
@@ -139,36 +214,46 @@ def as_typed(choice: str, config: CorpusConfig) -> str:
     return " ".join([f"data={choice}", *(f"{key}={getattr(config, key)}" for key in own_keys)])
 
 
-def ends_of_parts(
-    tokens: np.ndarray, config: CorpusConfig, documents: Documents | None
-) -> list[int]:
-    """Returns where the four parts of a text end. Raises UserError if one is too small."""
-    n = len(tokens)
-    shares = {
-        "holdout": config.holdout_fraction,
-        "val": config.val_fraction,
-        "test": config.test_fraction,
-    }
+def dropped(text: Text, tokenizer: Tokenizer, tokens: np.ndarray) -> int:
+    """Returns how many characters of a text, or bytes, have no token."""
+    counts = np.bincount(tokens, minlength=tokenizer.vocab_size)
+    if not tokenizer.per_character:
+        return text.size - int(counts @ tokenizer.byte_lengths)
+    lengths = [len(tokenizer.decode([i])) for i in range(tokenizer.vocab_size)]
+    return text.length - int(counts @ np.array(lengths))
+
+
+def ends_of_parts(n: int, config: CorpusConfig, documents: Documents | None) -> list[int]:
+    """Returns where the four parts of a text of `n` characters end.
+
+    Raises UserError if one is too small.
+    """
     fractions = [
-        shares["holdout"],
-        1 - shares["val"] - shares["test"],
-        1 - shares["test"],
+        config.holdout_fraction,
+        1 - config.val_fraction - config.test_fraction,
+        1 - config.test_fraction,
     ]
     ends = [int(n * fraction + 1e-6) for fraction in fractions]
     if documents is not None:
         ends = [end if end in (0, n) else documents.nearest_start(end) for end in ends]
-    lengths = np.diff([0, *ends, n])
-    holdout, train, val, test = lengths.tolist()
+    check_parts([*ends, n], config, "characters")
+    return [*ends, n]
+
+
+def check_parts(ends: list[int], config: CorpusConfig, unit: str) -> None:
+    """Raises UserError if a part of a text has too few characters or tokens."""
+    n = ends[-1]
+    holdout, train, val, test = np.diff([0, *ends]).tolist()
     if train == 0:
         raise UserError(
             f"val_fraction={config.val_fraction} test_fraction={config.test_fraction} "
-            f"holdout_fraction={config.holdout_fraction}: of {n} characters none is left for "
+            f"holdout_fraction={config.holdout_fraction}: of {n} {unit} none is left for "
             "training; allowed are smaller shares"
         )
     for name, length in (("holdout", holdout), ("val", val), ("test", test)):
-        if shares[name] and length < 2:
+        share = getattr(config, f"{name}_fraction")
+        if share and length < 2:
             raise UserError(
-                f"{name}_fraction={shares[name]}: that is fewer than two of {n} characters; "
+                f"{name}_fraction={share}: that is fewer than two of {n} {unit}; "
                 "allowed are 0 and larger shares"
             )
-    return [*ends, n]

@@ -42,11 +42,14 @@ class Text:
                 update(self.size)
                 yield piece
 
-    def again(self) -> Iterator[str]:
-        """Yields the pieces a second time. Raises UserError at the end if the text has changed."""
+    def again(self, title: str = "tokenising") -> Iterator[str]:
+        """Yields the pieces another time; `title` stands before the progress bar.
+
+        Raises UserError at the end if the text has changed.
+        """
         length = 0
         mark = 0
-        with progress_bar("tokenising", self.size) as update:
+        with progress_bar(title, self.size) as update:
             for piece in self.pieces():
                 length += len(piece)
                 mark = hash((mark, piece))

@@ -1,14 +1,16 @@
 """Turns text into token ids and back: the base class, and the tokenizer of characters."""
 
+import codecs
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Protocol, Self, TypeGuard
 
 import numpy as np
 
+from lmlab import files
 from lmlab.catalogue import TOKENIZERS
 from lmlab.errors import UserError, reason_of
 from lmlab.registry import load
@@ -23,8 +25,15 @@ class Source(Protocol):
 
     characters: str
 
+    @property
+    def training_sha256(self) -> str:
+        """A hash of the training part, and of how it is cut."""
+
     def pieces(self) -> Iterable[str]:
         """Returns the text in pieces; each call begins anew."""
+
+    def training_pieces(self) -> Iterable[str]:
+        """Returns the training part alone, cut where it is cut to be encoded."""
 
 
 class Tokenizer:
@@ -33,6 +42,12 @@ class Tokenizer:
     A subclass writes `train`, `encode_pieces`, `decode`, `to_values` and `from_values`, and sets
     `vocab_size` and `byte_lengths`.
     """
+
+    unit: ClassVar[str] = "token"
+    """What messages call a token."""
+
+    per_character: ClassVar[bool] = False
+    """Whether each character is one token, so that a text may be cut anywhere."""
 
     kind: ClassVar[str]
     """The name of the class in the group `tokenizer`, and in tokenizer.json."""
@@ -46,7 +61,8 @@ class Tokenizer:
     def encode_pieces(self, pieces: Iterable[str], drop: bool = False) -> Iterator[np.ndarray]:
         """Yields the ids of each piece of a text, in the smallest unsigned type.
 
-        With `drop`, characters that the vocabulary lacks are left out. Without it, such characters
+        Each piece is encoded by itself. The lab cuts a text where a document or a part of it ends,
+        and long ones between two words. With `drop`, characters that the vocabulary lacks are left out. Without it, such characters
         raise UnknownCharacters after the last piece; the error counts and names them.
         """
         raise NotImplementedError
@@ -54,6 +70,10 @@ class Tokenizer:
     def decode(self, ids: np.ndarray | list[int]) -> str:
         """Returns the text of token ids."""
         raise NotImplementedError
+
+    def growing(self) -> "GrowingText":
+        """Returns an empty text, to which tokens can be added one by one."""
+        return GrowingText(self)
 
     @classmethod
     def train(cls, text: Source, config: Any) -> Self:
@@ -67,6 +87,10 @@ class Tokenizer:
     def to_json(self) -> str:
         """Returns the content of tokenizer.json, which `from_json` reads."""
         return json.dumps({"type": self.kind} | self.to_values() | {"type": self.kind})
+
+    def sha256(self) -> str:
+        """Returns the sha256 of tokenizer.json, which the names of cells contain."""
+        return files.sha256(self.to_json().encode())
 
     @classmethod
     def from_values(cls, values: dict[str, Any]) -> Self:
@@ -97,10 +121,44 @@ class Tokenizer:
         return "\n"
 
 
+class GrowingText:
+    """A text to which tokens are added one by one, each of which is a text by itself."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+
+    def add(self, token: int) -> str:
+        """Returns the text that a further token adds."""
+        return self.tokenizer.decode([token])
+
+    def end(self) -> str:
+        """Returns what is left at the end."""
+        return ""
+
+
+class GrowingBytes(GrowingText):
+    """A text to which tokens are added one by one, which may end inside a character.
+
+    Such a character is returned with its last byte. U+FFFD stands for bytes that are no text.
+    """
+
+    def __init__(self, tokens: Sequence[bytes]) -> None:
+        self.tokens = tokens
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def add(self, token: int) -> str:
+        return self.decoder.decode(self.tokens[token])
+
+    def end(self) -> str:
+        return self.decoder.decode(b"", final=True)
+
+
 class CharTokenizer(Tokenizer):
     """One token for each character, numbered in the characters' sorted order."""
 
     kind = "char"
+    unit = "character"
+    per_character = True
 
     def __init__(self, chars: str) -> None:
         self.chars = chars
@@ -145,13 +203,7 @@ class CharTokenizer(Tokenizer):
 
     def unknown_characters(self, counts: Counter[str]) -> UnknownCharacters:
         """Returns the error that names the most frequent of these characters."""
-        named = ", ".join(f"{char!r} ({n:,})" for char, n in counts.most_common(20))
-        if len(counts) > 20:
-            named += f" and {len(counts) - 20:,} more"
-        return UnknownCharacters(
-            f"{counts.total():,} characters outside the vocabulary: {named}; "
-            f"known are {self.chars[:200]!r}"
-        )
+        return UnknownCharacters(f"{named(counts)}; known are {self.chars[:200]!r}")
 
     def decode(self, ids: np.ndarray | list[int]) -> str:
         return "".join(self.chars[i] for i in ids)
@@ -165,6 +217,14 @@ class CharTokenizer(Tokenizer):
         if not is_sorted_alphabet(chars):
             raise UserError(NO_VOCABULARY)
         return cls("".join(chars))
+
+
+def named(unknown: Counter[str]) -> str:
+    """Returns how many characters are unknown, and the most frequent of them."""
+    names = ", ".join(f"{char!r} ({n:,})" for char, n in unknown.most_common(20))
+    if len(unknown) > 20:
+        names += f" and {len(unknown) - 20:,} more"
+    return f"{unknown.total():,} characters outside the vocabulary: {names}"
 
 
 def check_tokenizer(tokenizer: Any, sample: str) -> None:
@@ -246,6 +306,9 @@ def from_json(text: str) -> Tokenizer:
 
     Raises UserError or ValueError for any other text."""
     values = json.loads(text)
+    if isinstance(values, dict) and "model" in values:
+        subword: Tokenizer = load("lmlab.data.subwords:from_hugging_face")(values)
+        return subword
     kind = str(values.pop("type", None)) if isinstance(values, dict) else ""
     if kind not in TOKENIZERS:
         raise UserError(NO_VOCABULARY)

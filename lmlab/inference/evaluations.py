@@ -23,11 +23,13 @@ from lmlab.data.tokenizers import Tokenizer
 from lmlab.errors import reason_of
 from lmlab.inference import generate
 from lmlab.inference.loss import aligned, log_probs, loss_metrics
-from lmlab.inference.pictures import pictures_of
+from lmlab.inference.pictures import commonest, pictures_of
 from lmlab.models.base import LanguageModel
 
 SAMPLED = 60  # tokens of the sample in an evaluation
 PICTURED = 32  # tokens that the pictures of attention show
+IN_TABLE = 100  # tokens that the picture of a bigram shows: the commonest
+COUNTED = 2**20  # tokens of the training text that tell which these are
 
 
 @dataclass(frozen=True)
@@ -228,7 +230,9 @@ def pictures(subject: Subject) -> dict[str, np.ndarray]:
     tokens = tokens[: min(subject.block_size, PICTURED)].astype(np.int64)
     idx = torch.from_numpy(tokens).to(subject.model.device)
     names = subject.text.tokenizer.names()
-    return dict(pictures_of(subject.model, idx, names, subject.with_attention))
+    frequencies = np.bincount(subject.text.train[:COUNTED], minlength=len(names))
+    kept = commonest(frequencies, IN_TABLE)
+    return dict(pictures_of(subject.model, idx, names, subject.with_attention, kept))
 
 
 def loss_on(

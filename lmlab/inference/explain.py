@@ -16,6 +16,7 @@ from lmlab.errors import UserError
 from lmlab.inference.attention_maps import Recording
 from lmlab.inference.loss import TOKENS_AT_ONCE, own_text
 from lmlab.inference.page import fill_page
+from lmlab.inference.pictures import commonest
 from lmlab.models.base import LanguageModel
 from lmlab.runs.checkpoints import Run
 from lmlab.runs.folder import read_metrics
@@ -41,7 +42,7 @@ def write(run: Run, text: str | None, out: Path) -> dict[str, Any]:
     run's own validation text.
     """
     data = page_data(run, text)
-    files.write(out, fill_page(PAGE, data["title"], data))
+    files.write(out, fill_page(PAGE, data["title"], data, data["unit"]))
     return data["about"]
 
 
@@ -71,6 +72,7 @@ def page_data(run: Run, text: str | None) -> dict[str, Any]:
     return {
         "title": f"{run.config.run.name} / {run.path.name}",
         "vocab_size": run.tokenizer.vocab_size,
+        "unit": run.tokenizer.unit,
         "about": about(run, bits.mean().item()),
         "tokens": tokens(ids, log_probs, bits, run.tokenizer),
         "attention": packed(attention),
@@ -88,7 +90,7 @@ def beginning(splits: Splits) -> np.ndarray:
     ids = ids[:USUAL]
     if len(ids) < 2:
         raise UserError(
-            "text: none was given, and the run's own text has only one character; needs 2 or more"
+            "text: none was given, and the run's own text has only one token; needs 2 or more"
         )
     return ids
 
@@ -100,9 +102,12 @@ def encoded(text: str, tokenizer: Tokenizer) -> np.ndarray:
     if not 2 <= len(text) <= LONGEST:
         raise UserError(f"{typed}: has {len(text):,} characters; allowed are 2 to {LONGEST:,}")
     try:
-        return tokenizer.encode(text)
+        ids = tokenizer.encode(text)
     except UserError as error:
         raise UserError(f"{typed}: {error}") from None
+    if len(ids) < 2:
+        raise UserError(f"{typed}: is a single {tokenizer.unit}; needs 2 or more")
+    return ids
 
 
 @torch.inference_mode()
@@ -156,18 +161,18 @@ def tokens(
 ) -> list[dict[str, Any]]:
     """Returns each token's text and, except for the first, how the model predicted the token."""
     likeliest = log_probs.topk(min(LIKELIEST, tokenizer.vocab_size))
-    rows: list[dict[str, Any]] = [{"text": tokenizer.decode([ids[0]])}]
+    rows: list[dict[str, Any]] = [{"text": tokenizer.name_of(int(ids[0]))}]
     for t, i in enumerate(ids[1:].tolist()):
         best_ids = likeliest.indices[t].tolist()
         best_probs = likeliest.values[t].exp().tolist()
         rows.append(
             {
-                "text": tokenizer.decode([i]),
+                "text": tokenizer.name_of(i),
                 "bits": round(bits[t].item(), 3),
                 "p": four_digits(log_probs[t, i].exp().item()),
                 "rank": int((log_probs[t] > log_probs[t, i]).sum()) + 1,
                 "top": [
-                    [tokenizer.decode([j]), four_digits(p)]
+                    [tokenizer.name_of(j), four_digits(p)]
                     for j, p in zip(best_ids, best_probs, strict=True)
                 ],
             }
@@ -215,35 +220,30 @@ def pair_table(
     `scores` is (V, V). There are no counts if the training text `train` is None. Only the most
     frequent tokens are kept.
     """
-    counts = None
-    frequencies = np.bincount(ids, minlength=tokenizer.vocab_size)
-    if train is not None:
-        counts = count_pairs(train, tokenizer.vocab_size)
-        frequencies = counts.sum(1)
+    firsts = ids if train is None else train[:-1]
+    frequencies = np.bincount(firsts, minlength=tokenizer.vocab_size)
     kept = commonest(frequencies, CHARACTERS["table"])
-    probs = scores.detach().float().cpu().softmax(-1)[kept][:, kept]
+    probs = scores.detach()[kept].float().cpu().softmax(-1)[:, kept]
     return {
         "chars": [tokenizer.name_of(i) for i in kept.tolist()],
         "all": tokenizer.vocab_size,
         "probs": base64.b64encode(as_bytes(probs)).decode(),
-        "counts": None if counts is None else counts[np.ix_(kept, kept)],
-        "totals": None if counts is None else counts.sum(1)[kept],
+        "counts": None if train is None else count_pairs(train, kept, tokenizer.vocab_size),
+        "totals": None if train is None else frequencies[kept],
     }
 
 
-def commonest(frequencies: np.ndarray, n: int) -> np.ndarray:
-    """Returns the ids of the `n` most frequent tokens, in ascending order."""
-    return np.sort(np.argsort(-frequencies, kind="stable")[:n])
-
-
-def count_pairs(ids: np.ndarray, vocab_size: int) -> np.ndarray:
-    """Returns how often token j follows token i, (V, V)."""
-    counts = np.zeros(vocab_size**2, np.int64)
+def count_pairs(ids: np.ndarray, kept: np.ndarray, vocab_size: int) -> np.ndarray:
+    """Returns how often token kept[j] follows token kept[i], (K, K)."""
+    n = len(kept)
+    row_of = np.full(vocab_size, n)  # n stands for a token that is not kept
+    row_of[kept] = np.arange(n)
+    counts = np.zeros((n + 1) ** 2, np.int64)
     for start in range(0, len(ids) - 1, COUNTED_AT_ONCE):
-        piece = ids[start : start + COUNTED_AT_ONCE + 1].astype(np.int64)
-        pairs = piece[:-1] * vocab_size + piece[1:]
-        counts += np.bincount(pairs, minlength=vocab_size**2)
-    return counts.reshape(vocab_size, vocab_size)
+        rows = row_of[ids[start : start + COUNTED_AT_ONCE + 1]]
+        pairs = rows[:-1] * (n + 1) + rows[1:]
+        counts += np.bincount(pairs, minlength=(n + 1) ** 2)
+    return counts.reshape(n + 1, n + 1)[:n, :n]
 
 
 def embedding(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lmlab.data.tokenizers import Tokenizer
+from lmlab.data.tokenizers import GrowingText, Tokenizer
 from lmlab.errors import UserError
 from lmlab.inference.loss import evaluating
 from lmlab.machine import autocast
@@ -225,13 +225,12 @@ def stream(
     if stop is not None:
         check_stop(stop, tokenizer)
     idx = ids.astype("int64")[None].repeat(samples, axis=0)
-    texts = [Sample(stop) for _ in range(samples)]
+    texts = [Sample(tokenizer.growing(), stop) for _ in range(samples)]
     for tokens in generate(model, idx, max_tokens, block_size, **options):
-        pieces = [tokenizer.decode([token]) for token in tokens.tolist()]
-        yield [text.add(piece) for text, piece in zip(texts, pieces, strict=True)]
+        yield [text.add(token) for text, token in zip(texts, tokens.tolist(), strict=True)]
         if all(text.is_done for text in texts):
             return
-    yield [text.held for text in texts]
+    yield [text.end() for text in texts]
 
 
 def check_stop(stop: str, tokenizer: Tokenizer) -> None:
@@ -246,15 +245,25 @@ def check_stop(stop: str, tokenizer: Tokenizer) -> None:
 
 
 class Sample:
-    """A text that grows piece by piece, and ends before the string `stop`, if it is given."""
+    """A text that grows token by token, and ends before the string `stop`, if it is given."""
 
-    def __init__(self, stop: str | None) -> None:
+    def __init__(self, growing: GrowingText, stop: str | None) -> None:
+        self.growing = growing
         self.stop = stop
         self.held = ""  # text that may yet become `stop`
         self.is_done = False
 
-    def add(self, piece: str) -> str:
-        """Adds a piece, and returns the text that can be written now."""
+    def add(self, token: int) -> str:
+        """Adds a token, and returns the text that can be written now."""
+        return self.extend(self.growing.add(token))
+
+    def end(self) -> str:
+        """Returns the text that is left when no more tokens come."""
+        ready = self.extend(self.growing.end())
+        return ready + self.held
+
+    def extend(self, piece: str) -> str:
+        """Adds a piece of text, and returns the text that can be written now."""
         if self.is_done:
             return ""
         self.held += piece

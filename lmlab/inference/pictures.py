@@ -10,16 +10,22 @@ from lmlab.models.base import LanguageModel
 
 
 def pictures_of(
-    model: LanguageModel, idx: Tensor, names: Sequence[str], with_attention: bool
+    model: LanguageModel,
+    idx: Tensor,
+    names: Sequence[str],
+    with_attention: bool,
+    kept: np.ndarray | None = None,
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yields the pictures of a model, each with its name.
 
     To draw attention, the model reads the tokens idx (T,), which are on its device. `names` are
-    the readable names of all tokens in the vocabulary.
+    the readable names of all tokens in the vocabulary. `kept` are the ids of those that a table of
+    pairs shows, all if it is None.
     """
     scores = model.pair_scores()
     if scores is not None:
-        yield "bigram", table_picture(scores, names)
+        kept = np.arange(len(names)) if kept is None else kept
+        yield "bigram", table_picture(scores, names, kept)
     own_picture = model.picture(idx, names)
     if own_picture is not None:
         yield "picture", own_picture
@@ -29,20 +35,26 @@ def pictures_of(
             yield "attention", attention_picture(maps)
 
 
-def table_picture(scores: Tensor, names: Sequence[str]) -> np.ndarray:
-    """Returns scores (V, V) as an image (H, W, 3), with one row for each token.
+def commonest(frequencies: np.ndarray, n: int) -> np.ndarray:
+    """Returns the ids of the `n` most frequent tokens, in ascending order."""
+    return np.sort(np.argsort(-frequencies, kind="stable")[:n])
+
+
+def table_picture(scores: Tensor, names: Sequence[str], kept: np.ndarray) -> np.ndarray:
+    """Returns scores (V, V) as an image (H, W, 3), with one row for each token of `kept` (K,).
 
     In the row of a token, the cells of likely next tokens are dark.
     """
     from PIL import Image, ImageDraw  # takes time, and no training step needs it
 
-    cell = max(1, min(14, 1400 // len(names)))  # pixels
-    size = cell * len(names)
-    squares = Image.fromarray(shaded(scores.detach().cpu().softmax(-1)))
+    cell = max(1, min(14, 1400 // len(kept)))  # pixels
+    size = cell * len(kept)
+    squares = Image.fromarray(shaded(scores.detach()[kept].cpu().softmax(-1)[:, kept]))
     picture = Image.new("RGB", (size + cell, size + cell), "white")
     picture.paste(squares.resize((size, size), Image.Resampling.NEAREST), (cell, cell))
     pen = ImageDraw.Draw(picture)
-    for i, name in enumerate(names, start=1):
+    for i, token in enumerate(kept.tolist(), start=1):
+        name = names[token]
         label = repr(name)[1:-1] if name.isascii() else "?"  # PIL's font has ASCII alone
         pen.text((3, i * cell), label, fill="black")
         pen.text((i * cell + 3, 0), label, fill="black")

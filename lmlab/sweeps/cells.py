@@ -190,10 +190,11 @@ class Cell:
         return self.is_over() and (self.find() / "config.yaml").exists()
 
 
-def identity(flat: dict[str, Any], data_sha256: str, init_sha256: str | None) -> tuple[str, str]:
-    """Returns the hash of a run's configuration and data, and the hash of its group.
+def identity(flat: dict[str, Any], sources: dict[str, str]) -> tuple[str, str]:
+    """Returns the hash of a run's configuration and sources, and the hash of its group.
 
-    The members of a group differ only in their seed.
+    `sources` holds the sha256 of the files that the run reads. The members of a group differ only in
+    their seed.
     """
     neutral = neutral_values()
     hashed = {}
@@ -201,9 +202,7 @@ def identity(flat: dict[str, Any], data_sha256: str, init_sha256: str | None) ->
         is_neutral = key in neutral and neutral[key] == value
         if key not in marked(UNTOUCHING) and not is_neutral:
             hashed[key] = value
-    hashed["data_sha256"] = data_sha256
-    if init_sha256:
-        hashed["init_sha256"] = init_sha256
+    hashed |= sources
     without_seed = {key: value for key, value in hashed.items() if key != "seed"}
     return short_hash(hashed), short_hash(without_seed)
 

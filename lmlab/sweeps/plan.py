@@ -47,8 +47,10 @@ def source_of(config: Config) -> Source:
 
 def source_key(config: Config) -> tuple[object, ...]:
     """Returns the values that determine a text and its vocabulary."""
+    run = config.run
     tokenizer = config.choices["tokenizer"], config.tokenizer
-    return config.choices["data"], config.data, tokenizer, config.run.init_from, config.run.unknown
+    cut = run.separator, run.score_after
+    return config.choices["data"], config.data, tokenizer, cut, run.init_from, run.unknown
 
 
 def identify(config: Config, overrides: list[str], sweep: Sweep, elsewhere: bool = False) -> Cell:
@@ -69,7 +71,7 @@ def identify(config: Config, overrides: list[str], sweep: Sweep, elsewhere: bool
     text = source.text
     config = replace(config, run=replace(config.run, init_from=source.init_from))
     if config.model.has_steps:
-        check_length(text.train, config.model.block_size)
+        check_length(text.train, config.model.block_size, text.tokenizer.unit)
         config = resolved_align(config, text.train)
         tokens = run.max_steps * run.batch_size * run.grad_accumulation * config.model.block_size
     else:
@@ -78,7 +80,12 @@ def identify(config: Config, overrides: list[str], sweep: Sweep, elsewhere: bool
     with torch.device("meta"):
         model = build_model(config.model, text.tokenizer.vocab_size)
     used = [text for text in overrides if parse(text).key_or_group not in idle_keys(config.choices)]
-    cell_hash, group = cells.identity(config.flat(), text.sha256, source.init_sha256)
+    sources = {"data_sha256": text.sha256}
+    if source.init_sha256:
+        sources["init_sha256"] = source.init_sha256
+    elif not text.tokenizer.per_character:
+        sources["tokenizer_sha256"] = text.tokenizer.sha256()
+    cell_hash, group = cells.identity(config.flat(), sources)
     cell_hash, beside = cells.own_hash(sweep, cell_hash)
     return Cell(
         config=config,

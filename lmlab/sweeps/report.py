@@ -306,7 +306,10 @@ def references(table: pd.DataFrame) -> list[list[Any]]:
         return []
     (losses,) = tables.records(known)
     order = losses["reference/order"]
-    return [[words.format(order=order), losses[name]] for name, words in REFERENCES.items()]
+    unit = "character" if (table["tokenizer"] == "char").all() else "token"
+    return [
+        [words.format(order=order, unit=unit), losses[name]] for name, words in REFERENCES.items()
+    ]
 
 
 def curves(members: pd.DataFrame, loss: str) -> dict[str, Any]:

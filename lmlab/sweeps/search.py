@@ -26,7 +26,7 @@ from omegaconf import DictConfig
 from lmlab import files
 from lmlab.catalogue import NUMBERS, UNTOUCHING
 from lmlab.config.check import Config, derived
-from lmlab.config.keys import SearchConfig, kind_of, marked
+from lmlab.config.keys import SearchConfig, kind_of, marked, token_keys
 from lmlab.config.overrides import ends, parse, resolved
 from lmlab.errors import UserError, one_line_errors
 from lmlab.runs.code import SameCode, own_code
@@ -102,7 +102,7 @@ class SearchSweeper(Sweeper):
                 "lr='tag(log,interval(1e-4,1e-2))'"
             )
         config, _ = resolved([*self.fixed, *(ends(override)[0] for override in swept)])
-        objective = self.settings.objective
+        objective = self.objective = self.chosen_objective()
         if config.data.val_fraction == 0 and "val/" in objective:
             raise UserError(f"hydra.sweeper.objective={objective}: needs val_fraction above 0")
         pruner = "none"
@@ -129,6 +129,8 @@ class SearchSweeper(Sweeper):
         self.keep_setting("direction", self.direction())
         self.keep_fixed(config)
         n_trials = len(self.study.get_trials(deepcopy=False))
+        if not self.settings.objective and objective != "val/loss":
+            print(f"objective {objective}: the tokenizers differ, and a loss is that of a token")
         if n_trials:
             print(f"the study has {n_trials} trials; n_trials={self.settings.n_trials} is for all")
 
@@ -139,7 +141,20 @@ class SearchSweeper(Sweeper):
     def direction(self) -> str:
         """Returns "minimize" or "maximize": as asked for, or as is better for the objective."""
         usual = {"lower": "minimize", "higher": "maximize"}
-        return self.settings.direction or usual[NUMBERS[self.settings.objective].better]
+        return self.settings.direction or usual[NUMBERS[self.objective].better]
+
+    def chosen_objective(self) -> str:
+        """Returns the number to optimize. Raises UserError for a loss of tokens that differ."""
+        typed = self.settings.objective
+        different = sorted(token_keys() & {*self.space})
+        if not different:
+            return typed or "val/loss"
+        if typed and typed.endswith("/loss"):
+            raise UserError(
+                f"hydra.sweeper.objective={typed}: {', '.join(different)} has several values, and a "
+                "loss is that of a token; val/bits_per_byte compares them"
+            )
+        return typed or "val/bits_per_byte"
 
     def check_code(self) -> None:
         """Raises UserError if other code of the lab has made the trials of the search so far."""
@@ -282,7 +297,7 @@ class SearchSweeper(Sweeper):
             return
         metrics = cell.metrics()
         status = metrics.get("status")
-        value = metrics.get(self.settings.objective)
+        value = metrics.get(self.objective)
         trial.set_user_attr("status", status)
         trial.set_user_attr("folder", cell.find().name)
         if status == "finished" and value is not None:

@@ -16,9 +16,9 @@ import pandas as pd
 from scipy import stats
 
 from lmlab import files
-from lmlab.catalogue import REFERENCES, TOKENIZERS, UNTOUCHING, learn_numbers, numbers_where
+from lmlab.catalogue import REFERENCES, UNTOUCHING, learn_numbers, numbers_where
 from lmlab.config.check import derived
-from lmlab.config.keys import GROUPS, choices_of, idle_keys, keys_of, marked
+from lmlab.config.keys import GROUPS, choices_of, idle_keys, marked, token_keys
 from lmlab.errors import UserError
 from lmlab.runs.code import SameCode, code_of
 from lmlab.runs.folder import LIMITS, is_locked, read_config, read_metrics, started_at, text_sha256
@@ -34,6 +34,7 @@ RECORDS = ("config.yaml", "metrics.json")  # a folder with one of them is that o
 # Numbers and texts of metrics.json that may be missing, but not of another type.
 SIZES = ("step", "tokens", "flops", "n_params", "reference/order")
 TEXTS = ("label", "group", "reason", "status")
+SOURCES = ("init_sha256", "tokenizer_sha256")  # of a run, beside its text
 
 
 def load_runs(*folders: str | Path, same_code: bool = False) -> pd.DataFrame:
@@ -104,10 +105,11 @@ def load_run(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     }
     learn_numbers(metrics)
     check_types(path, metrics)
-    data_sha256 = text_sha256(metrics, path)
+    sources = {"data_sha256": text_sha256(metrics, path)}
+    sources |= {key: metrics[key] for key in SOURCES if metrics.get(key)}
     group = metrics.get("group")
     if not group:
-        _, group = identity(configuration, data_sha256, metrics.get("init_sha256"))
+        _, group = identity(configuration, sources)
     if "path" in configuration:  # the column `path` is the folder of the run
         configuration["data"] += f" {configuration.pop('path')}"
     if config.data.test_fraction and (path / "evaluations.jsonl").exists():
@@ -332,8 +334,7 @@ def differ_in_tokens(table: pd.DataFrame) -> bool:
     """Returns whether the runs, or the rows of a leaderboard, have different tokenizers."""
     if BITS not in table:
         return False
-    keys = {key for row in TOKENIZERS.values() for key in keys_of(row.config)}
-    return any(distinct(table[key]) > 1 for key in ("tokenizer", *sorted(keys)) if key in table)
+    return any(distinct(table[key]) > 1 for key in token_keys() if key in table)
 
 
 def paired_p(losses: dict[int, float], best: dict[int, float]) -> float | None:

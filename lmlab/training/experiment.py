@@ -85,6 +85,8 @@ def run(
         facts["init_sha256"] = start.sha256
         facts["source_sha256"] = text_sha256(read_metrics(start.path), start.path)
         source = start.config.as_saved()
+    elif not prepared.text.tokenizer.per_character:
+        facts["tokenizer_sha256"] = prepared.text.tokenizer.sha256()
     facts |= first_facts(prepared, command)
     with (
         disk_errors(path),
@@ -289,7 +291,8 @@ def say_results(
         sample = (
             f"(stopped before all results were there; to add them: {resume_command(directory)})"
         )
-    directory.say(summary.results(directory.metrics, ending.status, sample))
+    unit = subject.tokenizer.unit
+    directory.say(summary.results(directory.metrics, ending.status, sample, unit))
     directory.say(
         summary.whereabouts(directory.path, directory.metrics.get("config/out", "outputs"))
     )

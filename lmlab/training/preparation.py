@@ -38,7 +38,7 @@ class Prepared:
         self.batches: Batches | None = None  # a model without steps has none
         self.length = "by counting"  # of the training, in words
         if config.model.has_steps:
-            check_length(self.text.train, config.model.block_size)
+            check_length(self.text.train, config.model.block_size, self.text.tokenizer.unit)
             check_batch(config.run.batch_size, config.model.block_size)
             config = resolved_align(config, self.text.train)
             run = config.run
@@ -53,7 +53,7 @@ class Prepared:
             )
             rows = run.batch_size * run.grad_accumulation
             self.length = (
-                f"{run.max_steps:,} steps of {rows} x {config.model.block_size} characters, "
+                f"{run.max_steps:,} steps of {rows} x {config.model.block_size} {self.text.tokenizer.unit}s, "
                 f"{config.choices['optimizer']}"
             )
             if run.warmup_steps >= run.max_steps:

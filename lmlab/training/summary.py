@@ -34,21 +34,24 @@ def introduction(prepared: Prepared, path: Path) -> str:
 
 
 def described(text: Splits) -> str:
-    """Returns the sizes of a text and its parts, and the number of characters left out."""
+    """Returns the sizes of a text and its parts, and how much was left out."""
     sizes = ", ".join(
         f"{name} {len(tokens):,}"
         for name, tokens in text.parts.items()
         if len(tokens) > 0 or name != "holdout"
     )
-    kind = "characters" if text.tokenizer.kind == "char" else f"tokens of {text.tokenizer.kind}"
-    line = f"{text.tokenizer.vocab_size} distinct {kind}: {sizes}"
+    line = f"{text.tokenizer.vocab_size} distinct {text.tokenizer.unit}s: {sizes}"
     if text.dropped:
-        line += f"; {text.dropped:,} characters that the vocabulary lacks were left out"
+        kind = "characters" if text.tokenizer.per_character else "bytes"
+        line += f"; {text.dropped:,} {kind} that the vocabulary lacks were left out"
     return line
 
 
-def results(metrics: Mapping[str, Any], status: str, sample: str) -> str:
-    """Returns the table at the end, with the best evaluation of the run, and a sample."""
+def results(metrics: Mapping[str, Any], status: str, sample: str, unit: str) -> str:
+    """Returns the table at the end, with the best evaluation of the run, and a sample.
+
+    `unit` is what a token is called.
+    """
     if status == "diverged":
         return (
             f"diverged: at step {metrics['step']} the loss or a weight is not finite. Try a "
@@ -63,7 +66,7 @@ def results(metrics: Mapping[str, Any], status: str, sample: str) -> str:
             rows.append((name, *(number(metrics, prefix + name) for _, prefix in columns)))
     seconds = f"{metrics['train_seconds']:.1f} s"
     rows.append(("training", seconds, f"{metrics['tokens_per_second']:,.0f} tokens/s"))
-    return f"\n{table(rows)}\n{compared(metrics)}\n\n{sample}"
+    return f"\n{table(rows)}\n{compared(metrics, unit)}\n\n{sample}"
 
 
 def number(metrics: Mapping[str, Any], name: str) -> str:
@@ -82,12 +85,13 @@ def whereabouts(path: Path, out: str) -> str:
     )
 
 
-def compared(final: Mapping[str, Any]) -> str:
+def compared(final: Mapping[str, Any], unit: str) -> str:
     """Returns the line with the losses of counting on the same text, to compare val/loss with."""
     losses = []
     for name, words in REFERENCES.items():
         if name in final:
-            counted = words.format(order=final.get("reference/order")).removeprefix("counting ")
+            counted = words.format(order=final.get("reference/order"), unit=unit)
+            counted = counted.removeprefix("counting ")
             losses.append(f"{counted} {final[name]:.3f}")
     if not losses:
         return ""
