@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 import sys
 import textwrap
 
@@ -366,9 +367,9 @@ def test_a_tokenizer_of_ones_own_is_used_by_everything(here, train, capsys, monk
     for command, words in (
         ("sample", "prompt=the max_tokens=5 seed=1"),
         ("evaluate", "split=val"),
-        ("explain", "text=the"),
+        ("explain", "'text=the cat'"),
     ):
-        script(command).main([f"run={run}", f"plugin={name}", *words.split()])
+        script(command).main([f"run={run}", f"plugin={name}", *shlex.split(words)])
         assert capsys.readouterr().out
         with pytest.raises(lmlab.UserError, match=f"plugin={name}, name it"):
             script(command).main([f"run={run}"])

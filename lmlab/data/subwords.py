@@ -19,6 +19,7 @@ import numpy as np
 from lmlab import files
 from lmlab.catalogue import BPEConfig, TokenizerConfig, TokenizerFileConfig
 from lmlab.data.tokenizers import (
+    NO_VOCABULARY,
     CharTokenizer,
     GrowingBytes,
     Source,
@@ -49,6 +50,10 @@ class ByteLevelTokenizer(Tokenizer):
         self.tokens = tokens
         self.vocab_size = len(tokens)
         self.byte_lengths = np.array([len(token) for token in tokens])
+
+    @classmethod
+    def from_values(cls, values: dict[str, Any]) -> Self:
+        raise UserError(NO_VOCABULARY)  # `from_hugging_face` reads them
 
     def decode(self, ids: np.ndarray | list[int]) -> str:
         return b"".join(self.tokens[i] for i in ids).decode("utf-8", "replace")
@@ -150,7 +155,7 @@ class BPETokenizer(PairTokenizer):
         return tokenizer
 
 
-class FileTokenizer(Tokenizer):
+class FileTokenizer(ByteLevelTokenizer):
     """The tokens of a tokenizer.json that the user names."""
 
     @classmethod
@@ -358,8 +363,8 @@ def check_model(model: Any) -> None:
 def is_numbering(ids: Iterable[Any]) -> bool:
     """Returns whether `ids` are different whole numbers below MOST, and at least one."""
     found = list(ids)
-    whole = all(type(i) is int and 0 <= i < MOST for i in found)
-    return whole and 0 < len(found) == len(set(found))
+    whole = all(isinstance(i, int) and not isinstance(i, bool) for i in found)
+    return whole and 0 < len(found) == len(set(found)) and 0 <= min(found) <= max(found) < MOST
 
 
 def check_added(added: Any) -> None:

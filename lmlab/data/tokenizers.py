@@ -289,7 +289,10 @@ def tokenizer_errors(kind: str) -> Iterator[None]:
         raise UserError(f"tokenizer={kind}: {reason_of(error)}") from error
 
 
-NO_VOCABULARY = 'is no vocabulary; that is {"type": "char", "chars": [distinct characters, sorted]}'
+NO_VOCABULARY = (
+    'is no vocabulary; that is {"type": "char", "chars": [distinct characters, sorted]} or a '
+    "tokenizer.json of Hugging Face's"
+)
 
 
 def is_sorted_alphabet(chars: Any) -> TypeGuard[list[str]]:
