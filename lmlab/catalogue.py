@@ -6,7 +6,7 @@ row here and a YAML file in conf/model; CONTRIBUTING.md explains it.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 from lmlab.errors import UserError
@@ -142,6 +142,9 @@ class TransformerConfig(ModelConfig):
     n_head: Annotated[int, "[1, 1000]"]
     n_embd: Annotated[int, "[1, 100000]"]
     dropout: Annotated[Share, SHAPELESS]
+    recompute: Annotated[bool, SHAPELESS, CHANGEABLE, UNTOUCHING, Neutral(False)] = field(
+        default=False, kw_only=True
+    )
 
     def check(self) -> None:
         """Raises UserError if the channels cannot be divided equally among the heads."""
@@ -158,6 +161,9 @@ class GPTConfig(TransformerConfig):
     """The keys of the mini-GPT."""
 
     bias: bool
+    gelu: Annotated[Literal["exact", "tanh"], SHAPELESS, Neutral("exact")] = field(
+        default="exact", kw_only=True
+    )
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,11 @@ MODERN = ModernConfig(
     embedding_norm=True,
 )
 KINDS = st.one_of(
-    st.builds(lambda bias: replace(GPT, bias=bias), st.booleans()),
+    st.builds(
+        lambda **keys: replace(GPT, **keys),
+        bias=st.booleans(),
+        gelu=st.sampled_from(["exact", "tanh"]),
+    ),
     st.builds(
         lambda **keys: replace(MODERN, **keys),
         positions=st.sampled_from(["rotary", "learned"]),

@@ -461,3 +461,35 @@ def test_gpt_starts_as_gpt_2_does():
             assert weight.std().item() == pytest.approx(wanted, rel=0.05), name
         else:
             assert weight.eq(1 if "norm" in name and name.endswith("weight") else 0).all(), name
+
+
+@pytest.mark.parametrize("name", ["gpt-bias", "modern"])
+def test_recomputed_blocks_have_the_same_gradients_and_keep_far_less(name):
+    """To the bit, dropout included; of a block its input alone is kept."""
+    kept, gradients = [], []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        config = replace(CONFIGS[name], n_layer=8, dropout=0.1, recompute=recompute)
+        model = build_model(config, V).train()
+        if name == "modern":  # else nothing flows through its blocks at first
+            model = with_random_weights(model)
+        sizes = []
+
+        def keep(tensor, sizes=sizes):
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = loss_of(model, some_ids(2, T), some_ids(2, T))
+        loss.backward()
+        kept.append(sum(sizes))
+        gradients.append([weight.grad for weight in model.parameters()])
+    assert all(map(torch.equal, *gradients))
+    assert kept[1] < kept[0] / 5
+
+
+def with_random_weights(model):
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.normal_(std=0.1)
+    return model

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmlab.models.attention import KVCache
@@ -39,9 +40,15 @@ def relu2(z: np.ndarray) -> np.ndarray:
     return np.square(np.maximum(z, 0))
 
 
+def tanh_gelu(z: np.ndarray) -> np.ndarray:
+    """Returns the approximation of GELU with a tanh."""
+    return F.gelu(torch.from_numpy(z), approximate="tanh").numpy()
+
+
 # The function, and the factor by which the two matrices around it are multiplied.
 ACTIVATIONS: dict[str, tuple[Function, float]] = {
     "gelu": (scaled_gelu, 2**-0.5),
+    "tanh": (tanh_gelu, 1.0),
     "relu2": (relu2, 1.0),
 }
 
@@ -134,7 +141,7 @@ def decoder_of_gpt(model: gpt.GPT) -> NumpyDecoder | None:
     """Returns the numpy twin of a GPT, or None where torch would be faster."""
     if model.n_params() > LARGEST:
         return None
-    activation, factor = ACTIVATIONS["gelu"]
+    activation, factor = ACTIVATIONS["tanh" if model.config.gelu == "tanh" else "gelu"]
     layers = []
     for block in cast("Iterable[gpt.Block]", model.blocks):
         attention = block.attention

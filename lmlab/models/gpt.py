@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lmlab.catalogue import GPTConfig
 from lmlab.models.attention import KVCache, attend, attention_flops
@@ -51,11 +52,12 @@ class MLP(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.dropout = config.dropout
+        self.approximate = "tanh" if config.gelu == "tanh" else "none"
         self.widen = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
         self.proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.gelu(self.widen(x))  # (B, T, 4C)
+        x = F.gelu(self.widen(x), approximate=self.approximate)  # (B, T, 4C)
         return F.dropout(self.proj(x), self.dropout, self.training)  # (B, T, C)
 
 
@@ -112,7 +114,10 @@ class GPT(LanguageModel):
         x = F.dropout(x, self.dropout, self.training)
         layer_caches: Sequence[KVCache | None] = caches or [None] * len(self.blocks)
         for block, cache in zip(self.blocks, layer_caches, strict=True):
-            x = block(x, cache)
+            if self.config.recompute and self.training:
+                x = checkpoint(block, x, use_reentrant=False)  # forgotten, and computed again
+            else:
+                x = block(x, cache)
         return self.head(self.norm(x))  # (B, T, V)
 
     def flops_per_token(self) -> int:

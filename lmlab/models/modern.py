@@ -23,6 +23,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lmlab.catalogue import ModernConfig
 from lmlab.models.attention import KVCache, attend, attention_flops
@@ -154,7 +155,10 @@ class Modern(LanguageModel):
         x = F.dropout(x, self.config.dropout, self.training)
         layer_caches: Sequence[KVCache | None] = caches or [None] * len(self.blocks)
         for block, cache in zip(self.blocks, layer_caches, strict=True):
-            x = block(x, rotation, cache)
+            if self.config.recompute and self.training:
+                x = checkpoint(block, x, rotation, None, use_reentrant=False)  # see gpt.py
+            else:
+                x = block(x, rotation, cache)
         return self.head(self.norm(x))  # (B, T, V)
 
     def flops_per_token(self) -> int:
