@@ -36,7 +36,7 @@ def literal(argument: str) -> str:
         has_blanks = text != text.strip()  # at its ends, which Hydra would take away
         is_quoted = has_blanks or is_no_override(argument)
         text = text.replace("\n", r"\n").replace("\t", r"\t")
-    elif key == "path":
+    elif key in ("path", "tokenizer_path"):
         is_quoted = is_no_override(argument)
     else:
         is_quoted = key in ("resume", "replay", "init_from", "plugin", "out", "sweep")

@@ -86,7 +86,7 @@ def main(argv: list[str]) -> None:
     first = members[0]
     named = ", ".join(str(member.path) for member in members)
     length = f"{len(target.tokens):,} {first.tokenizer.unit}s"
-    print(f"({named}, {first.checkpoint}.ckpt, {target.title}: {length})", file=sys.stderr)
+    print(f"({named}, {first.file.name}, {target.title}: {length})", file=sys.stderr)
 
 
 def measured(options: Options) -> tuple[list[Run], Target, dict[str, float]]:
@@ -107,7 +107,7 @@ def measured(options: Options) -> tuple[list[Run], Target, dict[str, float]]:
         part_of_own_text(first, options) if options.data is None else other_text(first, options)
     )
     about = {
-        "checkpoint": first.checkpoint,
+        "checkpoint": first.file.stem,
         "text": target.title,
         "sha256": target.sha256,
     }
@@ -120,7 +120,8 @@ def measured(options: Options) -> tuple[list[Run], Target, dict[str, float]]:
     numbers = loss_metrics(
         log_probs, target.tokens, first.tokenizer, target.prefix, target.documents
     )
-    keep_evaluation(first.path, about, numbers)
+    if not first.is_foreign:
+        keep_evaluation(first.path, about, numbers)
     return members, target, numbers
 
 

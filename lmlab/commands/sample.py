@@ -75,7 +75,7 @@ def main(argv: list[str]) -> None:
     for n, text in enumerate(texts[1:], start=2):  # only one text can be written as it is drawn
         print(f"--- {n} of {options.samples}", file=sys.stderr)
         print(readable(text))
-    print(f"({run.path}, {run.checkpoint}.ckpt, seed={seed})", file=sys.stderr)
+    print(f"({run.path}, {run.file.name}, seed={seed})", file=sys.stderr)
 
 
 def drawn(run: Run, options: Options, seed: int) -> Iterator[list[str]]:

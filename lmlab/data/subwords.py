@@ -61,6 +61,9 @@ class ByteLevelTokenizer(Tokenizer):
     def growing(self) -> GrowingBytes:
         return GrowingBytes(self.tokens)
 
+    def in_hugging_face(self) -> dict[str, Any] | None:
+        return parsed(self.to_json())
+
     def name_of(self, token: int) -> str:
         r"""Returns the text of a token, or, for a part of a character, bytes such as \xe2\x80."""
         try:
@@ -161,14 +164,10 @@ class FileTokenizer(ByteLevelTokenizer):
     @classmethod
     def train(cls, text: Source, config: TokenizerFileConfig) -> Tokenizer:  # type: ignore[override]
         """Returns the tokenizer of the file, or of a folder that holds one. Raises UserError."""
-        path = Path(config.tokenizer_path).expanduser()
-        if path.is_dir():
-            path = path / "tokenizer.json"
         try:
-            return from_hugging_face(parsed(files.read(path, LIMIT).decode()))
-        except (UserError, ValueError) as error:
-            where = f"tokenizer_path={config.tokenizer_path}: "
-            raise UserError(where + str(error).removeprefix(f"{path}: ")) from None
+            return from_file(Path(config.tokenizer_path).expanduser())
+        except UserError as error:
+            raise UserError(f"tokenizer_path={config.tokenizer_path}: {error}") from None
 
 
 def learned(pieces: Iterable[str], vocab_size: int) -> str:
@@ -189,6 +188,52 @@ def learned(pieces: Iterable[str], vocab_size: int) -> str:
     )
     library.train_from_iterator(pieces, trainer)
     return library.to_str()
+
+
+def from_file(path: Path) -> Tokenizer:
+    """Returns the tokenizer of a tokenizer.json, or of a folder. Raises UserError.
+
+    A folder may hold vocab.json and merges.txt instead, as GPT-2's first files do.
+    """
+    if path.is_dir():
+        if (path / "vocab.json").exists() and not (path / "tokenizer.json").exists():
+            return from_vocabulary(path / "vocab.json", path / "merges.txt")
+        path = path / "tokenizer.json"
+    content = files.read(path, LIMIT)
+    try:
+        return from_hugging_face(parsed(content.decode()))
+    except (UserError, ValueError) as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def from_vocabulary(vocabulary: Path, merges: Path) -> Tokenizer:
+    """Returns the tokenizer of GPT-2's two files: tokens with their ids, and merged pairs.
+
+    A token that holds characters without a byte, such as <|endoftext|>, is an added one.
+    """
+    try:
+        vocab = parsed(files.read(vocabulary, LIMIT).decode())
+        lines = files.read(merges, LIMIT).decode().splitlines()
+    except ValueError as error:
+        raise UserError(f"{vocabulary}: {error}") from None
+    pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+    merged = {*BYTE_OF, *("".join(pair) for pair in pairs)}
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    added = [
+        {"id": i, "content": token, "special": True} | flags
+        for token, i in vocab.items()
+        if token not in merged
+    ]
+    parts = {
+        "added_tokens": added,
+        "pre_tokenizer": BYTE_LEVEL | {"use_regex": True},
+        "decoder": BYTE_LEVEL | {"use_regex": True},
+        "model": {"type": "BPE", "vocab": vocab, "merges": pairs},
+    }
+    try:
+        return PairTokenizer(json.dumps(BYTES | parts))
+    except UserError as error:
+        raise UserError(f"{vocabulary}: {error}") from None
 
 
 def from_hugging_face(values: dict[str, Any]) -> Tokenizer:

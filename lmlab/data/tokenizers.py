@@ -100,6 +100,10 @@ class Tokenizer:
         """
         raise NotImplementedError
 
+    def in_hugging_face(self) -> dict[str, Any] | None:
+        """Returns the content of a tokenizer.json of Hugging Face's; None if it has no such form."""
+        return None
+
     def encode(self, text: str) -> np.ndarray:
         """Returns the ids of `text`, (N,). Raises UnknownCharacters."""
         return np.concatenate(list(self.encode_pieces([text])))
@@ -210,6 +214,12 @@ class CharTokenizer(Tokenizer):
 
     def to_values(self) -> dict[str, Any]:
         return {"chars": list(self.chars)}
+
+    def in_hugging_face(self) -> dict[str, Any] | None:
+        if any("\ud800" <= char <= "\udfff" for char in self.chars):  # halves of characters
+            return None
+        values: dict[str, Any] = load("lmlab.data.subwords:of_characters")(self.chars)
+        return values
 
     @classmethod
     def from_values(cls, values: dict[str, Any]) -> Self:

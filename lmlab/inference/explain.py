@@ -140,7 +140,7 @@ def read(model: LanguageModel, ids: np.ndarray, block_size: int) -> tuple[Tensor
 def about(run: Run, bits: float) -> dict[str, str]:
     """Returns the facts at the top of the page, by name. `bits` is the mean surprisal."""
     best = "best/" if run.checkpoint == "best" else ""
-    loss = read_metrics(run.path).get(f"{best}val/loss")
+    loss = None if run.is_foreign else read_metrics(run.path).get(f"{best}val/loss")
     model_keys = run.config.flat()
     shape = [
         f"{model_keys[key]} {word}"
@@ -150,7 +150,7 @@ def about(run: Run, bits: float) -> dict[str, str]:
     return {
         "run": f"{run.config.run.name} / {run.path.name}",
         "model": ", ".join([run.config.choices["model"], *shape, run.model.size()]),
-        "checkpoint": run.checkpoint,
+        "checkpoint": run.file.stem,
         "val/loss": f"{loss:.4f} nats" if isinstance(loss, float) else "none",
         "mean surprisal here": f"{bits:.3f} bits ({bits * math.log(2):.4f} nats)",
     }

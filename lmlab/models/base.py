@@ -25,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lmlab.catalogue import MODELS, builder_of
 from lmlab.errors import UserError
+from lmlab.models.hugging_face import Foreign
 
 
 class Cache(Protocol):
@@ -193,6 +194,13 @@ class LanguageModel(nn.Module):
         An optimizer may keep up to fifteen numbers for each weight; Adam keeps two.
         """
         return 16 * sum(tensor.nbytes for tensor in self.state_dict().values()) + 2**24
+
+    def in_transformers(self, vocab_size: int) -> Foreign:
+        """Returns the model in the form of the library transformers, which `export` writes.
+
+        Raises UserError if transformers has no such model.
+        """
+        raise UserError("transformers has no model of this kind")
 
     # How it is evaluated
 

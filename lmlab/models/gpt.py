@@ -18,6 +18,7 @@ from lmlab.catalogue import GPTConfig
 from lmlab.models.attention import KVCache, attend, attention_flops
 from lmlab.models.base import LanguageModel
 from lmlab.models.decoder import NumpyDecoder, decoder_of_gpt
+from lmlab.models.hugging_face import Foreign, gpt2_of
 
 
 class CausalSelfAttention(nn.Module):
@@ -125,3 +126,6 @@ class GPT(LanguageModel):
 
     def decoder(self) -> NumpyDecoder | None:
         return decoder_of_gpt(self)
+
+    def in_transformers(self, vocab_size: int) -> Foreign:
+        return gpt2_of(self, vocab_size)

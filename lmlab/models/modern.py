@@ -29,6 +29,7 @@ from lmlab.catalogue import ModernConfig
 from lmlab.models.attention import KVCache, attend, attention_flops
 from lmlab.models.base import LanguageModel
 from lmlab.models.decoder import NumpyDecoder, decoder_of_modern
+from lmlab.models.hugging_face import Foreign, nanochat_of
 
 NORMS = {
     "rms": lambda x: F.rms_norm(x, x.shape[-1:]),
@@ -166,3 +167,6 @@ class Modern(LanguageModel):
 
     def decoder(self) -> NumpyDecoder | None:
         return decoder_of_modern(self)
+
+    def in_transformers(self, vocab_size: int) -> Foreign:
+        return nanochat_of(self, vocab_size)

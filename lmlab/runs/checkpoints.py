@@ -18,6 +18,7 @@ from lmlab.config.keys import marked, neutral_values
 from lmlab.data.tokenizers import Tokenizer
 from lmlab.errors import UserError
 from lmlab.models.base import LanguageModel, build_model
+from lmlab.runs import hugging_face
 from lmlab.runs.folder import newest, read_config, read_tokenizer
 
 LAB_TYPES = {  # what a checkpoint of the lab holds in addition to Lightning's entries
@@ -171,7 +172,8 @@ def latest(
 class Run:
     """A trained run: its configuration, its tokenizer, and the model of one checkpoint.
 
-    The precision in `config` is one that this machine supports.
+    The precision in `config` is one that this machine supports. A folder of Hugging Face's is
+    one, too, but without a text and numbers of its own.
     """
 
     path: Path
@@ -181,9 +183,21 @@ class Run:
     checkpoint: str  # 'best' or 'last'
 
     @property
+    def is_foreign(self) -> bool:
+        """Whether it is a folder of Hugging Face's."""
+        return hugging_face.is_foreign(self.path)
+
+    @property
+    def file(self) -> Path:
+        """The file of the weights."""
+        if self.is_foreign:
+            return self.path / hugging_face.WEIGHTS
+        return self.path / f"checkpoints/{self.checkpoint}.ckpt"
+
+    @property
     def sha256(self) -> str:
-        """The sha256 of the checkpoint's file."""
-        return files.sha256((self.path / f"checkpoints/{self.checkpoint}.ckpt").read_bytes())
+        """The sha256 of the file of the weights."""
+        return files.sha256(self.file.read_bytes())
 
 
 def load(path: str | Path, checkpoint: str = "best", choice: str = "auto") -> Run:
@@ -198,8 +212,11 @@ def load(path: str | Path, checkpoint: str = "best", choice: str = "auto") -> Ru
     tokenizer = read_tokenizer(path)
     if not (path / f"checkpoints/{checkpoint}.ckpt").exists():
         checkpoint = "last"
-    weights = weights_of(read_for(path / f"checkpoints/{checkpoint}.ckpt", config, tokenizer))
     model = build_model(config.model, tokenizer.vocab_size)
+    if hugging_face.is_foreign(path):
+        weights = hugging_face.read_weights(path, model)
+    else:
+        weights = weights_of(read_for(path / f"checkpoints/{checkpoint}.ckpt", config, tokenizer))
     model.load_state_dict(weights)
     if config.device.precision not in machine.precisions(device):
         config = replace(config, device=replace(config.device, precision="32-true"))

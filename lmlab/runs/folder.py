@@ -34,6 +34,7 @@ from lmlab.config.keys import (
 from lmlab.data.tokenizers import Tokenizer, from_json
 from lmlab.errors import UserError, printable
 from lmlab.notebook import plain_console
+from lmlab.runs import hugging_face
 from lmlab.runs.typed import command
 
 LIMITS = {  # bytes
@@ -216,6 +217,8 @@ def newest(path: Path, key: str = "run") -> Path:
     The newest is the one that started last, also if others were copied or moved later. Raises
     UserError if there is none; the message names `key`.
     """
+    if hugging_face.is_foreign(path):
+        return path
     folders = [config.parent for config in path.rglob("config.yaml")]
     trained = [folder for folder in folders if (folder / "checkpoints/last.ckpt").exists()]
     if not trained:
@@ -237,6 +240,8 @@ def read_config(path: Path, name: str = "config.yaml") -> Config:
 
     Raises UserError for a file that the lab would not have written.
     """
+    if hugging_face.is_foreign(path):
+        return hugging_face.read_config(path)
     refuse_links(path)
     content = files.read_sealed(path / name, LIMITS[name])
     try:
@@ -311,6 +316,8 @@ def parse_plain_yaml(content: bytes) -> dict[str, Any]:
 
 def read_tokenizer(path: Path) -> Tokenizer:
     """Returns the tokenizer of the run at `path`. Raises UserError."""
+    if hugging_face.is_foreign(path):
+        return hugging_face.read_tokenizer(path)
     content = files.read_sealed(path / "tokenizer.json", LIMITS["tokenizer.json"])
     try:
         return from_json(content.decode())
@@ -323,6 +330,8 @@ def read_metrics(path: Path) -> dict[str, Any]:
 
     The status "running" is returned as "interrupted" if no process is training the run.
     """
+    if hugging_face.is_foreign(path):
+        return hugging_face.about(path)
     content = files.read(path / "metrics.json", LIMITS["metrics.json"])
     try:
         metrics = json.loads(content)

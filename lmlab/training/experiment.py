@@ -83,8 +83,9 @@ def run(
     if start:
         inherit(prepared.model, start)
         facts["init_sha256"] = start.sha256
-        facts["source_sha256"] = text_sha256(read_metrics(start.path), start.path)
-        source = start.config.as_saved()
+        if not start.is_foreign:  # else there is no text to come back to
+            facts["source_sha256"] = text_sha256(read_metrics(start.path), start.path)
+            source = start.config.as_saved()
     elif not prepared.text.tokenizer.per_character:
         facts["tokenizer_sha256"] = prepared.text.tokenizer.sha256()
     facts |= first_facts(prepared, command)
