@@ -11,6 +11,7 @@ VERBS = {
     "sample": "lets a trained model write",
     "evaluate": "measures how good a trained model is",
     "explain": "writes a page that shows what a trained model expects",
+    "export": "writes a trained model for the library transformers",
     "compare": "ranks the runs of a sweep",
     "plot": "draws the curves of runs",
 }

@@ -1,0 +1,183 @@
+"""Writes a trained model as a folder that Hugging Face's library transformers can load.
+
+  python scripts/export.py run=outputs/gpt/2026-11-22_10-00-00 out=my-model
+
+run         the folder of a run, or a folder of runs, whose newest run is used (outputs)
+out         the folder to write, which must be new or empty (export)
+plugin      the files or modules with which the run was made, as for train.py (null)
+checkpoint  best | last (best)
+
+The folder holds config.json, model.safetensors, the tokenizer, and README.md with the run's numbers
+and what made it. gpt becomes a GPT2LMHeadModel, modern a NanoChatForCausalLM; of another model the
+weights are written under the lab's own names, and a line says what transformers lacks.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+
+from lmlab import files
+from lmlab.catalogue import PathText
+from lmlab.commands.options import parse_script
+from lmlab.commands.own_choices import with_own_choices
+from lmlab.errors import UserError, system_error
+from lmlab.registry import importing
+
+if TYPE_CHECKING:
+    from lmlab.models.hugging_face import Foreign
+    from lmlab.runs.checkpoints import Run
+
+NUMBERS = ("val/loss", "val/perplexity", "val/bits_per_byte", "test/loss", "n_params", "step")
+MADE_BY = ("command", "lmlab", "git_commit", "torch", "machine", "data_sha256", "code_sha256")
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of the command; --help explains them."""
+
+    run: PathText = "outputs"
+    out: PathText = "export"
+    plugin: PathText | None = None
+    checkpoint: Literal["best", "last"] = "best"
+
+
+@with_own_choices
+def main(argv: list[str]) -> None:
+    """Writes the folder and prints its name. Raises UserError."""
+    options = parse_script(Options, __doc__, argv)
+    out = Path(options.out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"out={out}: is there already; needs the name of a new or empty folder")
+    with importing():  # torch: after the arguments hold
+        from lmlab.runs import checkpoints
+
+    run = checkpoints.load(Path(options.run), options.checkpoint, "cpu")
+    notes = []
+    try:
+        model = run.model.in_transformers(run.tokenizer.vocab_size)
+    except UserError as error:
+        model = as_it_is(run)
+        notes.append(f"model={run.config.choices['model']}: {error}; its own names were written")
+    content = contents(run, model)
+    if run.tokenizer.in_hugging_face() is None:
+        name = run.config.choices["tokenizer"]
+        notes.append(f"tokenizer={name}: Hugging Face has no such form; its own was written")
+    write_folder(out, content)
+    for note in notes:
+        print(f"warning: {note}", file=sys.stderr)
+    print(out)
+
+
+def as_it_is(run: Run) -> Foreign:
+    """Returns a model with the lab's own names of keys and weights."""
+    from lmlab.models.hugging_face import Foreign
+
+    keys = {"model_type": f"lmlab-{run.config.base('model')}", **vars(run.config.model)}
+    keys["vocab_size"] = run.tokenizer.vocab_size
+    weights = {}
+    seen = set()
+    for name, weight in run.model.state_dict().items():
+        if weight.data_ptr() not in seen or weight.numel() == 0:  # a tied matrix is written once
+            weights[name] = weight
+        seen.add(weight.data_ptr())
+    return Foreign(keys, weights)
+
+
+def contents(run: Run, model: Foreign) -> dict[str, bytes]:
+    """Returns the content of each file of the folder."""
+    from safetensors.torch import save
+
+    weights = {name: weight.detach().contiguous() for name, weight in model.weights.items()}
+    config = model.config | {
+        "dtype": "float32",
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+    }
+    described = run.tokenizer.in_hugging_face()
+    content = {
+        "config.json": as_json(config),
+        "model.safetensors": save(weights, {"format": "pt"}),
+        "README.md": card(run, model.config["model_type"]).encode(),
+    }
+    if described is None:
+        content["lmlab_tokenizer.json"] = run.tokenizer.to_json().encode()
+        return content
+    about = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": run.config.model.block_size,
+        "clean_up_tokenization_spaces": False,
+    }
+    return content | {"tokenizer.json": as_json(described), "tokenizer_config.json": as_json(about)}
+
+
+def as_json(values: dict[str, Any]) -> bytes:
+    """Returns values as the text of a JSON file."""
+    return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def card(run: Run, model_type: str) -> str:
+    """Returns the model card: what the model is, how to load it, its numbers, what made it."""
+    from lmlab.runs.folder import read_metrics
+
+    noted = {} if run.is_foreign else read_metrics(run.path)
+    best = "best/" if run.checkpoint == "best" else ""
+    numbers = {name: noted.get(best + name, noted.get(name)) for name in NUMBERS}
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "tags: [lmlab]",
+        "---",
+        "",
+        f"# {run.config.run.name}",
+        "",
+        f"A language model with {run.model.size()} and {run.tokenizer.vocab_size:,} "
+        f"{run.tokenizer.unit}s, trained with lmlab on data={run.config.choices['data']}.",
+        "",
+    ]
+    if not model_type.startswith("lmlab-"):
+        lines += [
+            "```python",
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            "",
+            'model = AutoModelForCausalLM.from_pretrained("this folder")',
+            'tokenizer = AutoTokenizer.from_pretrained("this folder")',
+            "```",
+            "",
+        ]
+    lines += ["| measured | |", "|---|---|"]
+    lines += [
+        f"| {name} | {in_cell(value)} |" for name, value in numbers.items() if value is not None
+    ]
+    lines += ["", "| made by | |", "|---|---|"]
+    lines += [f"| {name} | {in_cell(noted[name])} |" for name in MADE_BY if name in noted]
+    lines += ["", "Its keys:", "", "```yaml"]
+    keys = yaml.safe_dump(run.config.flat(), sort_keys=False, allow_unicode=True)
+    return "\n".join([*lines, f"{keys}```", ""])
+
+
+def in_cell(value: object) -> str:
+    """Returns a value as the text of a cell of a table."""
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return " ".join(text.replace("|", r"\|").split())
+
+
+def write_folder(out: Path, content: dict[str, bytes]) -> None:
+    """Writes all files of a folder, or none. Raises UserError."""
+    temporary = files.temporary_name(out)
+    try:
+        for name, bytes_ in content.items():
+            files.write(temporary / name, bytes_)
+        temporary.replace(out)
+    except OSError as error:
+        raise UserError(f"out={out}: {system_error(error, out)}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
