@@ -8,7 +8,7 @@ help:     ## this list
 install: .venv/installed  ## make .venv with the tested versions
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(ANEW) .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[sweeps,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[sweeps,tokens,dev]'
 	echo '$(CURDIR)' > $@
 
 # The programs in .venv name the folder in which they were installed: in a moved checkout they are made anew.

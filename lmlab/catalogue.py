@@ -189,6 +189,9 @@ class ModernConfig(TransformerConfig):
 class CorpusConfig:
     """The keys of every text: its parts."""
 
+    document_end: ClassVar[str | None] = None
+    """The text after which a document ends, if the corpus itself says where documents end."""
+
     val_fraction: Share
     test_fraction: Share
     holdout_fraction: Annotated[Share, Neutral(0.0)]
@@ -208,6 +211,13 @@ class FileConfig(CorpusConfig):
 
     # The hash of a cell contains the sha256 of the text, not the path.
     path: Annotated[PathText, CHANGEABLE, UNTOUCHING]
+
+
+@dataclass(frozen=True)
+class FolderConfig(FileConfig):
+    """The keys of data=folder: files of the user's own, each of which is a document."""
+
+    document_end: ClassVar[str | None] = "\x1e"  # the record separator of ASCII
 
 
 @dataclass(frozen=True)
@@ -328,6 +338,7 @@ CORPORA = {
     "pydoc": Choice(CorpusConfig, "lmlab.data.corpora:pydoc"),
     "shakespeare": Choice(CorpusConfig, "lmlab.data.corpora:shakespeare"),
     "file": Choice(FileConfig, "lmlab.data.corpora:file"),
+    "folder": Choice(FolderConfig, "lmlab.data.corpora:folder"),
 }
 TOKENIZERS = {
     "char": Choice(TokenizerConfig, "lmlab.data.tokenizers:CharTokenizer"),

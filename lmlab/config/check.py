@@ -268,6 +268,7 @@ def from_flat(
     config.model.check()
     config.data.check()
     check_run(config.run, config.optimizer)
+    check_documents(config)
     check_optimizer(config)
     return config
 
@@ -281,6 +282,25 @@ def check_optimizer(config: Config) -> None:
             f"optimizer={config.choices['optimizer']}: trains the matrices of a transformer; "
             f"model={config.choices['model']} has none, allowed are {', '.join(allowed)}"
         )
+
+
+def check_documents(config: Config) -> None:
+    """Raises UserError if keys need documents that the text has not."""
+    run, end = config.run, config.data.document_end
+    for key in ("separator", "score_after"):
+        if getattr(run, key) == "":
+            raise UserError(f"{key}=: is empty; needs a text, or null")
+    if end is not None and run.separator is not None:
+        raise UserError(
+            f"separator={run.separator}: data={config.choices['data']} itself ends each document, "
+            f"with {end!r}; leave separator out"
+        )
+    if end is None and run.separator is None:
+        needs = "needs separator=…, the text after which a document ends"
+        if run.align == "document":
+            raise UserError(f"align=document: {needs}")
+        if run.score_after is not None:
+            raise UserError(f"score_after={run.score_after}: {needs}")
 
 
 def check_run(run: RunConfig, optimizer: OptimizerConfig) -> None:
@@ -297,15 +317,6 @@ def check_run(run: RunConfig, optimizer: OptimizerConfig) -> None:
             f"decay_steps={run.decay_steps}: the first two together must be below the third "
             "(null: max_steps), or nothing is left to decay"
         )
-    if run.separator is None:
-        needs = "needs separator=…, the text after which a document ends"
-        if run.align == "document":
-            raise UserError(f"align=document: {needs}")
-        if run.score_after is not None:
-            raise UserError(f"score_after={run.score_after}: {needs}")
-    for key in ("separator", "score_after"):
-        if getattr(run, key) == "":
-            raise UserError(f"{key}=: is empty; needs a text, or null")
     if run.min_lr > optimizer.lr:
         raise UserError(f"min_lr={run.min_lr} lr={optimizer.lr}: min_lr must not be above lr")
     if len(run.name) > LONGEST_NAME:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from lmlab import files
-from lmlab.catalogue import CorpusConfig, FileConfig
+from lmlab.catalogue import CorpusConfig, FileConfig, FolderConfig
 from lmlab.errors import UserError, printable
 from lmlab.terminal import tell
 
@@ -90,6 +90,30 @@ def answering_within(seconds: float) -> Iterator[None]:
 
 def file(config: FileConfig) -> Iterator[str]:
     """Yields all of `path`, file by file, with a newline between two files. Raises UserError."""
+    for i, path in enumerate(filled_files(config)):
+        if i > 0:
+            yield "\n"
+        yield from pieces(path)
+
+
+def folder(config: FolderConfig) -> Iterator[str]:
+    """Yields all of `path`, file by file, with `document_end` after each. Raises UserError."""
+    end = config.document_end or ""
+    for path in filled_files(config):
+        for piece in pieces(path):
+            if end in piece:
+                raise UserError(
+                    f"path={path}: contains {end!r}, which data=folder puts after each file; remove it"
+                )
+            yield piece
+        yield end
+
+
+def filled_files(config: FileConfig) -> list[Path]:
+    """Returns the files of `path` that are not empty, sorted, and says what is left out.
+
+    Raises UserError if there is none.
+    """
     paths = paths_of(config.path)
     if not paths:
         raise UserError(
@@ -101,10 +125,7 @@ def file(config: FileConfig) -> Iterator[str]:
     if not filled:
         raise UserError(f"path={config.path}: there is no text, only empty files")
     tell_left_out(config.path, filled, empty)
-    for i, path in enumerate(filled):
-        if i > 0:
-            yield "\n"
-        yield from pieces(path)
+    return filled
 
 
 def tell_left_out(typed: str, read: list[Path], empty: set[Path]) -> None:

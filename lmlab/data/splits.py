@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache, partial
 from typing import Self
 
@@ -138,6 +138,8 @@ class Splits:
         run: RunConfig | None = None,
         train: Callable[[Source], Tokenizer] = CharTokenizer.train,
     ) -> None:
+        if run is not None:
+            run = with_separator(run, config)
         text = Text(partial(load(CORPORA[choice].builder), config))
         self.sha256 = text.sha256
         if sha256 not in (None, self.sha256):
@@ -205,6 +207,13 @@ class Splits:
     def parts(self) -> dict[str, np.ndarray]:
         """The parts by name, in the order of the text."""
         return {"holdout": self.holdout, "train": self.train, "val": self.val, "test": self.test}
+
+
+def with_separator(run: RunConfig, config: CorpusConfig) -> RunConfig:
+    """Returns the keys of a run, in which the end of a corpus's documents stands for null."""
+    if config.document_end is None:
+        return run
+    return replace(run, separator=config.document_end)
 
 
 def as_typed(choice: str, config: CorpusConfig) -> str:
