@@ -238,6 +238,8 @@ def from_vocabulary(vocabulary: Path, merges: Path) -> Tokenizer:
 
 def from_hugging_face(values: dict[str, Any]) -> Tokenizer:
     """Returns the tokenizer of a parsed tokenizer.json of Hugging Face. Raises UserError."""
+    if "model" not in values:
+        raise UserError("is no tokenizer.json; that is an object with the key model")
     if values == BYTES:
         return ByteTokenizer()
     chars = alphabet_in(values)
@@ -247,13 +249,13 @@ def from_hugging_face(values: dict[str, Any]) -> Tokenizer:
 
 
 def parsed(description: str) -> dict[str, Any]:
-    """Returns the content of a tokenizer.json. Raises UserError or ValueError."""
+    """Returns the object in a JSON file. Raises UserError or ValueError."""
     try:
         values = json.loads(description)
     except RecursionError:
         values = None
     if not isinstance(values, dict):
-        raise UserError("is no tokenizer.json; that is an object with the key model")
+        raise UserError("is no JSON object")
     return values
 
 

@@ -1,0 +1,408 @@
+"""Bytes and byte pairs: equal to the library's own, exact in both directions, trusted as characters."""
+
+import itertools
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tokenizers
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmlab.catalogue import BPEConfig, NGramConfig, TokenizerFileConfig
+from lmlab.commands import train as cli
+from lmlab.config import overrides
+from lmlab.data import corpora, encoding, subwords
+from lmlab.data.encoding import between
+from lmlab.data.splits import Splits
+from lmlab.data.tokenizers import CharTokenizer, from_json
+from lmlab.errors import UserError
+from lmlab.inference.generate import Sample
+from lmlab.inference.loss import log_probs, loss_metrics
+from lmlab.models.base import build_model
+from tests.conftest import ROOT, config, metrics, refused, script
+from tests.test_callbacks import assert_same, resumed
+
+LINE = (
+    "data=tales val_fraction=0.01 threads=1 device=cpu precision=32-true batch_size=2 block_size=16 "
+    "model=gpt_nano warmup_steps=0 log_interval=1 eval_interval=5 checkpoint_interval=5 name=x "
+)
+SHORT = LINE.replace("data=tales val_fraction=0.01", "data=sentence val_fraction=0.3")
+TEXTS = st.text(st.characters(codec="utf-8"), max_size=30)
+# What cuts of words depend on: blanks, signs, digits, letters of several bytes.
+WORDY = st.text(st.sampled_from(" \n\t.,'\"s1éß日😀tThe"), max_size=40)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short(short_texts):
+    """Runs in this process read a short text."""
+
+
+@pytest.fixture(scope="module")
+def tales():
+    return "".join(corpora.tales(None))  # as `short_texts` leaves them
+
+
+@pytest.fixture(scope="module")
+def pairs(tales):
+    return subwords.PairTokenizer(subwords.learned([tales], 500))
+
+
+@settings(max_examples=100)
+@given(texts=st.lists(TEXTS | WORDY, min_size=50, max_size=50))
+def test_ids_and_texts_are_the_librarys_own(pairs, texts):
+    """Ten thousand strings: there and back again, with single bytes and with merged ones."""
+    for tokenizer in (pairs, subwords.ByteTokenizer()):
+        library = tokenizers.Tokenizer.from_str(tokenizer.to_json())
+        ids = [found.tolist() for found in tokenizer.encode_pieces(texts)]
+        assert ids == [found.ids for found in library.encode_batch(texts)]
+        assert [tokenizer.decode(found) for found in ids] == texts
+        assert library.decode_batch(ids) == texts
+
+
+def test_the_merges_are_those_of_the_script_to_read(tales):
+    """Pairs that are equally common: that with the smallest ids first."""
+    tiny = script("tiny_bpe")
+    tokens = tiny.train(tales, 500)
+    pairs = subwords.PairTokenizer(subwords.learned([tales], 500))
+    assert tokens == pairs.tokens
+    text = tales[:2_000] + " It's 12 —  né\n\n 日本 x_y"
+    assert tiny.encode(text, tokens) == pairs.encode(text).tolist()
+    assert tiny.decode(tiny.encode(text, tokens), tokens) == text
+
+
+def test_the_tokens_are_learned_from_the_training_part_alone(tales, some_config):
+    half = replace(some_config.data, val_fraction=0.5)
+    run_config = replace(
+        some_config,
+        data=half,
+        choices=some_config.choices | {"tokenizer": "bpe"},
+        tokenizer=BPEConfig(400),
+    )
+    learned = Splits.of_run(run_config).tokenizer
+    cut = len(tales) // 2
+    pieces = [piece for _, piece in between([tales[:cut]], np.array([0, cut]))]
+    assert learned.to_json() == subwords.PairTokenizer(subwords.learned(pieces, 400)).to_json()
+    again = Splits.of_run(run_config).tokenizer  # from the cache
+    assert again.to_json() == learned.to_json()
+
+
+@given(text=TEXTS | WORDY)
+def test_a_text_grows_token_by_token_also_inside_a_character(pairs, text):
+    for tokenizer in (pairs, subwords.ByteTokenizer()):
+        growing = tokenizer.growing()
+        pieces = [growing.add(token) for token in tokenizer.encode(text).tolist()]
+        assert "".join(pieces) + growing.end() == text
+        assert "\ufffd" not in "".join(pieces) or "\ufffd" in text
+
+
+def test_a_character_that_is_never_completed_is_marked_at_the_end():
+    growing = subwords.ByteTokenizer().growing()
+    assert [growing.add(byte) for byte in "a日".encode()[:-1]] == ["a", "", ""]
+    assert growing.end() == "\ufffd"
+
+
+def test_a_stop_string_may_reach_over_tokens(pairs):
+    sample = Sample(pairs.growing(), "d on the")
+    text = "The cat sat and lied on the mat."
+    out = "".join(sample.add(token) for token in pairs.encode(text).tolist()) + sample.end()
+    assert out == "The cat sat and lie"
+
+
+@settings(max_examples=50)
+@given(
+    pieces=st.lists(WORDY, min_size=1, max_size=12),
+    sizes=st.tuples(st.integers(1, 6), st.integers(6, 12)),
+    data=st.data(),
+)
+def test_a_text_is_cut_alike_in_whatever_pieces_it_comes(pieces, sizes, data):
+    text = "".join(pieces)
+    inner = data.draw(st.sets(st.integers(1, max(1, len(text) - 1)), max_size=4))
+    cuts = np.unique([0, *(cut for cut in inner if cut < len(text)), len(text)])
+    if len(cuts) < 2:
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoding, "PIECE", sizes[0])
+        patch.setattr(encoding, "LONGEST_PIECE", sizes[1])
+        found = list(between([text], cuts))
+        assert [piece for piece in between(pieces, cuts) if piece[1]] == [
+            piece for piece in found if piece[1]
+        ]
+    for i, (start, end) in enumerate(itertools.pairwise(cuts.tolist())):
+        assert "".join(piece for cut, piece in found if cut == i) == text[start:end]
+    assert all(len(piece) <= sizes[1] for _, piece in found)
+
+
+def test_long_texts_are_cut_where_no_token_is(pairs, tales, monkeypatch):
+    """Between words, where the pattern of GPT-2 cuts as well."""
+    monkeypatch.setattr(encoding, "PIECE", 50)
+    pieces = [piece for _, piece in between([tales], np.array([0, len(tales)]))]
+    assert len(pieces) > len(tales) / 80
+    ids = np.concatenate(list(pairs.encode_pieces(pieces)))
+    assert (ids == pairs.encode(tales)).all()
+
+
+def splits(line, **parts):
+    return Splits.of_run(overrides.resolved(f"{LINE}{line}".split())[0], **parts)
+
+
+@pytest.mark.parametrize(
+    "keys", ["", "separator=. align=document", "separator=. score_after=e test_fraction=0.2"]
+)
+def test_the_parts_and_documents_of_a_text_are_the_same_whatever_a_token_is(keys):
+    characters = splits(keys)
+    text_of = characters.tokenizer.decode
+    for tokenizer in ("byte", "bpe vocab_size=400"):
+        other = splits(f"{keys} tokenizer={tokenizer}")
+        assert other.sha256 == characters.sha256
+        for name, tokens in other.parts.items():
+            assert other.tokenizer.decode(tokens) == text_of(characters.parts[name])
+        for name, documents in characters.documents.items():
+            found, tokens = other.documents[name], other.parts[name]
+            starts = np.concatenate([[0], other.tokenizer.byte_lengths[tokens].cumsum()])
+            assert (starts[found.starts] == documents.starts).all()  # the stories are ASCII
+            if documents.scored is not None:
+                lengths = other.tokenizer.byte_lengths[tokens]
+                assert (np.repeat(found.scored, lengths) == documents.scored).all()
+
+
+def test_files_of_a_folder_are_documents(here, train, capsys):
+    (here / "docs").mkdir()
+    texts = [f"Tale {n}: the cat sat on mat {n}.\nThe end" for n in range(9)]
+    for n, text in enumerate(texts):
+        (here / f"docs/{n}.txt").write_text(text)
+    for tokenizer in ("char", "bpe vocab_size=258"):
+        line = f"data=folder path=docs val_fraction=0.3 align=document tokenizer={tokenizer}"
+        text = splits(line)
+        whole = text.tokenizer.decode(np.concatenate([text.train, text.val]))
+        assert whole == "".join(f"{text}\x1e" for text in texts)
+        starts = [*text.documents["train"].starts.tolist(), len(text.train)]
+        assert len(starts) == 7  # a part begins with a document
+        pieces = [text.train[a:b] for a, b in itertools.pairwise(starts)]
+        assert [text.tokenizer.decode(piece) for piece in pieces] == [f"{t}\x1e" for t in texts[:6]]
+    line = "data=folder path=docs device=cpu"
+    refused(capsys, lambda: cli.main(f"{line} separator=x".split()), ["separator=x", "leave"])
+    (here / "docs/odd.txt").write_text("a\x1eb")
+    refused(capsys, lambda: cli.main(line.split()), ["odd.txt", r"\x1e"])
+
+
+@pytest.mark.parametrize("tokenizer", ["byte", "bpe vocab_size=300"])
+def test_a_resumed_and_a_replayed_run_are_the_same_to_the_bit(
+    train, monkeypatch, capsys, tokenizer
+):
+    whole, parted = resumed(train, monkeypatch, f"{LINE} tokenizer={tokenizer}")
+    assert_same(whole, parted)
+    capsys.readouterr()
+    cli.main([f"replay={parted}"])
+    assert "the same to the bit" in capsys.readouterr().out
+    tuned = train(f"{LINE} init_from={parted} max_steps=1")
+    assert (tuned / "tokenizer.json").read_bytes() == (parted / "tokenizer.json").read_bytes()
+    assert config(tuned)["tokenizer"] == tokenizer.split()[0]
+
+
+def test_a_sweep_over_tokenizers_is_ranked_by_bits_per_byte(train, capsys):
+    line = f"-m {SHORT} tokenizer=bpe vocab_size=256,258 max_steps=2 seed=0,1 name=s"
+    assert len(train(line)) == 4
+    page = capsys.readouterr().out
+    assert "val/bits_per_byte at the end" in page and "vocab_size" in page
+    assert train(line) == []
+
+
+def test_a_search_over_tokenizers_looks_for_bits_per_byte(train, capsys):
+    line = f"-m {SHORT} hydra/sweeper=search hydra.sweeper.n_trials=2 max_steps=2 name=s "
+    train(f"{line} tokenizer=bpe vocab_size=256,258")
+    assert "objective val/bits_per_byte: the tokenizers differ" in capsys.readouterr().out
+    typed = f"{line} name=t tokenizer=char,byte hydra.sweeper.objective=best/val/loss"
+    refused(capsys, lambda: cli.main(typed.split()), ["best/val/loss", "val/bits_per_byte"])
+
+
+def test_the_name_of_a_cell_depends_on_the_tokens_not_on_their_path(here, train, pairs, tales):
+    line = f"-m {SHORT} tokenizer=file max_steps=1 name=s seed=0 tokenizer_path="
+    (here / "one.json").write_text(pairs.to_json())
+    (here / "folder").mkdir()
+    (here / "folder/tokenizer.json").write_text(pairs.to_json())
+    assert len(train(f"{line}one.json")) == 1
+    assert train(f"{line}folder") == []
+    (here / "one.json").write_text(subwords.learned([tales], 400))
+    assert len(train(f"{line}one.json")) == 1
+
+
+def test_bits_per_byte_are_one_number_for_bytes_and_characters(tales):
+    """Of a model that counts, with the same number of possible tokens."""
+    text, cut = tales, 4_000
+    numbers = []
+    for tokenizer in (CharTokenizer.from_text(text), subwords.ByteTokenizer()):
+        ids = tokenizer.encode(text)
+        model = build_model(NGramConfig(order=5), 256)
+        model.count(ids[:cut])
+        found = log_probs(model, ids[cut:], 5)
+        numbers.append(loss_metrics(found, ids[cut:], tokenizer, "val")["val/bits_per_byte"])
+    assert numbers[0] == pytest.approx(numbers[1], abs=1e-6)
+
+
+def test_bits_per_byte_do_not_depend_on_the_batch(train, monkeypatch):
+    run = train(f"{LINE} tokenizer=bpe vocab_size=300 max_steps=3")
+    numbers = set()
+    for rows in (1, 7, 10_000):
+        monkeypatch.setattr("lmlab.inference.loss.TOKENS_AT_ONCE", rows * 16)
+        evaluate = script("evaluate")
+        _, _, found = evaluate.main.__wrapped__.__globals__["measured"](
+            evaluate.main.__wrapped__.__globals__["Options"](run=str(run))
+        )
+        numbers.add(found["val/bits_per_byte"])
+    assert numbers == {metrics(run)["val/bits_per_byte"]}
+
+
+def test_half_a_character_is_named(pairs):
+    for tokenizer in (pairs, subwords.ByteTokenizer()):
+        with pytest.raises(UserError, match="1 characters outside"):
+            list(tokenizer.encode_pieces(["a\ud800"]))
+        assert [ids.tolist() for ids in tokenizer.encode_pieces(["a\ud800"], drop=True)] == [
+            tokenizer.encode("a").tolist()
+        ]
+
+
+def test_more_tokens_than_pairs_are_refused(capsys):
+    line = f"{LINE} data=sentence val_fraction=0.5 tokenizer=bpe vocab_size=3000"
+    refused(capsys, lambda: cli.main(line.split()), ["vocab_size=3000", "allowed are 256 to"])
+
+
+def test_characters_in_hugging_faces_form(tales):
+    chars = CharTokenizer.from_text(tales + "é日")
+    values = chars.in_hugging_face()
+    library = tokenizers.Tokenizer.from_str(json.dumps(values))
+    text = tales[:500] + "日é\n"
+    assert library.encode(text).ids == chars.encode(text).tolist()
+    assert library.decode(chars.encode(text).tolist()) == text
+    assert from_json(json.dumps(values)).to_json() == chars.to_json()
+
+
+def odd(pairs, change):
+    values = json.loads(pairs.to_json())
+    change(values)
+    return values
+
+
+ODD = {
+    "model=None": lambda v: v.update(model=None),
+    "truncation": lambda v: v.update(truncation={"max_length": 3, "direction": "Right"}),
+    "padding": lambda v: v.update(padding={"strategy": "BatchLongest"}),
+    "code": lambda v: v.update(code="import os"),
+    "normalizer": lambda v: v.update(normalizer={"type": "Lowercase"}),
+    "pre_tokenizer": lambda v: v.update(pre_tokenizer=None),
+    "whitespace": lambda v: v.update(pre_tokenizer={"type": "WhitespaceSplit"}),
+    "pattern": lambda v: v.update(
+        pre_tokenizer={"type": "Split", "pattern": {"Regex": "a" * 2000}, "behavior": "Isolated"}
+    ),
+    "sequence": lambda v: v.update(
+        pre_tokenizer={"type": "Sequence", "pretokenizers": "ByteLevel"}
+    ),
+    "decoder": lambda v: v.update(decoder={"type": "WordPiece"}),
+    "dropout": lambda v: v["model"].update(dropout=0.5),
+    "Unigram": lambda v: v["model"].update(type="Unigram"),
+    "unk": lambda v: v["model"].update(unk_token="a"),
+    "lists": lambda v: v["model"].update(vocab=[["a", 0]]),
+    "huge id": lambda v: v["model"]["vocab"].update(th=2**40),
+    "negative id": lambda v: v["model"]["vocab"].update(th=-1),
+    "an id twice": lambda v: v["model"]["vocab"].update(th=0),
+    "an id that is true": lambda v: v["model"]["vocab"].update(th=True),
+    "a byte missing": lambda v: v["model"]["vocab"].pop("a"),
+    "no byte": lambda v: v["model"]["vocab"].update({"日": 5000}),
+    "merges of what is not there": lambda v: v["model"]["merges"].append(["zq", "zq"]),
+    "merges that are none": lambda v: v["model"].update(merges=[1, 2]),
+    "merges of three": lambda v: v["model"].update(merges=[["a", "b", "c"]]),
+    "added": lambda v: v.update(added_tokens=[{"id": 1}]),
+    "added twice": lambda v: v.update(added_tokens={"a": 1}),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_what_is_odd_in_a_tokenizer_json_is_refused(here, pairs, capfd, name):
+    """In one line, and nothing of the library's own reaches the terminal."""
+    path = here / "odd.json"
+    path.write_text(json.dumps(odd(pairs, ODD[name])))
+    with pytest.raises(UserError, match=r"odd\.json: "):
+        subwords.FileTokenizer.train(None, TokenizerFileConfig(str(path)))
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("content", ["", "[", "[]", "1", '"model"', "[" * 10_000, "{}", "\x00"])
+def test_what_is_no_tokenizer_json_is_refused(here, content):
+    (here / "no.json").write_text(content)
+    with pytest.raises(UserError, match=r"no\.json"):
+        subwords.FileTokenizer.train(None, TokenizerFileConfig("no.json"))
+
+
+def test_a_tokenizer_that_changes_the_text_is_refused(pairs):
+    composed = subwords.PairTokenizer(
+        json.dumps(odd(pairs, lambda v: v.update(normalizer={"type": "NFC"})))
+    )
+    assert composed.decode(composed.encode("é")) == "é"
+    with pytest.raises(UserError, match="changes the text"):
+        composed.encode("e\u0301")  # an accent that stands by itself
+
+
+def test_special_tokens_are_tokens_of_the_text(here, pairs, train):
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    token = {"id": 500, "content": "<|end|>", "special": True} | flags
+    path = here / "special.json"
+    path.write_text(json.dumps(odd(pairs, lambda v: v.update(added_tokens=[token]))))
+    tokenizer = subwords.FileTokenizer.train(None, TokenizerFileConfig(str(path)))
+    text = "a cat<|end|>a dog"
+    ids = tokenizer.encode(text).tolist()
+    assert ids.count(500) == 1 and tokenizer.decode(ids) == text
+    assert tokenizer.byte_lengths[ids].sum() == len(text)
+
+
+def test_a_folder_may_hold_a_vocabulary_and_merges(here, pairs):
+    values = json.loads(pairs.to_json())["model"]
+    (here / "vocab.json").write_text(json.dumps(values["vocab"] | {"<|endoftext|>": 500}))
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in values["merges"])]
+    (here / "merges.txt").write_text("\n".join(lines))
+    tokenizer = subwords.FileTokenizer.train(None, TokenizerFileConfig("."))
+    assert tokenizer.tokens == [*pairs.tokens, b"<|endoftext|>"]
+    (here / "merges.txt").unlink()
+    with pytest.raises(UserError, match=r"merges\.txt"):
+        subwords.FileTokenizer.train(None, TokenizerFileConfig("."))
+
+
+def test_the_page_shows_tokens_as_they_are_cut(train, tmp_path):
+    run = train(f"{LINE} tokenizer=bpe vocab_size=300 max_steps=1")
+    script("explain").main([f"run={run}", f"out={tmp_path / 'x.html'}", "text=The cat né"])
+    page = (tmp_path / "x.html").read_text()
+    data = json.loads(page.split('id="data">')[1].split("</script>")[0])
+    names = [token["text"] for token in data["tokens"]]
+    assert "".join(names[:-2]) == "The cat n" and " t" not in names[-2:]
+    assert len(names) < 11 and names[-2:] == [r"\xc3", r"\xa9"] and data["unit"] == "token"
+    assert "<!--unit-->" not in page.replace('"<!--', "") and "character of" not in page
+
+
+def test_the_picture_of_a_bigram_shows_the_commonest_tokens(train):
+    run = train(f"{LINE} model=bigram tokenizer=bpe vocab_size=600 max_steps=1")
+    assert metrics(run)["n_params"] == 600**2
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run)).Reload()
+    *_, image = events.Images(events.Tags()["images"][0])
+    assert image.width == image.height == 101 * 14
+
+
+def test_presets_and_recipes_name_a_tokenizer_that_is_there():
+    for path in (ROOT / "conf/experiment").glob("*.yaml"):
+        defaults = (yaml.safe_load(path.read_text()) or {}).get("defaults", [])
+        for entry in defaults:
+            if isinstance(entry, dict) and "override /tokenizer" in entry:
+                assert (ROOT / f"conf/tokenizer/{entry['override /tokenizer']}.yaml").exists()
+
+
+def test_a_bigram_of_many_tokens_is_small_in_memory_when_explained(pairs):
+    """Only pairs of the commonest tokens are counted, not all of V times V."""
+    from lmlab.inference.explain import count_pairs
+
+    ids = np.array([3, 9, 3, 9, 70_000, 3])
+    counts = count_pairs(ids, np.array([3, 9]), 10**6)
+    assert counts.tolist() == [[0, 2], [1, 0]]
+    assert torch.tensor(counts).sum() == 3
