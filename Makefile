@@ -6,9 +6,12 @@ help:     ## this list
 	@grep -E '^[a-z]+: ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
 install: .venv/installed  ## make .venv with the tested versions
+# transformers stands apart, for tests/test_hugging_face.py alone: torchmetrics would import it in every process, which
+# takes a second.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(ANEW) .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[sweeps,tokens,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps --upgrade --target .venv/transformers transformers
 	echo '$(CURDIR)' > $@
 
 # The programs in .venv name the folder in which they were installed: in a moved checkout they are made anew.

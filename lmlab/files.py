@@ -74,6 +74,14 @@ def cache_dir() -> Path:
         ) from None
 
 
+def expanded(typed: str) -> Path:
+    """Returns a path in which a home folder stands for ~ or ~name.
+
+    As in a shell, the name of an account that does not exist stays as it is.
+    """
+    return Path(os.path.expanduser(typed))
+
+
 def sha256(content: bytes) -> str:
     """Returns the sha256 of `content`, 64 hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()

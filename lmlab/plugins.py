@@ -7,18 +7,22 @@ imported because of a file that the lab reads.
 
 import hashlib
 import importlib
+import inspect
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from importlib.abc import InspectLoader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import entry_points
-from importlib.util import find_spec
+from importlib.util import decode_source, find_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
-from lmlab import register
+from lmlab import files, register
 from lmlab.errors import UserError, nearest, reason_of
+from lmlab.own_code import LIBRARY, is_own_file, is_own_module
 from lmlab.register import Addition
 
 GROUP = "lmlab.plugins"  # of entry points
@@ -28,9 +32,8 @@ GROUP = "lmlab.plugins"  # of entry points
 class Source:
     """A plug-in as it was typed, and its code.
 
-    `files` are the paths and contents of its Python files. The first one of a plug-in that is a
-    file is executed as it was read here: processes that start later run the same code, even if the
-    file was edited meanwhile.
+    `files` are the paths and contents of its Python files. They are executed as they were read
+    here: processes that start later run the same code, even if a file was edited meanwhile.
     """
 
     typed: str
@@ -50,6 +53,47 @@ class Source:
         return digest.hexdigest()
 
 
+class AsRead(MetaPathFinder, InspectLoader):
+    """Finds and loads the modules of a plug-in from the contents that were read at the start."""
+
+    def __init__(self, source: Source) -> None:
+        self.contents = {Path(path): content for path, content in source.files}
+        self.module = source.module
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Returns the place of a module of the plug-in, or None for any other module."""
+        if fullname != self.module and not fullname.startswith(f"{self.module}."):
+            return None
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is None or spec.origin is None or Path(spec.origin) not in self.contents:
+            return None
+        return spec_from_file_location(
+            fullname,
+            spec.origin,
+            loader=self,
+            submodule_search_locations=spec.submodule_search_locations,
+        )
+
+    def get_source(self, fullname: str) -> str:
+        """Returns the text of a module. Raises ImportError if it is none of the plug-in."""
+        spec = PathFinder.find_spec(fullname, self.folder_of(fullname))
+        if spec is None or spec.origin is None:
+            raise ImportError(fullname)
+        return decode_source(self.contents[Path(spec.origin)])
+
+    def folder_of(self, fullname: str) -> Sequence[str] | None:
+        """Returns the folders in which a module lies, or None for those of all modules."""
+        parent, _, _ = fullname.rpartition(".")
+        return sys.modules[parent].__path__ if parent else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Executes a module as it was read."""
+        path = str(module.__file__)
+        exec(compile(self.contents[Path(path)], path, "exec"), module.__dict__)
+
+
 @dataclass(frozen=True)
 class Plugin:
     """A plug-in that was imported, and what it registers."""
@@ -60,6 +104,7 @@ class Plugin:
 
 IMPORTED: dict[str, Plugin] = {}  # by the name of the module
 ACTIVE: list[Plugin] = []
+SHOWN: dict[str, str] = {}  # the last error of each function whose traceback was shown
 LASTING = ExitStack()  # those that are active until the process ends
 
 
@@ -74,14 +119,21 @@ def sources(typed: str | None) -> list[Source]:
     for name in (typed or "").split(","):
         if name.strip():
             found.append(source_of(name.strip()))
-    return list({source.module: source for source in found}.values())
+    distinct: dict[str, Source] = {}
+    for source in found:
+        other = distinct.setdefault(source.module, source)
+        if other.files[0][0] != source.files[0][0]:
+            raise UserError(
+                f"plugin={typed}: {other.typed} and {source.typed} have the same name; rename one"
+            )
+    return list(distinct.values())
 
 
 def source_of(typed: str) -> Source:
     """Returns the plug-in that is typed: a file, if its name ends with .py, or else a module."""
     if not typed.endswith(".py"):
         return module_source(typed, typed)
-    path = Path(typed).expanduser()
+    path = files.expanded(typed)
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -132,6 +184,10 @@ def active(named: Sequence[Source]) -> Iterator[None]:
         for source in named:
             if any(plugin.source == source for plugin in ACTIVE):
                 continue
+            if not source.is_file:
+                finder = AsRead(source)  # also of modules that are imported later
+                sys.meta_path.insert(0, finder)
+                undo.callback(sys.meta_path.remove, finder)
             plugin = imported(source)
             for addition in plugin.additions:
                 addition.put()
@@ -157,6 +213,7 @@ def imported(source: Source) -> Plugin:
         with register.collecting(plugin.additions):
             if source.is_file:
                 execute(source)
+                check_neighbours(source)
             else:
                 importlib.import_module(source.module)
     except Exception as error:
@@ -179,6 +236,31 @@ def execute(source: Source) -> None:
     module.__file__ = path
     sys.modules[source.module] = module
     exec(compile(content, path, "exec"), module.__dict__)
+
+
+def check_neighbours(source: Source) -> None:
+    """Raises UserError if a plug-in that is a file uses another file of the same person.
+
+    That file would be no part of the plug-in's hash.
+    """
+    for value in vars(sys.modules[source.module]).values():
+        module = value if inspect.ismodule(value) else sys.modules.get(module_of(value))
+        if module is None or module.__name__ in (source.module, "__main__"):
+            continue
+        known = [one for plugin in ACTIVE for one in plugin.source.files]
+        file = getattr(module, "__file__", None)
+        if is_own_module(module) and file not in [path for path, _ in known]:
+            raise UserError(
+                f"plugin={source.typed}: imports {file}, whose changes would not be noticed; a "
+                "plug-in of several files is a package, plugin=my_package"
+            )
+
+
+def module_of(value: object) -> str:
+    """Returns the name of the module in which a class or function was written, or ""."""
+    if inspect.isclass(value) or inspect.isfunction(value):
+        return value.__module__ or ""
+    return ""
 
 
 def taken_out(name: str) -> dict[str, ModuleType]:
@@ -204,12 +286,23 @@ def hint(error: Exception, source: Source) -> str:
 def show(error: Exception) -> None:
     """Prints the traceback of an error, from the plug-in's own code on, to stderr."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if frame.filename not in (__file__, register.__file__)]
+    own = [frame for frame in frames if not Path(frame.filename).is_relative_to(LIBRARY)]
     while own and own[0].filename.startswith("<frozen importlib"):
         own = own[1:]
     lines = ["Traceback (most recent call last):\n", *traceback.format_list(own)]
     lines += traceback.format_exception_only(error)
     print("".join(lines), end="", file=sys.stderr)
+
+
+def show_once(title: str, error: Exception) -> None:
+    """Prints the traceback of an error in a plug-in's function, unless it was that function's last."""
+    text = f"{title}: {error!r}"
+    frames = traceback.extract_tb(error.__traceback__)
+    if not any(is_own_file(frame.filename) for frame in frames):
+        return  # it is an error of use, which its message explains
+    if SHOWN.get(title) != text:
+        SHOWN[title] = text
+        show(error)
 
 
 def active_sources() -> list[Source]:

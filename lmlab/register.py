@@ -12,14 +12,13 @@ raises UserError, with file and line, if a name is taken or the keys cannot be u
 
 import dataclasses
 import inspect
-import marshal
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import CodeType, NoneType
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 
@@ -37,6 +36,7 @@ from lmlab.catalogue import (
     TokenizerConfig,
 )
 from lmlab.errors import UserError
+from lmlab.own_code import code_of
 from lmlab.registry import forget
 
 Thing = TypeVar("Thing", bound=Callable[..., Any])
@@ -56,6 +56,8 @@ TABLES: dict[str, dict[str, Any]] = {
     "logger": LOGGERS,
 }
 NAME = r"\w[\w.-]*"  # a name is also part of a folder's
+NUMBER = r"(?:-?\d+(?:\.\d+)?(?:e-?\d+)?|-?inf)"
+RANGE = rf"[\[(]{NUMBER}, ?{NUMBER}[\])]"
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,11 @@ PRESENT: list[Addition] = []  # those that exist now
 COLLECTIONS: list[list[Addition]] = []  # of the plug-in that is being imported, if there is one
 
 
+def is_own(kind: str, name: str) -> bool:
+    """Returns whether a person, and not the lab, has registered something of this kind and name."""
+    return any((one.kind, one.name) == (kind, name) for one in PRESENT)
+
+
 def unlisted() -> list[Addition]:
     """Returns what a program has registered itself, outside of any plug-in."""
     return [addition for addition in PRESENT if not addition.of_plugin]
@@ -147,29 +154,6 @@ def built_by(row: Any) -> Any:
 def title_of(row: Any) -> str:
     """Returns the name under which the class or function of a row was written, or ""."""
     return str(getattr(built_by(row), "__qualname__", ""))
-
-
-def code_of(thing: Any) -> bytes:
-    """Returns the bytecode of a function or of a class's functions, wherever it was written."""
-    if inspect.isfunction(thing):
-        return marshal.dumps(without_place(thing.__code__)) + repr(thing.__defaults__).encode()
-    parts = []
-    if inspect.isclass(thing):
-        for name, value in sorted(vars(thing).items(), key=lambda item: item[0]):
-            function = getattr(value, "__func__", value)  # of a class method
-            if inspect.isfunction(function):
-                parts.append(f"{name} ".encode() + code_of(function))
-            elif isinstance(value, bool | int | float | str) and not name.startswith("__"):
-                parts.append(f"{name}={value!r}".encode())
-    return b"".join(parts)
-
-
-def without_place(code: CodeType) -> CodeType:
-    """Returns code that does not know the file and the line where it was written."""
-    constants = []
-    for value in code.co_consts:
-        constants.append(without_place(value) if inspect.iscode(value) else value)
-    return code.replace(co_filename="", co_firstlineno=1, co_consts=tuple(constants))
 
 
 def owner_of(addition: Addition) -> str:
@@ -215,16 +199,31 @@ def caller() -> str:
 
 def as_dataclass(config: type, place: str) -> type:
     """Returns a class of keys as a frozen dataclass. Raises UserError for a type without meaning."""
+    if not inspect.isclass(config):
+        raise UserError(f"{place}: {config!r}: needs a class of keys")
     if "__dataclass_params__" not in vars(config):
         config = dataclass(frozen=True, kw_only=True)(config)
     hints = get_type_hints(config, include_extras=True)
-    for one in dataclasses.fields(config):
+    for one in dataclasses.fields(config):  # type: ignore[arg-type]  # it has become one above
         if not is_kind(hints[one.name]):
             raise UserError(
                 f"{place}: {config.__name__}.{one.name}: its type cannot be checked; allowed are int, "
                 "float, bool, str, Literal[…], these or None, and Annotated[int, '[1, 100]']"
             )
+        for range_ in ranges_in(hints[one.name]):
+            if not re.fullmatch(RANGE, range_):
+                raise UserError(
+                    f"{place}: {config.__name__}.{one.name}: {range_!r} is no range; that is two "
+                    "numbers or inf in brackets, '[0, 1)' without the 1"
+                )
     return config
+
+
+def ranges_in(hint: Any) -> list[str]:
+    """Returns the texts in an annotation, which are ranges."""
+    if get_origin(hint) is not Annotated:
+        return [text for one in get_args(hint) for text in ranges_in(one)]
+    return [extra for extra in get_args(hint)[1:] if isinstance(extra, str)]
 
 
 def is_kind(hint: Any) -> bool:
@@ -233,8 +232,8 @@ def is_kind(hint: Any) -> bool:
         return is_kind(get_args(hint)[0])
     if get_origin(hint) is Literal:
         return True
-    alternatives = [one for one in get_args(hint) if one is not NoneType]
-    if alternatives:
+    if get_origin(hint) in (Union, UnionType):
+        alternatives = [one for one in get_args(hint) if one is not NoneType]
         return len(alternatives) == 1 and is_kind(alternatives[0])
     return hint in (int, float, bool, str)
 
@@ -252,9 +251,21 @@ def defaults_of(config: type, group: str, place: str) -> dict[str, Any]:
     return values
 
 
+def check_decorator(kind: str, name: Any, place: str) -> None:
+    """Raises UserError if a decorator was written without its name in parentheses."""
+    if not isinstance(name, str):
+        kind = "corpus" if kind == "data" else kind
+        written = getattr(name, "__name__", repr(name))
+        raise UserError(
+            f"{place}: {kind} {written}: the name is missing; write "
+            f'@lmlab.register.{kind}("{written}")'
+        )
+
+
 def choice(group: str, name: str, config: type) -> Callable[[Thing], Thing]:
     """Returns a decorator that registers a choice of a group with its keys."""
     place = caller()
+    check_decorator(group, name, place)
     keys = as_dataclass(config, place)
     values = defaults_of(keys, group, place)
 
@@ -323,6 +334,7 @@ def schedule(name: str) -> Callable[[Thing], Thing]:
     from `min_lr` to `lr` that is left: 1 is `lr`, 0 is `min_lr`.
     """
     place = caller()
+    check_decorator("schedule", name, place)
 
     def register(function: Thing) -> Thing:
         add("schedule", name, function, place)
@@ -342,6 +354,10 @@ def evaluation(
     which of two numbers is the better one.
     """
     place = caller()
+    for written in names:
+        check_decorator("evaluation", written, place)
+    if better not in ("lower", "higher"):
+        raise UserError(f"{place}: evaluation: better={better!r}: allowed are lower, higher")
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         numbers: Sequence[str] = names or (f"val/{function.__name__}",)
@@ -377,6 +393,7 @@ def logger(name: str, config: type | None = None) -> Callable[[Thing], Thing]:
 def companion(kind: str, name: str, config: type | None) -> Callable[[Thing], Thing]:
     """Returns a decorator that registers a callback or a logger."""
     place = caller()
+    check_decorator(kind, name, place)
     keys = as_dataclass(config or NoKeys, place)
     defaults_of(keys, kind, place)
 

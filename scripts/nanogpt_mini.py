@@ -5,6 +5,7 @@ Run it: python scripts/nanogpt_mini.py
 """
 
 import time
+from argparse import ArgumentParser
 
 import torch
 import torch.nn.functional as F
@@ -118,6 +119,7 @@ def generate(model, idx, length):
 
 
 if __name__ == "__main__":
+    ArgumentParser(description=__doc__).parse_args()  # it has no options
     from pydoc_data.topics import topics  # half a megabyte of English that comes with every Python
 
     torch.manual_seed(0)

@@ -5,6 +5,7 @@ Run it: python scripts/tiny_bpe.py
 """
 
 import re
+from argparse import ArgumentParser
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -70,6 +71,7 @@ def decode(numbers, tokens):
 
 
 if __name__ == "__main__":
+    ArgumentParser(description=__doc__).parse_args()  # it has no options
     stories = Path(__file__).parents[1] / "lmlab/data/texts/tales.txt"
     tokens = train(stories.read_text(encoding="utf-8"), 500)
     print("the first:  ", *map(repr, tokens[256:266]))

@@ -4,6 +4,8 @@ The whole idea in one loop: predict, measure the loss, nudge the weights, repeat
 Run it: python scripts/tiny_lm.py
 """
 
+from argparse import ArgumentParser
+
 import numpy as np
 
 # The data: text, and for every character of it the character that follows.
@@ -54,5 +56,6 @@ def generate(length, seed=0):
 
 
 if __name__ == "__main__":
+    ArgumentParser(description=__doc__).parse_args()  # it has no options
     train()
     print(generate(60))

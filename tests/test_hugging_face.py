@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -19,6 +21,7 @@ from tests.conftest import config, metrics, refused, script, working_in
 from tests.test_decoder import GPT, MODERN
 from tests.test_models import with_random_weights
 
+sys.path.append(str(Path(sys.prefix) / "transformers"))  # where make install puts it
 transformers = pytest.importorskip("transformers")
 
 T = 16

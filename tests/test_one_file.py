@@ -14,7 +14,7 @@ import lmlab
 from lmlab import plugins
 from lmlab.commands import train as cli
 from lmlab.models.base import build_model
-from tests.conftest import history, metrics, refused, script, weights
+from tests.conftest import history, metrics, script, weights
 from tests.test_additions import MODEL
 from tests.test_callbacks import assert_same, resumed
 from tests.test_plugins import plugin
@@ -428,7 +428,13 @@ def test_a_fault_of_a_tokenizer_is_a_line_before_the_first_step(here, train, cap
         assert metrics(run)["val/loss"] > 0
         script("sample").main([f"run={run}", f"plugin={name}", "max_tokens=3"])
         return
-    refused(capsys, lambda: cli.main(line.split()), words)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(line.split())
+    *traceback, said = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and said.startswith("error: ")
+    assert all(word in said for word in words)
+    # An error of its own code is shown with the line of that code; one of use is not.
+    assert any("1 / 0" in line for line in traceback) == (fault == "train raises")
     assert not (here / "outputs").exists()
 
 

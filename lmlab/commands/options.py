@@ -10,7 +10,7 @@ import yaml
 from lmlab import files
 from lmlab.catalogue import CATALOGUE, VALUES
 from lmlab.config.check import check_value, suggestion
-from lmlab.config.conf_files import CONF, HEADER, names_in, text_of
+from lmlab.config.conf_files import CONF, names_in, text_of
 from lmlab.config.keys import (
     CHOICES,
     companion_keys,
@@ -49,7 +49,7 @@ def title_of(group: str, name: str) -> str:
     if name in VALUES.get(group, ()):
         return "(of a plug-in)"
     for line in text_of(group, name).splitlines()[:2]:
-        if line.startswith("# ") and line.strip() != HEADER:
+        if line.startswith("# ") and not line.startswith("# @"):
             return line.removeprefix("# ")
     return ""
 

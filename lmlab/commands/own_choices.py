@@ -3,14 +3,14 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
-from pathlib import Path
 
-from lmlab import plugins
+from lmlab import files, plugins
 from lmlab.catalogue import PathText
-from lmlab.config.check import check_value
+from lmlab.config.check import check_own_values, check_value
 from lmlab.config.conf_files import add_folders, check_added
 from lmlab.config.keys import check_own_keys
 from lmlab.config.overrides import parse
+from lmlab.register import PRESENT
 from lmlab.registry import importing
 
 Command = Callable[[list[str]], object]
@@ -25,14 +25,16 @@ def own_choices(plugin: str | None, config_dir: str | None = None) -> Iterator[N
     sources = plugins.sources(plugin)
     with ExitStack() as stack:
         if config_dir is not None:
-            folder = Path(config_dir).expanduser()
+            folder = files.expanded(config_dir)
             check_added(folder)
             add_folders([folder.absolute()])
             stack.callback(add_folders, [])
         if sources:
             with importing():
                 stack.enter_context(plugins.active(sources))
+        if PRESENT:
             check_own_keys()
+            check_own_values()
         yield
 
 

@@ -4,6 +4,7 @@ Nothing imports torch before all arguments are checked.
 """
 
 import io
+import os
 import re
 import shlex
 import sys
@@ -104,12 +105,17 @@ def call(argv: list[str]) -> Outcome:
     args = flag_parser().parse_intermixed_args(argv)
     with ONE_BY_ONE, ExitStack() as stack:
         with one_line_errors():
+            for argument in args.overrides:
+                if argument.startswith("-"):  # after a --
+                    refuse_flags(f"unrecognized arguments: {argument}")
             given = [literal(argument) for argument in args.overrides if argument != NO_RECIPE]
             stack.enter_context(own_choices(typed_plugin(given), args.config_dir))
         if args.help:
             print(help_page(), flush=True)  # here, where a closed pipe is quiet
             return Outcome(None)
         if args.shell_completion:
+            with one_line_errors():
+                check_completion(args)
             with arguments_as_before():
                 complete(argv)
             return Outcome(None)
@@ -229,6 +235,12 @@ def refuse_hydras_files(args: Namespace) -> None:
                 f"--{flag}={value}: has no effect here; a recipe is a file in conf/experiment, or in "
                 "the folder experiment/ of --config-dir"
             )
+    shown = [flag for flag in ("run", "cfg", "info", "hydra_help") if getattr(args, flag)]
+    if len(shown) > 1:
+        first, second = (f"--{flag.replace('_', '-')}" for flag in shown[:2])
+        raise UserError(f"{first} {second}: allowed is one of them")
+    if args.hydra_help and args.overrides:
+        raise UserError(f"--hydra-help {args.overrides[0]}: allowed is --hydra-help alone")
     if args.resolve and not args.cfg:
         raise UserError("--resolve: needs --cfg job")
     if args.package:
@@ -247,6 +259,16 @@ def refuse_flags(message: str) -> None:
         name = name.replace("-", "_")
         hint = f"; keys are written without dashes: {ELSEWHERE.get(name, name)}={value or '…'}"
     refuse(f"{message}{hint}")
+
+
+def check_completion(args: Namespace) -> None:
+    """Raises UserError for words that Hydra's completion does not know."""
+    typed = [word for word in args.overrides if not word.startswith("plugin=")]
+    asked = [word for word in typed if re.fullmatch(r"(install|uninstall|query)=\w+", word)]
+    if len(asked) != 1:
+        raise UserError(f"-sc {' '.join(typed)}: allowed is -sc install=bash")
+    if asked[0].startswith("query=") and "COMP_LINE" not in os.environ:
+        raise UserError(f"-sc {asked[0]}: bash calls it, with its line in COMP_LINE")
 
 
 def complete(argv: list[str]) -> None:
@@ -342,7 +364,7 @@ class Task:
                 from lmlab.training import experiment, preparation
             config = machine.resolve(config)
             start = preparation.load_start(config.run.init_from)
-            path = Path(config.run.out).expanduser() / config.run.name / timestamp()
+            path = files.expanded(config.run.out) / config.run.name / timestamp()
             with memory_errors():
                 self.status, self.path = experiment.run(config, path, self.sweep.command, start)
         return None

@@ -1,5 +1,6 @@
 """Checks each key and value of a run, such as n_layer=two, and builds its `Config`. No torch."""
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -21,6 +22,7 @@ from lmlab.config.keys import (
     keys_of,
 )
 from lmlab.errors import UserError, nearest
+from lmlab.register import PRESENT
 
 LARGEST = 10**12  # of whole numbers: larger ones do not fit into what is made of them
 LONGEST_NAME = 200  # file systems allow 255 bytes, and a number may follow
@@ -153,7 +155,8 @@ def check_value(key: str, value: Any, hint: Any) -> Any:
     """Returns `value` if it is of the annotated type and in range; raises UserError if not.
 
     A whole number is accepted as float. The annotation holds the range as text, such as "[0, 1)",
-    or `OneOf` with the allowed words. Other markers in it are ignored.
+    or `OneOf` with the allowed words. In a path, the home folder takes the place of ~. Other markers
+    are ignored.
     """
     interval = None
     has_lines = False
@@ -163,6 +166,8 @@ def check_value(key: str, value: Any, hint: Any) -> Any:
         has_lines = has_lines or LINES in extras
         if FILLED in extras and value == "":
             raise UserError(f"{key}=: is empty; needs the name of a file or folder")
+        if FILLED in extras and isinstance(value, str):
+            value = os.path.expanduser(value)
         for extra in extras:
             if type(extra) is OneOf:
                 learn_numbers([str(value)])
@@ -170,7 +175,9 @@ def check_value(key: str, value: Any, hint: Any) -> Any:
     if NoneType in get_args(hint):
         if value is None:
             return None
-        return check_value(key, value, get_args(hint)[0])
+        hint = get_args(hint)[0]
+        if get_origin(hint) is Annotated:
+            return check_value(key, value, hint)
     if get_origin(hint) is Literal:
         return check_word(key, value, get_args(hint))
     number = value
@@ -178,9 +185,10 @@ def check_value(key: str, value: Any, hint: Any) -> Any:
         number = float(str(value))  # by way of text, since the largest integers are no floats
     if type(number) is not hint or number != number:
         typed = "null" if value is None else value
+        within = f" in {interval}" if interval else ""
         needed = {
-            int: f"a whole number in {interval}",
-            float: f"a number in {interval}",
+            int: f"a whole number{within}",
+            float: f"a number{within}",
             bool: "true or false",
             str: f"text; text that looks like another type is quoted twice: {key}=\"'{typed}'\"",
         }
@@ -192,6 +200,30 @@ def check_value(key: str, value: Any, hint: Any) -> Any:
     if interval and not in_interval(number, interval):
         raise UserError(f"{key}={value}: out of range; allowed is {interval}")
     return number
+
+
+def check_own_values() -> None:
+    """Raises UserError for a default that a key of a plug-in does not allow, or a preset of nothing."""
+    for addition in PRESENT:
+        values = dict(addition.values or {})
+        where = f"{addition.place}: {addition.kind} {addition.name}"
+        if addition.row is None:  # a preset
+            base, *_ = values.pop("defaults")
+            if base not in choices_of(addition.kind):
+                known = ", ".join(choices_of(addition.kind))
+                raise UserError(f"{where}: there is no {addition.kind}={base}; allowed are {known}")
+        config = config_class(addition.kind, addition.name) if addition.values is not None else None
+        if config is None:
+            continue
+        hints = get_type_hints(config, include_extras=True)
+        for key, value in values.items():
+            try:
+                if key not in hints:
+                    raise UserError(f"there is no key {key}; keys are {', '.join(hints)}")
+                if value != "???":
+                    check_value(key, value, hints[key])
+            except UserError as error:
+                raise UserError(f"{where}: {error}") from None
 
 
 def check_word(key: str, value: Any, allowed: tuple[Any, ...]) -> Any:

@@ -40,10 +40,20 @@ def read_file(group: str, name: str) -> dict[str, Any]:
         text = decoded(path_of(group, name), shown)
         if text.split("\n", 1)[0].strip() != HEADER:
             raise UserError(f"{shown}: line 1 must be: {HEADER}")
+        check_headers(text, shown)
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         check_nodes(node, shown, group)
         values: dict[str, Any] = yaml.safe_load(text) or {}
     return values
+
+
+def check_headers(text: str, shown: str) -> None:
+    """Raises UserError for a second header, which Hydra would follow instead of the first."""
+    for number, line in enumerate(text.splitlines()[1:], start=2):
+        if line.strip() and not line.lstrip().startswith("#"):
+            return
+        if re.match(r"\s*#\s*@", line):
+            raise UserError(f"{shown}: line {number}: {line.strip()}: only line 1 is a header")
 
 
 def decoded(path: Path, shown: str) -> str:

@@ -130,7 +130,7 @@ def filled_files(config: FileConfig) -> list[Path]:
 
 def tell_left_out(typed: str, read: list[Path], empty: set[Path]) -> None:
     """Says what `typed`, a folder or a glob, holds and is not read, and what is read twice."""
-    folder = Path(typed).expanduser()
+    folder = files.expanded(typed)
     reasons = [(path, "empty") for path in empty]
     if folder.is_dir():
         for path in files_below(folder):
@@ -176,7 +176,11 @@ def tell_once(text: str) -> None:
 
 def paths_of(typed: str) -> list[Path]:
     """Returns the files of a file name, a folder (without hidden files) or a glob, sorted."""
-    path = Path(typed).expanduser()
+    path = files.expanded(typed)
+    try:
+        path.exists()
+    except OSError as error:  # its name is too long
+        raise UserError(f"path={typed}: {error.strerror}") from None
     if path.is_dir():
         paths = [entry for entry in files_below(path) if not is_hidden(entry.relative_to(path))]
     elif path.exists():

@@ -16,7 +16,7 @@ from lmlab import files, plugins
 from lmlab.data.text import Text
 from lmlab.data.tokenizers import Tokenizer, UnknownCharacters, all_checked
 from lmlab.errors import UserError
-from lmlab.register import PRESENT
+from lmlab.register import is_own
 
 PIECE = 2**16  # characters; a longer text is cut at the next place between two words
 LONGEST_PIECE = 2**18  # characters; without such a place it is cut anywhere
@@ -34,7 +34,7 @@ def token_file(text: Text, tokenizer: Tokenizer, drop: bool = False) -> np.ndarr
     path = token_path(text, tokenizer, f"{drop}{code_of(tokenizer)}")
     if not files.is_cached(path):
         ids = tokenizer.encode_pieces(text.again(), drop)
-        if is_own(tokenizer.kind):
+        if is_own("tokenizer", tokenizer.kind):
             ids = all_checked(tokenizer, ids)
         files.write_sealed(path, map(np.ndarray.tobytes, ids))
     return tokens_in(path, tokenizer)
@@ -75,17 +75,23 @@ def encoded_pieces(
             yield piece
 
     ids = tokenizer.encode_pieces(pieces(), drop)
-    if is_own(tokenizer.kind):
+    if is_own("tokenizer", tokenizer.kind):
         ids = all_checked(tokenizer, ids)
-    answers = 0
+    answers = n_bytes = 0
     for found in ids:
         if not waiting:
             break
         counts[waiting.popleft() + 1] += len(found)
         answers += 1
+        n_bytes += int(tokenizer.byte_lengths[found].sum())
         yield found.tobytes()
     else:
         if not waiting:
+            if n_bytes != text.size and not drop:
+                raise UserError(
+                    f"tokenizer={tokenizer.kind}: the byte_lengths of its tokens add up to "
+                    f"{n_bytes:,}, but the text has {text.size:,} bytes"
+                )
             return
     raise UserError(
         f"tokenizer={tokenizer.kind}: encode_pieces must yield one array for each piece; after "
@@ -145,9 +151,4 @@ def tokens_in(path: Path, tokenizer: Tokenizer) -> np.ndarray:
 
 def code_of(tokenizer: Tokenizer) -> str:
     """Returns a hash of the code of somebody's own tokenizer, which may change; else ""."""
-    return f" {plugins.sha256()}" if is_own(tokenizer.kind) else ""
-
-
-def is_own(tokenizer: str) -> bool:
-    """Returns whether a plug-in, and not the lab, has a tokenizer of this name."""
-    return any((one.kind, one.name) == ("tokenizer", tokenizer) for one in PRESENT)
+    return f" {plugins.sha256()}" if is_own("tokenizer", tokenizer.kind) else ""

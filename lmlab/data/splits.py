@@ -9,13 +9,13 @@ from typing import Self
 
 import numpy as np
 
-from lmlab import files
+from lmlab import files, plugins
 from lmlab.catalogue import CORPORA, TOKENIZERS, CorpusConfig
 from lmlab.config.check import Config
 from lmlab.config.keys import RunConfig
 from lmlab.data import documents
 from lmlab.data.documents import Documents
-from lmlab.data.encoding import between, encoded, is_own, token_file
+from lmlab.data.encoding import between, encoded, token_file
 from lmlab.data.text import Text
 from lmlab.data.tokenizers import (
     CharTokenizer,
@@ -25,7 +25,8 @@ from lmlab.data.tokenizers import (
     check_tokenizer,
     tokenizer_errors,
 )
-from lmlab.errors import UserError
+from lmlab.errors import UserError, reason_of
+from lmlab.register import is_own
 from lmlab.registry import load
 
 # The largest number of tokens that a part may have while something is only tried; None: any.
@@ -140,7 +141,7 @@ class Splits:
     ) -> None:
         if run is not None:
             run = with_separator(run, config)
-        text = Text(partial(load(CORPORA[choice].builder), config))
+        text = Text(partial(pieces_of, choice, config), f"data={choice}")
         self.sha256 = text.sha256
         if sha256 not in (None, self.sha256):
             raise UserError(
@@ -187,7 +188,7 @@ class Splits:
             """Returns the tokenizer that the configuration chooses, trained on a text."""
             name = config.base("tokenizer")
             kind: type[Tokenizer] = load(TOKENIZERS[name].builder)
-            if not is_own(name):
+            if not is_own("tokenizer", name):
                 return kind.train(text, config.tokenizer)
             with tokenizer_errors(name):
                 tokenizer = kind.train(text, config.tokenizer)
@@ -207,6 +208,24 @@ class Splits:
     def parts(self) -> dict[str, np.ndarray]:
         """The parts by name, in the order of the text."""
         return {"holdout": self.holdout, "train": self.train, "val": self.val, "test": self.test}
+
+
+def pieces_of(choice: str, config: CorpusConfig) -> Iterator[str]:
+    """Yields the pieces of a corpus. Raises UserError if somebody's own yields anything else."""
+    corpus = load(CORPORA[choice].builder)
+    if not is_own("data", choice):
+        yield from corpus(config)
+        return
+    try:
+        for piece in corpus(config):
+            if not isinstance(piece, str):
+                raise UserError(
+                    f"data={choice}: must yield text in pieces, but yields {type(piece).__name__}"
+                )
+            yield piece
+    except (TypeError, OSError) as error:
+        plugins.show_once(f"data={choice}", error)
+        raise UserError(f"data={choice}: {reason_of(error)}") from None
 
 
 def with_separator(run: RunConfig, config: CorpusConfig) -> RunConfig:

@@ -165,7 +165,7 @@ class FileTokenizer(ByteLevelTokenizer):
     def train(cls, text: Source, config: TokenizerFileConfig) -> Tokenizer:  # type: ignore[override]
         """Returns the tokenizer of the file, or of a folder that holds one. Raises UserError."""
         try:
-            return from_file(Path(config.tokenizer_path).expanduser())
+            return from_file(files.expanded(config.tokenizer_path))
         except UserError as error:
             raise UserError(f"tokenizer_path={config.tokenizer_path}: {error}") from None
 

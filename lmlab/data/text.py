@@ -21,14 +21,17 @@ class Text:
     text again from its beginning.
     """
 
-    def __init__(self, pieces: Callable[[], Iterable[str]]) -> None:
+    def __init__(self, pieces: Callable[[], Iterable[str]], name: str = "the text") -> None:
         self.pieces = pieces
+        self.name = name  # as messages have it
         self.size = 0
         self.length = 0
         self.mark = 0  # a hash of all pieces, far faster than sha256
         self.digest = hashlib.sha256()
         self.characters = CharTokenizer.from_pieces(self.first_reading()).chars
         self.sha256 = self.digest.hexdigest()
+        if self.size == 0:
+            raise UserError(f"{self.name}: the text is empty")
 
     def first_reading(self) -> Iterator[str]:
         """Yields the pieces, and computes bytes, characters and checksum of the whole text."""
@@ -56,7 +59,9 @@ class Text:
                 update(length * self.size / max(1, self.length))
                 yield piece
         if mark != self.mark:
-            raise UserError("the text changed while it was read; try again")
+            raise UserError(
+                f"{self.name}: the text changed while it was read; it must be the same each time"
+            )
 
 
 @contextmanager

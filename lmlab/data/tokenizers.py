@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol, Self, TypeGuard
 
 import numpy as np
 
-from lmlab import files
+from lmlab import files, plugins
 from lmlab.catalogue import TOKENIZERS
 from lmlab.errors import UserError, reason_of
 from lmlab.registry import load
@@ -65,11 +65,11 @@ class Tokenizer:
         and long ones between two words. With `drop`, characters that the vocabulary lacks are left out. Without it, such characters
         raise UnknownCharacters after the last piece; the error counts and names them.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no encode_pieces")
 
     def decode(self, ids: np.ndarray | list[int]) -> str:
         """Returns the text of token ids."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no decode")
 
     def growing(self) -> "GrowingText":
         """Returns an empty text, to which tokens can be added one by one."""
@@ -78,11 +78,11 @@ class Tokenizer:
     @classmethod
     def train(cls, text: Source, config: Any) -> Self:
         """Returns the tokenizer of a text. `config` holds the keys of the choice."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{cls.__name__} has no train")
 
     def to_values(self) -> dict[str, Any]:
         """Returns plain values that JSON can hold, from which `from_values` makes the tokenizer."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no to_values")
 
     def to_json(self) -> str:
         """Returns the content of tokenizer.json, which `from_json` reads."""
@@ -98,7 +98,7 @@ class Tokenizer:
 
         Raises UserError for values that `to_values` would not have returned.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{cls.__name__} has no from_values")
 
     def in_hugging_face(self) -> dict[str, Any] | None:
         """Returns the content of a tokenizer.json of Hugging Face's; None if it has no such form."""
@@ -296,6 +296,7 @@ def tokenizer_errors(kind: str) -> Iterator[None]:
     except (UserError, OSError):
         raise
     except Exception as error:
+        plugins.show_once(f"tokenizer={kind}", error)
         raise UserError(f"tokenizer={kind}: {reason_of(error)}") from error
 
 

@@ -7,15 +7,18 @@ of the decorator, adds its numbers to the leaderboard and other places.
 """
 
 import math
+import random
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import overload
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lmlab import plugins
 from lmlab.catalogue import NUMBERS, OWN_EVALUATIONS, Number
 from lmlab.data.documents import Documents
 from lmlab.data.splits import Splits
@@ -28,6 +31,9 @@ from lmlab.models.base import LanguageModel
 
 SAMPLED = 60  # tokens of the sample in an evaluation
 PICTURED = 32  # tokens that the pictures of attention show
+# Names in history.jsonl and metrics.json that somebody's own evaluation may not have.
+LABS_OWN = {"step", "status", "reason", "seed", "sample", "group", "label", "cell", "command"}
+LABS_GROUPS = ("train/", "best/", "test/", "reference/", "config/", "resumed/", "update_ratio/")
 IN_TABLE = 100  # tokens that the picture of a bigram shows: the commonest
 COUNTED = 2**20  # tokens of the training text that tell which these are
 
@@ -126,29 +132,56 @@ def evaluate(subject: Subject, warn: Callable[[str], object]) -> dict[str, Value
     Raises NotFinite if the loss is not finite.
     """
     values: dict[str, Value] = {}
-    functions = {function.__name__: function for function in EVALUATIONS}
-    for name, own in OWN_EVALUATIONS.items():
-        functions[name] = partial(own, subject.model)
-    for title, function in functions.items():
+    for function in EVALUATIONS:
         try:
-            found = function(subject)
-            refused = [name for name, value in found.items() if not is_value(value)]
+            values |= function(subject)
         except Exception as error:
             if function is validation_loss:
                 raise
+            warn(f"the evaluation {function.__name__} failed and is left out: {reason_of(error)}")
+    for title, own in OWN_EVALUATIONS.items():
+        try:
+            with untouched(subject.model):
+                found = dict(own(subject.model, subject))
+            refused = {name: why for name, x in found.items() if (why := why_not(name, x, values))}
+        except Exception as error:
+            plugins.show_once(title, error)
             warn(f"the evaluation {title} failed and is left out: {reason_of(error)}")
             continue
-        for name in refused:
-            warn(f"{name}: is no number, text or picture (H, W, 3) of uint8, and is left out")
+        for name, why in refused.items():
+            warn(f"{name}: {why}, and is left out")
         values |= {name: value for name, value in found.items() if name not in refused}
     return values
 
 
-def is_value(value: object) -> bool:
-    """Returns whether a value is of a type that can be written everywhere."""
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """A context after which dropout is as before, and so are the states of all random numbers."""
+    modes = {module: module.training for module in model.modules()}
+    python, numbers = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numbers)
+        for module, training in modes.items():
+            module.training = training
+
+
+def why_not(name: object, value: object, values: Mapping[str, Value]) -> str:
+    """Returns why a value of somebody's own evaluation cannot be kept, or ""."""
+    if not isinstance(name, str) or not name:
+        return "is no name"
+    if name in values or name in LABS_OWN or name.startswith(LABS_GROUPS):
+        return "is the name of a number or text of the lab's own"
     if isinstance(value, np.ndarray):
-        return value.dtype == np.uint8 and value.ndim == 3 and value.shape[2] == 3
-    return isinstance(value, float | int | str)
+        is_picture = value.dtype == np.uint8 and value.ndim == 3 and value.shape[2] == 3
+    else:
+        is_picture = isinstance(value, str | float)
+        if isinstance(value, int):
+            is_picture = abs(value) <= sys.float_info.max
+    return "" if is_picture else "is no number, text or picture (H, W, 3) of uint8"
 
 
 def numbers_of(values: Mapping[str, Value]) -> dict[str, float]:

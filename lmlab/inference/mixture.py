@@ -38,13 +38,17 @@ def check(members: list[Run], split: str | None) -> None:
                 "another part of it; allowed are runs of one text, val_fraction, test_fraction, "
                 "holdout_fraction, separator and score_after"
             )
+        if run.tokenizer.to_json() != members[0].tokenizer.to_json():
+            raise UserError(
+                f"run={run.path}: has another tokenizer than {members[0].path}; allowed are runs with "
+                "the same tokens"
+            )
 
 
 def trained_on(run: Run) -> tuple[object, ...]:
     """Returns a key that identifies the training part of the text of `run`."""
     data = run.config.data
     return (
-        run.tokenizer.to_json(),
         text_sha256(read_metrics(run.path), run.path),
         data.val_fraction,
         data.test_fraction,

@@ -292,5 +292,11 @@ def build_model(config: Any, vocab_size: int) -> LanguageModel:
 
     The catalogue holds the class that is built from the keys `config`.
     """
-    model: LanguageModel = builder_of(MODELS, config)(config, vocab_size)
+    builder = builder_of(MODELS, config)
+    model: LanguageModel = builder(config, vocab_size)
+    if not isinstance(model, LanguageModel):
+        raise UserError(
+            f"{builder.__name__} is no lmlab.LanguageModel; a model must be a class that inherits "
+            "from it"
+        )
     return model

@@ -1,6 +1,7 @@
 """Writes the checkpoints of a run, reads and checks them, and loads them as a model."""
 
 import io
+import os
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -117,6 +118,8 @@ def read_for(path: Path, config: Config, tokenizer: Tokenizer) -> dict[str, Any]
     saved = checkpoint["lmlab"]
     for key, value in config.flat().items():
         saved_value = saved["config"].get(key, neutral_values().get(key))
+        if isinstance(saved_value, str):
+            saved_value = os.path.expanduser(saved_value)  # as older versions left it
         if key not in marked(CHANGEABLE) and repr(saved_value) != repr(value):
             raise UserError(
                 f"{path}: belongs to another run ({key}={saved_value} there, "

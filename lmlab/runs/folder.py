@@ -307,11 +307,24 @@ def parse_plain_yaml(content: bytes) -> dict[str, Any]:
     for n, line in enumerate(content.decode().splitlines(), start=1):
         if not re.fullmatch(PLAIN_LINE, line):
             raise UserError(f"line {n} is not of the form key: value, with a plain value")
-    values = yaml.safe_load(content) or {}
+    try:
+        values = yaml.safe_load(content) or {}
+    except ValueError as error:  # such as a day that no month has
+        raise UserError(f"{faulty_line(content.decode())}: {error}") from None
     for key, value in values.items():
         if not isinstance(value, str | int | float | None):
             raise UserError(f"{key}: needs a plain value, not {type(value).__name__}")
     return values
+
+
+def faulty_line(text: str) -> str:
+    """Returns the first line of a flat YAML file that cannot be read, with its number."""
+    for n, line in enumerate(text.splitlines(), start=1):
+        try:
+            yaml.safe_load(line)
+        except ValueError:
+            return f"line {n}: {line}"
+    return "a line"
 
 
 def read_tokenizer(path: Path) -> Tokenizer:

@@ -68,7 +68,7 @@ class Sweep:
     @property
     def folder(self) -> Path:
         """The folder of the sweep, in which each cell has its own."""
-        return Path(self.out).expanduser() / "sweeps" / self.name
+        return files.expanded(self.out) / "sweeps" / self.name
 
     @property
     def own(self) -> Path:

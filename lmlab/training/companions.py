@@ -21,8 +21,13 @@ def callbacks(keys: Mapping[str, Any]) -> list[Callback]:
     built = []
     for name, row in CALLBACKS.items():
         callback = load(row.builder)(*arguments(row, keys[name]))
-        if callback is not None:
-            built.append(callback)
+        if callback is None:
+            continue
+        if not isinstance(callback, Callback):
+            raise UserError(
+                f"callback {name}: is {callback!r}; needs a Callback of Lightning's, or None"
+            )
+        built.append(callback)
     return built
 
 

@@ -251,7 +251,15 @@ def learn(
             directory, subject, identity, stop, saved if over else None, prepared.companions
         )
     recorder = Recorder(
-        directory, prepared.run, subject, identity, stop, saved, watch, prepared.companions
+        directory,
+        prepared.run,
+        subject,
+        identity,
+        stop,
+        saved,
+        watch,
+        prepared.companions,
+        prepared.callbacks,
     )
     if over:
         recorder.close_finished()

@@ -5,6 +5,7 @@ takes `Weights`, the keys and the precision, and returns torch's optimizer. Noth
 state that the optimizer keeps: `example_states` makes a step and reads the state.
 """
 
+import inspect
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from lmlab.catalogue import (
     builder_of,
 )
 from lmlab.config.keys import RunConfig
+from lmlab.errors import UserError
 from lmlab.models.base import LanguageModel
 from lmlab.registry import load
 from lmlab.training.muon import Muon
@@ -99,7 +101,24 @@ def build_optimizer(
     model: LanguageModel, config: Any, precision: str = "32-true"
 ) -> torch.optim.Optimizer:
     """Returns the optimizer that `config` asks for, for all weights of `model`."""
-    return builder_of(OPTIMIZERS, config)(Weights.of(model, config), config, precision)
+    return built(Weights.of(model, config), config, precision)
+
+
+def built(weights: Weights, config: Any, precision: str) -> torch.optim.Optimizer:
+    """Returns the optimizer of weights. Raises UserError if it is none that the lab can use."""
+    builder = builder_of(OPTIMIZERS, config)
+    optimizer: torch.optim.Optimizer = builder(weights, config, precision)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise UserError(
+            f"{builder.__name__} returns {optimizer!r}; needs one of torch's optimizers"
+        )
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise UserError(
+            f"{type(optimizer).__name__}: computes the loss several times in a step, which the lab "
+            "does not do; allowed are optimizers whose step() needs no closure"
+        )
+    return optimizer
 
 
 def example_states(
@@ -128,8 +147,7 @@ def example_states(
         kinds = dict.fromkeys(kind(weight) for weight in weights)
         return [examples[key] for key in kinds]
 
-    build = builder_of(OPTIMIZERS, config)
-    optimizer = build(
+    optimizer = built(
         Weights(
             matrices=examples_of(weights.matrices),
             others=examples_of(weights.others),
@@ -140,7 +158,7 @@ def example_states(
     )
     optimizer.step()
     in_order: list[nn.Parameter] = []
-    for group in build(weights, config, precision).param_groups:
+    for group in built(weights, config, precision).param_groups:
         in_order += group["params"]
     return [optimizer.state[examples[kind(weight)]] for weight in in_order]
 
@@ -171,6 +189,14 @@ def learning_rate(step: int, lr: float, run: RunConfig) -> float:
     done = (step - start) / (run.decay_steps - start)
     left = load(SCHEDULES[run.schedule])(done)
     return run.min_lr + (lr - run.min_lr) * left
+
+
+def check_schedule(run: RunConfig) -> None:
+    """Raises UserError if the schedule of a run does not return numbers."""
+    for done in (0.0, 0.5, 1.0):
+        left = load(SCHEDULES[run.schedule])(done)
+        if not isinstance(left, int | float) or not math.isfinite(left):
+            raise UserError(f"schedule={run.schedule}: returns {left!r} for {done}; needs a number")
 
 
 def cosine(done: float) -> float:

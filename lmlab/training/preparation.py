@@ -14,10 +14,14 @@ from lmlab.data.batches import Batches, check_length, resolved_align, with_align
 from lmlab.data.splits import Splits
 from lmlab.data.tokenizers import Tokenizer
 from lmlab.errors import UserError
-from lmlab.inference.evaluations import Source
+from lmlab.inference.evaluations import Source, untouched
+from lmlab.inference.loss import evaluating
 from lmlab.models.base import LanguageModel, build_model
+from lmlab.register import is_own
 from lmlab.runs import checkpoints
 from lmlab.runs.folder import RunDirectory, read_config, text_sha256
+from lmlab.training.companions import callbacks
+from lmlab.training.optimizers import build_optimizer, check_schedule
 
 
 class Prepared:
@@ -42,6 +46,7 @@ class Prepared:
             check_batch(config.run.batch_size, config.model.block_size)
             config = resolved_align(config, self.text.train)
             run = config.run
+            is_checked = is_own("model", config.base("model"))
             # Before the model, whose memory may grow with block_size: the text can be too short.
             self.batches = Batches(
                 self.text.train,
@@ -61,13 +66,20 @@ class Prepared:
             if run.align != "epoch":
                 self.length += f", align={run.align}"
         else:
+            is_checked = False
             config = with_align(config, "epoch")  # without effect
         self.run: RunConfig = config.run
         pl.seed_everything(config.run.seed, verbose=False)
         self.model = build_model(config.model, self.text.tokenizer.vocab_size)
         check_model(self.model, config.choices["model"], self.text.tokenizer.vocab_size)
+        if is_checked:
+            check_own_model(self.model, config.choices["model"], self.text.tokenizer.vocab_size)
         self.companions = config.companions  # the keys of callbacks and loggers
+        self.callbacks = callbacks(self.companions)
         self.optimizer: Any = config.optimizer  # the optimizer's keys
+        if is_own("optimizer", config.base("optimizer")):
+            build_optimizer(self.model, self.optimizer, config.device.precision)
+        check_schedule(config.run)
         self.precision: str = config.device.precision
         self.device: str = config.choices["device"]
         self.block_size: int = config.model.block_size
@@ -100,6 +112,29 @@ def check_model(model: LanguageModel, name: str, vocab_size: int) -> None:
         raise UserError(
             f"model={name}: its forward returns {readable(found)} for ids of {readable(needed[:2])}; "
             f"needs scores of {readable(needed)}, (B, T, V)"
+        )
+
+
+@torch.no_grad()
+def check_own_model(model: LanguageModel, name: str, vocab_size: int) -> None:
+    """Raises UserError if nothing of somebody's own model can be trained, or if it looks ahead."""
+    if not any(weight.requires_grad for weight in model.parameters()):
+        raise UserError(f"model={name}: has no weights to train")
+    T = min(model.config.block_size, 16)
+    if T < 2 or vocab_size < 2:
+        return
+    idx = torch.arange(T, device=model.device)[None] % vocab_size
+    other = idx.clone()
+    other[0, -1] = (idx[0, -1] + 1) % vocab_size
+    with evaluating(model), untouched(model):
+        one, two = model(idx), model(other)
+    if not isinstance(one, Tensor) or one.shape != two.shape or one.shape[:2] != (1, T):
+        return  # the check of shapes says so
+    difference = (one[:, :-1] - two[:, :-1]).abs().max()
+    if difference > 1e-3 * (1 + one.abs().max()):
+        raise UserError(
+            f"model={name}: looks ahead: the scores before the last token depend on that token; a "
+            "token may only depend on those before it"
         )
 
 

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from lmlab.runs.board import Board
 from lmlab.runs.folder import RunDirectory
 from lmlab.terminal import Interrupted, StopSignals
 from lmlab.training import state
-from lmlab.training.companions import Hooks, callbacks, check_states, loggers
+from lmlab.training.companions import Hooks, check_states, loggers
 from lmlab.training.meter import Meter
 from lmlab.training.results import Results
 from lmlab.training.step import LanguageModule
@@ -103,7 +103,7 @@ class Recorder(Callback):
     called after an evaluation and returns whether to continue. After a signal that `stop` receives
     the run ends: with the step that is being made, or in the middle of an evaluation, which the
     resumed run then repeats. `companions` are the keys of callbacks and loggers, by their names;
-    `callbacks` are to be called before the Recorder itself.
+    `callbacks` are called before the Recorder itself.
     """
 
     def __init__(
@@ -116,8 +116,9 @@ class Recorder(Callback):
         saved: dict[str, Any] | None = None,
         watch: Watch | None = None,
         companions: Mapping[str, Any] | None = None,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
-        self.callbacks = callbacks(companions) if companions else []
+        self.callbacks = [*callbacks]
         self.hooks = Hooks(self.callbacks)
         self.directory = directory
         self.subject = subject

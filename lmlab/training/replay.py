@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from lmlab import catalogue, machine
+from lmlab import catalogue, files, machine
 from lmlab.config.check import Config
 from lmlab.runs.folder import read_history, read_metrics, text_sha256, timestamp
 from lmlab.runs.provenance import differences
@@ -22,7 +22,7 @@ def replay(path: Path, config: Config, command: str) -> bool:
         steps = max((step for step, *_ in before), default=1)
         run = replace(config.run, max_steps=max(1, steps), max_minutes=None)
         config = replace(config, run=run)
-    new_path = Path(config.run.out).expanduser() / config.run.name / timestamp()
+    new_path = files.expanded(config.run.out) / config.run.name / timestamp()
     config = machine.resolve(config)
     start = load_start(config.run.init_from)
     _, new_path = experiment.run(config, new_path, command, start, sha256)

@@ -1,0 +1,342 @@
+"""What goes wrong in a plug-in is said in one line; what it does cannot harm a run or hide."""
+
+import importlib
+import sys
+import textwrap
+
+import pytest
+
+from lmlab import plugins
+from lmlab.commands import train as cli
+from lmlab.errors import UserError
+from lmlab.own_code import code_of
+from tests.conftest import history, metrics, refused
+from tests.test_plugins import plugin
+
+LINE = (
+    "model=bigram data=sentence val_fraction=0.2 threads=1 device=cpu precision=32-true batch_size=4 "
+    "block_size=16 max_steps=4 eval_interval=2 log_interval=1 warmup_steps=0 name=x "
+)
+MODEL = """
+    import torch
+    from typing import Annotated
+
+    class KeysConfig(lmlab.ModelConfig):
+        width: {width} = {default}
+
+    @lmlab.register.model("own", KeysConfig)
+    class Own({base}):
+        def __init__(self, config, vocab_size):
+            super().__init__({config})
+            self.table = torch.nn.Embedding(vocab_size, vocab_size)
+            {start}
+
+        def forward(self, idx):
+            x = self.table(idx)
+            return {scores}
+"""
+USUAL = {
+    "width": "int",
+    "default": "8",
+    "base": "lmlab.LanguageModel",
+    "config": "config",
+    "start": "pass",
+    "scores": "x",
+}
+TOKENIZER = """
+    import numpy as np
+
+    @lmlab.register.tokenizer("own")
+    class Own(lmlab.Tokenizer):
+        def __init__(self):
+            self.vocab_size = 256
+            self.byte_lengths = np.full(256, {length})
+        @classmethod
+        def train(cls, text, config):
+            return cls()
+        def encode_pieces(self, pieces, drop=False):
+            for piece in pieces:
+                yield np.frombuffer(piece.encode(), np.uint8)
+                {stop}
+        {decode}
+        def to_values(self):
+            return {{}}
+        @classmethod
+        def from_values(cls, values):
+            return cls()
+"""
+DECODE = "def decode(self, ids): return bytes(list(ids)).decode()"
+
+
+def model(**parts):
+    return MODEL.format(**USUAL | parts)
+
+
+def tokenizer(length="1", stop="pass", decode=DECODE):
+    return TOKENIZER.format(length=length, stop=stop, decode=decode)
+
+
+def corpus(body):
+    text = '\n@lmlab.register.corpus("own")\ndef own(config):\n' + textwrap.indent(body, "    ")
+    return text + "\n"
+
+
+def optimizer(returned):
+    return f"""
+    import torch
+
+    class OwnConfig(lmlab.OptimizerConfig):
+        lr: float = 0.1
+
+    @lmlab.register.optimizer("own", OwnConfig)
+    def own(weights, config, precision):
+        return {returned}
+    """
+
+
+# The text of a plug-in, what is typed beside it, and words of the one line.
+MISUSES = {
+    "no parentheses": (
+        "@lmlab.register.evaluation\ndef accuracy(model, data): return {}",
+        "",
+        ["own.py: line 2", "accuracy", "@lmlab.register.evaluation("],
+    ),
+    "no name": (
+        "@lmlab.register.corpus\ndef recipes(config): yield 'a'",
+        "",
+        ["own.py: line 2", '@lmlab.register.corpus("recipes")'],
+    ),
+    "a name that is a number": ("lmlab.register.model(5, None)", "", ["own.py: line 2", "model"]),
+    "keys that are none": ("lmlab.register.model('a', None)", "", ["None", "class of keys"]),
+    "better": (
+        "@lmlab.register.evaluation(better='max')\ndef a(model, data): return {}",
+        "",
+        ["better='max'", "lower, higher"],
+    ),
+    "no range": (
+        model(width='Annotated[int, "hello"]'),
+        "",
+        ["KeysConfig.width", "'hello' is no range"],
+    ),
+    "a list": (model(width="list[int]"), "", ["KeysConfig.width", "cannot be checked"]),
+    "a default out of range": (
+        model(width='Annotated[int, "[1, 64]"]', default="100"),
+        "",
+        ["own.py", "model own", "width=100", "[1, 64]"],
+    ),
+    "a preset of nothing": (
+        "lmlab.register.preset('model', 'mine', 'nope')",
+        "",
+        ["own.py: line 2", "no model=nope"],
+    ),
+    "a preset with another key": (
+        "lmlab.register.preset('model', 'mine', 'gpt_nano', n_heads=2)",
+        "",
+        ["own.py: line 2", "no key n_heads"],
+    ),
+    "no model": (model(base="torch.nn.Module", config=""), "model=own", ["no lmlab.LanguageModel"]),
+    "nothing to train": (
+        model(start="self.requires_grad_(False)"),
+        "model=own",
+        ["model=own", "no weights to train"],
+    ),
+    "looks ahead": (
+        model(scores="x + x.mean(1, keepdim=True)"),
+        "model=own",
+        ["model=own", "looks ahead"],
+    ),
+    "bytes": (corpus("yield b'ab'"), "data=own", ["data=own", "yields bytes"]),
+    "a number": (corpus("return 5"), "data=own", ["data=own", "int"]),
+    "no text": (corpus("yield ''"), "data=own", ["data=own", "empty"]),
+    "another text each time": (
+        corpus("import random\nyield 'ab' * random.randrange(50, 10**6)"),
+        "data=own",
+        ["data=own", "same each time"],
+    ),
+    "an error of the system": (
+        corpus("raise OSError('the disk')"),
+        "data=own",
+        ["data=own: ", "disk"],
+    ),
+    "no optimizer": (optimizer("None"), "optimizer=own", ["own returns None"]),
+    "a closure": (
+        optimizer("torch.optim.LBFGS(weights.matrices + weights.others)"),
+        "optimizer=own",
+        ["LBFGS", "closure"],
+    ),
+    "a schedule of texts": (
+        "@lmlab.register.schedule('own')\ndef own(done): return 'half'",
+        "schedule=own",
+        ["schedule=own", "'half'"],
+    ),
+    "no callback": (
+        "@lmlab.register.callback('own')\ndef own(): return 5",
+        "",
+        ["callback own", "is 5"],
+    ),
+    "wrong lengths": (tokenizer(length="3"), "tokenizer=own", ["tokenizer=own", "byte_lengths"]),
+    "pieces that are missing": (
+        tokenizer(stop="return"),
+        "tokenizer=own data=file path=long.txt",
+        ["tokenizer=own", "add up to 65,536", "260,000"],
+    ),
+    "a method that is missing": (
+        tokenizer(decode=""),
+        "tokenizer=own",
+        ["tokenizer=own", "decode"],
+    ),
+    "a neighbour": ("from beside import f", "", ["own.py", "beside.py", "package"]),
+}
+
+
+@pytest.mark.parametrize("name", MISUSES)
+def test_a_misuse_is_one_line(here, capsys, name):
+    text, typed, words = MISUSES[name]
+    plugin(here, text)
+    (here / "beside.py").write_text("def f(): pass\n")
+    (here / "long.txt").write_text("The cat sat.\n" * 20_000)
+    line = f"{LINE} plugin=own.py"
+    for key in ("model", "data", "optimizer", "schedule", "tokenizer"):
+        if f"{key}=" in typed:
+            line = " ".join(word for word in line.split() if not word.startswith(f"{key}="))
+    with pytest.raises(SystemExit) as stop:
+        cli.main(f"{line} {typed}".split())
+    said = [text for text in capsys.readouterr().err.splitlines() if text.startswith("error: ")]
+    assert stop.value.code == 2 and len(said) == 1
+    assert all(word in said[0] for word in words), said
+    assert not (here / "outputs").exists()
+
+
+def test_two_files_of_one_name_are_refused(here, capsys):
+    for folder in ("a", "b"):
+        (here / folder).mkdir()
+        plugin(here / folder, "")
+    line = f"{LINE} plugin=a/own.py,b/own.py"
+    refused(capsys, lambda: cli.main(line.split()), ["a/own.py", "b/own.py", "rename"])
+
+
+HARMLESS = """
+    import random
+    import numpy as np
+    import torch
+
+    @lmlab.register.evaluation("val/mine")
+    def validation_loss(model, data):
+        model.eval()
+        random.random(), np.random.rand(), torch.rand(3)
+        return {"val/mine": 1.0}
+
+    @lmlab.register.evaluation("val/other")
+    def sample(model, data):
+        return {"val/other": 2.0, "val/loss": 0.001, "sample": "hello", "step": 9, "train/loss": 3.0,
+                3: 1.0, "val/huge": 10**400}
+
+    @lmlab.register.evaluation("val/third")
+    def third(model, data):
+        return 1 / 0
+"""
+
+
+def test_an_evaluation_of_ones_own_changes_nothing_else(here, train, capsys):
+    line = LINE.replace("model=bigram", "model=gpt_nano dropout=0.5")
+    plain = train(line)
+    capsys.readouterr()
+    own = train(f"{line} plugin={plugin(here, HARMLESS)}")
+    for name in ("train/loss", "val/loss", "sample"):
+        assert history(own, name) == history(plain, name)
+    assert (metrics(own)["val/mine"], metrics(own)["val/other"]) == (1.0, 2.0)
+    said = capsys.readouterr()
+    for name in ("val/loss", "sample", "step", "train/loss", "3", "val/huge"):
+        assert f"warning: {name}: " in said.err + said.out
+    assert said.err.count("return 1 / 0") == 1  # the line of the plug-in, once
+
+
+def package(here, factor):
+    (here / "pack").mkdir(exist_ok=True)
+    (here / "pack/__init__.py").write_text(
+        "import lmlab\nfrom .core import F\ndef later():\n    from . import late\n    return late.F\n"
+    )
+    for name in ("core", "late"):
+        (here / f"pack/{name}.py").write_text(f"F = {factor}\n")
+
+
+def test_a_package_runs_as_it_was_read(here):
+    """Also what it imports later, and in processes that start later."""
+    package(here, 1)
+    sources = plugins.sources("pack")
+    package(here, 50)
+    with plugins.active(sources):
+        assert sys.modules["pack"].F == 1 and sys.modules["pack"].later() == 1
+    again = plugins.sources("pack")
+    assert again[0].sha256 != sources[0].sha256
+    with plugins.active(again):
+        assert sys.modules["pack"].F == 50 and sys.modules["pack"].later() == 50
+    importlib.invalidate_caches()
+
+
+PROGRAM = """
+import torch.nn as nn
+SCALE = {scale}
+OTHER = {other}
+
+def helper(x):
+    return x * {factor}
+
+class Base(nn.Module):
+    size = {size}
+    def grow(self, x):
+        return x + {added}
+
+class Part(nn.Module):
+    def forward(self, x):
+        return {value}
+
+def make(n):
+    def inner(x):
+        return x + n
+    return inner
+
+inner = make({cell})
+
+class Model(Base):
+    def __init__(self):
+        self.part = Part()
+    def forward(self, x):
+        return helper(self.part(x)) * SCALE + inner(x)
+"""
+PARTS = {"scale": 1, "other": 1, "factor": 2, "size": 3, "added": 4, "value": 5, "cell": 6}
+
+
+def model_code(before="", **parts):
+    space = {"__name__": "__main__"}
+    exec(before + PROGRAM.format(**PARTS | parts), space)
+    return code_of(space["Model"])
+
+
+@pytest.mark.parametrize("part", [name for name in PARTS if name != "other"])
+def test_all_code_that_a_model_uses_is_in_its_hash(part):
+    assert model_code() == model_code() != model_code(**{part: 9})
+
+
+def test_what_it_does_not_use_and_where_it_stands_is_not():
+    assert model_code() == model_code(other=2) == model_code(before="\n\n\n")
+
+
+@pytest.mark.parametrize("keys", ["ema=1", "ema=1.5", "skip_spikes=-1", "skip_spikes=1"])
+def test_the_range_of_a_key_that_may_be_null_holds(here, capsys, keys):
+    refused(capsys, lambda: cli.main(f"{LINE} {keys}".split()), [keys, "out of range"])
+
+
+def test_a_value_out_of_range_names_the_range_in_any_form_of_annotation():
+    from typing import Annotated
+
+    from lmlab.config.check import check_value
+
+    for hint in (
+        Annotated[float | None, "(0, 1)"],
+        Annotated[float, "(0, 1)"] | None,
+        Annotated[float, "(0, 1)"],
+    ):
+        with pytest.raises(UserError, match=r"allowed is \(0, 1\)"):
+            check_value("x", 1.0, hint)
+        assert check_value("x", 0.5, hint) == 0.5
