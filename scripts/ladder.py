@@ -7,7 +7,8 @@ out    the picture, .png, .svg or .pdf (ladder.png)
 
 Draws validation loss against the number of parameters, and against the operations of training
 during the runs. Prints the table behind it: for each configuration the mean over its finished
-seeds, and the standard error.
+seeds, and the standard error. Where tokenizers differ, it draws bits per byte, a line for each
+kind of tokenizer.
 """
 
 from __future__ import annotations
@@ -47,8 +48,10 @@ def main(argv: list[str]) -> None:
     from lmlab.sweeps import table as tables
 
     runs = tables.load_runs(options.sweep)
-    runs = runs[(runs["status"] == "finished") & runs["val/loss"].notna()]
-    rungs = summary(runs)
+    number = tables.objective(runs)
+    runs = runs[(runs["status"] == "finished") & runs[number].notna()]
+    kind = "tokenizer" if number == tables.BITS else "model"
+    rungs = summary(runs, kind, number)
     if rungs.empty:
         raise UserError(
             f"sweep={options.sweep}: has no finished run with a val/loss; the recipes "
@@ -56,78 +59,82 @@ def main(argv: list[str]) -> None:
         )
     figure = new_figure(width=10)
     by_size, by_compute = figure.subplots(1, 2, sharey=True)
-    draw_sizes(by_size, rungs)
-    draw_compute(by_compute, rungs, runs)
+    unit = "bits per byte" if kind == "tokenizer" else "nats per character"
+    draw_sizes(by_size, rungs, f"validation loss, {unit}")
+    draw_compute(by_compute, rungs, runs, number)
     for axes in (by_size, by_compute):
         axes.grid(alpha=0.3)
     save_picture(figure, options.out)
-    print("| model | parameters | validation loss | seeds | seconds of training |")
+    print(f"| {kind} | parameters | {number} | seeds | seconds of training |")
     print("|---|---|---|---|---|")
     for row in rungs.itertuples():
         loss = f"{row.loss:.3f} ± {row.se:.3f}"
-        print(f"| {row.model} | {row.n_params:,} | {loss} | {row.n} | {row.seconds:.1f} |")
+        print(f"| {row.kind} | {row.n_params:,} | {loss} | {row.n} | {row.seconds:.1f} |")
     print(f"\n{options.out}")
 
 
-def models_of(rungs: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
-    """Yields each model with its color and its rows, the smallest first."""
-    for n, (model, rows) in enumerate(rungs.groupby("model", sort=False)):
-        yield str(model), f"C{n}", rows.sort_values("n_params")
+def kinds_of(rungs: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """Yields each kind of model or tokenizer with its color and its rows, the smallest first."""
+    for n, (kind, rows) in enumerate(rungs.groupby("kind", sort=False)):
+        yield str(kind), f"C{n}", rows.sort_values("n_params")
 
 
-def draw_sizes(axes: Axes, rungs: pd.DataFrame) -> None:
-    """Draws loss against the number of parameters, with a line for each model."""
-    for model, color, rows in models_of(rungs):
+def draw_sizes(axes: Axes, rungs: pd.DataFrame, title: str) -> None:
+    """Draws loss against the number of parameters, with a line for each kind."""
+    for kind, color, rows in kinds_of(rungs):
         sizes, losses, errors = rows["n_params"], rows["loss"], rows["se"]
-        axes.errorbar(sizes, losses, errors, color=color, marker="o", ms=5, label=model)
+        axes.errorbar(sizes, losses, errors, color=color, marker="o", ms=5, label=kind)
     axes.set(
         xscale="log",
         xlabel="parameters (of n-grams: counts)",
-        ylabel="validation loss, nats per character",
+        ylabel=title,
     )
     axes.legend(frameon=False)
 
 
-def draw_compute(axes: Axes, rungs: pd.DataFrame, runs: pd.DataFrame) -> None:
-    """Draws loss against the operations of training, with a curve for each configuration."""
-    for _, color, rows in models_of(rungs):
+def draw_compute(axes: Axes, rungs: pd.DataFrame, runs: pd.DataFrame, number: str) -> None:
+    """Draws `number` against the operations of training, with a curve for each configuration."""
+    for _, color, rows in kinds_of(rungs):
         if not rows["flops"].gt(0).all():  # counting multiplies nothing
             axes.axhline(rows["loss"].min(), color=color, ls="--", lw=1)
             continue
         axes.errorbar(rows["flops"], rows["loss"], rows["se"], color=color, marker="o", ms=5, lw=0)
         for group in rows["group"]:
-            operations, losses = curve(runs[runs["group"] == group])
+            operations, losses = curve(runs[runs["group"] == group], number)
             axes.plot(operations, losses, color=color, lw=1, alpha=0.7)
     axes.set(xscale="log", xlabel="floating-point operations of training")
     axes.set_ylim(rungs["loss"].min() - 0.1, max(2.75, rungs["loss"].max()))
 
 
-def summary(runs: pd.DataFrame) -> pd.DataFrame:
-    """Returns a row for each configuration: the worst model first, and its best row last."""
+def summary(runs: pd.DataFrame, kind: str, number: str) -> pd.DataFrame:
+    """Returns a row for each configuration: the worst kind first, and its best row last.
+
+    `kind` is the column that tells the kinds apart, `number` the loss that is averaged.
+    """
     groups = runs.groupby("group", as_index=False).agg(
-        model=("model", "first"),
+        kind=(kind, "first"),
         n_params=("n_params", "first"),
         flops=("flops", "first"),
-        loss=("val/loss", "mean"),
-        se=("val/loss", "sem"),
+        loss=(number, "mean"),
+        se=(number, "sem"),
         n=("seed", "nunique"),
         seconds=("train_seconds", "mean"),
     )
-    best = groups.groupby("model")["loss"].transform("min")
+    best = groups.groupby("kind")["loss"].transform("min")
     return (
         groups.fillna({"se": 0.0}).assign(best=best).sort_values(["best", "loss"], ascending=False)
     )
 
 
-def curve(members: pd.DataFrame) -> tuple[list[float], list[float]]:
-    """Returns the operations until each evaluation, and the mean validation loss there."""
+def curve(members: pd.DataFrame, number: str) -> tuple[list[float], list[float]]:
+    """Returns the operations until each evaluation, and the mean of `number` there."""
     from lmlab.runs.folder import read_history
 
     losses: dict[int, list[float]] = {}  # by step, one of each member
     for path in members["path"]:
         for line in read_history(Path(path)):
-            if line.get("val/loss") is not None and line["step"]:
-                losses.setdefault(line["step"], []).append(line["val/loss"])
+            if line.get(number) is not None and line["step"]:
+                losses.setdefault(line["step"], []).append(line[number])
     per_step = members["flops"].iloc[0] / members["step"].iloc[0]
     steps = [step for step in sorted(losses) if len(losses[step]) == len(members)]
     means = [sum(losses[step]) / len(members) for step in steps]

@@ -2,6 +2,7 @@
 
 import math
 import re
+import runpy
 import shlex
 
 from lmlab.commands import train as cli
@@ -42,8 +43,8 @@ def cells(words):
     return math.prod(word.count(",") + 1 for word in words)
 
 
-def test_ten_steps_each_with_one_command_and_one_folded_answer():
-    assert [step.split(".")[0] for step in STEPS] == [str(n) for n in range(1, 11)]
+def test_twelve_steps_each_with_one_command_and_one_folded_answer():
+    assert [step.split(".")[0] for step in STEPS] == [str(n) for n in range(1, 13)]
     for step in STEPS:
         assert re.findall(r"^```.*$", step, re.M) == ["```sh", "```"]
         assert len(re.findall(r"^<details><summary>.+\?</summary>\n\n", step, re.M)) == 1
@@ -64,6 +65,9 @@ def test_every_command_works_after_those_before_it(here, short_texts, capsys):
         capsys.readouterr()
         if program == "train.py":
             run_train(here, words, values["name"])
+        elif program == "scripts/tiny_bpe.py":
+            runpy.run_path(str(ROOT / program), run_name="__main__")
+            assert "the longest:" in capsys.readouterr().out
         else:
             script(program.removeprefix("scripts/").removesuffix(".py")).main(words)
             if "out" in values:

@@ -48,6 +48,9 @@ def folder(short_texts, tmp_path_factory):
             path.parent.mkdir(parents=True, exist_ok=True)
             lines = ("# @package _global_", "# Mine.", "defaults: [gpt_nano]", "n_layer: 1")
             path.write_text("\n".join([*lines[:2], *lines[2:] * ("model" in name)]))
+        (folder / "texts").mkdir()
+        for name in "ab":
+            (folder / f"texts/{name}.txt").write_text("A text of its own, long enough. " * 50)
         (folder / "my.txt").write_text("The text of somebody else, long enough. " * 50)
         for line in ("model=bigram", "model=gpt_nano name=gpt", "model=gpt_nano name=pydoc"):
             cli.main(f"{line} max_steps=1 threads=1".split())
@@ -78,6 +81,8 @@ def test_a_command_of_the_readme_runs(folder, capsys, command):
             arguments = [
                 re.sub("seed=0,1,2.*", "seed=0,1", a) for a in arguments if a != "model=gpt"
             ]
+        if "bpe" in command:  # needs pairs
+            small = ["model=bigram", "val_fraction=0.01"]
         if "ladder" in command:  # one cell of each size
             small = ["data=sentence", "val_fraction=0.2", "hold_steps=0", "seed=0", "name=ladder"]
         steps = ["max_steps=2"] * ("ngram" not in command)
@@ -87,6 +92,8 @@ def test_a_command_of_the_readme_runs(folder, capsys, command):
     module = script(name)
     if name == "tiny_lm":
         module.train(steps=2)
+    elif name == "tiny_bpe":
+        print(module.train("low lower lowest", 260)[-1])
     elif name == "nanogpt_mini":
         module.train(module.GPT(9), lambda _: torch_ids(), 2)
     elif "--help" in arguments:

@@ -12,6 +12,7 @@ from lmlab.commands import options
 from lmlab.commands import train as cli
 from lmlab.config import conf_files, overrides, recipes
 from lmlab.config.keys import CHOICES, GROUPS, choices_of
+from lmlab.data.subwords import ByteTokenizer
 from lmlab.errors import UserError
 from tests.conftest import ROOT, config, history, metrics, refused, script
 
@@ -23,6 +24,9 @@ FILES = sorted(
 SMALL = {
     "model/gpt2": "n_layer=1 n_embd=192 block_size=64 batch_size=2 data=sentence",
     "data/file": "path=my.txt model=bigram",
+    "data/folder": "path=texts model=bigram block_size=8",
+    "tokenizer/file": "tokenizer_path=bytes.json model=bigram data=sentence",
+    "tokenizer/bpe": "vocab_size=260 model=gpt_nano",
     "model/gpt_baby": "n_layer=1 block_size=64 batch_size=2 data=sentence",
     "experiment/shakespeare_baby": "n_layer=1 n_embd=96 batch_size=2",
     "experiment/shakespeare_baby_modern": "n_layer=1 n_head=2 n_embd=96 batch_size=2 hold_steps=0",
@@ -43,6 +47,10 @@ def test_it_composes_and_trains_a_step(train, here, short_texts, path):
         assert overrides.resolved((f"{group}={name}",))[0].choices["device"] == name
         return
     (here / "my.txt").write_text("my own text " * 100)
+    (here / "texts").mkdir()
+    for letter in "abcdef":
+        (here / f"texts/{letter}.txt").write_text("my own text, " * 9)
+    (here / "bytes.json").write_text(ByteTokenizer().to_json())
     quick = "" if group in ("model", "experiment") else "model=gpt_nano"
     steps = int(name not in ("ngram", "ladder_ngram"))
     run = train(

@@ -20,6 +20,7 @@ from lmlab.config.keys import (
     config_class,
     following_keys,
     keys_of,
+    neutral_values,
 )
 from lmlab.errors import UserError, nearest
 from lmlab.register import PRESENT
@@ -251,6 +252,7 @@ def build(config: type, values: dict[str, Any], prefix: str = "") -> Any:
     The errors name the keys with `prefix`. Raises UserError.
     """
     hints = get_type_hints(config, include_extras=True)
+    values = neutral_values() | values  # a file of a person's own may not know newer keys
     checked = {}
     for key in keys_of(config):
         if key not in values:

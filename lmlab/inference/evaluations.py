@@ -31,6 +31,7 @@ from lmlab.models.base import LanguageModel
 
 SAMPLED = 60  # tokens of the sample in an evaluation
 PICTURED = 32  # tokens that the pictures of attention show
+NO_VALUE = "is no number, text or picture (H, W, 3) of uint8"
 # Names in history.jsonl and metrics.json that somebody's own evaluation may not have.
 LABS_OWN = {"step", "status", "reason", "seed", "sample", "group", "label", "cell", "command"}
 LABS_GROUPS = ("train/", "best/", "test/", "reference/", "config/", "resumed/", "update_ratio/")
@@ -134,11 +135,16 @@ def evaluate(subject: Subject, warn: Callable[[str], object]) -> dict[str, Value
     values: dict[str, Value] = {}
     for function in EVALUATIONS:
         try:
-            values |= function(subject)
+            found = dict(function(subject))
         except Exception as error:
             if function is validation_loss:
                 raise
             warn(f"the evaluation {function.__name__} failed and is left out: {reason_of(error)}")
+            continue
+        for name in [name for name, value in found.items() if not is_value(value)]:
+            warn(f"{name}: {NO_VALUE}, and is left out")
+            del found[name]
+        values |= found
     for title, own in OWN_EVALUATIONS.items():
         try:
             with untouched(subject.model):
@@ -175,13 +181,16 @@ def why_not(name: object, value: object, values: Mapping[str, Value]) -> str:
         return "is no name"
     if name in values or name in LABS_OWN or name.startswith(LABS_GROUPS):
         return "is the name of a number or text of the lab's own"
+    return "" if is_value(value) else NO_VALUE
+
+
+def is_value(value: object) -> bool:
+    """Returns whether a value is of a type that can be written everywhere."""
     if isinstance(value, np.ndarray):
-        is_picture = value.dtype == np.uint8 and value.ndim == 3 and value.shape[2] == 3
-    else:
-        is_picture = isinstance(value, str | float)
-        if isinstance(value, int):
-            is_picture = abs(value) <= sys.float_info.max
-    return "" if is_picture else "is no number, text or picture (H, W, 3) of uint8"
+        return value.dtype == np.uint8 and value.ndim == 3 and value.shape[2] == 3
+    if isinstance(value, int):
+        return abs(value) <= sys.float_info.max
+    return isinstance(value, float | str)
 
 
 def numbers_of(values: Mapping[str, Value]) -> dict[str, float]:
