@@ -340,7 +340,7 @@ def test_a_crash_leaves_its_status(here, monkeypatch):
 
 
 def test_a_sweep_runs_every_cell_in_a_folder_named_after_it(train):
-    cells = train(BIGRAM + "max_steps=1 seed=0,1 lr=0.1,0.2 -m ")
+    cells = train(BIGRAM + "max_steps=1 seed=0,1 lr=0.1,0.2 -m hydra/launcher=basic")
     assert all(
         cell.parent.parent.name == "sweeps" and cell.parent.name == "seed-lr" for cell in cells
     )
@@ -351,7 +351,7 @@ def test_a_sweep_runs_every_cell_in_a_folder_named_after_it(train):
         (1, 0.2),
     ]
     assert all("seed=0" in cell.name or "seed=1" in cell.name for cell in cells)
-    (more,) = train("-m " + BIGRAM + "max_steps=1 seed=7 name=mine")
+    (more,) = train("-m hydra/launcher=basic " + BIGRAM + "max_steps=1 seed=7 name=mine")
     assert more.parent.name == "mine"
 
 
