@@ -203,6 +203,19 @@ def test_a_resumed_and_a_replayed_run_are_the_same_to_the_bit(
     assert config(tuned)["tokenizer"] == tokenizer.split()[0]
 
 
+def test_a_run_needs_nothing_but_its_folder(here, train, pairs, capsys):
+    """The file of its tokens may be gone when it is resumed, replayed, sampled or tuned."""
+    (here / "tokens.json").write_text(pairs.to_json())
+    run = train(f"{SHORT} tokenizer=file tokenizer_path=tokens.json max_steps=2")
+    (here / "tokens.json").unlink()
+    cli.main([f"resume={run}", "max_steps=3"])
+    assert metrics(run)["step"] == 3
+    cli.main([f"replay={run}"])
+    assert "are the same to the bit" in capsys.readouterr().out
+    script("sample").main([f"run={run}", "max_tokens=3"])
+    train(f"{SHORT} init_from={run} max_steps=1")
+
+
 def test_a_sweep_over_tokenizers_is_ranked_by_bits_per_byte(train, capsys):
     line = f"-m {SHORT} hydra/launcher=basic tokenizer=bpe vocab_size=256,258 max_steps=2 seed=0,1 name=s"
     assert len(train(line)) == 4
@@ -220,7 +233,9 @@ def test_a_search_over_tokenizers_looks_for_bits_per_byte(train, capsys):
 
 
 def test_the_name_of_a_cell_depends_on_the_tokens_not_on_their_path(here, train, pairs, tales):
-    line = f"-m {SHORT} hydra/launcher=basic tokenizer=file max_steps=1 name=s seed=0 tokenizer_path="
+    line = (
+        f"-m {SHORT} hydra/launcher=basic tokenizer=file max_steps=1 name=s seed=0 tokenizer_path="
+    )
     (here / "one.json").write_text(pairs.to_json())
     (here / "folder").mkdir()
     (here / "folder/tokenizer.json").write_text(pairs.to_json())

@@ -14,6 +14,7 @@ from lightning_fabric.plugins.environments import LightningEnvironment
 from lmlab import machine
 from lmlab.config.check import Config
 from lmlab.data.batches import BatchModule
+from lmlab.data.tokenizers import Tokenizer
 from lmlab.errors import UserError, reason_of, system_error
 from lmlab.inference import evaluations
 from lmlab.inference.evaluations import Subject
@@ -68,15 +69,17 @@ def run(
     sha256: str | None = None,
     cell: dict[str, Any] | None = None,
     watch: Watch | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> tuple[str, Path]:
     """Trains a new run; returns its status ('finished', 'diverged', 'pruned') and its folder.
 
     `config` has the device, precision and threads of this machine. The folder is `path`, or, if it
     exists, `path` with a number. `start` is the run that init_from= names. `sha256` is the checksum
-    that the text must have. `cell` holds facts about the sweep for metrics.json. Raises UserError
-    before it makes a folder.
+    that the text must have. `cell` holds facts about the sweep for metrics.json. `tokenizer` is that
+    of the run that is replayed. Raises UserError before it makes a folder.
     """
-    tokenizer = start.tokenizer if start else None
+    if start:
+        tokenizer = start.tokenizer
     prepared = Prepared(config, tokenizer, sha256)
     facts = dict(cell or {})
     source = None

@@ -5,7 +5,13 @@ from pathlib import Path
 
 from lmlab import catalogue, files, machine
 from lmlab.config.check import Config
-from lmlab.runs.folder import read_history, read_metrics, text_sha256, timestamp
+from lmlab.runs.folder import (
+    read_history,
+    read_metrics,
+    read_tokenizer,
+    text_sha256,
+    timestamp,
+)
 from lmlab.runs.provenance import differences
 from lmlab.training import experiment
 from lmlab.training.preparation import load_start
@@ -25,7 +31,8 @@ def replay(path: Path, config: Config, command: str) -> bool:
     new_path = files.expanded(config.run.out) / config.run.name / timestamp()
     config = machine.resolve(config)
     start = load_start(config.run.init_from)
-    _, new_path = experiment.run(config, new_path, command, start, sha256)
+    tokenizer = read_tokenizer(path)
+    _, new_path = experiment.run(config, new_path, command, start, sha256, tokenizer=tokenizer)
     now = losses(new_path)
     common = sorted({*before} & {*now})
     parted = next((point for point in common if before[point] != now[point]), None)
