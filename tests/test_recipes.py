@@ -32,6 +32,8 @@ SMALL = {
     "experiment/shakespeare_baby_modern": "n_layer=1 n_head=2 n_embd=96 batch_size=2 hold_steps=0",
     "experiment/shakespeare_fast": "hold_steps=0",
     "experiment/shakespeare_3min": "hold_steps=0",
+    "experiment/shakespeare_bpe": "hold_steps=0 vocab_size=260",
+    "experiment/tales_bpe": "hold_steps=0 vocab_size=260",
     "experiment/ladder_modern": "hold_steps=0",
     "experiment/finetune_tales": "n_layer=1",
 }
