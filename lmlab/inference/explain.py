@@ -51,7 +51,8 @@ def page_data(run: Run, text: str | None) -> dict[str, Any]:
     scores = run.model.pair_scores()
     splits: Splits | None = None  # of the run's own text
     why = None  # the reason, if it cannot be read
-    if text is None or scores is not None:
+    is_large = run.tokenizer.vocab_size > CHARACTERS["embedding"]  # so a choice is to be made
+    if text is None or scores is not None or is_large:
         try:
             splits = own_text(run)
         except UserError as error:
@@ -77,7 +78,7 @@ def page_data(run: Run, text: str | None) -> dict[str, Any]:
         "tokens": tokens(ids, log_probs, bits, run.tokenizer),
         "attention": packed(attention),
         "table": table,
-        "embedding": embedding(run.model.token_vectors(), ids, run.tokenizer),
+        "embedding": embedding(run.model.token_vectors(), ids, splits, run.tokenizer),
     }
 
 
@@ -247,16 +248,21 @@ def count_pairs(ids: np.ndarray, kept: np.ndarray, vocab_size: int) -> np.ndarra
 
 
 def embedding(
-    vectors: Tensor | None, ids: np.ndarray, tokenizer: Tokenizer
+    vectors: Tensor | None, ids: np.ndarray, splits: Splits | None, tokenizer: Tokenizer
 ) -> dict[str, Any] | None:
     """Returns the token vectors (V, C) in two dimensions: their first two principal components.
 
-    Returns None if there are no vectors, or too few for a plane.
+    Of many tokens those of the page's text are kept, and the commonest of the training text, if it
+    is there. Returns None if there are no vectors, or too few for a plane.
     """
     if vectors is None or min(vectors.shape) < 2:
         return None
     points, shares = principal_components(vectors.detach().float().cpu())
     frequencies = np.bincount(ids, minlength=tokenizer.vocab_size)
+    if splits is not None:
+        frequencies *= COUNTED_AT_ONCE  # more than any count of the training text
+        train = splits.train[:COUNTED_AT_ONCE]
+        frequencies += np.bincount(train, minlength=tokenizer.vocab_size)
     kept = commonest(frequencies, CHARACTERS["embedding"])
     return {
         "chars": [tokenizer.name_of(i) for i in kept.tolist()],
