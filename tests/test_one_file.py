@@ -380,7 +380,7 @@ def test_a_tokenizer_of_ones_own_is_used_by_everything(here, train, capsys, monk
 def test_runs_with_different_tokens_are_ranked_by_bits_per_byte(here, train, capsys):
     name = plugin(here, WORDS)
     train(
-        f"-m hydra/launcher=basic plugin={name} tokenizer=char,words model=ngram data=tales val_fraction=0.01 "
+        f"-m plugin={name} tokenizer=char,words model=ngram data=tales val_fraction=0.01 "
         "seed=0 name=s"
     )
     board = lmlab.compare("outputs/sweeps/s", plugin=name).leaderboard

@@ -85,7 +85,6 @@ def test_a_command_of_the_readme_runs(folder, capsys, command):
             small = ["dry_run=true"]
         if "ladder" in command:  # one cell of each size
             small = ["data=sentence", "val_fraction=0.2", "hold_steps=0", "seed=0", "name=ladder"]
-            small += ["hydra/launcher=basic"]
         steps = ["max_steps=2"] * ("ngram" not in command)
         cli.main(arguments[1:] if as_it_is else [*arguments[1:], *small, *steps, "threads=1"])
         return

@@ -217,7 +217,7 @@ def test_a_run_needs_nothing_but_its_folder(here, train, pairs, capsys):
 
 
 def test_a_sweep_over_tokenizers_is_ranked_by_bits_per_byte(train, capsys):
-    line = f"-m {SHORT} hydra/launcher=basic tokenizer=bpe vocab_size=256,258 max_steps=2 seed=0,1 name=s"
+    line = f"-m {SHORT} tokenizer=bpe vocab_size=256,258 max_steps=2 seed=0,1 name=s"
     assert len(train(line)) == 4
     page = capsys.readouterr().out
     assert "val/bits_per_byte at the end" in page and "vocab_size" in page
@@ -225,7 +225,7 @@ def test_a_sweep_over_tokenizers_is_ranked_by_bits_per_byte(train, capsys):
 
 
 def test_a_search_over_tokenizers_looks_for_bits_per_byte(train, capsys):
-    line = f"-m {SHORT} hydra/launcher=basic hydra/sweeper=search hydra.sweeper.n_trials=2 max_steps=2 name=s "
+    line = f"-m {SHORT} hydra/sweeper=search hydra.sweeper.n_trials=2 max_steps=2 name=s "
     train(f"{line} tokenizer=bpe vocab_size=256,258")
     assert "objective val/bits_per_byte: the tokenizers differ" in capsys.readouterr().out
     typed = f"{line} name=t tokenizer=char,byte hydra.sweeper.objective=best/val/loss"
@@ -233,9 +233,7 @@ def test_a_search_over_tokenizers_looks_for_bits_per_byte(train, capsys):
 
 
 def test_the_name_of_a_cell_depends_on_the_tokens_not_on_their_path(here, train, pairs, tales):
-    line = (
-        f"-m {SHORT} hydra/launcher=basic tokenizer=file max_steps=1 name=s seed=0 tokenizer_path="
-    )
+    line = f"-m {SHORT} tokenizer=file max_steps=1 name=s seed=0 tokenizer_path="
     (here / "one.json").write_text(pairs.to_json())
     (here / "folder").mkdir()
     (here / "folder/tokenizer.json").write_text(pairs.to_json())
