@@ -1,14 +1,17 @@
-"""Chooses the device, the precision, the threads and the compilation for this machine."""
+"""Chooses device, precision, threads and compilation for this machine; keeps its random numbers."""
 
+import random
 import sys
 import sysconfig
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from lmlab.config.check import Config
@@ -128,3 +131,44 @@ def pick_compile(device: torch.device, choice: bool) -> bool:
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
     """Returns the context for every forward pass, in training and in evaluation."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16-mixed")
+
+
+def random_state(device: str) -> dict[str, Any]:
+    """Returns the states of all random generators that a step could use, as plain data."""
+    _, keys, *others = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": [np.asarray(keys).tolist(), *others],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if device == "cuda" else [],
+        "mps": [torch.mps.get_rng_state()] if device == "mps" else [],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Restores the random states that `random_state` returned."""
+    random.setstate(state["python"])
+    keys, *others = state["numpy"]
+    np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), *others))
+    torch.set_rng_state(state["torch"])
+    for device, cuda_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(cuda_state, device)
+    for mps_state in state["mps"]:
+        torch.mps.set_rng_state(mps_state)
+
+
+def used_device() -> str:
+    """Returns the device whose random numbers a program can have used, besides the CPU's."""
+    if torch.cuda.is_initialized():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+@contextmanager
+def random_numbers_kept() -> Iterator[None]:
+    """A context after which all random generators are as they were."""
+    before = random_state(used_device())
+    try:
+        yield
+    finally:
+        set_random_state(before)

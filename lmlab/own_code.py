@@ -7,6 +7,7 @@ hashed, so its bytecode is read, and that of the functions, classes and values t
 import dis
 import inspect
 import marshal
+import site
 import sys
 import sysconfig
 from collections.abc import Iterator
@@ -14,8 +15,9 @@ from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
-LIBRARY = Path(__file__).parent
+LIBRARY = Path(__file__).parent  # the folder lmlab/ that this process has imported
 INSTALLED = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
+INSTALLED.append(site.getusersitepackages())
 PLAIN = bool | int | float | complex | str | bytes | None
 
 
@@ -125,8 +127,7 @@ def is_own_file(file: str) -> bool:
     """Returns whether a file of code is neither Python's, a library's, nor the lab's."""
     if file.startswith("<frozen"):
         return False
-    folders = [str(LIBRARY), *filter(None, INSTALLED)]
-    return not any(Path(file).is_relative_to(folder) for folder in folders)
+    return not any(Path(file).is_relative_to(folder) for folder in (str(LIBRARY), *INSTALLED))
 
 
 def without_place(code: CodeType) -> CodeType:

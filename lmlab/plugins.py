@@ -13,10 +13,10 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from importlib.abc import InspectLoader, MetaPathFinder
+from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import entry_points
-from importlib.util import decode_source, find_spec, spec_from_file_location
+from importlib.util import find_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
@@ -53,7 +53,7 @@ class Source:
         return digest.hexdigest()
 
 
-class AsRead(MetaPathFinder, InspectLoader):
+class AsRead(MetaPathFinder, Loader):
     """Finds and loads the modules of a plug-in from the contents that were read at the start."""
 
     def __init__(self, source: Source) -> None:
@@ -75,18 +75,6 @@ class AsRead(MetaPathFinder, InspectLoader):
             loader=self,
             submodule_search_locations=spec.submodule_search_locations,
         )
-
-    def get_source(self, fullname: str) -> str:
-        """Returns the text of a module. Raises ImportError if it is none of the plug-in."""
-        spec = PathFinder.find_spec(fullname, self.folder_of(fullname))
-        if spec is None or spec.origin is None:
-            raise ImportError(fullname)
-        return decode_source(self.contents[Path(spec.origin)])
-
-    def folder_of(self, fullname: str) -> Sequence[str] | None:
-        """Returns the folders in which a module lies, or None for those of all modules."""
-        parent, _, _ = fullname.rpartition(".")
-        return sys.modules[parent].__path__ if parent else None
 
     def exec_module(self, module: ModuleType) -> None:
         """Executes a module as it was read."""
@@ -239,17 +227,19 @@ def execute(source: Source) -> None:
 
 
 def check_neighbours(source: Source) -> None:
-    """Raises UserError if a plug-in that is a file uses another file of the same person.
+    """Raises UserError if a plug-in that is a file uses another file beside it.
 
-    That file would be no part of the plug-in's hash.
+    That is a file in its folder or in the working folder, which would be no part of its hash.
     """
+    beside = Path(source.files[0][0]).parent, Path.cwd()
+    known = [path for plugin in ACTIVE for path, _ in plugin.source.files]
     for value in vars(sys.modules[source.module]).values():
         module = value if inspect.ismodule(value) else sys.modules.get(module_of(value))
         if module is None or module.__name__ in (source.module, "__main__"):
             continue
-        known = [one for plugin in ACTIVE for one in plugin.source.files]
-        file = getattr(module, "__file__", None)
-        if is_own_module(module) and file not in [path for path, _ in known]:
+        file = getattr(module, "__file__", None) or ""
+        is_beside = any(Path(file).is_relative_to(folder) for folder in beside)
+        if is_beside and is_own_module(module) and file not in known:
             raise UserError(
                 f"plugin={source.typed}: imports {file}, whose changes would not be noticed; a "
                 "plug-in of several files is a package, plugin=my_package"

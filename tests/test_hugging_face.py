@@ -18,7 +18,7 @@ from lmlab.errors import UserError, one_line_errors
 from lmlab.models.hugging_face import gpt_config
 from lmlab.runs import checkpoints
 from tests.conftest import config, metrics, refused, script, working_in
-from tests.test_decoder import GPT, MODERN
+from tests.test_decoder import GPT
 from tests.test_models import with_random_weights
 
 sys.path.append(str(Path(sys.prefix) / "transformers"))  # where make install puts it
@@ -286,4 +286,3 @@ def test_keys_of_a_gpt2_are_keys_of_gpt():
     )
     with pytest.raises(UserError, match="needs a whole number"):
         gpt_config({"n_layer": True})
-    assert MODERN.positions == "rotary"

@@ -1,6 +1,5 @@
 """What goes wrong in a plug-in is said in one line; what it does cannot harm a run or hide."""
 
-import importlib
 import sys
 import textwrap
 
@@ -251,6 +250,20 @@ def test_an_evaluation_of_ones_own_changes_nothing_else(here, train, capsys):
     assert said.err.count("return 1 / 0") == 1  # the line of the plug-in, once
 
 
+def test_a_loss_of_ones_own_is_not_the_labs_where_there_is_no_validation(here, train):
+    line = LINE.replace("val_fraction=0.2", "val_fraction=0")
+    run = train(f"{line} plugin={plugin(here, HARMLESS)}")
+    assert "val/loss" not in metrics(run) and metrics(run)["val/other"] == 2.0
+
+
+def test_a_library_of_ones_own_elsewhere_may_be_imported(here, tmp_path_factory, monkeypatch):
+    folder = tmp_path_factory.mktemp("library")
+    (folder / "own_library.py").write_text("def f(): pass\n")
+    monkeypatch.syspath_prepend(folder)
+    with plugins.active(plugins.sources(plugin(here, "from own_library import f"))):
+        assert sys.modules["plugin_own"].f
+
+
 def package(here, factor):
     (here / "pack").mkdir(exist_ok=True)
     (here / "pack/__init__.py").write_text(
@@ -271,7 +284,6 @@ def test_a_package_runs_as_it_was_read(here):
     assert again[0].sha256 != sources[0].sha256
     with plugins.active(again):
         assert sys.modules["pack"].F == 50 and sys.modules["pack"].later() == 50
-    importlib.invalidate_caches()
 
 
 PROGRAM = """

@@ -206,16 +206,16 @@ def check_value(key: str, value: Any, hint: Any) -> Any:
 def check_own_values() -> None:
     """Raises UserError for a default that a key of a plug-in does not allow, or a preset of nothing."""
     for addition in PRESENT:
-        values = dict(addition.values or {})
+        if addition.values is None:  # it has no file of values
+            continue
+        values = dict(addition.values)
         where = f"{addition.place}: {addition.kind} {addition.name}"
         if addition.row is None:  # a preset
             base, *_ = values.pop("defaults")
             if base not in choices_of(addition.kind):
                 known = ", ".join(choices_of(addition.kind))
                 raise UserError(f"{where}: there is no {addition.kind}={base}; allowed are {known}")
-        config = config_class(addition.kind, addition.name) if addition.values is not None else None
-        if config is None:
-            continue
+        config = config_class(addition.kind, addition.name)
         hints = get_type_hints(config, include_extras=True)
         for key, value in values.items():
             try:

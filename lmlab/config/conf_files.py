@@ -14,9 +14,9 @@ import yaml
 
 from lmlab.catalogue import GROUP_MARKERS, VALUES
 from lmlab.errors import UserError
+from lmlab.own_code import LIBRARY
 from lmlab.registry import forget, remembered
 
-LIBRARY = Path(__file__).parents[1]  # the folder lmlab/ that this process has imported
 INSTALLED = LIBRARY / "conf"  # in a package; a checkout has the folder beside the library
 CONF = INSTALLED if INSTALLED.is_dir() else LIBRARY.parent / "conf"
 HEADER = "# @package _global_"

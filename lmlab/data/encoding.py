@@ -20,6 +20,7 @@ from lmlab.register import is_own
 
 PIECE = 2**16  # characters; a longer text is cut at the next place between two words
 LONGEST_PIECE = 2**18  # characters; without such a place it is cut anywhere
+ONE_EACH = "encode_pieces must yield one array for each piece"
 # After a line, before one that is not indented, or between two words.
 BETWEEN_WORDS = re.compile(r"(?<=\n)(?=\S)|(?<=\w)(?= \w)")
 
@@ -75,28 +76,25 @@ def encoded_pieces(
             yield piece
 
     ids = tokenizer.encode_pieces(pieces(), drop)
-    if is_own("tokenizer", tokenizer.kind):
-        ids = all_checked(tokenizer, ids)
-    answers = n_bytes = 0
-    for found in ids:
+    if not is_own("tokenizer", tokenizer.kind):
+        for found in ids:
+            counts[waiting.popleft() + 1] += len(found)
+            yield found.tobytes()
+        return
+    n_bytes = 0
+    for found in all_checked(tokenizer, ids):
         if not waiting:
-            break
+            raise UserError(f"tokenizer={tokenizer.kind}: {ONE_EACH}, but it yields more")
         counts[waiting.popleft() + 1] += len(found)
-        answers += 1
         n_bytes += int(tokenizer.byte_lengths[found].sum())
         yield found.tobytes()
-    else:
-        if not waiting:
-            if n_bytes != text.size and not drop:
-                raise UserError(
-                    f"tokenizer={tokenizer.kind}: the byte_lengths of its tokens add up to "
-                    f"{n_bytes:,}, but the text has {text.size:,} bytes"
-                )
-            return
-    raise UserError(
-        f"tokenizer={tokenizer.kind}: encode_pieces must yield one array for each piece; after "
-        f"{answers:,} arrays there are {len(waiting):,} pieces without one"
-    )
+    if waiting:
+        raise UserError(f"tokenizer={tokenizer.kind}: {ONE_EACH}, but it yields fewer")
+    if n_bytes != text.size and not drop:
+        raise UserError(
+            f"tokenizer={tokenizer.kind}: the byte_lengths of its tokens add up to {n_bytes:,}, but "
+            f"the text has {text.size:,} bytes"
+        )
 
 
 def between(pieces: Iterable[str], cuts: np.ndarray) -> Iterator[tuple[int, str]]:

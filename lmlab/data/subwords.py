@@ -101,12 +101,14 @@ class PairTokenizer(ByteLevelTokenizer):
     def __init__(self, description: str) -> None:
         """Reads `description`, the content of a tokenizer.json. Raises UserError."""
         library = load("tokenizers:Tokenizer")
-        check_description(parsed(description))
+        values = parsed(description)
+        check_description(values)
         try:
             self.library: Library = library.from_str(description)
         except Exception as error:  # the library raises no other class
             raise UserError(f"is no tokenizer: {reason_of(error)}") from None
-        self.set_tokens(bytes_of_tokens(parsed(self.library.to_str())))
+        self.description: str = self.library.to_str()  # in the library's own form
+        self.set_tokens(bytes_of_tokens(values))
 
     def encode_pieces(self, pieces: Iterable[str], drop: bool = False) -> Iterator[np.ndarray]:
         smallest_type = np.min_scalar_type(self.vocab_size - 1)
@@ -130,7 +132,7 @@ class PairTokenizer(ByteLevelTokenizer):
         )
 
     def to_json(self) -> str:
-        return self.library.to_str()
+        return self.description
 
 
 class BPETokenizer(PairTokenizer):
@@ -162,6 +164,7 @@ class FileTokenizer(ByteLevelTokenizer):
     """The tokens of a tokenizer.json that the user names."""
 
     @classmethod
+    # The file decides which class of tokenizers it is.
     def train(cls, text: Source, config: TokenizerFileConfig) -> Tokenizer:  # type: ignore[override]
         """Returns the tokenizer of the file, or of a folder that holds one. Raises UserError."""
         try:

@@ -7,7 +7,6 @@ of the decorator, adds its numbers to the leaderboard and other places.
 """
 
 import math
-import random
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,7 +26,9 @@ from lmlab.errors import reason_of
 from lmlab.inference import generate
 from lmlab.inference.loss import aligned, log_probs, loss_metrics
 from lmlab.inference.pictures import commonest, pictures_of
+from lmlab.machine import random_numbers_kept
 from lmlab.models.base import LanguageModel
+from lmlab.register import is_own
 
 SAMPLED = 60  # tokens of the sample in an evaluation
 PICTURED = 32  # tokens that the pictures of attention show
@@ -164,13 +165,10 @@ def evaluate(subject: Subject, warn: Callable[[str], object]) -> dict[str, Value
 def untouched(model: nn.Module) -> Iterator[None]:
     """A context after which dropout is as before, and so are the states of all random numbers."""
     modes = {module: module.training for module in model.modules()}
-    python, numbers = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng(range(torch.cuda.device_count())):
+        with random_numbers_kept():
             yield
     finally:
-        random.setstate(python)
-        np.random.set_state(numbers)
         for module, training in modes.items():
             module.training = training
 
@@ -179,7 +177,8 @@ def why_not(name: object, value: object, values: Mapping[str, Value]) -> str:
     """Returns why a value of somebody's own evaluation cannot be kept, or ""."""
     if not isinstance(name, str) or not name:
         return "is no name"
-    if name in values or name in LABS_OWN or name.startswith(LABS_GROUPS):
+    is_labs = name in NUMBERS and not is_own("number", name)
+    if is_labs or name in values or name in LABS_OWN or name.startswith(LABS_GROUPS):
         return "is the name of a number or text of the lab's own"
     return "" if is_value(value) else NO_VALUE
 

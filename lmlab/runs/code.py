@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lmlab import files, plugins
-from lmlab.config.conf_files import LIBRARY
 from lmlab.errors import UserError
+from lmlab.own_code import LIBRARY
 
 LIMIT = 2**20  # bytes of same_code.jsonl
 UNKNOWN = "unknown"  # the code of runs made before version 0.2, which did not write it down

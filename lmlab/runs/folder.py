@@ -25,10 +25,7 @@ from lmlab.config.check import Config, check_value, from_flat
 from lmlab.config.keys import (
     CHOICES,
     GROUPS,
-    RunConfig,
     choices_of,
-    keys_of,
-    keys_taken,
     neutral_values,
 )
 from lmlab.data.tokenizers import Tokenizer, from_json
@@ -258,12 +255,6 @@ def read_config(path: Path, name: str = "config.yaml") -> Config:
                 bases[group] = base
         if name == "config.yaml" and isinstance(values.get("path"), str):
             values["path"] = text_path(path, values["path"])
-        taken = keys_taken(choices | bases)
-        values |= {
-            key: value
-            for key, value in neutral_values().items()
-            if key not in values and key in taken | {*keys_of(RunConfig)}
-        }
         return from_flat(values, choices, bases)
     except (UserError, ValueError, RecursionError, yaml.YAMLError) as error:
         why = f"{path / name}: {' '.join(str(error).split())}"
@@ -344,7 +335,7 @@ def read_metrics(path: Path) -> dict[str, Any]:
     The status "running" is returned as "interrupted" if no process is training the run.
     """
     if hugging_face.is_foreign(path):
-        return hugging_face.about(path)
+        raise hugging_face.lacking(path)
     content = files.read(path / "metrics.json", LIMITS["metrics.json"])
     try:
         metrics = json.loads(content)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lmlab import files
 from lmlab.catalogue import GPTConfig
@@ -102,9 +102,9 @@ def read_weights(path: Path, model: LanguageModel) -> dict[str, Tensor]:
     return ours
 
 
-def about(path: Path) -> dict[str, Any]:
-    """Raises a UserError that says what the folder lacks: it has no numbers and no text."""
-    raise UserError(
+def lacking(path: Path) -> UserError:
+    """Returns the error that says what a folder lacks: it has no numbers and no text."""
+    return UserError(
         f"{path}: is a model of Hugging Face's, not a run, and has no text or numbers of its own; "
         "needs the name of a text, or the folder of a run"
     )

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from lmlab.machine import random_numbers_kept
 from lmlab.registry import restore_variables
-from lmlab.training import state
 
 DEVICES = ("cpu", "cuda")  # those for which a program can switch mixed precision on
 
@@ -24,7 +24,7 @@ def isolated() -> Iterator[None]:
     """
     with ExitStack() as stack:
         stack.callback(restore_settings, torch_settings())
-        stack.callback(state.set_random_state, state.random_state(used_device()))
+        stack.enter_context(random_numbers_kept())
         stack.callback(restore_variables, dict(os.environ))
         stack.enter_context(warnings.catch_warnings())
         stack.enter_context(torch.inference_mode(False))
@@ -37,13 +37,6 @@ def isolated() -> Iterator[None]:
         for device in DEVICES:
             torch.set_autocast_enabled(device, False)
         yield
-
-
-def used_device() -> str:
-    """Returns the device whose random numbers a program can have used, besides the CPU's."""
-    if torch.cuda.is_initialized():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def torch_settings() -> dict[str, Any]:

@@ -14,6 +14,7 @@ from lmlab.config.keys import RunConfig
 from lmlab.errors import reason_of
 from lmlab.inference import evaluations
 from lmlab.inference.evaluations import Detail, Subject
+from lmlab.machine import set_random_state
 from lmlab.runs.board import Board
 from lmlab.runs.folder import RunDirectory
 from lmlab.terminal import Interrupted, StopSignals
@@ -153,7 +154,7 @@ class Recorder(Callback):
                 raise ValueError("its parts are of different steps")
             module.loss_sum.fill_(self.saved["loss_sum"])
             module.losses = self.saved["losses"]
-            state.set_random_state(self.saved["random_state"])
+            set_random_state(self.saved["random_state"])
         else:
             self.results.describe(self.identity["config"])
         if self.waiting is not None:

@@ -1,14 +1,13 @@
 """The state of training in addition to the weights: sums, random states, the optimizer."""
 
 import math
-import random
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from lmlab.errors import UserError
+from lmlab.machine import random_state
 from lmlab.models.base import alike
 from lmlab.runs.folder import RunDirectory
 
@@ -96,27 +95,3 @@ def fits_example(value: Any, example: Any) -> bool:
     if isinstance(example, torch.Tensor):
         return alike(value, example)
     return type(value) is type(example) and isinstance(example, int | float)
-
-
-def random_state(device: str) -> dict[str, Any]:
-    """Returns the states of all random generators that a step could use, as plain data."""
-    _, keys, *others = np.random.get_state()
-    return {
-        "python": random.getstate(),
-        "numpy": [np.asarray(keys).tolist(), *others],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if device == "cuda" else [],
-        "mps": [torch.mps.get_rng_state()] if device == "mps" else [],
-    }
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    """Restores the random states that `random_state` returned."""
-    random.setstate(state["python"])
-    keys, *others = state["numpy"]
-    np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), *others))
-    torch.set_rng_state(state["torch"])
-    for device, cuda_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(cuda_state, device)
-    for mps_state in state["mps"]:
-        torch.mps.set_rng_state(mps_state)
