@@ -121,7 +121,9 @@ def test_a_run_from_before_a_key_was_gained_is_read_with_its_neutral_value(run, 
     with pytest.raises(errors.UserError, match="grad_clip: is missing"):
         runs.read_config(run)
     values = {"grad_clip": 0.5, "of_another_model": 1}
-    monkeypatch.setattr("lmlab.config.check.neutral_values", lambda: values)  # which builds all keys
+    monkeypatch.setattr(
+        "lmlab.config.check.neutral_values", lambda: values
+    )  # which builds all keys
     assert runs.read_config(run).run.grad_clip == 0.5
 
 
