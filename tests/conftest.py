@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, settings
 from lmlab import files
 from lmlab.commands import train as cli
 from lmlab.config import overrides
-from lmlab.sweeps.processes import server
+from lmlab.sweeps.processes import PRELOAD_SEARCH, start_server
 
 # A slow machine is no failure, and a failure comes back at the next run.
 settings.register_profile(
@@ -50,7 +50,7 @@ def cache(tmp_path_factory):
         patch.setattr(
             "lmlab.inference.references.ORDERS", range(2, 4)
         )  # counting takes seconds for each text that is new
-        server()  # one for all tests, which imports while the first of them run
+        start_server(PRELOAD_SEARCH)  # one for all tests, which imports while the first of them run
         yield folder
 
 

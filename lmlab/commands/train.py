@@ -456,7 +456,8 @@ def start_survey(asked: Asked, sweep: Sweep) -> Any:
     from lmlab.sweeps import processes
 
     if asked.launcher == "local":
-        processes.server()
+        search = asked.sweeper == "search"
+        processes.start_server(processes.PRELOAD_SEARCH if search else processes.PRELOAD)
     else:
         processes.share_library()
     from lmlab.sweeps.launcher import LocalLauncher

@@ -30,11 +30,18 @@ from lmlab.sweeps.cells import Busy, Cell
 EXIT_FAILED = 1  # exit status of a process whose cell has failed
 EXIT_BUSY = 75  # exit status of a process whose cell is being run by another process
 GRACE = 15  # seconds that a cell has to end its step and save, after it was asked to stop
+PRELOAD = ["lmlab.sweeps.preload"]  # what the server imports
+PRELOAD_SEARCH = [*PRELOAD, "lmlab.sweeps.preload_search"]
 
 
 @cache
 def server() -> Any:
-    """Returns the context that makes processes; the first call starts the server.
+    """Returns the context that makes processes; starts the server if it is not running."""
+    return start_server(PRELOAD)
+
+
+def start_server(preload: list[str]) -> Any:
+    """Starts the server with these modules if none is running; returns what makes processes.
 
     The server imports torch in the background, for some seconds. On macOS processes cannot be
     forked, so each process imports everything again.
@@ -47,7 +54,7 @@ def server() -> Any:
     from multiprocessing import forkserver
 
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lmlab.sweeps.preload"])
+    context.set_forkserver_preload(preload)
     choose_short_folder()
     # Else the server would look for modules in the working folder first.
     safe_path = os.environ.get("PYTHONSAFEPATH", "")
