@@ -109,18 +109,23 @@ SMALL_RUN = (
 LAST, *_ = CHECKPOINTS = [f"checkpoints/{name}.ckpt" for name in ("last", "previous", "best")]
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A run of 20 steps, one like it but for its seed, and one that went on to 30."""
-    with working_in(tmp_path_factory.mktemp("trained")) as folder:
+def three_runs(folder, line):
+    """Trains a run of 20 steps, one like it but for its seed, and one that went on to 30."""
+    with working_in(folder):
         for name, more in (
             ("run", ""),
             ("other", " seed=1"),
             ("longer", " max_steps=30 decay_steps=20"),
         ):
-            cli.main((SMALL_RUN + more).split())
+            cli.main(f"{line} {more}".split())
             shutil.move(next((folder / "outputs/x").iterdir()), folder / name)
     return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Three runs over characters."""
+    return three_runs(tmp_path_factory.mktemp("trained"), SMALL_RUN)
 
 
 @pytest.fixture

@@ -23,7 +23,17 @@ from lmlab.config.keys import neutral_values
 from lmlab.errors import UserError, one_line_errors
 from lmlab.runs import checkpoints
 from lmlab.runs import folder as runs
-from tests.conftest import CHECKPOINTS, LAST, SMALL_RUN, content, metrics, refused, script, weights
+from tests.conftest import (
+    CHECKPOINTS,
+    LAST,
+    SMALL_RUN,
+    content,
+    metrics,
+    refused,
+    script,
+    three_runs,
+    weights,
+)
 
 
 def sample(run):
@@ -102,6 +112,13 @@ def each(damage):
     return damage_each
 
 
+def grow(run, trained):
+    """Makes each checkpoint larger than one of its model can be."""
+    size = 2**24 + 16 * sum(weight.nbytes for weight in weights(trained / "run").values()) + 1
+    for name in CHECKPOINTS:
+        sealed(run / name, bytes(size))
+
+
 DAMAGES = {
     "truncated": (
         each(lambda run, name, _: os.truncate(run / name, 500)),
@@ -159,14 +176,17 @@ DAMAGES = {
         ["last.ckpt", "its weights do not fit"],
     ),
     "larger than its model": (
-        each(lambda run, name, _: sealed(run / name, bytes(2**24 + 16 * 9 * 9 * 4 + 1))),
+        grow,
         ["last.ckpt", "bytes; allowed are"],
     ),
     "weights that are not finite": (
         each(
             lambda run, name, _: sealed(
                 run / name,
-                altered(run, state_dict={"model.table.weight": torch.full((9, 9), math.nan)}),
+                altered(
+                    run,
+                    state_dict={k: torch.full_like(w, math.nan) for k, w in weights(run).items()},
+                ),
             )
         ),
         ["last.ckpt", "not all of its weights are finite"],
@@ -326,8 +346,20 @@ DAMAGES = {
 }
 
 
+@pytest.fixture(scope="module")
+def tokenized(tmp_path_factory):
+    """Three runs over pairs of bytes."""
+    line = f"{SMALL_RUN} tokenizer=bpe vocab_size=260"
+    return three_runs(tmp_path_factory.mktemp("tokenized"), line)
+
+
+@pytest.mark.parametrize("tokens", ["trained", "tokenized"])
 @pytest.mark.parametrize("name", DAMAGES)
-def test_a_damaged_or_hostile_file_is_named_and_nothing_is_lost(trained, run, here, capsys, name):
+def test_a_damaged_or_hostile_file_is_named_and_nothing_is_lost(
+    request, here, capsys, name, tokens
+):
+    trained = request.getfixturevalue(tokens)
+    run = shutil.copytree(trained / "run", here / "run", symlinks=True)
     damage, words = DAMAGES[name]
     (here / "precious").write_text("precious")
     damage(run, trained)

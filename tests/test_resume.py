@@ -31,12 +31,13 @@ COMMON = (
     f"device=cpu threads=1 max_steps={STEPS} eval_interval=10 checkpoint_interval=4 log_interval=3 name=x "
     "val_fraction=0.01 warmup_steps=5 batch_size=4 "
 )
+# "modern" over pairs of bytes, the others over characters.
 RUNS = {
     "bigram": COMMON + "model=bigram",
     "gpt": COMMON + "model=gpt_nano n_layer=1 dropout=0.2 grad_accumulation=2 schedule=cosine",
     "modern": COMMON
     + "model=modern n_layer=1 n_head=2 n_embd=32 block_size=32 dropout=0.2 optimizer=muon "
-    "grad_accumulation=2 schedule=linear hold_steps=5",
+    "grad_accumulation=2 schedule=linear hold_steps=5 tokenizer=bpe vocab_size=300",
 }
 PLUGINS = f"plugin={ROOT / 'examples/my_lab.py'},{ROOT / 'tests/drift_lab.py'}"
 RUNS["plugin"] = f"{COMMON} {PLUGINS} model=rnn n_embd=16 data=recipes block_size=16 ema=0.9"
