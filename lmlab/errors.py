@@ -167,7 +167,7 @@ def without_secrets(text: str) -> str:
     """
     text = re.sub(r"(:/{1,2}[^/\s:@]*:)\S*@", r"\1***@", text)
     name = rf"\b(?:[\w-]*[_-])?(?:{SECRETS})(?:[_-][\w-]*)?="
-    return re.sub(rf"(?i)({name}|--(?:{SECRETS}) )[^&\s'\"]*[^&\s'\":]", r"\1***", text)
+    return re.sub(rf"(?i)({name}|--(?:{SECRETS}) )[^&\s'\"]*[^&\s'\":;,]", r"\1***", text)
 
 
 def reason_of(error: BaseException) -> str:

@@ -139,7 +139,12 @@ def write_pieces(path: Path, content: bytes | Iterable[bytes]) -> bytes:
 
 
 def move(temporary: Path, path: Path) -> None:
-    """Gives a file its final name, and waits until the name is on disk."""
+    """Gives a file its final name, and waits until the name is on disk.
+
+    Raises UserError if a device or a pipe has that name, which would be lost.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{path}: is no plain file, and a plain file does not replace it")
     os.replace(temporary, path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:

@@ -45,7 +45,6 @@ WRONG = {
     "n_layer=2.5": ["n_layer=2.5", "whole number"],
     "lr=fast": ["lr=fast", "number in (0, inf)"],
     "bias=1": ["bias=1", "true or false"],
-    "name=7": ["name=7", "text", "\"'7'\""],
     "n_layer=[1]": ["n_layer=[1]", "whole number"],
     "n_layer=0": ["n_layer=0", "[1, 1000]"],
     "dropout=1": ["dropout=1", "[0, 1)"],
@@ -239,6 +238,20 @@ def test_the_folder_of_a_run_is_taken_as_it_is_typed(text):
     """Folders of sweeps have Hydra's own signs in their names."""
     if text != "null" and text[0] not in "'\"":
         assert overrides.parse(continued.literal(f"resume={text}")).value() == text
+
+
+@given(
+    st.sampled_from(["path", "tokenizer_path", "name"]),
+    st.one_of(
+        st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1),
+        st.sampled_from(["true", "1e3", "[x]", "{a:1}", "é", "nan", "0x1", " a ", "a "]),
+    ),
+)
+def test_a_name_is_text_whatever_it_looks_like(key, text):
+    """One of several values is still typed with a comma."""
+    if text != "null" and text[0] not in "'\"":
+        override = overrides.parse(continued.literal(f"{key}={text}"))
+        assert override.is_sweep_override() or override.value() == text
 
 
 def test_the_trace_is_there_for_who_asks(here, monkeypatch):

@@ -422,10 +422,28 @@ def test_previous_stands_in_for_a_damaged_last(trained, run, capsys, damage):
     assert all(weight.equal(two[key]) for key, weight in one.items())
 
 
-def test_a_history_that_is_shorter_than_the_checkpoint_knows_is_named(run, capsys):
-    os.truncate(run / "history.jsonl", 50)
-    refused(capsys, lambda: cli.main(["resume=run", "max_steps=30"]), ["history.jsonl", "shorter"])
-    assert metrics(run)["step"] == 20
+def folder_for(path):
+    path.unlink()
+    path.mkdir()
+
+
+NOT_RESUMED = {
+    "history shorter": (lambda run: os.truncate(run / "history.jsonl", 50), "shorter"),
+    "history missing": (lambda run: (run / "history.jsonl").unlink(), "missing"),
+    "folder for a checkpoint": (lambda run: folder_for(run / CHECKPOINTS[2]), "plain file"),
+    "folder for a log": (lambda run: folder_for(run / "train.log"), "plain file"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_RESUMED)
+def test_a_run_that_cannot_be_resumed_stays_as_it_is(run, capsys, name):
+    """Its configuration too, whatever was asked for."""
+    damage, word = NOT_RESUMED[name]
+    damage(run)
+    before = content(run)
+    line = ["resume=run", "max_steps=30", "log_interval=3"]
+    refused(capsys, lambda: cli.main(line), ["run/", word])
+    assert content(run) == before
 
 
 def test_a_run_whose_checkpoints_are_gone_does_not_start_anew(run, capsys):

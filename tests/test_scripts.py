@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lmlab import files
 from lmlab.catalogue import CATALOGUE
 from lmlab.commands import train as cli
 from lmlab.commands.door import run_command
@@ -283,6 +284,30 @@ def test_a_picture_that_cannot_be_written_leaves_the_old_one(trained, monkeypatc
                 with pytest.raises(UserError, match=f"{name}: cannot be written \\(No space left"):
                     command.main(["runs=run", f"out={name}"])
         assert Path("a.png").read_bytes() == before and not list(Path().glob("*b.png*"))
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["explain run=run", "plot runs=run", "export run=run", "ladder sweep=.", "compare run"],
+)
+def test_what_is_no_plain_file_is_not_replaced(run, line):
+    """A pipe or a device would be lost, and what a link names would stay as it was."""
+    name, words = line.split()
+    os.mkfifo("pipe.png")
+    Path("link.png").symlink_to("target.png")
+    for out, reason in (("pipe.png", "is no plain file"), ("link.png", "is a link to target.png")):
+        with pytest.raises(UserError, match=f"out={out}: {reason}"):
+            script(name).main([words, f"out={out}"])
+    assert Path("pipe.png").is_fifo() and Path("link.png").is_symlink()
+    with pytest.raises(UserError, match=r"pipe\.png: is no plain file"):
+        files.write(Path("pipe.png"), b"")
+
+
+def test_null_is_no_text_where_it_means_nothing_given(run):
+    words = ["run=run", "text=null", "plugin=null", "out=a.html"]
+    script("explain").main(words)
+    script("explain").main(["run=run", "out=b.html"])
+    assert Path("a.html").read_text() == Path("b.html").read_text()
 
 
 def test_a_file_that_cannot_be_written_is_refused_before_the_work(here):

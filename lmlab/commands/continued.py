@@ -27,17 +27,17 @@ def literal(argument: str) -> str:
     """Returns an argument that names a run or a text, with the quotes that Hydra needs.
 
     Such names may contain characters that have a meaning in Hydra's grammar. A `path=` that Hydra
-    can read stays as it is, since it may be a list of values.
+    reads as text stays as it is, since it may be several values.
     """
     key, _, text = argument.partition("=")
     if text == "null" or text[:1] in ("'", '"'):
         return argument
+    has_blanks = text != text.strip()  # at its ends, which Hydra would take away
     if key in ("separator", "score_after"):
-        has_blanks = text != text.strip()  # at its ends, which Hydra would take away
-        is_quoted = has_blanks or is_no_override(argument)
+        is_quoted = has_blanks or not is_text(argument)
         text = text.replace("\n", r"\n").replace("\t", r"\t")
-    elif key in ("path", "tokenizer_path"):
-        is_quoted = is_no_override(argument)
+    elif key in ("path", "tokenizer_path", "name"):
+        is_quoted = has_blanks or not is_text(argument)
     else:
         is_quoted = key in ("resume", "replay", "init_from", "plugin", "out", "sweep")
     if not is_quoted:
@@ -45,13 +45,13 @@ def literal(argument: str) -> str:
     return f"{key}={quoted(text)}"
 
 
-def is_no_override(argument: str) -> bool:
-    """Returns whether Hydra's grammar cannot read an argument."""
+def is_text(argument: str) -> bool:
+    """Returns whether Hydra's grammar reads an argument as text, or as several values."""
     try:
-        parse(argument)
+        override = parse(argument)
     except UserError:
-        return True
-    return False
+        return False
+    return override.is_sweep_override() or isinstance(override.value(), str)
 
 
 def by_key(arguments: list[str]) -> Overrides:

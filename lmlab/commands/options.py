@@ -1,5 +1,6 @@
 """Reads the options of the scripts (key=value), and makes the text of train.py --help."""
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from lmlab.config.keys import (
     companions,
     keys_of,
     markers,
+    may_be_null,
     plain_kind,
 )
 from lmlab.config.overrides import parse
@@ -122,7 +124,9 @@ def parse_script(options: type, page: str, argv: list[str]) -> Any:
             raise UserError(f"{argument}: {key} is there twice")
         check_known(argument, key, hints)
         value: Any = text
-        if plain_kind(hints[key]) in (int, float, bool):
+        if text == "null" and may_be_null(hints[key]):
+            value = None
+        elif plain_kind(hints[key]) in (int, float, bool):
             value = parse(argument).value()
             if re.fullmatch(r"-?\d+,\d+", text):
                 raise UserError(f"{argument}: write a decimal point: {argument.replace(',', '.')}")
@@ -158,7 +162,14 @@ def check_file(out: str) -> None:
 
 
 def check_out(out: Path) -> None:
-    """Raises UserError if nothing can be written at `out`: before the work, not after it."""
+    """Raises UserError if nothing can be written at `out`: before the work, not after it.
+
+    A link, a device or a pipe is not replaced by a file or folder.
+    """
+    if out.is_symlink():
+        raise UserError(f"out={out}: is a link to {os.readlink(out)}; needs the name itself")
+    if out.exists() and not (out.is_file() or out.is_dir()):
+        raise UserError(f"out={out}: is no plain file; needs the name of a new file")
     reason = files.obstacle(out.absolute().parent)
     if reason:
         raise UserError(f"out={out}: {reason}")

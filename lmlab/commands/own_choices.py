@@ -44,6 +44,8 @@ def with_own_choices(main: Command) -> Command:
     @wraps(main)
     def wrapped(argv: list[str]) -> object:
         values = [text.removeprefix("plugin=") for text in argv if text.startswith("plugin=")]
+        if values[-1:] == ["null"]:
+            values = []
         with own_choices(values[-1] if values else None):
             return main(argv)
 

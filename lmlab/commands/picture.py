@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+FORMATS = (".png", ".svg", ".pdf", ".eps", ".jpg")
+
+
 def new_figure(width: float = 8, height: float = 4.5) -> Figure:
     """Returns an empty figure, which belongs to no window; the sizes are in inches."""
     with importing():
@@ -23,8 +26,11 @@ def new_figure(width: float = 8, height: float = 4.5) -> Figure:
 
 def check_picture(out: str) -> None:
     """Raises UserError if `out` is not the name of a picture."""
-    if Path(out).is_dir() or not Path(out).suffix:
-        raise UserError(f"out={out}: needs the name of a picture, such as curves.png or curves.svg")
+    if Path(out).is_dir() or Path(out).suffix.lower() not in FORMATS:
+        raise UserError(
+            f"out={out}: needs the name of a picture, such as curves.png; its ending is one of "
+            f"{', '.join(FORMATS)}"
+        )
 
 
 def save_picture(figure: Figure, out: str) -> None:
@@ -33,8 +39,5 @@ def save_picture(figure: Figure, out: str) -> None:
     Raises UserError.
     """
     content = io.BytesIO()
-    try:
-        figure.savefig(content, dpi=120, format=Path(out).suffix.removeprefix("."))
-    except ValueError as error:  # a format that matplotlib does not know
-        raise UserError(f"out={out}: {error}") from None
+    figure.savefig(content, dpi=120, format=Path(out).suffix.lower().removeprefix("."))
     files.write(Path(out), content.getvalue())

@@ -252,6 +252,12 @@ def refuse_hydras_files(args: Namespace) -> None:
 
 def refuse_flags(message: str) -> None:
     """Raises SystemExit(2) after one line about a wrong flag; argparse calls this."""
+    wrong = re.match(
+        r"argument (--[\w-]+)\S*: invalid choice: '(.*)' \(choose from (.*)\)", message
+    )
+    if wrong:
+        flag, value, choices = wrong.groups()
+        refuse(f"{flag} {value}: allowed are {choices}".replace("'", ""))
     flag = message.removeprefix("unrecognized arguments: ").split(" ")[0]
     hint = ""
     if flag.startswith("--"):
@@ -279,7 +285,7 @@ def complete(argv: list[str]) -> None:
 
 def run_hydra(task: "Task", flags: list[str], overrides: list[str]) -> None:
     """Lets Hydra call `task`, once or for each cell of a sweep."""
-    sys.argv = ["train.py", *flags, *overrides]
+    sys.argv = ["train.py", *overrides, *flags]  # --info would take a key after it as its value
     with composed_once():
         hydra.main(config_path=str(CONF), config_name=primary(), version_base="1.3")(task)()
 

@@ -57,7 +57,7 @@ class RunConfig:
     align: Annotated[Align, STEPWISE, Neutral("epoch")]
     separator: Annotated[str | None, Neutral(None)]
     score_after: Annotated[str | None, Neutral(None)]
-    grad_accumulation: Annotated[Count, STEPWISE]
+    grad_accumulation: Annotated[int, "[1, 10000]", STEPWISE]  # a step is not stopped within
     grad_clip: Annotated[PositiveOrZero, STEPWISE]
     schedule: Annotated[str, OneOf(lambda: SCHEDULES), STEPWISE]
     warmup_steps: Annotated[int, "[0, inf)", STEPWISE]
@@ -279,6 +279,13 @@ def kind_of(key: str) -> type | None:
         if name == key:
             return plain_kind(annotation)
     return None
+
+
+def may_be_null(annotation: Any) -> bool:
+    """Returns whether an annotation allows None, which is typed as null."""
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    return NoneType in get_args(annotation)
 
 
 def plain_kind(annotation: Any) -> Any:

@@ -116,9 +116,12 @@ def filled_files(config: FileConfig) -> list[Path]:
     """
     paths = paths_of(config.path)
     if not paths:
+        there = Path(config.path)
+        reason = "no file there"
+        if os.path.lexists(there) and not there.is_dir():
+            reason = f"is {why_no_file(there)}"
         raise UserError(
-            f"path={config.path}: no file there; "
-            "give a UTF-8 text file, a folder of them, or a glob"
+            f"path={config.path}: {reason}; give a UTF-8 text file, a folder of them, or a glob"
         )
     empty = {path for path in paths if is_empty(path)}
     filled = [path for path in paths if path not in empty]

@@ -27,10 +27,9 @@ class Documents:
         starts = np.concatenate(([start], inside)) - start
         return Documents(starts, None if self.scored is None else self.scored[start:end])
 
-    def check(self, part: str, n: int) -> None:
-        """Raises UserError if nothing is scored in a part of `n` tokens that has this name."""
-        if n > 0 and self.scored is not None and not self.scored[1:].any():
-            raise UserError(f"score_after: nothing is scored in the part {part} of the text")
+    def scores_something(self) -> bool:
+        """Returns whether at least one token is scored."""
+        return self.scored is None or bool(self.scored[1:].any())
 
     def nearest_start(self, position: int) -> int:
         """Returns the start of a document that is nearest to `position`."""

@@ -141,7 +141,7 @@ class Splits:
     ) -> None:
         if run is not None:
             run = with_separator(run, config)
-        text = Text(partial(pieces_of, choice, config), f"data={choice}")
+        text = Text(partial(pieces_of, choice, config), as_typed(choice, config))
         self.sha256 = text.sha256
         if sha256 not in (None, self.sha256):
             raise UserError(
@@ -172,10 +172,14 @@ class Splits:
             tokens[start:end] for start, end in zip(starts, ends, strict=True)
         )
         self.documents: dict[str, Documents] = {}
-        if whole is not None:
+        if run is not None and whole is not None:
             for name, start, end in zip(self.parts, starts, ends, strict=True):
                 self.documents[name] = whole.within(start, end)
-                self.documents[name].check(name, end - start)
+                if end > start and not self.documents[name].scores_something():
+                    raise UserError(
+                        f"score_after={run.score_after}: nothing is scored in the part {name} of "
+                        "the text"
+                    )
 
     @classmethod
     def of_run(

@@ -45,6 +45,7 @@ LIMITS = {  # bytes
 
 
 LARGEST = sys.float_info.max  # larger whole numbers are no floats
+ENDINGS = (".yaml", ".json", ".jsonl", ".ckpt", ".log", ".sha256")  # of files, never of folders
 EVENTS = "events.out.tfevents.*"  # TensorBoard's files in the folder of a run
 
 # A line of config.yaml: no nesting, no reference, no tag, with which a few bytes of YAML can become
@@ -56,10 +57,12 @@ class RunDirectory:
     """The folder of a run that is being trained, and its lock.
 
     The lock is held until `close` or the end of the process. Raises UserError if another process
-    holds it.
+    holds it, or if history.jsonl is missing.
     """
 
     def __init__(self, path: Path) -> None:
+        if not (path / "history.jsonl").exists():
+            raise UserError(f"{path / 'history.jsonl'}: is missing")
         self.path = path
         self.opened = ExitStack()
         try:
@@ -97,6 +100,7 @@ class RunDirectory:
             for folder in reversed(above):
                 undo.callback(remove_if_empty, folder)
             undo.callback(shutil.rmtree, path)
+            (path / "history.jsonl").touch()
             directory = cls(path)
             undo.callback(directory.close)
             files.write_sealed(path / "tokenizer.json", tokenizer.to_json().encode())
@@ -111,13 +115,8 @@ class RunDirectory:
         """Removes what was written after a checkpoint, and temporary files of a killed process.
 
         `history_bytes` is the length of history.jsonl at the checkpoint, and `events` holds the
-        lengths of TensorBoard's files by name, if the checkpoint tells them. Raises UserError if
-        history.jsonl is shorter.
+        lengths of TensorBoard's files by name, if the checkpoint tells them.
         """
-        if history_bytes > os.fstat(self.history.fileno()).st_size:
-            raise UserError(
-                f"{self.path / 'history.jsonl'}: is shorter than when the checkpoint was made"
-            )
         self.history.truncate(history_bytes)
         if events is not None:
             for path in self.path.glob(EVENTS):
@@ -126,6 +125,13 @@ class RunDirectory:
                     os.truncate(path, length)
         for temporary in self.path.rglob(f".*.{'?' * 32}"):
             temporary.unlink()
+
+    def check_history(self, history_bytes: int) -> None:
+        """Raises UserError if history.jsonl is shorter than it was at the checkpoint."""
+        if history_bytes > os.fstat(self.history.fileno()).st_size:
+            raise UserError(
+                f"{self.path / 'history.jsonl'}: is shorter than when the checkpoint was made"
+            )
 
     def say(self, text: str) -> None:
         """Writes a line to the terminal and to train.log."""
@@ -284,9 +290,10 @@ def text_path(run: Path, noted: str) -> str:
 
 
 def refuse_links(path: Path) -> None:
-    """Raises UserError if a folder contains a link or a special file."""
+    """Raises UserError if a folder contains a link or a special file, or a folder for a file."""
     for entry in path.rglob("*"):
-        is_plain = entry.is_file() or entry.is_dir() or not entry.exists()  # just removed
+        is_folder = entry.is_dir() and entry.suffix not in ENDINGS
+        is_plain = entry.is_file() or is_folder or not entry.exists()  # just removed
         if entry.is_symlink() or not is_plain:
             raise UserError(
                 f"{entry}: is a link or not a plain file; all files of a run must be in its folder"

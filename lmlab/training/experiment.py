@@ -140,6 +140,7 @@ def resume(path: Path, config: Config, command: str, watch: Watch | None = None)
             "data_sha256": text_sha256(metrics, path),
             "metrics": metrics,
         }
+        directory.check_history(start["history_bytes"])
         step = start["step"]
         if not over and step >= config.run.max_steps and "waiting" not in start:
             raise UserError(
