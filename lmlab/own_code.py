@@ -5,12 +5,14 @@ hashed, so its bytecode is read, and that of the functions, classes and values t
 """
 
 import dis
+import hashlib
 import inspect
 import marshal
 import site
 import sys
 import sysconfig
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
@@ -19,6 +21,16 @@ LIBRARY = Path(__file__).parent  # the folder lmlab/ that this process has impor
 INSTALLED = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
 INSTALLED.append(site.getusersitepackages())
 PLAIN = bool | int | float | complex | str | bytes | None
+
+
+@cache
+def sha256_of(*names: str) -> str:
+    """Returns a hash of files of the library, as they were at the first call.
+
+    It is part of the name of what is kept in the cache, so that other code computes it anew.
+    """
+    content = b"".join((LIBRARY / name).read_bytes() for name in names)
+    return hashlib.sha256(content).hexdigest()
 
 
 def code_of(thing: Any) -> bytes:

@@ -77,6 +77,19 @@ def test_probabilities_sum_to_one_after_any_context(text, order, idx):
     assert sums.flatten().tolist() == pytest.approx([1] * 2 * len(idx), abs=1e-6)
 
 
+@given(
+    TEXTS,
+    st.integers(1, 6),
+    st.lists(st.lists(st.integers(0, V - 1), min_size=5, max_size=5), min_size=1, max_size=3),
+    st.integers(1, 4),
+)
+def test_without_the_table_the_numbers_are_the_same_to_the_bit(text, order, rows, n):
+    model = counted(text, order)
+    idx, targets = torch.tensor(rows)[:, :4], torch.tensor(rows)[:, -n:]
+    table = model(idx)[:, -n:]
+    assert model.log_probs_of(idx, targets).equal(table.gather(2, targets[..., None])[..., 0])
+
+
 @pytest.mark.parametrize("at_once", [1, 7, 4096])
 def test_evaluation_gives_it_its_full_context(monkeypatch, at_once):
     monkeypatch.setattr(loss, "TOKENS_AT_ONCE", at_once)

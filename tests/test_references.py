@@ -1,4 +1,5 @@
 import itertools
+import json
 import math
 import random
 from collections import Counter
@@ -58,17 +59,28 @@ def test_they_are_worked_out_once(some_config, monkeypatch):
     assert references(data) == found and found["reference/ngram"] < found["reference/bigram"]
 
 
-@pytest.mark.parametrize("fault", ["a file", "damaged"])
-def test_a_cache_that_cannot_be_used_costs_a_warning(tmp_path, monkeypatch, capsys, fault):
-    monkeypatch.setenv("LMLAB_CACHE", str(tmp_path / "one"))
+def test_other_code_works_them_out_anew(some_config, monkeypatch):
+    data = Splits.of_run(some_config)
+    found = references(data)
+    monkeypatch.setattr("lmlab.own_code.sha256_of", lambda *_: "other")
+    monkeypatch.setattr("lmlab.inference.references.by_counting", lambda *_: {"other": 7.0})
+    assert references(data) == {"other": 7.0} != found
+
+
+@pytest.mark.parametrize("content", ["{", "", "{}", "5", '{"reference/uniform": 1.0}', "[" * 9999])
+def test_what_the_cache_holds_is_not_believed(tmp_path, monkeypatch, content):
+    monkeypatch.setenv("LMLAB_CACHE", str(tmp_path))
     data = Splits("sentence", CorpusConfig(0.2, 0.0, 0.0))
     right = references(data)
-    if fault == "a file":
-        monkeypatch.setenv("LMLAB_CACHE", str(tmp_path / "two"))
-        (tmp_path / "two").mkdir()
-        (tmp_path / "two/references").touch()
-    else:
-        (path,) = (tmp_path / "one/references").glob("*.json")
-        path.write_text("{")
+    (path,) = tmp_path.glob("references/*.json")
+    path.write_text(content)
+    assert references(data) == right == json.loads(path.read_text())
+
+
+def test_a_cache_that_cannot_be_used_costs_a_warning(tmp_path, monkeypatch, capsys):
+    data = Splits("sentence", CorpusConfig(0.2, 0.0, 0.0))
+    right = references(data)
+    monkeypatch.setenv("LMLAB_CACHE", str(tmp_path))
+    (tmp_path / "references").touch()
     assert references(data) == right
     assert "warning: " in capsys.readouterr().err

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lmlab import files, plugins
+from lmlab import files, own_code, plugins
 from lmlab.data.text import Text
 from lmlab.data.tokenizers import Tokenizer, UnknownCharacters, all_checked
 from lmlab.errors import UserError
@@ -20,6 +20,12 @@ from lmlab.register import is_own
 
 PIECE = 2**16  # characters; a longer text is cut at the next place between two words
 LONGEST_PIECE = 2**18  # characters; without such a place it is cut anywhere
+CODE = (
+    "data/encoding.py",
+    "data/subwords.py",
+    "data/tokenizers.py",
+    "data/splits.py",
+)  # that cuts a text
 ONE_EACH = "encode_pieces must yield one array for each piece"
 # After a line, before one that is not indented, or between two words.
 BETWEEN_WORDS = re.compile(r"(?<=\n)(?=\S)|(?<=\w)(?= \w)")
@@ -135,7 +141,8 @@ def cut_between_words(text: str) -> Iterator[str]:
 
 def token_path(text: Text, tokenizer: Tokenizer, how: str) -> Path:
     """Returns the path of the tokens in the cache; `how` tells how the text was encoded."""
-    content = files.sha256(f"{tokenizer.to_json()} {text.sha256} {how}".encode())
+    about = f"{tokenizer.to_json()} {text.sha256} {how} {own_code.sha256_of(*CODE)}"
+    content = files.sha256(about.encode())
     dtype = np.min_scalar_type(tokenizer.vocab_size - 1)
     return files.cache_dir() / "tokens" / f"{content}.{dtype}"
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from lmlab import files
+from lmlab import files, own_code
 from lmlab.catalogue import BPEConfig, TokenizerConfig, TokenizerFileConfig
 from lmlab.data.tokenizers import (
     NO_VOCABULARY,
@@ -146,7 +146,8 @@ class BPETokenizer(PairTokenizer):
         """
         from tokenizers import __version__
 
-        about = f"{text.training_sha256} {config.vocab_size} {__version__}"
+        code = own_code.sha256_of("data/encoding.py", "data/subwords.py")
+        about = f"{text.training_sha256} {config.vocab_size} {__version__} {code}"
         path = files.cache_dir() / "tokenizers" / f"{files.sha256(about.encode())}.json"
         if files.is_cached(path):
             return cls(files.read_sealed(path, LIMIT).decode())

@@ -81,6 +81,9 @@ def of_documents(
 
 def answers(model: LanguageModel, idx: Tensor, targets: Tensor, precision: str) -> Tensor:
     """Returns the log-probabilities of targets (B, S), (B S,), which follow the last of idx (B, T)."""
+    found = model.log_probs_of(idx, targets)
+    if found is not None:
+        return found.flatten()
     with autocast(model.device, precision):
         logits = model(idx.long())[:, -targets.shape[1] :].float().flatten(0, 1)  # (B S, V)
     return scores_of(logits, targets.long().flatten(), model.gives_log_probs)

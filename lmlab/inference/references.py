@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
-from lmlab import files
+from lmlab import files, own_code
 from lmlab.catalogue import NGramConfig
 from lmlab.data.documents import counting
 from lmlab.data.splits import Splits
@@ -21,6 +21,10 @@ from lmlab.models.ngram import NGram
 COUNTED = 5_000_000  # tokens at most: the last ones of the training text
 
 PREDICTED = 1_000_000  # tokens at most: the first ones of the validation text
+
+CODE = ("inference/references.py", "inference/loss.py", "models/ngram.py")  # that computes them
+
+LIMIT = 4096  # bytes of a file in the cache
 
 ORDERS = range(2, 21)  # of the n-grams that are tried
 
@@ -44,6 +48,7 @@ def references(data: Splits) -> dict[str, float]:
     if len(val) < 2:
         return {}
     parts = [train.tobytes(), b"/", val.tobytes(), str(vocab_size).encode()]
+    parts.append(own_code.sha256_of(*CODE).encode())
     if counts is not None:
         counts = counts[: len(val) - 1]
         parts.append(counts.tobytes())
@@ -54,10 +59,12 @@ def references(data: Splits) -> dict[str, float]:
         with files.lock(
             path.with_suffix(".lock"), wait=math.inf
         ):  # the runs of a sweep ask at once
-            if not path.exists():
-                files.write(path, json.dumps(by_counting(train, val, vocab_size, counts)).encode())
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, UserError) as error:
+            if not files.is_cached(path):
+                losses = by_counting(train, val, vocab_size, counts)
+                files.write_sealed(path, json.dumps(losses).encode())
+        cached: dict[str, float] = json.loads(files.read_sealed(path, LIMIT))
+        return cached
+    except (OSError, UserError) as error:
         print(f"warning: {path}: the cache cannot be used ({error})", file=sys.stderr)
         return by_counting(train, val, vocab_size, counts)
 

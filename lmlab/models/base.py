@@ -221,6 +221,14 @@ class LanguageModel(nn.Module):
         if whole < len(ids) - 1:
             yield ids[None, whole:-1], ids[None, whole + 1 :]
 
+    def log_probs_of(self, idx: Tensor, targets: Tensor) -> Tensor | None:
+        """Returns the log-probabilities (B, S) of targets (B, S), which follow the last of idx (B, T).
+
+        Returns None if they are to be taken from the scores of `forward`. A model that counts needs
+        no score of every token.
+        """
+        return None
+
     # How it writes text
 
     def caches(self) -> Sequence[Cache] | None:

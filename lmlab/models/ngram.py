@@ -26,7 +26,7 @@ class Level:
 
     contexts: np.ndarray  # sorted: number of the context without its first token * V + that token
     starts: np.ndarray  # where in the arrays below a context's row begins, (contexts + 1,)
-    tokens: np.ndarray  # which tokens follow
+    pairs: np.ndarray  # number of the context * V + a token that follows it, sorted
     shares: np.ndarray  # their discounted counts as a share of all of the context's
     rest: np.ndarray  # what is left for the next shorter context, (contexts,)
 
@@ -45,13 +45,24 @@ class Level:
 
         `numbers` (N,) are the contexts; a place whose context was never seen stays as it is.
         """
+        V = probs.shape[1]
         places = np.flatnonzero(numbers >= 0)
         rows = numbers[places]
         probs[places] *= self.rest[rows, None]
         sizes = np.diff(self.starts)[rows]
         offsets = self.starts[rows] - np.cumsum(sizes) + sizes
         entries = np.arange(sizes.sum()) + np.repeat(offsets, sizes)  # of all rows
-        probs[np.repeat(places, sizes), self.tokens[entries]] += self.shares[entries]
+        probs[np.repeat(places, sizes), self.pairs[entries] % V] += self.shares[entries]
+
+    def add(self, probs: np.ndarray, numbers: np.ndarray, tokens: np.ndarray, V: int) -> None:
+        """Does for one token of each place, probs (N,), what `spread` does for all V."""
+        places = np.flatnonzero(numbers >= 0)
+        rows = numbers[places]
+        probs[places] *= self.rest[rows]
+        codes = rows * V + tokens[places]
+        entries = np.searchsorted(self.pairs, codes).clip(max=len(self.pairs) - 1)
+        follows = self.pairs[entries] == codes
+        probs[places[follows]] += self.shares[entries[follows]]
 
 
 class NGram(LanguageModel):
@@ -90,18 +101,38 @@ class NGram(LanguageModel):
     def forward(self, idx: Tensor) -> Tensor:
         """Log-probabilities (B, T, V) after each token of idx (B, T), from idx up to that token."""
         (B, T), V = idx.shape, self.vocab_size
+        probs = np.full((B * T, V), 1 / V)
+        for level, numbers in self.contexts_of(idx):
+            level.spread(probs, numbers)
+        return torch.from_numpy(np.log(probs)).float().view(B, T, V).to(idx.device)
+
+    def log_probs_of(self, idx: Tensor, targets: Tensor) -> Tensor:
+        """Those of `targets` (B, S) alone, without a table of all V: the same numbers."""
+        (B, T), S = idx.shape, targets.shape[1]
+        tokens = np.zeros((B, T), np.int64)
+        tokens[:, T - S :] = targets.cpu().numpy()
+        probs = np.full(B * T, 1 / self.vocab_size)
+        for level, numbers in self.contexts_of(idx):
+            level.add(probs, numbers, tokens.reshape(-1), self.vocab_size)
+        found = torch.from_numpy(np.log(probs)).float().view(B, T)
+        return found[:, T - S :].to(idx.device)
+
+    def contexts_of(self, idx: Tensor) -> Iterator[tuple[Level, np.ndarray]]:
+        """Yields each level, and of each place in idx (B, T) the number of its context there (B T,).
+
+        The number is -1 where the context was never seen.
+        """
+        B, T = idx.shape
         longest = len(self.levels)
         # -1: nothing was there.
         ids = np.pad(idx.cpu().numpy(), ((0, 0), (longest, 0)), constant_values=-1)
-        probs = np.full((B * T, V), 1 / V)
-        numbers = np.zeros(B * T, np.int64)  # of each place's context; -1: not seen
+        numbers = np.zeros(B * T, np.int64)
         for length, level in enumerate(self.levels):
             if length > 0:
                 start = longest - length + 1
                 token = ids[:, start : start + T].reshape(-1)  # `length` tokens back
-                numbers = level.find(numbers, token, V)
-            level.spread(probs, numbers)
-        return torch.from_numpy(np.log(probs)).float().view(B, T, V).to(idx.device)
+                numbers = level.find(numbers, token, self.vocab_size)
+            yield level, numbers
 
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *others: object) -> None:
         """Counts again: a text has any length, and its tables follow from it."""
@@ -110,7 +141,7 @@ class NGram(LanguageModel):
 
     def n_params(self) -> int:
         """How many numbers it has counted: its parameters, as it were."""
-        return sum(len(level.tokens) for level in self.levels)
+        return sum(len(level.pairs) for level in self.levels)
 
     def size(self) -> str:
         return f"{self.n_params():,} counts"
@@ -135,10 +166,9 @@ class NGram(LanguageModel):
         self, ids: Tensor, block_size: int, tokens_at_once: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """They overlap, so that each token is predicted from its full context."""
-        n = max(1, min(tokens_at_once, 2**24 // self.vocab_size))  # probabilities of 128 MB at most
-        for start in range(0, len(ids) - 1, n):
+        for start in range(0, len(ids) - 1, tokens_at_once):
             first = max(0, start - block_size)
-            end = min(start + n, len(ids) - 1)
+            end = min(start + tokens_at_once, len(ids) - 1)
             yield ids[None, first:end], ids[None, start + 1 : end + 1]
 
 
@@ -161,7 +191,7 @@ def level(contexts: np.ndarray, pairs: np.ndarray, counts: np.ndarray, V: int) -
     return Level(
         contexts=contexts,
         starts=np.searchsorted(pairs, np.arange(len(contexts) + 1) * V),
-        tokens=pairs % V,
+        pairs=pairs,
         shares=(counts - taken) / totals[rows],
         rest=rest,
     )
