@@ -8,7 +8,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import IO
@@ -22,6 +22,8 @@ except ModuleNotFoundError:
     raise SystemExit(2) from None
 
 HALVES = "backslashreplace"  # how half a character, which UTF-8 does not have, is written
+
+LEFT_OVER = 24 * 3600  # seconds after which a temporary file is nobody's
 
 POLL_SECONDS = 0.01  # between two tries to take a lock
 
@@ -154,6 +156,14 @@ def move(temporary: Path, path: Path) -> None:
             raise
     finally:
         os.close(folder)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes the temporary files of killed processes: those that nobody wrote to for a day."""
+    for path in folder.glob(f".*.{'?' * 32}"):
+        with suppress(OSError):  # another process removes it, too, or it is somebody else's
+            if path.stat().st_mtime < time.time() - LEFT_OVER:
+                path.unlink()
 
 
 def remove(temporary: Path) -> None:

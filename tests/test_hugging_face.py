@@ -193,21 +193,37 @@ def weights_of(folder, change):
     safetensors.torch.save_file(weights, path, {"format": "pt"})
 
 
+FIRST = "transformer.ln_f.bias"
 HOSTILE = {
     "another model": (altered("config.json", {"model_type": "llama"}), "allowed is 'gpt2'"),
     "no numbers": (altered("config.json", {"n_layer": "2"}), "n_layer='2'"),
     "huge": (altered("config.json", {"n_embd": 2**40}), f"n_embd={2**40}"),
     "another formula": (altered("config.json", {"activation_function": "relu"}), "gelu_new"),
-    "cross attention": (altered("config.json", {"add_cross_attention": True}), "allowed is False"),
+    "cross attention": (altered("config.json", {"add_cross_attention": True}), "allowed is false"),
     "another norm": (altered("config.json", {"layer_norm_epsilon": 1e-6}), "layer_norm_epsilon"),
     "dropouts": (altered("config.json", {"attn_pdrop": 0.5}), "resid_pdrop"),
     "heads": (altered("config.json", {"n_head": 5}), "n_head=5"),
     "more layers": (altered("config.json", {"n_layer": 3}), "transformer.h.2"),
-    "fewer layers": (altered("config.json", {"n_layer": 1}), "with 1 layers"),
+    "fewer layers": (altered("config.json", {"n_layer": 1}), "n_layer=1"),
     "another vocabulary": (altered("config.json", {"vocab_size": 400}), "vocab_size=400"),
     "another context": (altered("config.json", {"n_positions": 99}), "do not fit"),
     "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json: "),
-    "a list": (lambda folder: (folder / "config.json").write_text("[]"), "no configuration"),
+    "a list": (lambda folder: (folder / "config.json").write_text("[]"), "is no JSON object"),
+    "odd dropout": (altered("config.json", {"attn_pdrop": []}), "need the same number"),
+    "quantized": (altered("config.json", {"quantization_config": {}}), "quantization_config"),
+    "large": (
+        altered("config.json", {"n_positions": 16_000_000, "n_embd": 4096}),
+        "do not fit",
+    ),
+    "many layers": (altered("config.json", {"n_layer": 10**6}), "config.json: n_layer=1000000"),
+    "bytes for numbers": (
+        lambda folder: weights_of(folder, lambda w: w.update({FIRST: w[FIRST].to(torch.int8)})),
+        "allowed are float32",
+    ),
+    "a weight twice": (
+        lambda folder: weights_of(folder, lambda w: w.update({"ln_f.bias": w[FIRST] + 1})),
+        "is there twice",
+    ),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "save_pretrained"),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json"),
     "odd tokenizer": (altered("tokenizer.json", {"padding": {}}), "padding"),

@@ -2,6 +2,11 @@
 
 import itertools
 import json
+import os
+import random
+import signal
+import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +15,7 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lmlab import files
 from lmlab.catalogue import BPEConfig, NGramConfig, TokenizerFileConfig
 from lmlab.commands import train as cli
 from lmlab.config import overrides
@@ -278,7 +284,7 @@ def test_half_a_character_is_named(pairs):
 
 def test_more_tokens_than_pairs_are_refused(capsys):
     line = f"{LINE} data=sentence val_fraction=0.5 tokenizer=bpe vocab_size=3000"
-    refused(capsys, lambda: cli.main(line.split()), ["vocab_size=3000", "allowed are 256 to"])
+    refused(capsys, lambda: cli.main(line.split()), ["vocab_size=3000", "no more than"])
 
 
 def test_characters_in_hugging_faces_form(tales):
@@ -327,7 +333,17 @@ ODD = {
     "merges of three": lambda v: v["model"].update(merges=[["a", "b", "c"]]),
     "added": lambda v: v.update(added_tokens=[{"id": 1}]),
     "added twice": lambda v: v.update(added_tokens={"a": 1}),
+    "types that are lists": lambda v: v.update(pre_tokenizer={"type": ["ByteLevel"]}),
+    "types that are objects": lambda v: v.update(normalizer={"type": {}}),
+    "the id of a byte": lambda v: v.update(added_tokens=[added("Q", v["model"]["vocab"]["A"])]),
+    "one id for two": lambda v: v.update(added_tokens=[added("<x>", 500), added("<y>", 500)]),
+    "exchanged ids": lambda v: v.update(added_tokens=[added("<x>", 501), added("<y>", 500)]),
 }
+
+
+def added(content, i):
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    return {"id": i, "content": content} | flags
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -345,6 +361,70 @@ def test_what_is_no_tokenizer_json_is_refused(here, content):
     (here / "no.json").write_text(content)
     with pytest.raises(UserError, match=r"no\.json"):
         subwords.FileTokenizer.train(None, TokenizerFileConfig("no.json"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"normalizer": {"type": "NFC"}},  # of as many bytes, but others
+        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True}},
+    ],
+)
+def test_each_byte_must_come_back(here, pairs, change):
+    (here / "t.json").write_text(json.dumps(json.loads(pairs.to_json()) | change))
+    config = TokenizerFileConfig("t.json")
+    tokenizer = subwords.FileTokenizer.train(None, config)
+    with pytest.raises(UserError, match=r"tokenizer_path=t\.json: changes the text"):
+        list(tokenizer.encode_pieces(["q\u0307\u0323 \uf900"]))
+
+
+def test_a_pattern_without_end_is_one_line(here, pairs, capfd):
+    values = json.loads(pairs.to_json())
+    split = {
+        "type": "Split",
+        "pattern": {"Regex": "(a+)+$"},
+        "behavior": "Isolated",
+        "invert": False,
+    }
+    values["pre_tokenizer"] = {
+        "type": "Sequence",
+        "pretokenizers": [split, values["pre_tokenizer"]],
+    }
+    (here / "t.json").write_text(json.dumps(values))
+    tokenizer = subwords.FileTokenizer.train(None, TokenizerFileConfig("t.json"))
+    with pytest.raises(UserError, match=r"tokenizer_path=t\.json: cannot read the text"):
+        list(tokenizer.encode_pieces(["a" * 40 + "!"]))
+
+
+def test_a_long_word_is_learned_from_in_parts():
+    """Else these would take minutes. Shorter words are not cut."""
+    letters = "".join(random.Random(0).choices("ACGT", k=200_000))
+    assert len(subwords.PairTokenizer(subwords.learned([letters, "a" * 10**6], 300)).tokens) == 300
+    word = "".join(map(chr, range(0x4E00, 0x4E00 + 330)))  # of 990 bytes
+    library = tokenizers.Tokenizer(tokenizers.models.BPE())
+    library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    options = {"vocab_size": 400, "initial_alphabet": alphabet, "show_progress": False}
+    library.train_from_iterator([word], tokenizers.trainers.BpeTrainer(**options))
+    assert (
+        json.loads(subwords.learned([word], 400))["model"] == json.loads(library.to_str())["model"]
+    )
+
+
+def test_ctrl_c_is_heard_while_tokens_are_learned():
+    never = threading.Event()
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        subwords.hearing_signals(never.wait)
+    never.set()
+
+
+def test_what_a_killed_process_left_in_the_cache_goes_after_a_day(here):
+    for name, age in ((f".a.uint8.{'0' * 32}", 2), (f".b.uint8.{'1' * 32}", 0), ("c.uint8", 2)):
+        (here / name).touch()
+        os.utime(here / name, times=(time.time() - age * 86_400,) * 2)
+    files.remove_leftovers(here)
+    assert sorted(path.name for path in here.iterdir()) == [f".b.uint8.{'1' * 32}", "c.uint8"]
 
 
 def test_a_tokenizer_that_changes_the_text_is_refused(pairs):

@@ -177,6 +177,8 @@ def write_folder(out: Path, content: dict[str, bytes]) -> None:
         for name, bytes_ in content.items():
             files.write(temporary / name, bytes_)
         temporary.replace(out)
+    except UserError as error:  # it names the file as it is called for the time being
+        raise UserError(f"out={out}: {str(error).replace(str(temporary), str(out))}") from None
     except OSError as error:
         raise UserError(f"out={out}: {system_error(error, out)}") from None
     finally:

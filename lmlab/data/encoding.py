@@ -40,6 +40,7 @@ def token_file(text: Text, tokenizer: Tokenizer, drop: bool = False) -> np.ndarr
     """
     path = token_path(text, tokenizer, f"{drop}{code_of(tokenizer)}")
     if not files.is_cached(path):
+        files.remove_leftovers(path.parent)
         ids = tokenizer.encode_pieces(text.again(), drop)
         if is_own("tokenizer", tokenizer.kind):
             ids = all_checked(tokenizer, ids)
@@ -60,6 +61,7 @@ def encoded(
     path = token_path(text, tokenizer, f"{drop}{code_of(tokenizer)} {places}")
     counted = path.with_suffix(".places")
     if not files.is_cached(path) or not files.is_cached(counted):
+        files.remove_leftovers(path.parent)
         counts = np.zeros(len(cuts), np.int64)
         files.write_sealed(path, encoded_pieces(text, tokenizer, cuts, drop, counts))
         files.write_sealed(counted, counts.cumsum().tobytes())

@@ -9,8 +9,12 @@ scripts/tiny_bpe.py shows in plain Python how pairs are counted, merged, encoded
 """
 
 import json
+import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, wait
+from contextvars import copy_context
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -29,6 +33,7 @@ from lmlab.data.tokenizers import (
 )
 from lmlab.errors import UserError, reason_of
 from lmlab.registry import load
+from lmlab.terminal import showing
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Library
@@ -37,6 +42,8 @@ LIMIT = 2**25  # bytes of a tokenizer.json
 MOST = 2**20  # tokens of a vocabulary
 AT_ONCE = 2**22  # characters that are encoded together
 LONGEST = 1000  # characters of a pattern or of an added token
+LONGEST_WORD = 1000  # bytes
+POLL = 0.1  # seconds between two looks at the library's work
 
 
 class ByteLevelTokenizer(Tokenizer):
@@ -98,8 +105,12 @@ class PairTokenizer(ByteLevelTokenizer):
 
     kind = "bpe"
 
-    def __init__(self, description: str) -> None:
-        """Reads `description`, the content of a tokenizer.json. Raises UserError."""
+    def __init__(self, description: str, source: str = "the tokenizer") -> None:
+        """Reads `description`, the content of a tokenizer.json. Raises UserError.
+
+        `source` says in messages where it comes from.
+        """
+        self.source = source
         library = load("tokenizers:Tokenizer")
         values = parsed(description)
         check_description(values)
@@ -109,26 +120,43 @@ class PairTokenizer(ByteLevelTokenizer):
             raise UserError(f"is no tokenizer: {reason_of(error)}") from None
         self.description: str = self.library.to_str()  # in the library's own form
         self.set_tokens(bytes_of_tokens(values))
+        for token in values.get("added_tokens", ()):
+            if self.library.token_to_id(token["content"]) != token["id"]:
+                raise UserError(
+                    f"added_tokens: {token['content']!r} needs the id "
+                    f"{self.library.token_to_id(token['content'])}, not {token['id']}"
+                )
 
     def encode_pieces(self, pieces: Iterable[str], drop: bool = False) -> Iterator[np.ndarray]:
         smallest_type = np.min_scalar_type(self.vocab_size - 1)
         for batch in batched(without_halves(pieces, drop)):
-            encodings = self.library.encode_batch_fast(batch, add_special_tokens=False)
-            for piece, encoding in zip(batch, encodings, strict=True):
-                ids = np.array(encoding.ids, smallest_type)
-                if self.byte_lengths[ids].sum() != len(piece.encode()):
+            for piece, ids in zip(batch, self.encode_batch(batch), strict=True):
+                if b"".join(map(self.tokens.__getitem__, ids)) != piece.encode():
                     raise UserError(self.changed(piece, ids))
-                yield ids
+                yield np.array(ids, smallest_type)
 
-    def changed(self, piece: str, ids: np.ndarray) -> str:
+    def encode_batch(self, batch: list[str]) -> Iterator[list[int]]:
+        """Yields the ids of each text of a batch. Raises UserError for a text that it cannot read."""
+        try:
+            encodings = self.library.encode_batch_fast(batch, add_special_tokens=False)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except (
+            BaseException
+        ) as error:  # where a pattern has no end, the library raises no Exception
+            raise UserError(f"{self.source}: cannot read the text: {reason_of(error)}") from None
+        for encoding in encodings:
+            yield encoding.ids
+
+    def changed(self, piece: str, ids: list[int]) -> str:
         """Returns why a tokenizer that does not return a piece of text cannot be used."""
         again = self.decode(ids)
         pairs = enumerate(zip(piece, again, strict=False))
         first = next((i for i, (one, other) in pairs if one != other), min(len(piece), len(again)))
         part = slice(max(0, first - 10), first + 20)
         return (
-            f"the tokenizer changes the text: {piece[part]!r} comes back as {again[part]!r}; it needs "
-            "to return each byte"
+            f"{self.source}: changes the text: {piece[part]!r} comes back as {again[part]!r}; it "
+            "needs to return each byte"
         )
 
     def to_json(self) -> str:
@@ -154,8 +182,13 @@ class BPETokenizer(PairTokenizer):
         tokenizer = cls(learned(text.training_pieces(), config.vocab_size))
         if tokenizer.vocab_size < config.vocab_size:
             raise UserError(
-                f"vocab_size={config.vocab_size}: the training text has pairs for "
-                f"{tokenizer.vocab_size:,} tokens; allowed are 256 to {tokenizer.vocab_size}"
+                f"vocab_size={config.vocab_size}: the training text has pairs for no more than "
+                f"{tokenizer.vocab_size:,} tokens"
+            )
+        if len(tokenizer.to_json().encode()) > LIMIT:
+            raise UserError(
+                f"vocab_size={config.vocab_size}: tokenizer.json would have more than {LIMIT:,} "
+                "bytes, which is what a run can hold; needs a smaller number"
             )
         files.write_sealed(path, tokenizer.to_json().encode())
         return tokenizer
@@ -168,58 +201,86 @@ class FileTokenizer(ByteLevelTokenizer):
     # The file decides which class of tokenizers it is.
     def train(cls, text: Source, config: TokenizerFileConfig) -> Tokenizer:  # type: ignore[override]
         """Returns the tokenizer of the file, or of a folder that holds one. Raises UserError."""
+        source = f"tokenizer_path={config.tokenizer_path}"
         try:
-            return from_file(files.expanded(config.tokenizer_path))
+            return from_file(files.expanded(config.tokenizer_path), source)
         except UserError as error:
-            raise UserError(f"tokenizer_path={config.tokenizer_path}: {error}") from None
+            raise UserError(f"{source}: {error}") from None
 
 
 def learned(pieces: Iterable[str], vocab_size: int) -> str:
     """Returns the tokenizer.json of the commonest pairs in a text.
 
     Of pairs that are equally common, that with the smallest ids is merged first. Bytes have the ids
-    that GPT-2 gives them.
+    that GPT-2 gives them. A word of more than LONGEST_WORD bytes is learned from in parts, since the
+    time grows with the square of its length.
     """
+    from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Library
-    from tokenizers import decoders, models, pre_tokenizers, trainers
 
     library = Library(models.BPE())
-    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    parts = pre_tokenizers.Split(Regex(rf"[\s\S]{{1,{LONGEST_WORD}}}"), "isolated")
+    library.pre_tokenizer = pre_tokenizers.Sequence([words, parts])
     library.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False
     )
-    library.train_from_iterator(pieces, trainer)
+    hearing_signals(partial(library.train_from_iterator, pieces, trainer))
+    library.pre_tokenizer = words
     return library.to_str()
 
 
-def from_file(path: Path) -> Tokenizer:
+def hearing_signals(work: Callable[[], object]) -> None:
+    """Does work of the library in a thread, while this one hears signals; raises its error."""
+    done: Future[None] = Future()
+
+    def do() -> None:
+        try:
+            work()
+            done.set_result(None)
+        except BaseException as error:
+            done.set_exception(error)
+
+    context = copy_context()
+    # A daemon: after Ctrl-C nobody waits for it.
+    threading.Thread(target=context.run, args=(do,), daemon=True).start()
+    with showing("learning tokens …"):
+        while not done.done():
+            wait([done], timeout=POLL)
+    done.result()
+
+
+def from_file(path: Path, source: str = "the tokenizer") -> Tokenizer:
     """Returns the tokenizer of a tokenizer.json, or of a folder. Raises UserError.
 
-    A folder may hold vocab.json and merges.txt instead, as GPT-2's first files do.
+    A folder may hold vocab.json and merges.txt instead, as GPT-2's first files do. Its files may be
+    links, as in the cache of Hugging Face's. `source` says in messages where it comes from.
     """
     if path.is_dir():
         if (path / "vocab.json").exists() and not (path / "tokenizer.json").exists():
-            return from_vocabulary(path / "vocab.json", path / "merges.txt")
+            return from_vocabulary(path / "vocab.json", path / "merges.txt", source)
         path = path / "tokenizer.json"
-    content = files.read(path, LIMIT)
+    content = files.read(path.resolve(), LIMIT)
     try:
-        return from_hugging_face(parsed(content.decode()))
-    except (UserError, ValueError) as error:
+        return from_hugging_face(parsed(content.decode()), source)
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is no text in UTF-8") from None
+    except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
 
-def from_vocabulary(vocabulary: Path, merges: Path) -> Tokenizer:
+def from_vocabulary(vocabulary: Path, merges: Path, source: str) -> Tokenizer:
     """Returns the tokenizer of GPT-2's two files: tokens with their ids, and merged pairs.
 
     A token that holds characters without a byte, such as <|endoftext|>, is an added one.
     """
     try:
-        vocab = parsed(files.read(vocabulary, LIMIT).decode())
-        lines = files.read(merges, LIMIT).decode().splitlines()
-    except ValueError as error:
-        raise UserError(f"{vocabulary}: {error}") from None
+        vocab = parsed(files.read(vocabulary.resolve(), LIMIT).decode())
+        lines = files.read(merges.resolve(), LIMIT).decode().splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"{vocabulary}: it, or {merges.name}, is no text in UTF-8") from None
     pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     merged = {*BYTE_OF, *("".join(pair) for pair in pairs)}
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
@@ -235,13 +296,16 @@ def from_vocabulary(vocabulary: Path, merges: Path) -> Tokenizer:
         "model": {"type": "BPE", "vocab": vocab, "merges": pairs},
     }
     try:
-        return PairTokenizer(json.dumps(BYTES | parts))
+        return PairTokenizer(json.dumps(BYTES | parts), source)
     except UserError as error:
         raise UserError(f"{vocabulary}: {error}") from None
 
 
-def from_hugging_face(values: dict[str, Any]) -> Tokenizer:
-    """Returns the tokenizer of a parsed tokenizer.json of Hugging Face. Raises UserError."""
+def from_hugging_face(values: dict[str, Any], source: str = "the tokenizer") -> Tokenizer:
+    """Returns the tokenizer of a parsed tokenizer.json of Hugging Face. Raises UserError.
+
+    `source` says in messages where it comes from.
+    """
     if "model" not in values:
         raise UserError("is no tokenizer.json; that is an object with the key model")
     if values == BYTES:
@@ -249,14 +313,14 @@ def from_hugging_face(values: dict[str, Any]) -> Tokenizer:
     chars = alphabet_in(values)
     if chars:
         return CharTokenizer(chars)
-    return PairTokenizer(json.dumps(values))
+    return PairTokenizer(json.dumps(values), source)
 
 
 def parsed(description: str) -> dict[str, Any]:
-    """Returns the object in a JSON file. Raises UserError or ValueError."""
+    """Returns the object in a JSON file. Raises UserError."""
     try:
         values = json.loads(description)
-    except RecursionError:
+    except (RecursionError, ValueError):
         values = None
     if not isinstance(values, dict):
         raise UserError("is no JSON object")
@@ -359,15 +423,15 @@ def check_description(values: Mapping[str, Any]) -> None:
     if "ByteLevel" not in json.dumps(values.get("pre_tokenizer")):
         raise UserError("pre_tokenizer: needs ByteLevel, so that each byte of a text comes back")
     check_model(values.get("model"))
-    check_added(values.get("added_tokens", []))
+    check_added(values.get("added_tokens", []), values["model"]["vocab"])
 
 
 def check_part(name: str, part: Any, allowed: set[str]) -> None:
     """Raises UserError if a part of a tokenizer.json, or a part of it, has another type."""
     if part is None:
         return
-    if not isinstance(part, dict) or part.get("type") not in allowed:
-        kind = part.get("type") if isinstance(part, dict) else part
+    kind = part.get("type") if isinstance(part, dict) else part
+    if not isinstance(part, dict) or not isinstance(kind, str) or kind not in allowed:
         raise UserError(f"{name}: is {kind!r}; allowed are null, {', '.join(sorted(allowed))}")
     pattern = part.get("pattern")
     if pattern is not None and len(json.dumps(pattern)) > LONGEST:
@@ -418,12 +482,13 @@ def is_numbering(ids: Iterable[Any]) -> bool:
     return whole and 0 < len(found) == len(set(found)) and 0 <= min(found) <= max(found) < MOST
 
 
-def check_added(added: Any) -> None:
-    """Raises UserError unless the added tokens are texts with ids."""
+def check_added(added: Any, vocab: Mapping[str, int]) -> None:
+    """Raises UserError unless the added tokens are texts with ids of their own."""
     flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
     needed = {"id", "content", *flags}
     if not isinstance(added, list):
         raise UserError("added_tokens: needs a list")
+    taken = {i: token for token, i in vocab.items()}
     for token in added:
         if not isinstance(token, dict) or token.keys() != needed or not is_numbering([token["id"]]):
             raise UserError(f"added_tokens: needs {', '.join(sorted(needed))}, with an id")
@@ -432,6 +497,11 @@ def check_added(added: Any) -> None:
             raise UserError(f"added_tokens: a content needs 1 to {LONGEST:,} characters")
         if not all(isinstance(token[flag], bool) for flag in flags):
             raise UserError(f"added_tokens: {content!r} needs true or false for {', '.join(flags)}")
+        if taken.setdefault(token["id"], content) != content:
+            raise UserError(
+                f"added_tokens: {content!r} has the id {token['id']}, which is that of "
+                f"{taken[token['id']]!r}"
+            )
 
 
 def bytes_of_tokens(values: Mapping[str, Any]) -> list[bytes]:

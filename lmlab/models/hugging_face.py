@@ -5,6 +5,7 @@ GPT is its GPT2LMHeadModel, and Modern its NanoChatForCausalLM.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,9 @@ IN_BLOCK = {
 }
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 UNUSED = (".attn.bias", ".attn.masked_bias")  # masks that older versions saved
+
+KINDS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+LARGEST = 2**24  # of a size in config.json
 
 # Their names of our two formulas of GELU; the first is the one that is written.
 GELU = {"exact": ("gelu",), "tanh": ("gelu_new", "gelu_pytorch_tanh")}
@@ -102,27 +106,31 @@ def gpt_config(values: Mapping[str, Any]) -> GPTConfig:
         if key == "n_inner" and value == 4 * values.get("n_embd", 0):
             continue
         if value != only or isinstance(value, bool) != isinstance(only, bool):
-            raise UserError(f"{key}={value!r}: is not supported; allowed is {only!r}")
+            allowed = "null or 4 * n_embd" if key == "n_inner" else json.dumps(only)
+            raise UserError(f"{key}={value!r}: is not supported; allowed is {allowed}")
+    if values.get("quantization_config") is not None:
+        raise UserError("quantization_config: is not supported; allowed is null")
     sizes = {}
     for key in ("vocab_size", "n_positions", "n_layer", "n_head", "n_embd"):
         value = values.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**24:
-            raise UserError(f"{key}={value!r}: needs a whole number above 0")
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < LARGEST:
+            raise UserError(f"{key}={value!r}: needs a whole number in [1, {LARGEST})")
         sizes[key] = value
     activation = values.get("activation_function", "gelu_new")
     formulas = [formula for formula, names in GELU.items() if activation in names]
     if not formulas:
         allowed = ", ".join(name for names in GELU.values() for name in names)
         raise UserError(f"activation_function={activation!r}: allowed are {allowed}")
-    dropouts = {values.get(f"{place}_pdrop", 0.1) for place in ("attn", "embd", "resid")}
-    if len(dropouts) > 1 or not all(isinstance(p, int | float) and 0 <= p < 1 for p in dropouts):
+    dropouts = [values.get(f"{place}_pdrop", 0.1) for place in ("attn", "embd", "resid")]
+    are_numbers = all(isinstance(p, int | float) and 0 <= p < 1 for p in dropouts)
+    if not are_numbers or len(set(dropouts)) > 1:
         raise UserError("attn_pdrop, embd_pdrop, resid_pdrop: need the same number in [0, 1)")
     config = GPTConfig(
         block_size=sizes["n_positions"],
         n_layer=sizes["n_layer"],
         n_head=sizes["n_head"],
         n_embd=sizes["n_embd"],
-        dropout=float(dropouts.pop()),
+        dropout=float(dropouts[0]),
         bias=True,
         gelu="exact" if formulas == ["exact"] else "tanh",
     )
@@ -133,12 +141,20 @@ def gpt_config(values: Mapping[str, Any]) -> GPTConfig:
 def gpt_weights(theirs: Mapping[str, Tensor], n_layer: int) -> dict[str, Tensor]:
     """Returns the weights of a GPT from those of a GPT-2, in float32.
 
-    Raises UserError for a name that is missing or unknown, or a head that is not tied.
+    Raises UserError for a name that is missing, unknown or there twice, a type that holds no plain
+    numbers, or a head that is not tied.
     """
     left = {}
     for name, weight in theirs.items():
-        if not name.endswith(UNUSED):
-            left[name if name == "lm_head.weight" else with_prefix(name)] = weight
+        if name.endswith(UNUSED):
+            continue
+        if weight.dtype not in KINDS:
+            kinds = ", ".join(str(kind).removeprefix("torch.") for kind in KINDS)
+            raise UserError(f"{name} is of type {weight.dtype}; allowed are {kinds}")
+        full = name if name == "lm_head.weight" else with_prefix(name)
+        if full in left:
+            raise UserError(f"{name} is there twice, with and without its prefix")
+        left[full] = weight
     weights = {}
     for name, foreign in gpt2_names(n_layer).items():
         if foreign not in left:
@@ -150,7 +166,7 @@ def gpt_weights(theirs: Mapping[str, Tensor], n_layer: int) -> dict[str, Tensor]
     if head is not None and not torch.equal(head.float(), weights["head.weight"]):
         raise UserError("lm_head.weight differs from the embedding; it needs to be the same matrix")
     if left:
-        raise UserError(f"{min(left)} is no weight of a GPT-2 with {n_layer} layers")
+        raise UserError(f"{min(left)} is no weight of a GPT-2 with n_layer={n_layer}")
     return weights
 
 

@@ -215,11 +215,13 @@ def load(path: str | Path, checkpoint: str = "best", choice: str = "auto") -> Ru
     tokenizer = read_tokenizer(path)
     if not (path / f"checkpoints/{checkpoint}.ckpt").exists():
         checkpoint = "last"
-    model = build_model(config.model, tokenizer.vocab_size)
     if hugging_face.is_foreign(path):
-        weights = hugging_face.read_weights(path, model)
+        with torch.device("meta"):
+            shapes = build_model(config.model, tokenizer.vocab_size)
+        weights = hugging_face.read_weights(path, shapes)
     else:
         weights = weights_of(read_for(path / f"checkpoints/{checkpoint}.ckpt", config, tokenizer))
+    model = build_model(config.model, tokenizer.vocab_size)
     model.load_state_dict(weights)
     if config.device.precision not in machine.precisions(device):
         config = replace(config, device=replace(config.device, precision="32-true"))

@@ -6,7 +6,6 @@ transformers saves them. It has no text, no curves and no numbers.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,17 +37,17 @@ def keys_of(path: Path) -> tuple[GPTConfig, int]:
     Raises UserError for another model than a GPT-2.
     """
     file = path / "config.json"
-    content = files.read(file, LIMIT)
+    content = files.read(file.resolve(), LIMIT)
     try:
-        values = json.loads(content)
-        if not isinstance(values, dict):
-            raise UserError("is no configuration of a model")
+        values = subwords.parsed(content.decode())
         if values.get("model_type") != "gpt2":
             raise UserError(f"model_type={values.get('model_type')!r}: allowed is 'gpt2'")
         from lmlab.models.hugging_face import gpt_config
 
         return gpt_config(values), values["vocab_size"]
-    except (UserError, ValueError, RecursionError) as error:
+    except UnicodeDecodeError:
+        raise UserError(f"{file}: is no text in UTF-8") from None
+    except UserError as error:
         raise UserError(f"{file}: {error}") from None
 
 
@@ -56,14 +55,17 @@ def read_config(path: Path) -> Config:
     """Returns a configuration with the keys of the model in a folder. Raises UserError."""
     keys, _ = keys_of(path)
     values = {"model": "gpt", "tokenizer": "file", "tokenizer_path": str(path)} | vars(keys)
-    config, _ = resolved([f"{key}={typed_value(key, value)}" for key, value in values.items()])
+    try:
+        config, _ = resolved([f"{key}={typed_value(key, value)}" for key, value in values.items()])
+    except UserError as error:
+        raise UserError(f"{path / 'config.json'}: {error}") from None
     return config
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
     """Returns the tokenizer of a folder. Raises UserError if it is not that of the model."""
     _, vocab_size = keys_of(path)
-    tokenizer = subwords.from_file(path)
+    tokenizer = subwords.from_file(path, str(path))
     if tokenizer.vocab_size != vocab_size:
         raise UserError(
             f"{path / 'config.json'}: vocab_size={vocab_size}, but its tokenizer has "
@@ -73,16 +75,20 @@ def read_tokenizer(path: Path) -> Tokenizer:
 
 
 def read_weights(path: Path, model: LanguageModel) -> dict[str, Tensor]:
-    """Returns the weights of a folder by our names. Raises UserError if they do not fit the model."""
+    """Returns the weights of a folder by our names. Raises UserError if they do not fit the model.
+
+    The model may be on torch's meta device, so that no memory is filled before they are known to fit.
+    """
     from safetensors import safe_open
 
     from lmlab.models.hugging_face import gpt_weights
 
     file = path / WEIGHTS
-    if not file.is_file() or file.is_symlink():
+    if not file.is_file():  # or a link to one, as in the cache of Hugging Face's
+        reason = "is no plain file" if file.exists() else "is missing"
         raise UserError(
-            f"{file}: is no plain file; the weights must be in this file, which "
-            "save_pretrained of transformers writes"
+            f"{file}: {reason}; the weights must be in this file, which save_pretrained of "
+            "transformers writes"
         )
     weights: dict[str, Tensor] = {}
     try:
