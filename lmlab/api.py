@@ -239,7 +239,7 @@ def using(plugin: str | None) -> Iterator[None]:
     One thread at a time is in such a context.
     """
     with ONE_BY_ONE, settings_kept():
-        from lmlab.training.isolation import isolated
+        from lmlab.isolation import isolated
 
         with isolated(), own_choices(plugin):
             yield

@@ -1,23 +1,21 @@
-"""Chooses device, precision, threads and compilation for this machine; keeps its random numbers."""
+"""Chooses device, precision, threads and compilation for this machine."""
 
-import random
 import sys
 import sysconfig
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import torch
 
 from lmlab.config.check import Config
 from lmlab.config.conf_files import read_file
 from lmlab.cores import cpu_quota, usable_cores
 from lmlab.errors import UserError
+from lmlab.isolation import random_numbers_kept as random_numbers_kept
 
 Precision = Literal["32-true", "bf16-mixed"]
 
@@ -131,44 +129,3 @@ def pick_compile(device: torch.device, choice: bool) -> bool:
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
     """Returns the context for every forward pass, in training and in evaluation."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16-mixed")
-
-
-def random_state(device: str) -> dict[str, Any]:
-    """Returns the states of all random generators that a step could use, as plain data."""
-    _, keys, *others = np.random.get_state()
-    return {
-        "python": random.getstate(),
-        "numpy": [np.asarray(keys).tolist(), *others],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if device == "cuda" else [],
-        "mps": [torch.mps.get_rng_state()] if device == "mps" else [],
-    }
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    """Restores the random states that `random_state` returned."""
-    random.setstate(state["python"])
-    keys, *others = state["numpy"]
-    np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), *others))
-    torch.set_rng_state(state["torch"])
-    for device, cuda_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(cuda_state, device)
-    for mps_state in state["mps"]:
-        torch.mps.set_rng_state(mps_state)
-
-
-def used_device() -> str:
-    """Returns the device whose random numbers a program can have used, besides the CPU's."""
-    if torch.cuda.is_initialized():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-@contextmanager
-def random_numbers_kept() -> Iterator[None]:
-    """A context after which all random generators are as they were."""
-    before = random_state(used_device())
-    try:
-        yield
-    finally:
-        set_random_state(before)

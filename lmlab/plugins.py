@@ -22,10 +22,11 @@ from types import ModuleType
 
 from lmlab import files, register
 from lmlab.errors import UserError, nearest, reason_of
-from lmlab.own_code import LIBRARY, is_own_file, is_own_module
+from lmlab.own_code import LIBRARY, is_own_file
 from lmlab.register import Addition
 
 GROUP = "lmlab.plugins"  # of entry points
+NAMING = "a file is named with its ending, plugin=my_lab.py"
 
 
 @dataclass(frozen=True)
@@ -33,14 +34,15 @@ class Source:
     """A plug-in as it was typed, and its code.
 
     `files` are the paths and contents of its Python files. They are executed as they were read
-    here: processes that start later run the same code, even if a file was edited meanwhile.
+    here: processes that start later run the same code, even if a file was edited meanwhile. However
+    it was typed, it is the same plug-in.
     """
 
-    typed: str
+    typed: str = field(compare=False)
     module: str
     files: tuple[tuple[str, bytes], ...]
     is_file: bool = False
-    is_installed: bool = False
+    is_installed: bool = field(default=False, compare=False)
     """Whether nobody typed it: a package has it as an entry point."""
 
     @property
@@ -123,11 +125,12 @@ def source_of(typed: str) -> Source:
         return module_source(typed, typed)
     path = files.expanded(typed)
     try:
+        path = path.resolve()
         content = path.read_bytes()
     except OSError as error:
         similar = nearest(path.name, [other.name for other in path.parent.glob("*.py")])
         raise UserError(f"plugin={typed}: cannot be read ({error.strerror}){similar}") from None
-    return Source(typed, f"plugin_{path.stem}", ((str(path.absolute()), content),), is_file=True)
+    return Source(typed, f"plugin_{path.stem}", ((str(path), content),), is_file=True)
 
 
 def module_source(typed: str, module: str) -> Source:
@@ -137,12 +140,16 @@ def module_source(typed: str, module: str) -> Source:
             spec = find_spec(module)
     except (ImportError, ValueError, AttributeError):
         spec = None
-    if spec is None or not spec.origin:
+    if module.partition(".")[0] in {*sys.stdlib_module_names, "lmlab"}:
+        owner = "the lab" if module.startswith("lmlab") else "Python"
         raise UserError(
-            f"plugin={typed}: there is no module {module}; a file is named with its ending, "
-            "plugin=my_lab.py"
+            f"plugin={typed}: is a module of {owner} itself, and registers nothing; {NAMING}"
         )
+    if spec is None or not spec.origin:
+        raise UserError(f"plugin={typed}: there is no module {module}; {NAMING}")
     paths = [Path(spec.origin)]
+    if paths[0].suffix != ".py":
+        raise UserError(f"plugin={typed}: {spec.origin} is no Python file; {NAMING}")
     for folder in spec.submodule_search_locations or ():
         paths = sorted(Path(folder).rglob("*.py"))
     contents = tuple((str(path), path.read_bytes()) for path in paths)
@@ -191,23 +198,35 @@ def activate(named: Sequence[Source]) -> None:
 
 
 def imported(source: Source) -> Plugin:
-    """Returns an imported plug-in. It is imported again if its code has changed since."""
+    """Returns an imported plug-in. It is imported again if its code has changed since.
+
+    What its code changes outside of itself, such as torch's settings, is as before afterwards.
+    """
     known = IMPORTED.get(source.module)
-    if known and known.source.files == source.files:
-        return known
+    if known and known.source == source:
+        return replace(known, source=source)
     plugin = Plugin(source)
     earlier = taken_out(source.module)
+    before = {*sys.modules}
     try:
-        with register.collecting(plugin.additions):
-            if source.is_file:
-                execute(source)
-                check_neighbours(source)
-            else:
-                importlib.import_module(source.module)
-    except Exception as error:
+        execute(source, plugin.additions)
+        check_neighbours(source, before)
+        if not plugin.additions:
+            raise UserError(
+                f"plugin={source.typed}: {source.files[0][0]} registers nothing; a plug-in calls the "
+                "functions of lmlab.register"
+            )
+    except BaseException as error:
         taken_out(source.module)
+        for name in {*sys.modules} - before:
+            if is_beside(sys.modules[name], source):  # so that the next import notices it, too
+                del sys.modules[name]
         sys.modules.update(earlier)
         if isinstance(error, UserError):
+            raise
+        if is_exit_of_own_code(error, source):
+            raise UserError(f"plugin={source.typed}: {exit_of(error)}") from None
+        if not isinstance(error, Exception):
             raise
         show(error)
         raise UserError(
@@ -217,33 +236,52 @@ def imported(source: Source) -> Plugin:
     return plugin
 
 
-def execute(source: Source) -> None:
-    """Makes a module of the content of a file."""
-    path, content = source.files[0]
-    module = ModuleType(source.module)
-    module.__file__ = path
-    sys.modules[source.module] = module
-    exec(compile(content, path, "exec"), module.__dict__)
+def execute(source: Source, additions: list[Addition]) -> None:
+    """Imports a plug-in, and adds what it registers to a list."""
+    from lmlab.isolation import left_as_before  # which imports torch
+
+    with left_as_before(), register.collecting(additions):
+        if not source.is_file:
+            importlib.import_module(source.module)
+            return
+        path, content = source.files[0]
+        module = ModuleType(source.module)
+        module.__file__ = path
+        sys.modules[source.module] = module
+        exec(compile(content, path, "exec"), module.__dict__)
 
 
-def check_neighbours(source: Source) -> None:
+def check_neighbours(source: Source, before: set[str]) -> None:
     """Raises UserError if a plug-in that is a file uses another file beside it.
 
     That is a file in its folder or in the working folder, which would be no part of its hash.
+    `before` are the names of the modules that were there before its import.
     """
-    beside = Path(source.files[0][0]).parent, Path.cwd()
-    known = [path for plugin in ACTIVE for path, _ in plugin.source.files]
-    for value in vars(sys.modules[source.module]).values():
-        module = value if inspect.ismodule(value) else sys.modules.get(module_of(value))
-        if module is None or module.__name__ in (source.module, "__main__"):
-            continue
-        file = getattr(module, "__file__", None) or ""
-        is_beside = any(Path(file).is_relative_to(folder) for folder in beside)
-        if is_beside and is_own_module(module) and file not in known:
+    if not source.is_file:
+        return
+    values = vars(sys.modules[source.module]).values()
+    used = [v if inspect.ismodule(v) else sys.modules.get(module_of(v)) for v in values]
+    for module in [*(sys.modules[name] for name in {*sys.modules} - before), *used]:
+        if is_beside(module, source):
             raise UserError(
-                f"plugin={source.typed}: imports {file}, whose changes would not be noticed; a "
-                "plug-in of several files is a package, plugin=my_package"
+                f"plugin={source.typed}: imports {file_of(module)}, whose changes would not be "
+                "noticed; a plug-in of several files is a package, plugin=my_package"
             )
+
+
+def is_beside(module: ModuleType | None, source: Source) -> bool:
+    """Returns whether a module is of a file beside the plug-in's own that belongs to no plug-in."""
+    file = file_of(module)
+    known = [path for one in (source, *active_sources()) for path, _ in one.files]
+    if not file or file in known or module is sys.modules.get("__main__"):
+        return False
+    beside = Path(source.files[0][0]).parent, Path.cwd()
+    return any(Path(file).is_relative_to(folder) for folder in beside) and is_own_file(file)
+
+
+def file_of(module: ModuleType | None) -> str:
+    """Returns the file of a module, or "" if it has none."""
+    return str(getattr(module, "__file__", None) or "")
 
 
 def module_of(value: object) -> str:
@@ -271,6 +309,35 @@ def hint(error: Exception, source: Source) -> str:
     if isinstance(error, ModuleNotFoundError) and (folder / f"{error.name}.py").exists():
         return "; a plug-in of several files is a package, plugin=my_package"
     return ""
+
+
+def is_exit_of_own_code(error: BaseException, *importing: Source) -> bool:
+    """Returns whether an error is a sys.exit(…) in a person's own code: of no signal, nor the lab's.
+
+    That is also the code of plug-ins that are being imported.
+    """
+    places = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    if not isinstance(error, SystemExit) or Path(places[-1]).is_relative_to(LIBRARY):
+        return False
+    known = [path for one in (*importing, *active_sources()) for path, _ in one.files]
+    return any(is_own_file(place) or place in known for place in places)
+
+
+def exit_of(error: BaseException) -> str:
+    """Returns the call that ended somebody's own code, in words."""
+    code = getattr(error, "code", None)
+    return f"calls sys.exit({'' if code is None else repr(code)})"
+
+
+@contextmanager
+def exits_as_errors() -> Iterator[None]:
+    """A context in which a sys.exit(…) in a person's own code is an error like any other of it."""
+    try:
+        yield
+    except SystemExit as error:
+        if not is_exit_of_own_code(error):
+            raise
+        raise RuntimeError(exit_of(error)).with_traceback(error.__traceback__) from None
 
 
 def show(error: Exception) -> None:

@@ -21,6 +21,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from hydra.core.config_store import ConfigStore
+from omegaconf.errors import OmegaConfBaseException
 
 from lmlab.catalogue import (
     CALLBACKS,
@@ -35,7 +36,7 @@ from lmlab.catalogue import (
     CorpusConfig,
     TokenizerConfig,
 )
-from lmlab.errors import UserError
+from lmlab.errors import UserError, reason_of
 from lmlab.own_code import code_of
 from lmlab.registry import forget
 
@@ -77,10 +78,21 @@ class Addition:
     of_plugin: bool = False
 
     def put(self) -> None:
-        """Adds the row. Raises UserError if there is one of this name."""
+        """Adds the row, or raises UserError and leaves everything as it was."""
+        with all_or_nothing():
+            for other in [one for one in PRESENT if self.replaces(one)]:
+                other.take_out()
+            self.check()
+            if self.values is not None:
+                self.store(self.values)
+            if self.row is not None:
+                TABLES[self.kind][self.name] = self.row
+            PRESENT.append(self)
+        forget()
+
+    def check(self) -> None:
+        """Raises UserError if the name or the class of the keys is taken."""
         table = TABLES[self.kind]
-        for other in [one for one in PRESENT if self.replaces(one)]:
-            other.take_out()
         taken = table.get(self.name) or VALUES.get(self.kind, {}).get(self.name)
         if taken is not None:
             raise UserError(
@@ -93,15 +105,19 @@ class Addition:
                         f"{self.place}: {self.kind} {self.name}: {other.config.__name__} is the "
                         f"class of the keys of {name}; write another class, or a preset"
                     )
-        if self.row is not None:
-            table[self.name] = self.row
-        if self.values is not None:
-            VALUES.setdefault(self.kind, {})[self.name] = dict(self.values)
+
+    def store(self, values: Mapping[str, Any]) -> None:
+        """Adds the values of the keys. Raises UserError if a YAML file could not hold them."""
+        try:
             ConfigStore.instance().store(
-                name=self.name, node=dict(self.values), group=self.kind, package="_global_"
+                name=self.name, node=dict(values), group=self.kind, package="_global_"
             )
-        PRESENT.append(self)
-        forget()
+        except OmegaConfBaseException as error:
+            raise UserError(
+                f"{self.place}: {self.kind} {self.name}: {reason_of(error)}; allowed as the value of "
+                "a key are None and Python's own numbers, texts, True and False"
+            ) from None
+        VALUES.setdefault(self.kind, {})[self.name] = dict(values)
 
     def replaces(self, other: "Addition") -> bool:
         """Returns whether this is the same thing anew, as of a notebook's cell that is run again."""
@@ -125,6 +141,20 @@ class Addition:
 
 PRESENT: list[Addition] = []  # those that exist now
 COLLECTIONS: list[list[Addition]] = []  # of the plug-in that is being imported, if there is one
+
+
+@contextmanager
+def all_or_nothing() -> Iterator[None]:
+    """A context that leaves what exists as it was if an error is raised in it."""
+    before = [*PRESENT]
+    try:
+        yield
+    except BaseException:
+        for addition in [one for one in PRESENT if id(one) not in map(id, before)]:
+            addition.take_out()
+        for addition in [one for one in before if id(one) not in map(id, PRESENT)]:
+            addition.put()
+        raise
 
 
 def is_own(kind: str, name: str) -> bool:
@@ -178,9 +208,10 @@ def add(
     kind: str, name: str, row: Any, place: str, values: Mapping[str, Any] | None = None
 ) -> None:
     """Registers a row: for the plug-in that is being imported, or else at once."""
-    if not re.fullmatch(NAME, name) and kind != "number":
+    if kind != "number" and (not re.fullmatch(NAME, name) or name.endswith(".yaml")):
         raise UserError(
-            f"{place}: {kind} {name!r}: allowed in a name are letters, digits and _ . -"
+            f"{place}: {kind} {name!r}: allowed in a name are letters, digits and _ . -, but not the "
+            "ending .yaml"
         )
     addition = Addition(kind, name, row, place, values, bool(COLLECTIONS))
     if COLLECTIONS:
@@ -310,8 +341,9 @@ def tokenizer(name: str, config: type = TokenizerConfig) -> Callable[[Thing], Th
     decorate = choice("tokenizer", name, config)
 
     def register(kind: Thing) -> Thing:
+        decorate(kind)
         kind.kind = name  # type: ignore[attr-defined]  # of the class that is decorated
-        return decorate(kind)
+        return kind
 
     return register
 
@@ -364,9 +396,10 @@ def evaluation(
         for number in numbers:
             if not number.startswith("val/"):
                 raise UserError(f"{place}: evaluation {number}: its name must begin with val/")
-        add("evaluation", function.__name__, function, place)
-        for number in numbers:
-            add("number", number, dataclasses.replace(METRIC, better=better), place)
+        with all_or_nothing():
+            add("evaluation", function.__name__, function, place)
+            for number in numbers:
+                add("number", number, dataclasses.replace(METRIC, better=better), place)
         return function
 
     return register

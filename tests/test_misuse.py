@@ -1,13 +1,20 @@
 """What goes wrong in a plug-in is said in one line; what it does cannot harm a run or hide."""
 
+import random
 import sys
 import textwrap
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from hydra.core.config_store import ConfigStore
 
-from lmlab import plugins
+import lmlab
+from lmlab import plugins, register
 from lmlab.commands import train as cli
 from lmlab.errors import UserError
+from lmlab.isolation import torch_settings
 from lmlab.own_code import code_of
 from tests.conftest import history, metrics, refused
 from tests.test_plugins import plugin
@@ -260,14 +267,15 @@ def test_a_library_of_ones_own_elsewhere_may_be_imported(here, tmp_path_factory,
     folder = tmp_path_factory.mktemp("library")
     (folder / "own_library.py").write_text("def f(): pass\n")
     monkeypatch.syspath_prepend(folder)
-    with plugins.active(plugins.sources(plugin(here, "from own_library import f"))):
+    name = plugin(here, "from own_library import f\nlmlab.register.schedule('s')(abs)")
+    with plugins.active(plugins.sources(name)):
         assert sys.modules["plugin_own"].f
 
 
 def package(here, factor):
     (here / "pack").mkdir(exist_ok=True)
     (here / "pack/__init__.py").write_text(
-        "import lmlab\nfrom .core import F\ndef later():\n    from . import late\n    return late.F\n"
+        "import lmlab\nlmlab.register.schedule('s')(abs)\nfrom .core import F\ndef later():\n    from . import late\n    return late.F\n"
     )
     for name in ("core", "late"):
         (here / f"pack/{name}.py").write_text(f"F = {factor}\n")
@@ -352,3 +360,157 @@ def test_a_value_out_of_range_names_the_range_in_any_form_of_annotation():
         with pytest.raises(UserError, match=r"allowed is \(0, 1\)"):
             check_value("x", 1.0, hint)
         assert check_value("x", 0.5, hint) == 0.5
+
+
+EXIT = {
+    "import sys\nsys.exit(0)": "calls sys.exit(0)",
+    "raise SystemExit": "calls sys.exit()",
+    "import argparse\nargparse.ArgumentParser().exit(3)": "calls sys.exit(3)",
+    "x = 1": "own.py registers nothing; a plug-in calls",
+}
+
+
+@pytest.mark.parametrize("text", EXIT)
+def test_a_plugin_that_ends_the_program_or_registers_nothing_is_refused(here, capsys, text):
+    name = plugin(here, text)
+    words = ["plugin=own.py: ", EXIT[text]]
+    refused(capsys, lambda: cli.main(f"{LINE} plugin={name}".split()), words)
+    with pytest.raises(UserError, match="plugin=own"):
+        lmlab.train(*LINE.split(), plugin=name)
+    assert not (here / "outputs").exists()
+
+
+def test_a_text_that_ends_the_program_is_refused(here, capsys):
+    name = plugin(
+        here,
+        """
+        import sys
+
+        @lmlab.register.corpus("own")
+        def own(config):
+            yield "some text " * 100
+            sys.exit(0)
+        """,
+    )
+    line = f"{LINE} plugin={name} data=own".replace("data=sentence", "")
+    refused(capsys, lambda: cli.main(line.split()), ["data=own: calls sys.exit(0)"])
+
+
+@pytest.mark.parametrize("module", ["os", "sys", "math", "xml.dom", "lmlab", "lmlab.register"])
+def test_a_module_of_python_or_of_the_lab_is_no_plugin(here, capsys, module):
+    words = [f"plugin={module}: is a module of ", "registers nothing", "plugin=my_lab.py"]
+    refused(capsys, lambda: cli.main([f"plugin={module}"]), words)
+
+
+def test_a_file_that_is_typed_in_several_ways_is_one_plugin(here):
+    name = plugin(here, "lmlab.register.schedule('s')(abs)")
+    (here / "sub").mkdir()
+    (here / "link.py").symlink_to(name)
+    names = name, here / name, f"sub/../{name}", "link.py"
+    (source,) = plugins.sources(",".join(map(str, names)))
+    with plugins.active([source]):
+        for other in names:
+            with plugins.active(plugins.sources(str(other))):
+                assert plugins.names() == name
+    with plugins.active(plugins.sources(str(here / name))):
+        assert plugins.names() == str(here / name)  # as it was typed this time
+
+
+FAILED = {
+    "a value that no YAML holds": (
+        "lmlab.register.model('mm', keys(np.int64(3)))(print)",
+        "model mm: .*int64.*; allowed as the value",
+    ),
+    "an ending": (
+        "lmlab.register.model('mm.yaml', keys(3))(print)",
+        "'mm.yaml': allowed in a name",
+    ),
+    "the second number": (
+        "lmlab.register.evaluation('val/mine', 'val/loss')(f)",
+        "number val/loss: the name is taken",
+    ),
+    "a tokenizer": (
+        "lmlab.register.tokenizer('char')(C)",
+        "tokenizer char: the name is taken, by the lab itself",
+    ),
+    "something anew": (
+        "lmlab.register.preset('model', 'pp', 'gpt_nano', n_layer=np.int64(2))",
+        "model pp: ",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAILED)
+def test_a_registration_that_fails_leaves_nothing_behind(fault):
+    """One by a program itself, which can go on after it; what was there before stays."""
+
+    def keys(default):
+        space = {"__annotations__": {"n": int}, "n": default}
+        return type("C", (lmlab.ModelConfig,), space)
+
+    def f(model, data): ...
+
+    class C: ...
+
+    def state():
+        tables = {kind: dict(table) for kind, table in register.TABLES.items()}
+        stored = {kind: {*ConfigStore.instance().repo.get(kind, ())} for kind in register.USUAL}
+        return (
+            tables,
+            stored,
+            [*register.PRESENT],
+            {k: {**v} for k, v in register.VALUES.items() if v},
+        )
+
+    lmlab.register.preset("model", "pp", "gpt_nano", n_layer=2)
+    before = state()
+    line, message = FAILED[fault]
+    try:
+        with pytest.raises(UserError, match=message):
+            eval(line, {"lmlab": lmlab, "np": np, "keys": keys, "f": f, "C": C})
+        assert state() == before and not vars(C).get("kind")
+    finally:
+        for one in [*register.PRESENT]:
+            one.take_out()
+
+
+LEAKING = """
+    import os, random, sys
+    import numpy as np
+    import torch
+
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    torch.set_num_threads(3)
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    torch.use_deterministic_algorithms(True)
+    torch.set_grad_enabled(False)
+    torch.set_float32_matmul_precision("medium")
+    os.chdir("/")
+    sys.argv[:] = ["other"]
+    sys.argv = []
+    lmlab.register.schedule("s")(abs)
+"""
+
+
+def test_what_a_plugin_does_when_imported_changes_nothing_else(here):
+    def state():
+        numbers = [random.getstate(), torch.get_rng_state().tolist(), str(np.random.get_state())]
+        modes = torch.is_grad_enabled(), torch.get_default_device(), Path.cwd(), [*sys.argv]
+        return numbers, modes, torch_settings()
+
+    before = state()
+    with plugins.active(plugins.sources(plugin(here, LEAKING))):
+        assert state() == before
+    assert state() == before
+
+
+@pytest.mark.parametrize("text", ["from helper1 import SCALE", "def f():\n    import helper1\nf()"])
+def test_a_file_beside_a_plugin_is_noticed_however_it_is_imported(here, capsys, text):
+    """Also the second time in a process."""
+    (here / "helper1.py").write_text("SCALE = 2.0\n")
+    name = plugin(here, f"{text}\nlmlab.register.schedule('s')(abs)")
+    for _ in range(2):
+        words = ["plugin=own.py: imports ", "helper1.py", "plugin=my_package"]
+        refused(capsys, lambda: cli.main([f"plugin={name}"]), words)
+    assert "helper1" not in sys.modules

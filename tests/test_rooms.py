@@ -7,7 +7,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = (  # the lowest first; rooms of one floor do not import each other
     ("cores", "errors", "notebook", "terminal"),
     ("registry", "own_code"),
-    ("catalogue", "files"),
+    ("catalogue", "files", "isolation"),
     ("register",),
     ("plugins",),
     ("config",),

@@ -227,6 +227,10 @@ def pieces_of(choice: str, config: CorpusConfig) -> Iterator[str]:
                     f"data={choice}: must yield text in pieces, but yields {type(piece).__name__}"
                 )
             yield piece
+    except SystemExit as error:
+        if not plugins.is_exit_of_own_code(error):
+            raise
+        raise UserError(f"data={choice}: {plugins.exit_of(error)}") from None
     except (TypeError, OSError) as error:
         plugins.show_once(f"data={choice}", error)
         raise UserError(f"data={choice}: {reason_of(error)}") from None

@@ -292,7 +292,8 @@ def all_checked(tokenizer: Tokenizer, pieces: Iterable[Any]) -> Iterator[np.ndar
 def tokenizer_errors(kind: str) -> Iterator[None]:
     """Turns any other error of somebody's own tokenizer into a UserError with its reason."""
     try:
-        yield
+        with plugins.exits_as_errors():
+            yield
     except (UserError, OSError):
         raise
     except Exception as error:

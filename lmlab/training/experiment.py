@@ -19,6 +19,7 @@ from lmlab.errors import UserError, reason_of, system_error
 from lmlab.inference import evaluations
 from lmlab.inference.evaluations import Subject
 from lmlab.inference.references import references
+from lmlab.isolation import isolated
 from lmlab.runs import checkpoints
 from lmlab.runs.checkpoints import SealedCheckpointIO
 from lmlab.runs.folder import (
@@ -35,7 +36,6 @@ from lmlab.runs.typed import command as command_of
 from lmlab.terminal import Interrupted, StopSignals, after_a_second
 from lmlab.training import state, summary
 from lmlab.training.counting import count
-from lmlab.training.isolation import isolated
 from lmlab.training.overhead import (
     NoProfiler,
     mute_lightning,

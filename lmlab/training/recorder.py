@@ -14,7 +14,7 @@ from lmlab.config.keys import RunConfig
 from lmlab.errors import reason_of
 from lmlab.inference import evaluations
 from lmlab.inference.evaluations import Detail, Subject
-from lmlab.machine import set_random_state
+from lmlab.isolation import set_random_state
 from lmlab.runs.board import Board
 from lmlab.runs.folder import RunDirectory
 from lmlab.terminal import Interrupted, StopSignals

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from lmlab.errors import UserError
-from lmlab.machine import random_state
+from lmlab.isolation import random_state
 from lmlab.models.base import alike
 from lmlab.runs.folder import RunDirectory
 

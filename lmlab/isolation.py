@@ -1,17 +1,46 @@
-"""Separates a run from the program that starts it: neither changes the other's settings of torch."""
+"""Separates a run from the program that starts it: neither changes the other's settings of torch.
+
+The import of a plug-in is separated, too.
+"""
 
 import os
+import random
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from lmlab.machine import random_numbers_kept
 from lmlab.registry import restore_variables
 
 DEVICES = ("cpu", "cuda")  # those for which a program can switch mixed precision on
+
+
+@contextmanager
+def left_as_before() -> Iterator[None]:
+    """A context after which what other people's code may have changed is as before.
+
+    These are torch's settings, gradients and device, the random numbers, the working folder and
+    the arguments of the process.
+    """
+    folder, arguments, values = Path.cwd(), sys.argv, [*sys.argv]
+    device = torch.get_default_device()
+    with ExitStack() as stack:
+        stack.callback(restore_settings, torch_settings())
+        stack.callback(torch.set_grad_enabled, torch.is_grad_enabled())
+        stack.enter_context(random_numbers_kept())
+        try:
+            yield
+        finally:
+            os.chdir(folder)
+            sys.argv = arguments
+            sys.argv[:] = values
+            if torch.get_default_device() != device:
+                torch.set_default_device(None if device.type == "cpu" else device)
 
 
 @contextmanager
@@ -66,3 +95,44 @@ def restore_settings(before: dict[str, Any]) -> None:
         torch.set_float32_matmul_precision(before["matmul_precision"])
     for device, is_enabled in before["autocast"].items():
         torch.set_autocast_enabled(device, is_enabled)
+
+
+def random_state(device: str) -> dict[str, Any]:
+    """Returns the states of all random generators that a step could use, as plain data."""
+    _, keys, *others = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": [np.asarray(keys).tolist(), *others],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if device == "cuda" else [],
+        "mps": [torch.mps.get_rng_state()] if device == "mps" else [],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Restores the random states that `random_state` returned."""
+    random.setstate(state["python"])
+    keys, *others = state["numpy"]
+    np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), *others))
+    torch.set_rng_state(state["torch"])
+    for device, cuda_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(cuda_state, device)
+    for mps_state in state["mps"]:
+        torch.mps.set_rng_state(mps_state)
+
+
+def used_device() -> str:
+    """Returns the device whose random numbers a program can have used, besides the CPU's."""
+    if torch.cuda.is_initialized():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+@contextmanager
+def random_numbers_kept() -> Iterator[None]:
+    """A context after which all random generators are as they were."""
+    before = random_state(used_device())
+    try:
+        yield
+    finally:
+        set_random_state(before)
