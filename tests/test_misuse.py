@@ -514,3 +514,74 @@ def test_a_file_beside_a_plugin_is_noticed_however_it_is_imported(here, capsys, 
         words = ["plugin=own.py: imports ", "helper1.py", "plugin=my_package"]
         refused(capsys, lambda: cli.main([f"plugin={name}"]), words)
     assert "helper1" not in sys.modules
+
+
+ENDING = """
+    import sys
+    import torch
+
+    class KeysConfig(lmlab.ModelConfig):
+        where: str = "step"
+
+    @lmlab.register.model("own", KeysConfig)
+    class Own(lmlab.LanguageModel):
+        def __init__(self, config, vocab_size):
+            super().__init__(config)
+            self.table = torch.nn.Embedding(vocab_size, vocab_size)
+
+        def forward(self, idx):
+            place = {"step": self.training and len(idx) > 1, "first": True}
+            if place.get(self.config.where):
+                sys.exit(0)
+            return self.table(idx)
+
+    @lmlab.register.evaluation("val/own")
+    def own(model, data):
+        if model.config.where == "evaluation":
+            sys.exit(0)
+        return {"val/own": 1.0}
+"""
+
+
+@pytest.mark.parametrize("where", ["first", "step", "evaluation"])
+def test_a_sys_exit_in_a_plugin_is_an_error_of_its_own_not_a_stop(here, train, capsys, where):
+    line = f"{LINE.replace('model=bigram', 'model=own')} plugin={plugin(here, ENDING)}"
+    run = f"{line} where={where}"
+    with pytest.raises(SystemExit) as stop:
+        cli.main(run.split())
+    said = capsys.readouterr()
+    assert stop.value.code == 1 and "to continue" not in said.out + said.err
+    assert "own.py" in said.err and "RuntimeError: calls sys.exit(0)" in said.err
+    folders = [*here.glob("outputs/x/*")]
+    assert [metrics(folder)["status"] for folder in folders] == ["failed"] * (where != "first")
+    if where == "first":  # no cell can be planned
+        return
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["-m", *line.split(), f"where={where},nowhere", "hydra/launcher=basic", "name=s"])
+    cells = [metrics(path.parent)["status"] for path in here.glob("outputs/sweeps/s/*/config.yaml")]
+    assert stop.value.code == 1 and sorted(cells) == ["failed", "finished"]
+
+
+def test_a_logger_that_calls_sys_exit_is_left_out(here, train, capsys):
+    name = plugin(
+        here,
+        """
+        import sys
+
+        class Broken:
+            def log_metrics(self, values, step):
+                sys.exit(3)
+            def __getattr__(self, name):
+                return lambda *_: None
+
+        lmlab.register.logger("broken")(lambda path: Broken())
+        lmlab.register.logger("worse")(lambda path: sys.exit())
+        """,
+    )
+    run = train(f"{LINE} plugin={name}")
+    assert metrics(run)["status"] == "finished"
+    said = capsys.readouterr().out
+    assert "the logger broken failed and ends here: RuntimeError: calls sys.exit(3)" in said
+    assert (
+        "the logger worse cannot be made, and is left out: RuntimeError: calls sys.exit()" in said
+    )

@@ -11,6 +11,7 @@ import torch
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import Logger
 
+from lmlab import plugins
 from lmlab.catalogue import CALLBACKS, LOGGERS, Choice
 from lmlab.errors import UserError, reason_of
 from lmlab.registry import load
@@ -83,7 +84,8 @@ def loggers(
     boards = []
     for name, row in LOGGERS.items():
         try:
-            logger = load(row.builder)(path, *arguments(row, keys[name]))
+            with plugins.exits_as_errors():
+                logger = load(row.builder)(path, *arguments(row, keys[name]))
         except Exception as error:
             warn(f"the logger {name} cannot be made, and is left out: {reason_of(error)}")
             continue
@@ -105,7 +107,8 @@ class LoggerBoard:
         if self.logger is None:
             return
         try:
-            getattr(self.logger, method)(*values)
+            with plugins.exits_as_errors():
+                getattr(self.logger, method)(*values)
         except Exception as error:
             self.logger = None
             self.warn(f"the logger {self.name} failed and ends here: {reason_of(error)}")

@@ -11,7 +11,7 @@ from typing import Any
 import pytorch_lightning as pl
 from lightning_fabric.plugins.environments import LightningEnvironment
 
-from lmlab import machine
+from lmlab import machine, plugins
 from lmlab.config.check import Config
 from lmlab.data.batches import BatchModule
 from lmlab.data.tokenizers import Tokenizer
@@ -61,6 +61,7 @@ COUNTING = "counting the text, for the losses of simple models …"
 
 
 @isolated()
+@plugins.exits_as_errors()
 def run(
     config: Config,
     path: Path,
@@ -117,6 +118,7 @@ def first_facts(prepared: Prepared, command: str) -> dict[str, Any]:
 
 
 @isolated()
+@plugins.exits_as_errors()
 def resume(path: Path, config: Config, command: str, watch: Watch | None = None) -> str:
     """Resumes the run at `path` as if it had never stopped; returns its status.
 
@@ -213,7 +215,7 @@ def train(
     Raises SystemExit(128 + n) after signal n.
     """
     with StopSignals(STOPPING) as stop:
-        with noting_failures(directory):
+        with noting_failures(directory), plugins.exits_as_errors():
             subject = Subject(
                 model=prepared.model,
                 text=prepared.text,
@@ -314,7 +316,8 @@ def say_results(
 def final_sample(directory: RunDirectory, subject: Subject) -> str:
     """Returns the sample at the end of a run. A failure is only a warning."""
     try:
-        return evaluations.draw_sample(subject, SAMPLE)
+        with plugins.exits_as_errors():
+            return evaluations.draw_sample(subject, SAMPLE)
     except Exception as error:
         directory.warn(f"no sample: {reason_of(error)}")
         return ""
@@ -375,9 +378,10 @@ def make_steps(
     if recorder.waiting is not None:
         max_steps += 1  # Lightning would not even begin after the last step
     try:
-        trainer(recorder, prepared.device, max_steps).fit(
-            module, batches, ckpt_path=last if resumed else None, weights_only=True
-        )
+        with plugins.exits_as_errors():
+            trainer(recorder, prepared.device, max_steps).fit(
+                module, batches, ckpt_path=last if resumed else None, weights_only=True
+            )
     except BaseException as error:
         with suppress(UserError):  # on a full disk nothing can be written
             directory.update(**recorder.meter.totals())
