@@ -4,13 +4,19 @@ import csv
 import itertools
 import json
 import math
+import textwrap
+from collections import OrderedDict, defaultdict
+from pathlib import Path
+from pickle import UnpicklingError
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from lmlab.commands import evaluate
 from lmlab.commands import train as cli
+from lmlab.errors import UserError
 from lmlab.runs import checkpoints
 from lmlab.training.callbacks import SkipSpikes
 from tests.conftest import config, history, metrics, refused, weights
@@ -227,3 +233,74 @@ def test_the_labs_own_callbacks_are_no_part_of_other_runs(train):
     run = train(f"{LINE} max_steps=2")
     saved = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
     assert saved["callbacks"] == {}
+
+
+GROWN = {
+    "a number of numpy's": ('{"steps": np.int64(1)}', "the callback Drift holds more than tensors"),
+    "an object": ('{"steps": [self.shift, Keys()]}', "the callback Drift holds more than tensors"),
+    "too large": (
+        '{"steps": torch.zeros(2**24)}',
+        "of which the state of the callback Drift has 67,108,",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", GROWN)
+def test_a_state_that_could_not_be_read_again_ends_the_run_before_it_is_written(
+    train, here, capsys, fault
+):
+    """A state that is so from the second checkpoint on; the run goes on from the first."""
+    state, message = GROWN[fault]
+    text = "import numpy as np\nimport torch\n" + textwrap.dedent(STATEFUL)
+    grown = text.replace('{"steps": self.steps}', f'{{"steps": 0}} if self.steps < 8 else {state}')
+    line = f"{LINE} max_steps=10 plugin={plugin(here, grown)}"
+    refused(capsys, lambda: train(line), [message, ".ckpt: is not written"])
+    (run,) = here.glob("outputs/x/*")
+    assert metrics(run)["status"] == "failed" and message in metrics(run)["reason"]
+    plugin(here, text)
+    cli.main([f"resume={run}", "plugin=own.py"])
+    assert (metrics(run)["status"], metrics(run)["step"]) == ("finished", 10)
+
+
+def test_an_optimizers_state_that_could_not_be_read_again_is_not_written(tmp_path):
+    io = checkpoints.SealedCheckpointIO(1000)
+    for key, value in (("optimizer_states", [{"beta": {1: abs}}]), ("mine", Path("a"))):
+        with pytest.raises(UserError, match=r"the (optimizer's state|entry mine) holds more"):
+            io.save_checkpoint({"state_dict": {}, key: value}, tmp_path / "last.ckpt")
+    with pytest.raises(UserError, match=r"the model's state has 4,0.*at most 1,000"):
+        io.save_checkpoint({"state_dict": {"a": torch.zeros(1000)}}, tmp_path / "last.ckpt")
+    assert not [*tmp_path.iterdir()]
+
+
+PLAIN = [1 + 2j, b"a", bytearray(b"a"), {1}, "a", None, (1, [2.0]), torch.Size([1]), torch.int8]
+PLAIN += [OrderedDict(a=1), torch.nn.Parameter(torch.ones(2)), torch.ones(2).to_sparse()]
+OTHERS = [np.float64(1), np.zeros(2), frozenset([1]), defaultdict(int), range(3), print, Path("a")]
+
+
+@pytest.mark.parametrize("value", [*PLAIN, *OTHERS], ids=lambda value: type(value).__name__)
+def test_what_is_written_is_what_torch_reads_again(tmp_path, value):
+    path = tmp_path / "last.ckpt"
+    torch.save(value, path)
+    is_read = True
+    try:
+        torch.load(path, weights_only=True)
+    except UnpicklingError:
+        is_read = False
+    try:
+        checkpoints.size_of([value], "it", path)
+    except UserError:
+        assert not is_read
+    else:
+        assert is_read
+
+
+def test_a_state_that_no_callback_of_the_resumed_run_takes_is_refused(train, here, capsys):
+    run = train(f"{LINE} max_steps=5 plugin={plugin(here, STATEFUL)}")
+    name = plugin(here, STATEFUL.replace("class Drift", "class Other"))
+    resume = [f"resume={run}", f"plugin={name}", "max_steps=10"]
+    words = ["last.ckpt: holds the state of the callback Drift", "the plug-in as it was"]
+    refused(capsys, lambda: cli.main(resume), words)
+    assert metrics(run)["step"] == 5
+    run = train(f"{LINE} max_steps=5 patience=3")
+    cli.main([f"resume={run}", "patience=null", "max_steps=10"])  # which is switched off
+    assert metrics(run)["step"] == 10

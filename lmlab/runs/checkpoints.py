@@ -4,13 +4,15 @@ import io
 import os
 import pickle
 import zipfile
-from collections.abc import Callable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
+from torch import Tensor
 
 from lmlab import files, machine
 from lmlab.catalogue import CHANGEABLE
@@ -44,19 +46,38 @@ OPTIONAL_TYPES = {  # since version 0.2
 }
 
 
+MOST = 2**40  # bytes of a checkpoint, where the model is not known
+PLACES = {"state_dict": "the model's state", "optimizer_states": "the optimizer's state"}
+# What torch reads without executing code, besides what pickle has signs for.
+READABLE: tuple[type, ...] = (Tensor, torch.nn.Parameter, torch.Size, torch.device, torch.dtype)
+READABLE += (OrderedDict, Counter, set, complex, bytearray)
+
+
 class SealedCheckpointIO(TorchCheckpointIO):
     """Writes Lightning's checkpoints whole or not at all, and refuses changed ones.
 
-    A new `last.ckpt` moves the old `last.ckpt` to `previous.ckpt`. Raises UserError.
+    A new `last.ckpt` moves the old `last.ckpt` to `previous.ckpt`. Raises UserError, also for a
+    checkpoint that could not be read again; one has at most `limit` bytes.
     """
+
+    def __init__(self, limit: int = MOST) -> None:
+        super().__init__()
+        self.limit = limit
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
         """Writes a checkpoint with its checksum."""
         path = Path(path)
+        sizes = {place: size_of(part, place, path) for place, part in parts_of(checkpoint)}
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
+        if buffer.tell() > self.limit:
+            largest = max(sizes, key=sizes.__getitem__)
+            raise UserError(
+                f"{path}: is not written, since it would have {buffer.tell():,} bytes, of which "
+                f"{largest} has {sizes[largest]:,}; allowed are at most {self.limit:,}"
+            )
         if path.name == "last.ckpt" and path.exists():
             files.copy_sealed(path, path.with_name("previous.ckpt"))
         files.write_sealed(path, buffer.getvalue())
@@ -68,7 +89,61 @@ class SealedCheckpointIO(TorchCheckpointIO):
         return read(Path(path))
 
 
-def read(path: Path, limit: int = 2**40) -> dict[str, Any]:
+def parts_of(checkpoint: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yields the parts of a checkpoint with their places; each callback's state is one."""
+    for key, part in checkpoint.items():
+        if key == "callbacks":
+            yield from (
+                (f"the state of the callback {name}", state) for name, state in part.items()
+            )
+        else:
+            yield PLACES.get(key, f"the entry {key}"), part
+
+
+class PlainPickler(pickle.Pickler):
+    """Pickles what `read` takes, and leaves tensors out. Raises TypeError for anything else."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file, protocol=3)  # it has a sign for bytes and none for frozenset
+        self.storages: dict[int, int] = {}  # their bytes, by their place in memory
+
+    def persistent_id(self, value: Any) -> str | None:
+        """Returns a name for a tensor, and None for what is pickled as it is."""
+        if not isinstance(value, Tensor):
+            return None
+        check_readable(value)
+        if value.layout == torch.strided:
+            storage = value.untyped_storage()
+            self.storages[storage.data_ptr()] = storage.nbytes()
+        return "tensor"
+
+    def reducer_override(self, value: Any) -> Any:
+        """Says how any other object than plain data is pickled; pickle calls this."""
+        check_readable(value)
+        return NotImplemented
+
+
+def check_readable(value: Any) -> None:
+    """Raises TypeError for an object, or a class, that torch would not read without its code."""
+    if type(value) not in READABLE and not any(value is kind for kind in READABLE):
+        raise TypeError(f"{type(value).__name__}: {value!r}"[:80])
+
+
+def size_of(part: Any, place: str, path: Path) -> int:
+    """Returns about how many bytes a part takes. Raises UserError if it could not be read again."""
+    buffer = io.BytesIO()
+    pickler = PlainPickler(buffer)
+    try:
+        pickler.dump(part)
+    except Exception as error:
+        raise UserError(
+            f"{path}: is not written, since it could not be read again: {place} holds more than "
+            f"tensors, numbers, texts, lists and dicts ({' '.join(str(error).split())})"
+        ) from None
+    return buffer.tell() + sum(pickler.storages.values())
+
+
+def read(path: Path, limit: int = MOST) -> dict[str, Any]:
     """Returns a checkpoint's tensors and plain data.
 
     Raises UserError if the file is damaged, was not written by the lab, contains code, or has more

@@ -90,7 +90,7 @@ def write(
         )
         path = results.directory.path / "checkpoints" / name
         checkpoint = {"state_dict": subject.model.state_dict(prefix="model."), "lmlab": entry}
-        SealedCheckpointIO().save_checkpoint(checkpoint, path)
+        SealedCheckpointIO(subject.model.largest_checkpoint()).save_checkpoint(checkpoint, path)
 
     results.add_evaluation(0, values, totals, None, save_best=lambda: save("best.ckpt"))
     results.flush()

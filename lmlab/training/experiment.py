@@ -44,6 +44,7 @@ from lmlab.training.overhead import (
 from lmlab.training.preparation import Prepared, inherit, load_start, source_text
 from lmlab.training.recorder import Ending, Recorder, Watch
 from lmlab.training.resumption import (
+    check_callbacks,
     check_plugins,
     check_resumable,
     finished_already,
@@ -151,7 +152,9 @@ def resume(path: Path, config: Config, command: str, watch: Watch | None = None)
             )
         prepared = Prepared(config, tokenizer, start["data_sha256"])
         if checkpoint:
-            restore(checkpoint, prepared, over, path / "checkpoints/last.ckpt")
+            last = path / "checkpoints/last.ckpt"
+            check_callbacks(checkpoint, prepared, config, last)
+            restore(checkpoint, prepared, over, last)
             del checkpoint  # Lightning reads it again, and no more memory than that is needed
         else:
             parent = load_start(prepared.run.init_from)
@@ -405,7 +408,7 @@ def trainer(recorder: Recorder, device: str, max_steps: int) -> pl.Trainer:
         max_steps=max_steps,
         profiler=NoProfiler(),
         plugins=[
-            SealedCheckpointIO(),
+            SealedCheckpointIO(recorder.subject.model.largest_checkpoint()),
             LightningEnvironment(),  # on Slurm, too: there submitit alone requeues
         ],
         logger=False,

@@ -84,6 +84,22 @@ def finished_already(
     return line
 
 
+def check_callbacks(
+    checkpoint: dict[str, Any], prepared: Prepared, config: Config, path: Path
+) -> None:
+    """Raises UserError if the checkpoint at `path` has a state that none of the callbacks takes.
+
+    It is no fault if the keys of callbacks were changed, which can switch one off.
+    """
+    taken = {callback.state_key for callback in prepared.callbacks}
+    left = [str(name) for name in checkpoint.get("callbacks", {}) if name not in taken]
+    if left and has_same_companions(checkpoint["lmlab"], config):
+        raise UserError(
+            f"{path}: holds the state of the callback {', '.join(left)}, which the resumed run does "
+            "not have; it needs the plug-in as it was"
+        )
+
+
 def restore(checkpoint: dict[str, Any], prepared: Prepared, over: bool, path: Path) -> None:
     """Loads the weights of a run that is `over`. Otherwise Lightning loads them after a check.
 
