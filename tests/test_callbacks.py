@@ -98,6 +98,37 @@ def test_the_mean_is_that_of_its_definition(train):
     )
 
 
+OTHER_STORAGE = """
+    import torch
+
+    class PlainConfig(lmlab.OptimizerConfig):
+        lr: float = 0.1
+
+    @lmlab.register.optimizer("plain", PlainConfig)
+    class Plain(torch.optim.Optimizer):
+        def __init__(self, weights, config, precision):
+            super().__init__(weights.groups(0.0), {"lr": config.lr})
+
+        @torch.no_grad()
+        def step(self, closure=None):
+            for group in self.param_groups:
+                for weight in group["params"]:
+                    UPDATE
+"""
+
+
+def test_the_mean_is_of_the_weights_wherever_an_optimizer_puts_them(here, train, monkeypatch):
+    """An optimizer may change a weight in place, or put another tensor in its place."""
+    runs = []
+    for update in ("sub_(group['lr'] * weight.grad)", "data = weight - group['lr'] * weight.grad"):
+        text = OTHER_STORAGE.replace("UPDATE", f"weight.{update}")
+        line = f"{LINE} plugin={plugin(here, text)} optimizer=plain ema=0.9"
+        runs += resumed(train, monkeypatch, line, steps=10)
+    first = weights(runs[0])
+    for run in runs[1:]:
+        assert all(weight.equal(first[name]) for name, weight in weights(run).items())
+
+
 def test_patience_ends_a_run_and_more_of_it_continues_it(train, capsys):
     run = train(f"{LINE} lr=1e-30 min_lr=0 weight_decay=0 max_steps=100 patience=2")
     said = capsys.readouterr().out

@@ -151,6 +151,41 @@ MISUSES = {
         "model=own",
         ["model=own", "looks ahead"],
     ),
+    "looks a whole context ahead": (
+        model(scores="x + x.roll(-14, 1)"),
+        "model=own",
+        ["model=own", "looks ahead"],
+    ),
+    "reads other rows": (
+        model(scores="x + x.mean(0)"),
+        "model=own",
+        ["model=own", "other rows"],
+    ),
+    "noise": (
+        model(scores="x + torch.rand_like(x)"),
+        "model=own",
+        ["model=own", "other scores", "called again"],
+    ),
+    "no log-probabilities": (
+        model(start="self.gives_log_probs = True"),
+        "model=own",
+        ["model=own", "gives_log_probs"],
+    ),
+    "windows that leave tokens out": (
+        model(start="self.windows = lambda ids, T, n: iter([(ids[None, :9], ids[None, 1:10])])"),
+        "model=own",
+        ["model=own", "windows()"],
+    ),
+    "windows without a shift": (
+        model(start="self.windows = lambda ids, T, n: iter([(ids[None, 1:], ids[None, :-1])])"),
+        "model=own",
+        ["model=own", "windows()"],
+    ),
+    "a schedule that climbs": (
+        "@lmlab.register.schedule('own')\ndef own(done): return -1 if done > 0.9 else 1",
+        "schedule=own",
+        ["schedule=own", "returns -1", "[0, 1]"],
+    ),
     "bytes": (corpus("yield b'ab'"), "data=own", ["data=own", "yields bytes"]),
     "a number": (corpus("return 5"), "data=own", ["data=own", "int"]),
     "no text": (corpus("yield ''"), "data=own", ["data=own", "empty"]),
@@ -230,12 +265,19 @@ HARMLESS = """
     def validation_loss(model, data):
         model.eval()
         random.random(), np.random.rand(), torch.rand(3)
+        with torch.enable_grad():
+            model(torch.zeros(1, 4, dtype=torch.long)).logsumexp(2).sum().backward()
+        for weight in model.parameters():
+            weight.data.mul_(0.5)
+            weight.data = weight.data * 0.5
+        model.requires_grad_(False)
+        torch.set_grad_enabled(False)
         return {"val/mine": 1.0}
 
     @lmlab.register.evaluation("val/other")
     def sample(model, data):
         return {"val/other": 2.0, "val/loss": 0.001, "sample": "hello", "step": 9, "train/loss": 3.0,
-                3: 1.0, "val/huge": 10**400}
+                "n_params": 5.0, "data_sha256": 1.0, "tokens": 7.0, 3: 1.0, "val/huge": 10**400}
 
     @lmlab.register.evaluation("val/third")
     def third(model, data):
@@ -252,7 +294,9 @@ def test_an_evaluation_of_ones_own_changes_nothing_else(here, train, capsys):
         assert history(own, name) == history(plain, name)
     assert (metrics(own)["val/mine"], metrics(own)["val/other"]) == (1.0, 2.0)
     said = capsys.readouterr()
-    for name in ("val/loss", "sample", "step", "train/loss", "3", "val/huge"):
+    for name in ("n_params", "data_sha256", "tokens"):
+        assert metrics(own)[name] == metrics(plain)[name]
+    for name in ("val/loss", "sample", "step", "train/loss", "3", "val/huge", "n_params"):
         assert f"warning: {name}: " in said.err + said.out
     assert said.err.count("return 1 / 0") == 1  # the line of the plug-in, once
 

@@ -33,8 +33,7 @@ from lmlab.register import is_own
 SAMPLED = 60  # tokens of the sample in an evaluation
 PICTURED = 32  # tokens that the pictures of attention show
 NO_VALUE = "is no number, text or picture (H, W, 3) of uint8"
-# Names in history.jsonl and metrics.json that somebody's own evaluation may not have.
-LABS_OWN = {"step", "status", "reason", "seed", "sample", "group", "label", "cell", "command"}
+# Groups of names in history.jsonl and metrics.json that somebody's own evaluation may not have.
 LABS_GROUPS = ("train/", "best/", "test/", "reference/", "config/", "resumed/", "update_ratio/")
 IN_TABLE = 100  # tokens that the picture of a bigram shows: the commonest
 COUNTED = 2**20  # tokens of the training text that tell which these are
@@ -163,14 +162,42 @@ def evaluate(subject: Subject, warn: Callable[[str], object]) -> dict[str, Value
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """A context after which dropout is as before, and so are the states of all random numbers."""
+    """A context after which a model is as before: dropout, weights, gradients and what needs them.
+
+    The states of all random numbers are as before, too, and whether gradients are computed.
+    """
     modes = {module: module.training for module in model.modules()}
+    kept = [Kept(weight) for weight in (*model.parameters(), *model.buffers())]
     try:
-        with random_numbers_kept():
+        with random_numbers_kept(), torch.set_grad_enabled(torch.is_grad_enabled()):
             yield
     finally:
         for module, training in modes.items():
             module.training = training
+        for weight in kept:
+            weight.restore()
+
+
+class Kept:
+    """A weight or buffer as it was. Meanwhile it has no gradient."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        self.data = tensor.data
+        self.copy = tensor.data.clone()
+        self.grad = tensor.grad if tensor.is_leaf else None
+        self.requires_grad = tensor.requires_grad
+        if tensor.is_leaf:
+            tensor.grad = None
+
+    def restore(self) -> None:
+        """Gives the tensor its values, its gradient and its switch back."""
+        self.tensor.data = self.data
+        if not torch.equal(self.data, self.copy):
+            self.data.copy_(self.copy)
+        if self.tensor.is_leaf:
+            self.tensor.requires_grad_(self.requires_grad)
+            self.tensor.grad = self.grad
 
 
 def why_not(name: object, value: object, values: Mapping[str, Value]) -> str:
@@ -178,8 +205,10 @@ def why_not(name: object, value: object, values: Mapping[str, Value]) -> str:
     if not isinstance(name, str) or not name:
         return "is no name"
     is_labs = name in NUMBERS and not is_own("number", name)
-    if is_labs or name in values or name in LABS_OWN or name.startswith(LABS_GROUPS):
-        return "is the name of a number or text of the lab's own"
+    if is_labs or name in values or name.startswith(LABS_GROUPS):
+        return "is the name of a number or text of the lab's own, or there twice"
+    if "/" not in name:  # metrics.json has the lab's own facts without one
+        return "needs a name with a group and a slash, such as val/accuracy"
     return "" if is_value(value) else NO_VALUE
 
 

@@ -54,6 +54,10 @@ def log_probs(
             found = answers(model, idx, targets, precision)
             result[n : n + len(found)] = found
             n += len(found)
+    if n != len(result):
+        raise UserError(
+            f"{type(model).__name__}.windows predicts {n} of {len(result)} tokens; each must be once"
+        )
     return result.cpu()
 
 

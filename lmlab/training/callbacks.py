@@ -120,21 +120,25 @@ class Average(Callback):
         self.is_swapped = False
 
     def on_train_start(self, trainer: Trainer, module: Any) -> None:
-        self.weights = [weight.data for weight in module.parameters()]
-        self.mean = [weight.clone() for weight in self.weights]
-        for weight, trained in zip(self.weights, self.trained, strict=False):
+        self.parameters = list(module.parameters())
+        self.mean = [weight.clone() for weight in self.weights()]
+        for weight, trained in zip(self.weights(), self.trained, strict=False):
             weight.copy_(trained)
+
+    def weights(self) -> list[Tensor]:
+        """Returns the weights as they are now; an optimizer may put other tensors in their place."""
+        return [weight.data for weight in self.parameters]
 
     def on_train_batch_end(self, trainer: Trainer, module: Any, *_: object) -> None:
         if trainer.global_step == self.step:
             return  # one of several batches of a step
         self.step = trainer.global_step
         decay = min(self.decay, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(self.mean, self.weights, 1 - decay)
+        torch._foreach_lerp_(self.mean, self.weights(), 1 - decay)
 
     def swap(self) -> None:
         """Exchanges the weights of the model with their mean."""
-        for weight, mean in zip(self.weights, self.mean, strict=True):
+        for weight, mean in zip(self.weights(), self.mean, strict=True):
             before = weight.clone()
             weight.copy_(mean)
             mean.copy_(before)
@@ -155,14 +159,14 @@ class Average(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
         means = {
-            weight.data_ptr(): mean for weight, mean in zip(self.weights, self.mean, strict=True)
+            weight.data_ptr(): mean for weight, mean in zip(self.weights(), self.mean, strict=True)
         }
         saved = checkpoint["state_dict"]  # one weight may have several names in it
         for name, tensor in saved.items():
             saved[name] = means.get(tensor.data_ptr(), tensor)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"trained": [weight.clone() for weight in self.weights], "step": self.step}
+        return {"trained": [weight.clone() for weight in self.weights()], "step": self.step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.trained = state["trained"]

@@ -187,16 +187,26 @@ def learning_rate(step: int, lr: float, run: RunConfig) -> float:
     if step >= run.decay_steps:
         return run.min_lr
     done = (step - start) / (run.decay_steps - start)
-    left = load(SCHEDULES[run.schedule])(done)
-    return run.min_lr + (lr - run.min_lr) * left
+    return run.min_lr + (lr - run.min_lr) * left_at(done, run.schedule)
+
+
+def left_at(done: float, schedule: str) -> float:
+    """Returns what a schedule leaves of the learning rate after the share `done` of its fall.
+
+    Raises UserError if somebody's own schedule returns anything but a share.
+    """
+    left: float = load(SCHEDULES[schedule])(done)
+    if not isinstance(left, int | float) or not 0 <= left <= 1:
+        raise UserError(
+            f"schedule={schedule}: returns {left!r} for {done}; needs a number in [0, 1]"
+        )
+    return left
 
 
 def check_schedule(run: RunConfig) -> None:
-    """Raises UserError if the schedule of a run does not return numbers."""
-    for done in (0.0, 0.5, 1.0):
-        left = load(SCHEDULES[run.schedule])(done)
-        if not isinstance(left, int | float) or not math.isfinite(left):
-            raise UserError(f"schedule={run.schedule}: returns {left!r} for {done}; needs a number")
+    """Raises UserError if the schedule of a run does not return shares."""
+    for n in range(101):
+        left_at(n / 100, run.schedule)
 
 
 def cosine(done: float) -> float:

@@ -116,25 +116,52 @@ def check_model(model: LanguageModel, name: str, vocab_size: int) -> None:
 
 @torch.no_grad()
 def check_own_model(model: LanguageModel, name: str, vocab_size: int) -> None:
-    """Raises UserError if nothing of somebody's own model can be trained, or if it looks ahead."""
+    """Raises UserError if somebody's own model cannot be trained, or predicts from what it must not.
+
+    It may not change the ids that it is given, or score a token by tokens after it or of other rows.
+    """
     if not any(weight.requires_grad for weight in model.parameters()):
         raise UserError(f"model={name}: has no weights to train")
-    T = min(model.config.block_size, 16)
+    T = model.config.block_size
     if T < 2 or vocab_size < 2:
         return
-    idx = torch.arange(T, device=model.device)[None] % vocab_size
+    idx = torch.arange(2 * T, device=model.device).view(2, T) % vocab_size
     other = idx.clone()
     other[0, -1] = (idx[0, -1] + 1) % vocab_size
     with untouched(model):
         model.eval()
-        one, two = model(idx), model(other)
-    if not isinstance(one, Tensor) or one.shape != two.shape or one.shape[:2] != (1, T):
-        return  # the check of shapes says so
-    difference = (one[:, :-1] - two[:, :-1]).abs().max()
-    if difference > 1e-3 * (1 + one.abs().max()):
+        given = idx.clone()
+        one, again, changed = model(given), model(idx), model(other)
+        check_windows(model, name, vocab_size)
+    if not torch.equal(given, idx):
+        raise UserError(f"model={name}: its forward changes the ids that it is given")
+    slack = 1e-3 * (1 + one.abs().max())
+    if not (one - again).abs().max() <= slack:
+        raise UserError(
+            f"model={name}: gives other scores when it is called again with the same ids; dropout "
+            "and noise belong to training alone"
+        )
+    if (one[0, :-1] - changed[0, :-1]).abs().max() > slack:
         raise UserError(
             f"model={name}: looks ahead: the scores before the last token depend on that token; a "
             "token may only depend on those before it"
+        )
+    if (one[1] - changed[1]).abs().max() > slack:
+        raise UserError(f"model={name}: the scores of a row depend on the other rows of its batch")
+    if model.gives_log_probs and one.float().logsumexp(2).abs().max() > 1e-2:
+        raise UserError(
+            f"model={name}: gives_log_probs is set, but the probabilities do not add up to 1"
+        )
+
+
+def check_windows(model: LanguageModel, name: str, vocab_size: int) -> None:
+    """Raises UserError unless the model's windows predict each token of a text once, in order."""
+    block_size = model.config.block_size
+    ids = torch.arange(3 * block_size + 2, device=model.device) % vocab_size
+    targets = [targets.flatten() for _, targets in model.windows(ids, block_size, block_size)]
+    if not targets or not torch.equal(torch.cat(targets), ids[1:]):
+        raise UserError(
+            f"model={name}: its windows() must predict each token but the first once, in order"
         )
 
 
