@@ -3,6 +3,7 @@ of the cell.
 """
 
 import re
+import signal
 import sqlite3
 from contextlib import closing
 from dataclasses import replace
@@ -22,6 +23,7 @@ from lmlab.inference import evaluations
 from lmlab.sweeps import load_runs
 from lmlab.sweeps.search import Dimension
 from lmlab.sweeps.study import sampler, watching
+from lmlab.terminal import stop_at_once
 from lmlab.training import experiment
 from tests.conftest import history, metrics, refused
 from tests.test_sweep import in_company, linux, lost, sweep  # noqa: F401
@@ -134,7 +136,7 @@ def test_a_trial_that_was_stopped_is_taken_up_again(here, sweep, monkeypatch):  
 
     def stopped(*arguments):
         if len(study("u").trials) == 2:
-            raise SystemExit(130)
+            stop_at_once(signal.SIGINT)
         return run(*arguments)
 
     monkeypatch.setattr(experiment, "run", stopped)
