@@ -15,7 +15,6 @@ from lmlab.config.check import Config
 from lmlab.config.conf_files import read_file
 from lmlab.cores import cpu_quota, usable_cores
 from lmlab.errors import UserError
-from lmlab.isolation import random_numbers_kept as random_numbers_kept
 
 Precision = Literal["32-true", "bf16-mixed"]
 

@@ -111,6 +111,7 @@ WRONG = {
     "batch=3": ["did you mean batch_size?"],
     "--cfg job -m seed=0,1": ["--cfg: shows one run", "dry_run=true"],
     "--info -m": ["--info: shows one run"],
+    "--info model=bigram": ["--info model=bigram: allowed are all, config"],
     "--cfg job -p model": ["--package=model", "has no effect here"],
     "hydra/sweeper=search hydra.sweeper.n_trials=3": ["hydra/sweeper=search", "add -m"],
     "-m 'hydra/launcher=[1,2]' seed=0,1": ["hydra/launcher=[1, 2]", "needs text"],

@@ -161,6 +161,11 @@ MISUSES = {
         "model=own",
         ["model=own", "other rows"],
     ),
+    "changes its ids": (
+        model(scores="x + 0 * idx.zero_()[..., None]"),
+        "model=own",
+        ["model=own", "changes the ids"],
+    ),
     "noise": (
         model(scores="x + torch.rand_like(x)"),
         "model=own",
@@ -299,6 +304,30 @@ def test_an_evaluation_of_ones_own_changes_nothing_else(here, train, capsys):
     for name in ("val/loss", "sample", "step", "train/loss", "3", "val/huge", "n_params"):
         assert f"warning: {name}: " in said.err + said.out
     assert said.err.count("return 1 / 0") == 1  # the line of the plug-in, once
+
+
+ENDS = """
+    import pytorch_lightning as pl
+
+    @lmlab.register.callback("ends")
+    class Ends(pl.Callback):
+        def on_train_batch_end(self, *_):
+            raise StopIteration
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [(model(scores="x if not self.training else next(iter([]))"), "model=own"), (ENDS, "")],
+    ids=["forward", "callback"],
+)
+def test_the_end_of_an_iterator_is_no_end_of_the_text(here, capsys, text, key):
+    """Lightning would begin again with the first batch."""
+    line = f"{LINE} plugin={plugin(here, text)} {key}"
+    with pytest.raises(SystemExit) as stop:
+        cli.main(line.split())
+    assert stop.value.code == 1 and "StopIteration" in capsys.readouterr().err
+    assert metrics(next(here.glob("outputs/x/*")))["status"] == "failed"
 
 
 def test_a_loss_of_ones_own_is_not_the_labs_where_there_is_no_validation(here, train):

@@ -26,7 +26,7 @@ from lmlab.errors import reason_of
 from lmlab.inference import generate
 from lmlab.inference.loss import aligned, log_probs, loss_metrics
 from lmlab.inference.pictures import commonest, pictures_of
-from lmlab.machine import random_numbers_kept
+from lmlab.isolation import random_numbers_kept
 from lmlab.models.base import LanguageModel
 from lmlab.register import is_own
 

@@ -167,6 +167,11 @@ class Recorder(Callback):
         self.meter.start()
         trainer.should_stop = self.last or self.pruned or self.stop.came
 
+    def on_train_epoch_start(self, trainer: Trainer, module: LanguageModule) -> None:  # type: ignore[override]  # our module
+        """Raises RuntimeError for a second epoch: the batches of the first have no end."""
+        if trainer.current_epoch > 0:
+            raise RuntimeError("a callback has raised StopIteration, which ends Lightning's epoch")
+
     def on_train_batch_end(self, trainer: Trainer, module: LanguageModule, *_: object) -> None:  # type: ignore[override]  # our module
         """Does the actions that are due after a step."""
         self.asked_to_end |= trainer.should_stop

@@ -14,7 +14,8 @@ Lightning also moves the model to the device, writes and reads checkpoints, and 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,6 +29,8 @@ from lmlab.machine import autocast
 from lmlab.models.base import LanguageModel
 from lmlab.training.optimizers import build_optimizer, learning_rate
 from lmlab.training.overhead import PlainHookName
+
+ENDED = "StopIteration was raised, which Python keeps for iterators"
 
 
 def cross_entropy(model: nn.Module, idx: Tensor, targets: Tensor) -> Tensor:
@@ -54,6 +57,16 @@ def compiled(
     graphs = device == "cuda" and grad_accumulation == 1
     mode = "reduce-overhead" if graphs else "default"
     return torch.compile(loss, dynamic=False, mode=mode)
+
+
+@contextmanager
+def no_early_end() -> Iterator[None]:
+    """A context in which StopIteration is an error; Lightning would take it for the text's end."""
+    try:
+        yield
+    except StopIteration as error:
+        # Not "from error": contextlib would raise that again, as if this generator had ended.
+        raise RuntimeError(ENDED).with_traceback(error.__traceback__) from None
 
 
 class LanguageModule(PlainHookName):
@@ -91,7 +104,7 @@ class LanguageModule(PlainHookName):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Adds a batch's gradients. After `grad_accumulation` batches it makes a gradient step."""
         accumulation = self.run.grad_accumulation
-        with autocast(self.device, self.precision):
+        with no_early_end(), autocast(self.device, self.precision):
             loss = self.cross_entropy(self.model, *batch)
         self.manual_backward(loss / accumulation if accumulation > 1 else loss)
         if not self.run.score_after or bool((batch[1] != IGNORED).any()):
@@ -109,7 +122,8 @@ class LanguageModule(PlainHookName):
         lr = learning_rate(self.global_step, self.optimizer_config.lr, self.run)
         for group in optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
-        optimizer.step()
+        with no_early_end():
+            optimizer.step()
         optimizer.zero_grad()
 
     def log(self, name: str, value: Any) -> None:  # type: ignore[override]  # no more is needed
