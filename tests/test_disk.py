@@ -56,8 +56,3 @@ def test_a_folder_that_cannot_be_written_is_named(run, capsys, monkeypatch):
         lambda: cli.main(["resume=run", "max_steps=30"]),
         ["config.yaml", "Read-only file system"],
     )
-    (run / "train.log").unlink()
-    (run / "train.log").mkdir()
-    refused(
-        capsys, lambda: cli.main(["resume=run", "max_steps=30"]), ["train.log", "Is a directory"]
-    )
