@@ -1,10 +1,13 @@
 """The code of a function or class that a program wrote itself, with all of its own that it uses.
 
 A plug-in is hashed file by file. What a notebook or a script registers has no file that could be
-hashed, so its bytecode is read, and that of the functions, classes and values that it names.
+hashed, so its bytecode is read, and that of the functions, classes and values that it names. Of a
+module of its own it is the file. Not seen are the objects of libraries, but for arrays and tensors,
+what another file imports, and what code reaches by a text, as by importlib or getattr.
 """
 
 import dis
+import functools
 import hashlib
 import inspect
 import marshal
@@ -12,7 +15,7 @@ import site
 import sys
 import sysconfig
 from collections.abc import Iterator
-from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
@@ -23,7 +26,7 @@ INSTALLED.append(site.getusersitepackages())
 PLAIN = bool | int | float | complex | str | bytes | None
 
 
-@cache
+@functools.cache
 def sha256_of(*names: str) -> str:
     """Returns a hash of files of the library, as they were at the first call.
 
@@ -43,7 +46,10 @@ def code_of(thing: Any) -> bytes:
 
 
 def parts_of(thing: Any, seen: set[int]) -> Iterator[bytes]:
-    """Yields the code of an object and of what it uses; `seen` are the ids of those yielded."""
+    """Yields the code of an object and of what it uses.
+
+    `seen` are the ids of those yielded: of objects that live on, or another could get the same id.
+    """
     if isinstance(thing, PLAIN):
         yield repr(thing).encode()
         return
@@ -59,7 +65,7 @@ def parts_of(thing: Any, seen: set[int]) -> Iterator[bytes]:
         if thing.__file__:
             yield Path(thing.__file__).read_bytes()
     elif isinstance(thing, list | tuple | set | frozenset):
-        for one in sorted(thing, key=repr) if isinstance(thing, set | frozenset) else thing:
+        for one in thing if isinstance(thing, list | tuple) else in_order(thing, seen):
             yield from parts_of(one, seen)
     elif isinstance(thing, dict):
         for key, value in thing.items():
@@ -67,12 +73,59 @@ def parts_of(thing: Any, seen: set[int]) -> Iterator[bytes]:
             yield from parts_of(value, seen)
     elif isinstance(thing, property):
         yield from parts_of(thing.fget, seen)
+    elif isinstance(thing, functools.partial):
+        for part in (thing.func, thing.args, thing.keywords):
+            yield from parts_of(part, seen)
+    elif is_a(thing, "numpy", "generic"):
+        yield repr(thing).encode()
+    elif is_a(thing, "numpy", "ndarray"):
+        yield from parts_of_array(thing, seen)
+    elif is_a(thing, "torch", "Tensor"):
+        numbers = thing.detach().cpu().to_dense().contiguous()
+        yield repr((thing.dtype, *thing.shape)).encode()
+        yield numbers.flatten().view(sys.modules["torch"].uint8).numpy().tobytes()
+    elif is_instance_of_program(thing):
+        yield from parts_of(type(thing), seen)
+        for name, value in values_of(thing).items():
+            yield name.encode()
+            yield from parts_of(value, seen)
+
+
+def in_order(things: Any, seen: set[int]) -> list[Any]:
+    """Returns the elements of a set in an order that every process finds: of what they are made."""
+    return sorted(things, key=lambda one: b"".join(parts_of(one, {*seen})))
+
+
+def parts_of_array(array: Any, seen: set[int]) -> Iterator[bytes]:
+    """Yields the type, the shape and the numbers of an array of numpy's, or the objects in it."""
+    yield repr((array.dtype, array.shape)).encode()
+    if array.dtype.hasobject:
+        for thing in array.flat:
+            yield from parts_of(thing, seen)
+    else:
+        yield array.tobytes()
+
+
+def values_of(thing: Any) -> dict[str, Any]:
+    """Returns the attributes of an instance of a class of the program, by name."""
+    values = dict(getattr(thing, "__dict__", {}))
+    for kind in type(thing).__mro__:
+        slots = vars(kind).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            values |= {name: getattr(thing, name)} if name in dir(thing) else {}
+    return {name: value for name, value in values.items() if is_of_program(value)}
 
 
 def parts_of_function(function: FunctionType, seen: set[int]) -> Iterator[bytes]:
     """Yields the bytecode of a function, its defaults, and what it names of its own."""
     yield marshal.dumps(without_place(function.__code__))
-    yield repr((function.__defaults__, function.__kwdefaults__)).encode()
+    defaults = function.__defaults__, function.__kwdefaults__
+    given = [*(defaults[0] or ()), *(defaults[1] or {}).values()]
+    if all(isinstance(value, PLAIN) for value in given):
+        yield repr(defaults).encode()
+    else:  # whose text may be shortened, or hold an address
+        for part in defaults:
+            yield from parts_of(part, seen)
     for cell in function.__closure__ or ():
         try:
             value = cell.cell_contents
@@ -85,6 +138,9 @@ def parts_of_function(function: FunctionType, seen: set[int]) -> Iterator[bytes]
         if is_of_program(value):
             yield name.encode()
             yield from parts_of(value, seen)
+    for name in sorted(names_in(function.__code__, ("IMPORT_NAME",))):
+        for file in files_of_import(name):
+            yield file.read_bytes()
 
 
 def parts_of_class(kind: type, seen: set[int]) -> Iterator[bytes]:
@@ -101,17 +157,38 @@ def parts_of_class(kind: type, seen: set[int]) -> Iterator[bytes]:
             yield from parts_of(value, seen)
 
 
-def names_in(code: CodeType) -> set[str]:
-    """Returns the global names that code, and the functions in it, read."""
-    names = {
-        str(step.argval)
-        for step in dis.get_instructions(code)
-        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")
-    }
+def names_in(code: CodeType, reading: tuple[str, ...] = ("LOAD_GLOBAL", "LOAD_NAME")) -> set[str]:
+    """Returns the names that code, and the functions in it, read: global ones, or of imports."""
+    names = {str(step.argval) for step in dis.get_instructions(code) if step.opname in reading}
     for value in code.co_consts:
         if inspect.iscode(value):
-            names |= names_in(value)
+            names |= names_in(value, reading)
     return names
+
+
+def files_of_import(name: str) -> list[Path]:
+    """Returns the Python files of a module or package of the program that a function imports."""
+    try:
+        spec = find_spec(name.partition(".")[0])  # of a part it would import the whole
+    except (ImportError, ValueError):  # the import itself, if it is ever made, raises the error
+        return []
+    if spec is None or not spec.has_location or not is_own_file(spec.origin or ""):
+        return []
+    paths = [Path(str(spec.origin))]
+    for folder in spec.submodule_search_locations or ():
+        paths = sorted(Path(folder).rglob("*.py"))
+    return paths
+
+
+def is_a(thing: Any, module: str, name: str) -> bool:
+    """Returns whether a value is of a type of a library, which need not be imported."""
+    kind = getattr(sys.modules.get(module), name, None)
+    return kind is not None and isinstance(thing, kind)
+
+
+def is_instance_of_program(thing: Any) -> bool:
+    """Returns whether a value is an instance of a class that the program wrote."""
+    return not inspect.isclass(thing) and is_of_program(type(thing))
 
 
 def is_of_program(thing: Any) -> bool:
@@ -122,7 +199,12 @@ def is_of_program(thing: Any) -> bool:
     if inspect.isfunction(thing) or inspect.isclass(thing):
         module = sys.modules.get(thing.__module__ or "")
         return module is None or is_own_module(module)
-    return isinstance(thing, PLAIN | list | tuple | dict | set | frozenset | property)
+    if isinstance(thing, PLAIN | list | tuple | dict | set | frozenset | property):
+        return True
+    if isinstance(thing, functools.partial) or is_instance_of_program(thing):
+        return True
+    numbers = ("numpy", "generic"), ("numpy", "ndarray"), ("torch", "Tensor")
+    return any(is_a(thing, *kind) for kind in numbers)
 
 
 def is_own_module(module: ModuleType) -> bool:
@@ -137,7 +219,7 @@ def is_own_module(module: ModuleType) -> bool:
 
 def is_own_file(file: str) -> bool:
     """Returns whether a file of code is neither Python's, a library's, nor the lab's."""
-    if file.startswith("<frozen"):
+    if not file or file.startswith("<frozen"):
         return False
     return not any(Path(file).is_relative_to(folder) for folder in (str(LIBRARY), *INSTALLED))
 

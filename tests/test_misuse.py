@@ -15,7 +15,6 @@ from lmlab import plugins, register
 from lmlab.commands import train as cli
 from lmlab.errors import UserError
 from lmlab.isolation import torch_settings
-from lmlab.own_code import code_of
 from tests.conftest import history, metrics, refused
 from tests.test_plugins import plugin
 
@@ -365,54 +364,6 @@ def test_a_package_runs_as_it_was_read(here):
     assert again[0].sha256 != sources[0].sha256
     with plugins.active(again):
         assert sys.modules["pack"].F == 50 and sys.modules["pack"].later() == 50
-
-
-PROGRAM = """
-import torch.nn as nn
-SCALE = {scale}
-OTHER = {other}
-
-def helper(x):
-    return x * {factor}
-
-class Base(nn.Module):
-    size = {size}
-    def grow(self, x):
-        return x + {added}
-
-class Part(nn.Module):
-    def forward(self, x):
-        return {value}
-
-def make(n):
-    def inner(x):
-        return x + n
-    return inner
-
-inner = make({cell})
-
-class Model(Base):
-    def __init__(self):
-        self.part = Part()
-    def forward(self, x):
-        return helper(self.part(x)) * SCALE + inner(x)
-"""
-PARTS = {"scale": 1, "other": 1, "factor": 2, "size": 3, "added": 4, "value": 5, "cell": 6}
-
-
-def model_code(before="", **parts):
-    space = {"__name__": "__main__"}
-    exec(before + PROGRAM.format(**PARTS | parts), space)
-    return code_of(space["Model"])
-
-
-@pytest.mark.parametrize("part", [name for name in PARTS if name != "other"])
-def test_all_code_that_a_model_uses_is_in_its_hash(part):
-    assert model_code() == model_code() != model_code(**{part: 9})
-
-
-def test_what_it_does_not_use_and_where_it_stands_is_not():
-    assert model_code() == model_code(other=2) == model_code(before="\n\n\n")
 
 
 @pytest.mark.parametrize("keys", ["ema=1", "ema=1.5", "skip_spikes=-1", "skip_spikes=1"])
