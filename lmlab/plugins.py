@@ -5,12 +5,12 @@ entry point of the group lmlab.plugins. The folder of a run only notes its name:
 imported because of a file that the lab reads.
 """
 
+import builtins
 import hashlib
 import importlib
-import inspect
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.abc import Loader, MetaPathFinder
@@ -19,6 +19,7 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from lmlab import files, register
 from lmlab.errors import UserError, nearest, reason_of
@@ -59,6 +60,7 @@ class AsRead(MetaPathFinder, Loader):
     """Finds and loads the modules of a plug-in from the contents that were read at the start."""
 
     def __init__(self, source: Source) -> None:
+        self.source = source
         self.contents = {Path(path): content for path, content in source.files}
         self.module = source.module
 
@@ -81,6 +83,7 @@ class AsRead(MetaPathFinder, Loader):
     def exec_module(self, module: ModuleType) -> None:
         """Executes a module as it was read."""
         path = str(module.__file__)
+        module.__dict__["__builtins__"] = watched(self.source)
         exec(compile(self.contents[Path(path)], path, "exec"), module.__dict__)
 
 
@@ -210,7 +213,7 @@ def imported(source: Source) -> Plugin:
     before = {*sys.modules}
     try:
         execute(source, plugin.additions)
-        check_neighbours(source, before)
+        check_neighbours(source, {*sys.modules} - before)
         if not plugin.additions:
             raise UserError(
                 f"plugin={source.typed}: {source.files[0][0]} registers nothing; a plug-in calls the "
@@ -248,24 +251,37 @@ def execute(source: Source, additions: list[Addition]) -> None:
         module = ModuleType(source.module)
         module.__file__ = path
         sys.modules[source.module] = module
+        module.__dict__["__builtins__"] = watched(source)
         exec(compile(content, path, "exec"), module.__dict__)
 
 
-def check_neighbours(source: Source, before: set[str]) -> None:
-    """Raises UserError if a plug-in that is a file uses another file beside it.
+def watched(source: Source) -> dict[str, Any]:
+    """Returns Python's built-in names for the code of a plug-in, of which each import is checked.
+
+    Also one in a function, which may be called long after the plug-in was imported, and one of a
+    module that something else has imported before.
+    """
+
+    def importing(name: str, *rest: Any, **named: Any) -> Any:
+        found = builtins.__import__(name, *rest, **named)
+        listed = named.get("fromlist", rest[2] if len(rest) > 2 else ()) or ()
+        check_neighbours(source, [name, *(f"{name}.{one}" for one in listed)])
+        return found
+
+    return vars(builtins) | {"__import__": importing}
+
+
+def check_neighbours(source: Source, modules: Iterable[str]) -> None:
+    """Raises UserError if one of the imported `modules` is a file beside a plug-in.
 
     That is a file in its folder or in the working folder, which would be no part of its hash.
-    `before` are the names of the modules that were there before its import.
     """
-    if not source.is_file:
-        return
-    values = vars(sys.modules[source.module]).values()
-    used = [v if inspect.ismodule(v) else sys.modules.get(module_of(v)) for v in values]
-    for module in [*(sys.modules[name] for name in {*sys.modules} - before), *used]:
+    for module in [sys.modules[name] for name in modules if name in sys.modules]:
         if is_beside(module, source):
             raise UserError(
                 f"plugin={source.typed}: imports {file_of(module)}, whose changes would not be "
-                "noticed; a plug-in of several files is a package, plugin=my_package"
+                "noticed; a plug-in of several files is a package, plugin=my_package, with all of "
+                "them in it"
             )
 
 
@@ -282,13 +298,6 @@ def is_beside(module: ModuleType | None, source: Source) -> bool:
 def file_of(module: ModuleType | None) -> str:
     """Returns the file of a module, or "" if it has none."""
     return str(getattr(module, "__file__", None) or "")
-
-
-def module_of(value: object) -> str:
-    """Returns the name of the module in which a class or function was written, or ""."""
-    if inspect.isclass(value) or inspect.isfunction(value):
-        return value.__module__ or ""
-    return ""
 
 
 def taken_out(name: str) -> dict[str, ModuleType]:

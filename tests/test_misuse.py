@@ -81,6 +81,11 @@ def tokenizer(length="1", stop="pass", decode=DECODE):
     return TOKENIZER.format(length=length, stop=stop, decode=decode)
 
 
+def lightnings(written):
+    """A callback that is one of Lightning's own."""
+    return f"import pytorch_lightning.callbacks as c\nlmlab.register.callback('own')(lambda: c.{written})"
+
+
 def corpus(body):
     text = '\n@lmlab.register.corpus("own")\ndef own(config):\n' + textwrap.indent(body, "    ")
     return text + "\n"
@@ -185,6 +190,19 @@ MISUSES = {
         "model=own",
         ["model=own", "windows()"],
     ),
+    "a mean of Lightning's": (
+        lightnings("StochasticWeightAveraging(0.1)"),
+        "",
+        ["callback own", "no effect", "ema="],
+    ),
+    "checkpoints of Lightning's": (lightnings("ModelCheckpoint()"), "", ["checkpoint_interval="]),
+    "a bar of Lightning's": (lightnings("TQDMProgressBar()"), "", ["callback own", "bar"]),
+    "rates of Lightning's": (
+        lightnings("LearningRateMonitor()"),
+        "",
+        ["callback own", "log_interval="],
+    ),
+    "an end of Lightning's": (lightnings("EarlyStopping('val/loss')"), "", ["patience="]),
     "a schedule that climbs": (
         "@lmlab.register.schedule('own')\ndef own(done): return -1 if done > 0.9 else 1",
         "schedule=own",
@@ -271,6 +289,8 @@ HARMLESS = """
         random.random(), np.random.rand(), torch.rand(3)
         with torch.enable_grad():
             model(torch.zeros(1, 4, dtype=torch.long)).logsumexp(2).sum().backward()
+        for module in model.modules():
+            module.register_forward_hook(lambda *a: a[2] * 0)
         for weight in model.parameters():
             weight.data.mul_(0.5)
             weight.data = weight.data * 0.5
@@ -281,11 +301,16 @@ HARMLESS = """
     @lmlab.register.evaluation("val/other")
     def sample(model, data):
         return {"val/other": 2.0, "val/loss": 0.001, "sample": "hello", "step": 9, "train/loss": 3.0,
-                "n_params": 5.0, "data_sha256": 1.0, "tokens": 7.0, 3: 1.0, "val/huge": 10**400}
+                "n_params": 5.0, "data_sha256": 1.0, "tokens": 7.0, 3: 1.0, "val/huge": 10**400,
+                "own/tensor": torch.tensor(0.5), "own/numpy": np.float32(0.5), "own/bool": True}
 
     @lmlab.register.evaluation("val/third")
     def third(model, data):
         return 1 / 0
+
+    @lmlab.register.evaluation("val/text")
+    def text(model, data):
+        return {"val/text": "word"}
 """
 
 
@@ -300,8 +325,11 @@ def test_an_evaluation_of_ones_own_changes_nothing_else(here, train, capsys):
     said = capsys.readouterr()
     for name in ("n_params", "data_sha256", "tokens"):
         assert metrics(own)[name] == metrics(plain)[name]
-    for name in ("val/loss", "sample", "step", "train/loss", "3", "val/huge", "n_params"):
+    for name in ("val/loss", "sample", "step", "train/loss", "3", "val/huge", "n_params", "val/text"):
         assert f"warning: {name}: " in said.err + said.out
+    said_of_weights = said.out.replace("\n", " ")
+    assert "warning: the evaluation validation_loss changed weights" in said_of_weights
+    assert [metrics(own)[f"own/{kind}"] for kind in ("tensor", "numpy", "bool")] == [0.5, 0.5, 1]
     assert said.err.count("return 1 / 0") == 1  # the line of the plug-in, once
 
 
@@ -529,15 +557,46 @@ def test_what_a_plugin_does_when_imported_changes_nothing_else(here):
     assert state() == before
 
 
-@pytest.mark.parametrize("text", ["from helper1 import SCALE", "def f():\n    import helper1\nf()"])
-def test_a_file_beside_a_plugin_is_noticed_however_it_is_imported(here, capsys, text):
+IMPORTS = {
+    "a value": "from helper1 import SCALE",
+    "an instance": "from helper1 import keys",
+    "by name": "import importlib; S = importlib.import_module('helper1').SCALE",
+    "in a function": "def f():\n    import helper1\nf()",
+    "later": "@lmlab.register.schedule('t')\ndef t(done):\n    from helper1 import SCALE\n    return SCALE",
+}
+
+
+@pytest.mark.parametrize("way", IMPORTS)
+def test_a_file_beside_a_plugin_is_noticed_however_it_is_imported(here, capsys, way):
     """Also the second time in a process."""
-    (here / "helper1.py").write_text("SCALE = 2.0\n")
-    name = plugin(here, f"{text}\nlmlab.register.schedule('s')(abs)")
+    (here / "helper1.py").write_text("class Keys: pass\nkeys, SCALE = Keys(), 1.0\n")
+    name = plugin(here, f"{IMPORTS[way]}\nlmlab.register.schedule('s')(abs)")
+    line = f"{LINE} plugin={name}" + " schedule=t" * (way == "later")
     for _ in range(2):
         words = ["plugin=own.py: imports ", "helper1.py", "plugin=my_package"]
-        refused(capsys, lambda: cli.main([f"plugin={name}"]), words)
-    assert "helper1" not in sys.modules
+        refused(capsys, lambda: cli.main(line.split()), words)
+    assert way == "later" or "helper1" not in sys.modules
+    assert not (here / "outputs").exists()
+
+
+@pytest.mark.parametrize("kind", ["a module", "a package"])
+def test_what_a_module_imports_beside_itself_is_refused_too(here, kind):
+    """Also if the program itself has imported it before."""
+    (here / "near.py").write_text("SCALE = 2\n")
+    folder = here / "mine" if kind == "a package" else here
+    folder.mkdir(exist_ok=True)
+    name = "__init__.py" if kind == "a package" else "mine.py"
+    (folder / name).write_text("import lmlab\nfrom near import SCALE\n")
+    with plugins.searching_here():
+        import near  # noqa: F401
+    try:
+        with (
+            pytest.raises(UserError, match=r"plugin=mine: imports .*near\.py"),
+            plugins.active(plugins.sources("mine")),
+        ):
+            pass
+    finally:
+        del sys.modules["near"]
 
 
 ENDING = """

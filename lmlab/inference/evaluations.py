@@ -147,13 +147,15 @@ def evaluate(subject: Subject, warn: Callable[[str], object]) -> dict[str, Value
         values |= found
     for title, own in OWN_EVALUATIONS.items():
         try:
-            with untouched(subject.model):
-                found = dict(own(subject.model, subject))
+            with untouched(subject.model) as changed:
+                found = {name: plain(x) for name, x in dict(own(subject.model, subject)).items()}
             refused = {name: why for name, x in found.items() if (why := why_not(name, x, values))}
         except Exception as error:
             plugins.show_once(title, error)
             warn(f"the evaluation {title} failed and is left out: {reason_of(error)}")
             continue
+        if changed:
+            warn(f"the evaluation {title} changed weights of the model, which are as before again")
         for name, why in refused.items():
             warn(f"{name}: {why}, and is left out")
         values |= {name: value for name, value in found.items() if name not in refused}
@@ -161,21 +163,31 @@ def evaluate(subject: Subject, warn: Callable[[str], object]) -> dict[str, Value
 
 
 @contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """A context after which a model is as before: dropout, weights, gradients and what needs them.
+def untouched(model: nn.Module) -> Iterator[list[Tensor]]:
+    """A context after which a model is as before: dropout, weights, gradients, hooks.
 
-    The states of all random numbers are as before, too, and whether gradients are computed.
+    The states of all random numbers are as before, too, and whether gradients are computed. The
+    context gives a list that afterwards holds the weights and buffers that had changed.
     """
     modes = {module: module.training for module in model.modules()}
+    hooks = [(table, dict(table)) for module in modes for table in hooks_of(module)]
     kept = [Kept(weight) for weight in (*model.parameters(), *model.buffers())]
+    changed: list[Tensor] = []
     try:
         with random_numbers_kept(), torch.set_grad_enabled(torch.is_grad_enabled()):
-            yield
+            yield changed
     finally:
         for module, training in modes.items():
             module.training = training
-        for weight in kept:
-            weight.restore()
+        for table, before in hooks:
+            table.clear()
+            table.update(before)
+        changed += [weight.tensor for weight in kept if weight.restore()]
+
+
+def hooks_of(module: nn.Module) -> list[dict[int, object]]:
+    """Returns the tables of hooks of a module, which torch keeps as attributes."""
+    return [table for name, table in vars(module).items() if name.endswith("_hooks")]
 
 
 class Kept:
@@ -190,14 +202,21 @@ class Kept:
         if tensor.is_leaf:
             tensor.grad = None
 
-    def restore(self) -> None:
-        """Gives the tensor its values, its gradient and its switch back."""
+    def restore(self) -> bool:
+        """Gives the tensor its values, its gradient and its switch back.
+
+        Returns whether the values had changed; those that are nan are as before in any case.
+        """
+        now = self.tensor.data
+        had_changed = now.dtype != self.copy.dtype
+        had_changed = had_changed or not torch.equal(now.nan_to_num(), self.copy.nan_to_num())
         self.tensor.data = self.data
         if not torch.equal(self.data, self.copy):
             self.data.copy_(self.copy)
         if self.tensor.is_leaf:
             self.tensor.requires_grad_(self.requires_grad)
             self.tensor.grad = self.grad
+        return had_changed
 
 
 def why_not(name: object, value: object, values: Mapping[str, Value]) -> str:
@@ -209,7 +228,16 @@ def why_not(name: object, value: object, values: Mapping[str, Value]) -> str:
         return "is the name of a number or text of the lab's own, or there twice"
     if "/" not in name:  # metrics.json has the lab's own facts without one
         return "needs a name with a group and a slash, such as val/accuracy"
+    if is_own("number", name) and not isinstance(value, int | float):
+        return "was declared as a number and is none"
     return "" if is_value(value) else NO_VALUE
+
+
+def plain(value: Value | np.generic | Tensor) -> Value:
+    """Returns a number of numpy's or torch's, or a truth value, as one of Python's."""
+    if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.numel() == 1):
+        value = value.item()
+    return int(value) if isinstance(value, bool) else value  # type: ignore[return-value]
 
 
 def is_value(value: object) -> bool:

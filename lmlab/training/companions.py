@@ -1,5 +1,6 @@
 """Builds what takes part in a run beside the model: the callbacks and loggers that are registered."""
 
+import inspect
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -16,6 +17,18 @@ from lmlab.catalogue import CALLBACKS, LOGGERS, Choice
 from lmlab.errors import UserError, reason_of
 from lmlab.registry import load
 
+LIGHTNING = ("pytorch_lightning.", "lightning.")
+MEAN = "ema= keeps a mean of the weights, which is evaluated and saved"
+WITHOUT_EFFECT = {  # the classes of Lightning whose work the lab does itself, and how
+    "WeightAveraging": MEAN,
+    "StochasticWeightAveraging": MEAN,
+    "Checkpoint": "the lab saves last.ckpt and best.ckpt itself, every checkpoint_interval= steps",
+    "ProgressBar": "the lab has a bar of its own",
+    "LearningRateMonitor": "history.jsonl and TensorBoard have lr at each log_interval=",
+    "GradientAccumulationScheduler": "grad_accumulation= says how many batches a step has",
+    "EarlyStopping": "a run has no epochs; patience= ends it, or check_on_train_epoch_end=False",
+}
+
 
 def callbacks(keys: Mapping[str, Any]) -> list[Callback]:
     """Returns the callbacks of a run. `keys` are the values of their keys, by their names."""
@@ -28,8 +41,34 @@ def callbacks(keys: Mapping[str, Any]) -> list[Callback]:
             raise UserError(
                 f"callback {name}: is {callback!r}; needs a Callback of Lightning's, or None"
             )
+        check_effect(name, callback)
         built.append(callback)
+    check_state_keys(built)
     return built
+
+
+def check_effect(name: str, callback: Any) -> None:
+    """Raises UserError if a callback is one of Lightning's that would have no effect in a run."""
+    for kind in inspect.getmro(type(callback)):
+        if not kind.__module__.startswith(LIGHTNING) or kind.__name__ not in WITHOUT_EFFECT:
+            continue
+        if kind.__name__ == "EarlyStopping" and callback._check_on_train_epoch_end is False:
+            continue
+        raise UserError(
+            f"callback {name}: {type(callback).__name__} has no effect here: "
+            f"{WITHOUT_EFFECT[kind.__name__]}"
+        )
+
+
+def check_state_keys(callbacks: list[Callback]) -> None:
+    """Raises UserError if the states of two callbacks would have one name in a checkpoint."""
+    keys = [one.state_key for one in callbacks if type(one).state_dict is not Callback.state_dict]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise UserError(
+                f"callback {key}: there are two with a state and this name of their class; rename one, "
+                "or let its state_key be another"
+            )
 
 
 def arguments(row: Choice, keys: Any) -> tuple[Any, ...]:

@@ -101,6 +101,8 @@ def run(
         ) as directory,
     ):
         directory.say(summary.introduction(prepared, directory.path))
+        if prepared.warning:
+            directory.warn(prepared.warning)
         return train(directory, prepared, watch=watch), directory.path
 
 

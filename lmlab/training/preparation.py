@@ -78,14 +78,30 @@ class Prepared:
         self.companions = config.companions  # the keys of callbacks and loggers
         self.callbacks = callbacks(self.companions)
         self.optimizer: Any = config.optimizer  # the optimizer's keys
-        if is_own("optimizer", config.base("optimizer")):
-            build_optimizer(self.model, self.optimizer, config.device.precision)
+        self.has_own_optimizer = is_own("optimizer", config.base("optimizer"))
+        self.warning = ""
+        if self.has_own_optimizer:
+            optimizer = build_optimizer(self.model, self.optimizer, config.device.precision)
+            self.warning = untrained(self.model, optimizer, config.choices["optimizer"])
         check_schedule(config.run)
         self.precision: str = config.device.precision
         self.device: str = config.choices["device"]
         self.block_size: int = config.model.block_size
         self.flat_config = config.flat()  # all choices and keys, which checkpoints hold
         self.saved_config = config.as_saved()  # the content of config.yaml
+
+
+def untrained(model: LanguageModel, optimizer: torch.optim.Optimizer, name: str) -> str:
+    """Returns a warning if somebody's own optimizer did not get all weights to train, or ""."""
+    given = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    left = [weight for weight in weights if id(weight) not in given]
+    if not left:
+        return ""
+    return (
+        f"optimizer={name}: {len(left)} of the model's {len(weights)} tensors of weights, "
+        f"{sum(weight.numel() for weight in left):,} numbers, were not given to it and stay as they are"
+    )
 
 
 def check_batch(batch_size: int, block_size: int) -> None:
@@ -133,27 +149,32 @@ def check_own_model(model: LanguageModel, name: str, vocab_size: int) -> None:
     with untouched(model):
         model.eval()
         given = idx.clone()
-        one, again, changed = model(given), model(idx.clone()), model(other)
+        one, again, changed = (model(x).float() for x in (given, idx.clone(), other))
         check_windows(model, name, vocab_size)
     if not torch.equal(given, idx):
         raise UserError(f"model={name}: its forward changes the ids that it is given")
-    slack = 1e-3 * (1 + one.abs().max())
-    if not (one - again).abs().max() <= slack:
+    if differ(one, again):
         raise UserError(
             f"model={name}: gives other scores when it is called again with the same ids; dropout "
             "and noise belong to training alone"
         )
-    if (one[0, :-1] - changed[0, :-1]).abs().max() > slack:
+    if differ(one[0, :-1], changed[0, :-1]):
         raise UserError(
             f"model={name}: looks ahead: the scores before the last token depend on that token; a "
             "token may only depend on those before it"
         )
-    if (one[1] - changed[1]).abs().max() > slack:
+    if differ(one[1], changed[1]):
         raise UserError(f"model={name}: the scores of a row depend on the other rows of its batch")
-    if model.gives_log_probs and one.float().logsumexp(2).abs().max() > 1e-2:
+    if model.gives_log_probs and one.logsumexp(2).abs().max() > 1e-2:
         raise UserError(
             f"model={name}: gives_log_probs is set, but the probabilities do not add up to 1"
         )
+
+
+def differ(one: Tensor, two: Tensor) -> bool:
+    """Returns whether scores differ by more than rounding does. Infinite ones may be equal, too."""
+    largest = one[one.isfinite()].abs().max() if one.isfinite().any() else 0.0
+    return not torch.allclose(one, two, rtol=0.0, atol=1e-3 * (1 + float(largest)))
 
 
 def check_windows(model: LanguageModel, name: str, vocab_size: int) -> None:

@@ -144,8 +144,13 @@ class Recorder(Callback):
 
     # Lightning calls these
 
+    def on_fit_start(self, trainer: Trainer, module: LanguageModule) -> None:  # type: ignore[override]  # our module
+        """Notes the wish of a callback to end the run, which Lightning would not hear yet."""
+        self.note_wish(trainer)
+
     def on_train_start(self, trainer: Trainer, module: LanguageModule) -> None:  # type: ignore[override]  # our module
         """Restores the state that Lightning does not save, or evaluates the untrained model."""
+        self.note_wish(trainer)
         self.stop.listen()  # Lightning has just set its own handlers
         self.meter.bar.start()
         self.schedule.checkpoint_saved()
@@ -171,11 +176,17 @@ class Recorder(Callback):
         """Raises RuntimeError for a second epoch: the batches of the first have no end."""
         if trainer.current_epoch > 0:
             raise RuntimeError("a callback has raised StopIteration, which ends Lightning's epoch")
+        if not (self.last or self.pruned or self.stop.came):  # else the wish is the Recorder's own
+            self.note_wish(trainer)
+
+    def note_wish(self, trainer: Trainer) -> None:
+        """Notes whether a callback wants to end the run. It ends after the next step, as any other."""
+        self.asked_to_end |= trainer.should_stop
+        trainer.should_stop = False
 
     def on_train_batch_end(self, trainer: Trainer, module: LanguageModule, *_: object) -> None:  # type: ignore[override]  # our module
         """Does the actions that are due after a step."""
-        self.asked_to_end |= trainer.should_stop
-        trainer.should_stop = False
+        self.note_wish(trainer)
         if trainer.global_step == self.meter.step:
             return  # one of several batches of a step
         self.started = True
