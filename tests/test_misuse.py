@@ -325,7 +325,16 @@ def test_an_evaluation_of_ones_own_changes_nothing_else(here, train, capsys):
     said = capsys.readouterr()
     for name in ("n_params", "data_sha256", "tokens"):
         assert metrics(own)[name] == metrics(plain)[name]
-    for name in ("val/loss", "sample", "step", "train/loss", "3", "val/huge", "n_params", "val/text"):
+    for name in (
+        "val/loss",
+        "sample",
+        "step",
+        "train/loss",
+        "3",
+        "val/huge",
+        "n_params",
+        "val/text",
+    ):
         assert f"warning: {name}: " in said.err + said.out
     said_of_weights = said.out.replace("\n", " ")
     assert "warning: the evaluation validation_loss changed weights" in said_of_weights
@@ -583,16 +592,16 @@ def test_a_file_beside_a_plugin_is_noticed_however_it_is_imported(here, capsys, 
 def test_what_a_module_imports_beside_itself_is_refused_too(here, kind):
     """Also if the program itself has imported it before."""
     (here / "near.py").write_text("SCALE = 2\n")
-    folder = here / "mine" if kind == "a package" else here
+    folder = here / "nearby" if kind == "a package" else here
     folder.mkdir(exist_ok=True)
-    name = "__init__.py" if kind == "a package" else "mine.py"
+    name = "__init__.py" if kind == "a package" else "nearby.py"
     (folder / name).write_text("import lmlab\nfrom near import SCALE\n")
     with plugins.searching_here():
         import near  # noqa: F401
     try:
         with (
-            pytest.raises(UserError, match=r"plugin=mine: imports .*near\.py"),
-            plugins.active(plugins.sources("mine")),
+            pytest.raises(UserError, match=r"plugin=nearby: imports .*near\.py"),
+            plugins.active(plugins.sources("nearby")),
         ):
             pass
     finally:

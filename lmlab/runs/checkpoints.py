@@ -57,12 +57,16 @@ class SealedCheckpointIO(TorchCheckpointIO):
     """Writes Lightning's checkpoints whole or not at all, and refuses changed ones.
 
     A new `last.ckpt` moves the old `last.ckpt` to `previous.ckpt`. Raises UserError, also for a
-    checkpoint that could not be read again; one has at most `limit` bytes.
+    checkpoint that could not be read again; one has at most `limit` bytes. `check` is called with
+    each checkpoint as it will be read, before it is written.
     """
 
-    def __init__(self, limit: int = MOST) -> None:
+    def __init__(
+        self, limit: int = MOST, check: Callable[[dict[str, Any]], None] | None = None
+    ) -> None:
         super().__init__()
         self.limit = limit
+        self.check = check
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
@@ -78,6 +82,9 @@ class SealedCheckpointIO(TorchCheckpointIO):
                 f"{path}: is not written, since it would have {buffer.tell():,} bytes, of which "
                 f"{largest} has {sizes[largest]:,}; allowed are at most {self.limit:,}"
             )
+        if self.check:
+            buffer.seek(0)
+            self.check(torch.load(buffer, map_location="cpu", weights_only=True))
         if path.name == "last.ckpt" and path.exists():
             files.copy_sealed(path, path.with_name("previous.ckpt"))
         files.write_sealed(path, buffer.getvalue())

@@ -20,6 +20,7 @@ from lmlab.inference import evaluations
 from lmlab.inference.evaluations import Subject
 from lmlab.inference.references import references
 from lmlab.isolation import isolated
+from lmlab.register import PRESENT
 from lmlab.runs import checkpoints
 from lmlab.runs.checkpoints import SealedCheckpointIO
 from lmlab.runs.folder import (
@@ -44,6 +45,7 @@ from lmlab.training.overhead import (
 from lmlab.training.preparation import Prepared, inherit, load_start, source_text
 from lmlab.training.recorder import Ending, Recorder, Watch
 from lmlab.training.resumption import (
+    Resumable,
     check_callbacks,
     check_plugins,
     check_resumable,
@@ -384,7 +386,7 @@ def make_steps(
         max_steps += 1  # Lightning would not even begin after the last step
     try:
         with plugins.exits_as_errors():
-            trainer(recorder, prepared.device, max_steps).fit(
+            trainer(recorder, prepared, max_steps).fit(
                 module, batches, ckpt_path=last if resumed else None, weights_only=True
             )
     except BaseException as error:
@@ -397,10 +399,12 @@ def make_steps(
         raise UserError(f"{last}: cannot be restored ({error!r})") from error
 
 
-def trainer(recorder: Recorder, device: str, max_steps: int) -> pl.Trainer:
+def trainer(recorder: Recorder, prepared: Prepared, max_steps: int) -> pl.Trainer:
     """Returns Lightning's Trainer. Everything that the Recorder does is switched off in it."""
     mute_lightning()
     spare_memory_filling()
+    device = prepared.device
+    check = Resumable(prepared) if PRESENT else None
     return pl.Trainer(
         accelerator="gpu" if device == "cuda" else device,
         devices=1,
@@ -410,7 +414,7 @@ def trainer(recorder: Recorder, device: str, max_steps: int) -> pl.Trainer:
         max_steps=max_steps,
         profiler=NoProfiler(),
         plugins=[
-            SealedCheckpointIO(recorder.subject.model.largest_checkpoint()),
+            SealedCheckpointIO(prepared.model.largest_checkpoint(), check),
             LightningEnvironment(),  # on Slurm, too: there submitit alone requeues
         ],
         logger=False,

@@ -4,9 +4,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lmlab import plugins
 from lmlab.config.check import Config
-from lmlab.errors import UserError
+from lmlab.errors import UserError, reason_of
+from lmlab.isolation import random_numbers_kept
+from lmlab.models.base import LanguageModel, alike, build_model
 from lmlab.runs.checkpoints import weights_of
 from lmlab.runs.folder import RunDirectory
 from lmlab.runs.provenance import differences
@@ -109,7 +113,82 @@ def restore(checkpoint: dict[str, Any], prepared: Prepared, over: bool, path: Pa
         prepared.model.load_state_dict(weights_of(checkpoint))
     else:
         parts = prepared.model, prepared.optimizer, prepared.precision
-        state.check_optimizer(checkpoint, build_optimizer(*parts), example_states(*parts), path)
+        state.check_optimizer(
+            checkpoint,
+            build_optimizer(*parts),
+            example_states(*parts),
+            path,
+            prepared.has_own_optimizer,
+        )
+
+
+class Resumable:
+    """Checks whether a run with somebody's own code could be resumed from what it will write.
+
+    Raises UserError if it could not: at once, not after an interruption.
+    """
+
+    def __init__(self, prepared: Prepared) -> None:
+        self.prepared = prepared
+        self.empty = empty_model(prepared)
+        for name, value in self.empty.state_dict().items():
+            if not isinstance(value, torch.Tensor):
+                raise UserError(
+                    f"{name}: the model's state_dict may hold tensors alone, which a file can be checked "
+                    "for; a buffer (register_buffer) can hold numbers, too"
+                )
+        self.example: tuple[torch.optim.Optimizer, list[dict[str, Any]]] | None = None
+
+    def __call__(self, checkpoint: dict[str, Any]) -> None:
+        """Checks the weights of a checkpoint, and the state of somebody's own optimizer."""
+        self.check_weights(weights_of(checkpoint))
+        if self.prepared.has_own_optimizer:
+            self.check_optimizer(checkpoint)
+
+    def check_weights(self, weights: dict[str, Any]) -> None:
+        """Raises UserError if weights do not fit a new model of this configuration."""
+        if self.empty.accepts(weights):
+            return
+        wanted = self.empty.state_dict()
+        wrong = sorted({*wanted} ^ {*weights}) or [
+            name for name, weight in wanted.items() if not alike(weights[name], weight)
+        ]
+        raise UserError(
+            f"{', '.join(map(str, wrong[:3]))}: the model's state_dict does not fit a new model with "
+            "the same keys, so no checkpoint could be loaded; needs the same names, shapes and types, "
+            "and tensors in which each number has a place of its own"
+        )
+
+    def check_optimizer(self, checkpoint: dict[str, Any]) -> None:
+        """Raises UserError if the optimizer's state could not be given back to it."""
+        if self.example is None:
+            parts = self.prepared.model, self.prepared.optimizer, self.prepared.precision
+            with random_numbers_kept():
+                self.example = build_optimizer(*parts), example_states(*parts)
+        optimizer, states = self.example
+        found = state.misfit(checkpoint, optimizer, states, is_own=True)
+        if found:
+            raise UserError(
+                f"{type(optimizer).__name__}: {found} of its state could not be given back to a "
+                "resumed run; needs numbers and tensors of the weight's type in state and param_groups"
+            )
+
+
+def empty_model(prepared: Prepared) -> LanguageModel:
+    """Returns a model without numbers, as it is built when a checkpoint is read.
+
+    Raises UserError if somebody's own cannot be built so.
+    """
+    try:
+        with torch.device("meta"):
+            return build_model(prepared.model.config, prepared.text.tokenizer.vocab_size)
+    except Exception as error:
+        name = type(prepared.model).__name__
+        plugins.show_once(f"model {name}", error)
+        raise UserError(
+            f"{name}: cannot be built without numbers, on torch's meta device, as it is to be read "
+            f"from a checkpoint ({reason_of(error)})"
+        ) from None
 
 
 def note_resumption(directory: RunDirectory, config: dict[str, Any], now: dict[str, Any]) -> str:

@@ -66,28 +66,63 @@ def check_optimizer(
     optimizer: torch.optim.Optimizer,
     examples: list[dict[str, Any]],
     path: Path,
+    is_own: bool = False,
 ) -> None:
-    """Raises UserError if the optimizer's state in a checkpoint does not fit the optimizer.
-
-    `examples` holds, for each weight, a state that the optimizer itself has made. The check is
-    needed, since fused optimizers would read beyond the end of a tensor of the wrong size.
-    """
-    try:
-        (saved,) = checkpoint["optimizer_states"]
-        wanted_groups = [without_lr(group) for group in optimizer.state_dict()["param_groups"]]
-        fits = [without_lr(group) for group in saved["param_groups"]] == wanted_groups
-        for number, values in saved["state"].items():
-            for name, value in values.items():
-                fits &= value is None or fits_example(value, examples[number][name])
-    except Exception:  # the file may hold anything
-        fits = False
-    if not fits:
+    """Raises UserError if the optimizer's state in the checkpoint at `path` does not fit it."""
+    if misfit(checkpoint, optimizer, examples, is_own):
         raise UserError(f"{path}: the optimizer's state does not fit config.yaml")
 
 
-def without_lr(group: dict[str, Any]) -> str:
-    """Returns the settings of a group as text, without the learning rate, which each step sets."""
-    return repr(group | {"lr": 0})
+def misfit(
+    checkpoint: dict[str, Any],
+    optimizer: torch.optim.Optimizer,
+    examples: list[dict[str, Any]],
+    is_own: bool,
+) -> str:
+    """Returns which part of the optimizer's state in a checkpoint does not fit, or "".
+
+    `examples` holds, for each weight, a state that the optimizer itself has made. The check is
+    needed, since fused optimizers would read beyond the end of a tensor of the wrong size. If
+    `is_own`, somebody's own optimizer, numbers in its groups may change, and its state may come
+    later than at the first step.
+    """
+    try:
+        (saved,) = checkpoint["optimizer_states"]
+        groups = optimizer.state_dict()["param_groups"]
+        if len(groups) != len(saved["param_groups"]):
+            return "its groups"
+        for group, wanted in zip(saved["param_groups"], groups, strict=True):
+            if without_lr(group, is_own) != without_lr(wanted, is_own):
+                return "the settings of a group"
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        for number, values in saved["state"].items():
+            if is_own and isinstance(number, str):
+                if not is_restored(values):
+                    return number
+                continue
+            for name, value in values.items():
+                example = examples[number].get(name)
+                known = value is None or fits_example(value, example)
+                is_free = is_own and not isinstance(example, torch.Tensor)
+                if not known and not (is_free and is_restored(value)):
+                    return str(name)
+                if is_own and name != "step" and not keeps_type(value, weights[number]):
+                    return f"{name}, whose numbers have another type than the weight's,"
+    except Exception:  # the file may hold anything
+        return "its form"
+    return ""
+
+
+def without_lr(group: dict[str, Any], is_own: bool) -> str:
+    """Returns the settings of a group as text, without the learning rate, which each step sets.
+
+    Of somebody's own optimizer, which may count in them, the names of the settings alone.
+    """
+    if not is_own:
+        return repr(group | {"lr": 0})
+    numbers = {name: 0 for name, value in group.items() if isinstance(value, int | float)}
+    tensors = {name: 0 for name, value in group.items() if isinstance(value, torch.Tensor)}
+    return repr(group | {"lr": 0} | numbers | tensors)
 
 
 def fits_example(value: Any, example: Any) -> bool:
@@ -95,3 +130,24 @@ def fits_example(value: Any, example: Any) -> bool:
     if isinstance(example, torch.Tensor):
         return alike(value, example)
     return type(value) is type(example) and isinstance(example, int | float)
+
+
+def is_restored(value: Any) -> bool:
+    """Returns whether torch gives a value of an optimizer's state back as it was.
+
+    It takes texts apart, so they are not.
+    """
+    if isinstance(value, dict):
+        return all(is_restored(one) for one in value.values())
+    if isinstance(value, list | tuple):
+        return all(is_restored(one) for one in value)
+    if isinstance(value, torch.Tensor):
+        return alike(value, value)
+    return value is None or isinstance(value, bool | int | float)
+
+
+def keeps_type(value: Any, weight: torch.Tensor) -> bool:
+    """Returns whether torch leaves the numbers of a state as they are; it makes them the weight's."""
+    if isinstance(value, list | tuple):
+        return all(keeps_type(one, weight) for one in value)
+    return not isinstance(value, torch.Tensor) or value.dtype == weight.dtype
