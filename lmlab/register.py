@@ -56,6 +56,7 @@ TABLES: dict[str, dict[str, Any]] = {
     "callback": CALLBACKS,
     "logger": LOGGERS,
 }
+HYDRAS = ("defaults", "hydra")  # names that have a meaning in a YAML file
 NAME = r"\w[\w.-]*"  # a name is also part of a folder's
 NUMBER = r"(?:-?\d+(?:\.\d+)?(?:e-?\d+)?|-?inf)"
 RANGE = rf"[\[(]{NUMBER}, ?{NUMBER}[\])]"
@@ -236,6 +237,12 @@ def as_dataclass(config: type, place: str) -> type:
         config = dataclass(frozen=True, kw_only=True)(config)
     hints = get_type_hints(config, include_extras=True)
     for one in dataclasses.fields(config):  # type: ignore[arg-type]  # it has become one above
+        is_function = any(inspect.isfunction(vars(kind).get(one.name)) for kind in config.__mro__)
+        if one.name in HYDRAS or is_function:
+            raise UserError(
+                f"{place}: {config.__name__}.{one.name}: has a meaning of its own in a file of keys, or "
+                "is a function of the class; needs another name"
+            )
         if not is_kind(hints[one.name]):
             raise UserError(
                 f"{place}: {config.__name__}.{one.name}: its type cannot be checked; allowed are int, "

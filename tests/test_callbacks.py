@@ -189,6 +189,12 @@ STATEFUL = """
             self.shift = config.shift
             self.steps = 0
 
+        def on_train_start(self, trainer, module):
+            module.log_dict({"drift": 0.0, "start": 1.0})
+
+        def on_train_end(self, trainer, module):
+            module.log("end", 2.0)
+
         def on_train_batch_end(self, trainer, module, *_):
             self.steps += 1
             module.log("drift", self.steps * self.shift)
@@ -207,7 +213,8 @@ def test_a_callback_of_ones_own_with_state_and_a_key(train, here, monkeypatch, c
     name = plugin(here, STATEFUL)
     line = f"{LINE} plugin={name} lr=0.01 shift=0.002"
     whole, parted = resumed(train, monkeypatch, line)
-    assert_same(whole, parted, "drift")
+    assert_same(whole, parted, "drift", "start", "end")
+    assert (history(whole, "start"), history(whole, "end")) == ({0: 1.0}, {20: 2.0})
     assert history(whole, "drift")[20] == pytest.approx(0.04)
     assert config(whole)["shift"] == 0.002
     cli.main(["--help", f"plugin={name}"])

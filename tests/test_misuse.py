@@ -128,6 +128,18 @@ MISUSES = {
         "",
         ["KeysConfig.width", "'hello' is no range"],
     ),
+    "a key that is a function": (
+        model().replace("width:", "check:"),
+        "",
+        ["own.py", "KeysConfig.check", "another name"],
+    ),
+    "a key that is Hydra's": (
+        model().replace("width:", "defaults:"),
+        "",
+        ["own.py", "KeysConfig.defaults", "another name"],
+    ),
+    "whole numbers": (model(scores="x.long()"), "model=own", ["model=own", "torch.int64"]),
+    "complex numbers": (model(scores="x.cfloat()"), "model=own", ["model=own", "complex64"]),
     "a list": (model(width="list[int]"), "", ["KeysConfig.width", "cannot be checked"]),
     "a default out of range": (
         model(width='Annotated[int, "[1, 64]"]', default="100"),
@@ -635,7 +647,7 @@ ENDING = """
 """
 
 
-@pytest.mark.parametrize("where", ["first", "step", "evaluation"])
+@pytest.mark.parametrize("where", ["first", "step"])
 def test_a_sys_exit_in_a_plugin_is_an_error_of_its_own_not_a_stop(here, train, capsys, where):
     line = f"{LINE.replace('model=bigram', 'model=own')} plugin={plugin(here, ENDING)}"
     run = f"{line} where={where}"
@@ -652,6 +664,14 @@ def test_a_sys_exit_in_a_plugin_is_an_error_of_its_own_not_a_stop(here, train, c
         cli.main(["-m", *line.split(), f"where={where},nowhere", "hydra/launcher=basic", "name=s"])
     cells = [metrics(path.parent)["status"] for path in here.glob("outputs/sweeps/s/*/config.yaml")]
     assert stop.value.code == 1 and sorted(cells) == ["failed", "finished"]
+
+
+def test_an_evaluation_that_calls_sys_exit_is_left_out(here, train, capsys):
+    line = f"{LINE.replace('model=bigram', 'model=own')} plugin={plugin(here, ENDING)}"
+    assert metrics(train(f"{line} where=evaluation"))["status"] == "finished"
+    assert "the evaluation own failed and is left out: RuntimeError: calls sys.exit(0)" in (
+        " ".join(capsys.readouterr().out.split())
+    )
 
 
 def test_a_logger_that_calls_sys_exit_is_left_out(here, train, capsys):

@@ -147,7 +147,7 @@ def evaluate(subject: Subject, warn: Callable[[str], object]) -> dict[str, Value
         values |= found
     for title, own in OWN_EVALUATIONS.items():
         try:
-            with untouched(subject.model) as changed:
+            with plugins.exits_as_errors(), untouched(subject.model) as changed:
                 found = {name: plain(x) for name, x in dict(own(subject.model, subject)).items()}
             refused = {name: why for name, x in found.items() if (why := why_not(name, x, values))}
         except Exception as error:

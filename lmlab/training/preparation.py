@@ -130,6 +130,8 @@ def check_model(model: LanguageModel, name: str, vocab_size: int) -> None:
             f"model={name}: its forward returns {readable(found)} for ids of {readable(needed[:2])}; "
             f"needs scores of {readable(needed)}, (B, T, V)"
         )
+    if isinstance(scores, Tensor) and not scores.is_floating_point():
+        raise UserError(f"model={name}: its scores are of {scores.dtype}; needs torch.float32")
 
 
 @torch.no_grad()

@@ -167,7 +167,9 @@ class Recorder(Callback):
         if self.saved is None or self.waiting is not None:
             check_states(self.callbacks)
             self.evaluate(trainer, module)
+            self.note_logged(module)
             self.save(trainer, module)
+        module.logged = {}  # of a resumed run: what is logged at its start, the whole run would lack
         self.keep_matrices(module)
         self.meter.start()
         trainer.should_stop = self.last or self.pruned or self.stop.came
@@ -361,6 +363,7 @@ class Recorder(Callback):
     def on_train_end(self, trainer: Trainer, module: LanguageModule) -> None:  # type: ignore[override]  # our module
         if self.asked_to_end:
             self.end_reason = module.end_reason
+        self.note_logged(module)
         self.close()
 
     def close_finished(self) -> None:

@@ -14,7 +14,7 @@ Lightning also moves the model to the device, writes and reads checkpoints, and 
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -134,6 +134,11 @@ class LanguageModule(PlainHookName):
         if name in NUMBERS or name in ("step", "lr", "grad_norm", "steps", "sample"):
             raise ValueError(f"{name}: is a number of the lab; a callback needs another name")
         self.logged[name] = value
+
+    def log_dict(self, values: Mapping[str, Any]) -> None:  # type: ignore[override]  # no more is needed
+        """Notes several numbers of this step, as `log` does."""
+        for name, value in values.items():
+            self.log(name, value)
 
     def take_loss(self, restart: bool) -> float:
         """Returns the mean loss since the last call with `restart`. It waits for the device.
