@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import math
 import os
 import sys
 import tempfile
@@ -23,7 +24,7 @@ except ModuleNotFoundError:
 
 HALVES = "backslashreplace"  # how half a character, which UTF-8 does not have, is written
 
-LEFT_OVER = 24 * 3600  # seconds after which a temporary file is nobody's
+IN_USE = ".lock"  # in a folder of the cache: whoever writes there holds its lock
 
 POLL_SECONDS = 0.01  # between two tries to take a lock
 
@@ -158,14 +159,6 @@ def move(temporary: Path, path: Path) -> None:
         os.close(folder)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Removes the temporary files of killed processes: those that nobody wrote to for a day."""
-    for path in folder.glob(f".*.{'?' * 32}"):
-        with suppress(OSError):  # another process removes it, too, or it is somebody else's
-            if path.stat().st_mtime < time.time() - LEFT_OVER:
-                path.unlink()
-
-
 def remove(temporary: Path) -> None:
     """Removes the temporary file of a failed replacement."""
     if temporary.exists():
@@ -238,6 +231,35 @@ def is_cached(path: Path) -> bool:
     if reason:
         raise UserError(f"the cache cannot be used: {reason}; LMLAB_CACHE=… names another folder")
     return False
+
+
+def write_cached(path: Path, content: bytes | Iterable[bytes]) -> None:
+    """Writes a sealed file of the cache, and removes what killed processes have left beside it.
+
+    Raises UserError.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path.parent)
+        with lock(path.parent / IN_USE, wait=math.inf, shared=True):
+            write_sealed(path, content)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes temporary files from a folder of the cache, unless a process writes there.
+
+    Where the file system has no locks, nobody can know that, and they stay.
+    """
+    with open_for_lock(folder / IN_USE, shared=False) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return
+        for temporary in folder.glob(f".*.{'?' * 32}"):
+            with suppress(PermissionError):  # another user's
+                temporary.unlink(missing_ok=True)
 
 
 def copy_sealed(path: Path, copy: Path) -> None:

@@ -150,3 +150,20 @@ def test_a_file_system_that_syncs_no_folders_is_fine(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", files_only)
     files.write_sealed(tmp_path / "a", b"content")
     assert files.read_sealed(tmp_path / "a", 10) == b"content"
+
+
+def test_what_a_killed_process_left_in_the_cache_goes_when_nobody_writes_there(tmp_path):
+    path = tmp_path / "tokens/a.uint16"
+    files.write_cached(path, b"one")
+    left = files.temporary_name(path)
+
+    def pieces():
+        left.write_bytes(b"half")
+        files.write_cached(path.with_name("b.uint16"), b"two")  # while another file is written
+        assert left.exists()
+        yield b"three"
+
+    files.write_cached(path, pieces())
+    assert left.exists()
+    files.write_cached(path.with_name("c.uint16"), b"four")
+    assert not left.exists() and files.read_sealed(path, 9) == b"three"

@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import threading
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +14,6 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmlab import files
 from lmlab.catalogue import BPEConfig, NGramConfig, TokenizerFileConfig
 from lmlab.commands import train as cli
 from lmlab.config import overrides
@@ -417,14 +415,6 @@ def test_ctrl_c_is_heard_while_tokens_are_learned():
     with pytest.raises(KeyboardInterrupt):
         subwords.hearing_signals(never.wait)
     never.set()
-
-
-def test_what_a_killed_process_left_in_the_cache_goes_after_a_day(here):
-    for name, age in ((f".a.uint8.{'0' * 32}", 2), (f".b.uint8.{'1' * 32}", 0), ("c.uint8", 2)):
-        (here / name).touch()
-        os.utime(here / name, times=(time.time() - age * 86_400,) * 2)
-    files.remove_leftovers(here)
-    assert sorted(path.name for path in here.iterdir()) == [f".b.uint8.{'1' * 32}", "c.uint8"]
 
 
 def test_a_tokenizer_that_changes_the_text_is_refused(pairs):

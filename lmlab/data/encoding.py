@@ -40,11 +40,10 @@ def token_file(text: Text, tokenizer: Tokenizer, drop: bool = False) -> np.ndarr
     """
     path = token_path(text, tokenizer, f"{drop}{code_of(tokenizer)}")
     if not files.is_cached(path):
-        files.remove_leftovers(path.parent)
         ids = tokenizer.encode_pieces(text.again(), drop)
         if is_own("tokenizer", tokenizer.kind):
             ids = all_checked(tokenizer, ids)
-        files.write_sealed(path, map(np.ndarray.tobytes, ids))
+        files.write_cached(path, map(np.ndarray.tobytes, ids))
     return tokens_in(path, tokenizer)
 
 
@@ -61,10 +60,9 @@ def encoded(
     path = token_path(text, tokenizer, f"{drop}{code_of(tokenizer)} {places}")
     counted = path.with_suffix(".places")
     if not files.is_cached(path) or not files.is_cached(counted):
-        files.remove_leftovers(path.parent)
         counts = np.zeros(len(cuts), np.int64)
-        files.write_sealed(path, encoded_pieces(text, tokenizer, cuts, drop, counts))
-        files.write_sealed(counted, counts.cumsum().tobytes())
+        files.write_cached(path, encoded_pieces(text, tokenizer, cuts, drop, counts))
+        files.write_cached(counted, counts.cumsum().tobytes())
     before = np.frombuffer(files.read_sealed(counted, 8 * len(cuts)), np.int64)
     return tokens_in(path, tokenizer), before
 

@@ -190,7 +190,7 @@ class BPETokenizer(PairTokenizer):
                 f"vocab_size={config.vocab_size}: tokenizer.json would have more than {LIMIT:,} "
                 "bytes, which is what a run can hold; needs a smaller number"
             )
-        files.write_sealed(path, tokenizer.to_json().encode())
+        files.write_cached(path, tokenizer.to_json().encode())
         return tokenizer
 
 

@@ -61,7 +61,7 @@ def references(data: Splits) -> dict[str, float]:
         ):  # the runs of a sweep ask at once
             if not files.is_cached(path):
                 losses = by_counting(train, val, vocab_size, counts)
-                files.write_sealed(path, json.dumps(losses).encode())
+                files.write_cached(path, json.dumps(losses).encode())
         cached: dict[str, float] = json.loads(files.read_sealed(path, LIMIT))
         return cached
     except (OSError, UserError) as error:
