@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from lmlab import files
 from lmlab.catalogue import CorpusConfig
 from lmlab.data.splits import Splits
 from lmlab.inference.references import ORDERS, references
@@ -67,14 +68,41 @@ def test_other_code_works_them_out_anew(some_config, monkeypatch):
     assert references(data) == {"other": 7.0} != found
 
 
-@pytest.mark.parametrize("content", ["{", "", "{}", "5", '{"reference/uniform": 1.0}', "[" * 9999])
-def test_what_the_cache_holds_is_not_believed(tmp_path, monkeypatch, content):
+GOOD = {f"reference/{name}": 1.0 for name in ("uniform", "unigram", "bigram", "ngram")}
+GOOD |= {"reference/order": 2}
+FOREIGN = {
+    "empty": {},
+    "a number": 5,
+    "a list": [],
+    "nan": GOOD | {"reference/ngram": math.nan},
+    "infinite": GOOD | {"reference/ngram": math.inf},
+    "a status": GOOD | {"status": "failed"},
+    "words": GOOD | {"reference/order": "three"},
+    "true": GOOD | {"reference/uniform": True},
+    "half": GOOD | {"reference/order": 2.0},
+    "huge": GOOD | {"reference/order": 10**30},
+    "missing": {key: GOOD[key] for key in list(GOOD)[1:]},
+}
+
+
+@pytest.mark.parametrize("name", [*FOREIGN, "deep", "a digit", "no seal"])
+def test_what_the_lab_did_not_count_is_counted_anew(tmp_path, monkeypatch, name):
+    """Else it would stand among the numbers of a run; a seal alone tells nothing."""
     monkeypatch.setenv("LMLAB_CACHE", str(tmp_path))
     data = Splits("sentence", CorpusConfig(0.2, 0.0, 0.0))
     right = references(data)
     (path,) = tmp_path.glob("references/*.json")
-    path.write_text(content)
-    assert references(data) == right == json.loads(path.read_text())
+    content = path.read_bytes()
+    if name == "a digit":
+        path.write_bytes(content.replace(b"1", b"2", 1))
+    elif name == "no seal":
+        files.seal(path).unlink()
+    elif name == "deep":
+        files.write_sealed(path, b"[" * 4000)
+    else:
+        files.write_sealed(path, json.dumps(FOREIGN[name]).encode())
+    assert references(data) == right
+    assert path.read_bytes() == content
 
 
 def test_a_cache_that_cannot_be_used_costs_a_warning(tmp_path, monkeypatch, capsys):

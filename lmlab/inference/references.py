@@ -6,6 +6,8 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +29,10 @@ CODE = ("inference/references.py", "inference/loss.py", "models/ngram.py")  # th
 LIMIT = 4096  # bytes of a file in the cache
 
 ORDERS = range(2, 21)  # of the n-grams that are tried
+
+LOSSES = ("reference/uniform", "reference/unigram", "reference/bigram", "reference/ngram")
+
+ORDER = "reference/order"  # of the best n-gram
 
 
 def references(data: Splits) -> dict[str, float]:
@@ -59,14 +65,35 @@ def references(data: Splits) -> dict[str, float]:
         with files.lock(
             path.with_suffix(".lock"), wait=math.inf
         ):  # the runs of a sweep ask at once
-            if not files.is_cached(path):
+            losses = kept(path)
+            if losses is None:
                 losses = by_counting(train, val, vocab_size, counts)
                 files.write_cached(path, json.dumps(losses).encode())
-        cached: dict[str, float] = json.loads(files.read_sealed(path, LIMIT))
-        return cached
+        return losses
     except (OSError, UserError) as error:
         print(f"warning: {path}: the cache cannot be used ({error})", file=sys.stderr)
         return by_counting(train, val, vocab_size, counts)
+
+
+def kept(path: Path) -> dict[str, float] | None:
+    """Returns the losses in a file of the cache; None if it holds anything else. Raises UserError."""
+    if not files.is_cached(path):
+        return None
+    try:
+        losses = json.loads(files.read_sealed(path, LIMIT))
+    except (ValueError, RecursionError):
+        return None
+    if not are_losses(losses):
+        return None
+    return dict(losses)
+
+
+def are_losses(values: Any) -> bool:
+    """Returns whether values from a file are such as `by_counting` returns."""
+    if not isinstance(values, dict) or values.keys() != {*LOSSES, ORDER}:
+        return False
+    finite = (isinstance(values[key], float) and math.isfinite(values[key]) for key in LOSSES)
+    return all(finite) and isinstance(values[ORDER], int) and values[ORDER] in ORDERS
 
 
 def by_counting(
