@@ -228,7 +228,7 @@ DAMAGES = {
         ["tokenizer.json", "is no vocabulary"],
     ),
     "tokenizer large": (
-        lambda run, _: sealed(run / "tokenizer.json", b" " * (2**25 + 1)),
+        lambda run, _: sealed(run / "tokenizer.json", b" " * (runs.LIMITS["tokenizer.json"] + 1)),
         ["tokenizer.json", "bytes"],
     ),
     "config flipped": (lambda run, _: flip(run / "config.yaml", 7), ["config.yaml", "damaged"]),

@@ -426,6 +426,22 @@ def test_a_tokenizer_that_changes_the_text_is_refused(pairs):
         composed.encode("e\u0301")  # an accent that stands by itself
 
 
+@pytest.mark.parametrize("keys", ["bpe vocab_size=261", "file tokenizer_path=t.json"])
+def test_a_tokenizer_that_a_run_could_not_read_again_is_refused_at_the_start(
+    here, pairs, monkeypatch, capsys, keys
+):
+    values = json.loads(pairs.to_json())
+    values["model"]["merges"] = [" ".join(pair) for pair in values["model"]["merges"]]
+    older = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
+    (here / "t.json").write_text(older)  # smaller than what the library makes of it
+    limit = len(older.encode()) if "file" in keys else 1_000
+    monkeypatch.setattr(subwords, "LIMIT", limit)
+    line = f"{SHORT} tokenizer={keys} max_steps=1"
+    words = [f"error: {keys.split()[1]}: ", f"allowed are at most {limit:,}"]
+    refused(capsys, lambda: cli.main(line.split()), words)
+    assert not (here / "outputs").exists()
+
+
 def test_special_tokens_are_tokens_of_the_text(here, pairs, train):
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     token = {"id": 500, "content": "<|end|>", "special": True} | flags

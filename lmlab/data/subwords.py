@@ -38,7 +38,7 @@ from lmlab.terminal import showing
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Library
 
-LIMIT = 2**25  # bytes of a tokenizer.json
+LIMIT = 2**26  # bytes of a tokenizer.json; a million tokens of a usual text take 45 MB
 MOST = 2**20  # tokens of a vocabulary
 AT_ONCE = 2**22  # characters that are encoded together
 LONGEST = 1000  # characters of a pattern or of an added token
@@ -119,6 +119,11 @@ class PairTokenizer(ByteLevelTokenizer):
         except Exception as error:  # the library raises no other class
             raise UserError(f"is no tokenizer: {reason_of(error)}") from None
         self.description: str = self.library.to_str()  # in the library's own form
+        size = len(self.description.encode())
+        if size > LIMIT:
+            raise UserError(
+                f"the tokenizer.json of a run would have {size:,} bytes; allowed are at most {LIMIT:,}"
+            )
         self.set_tokens(bytes_of_tokens(values))
         for token in values.get("added_tokens", ()):
             if self.library.token_to_id(token["content"]) != token["id"]:
@@ -179,16 +184,15 @@ class BPETokenizer(PairTokenizer):
         path = files.cache_dir() / "tokenizers" / f"{files.sha256(about.encode())}.json"
         if files.is_cached(path):
             return cls(files.read_sealed(path, LIMIT).decode())
-        tokenizer = cls(learned(text.training_pieces(), config.vocab_size))
+        description = learned(text.training_pieces(), config.vocab_size)
+        try:
+            tokenizer = cls(description)
+        except UserError as error:
+            raise UserError(f"vocab_size={config.vocab_size}: {error}") from None
         if tokenizer.vocab_size < config.vocab_size:
             raise UserError(
                 f"vocab_size={config.vocab_size}: the training text has pairs for no more than "
                 f"{tokenizer.vocab_size:,} tokens"
-            )
-        if len(tokenizer.to_json().encode()) > LIMIT:
-            raise UserError(
-                f"vocab_size={config.vocab_size}: tokenizer.json would have more than {LIMIT:,} "
-                "bytes, which is what a run can hold; needs a smaller number"
             )
         files.write_cached(path, tokenizer.to_json().encode())
         return tokenizer

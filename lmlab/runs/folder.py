@@ -28,6 +28,7 @@ from lmlab.config.keys import (
     choices_of,
     neutral_values,
 )
+from lmlab.data import subwords
 from lmlab.data.tokenizers import Tokenizer, from_json
 from lmlab.errors import UserError, printable
 from lmlab.notebook import plain_console
@@ -37,7 +38,7 @@ from lmlab.runs.typed import command
 LIMITS = {  # bytes
     "config.yaml": 2**16,
     "source.yaml": 2**16,
-    "tokenizer.json": 2**25,  # a vocabulary of all characters of Unicode takes 14 MB
+    "tokenizer.json": subwords.LIMIT,
     "metrics.json": 2**20,
     "history.jsonl": 2**32,
     "evaluations.jsonl": 2**24,
