@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextvars import copy_context
 from types import FrameType
 from typing import Any, Self
 
@@ -270,7 +271,7 @@ def call_in_thread(function: Callable[..., None], *arguments: object) -> None:
         except BaseException as error:
             errors.append(error)
 
-    thread = threading.Thread(target=call, daemon=True)
+    thread = threading.Thread(target=copy_context().run, args=(call,), daemon=True)
     thread.start()
     thread.join()
     for error in errors:

@@ -9,12 +9,8 @@ scripts/tiny_bpe.py shows in plain Python how pairs are counted, merged, encoded
 """
 
 import json
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, wait
-from contextvars import copy_context
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -33,7 +29,7 @@ from lmlab.data.tokenizers import (
 )
 from lmlab.errors import UserError, reason_of
 from lmlab.registry import load
-from lmlab.terminal import showing
+from lmlab.terminal import call_in_thread, showing
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Library
@@ -43,7 +39,6 @@ MOST = 2**20  # tokens of a vocabulary
 AT_ONCE = 2**22  # characters that are encoded together
 LONGEST = 1000  # characters of a pattern or of an added token
 LONGEST_WORD = 1000  # bytes
-POLL = 0.1  # seconds between two looks at the library's work
 
 
 class ByteLevelTokenizer(Tokenizer):
@@ -231,29 +226,10 @@ def learned(pieces: Iterable[str], vocab_size: int) -> str:
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False
     )
-    hearing_signals(partial(library.train_from_iterator, pieces, trainer))
+    with showing("learning tokens …"):
+        call_in_thread(library.train_from_iterator, pieces, trainer)
     library.pre_tokenizer = words
     return library.to_str()
-
-
-def hearing_signals(work: Callable[[], object]) -> None:
-    """Does work of the library in a thread, while this one hears signals; raises its error."""
-    done: Future[None] = Future()
-
-    def do() -> None:
-        try:
-            work()
-            done.set_result(None)
-        except BaseException as error:
-            done.set_exception(error)
-
-    context = copy_context()
-    # A daemon: after Ctrl-C nobody waits for it.
-    threading.Thread(target=context.run, args=(do,), daemon=True).start()
-    with showing("learning tokens …"):
-        while not done.done():
-            wait([done], timeout=POLL)
-    done.result()
 
 
 def from_file(path: Path, source: str = "the tokenizer") -> Tokenizer:
