@@ -398,6 +398,8 @@ def test_a_long_word_is_learned_from_in_parts():
     """Else these would take minutes. Shorter words are not cut."""
     letters = "".join(random.Random(0).choices("ACGT", k=200_000))
     assert len(subwords.PairTokenizer(subwords.learned([letters, "a" * 10**6], 300)).tokens) == 300
+    parts = [letters[start : start + 1000] for start in (0, 1000, 2000)]
+    assert subwords.learned([letters[:3000]], 300) == subwords.learned(parts, 300)
     word = "".join(map(chr, range(0x4E00, 0x4E00 + 330)))  # of 990 bytes
     library = tokenizers.Tokenizer(tokenizers.models.BPE())
     library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
