@@ -165,13 +165,15 @@ def remove(temporary: Path) -> None:
         temporary.unlink()
 
 
-def read(path: Path, limit: int) -> bytes:
+def read(path: Path, limit: int, follow: bool = False) -> bytes:
     """Returns the content of a file of at most `limit` bytes.
 
-    Raises UserError for a file that is missing, larger, a link, or not a plain file.
+    Raises UserError for a file that is missing, larger, a link, or not a plain file. With `follow` it
+    may be a link to a plain file.
     """
     try:
-        if path.is_symlink() or (path.exists() and not path.is_file()):
+        is_link = path.is_symlink() and not follow
+        if is_link or (path.exists() and not path.is_file()):
             raise UserError(f"{path}: is not a plain file")
         if path.stat().st_size > limit:
             raise UserError(

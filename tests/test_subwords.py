@@ -273,7 +273,7 @@ def test_bits_per_byte_do_not_depend_on_the_batch(train, monkeypatch):
 
 def test_half_a_character_is_named(pairs):
     for tokenizer in (pairs, subwords.ByteTokenizer()):
-        with pytest.raises(UserError, match="1 characters outside"):
+        with pytest.raises(UserError, match="1 character outside"):
             list(tokenizer.encode_pieces(["a\ud800"]))
         assert [ids.tolist() for ids in tokenizer.encode_pieces(["a\ud800"], drop=True)] == [
             tokenizer.encode("a").tolist()
@@ -374,6 +374,31 @@ def test_each_byte_must_come_back(here, pairs, change):
     tokenizer = subwords.FileTokenizer.train(None, config)
     with pytest.raises(UserError, match=r"tokenizer_path=t\.json: changes the text"):
         list(tokenizer.encode_pieces(["q\u0307\u0323 \uf900"]))
+
+
+def test_messages_about_a_tokenizer_begin_with_where_it_comes_from(here, pairs, train, capsys):
+    composed = odd(pairs, lambda v: v.update(normalizer={"type": "NFC"}))
+    (here / "nfc.json").write_text(json.dumps(composed))
+    run = train(f"{SHORT} tokenizer=file tokenizer_path=nfc.json max_steps=1")
+    (here / "odd.txt").write_text("\uf900 there it was " * 9)
+    line = f"{SHORT} data=file path=odd.txt tokenizer=file tokenizer_path=nfc.json"
+    words = ["error: tokenizer_path=nfc.json: changes the text"]
+    refused(capsys, lambda: cli.main(line.split()), words)
+    words = [f"error: {run}/tokenizer.json: changes the text"]
+    line = f"{SHORT} data=file path=odd.txt init_from={run}"
+    refused(capsys, lambda: cli.main(line.split()), words)
+    with pytest.raises(UserError, match=r"/tokenizer\.json: changes the text"):
+        script("sample").main([f"run={run}", "prompt=\uf900", "max_tokens=1"])
+
+
+def test_files_of_a_tokenizer_that_are_no_text_are_named(here, pairs):
+    (here / "vocab.json").write_text(json.dumps(json.loads(pairs.to_json())["model"]["vocab"]))
+    (here / "merges.txt").write_bytes(b"a \xff\n")
+    with pytest.raises(UserError, match=r"merges\.txt: is no text in UTF-8"):
+        subwords.from_file(here)
+    (here / "tokenizer.json").symlink_to("tokenizer.json")
+    with pytest.raises(UserError, match=r"tokenizer\.json: cannot be read"):
+        subwords.from_file(here / "tokenizer.json")
 
 
 def test_a_pattern_without_end_is_one_line(here, pairs, capfd):

@@ -56,9 +56,8 @@ def test_a_text_in_pieces_is_the_same_text(known, pieces, data):
             list(tokenizer.encode_pieces(pieces))
         named = ", ".join(f"{char!r} ({n:,})" for char, n in counts.most_common(20))
         assert str(parts.value) == str(whole.value)
-        assert str(whole.value).startswith(
-            f"{counts.total():,} characters outside the vocabulary: {named}"
-        )
+        total = "1 character" if counts.total() == 1 else f"{counts.total():,} characters"
+        assert str(whole.value).startswith(f"{total} outside the vocabulary: {named}")
     else:
         assert [int(i) for i in tokenizer.encode(text)] == kept
 

@@ -100,12 +100,8 @@ class PairTokenizer(ByteLevelTokenizer):
 
     kind = "bpe"
 
-    def __init__(self, description: str, source: str = "the tokenizer") -> None:
-        """Reads `description`, the content of a tokenizer.json. Raises UserError.
-
-        `source` says in messages where it comes from.
-        """
-        self.source = source
+    def __init__(self, description: str) -> None:
+        """Reads `description`, the content of a tokenizer.json. Raises UserError."""
         library = load("tokenizers:Tokenizer")
         values = parsed(description)
         check_description(values)
@@ -144,7 +140,7 @@ class PairTokenizer(ByteLevelTokenizer):
         except (
             BaseException
         ) as error:  # where a pattern has no end, the library raises no Exception
-            raise UserError(f"{self.source}: cannot read the text: {reason_of(error)}") from None
+            raise UserError(f"{self.origin}: cannot read the text: {reason_of(error)}") from None
         for encoding in encodings:
             yield encoding.ids
 
@@ -155,7 +151,7 @@ class PairTokenizer(ByteLevelTokenizer):
         first = next((i for i, (one, other) in pairs if one != other), min(len(piece), len(again)))
         part = slice(max(0, first - 10), first + 20)
         return (
-            f"{self.source}: changes the text: {piece[part]!r} comes back as {again[part]!r}; it "
+            f"{self.origin}: changes the text: {piece[part]!r} comes back as {again[part]!r}; it "
             "needs to return each byte"
         )
 
@@ -200,11 +196,13 @@ class FileTokenizer(ByteLevelTokenizer):
     # The file decides which class of tokenizers it is.
     def train(cls, text: Source, config: TokenizerFileConfig) -> Tokenizer:  # type: ignore[override]
         """Returns the tokenizer of the file, or of a folder that holds one. Raises UserError."""
-        source = f"tokenizer_path={config.tokenizer_path}"
+        origin = f"tokenizer_path={config.tokenizer_path}"
         try:
-            return from_file(files.expanded(config.tokenizer_path), source)
+            tokenizer = from_file(files.expanded(config.tokenizer_path))
         except UserError as error:
-            raise UserError(f"{source}: {error}") from None
+            raise UserError(f"{origin}: {error}") from None
+        tokenizer.origin = origin
+        return tokenizer
 
 
 def learned(pieces: Iterable[str], vocab_size: int) -> str:
@@ -233,35 +231,39 @@ def learned(pieces: Iterable[str], vocab_size: int) -> str:
     return library.to_str()
 
 
-def from_file(path: Path, source: str = "the tokenizer") -> Tokenizer:
+def from_file(path: Path) -> Tokenizer:
     """Returns the tokenizer of a tokenizer.json, or of a folder. Raises UserError.
 
     A folder may hold vocab.json and merges.txt instead, as GPT-2's first files do. Its files may be
-    links, as in the cache of Hugging Face's. `source` says in messages where it comes from.
+    links, as in the cache of Hugging Face's.
     """
     if path.is_dir():
         if (path / "vocab.json").exists() and not (path / "tokenizer.json").exists():
-            return from_vocabulary(path / "vocab.json", path / "merges.txt", source)
+            return from_vocabulary(path / "vocab.json", path / "merges.txt")
         path = path / "tokenizer.json"
-    content = files.read(path.resolve(), LIMIT)
+    content = files.read(path, LIMIT, follow=True)
     try:
-        return from_hugging_face(parsed(content.decode()), source)
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: is no text in UTF-8") from None
+        tokenizer = from_hugging_face(parsed(content))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+    tokenizer.origin = str(path)
+    return tokenizer
 
 
-def from_vocabulary(vocabulary: Path, merges: Path, source: str) -> Tokenizer:
+def from_vocabulary(vocabulary: Path, merges: Path) -> Tokenizer:
     """Returns the tokenizer of GPT-2's two files: tokens with their ids, and merged pairs.
 
     A token that holds characters without a byte, such as <|endoftext|>, is an added one.
     """
+    content = files.read(vocabulary, LIMIT, follow=True)
     try:
-        vocab = parsed(files.read(vocabulary.resolve(), LIMIT).decode())
-        lines = files.read(merges.resolve(), LIMIT).decode().splitlines()
+        vocab = parsed(content)
+    except UserError as error:
+        raise UserError(f"{vocabulary}: {error}") from None
+    try:
+        lines = files.read(merges, LIMIT, follow=True).decode().splitlines()
     except UnicodeDecodeError:
-        raise UserError(f"{vocabulary}: it, or {merges.name}, is no text in UTF-8") from None
+        raise UserError(f"{merges}: is no text in UTF-8") from None
     pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     merged = {*BYTE_OF, *("".join(pair) for pair in pairs)}
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
@@ -277,16 +279,15 @@ def from_vocabulary(vocabulary: Path, merges: Path, source: str) -> Tokenizer:
         "model": {"type": "BPE", "vocab": vocab, "merges": pairs},
     }
     try:
-        return PairTokenizer(json.dumps(BYTES | parts), source)
+        tokenizer = PairTokenizer(json.dumps(BYTES | parts))
     except UserError as error:
         raise UserError(f"{vocabulary}: {error}") from None
+    tokenizer.origin = str(vocabulary)
+    return tokenizer
 
 
-def from_hugging_face(values: dict[str, Any], source: str = "the tokenizer") -> Tokenizer:
-    """Returns the tokenizer of a parsed tokenizer.json of Hugging Face. Raises UserError.
-
-    `source` says in messages where it comes from.
-    """
+def from_hugging_face(values: dict[str, Any]) -> Tokenizer:
+    """Returns the tokenizer of a parsed tokenizer.json of Hugging Face. Raises UserError."""
     if "model" not in values:
         raise UserError("is no tokenizer.json; that is an object with the key model")
     if values == BYTES:
@@ -294,10 +295,10 @@ def from_hugging_face(values: dict[str, Any], source: str = "the tokenizer") -> 
     chars = alphabet_in(values)
     if chars:
         return CharTokenizer(chars)
-    return PairTokenizer(json.dumps(values), source)
+    return PairTokenizer(json.dumps(values))
 
 
-def parsed(description: str) -> dict[str, Any]:
+def parsed(description: str | bytes) -> dict[str, Any]:
     """Returns the object in a JSON file. Raises UserError."""
     try:
         values = json.loads(description)

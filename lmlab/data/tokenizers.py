@@ -58,6 +58,9 @@ class Tokenizer:
     byte_lengths: np.ndarray
     """The number of UTF-8 bytes of each token, (V,). Bits per byte are counted with it."""
 
+    origin: str = "the tokenizer"
+    """The key or the file that it comes from, with which messages about it begin."""
+
     def encode_pieces(self, pieces: Iterable[str], drop: bool = False) -> Iterator[np.ndarray]:
         """Yields the ids of each piece of a text, in the smallest unsigned type.
 
@@ -234,7 +237,8 @@ def named(unknown: Counter[str]) -> str:
     names = ", ".join(f"{char!r} ({n:,})" for char, n in unknown.most_common(20))
     if len(unknown) > 20:
         names += f" and {len(unknown) - 20:,} more"
-    return f"{unknown.total():,} characters outside the vocabulary: {names}"
+    characters = "character" if unknown.total() == 1 else "characters"
+    return f"{unknown.total():,} {characters} outside the vocabulary: {names}"
 
 
 def check_tokenizer(tokenizer: Any, sample: str) -> None:

@@ -330,11 +330,14 @@ def read_tokenizer(path: Path) -> Tokenizer:
     """Returns the tokenizer of the run at `path`. Raises UserError."""
     if hugging_face.is_foreign(path):
         return hugging_face.read_tokenizer(path)
-    content = files.read_sealed(path / "tokenizer.json", LIMITS["tokenizer.json"])
+    file = path / "tokenizer.json"
+    content = files.read_sealed(file, LIMITS["tokenizer.json"])
     try:
-        return from_json(content.decode())
+        tokenizer = from_json(content.decode())
     except (UserError, ValueError, RecursionError) as error:
-        raise UserError(f"{path / 'tokenizer.json'}: {error}") from None
+        raise UserError(f"{file}: {error}") from None
+    tokenizer.origin = str(file)
+    return tokenizer
 
 
 def read_metrics(path: Path) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Reads a folder of Hugging Face's that holds a GPT-2, as if it were a run. Nothing is executed.
 
 Such a folder has config.json, model.safetensors and the files of a tokenizer, as the library
-transformers saves them. It has no text, no curves and no numbers.
+transformers saves them. It has no text, no curves and no numbers. The files may be links to plain
+files, as in the cache of Hugging Face's.
 """
 
 from __future__ import annotations
@@ -37,16 +38,14 @@ def keys_of(path: Path) -> tuple[GPTConfig, int]:
     Raises UserError for another model than a GPT-2.
     """
     file = path / "config.json"
-    content = files.read(file.resolve(), LIMIT)
+    content = files.read(file, LIMIT, follow=True)
     try:
-        values = subwords.parsed(content.decode())
+        values = subwords.parsed(content)
         if values.get("model_type") != "gpt2":
             raise UserError(f"model_type={values.get('model_type')!r}: allowed is 'gpt2'")
         from lmlab.models.hugging_face import gpt_config
 
         return gpt_config(values), values["vocab_size"]
-    except UnicodeDecodeError:
-        raise UserError(f"{file}: is no text in UTF-8") from None
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
 
@@ -65,7 +64,7 @@ def read_config(path: Path) -> Config:
 def read_tokenizer(path: Path) -> Tokenizer:
     """Returns the tokenizer of a folder. Raises UserError if it is not that of the model."""
     _, vocab_size = keys_of(path)
-    tokenizer = subwords.from_file(path, str(path))
+    tokenizer = subwords.from_file(path)
     if tokenizer.vocab_size != vocab_size:
         raise UserError(
             f"{path / 'config.json'}: vocab_size={vocab_size}, but its tokenizer has "
