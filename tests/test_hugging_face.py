@@ -194,9 +194,16 @@ def weights_of(folder, change):
 
 
 FIRST = "transformer.ln_f.bias"
+
+
+def of_type(dtype):
+    """Makes one of the weights a tensor of this type."""
+    return lambda folder: weights_of(folder, lambda w: w.update({FIRST: w[FIRST].to(dtype)}))
+
+
 HOSTILE = {
-    "another model": (altered("config.json", {"model_type": "llama"}), "allowed is 'gpt2'"),
-    "no numbers": (altered("config.json", {"n_layer": "2"}), "n_layer='2'"),
+    "another model": (altered("config.json", {"model_type": "llama"}), 'allowed is "gpt2"'),
+    "no numbers": (altered("config.json", {"n_layer": "2"}), 'n_layer="2"'),
     "huge": (altered("config.json", {"n_embd": 2**40}), f"n_embd={2**40}"),
     "another formula": (altered("config.json", {"activation_function": "relu"}), "gelu_new"),
     "cross attention": (altered("config.json", {"add_cross_attention": True}), "allowed is false"),
@@ -216,13 +223,35 @@ HOSTILE = {
         "do not fit",
     ),
     "many layers": (altered("config.json", {"n_layer": 10**6}), "config.json: n_layer=1000000"),
-    "bytes for numbers": (
-        lambda folder: weights_of(folder, lambda w: w.update({FIRST: w[FIRST].to(torch.int8)})),
-        "allowed are float32",
+    "a thousand layers": (
+        altered("config.json", {"n_layer": 1000, "n_embd": 4096}),
+        "transformer.h.2.ln_1.weight is missing",
     ),
+    "many positions": (altered("config.json", {"n_positions": 16_000_000}), "says (16000000, 24)"),
+    "wide": (
+        altered("config.json", {"n_embd": 99_998}),
+        "has the shape (72,), and config.json says (299994,)",
+    ),
+    "null": (altered("config.json", {"n_embd": None}), "n_embd=null: needs a whole number"),
+    "another width": (altered("config.json", {"n_inner": 7}), "null and 96"),
+    "a long value": (altered("config.json", {"n_inner": "7" * 999}), "777…: is not supported"),
+    "dropouts in an object": (altered("config.json", {"resid_pdrop": {}}), "need the same number"),
+    "whole numbers": (of_type(torch.int8), f"{FIRST} has the type I8; allowed are F32"),
+    "truths": (of_type(torch.bool), "has the type BOOL"),
+    "eight bits": (of_type(torch.float8_e4m3fn), "has the type F8_E4M3"),
     "a weight twice": (
         lambda folder: weights_of(folder, lambda w: w.update({"ln_f.bias": w[FIRST] + 1})),
-        "is there twice",
+        "are the same weight",
+    ),
+    "a pickle alone": (
+        lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
+        "pytorch_model.bin can hold code",
+    ),
+    "several files": (
+        lambda folder: (folder / "model.safetensors").rename(
+            folder / "model.safetensors.index.json"
+        ),
+        "several files of weights are not read",
     ),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "save_pretrained"),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json"),
@@ -279,6 +308,29 @@ def test_a_misshapen_or_hostile_folder_is_named(gpt2, here, capsys, name):
     assert not (here / "outputs").exists()
 
 
+@pytest.mark.parametrize("end", ["file", "folder", "nothing"])
+def test_links_to_plain_files_are_followed(gpt2, here, end):
+    """As in the cache of Hugging Face's, where all files are links into another folder."""
+    snapshot = here / "snapshots/1"
+    snapshot.mkdir(parents=True)
+    shutil.copytree(gpt2, here / "blobs")
+    for file in gpt2.iterdir():
+        (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
+    if end == "file":
+        ours = checkpoints.load(snapshot, choice="cpu").model.state_dict()
+        wanted = checkpoints.load(gpt2, choice="cpu").model.state_dict()
+        assert all(torch.equal(ours[name], wanted[name]) for name in wanted)
+        return
+    for name, words in (("model.safetensors", "missing"), ("tokenizer.json", "No such file")):
+        target = here / "blobs" / name
+        target.unlink()
+        if end == "folder":
+            target.mkdir()
+            words = "no plain file|not a plain file"
+        with pytest.raises(UserError, match=rf"snapshots/1/{name}: .*({words})"):
+            checkpoints.load(snapshot, choice="cpu")
+
+
 def test_first_names_of_gpt2_are_read(gpt2, here):
     """Without the prefix, with masks, in half precision, with the head as well."""
     shutil.copytree(gpt2, here / "old")
@@ -300,5 +352,6 @@ def test_keys_of_a_gpt2_are_keys_of_gpt():
     assert keys == replace(
         GPT, block_size=1024, n_layer=12, n_head=12, n_embd=768, dropout=0.1, gelu="tanh"
     )
+    assert gpt_config(transformers.GPT2Config(n_inner=4 * 768).to_dict()) == keys
     with pytest.raises(UserError, match="needs a whole number"):
         gpt_config({"n_layer": True})

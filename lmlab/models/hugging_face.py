@@ -6,7 +6,7 @@ GPT is its GPT2LMHeadModel, and Modern its NanoChatForCausalLM.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,10 +29,10 @@ IN_BLOCK = {
     "mlp.widen": "mlp.c_fc",
     "mlp.proj": "mlp.c_proj",
 }
+HEAD = "lm_head.weight"
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 UNUSED = (".attn.bias", ".attn.masked_bias")  # masks that older versions saved
 
-KINDS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 LARGEST = 2**24  # of a size in config.json
 
 # Their names of our two formulas of GELU; the first is the one that is written.
@@ -101,30 +101,36 @@ def gpt_config(values: Mapping[str, Any]) -> GPTConfig:
 
     Raises UserError for a model that is computed in another way.
     """
-    for key, only in FIXED.items():
-        value = values.get(key, only)
-        if key == "n_inner" and value == 4 * values.get("n_embd", 0):
-            continue
-        if value != only or isinstance(value, bool) != isinstance(only, bool):
-            allowed = "null or 4 * n_embd" if key == "n_inner" else json.dumps(only)
-            raise UserError(f"{key}={value!r}: is not supported; allowed is {allowed}")
-    if values.get("quantization_config") is not None:
-        raise UserError("quantization_config: is not supported; allowed is null")
     sizes = {}
     for key in ("vocab_size", "n_positions", "n_layer", "n_head", "n_embd"):
         value = values.get(key)
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < LARGEST:
-            raise UserError(f"{key}={value!r}: needs a whole number in [1, {LARGEST})")
+            raise UserError(f"{key}={shown(value)}: needs a whole number in [1, {LARGEST})")
         sizes[key] = value
+    widths = (None, 4 * sizes["n_embd"])
+    for key, only in FIXED.items():
+        value = values.get(key, only)
+        if key == "n_inner" and value in widths:
+            continue
+        if value != only or isinstance(value, bool) != isinstance(only, bool):
+            allowed = f"allowed is {shown(only)}"
+            if key == "n_inner":
+                allowed = f"allowed are null and {widths[1]}, four times n_embd"
+            raise UserError(f"{key}={shown(value)}: is not supported; {allowed}")
+    if values.get("quantization_config") is not None:
+        raise UserError("quantization_config: is not supported; allowed is null")
     activation = values.get("activation_function", "gelu_new")
     formulas = [formula for formula, names in GELU.items() if activation in names]
     if not formulas:
         allowed = ", ".join(name for names in GELU.values() for name in names)
-        raise UserError(f"activation_function={activation!r}: allowed are {allowed}")
+        raise UserError(f"activation_function={shown(activation)}: allowed are {allowed}")
     dropouts = [values.get(f"{place}_pdrop", 0.1) for place in ("attn", "embd", "resid")]
     are_numbers = all(isinstance(p, int | float) and 0 <= p < 1 for p in dropouts)
     if not are_numbers or len(set(dropouts)) > 1:
-        raise UserError("attn_pdrop, embd_pdrop, resid_pdrop: need the same number in [0, 1)")
+        found = ", ".join(map(shown, dropouts))
+        raise UserError(
+            f"attn_pdrop, embd_pdrop, resid_pdrop are {found}: need the same number in [0, 1)"
+        )
     config = GPTConfig(
         block_size=sizes["n_positions"],
         n_layer=sizes["n_layer"],
@@ -138,35 +144,57 @@ def gpt_config(values: Mapping[str, Any]) -> GPTConfig:
     return config
 
 
-def gpt_weights(theirs: Mapping[str, Tensor], n_layer: int) -> dict[str, Tensor]:
-    """Returns the weights of a GPT from those of a GPT-2, in float32.
+def shown(value: Any) -> str:
+    """Returns a value of a JSON file as it stands there, shortened."""
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
 
-    Raises UserError for a name that is missing, unknown or there twice, a type that holds no plain
-    numbers, or a head that is not tied.
+
+def gpt2_shapes(config: GPTConfig, vocab_size: int) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of each weight of a GPT-2 by its name. No memory is filled."""
+    from lmlab.models.gpt import GPT
+
+    with torch.device("meta"):
+        weights = gpt2_of(GPT(config, vocab_size), vocab_size).weights
+    shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
+    return shapes | {HEAD: shapes["transformer.wte.weight"]}
+
+
+def full_names(names: Iterable[str], n_layer: int) -> dict[str, str]:
+    """Returns the name in a file of each weight of a GPT-2, by the name that is written today.
+
+    Raises UserError for a name that is missing, unknown or there in both forms.
     """
-    left = {}
-    for name, weight in theirs.items():
+    found: dict[str, str] = {}
+    for name in names:
         if name.endswith(UNUSED):
             continue
-        if weight.dtype not in KINDS:
-            kinds = ", ".join(str(kind).removeprefix("torch.") for kind in KINDS)
-            raise UserError(f"{name} is of type {weight.dtype}; allowed are {kinds}")
-        full = name if name == "lm_head.weight" else with_prefix(name)
-        if full in left:
-            raise UserError(f"{name} is there twice, with and without its prefix")
-        left[full] = weight
+        full = name if name == HEAD else with_prefix(name)
+        if full in found:
+            raise UserError(f"{found[full]} and {name} are the same weight; needs one of them")
+        found[full] = name
+    needed = list(gpt2_names(n_layer).values())
+    for name in needed:
+        if name not in found:
+            raise UserError(f"{name} is missing")
+    unknown = found.keys() - {*needed, HEAD}
+    if unknown:
+        raise UserError(f"{min(unknown)} is no weight of a GPT-2 with n_layer={n_layer}")
+    return found
+
+
+def gpt_weights(theirs: Mapping[str, Tensor], n_layer: int) -> dict[str, Tensor]:
+    """Returns the weights of a GPT from those of a GPT-2, named by `full_names`, in float32.
+
+    Raises UserError for a head that is not tied.
+    """
     weights = {}
     for name, foreign in gpt2_names(n_layer).items():
-        if foreign not in left:
-            raise UserError(f"{foreign} is missing")
-        weight = left.pop(foreign).float()
+        weight = theirs[foreign].float()
         weights[name] = weight.T.contiguous() if foreign.endswith(TRANSPOSED) else weight
-    head = left.pop("lm_head.weight", None)
     weights["head.weight"] = weights["token_embedding.weight"]
-    if head is not None and not torch.equal(head.float(), weights["head.weight"]):
-        raise UserError("lm_head.weight differs from the embedding; it needs to be the same matrix")
-    if left:
-        raise UserError(f"{min(left)} is no weight of a GPT-2 with n_layer={n_layer}")
+    if HEAD in theirs and not torch.equal(theirs[HEAD].float(), weights["head.weight"]):
+        raise UserError(f"{HEAD} differs from the embedding; it needs to be the same matrix")
     return weights
 
 

@@ -298,9 +298,7 @@ def load(path: str | Path, checkpoint: str = "best", choice: str = "auto") -> Ru
     if not (path / f"checkpoints/{checkpoint}.ckpt").exists():
         checkpoint = "last"
     if hugging_face.is_foreign(path):
-        with torch.device("meta"):
-            shapes = build_model(config.model, tokenizer.vocab_size)
-        weights = hugging_face.read_weights(path, shapes)
+        weights = hugging_face.read_weights(path, config.model, tokenizer.vocab_size)
     else:
         weights = weights_of(read_for(path / f"checkpoints/{checkpoint}.ckpt", config, tokenizer))
     model = build_model(config.model, tokenizer.vocab_size)

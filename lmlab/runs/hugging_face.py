@@ -8,7 +8,7 @@ files, as in the cache of Hugging Face's.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lmlab import files
 from lmlab.catalogue import GPTConfig
@@ -21,10 +21,9 @@ from lmlab.errors import UserError, reason_of
 if TYPE_CHECKING:  # a command is checked without torch
     from torch import Tensor
 
-    from lmlab.models.base import LanguageModel
-
 WEIGHTS = "model.safetensors"
 LIMIT = 2**20  # bytes of config.json
+TYPES = ("F32", "F16", "BF16", "F64")  # of numbers, as a file of weights calls them
 
 
 def is_foreign(path: Path) -> bool:
@@ -37,14 +36,14 @@ def keys_of(path: Path) -> tuple[GPTConfig, int]:
 
     Raises UserError for another model than a GPT-2.
     """
+    from lmlab.models.hugging_face import gpt_config, shown
+
     file = path / "config.json"
     content = files.read(file, LIMIT, follow=True)
     try:
         values = subwords.parsed(content)
         if values.get("model_type") != "gpt2":
-            raise UserError(f"model_type={values.get('model_type')!r}: allowed is 'gpt2'")
-        from lmlab.models.hugging_face import gpt_config
-
+            raise UserError(f'model_type={shown(values.get("model_type"))}: allowed is "gpt2"')
         return gpt_config(values), values["vocab_size"]
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
@@ -73,38 +72,57 @@ def read_tokenizer(path: Path) -> Tokenizer:
     return tokenizer
 
 
-def read_weights(path: Path, model: LanguageModel) -> dict[str, Tensor]:
+def read_weights(path: Path, keys: GPTConfig, vocab_size: int) -> dict[str, Tensor]:
     """Returns the weights of a folder by our names. Raises UserError if they do not fit the model.
 
-    The model may be on torch's meta device, so that no memory is filled before they are known to fit.
+    The head of the file is compared with what config.json claims before any memory is filled.
     """
     from safetensors import safe_open
 
-    from lmlab.models.hugging_face import gpt_weights
+    from lmlab.models.hugging_face import full_names, gpt2_shapes, gpt_weights
 
     file = path / WEIGHTS
     if not file.is_file():  # or a link to one, as in the cache of Hugging Face's
-        reason = "is no plain file" if file.exists() else "is missing"
-        raise UserError(
-            f"{file}: {reason}; the weights must be in this file, which save_pretrained of "
-            "transformers writes"
-        )
-    weights: dict[str, Tensor] = {}
+        raise UserError(f"{file}: {why_no_weights(file)}")
     try:
-        if file.stat().st_size > model.largest_checkpoint():
-            raise UserError(f"has {file.stat().st_size:,} bytes, more than the model can have")
         with safe_open(file, framework="pt") as opened:
-            weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        ours = gpt_weights(weights, model.config.n_layer)
+            names = full_names(opened.keys(), keys.n_layer)
+            shapes = gpt2_shapes(keys, vocab_size)
+            for full, name in names.items():
+                check_weight(name, opened.get_slice(name), shapes[full])
+            theirs = {full: opened.get_tensor(name) for full, name in names.items()}
+        ours = gpt_weights(theirs, keys.n_layer)
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
     except Exception as error:  # the file can hold anything
         raise UserError(f"{file}: is no file of weights ({reason_of(error)})") from None
-    if not model.accepts(ours):
-        raise UserError(f"{file}: its weights do not fit config.json")
     if not all(weight.isfinite().all() for weight in ours.values()):
         raise UserError(f"{file}: not all of its weights are finite")
     return ours
+
+
+def check_weight(name: str, weight: Any, needed: tuple[int, ...]) -> None:
+    """Raises UserError unless a weight, of which only the head is read, has this shape and numbers."""
+    if weight.get_dtype() not in TYPES:
+        raise UserError(f"{name} has the type {weight.get_dtype()}; allowed are {', '.join(TYPES)}")
+    shape = tuple(weight.get_shape())
+    if shape != needed:
+        raise UserError(
+            f"its weights do not fit config.json: {name} has the shape {shape}, and config.json "
+            f"says {needed}"
+        )
+
+
+def why_no_weights(file: Path) -> str:
+    """Returns why a folder has no file of weights, and what to do, from what else is there."""
+    writes = f"save_pretrained of transformers writes {WEIGHTS}"
+    if file.exists():
+        return f"is no plain file; {writes}"
+    if file.with_name("pytorch_model.bin").exists():
+        return f"is missing; pytorch_model.bin can hold code and is not read; {writes}"
+    if file.with_name(f"{WEIGHTS}.index.json").exists():
+        return f"is missing; several files of weights are not read; {writes} with max_shard_size"
+    return f"is missing; {writes}"
 
 
 def lacking(path: Path) -> UserError:
