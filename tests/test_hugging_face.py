@@ -1,5 +1,6 @@
 """Models go to the library transformers and come from it; its own results are the reference."""
 
+import errno
 import json
 import shutil
 import sys
@@ -12,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lmlab import files
 from lmlab.commands import train as cli
 from lmlab.data import subwords
 from lmlab.errors import UserError, one_line_errors
@@ -173,6 +175,27 @@ def test_what_is_there_is_not_written_over(gpt2, here, capsys):
     (here / "empty").mkdir()
     script("export").main([f"run={gpt2}", "out=empty"])
     assert (here / "empty/config.json").exists()
+
+
+def test_a_link_to_an_empty_folder_is_written_through(gpt2, here, capsys):
+    (here / "disk").mkdir()
+    (here / "link").symlink_to("disk")
+    script("export").main([f"run={gpt2}", "out=link"])
+    assert (here / "link").is_symlink() and (here / "disk/config.json").exists()
+    assert sorted(path.name for path in here.iterdir()) == ["disk", "link"]
+    (here / "gone").symlink_to("nowhere")
+    words = ["out=gone: is a link to nowhere"]
+    refused(capsys, lambda: called("export", f"run={gpt2}", "out=gone"), words)
+
+
+def test_a_full_disk_is_named_by_the_folder_that_was_asked_for(gpt2, here, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "write_pieces", full)
+    line = "error: out=new: new/config.json: cannot be written (No space left on device)"
+    refused(capsys, lambda: called("export", f"run={gpt2}", "out=new"), [line])
+    assert not list(here.iterdir())
 
 
 def called(name, *arguments):

@@ -335,6 +335,11 @@ ODD = {
     "types that are objects": lambda v: v.update(normalizer={"type": {}}),
     "the id of a byte": lambda v: v.update(added_tokens=[added("Q", v["model"]["vocab"]["A"])]),
     "one id for two": lambda v: v.update(added_tokens=[added("<x>", 500), added("<y>", 500)]),
+    "an id after a gap": lambda v: v.update(added_tokens=[added("<x>", 900)]),
+    "another id than in vocab": lambda v: v.update(added_tokens=[added("he", 500)]),
+    "a space in vocab's letters": lambda v: v.update(
+        added_tokens=[added("Ġt", v["model"]["vocab"]["Ġt"])]
+    ),
     "exchanged ids": lambda v: v.update(added_tokens=[added("<x>", 501), added("<y>", 500)]),
 }
 

@@ -171,12 +171,16 @@ def in_cell(value: object) -> str:
 
 
 def write_folder(out: Path, content: dict[str, bytes]) -> None:
-    """Writes all files of a folder, or none. Raises UserError."""
-    temporary = files.temporary_name(out)
+    """Writes all files of a folder, or none. Where `out` is a link, its target becomes the folder.
+
+    Raises UserError.
+    """
+    folder = out.resolve()
+    temporary = files.temporary_name(folder)
     try:
         for name, bytes_ in content.items():
             files.write(temporary / name, bytes_)
-        temporary.replace(out)
+        temporary.replace(folder)
     except UserError as error:  # it names the file as it is called for the time being
         raise UserError(f"out={out}: {str(error).replace(str(temporary), str(out))}") from None
     except OSError as error:

@@ -164,9 +164,9 @@ def check_file(out: str) -> None:
 def check_out(out: Path) -> None:
     """Raises UserError if nothing can be written at `out`: before the work, not after it.
 
-    A link, a device or a pipe is not replaced by a file or folder.
+    A link, a device or a pipe is not replaced by a file or folder. A link to a folder is that folder.
     """
-    if out.is_symlink():
+    if out.is_symlink() and not out.is_dir():
         raise UserError(f"out={out}: is a link to {os.readlink(out)}; needs the name itself")
     if out.exists() and not (out.is_file() or out.is_dir()):
         raise UserError(f"out={out}: is no plain file; needs the name of a new file")

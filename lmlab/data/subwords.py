@@ -253,7 +253,7 @@ def from_file(path: Path) -> Tokenizer:
 def from_vocabulary(vocabulary: Path, merges: Path) -> Tokenizer:
     """Returns the tokenizer of GPT-2's two files: tokens with their ids, and merged pairs.
 
-    A token that holds characters without a byte, such as <|endoftext|>, is an added one.
+    A token that no pair makes, such as <|endoftext|>, is an added one.
     """
     content = files.read(vocabulary, LIMIT, follow=True)
     try:
@@ -270,7 +270,7 @@ def from_vocabulary(vocabulary: Path, merges: Path) -> Tokenizer:
     added = [
         {"id": i, "content": token, "special": True} | flags
         for token, i in vocab.items()
-        if token not in merged
+        if token not in merged and token.isascii()  # others stand for bytes in another way
     ]
     parts = {
         "added_tokens": added,
@@ -479,6 +479,11 @@ def check_added(added: Any, vocab: Mapping[str, int]) -> None:
             raise UserError(f"added_tokens: a content needs 1 to {LONGEST:,} characters")
         if not all(isinstance(token[flag], bool) for flag in flags):
             raise UserError(f"added_tokens: {content!r} needs true or false for {', '.join(flags)}")
+        if content in vocab and not content.isascii():
+            raise UserError(
+                f"added_tokens: {content!r} is a token of vocab, where its characters stand for bytes; "
+                "needs another content"
+            )
         if taken.setdefault(token["id"], content) != content:
             raise UserError(
                 f"added_tokens: {content!r} has the id {token['id']}, which is that of "
