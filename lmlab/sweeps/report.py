@@ -116,7 +116,7 @@ def columns(board: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
         for key in keys:
             texts[key] = plain(row[key])
         for name in means:
-            texts[NUMBERS[name].label or name] = decimal(row[name])
+            texts[heading(name, loss)] = decimal(row[name])
         texts["parameters"] = whole(row.get("n_params"))
         texts["not finished"] = row["not_finished"]
         texts["seconds"] = decimal(row.get("train_seconds"), 1)
@@ -125,6 +125,14 @@ def columns(board: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     if board["not_finished"].any():
         return board_of_texts
     return board_of_texts.drop(columns="not finished")
+
+
+def heading(name: str, loss: str) -> str:
+    """Returns the heading of a column; `loss` ranks the runs, by bytes if their tokens differ."""
+    text = NUMBERS[name].label or name
+    if loss == tables.BITS and name in ("best/val/loss", "test/loss"):
+        return f"{text} per token"
+    return text
 
 
 def place(loss: float, n: int) -> str:
