@@ -128,6 +128,14 @@ def suggestion(word: str, words: Iterable[str]) -> str:
     return nearest(word, words)
 
 
+class NotTaken(UserError):
+    """The choice of a group does not take a key."""
+
+    def __init__(self, group: str, why: str) -> None:
+        super().__init__(why)
+        self.group = group
+
+
 def check_key(key: str, value: Any, choices: dict[str, str]) -> None:
     """Raises UserError if neither the run nor any of the choices has the key `key`."""
     known = {*CHOICES, *keys_of(RunConfig), *keys_of(SweepConfig), *companion_keys()}
@@ -140,9 +148,10 @@ def check_key(key: str, value: Any, choices: dict[str, str]) -> None:
                 takers.append(choice)
         if takers and choices[group] not in takers:
             taken = ", ".join(keys_of(config_class(group, choices[group]))) or "no keys"
-            raise UserError(
+            raise NotTaken(
+                group,
                 f"{key}={value}: {group}={choices[group]} doesn't take {key}, it takes {taken}; "
-                f"{key} is a key of {group}={'|'.join(takers)}"
+                f"{key} is a key of {group}={'|'.join(takers)}",
             )
     if not key:
         raise UserError(f"={value}: needs a key before the equals sign")

@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lmlab.catalogue import ONCE
-from lmlab.config.check import Config, build, check_key, check_value, from_flat
+from lmlab.config.check import Config, NotTaken, build, check_key, check_value, from_flat
 from lmlab.config.conf_files import ADDED, CONF, names_in
 from lmlab.config.keys import (
     CHOICES,
@@ -42,6 +42,10 @@ from lmlab.registry import remembered
 from lmlab.terminal import after_a_second, tell
 
 OF_DECAY = {"min_lr", "decay_steps"}  # keys of a learning rate that falls
+EACH_ITS_OWN = (
+    "a sweep of both is a file with a line for each, as conf/sweep/vocabulary.yaml is for "
+    "sweep=vocabulary"
+)
 SEARCH_LIMIT = 4096  # of combinations, up to which each that a search may begin with is checked
 
 
@@ -132,6 +136,7 @@ def all_runs(overrides: list[Override], searching: bool) -> list[tuple[Config, l
     the experiment's file. Raises UserError.
     """
     limit = SEARCH_LIMIT if searching else None
+    swept = {o.key_or_group for o in overrides if o.is_sweep_override()}
     values = []
     for override in overrides:
         if not override.is_sweep_override():
@@ -147,7 +152,12 @@ def all_runs(overrides: list[Override], searching: bool) -> list[tuple[Config, l
         n = min(n, limit)
     with after_a_second(lambda: tell(f"checking {n} cells …")):
         for cell in combinations(values, limit):
-            config, notice = resolved(cell)
+            try:
+                config, notice = resolved(cell)
+            except NotTaken as error:
+                if searching or error.group not in swept:
+                    raise
+                raise UserError(f"{error}; {EACH_ITS_OWN}") from None
             runs.append((config, [text for text in cell if not is_hydras(parse(text))]))
             notices[notice] = None
     for notice in notices:
