@@ -150,6 +150,20 @@ def test_it_is_sampled_evaluated_explained_and_tuned(gpt2, here, train, capsys):
     refused(capsys, lambda: called("evaluate", f"run={gpt2}"), ["no text", str(gpt2)])
 
 
+@pytest.mark.parametrize("key", ["runs", "resume", "replay"])
+def test_where_a_run_is_needed_a_line_says_what_to_do_with_such_a_folder(gpt2, capsys, key):
+    def ask():
+        if key == "runs":
+            called("plot", f"runs={gpt2}")
+        else:
+            cli.main([f"{key}={gpt2}"])
+
+    before = sorted(path.name for path in gpt2.iterdir())
+    line = f"error: {key}={gpt2}: is a model of Hugging Face's, not a run; init_from={gpt2} begins"
+    refused(capsys, ask, [line])
+    assert sorted(path.name for path in gpt2.iterdir()) == before
+
+
 def test_a_model_that_transformers_lacks_is_written_as_it_is(here, train, capsys):
     for model, needed in (
         ("bigram", "no model of this kind"),

@@ -25,6 +25,7 @@ from lmlab.errors import UserError
 from lmlab.inference.generate import Sample
 from lmlab.inference.loss import log_probs, loss_metrics
 from lmlab.models.base import build_model
+from lmlab.terminal import Interrupted
 from tests.conftest import config, metrics, refused, script
 from tests.test_callbacks import assert_same, resumed
 
@@ -218,12 +219,28 @@ def test_a_run_needs_nothing_but_its_folder(here, train, pairs, capsys):
     train(f"{SHORT} init_from={run} max_steps=1")
 
 
-def test_a_sweep_over_tokenizers_is_ranked_by_bits_per_byte(train, capsys):
+def test_a_sweep_over_tokenizers_is_ranked_by_bits_per_byte(here, train, capsys):
     line = f"-m {SHORT} tokenizer=bpe vocab_size=256,258 max_steps=2 seed=0,1 name=s"
     assert len(train(line)) == 4
     page = capsys.readouterr().out
     assert "val/bits_per_byte at the end" in page and "vocab_size" in page
     assert train(line) == []
+    board = (here / "outputs/sweeps/s/leaderboard.md").read_text().split("\n")[0]
+    assert "| val/bits_per_byte |" in board and "| best val/loss per token |" in board
+    train(f"-m {SHORT} tokenizer=byte max_steps=2 seed=0,1 name=t")
+    board = (here / "outputs/sweeps/t/leaderboard.md").read_text().split("\n")[0]
+    assert "| best val/loss |" in board
+
+
+@pytest.mark.parametrize("is_swept", [False, True])
+def test_a_key_of_another_tokenizer_is_pointed_to_its_own(here, capsys, is_swept):
+    line = f"{SHORT} tokenizer=char vocab_size=500"
+    words = ["vocab_size=500: tokenizer=char", "vocab_size is a key of tokenizer=bpe"]
+    if is_swept:
+        line = f"-m {line.replace('=char', '=char,bpe')}"
+        words.append("sweep=vocabulary")
+    refused(capsys, lambda: cli.main(line.split()), words)
+    assert not (here / "outputs").exists()
 
 
 def test_a_search_over_tokenizers_looks_for_bits_per_byte(train, capsys):
@@ -420,8 +437,18 @@ def test_a_pattern_without_end_is_one_line(here, pairs, capfd):
     }
     (here / "t.json").write_text(json.dumps(values))
     tokenizer = subwords.FileTokenizer.train(None, TokenizerFileConfig("t.json"))
-    with pytest.raises(UserError, match=r"tokenizer_path=t\.json: cannot read the text"):
+    with pytest.raises(UserError, match=r"tokenizer_path=t\.json: cannot encode the text .*; needs a pattern"):
         list(tokenizer.encode_pieces(["a" * 40 + "!"]))
+
+
+def test_a_signal_that_comes_while_a_text_is_encoded_is_no_fault_of_it(pairs, monkeypatch):
+    class Stopping:
+        def encode_batch_fast(self, *_, **__):
+            raise Interrupted
+
+    monkeypatch.setattr(pairs, "library", Stopping())
+    with pytest.raises(Interrupted):
+        pairs.encode("a text")
 
 
 def test_a_long_word_is_learned_from_in_parts():

@@ -18,6 +18,7 @@ from lmlab.config.keys import (
 )
 from lmlab.config.overrides import check_step_keys, is_signed, parse, quoted, typed_value
 from lmlab.errors import UserError
+from lmlab.runs import hugging_face
 from lmlab.runs.folder import newest, read_config, read_metrics
 
 Overrides = dict[str, Override]  # by key
@@ -136,6 +137,8 @@ def run_folder(verb: str, value: Any) -> Path:
     path = Path(typed)
     if typed and (path / "config.yaml").exists():
         return path
+    if typed and hugging_face.is_foreign(path):
+        raise hugging_face.no_run(verb, path)
     below = [str(config.parent) for config in path.rglob("config.yaml")]
     example = max(below, default="outputs/<name>/<time>")
     raise UserError(f"{verb}={typed}: is not the folder of a run, such as {example}")

@@ -19,6 +19,7 @@ from lmlab.commands.options import parse_script
 from lmlab.commands.picture import check_picture, new_figure, save_picture
 from lmlab.config.keys import token_keys
 from lmlab.errors import UserError
+from lmlab.runs import hugging_face
 from lmlab.runs.folder import newest, read_history, read_metrics
 from lmlab.sweeps.labels import common_parts, without
 
@@ -89,6 +90,8 @@ def runs_of(folder: Path) -> list[Path]:
 
     Raises UserError if there is none.
     """
+    if hugging_face.is_foreign(folder):
+        raise hugging_face.no_run("runs", folder)
     if not (folder / ".sweep").is_dir():
         return [newest(folder, "runs")]
     cells = sorted(history.parent for history in folder.glob("*/history.jsonl"))

@@ -125,6 +125,14 @@ def why_no_weights(file: Path) -> str:
     return f"is missing; {writes}"
 
 
+def no_run(key: str, path: Path) -> UserError:
+    """Returns the error that says what to do with a folder where `key` needs a run."""
+    return UserError(
+        f"{key}={path}: is a model of Hugging Face's, not a run; init_from={path} begins a run with "
+        "its weights"
+    )
+
+
 def lacking(path: Path) -> UserError:
     """Returns the error that says what a folder lacks: it has no numbers and no text."""
     return UserError(
