@@ -90,6 +90,12 @@ def test_without_the_table_the_numbers_are_the_same_to_the_bit(text, order, rows
     assert model.log_probs_of(idx, targets).equal(table.gather(2, targets[..., None])[..., 0])
 
 
+def test_evaluation_needs_no_number_for_each_token_of_the_vocabulary():
+    model = counted([0, 1, 2, 3] * 9, 3, vocab_size=2**40)
+    found = loss.log_probs(model, np.array([0, 1, 2, 3] * 3, np.uint8), 3)
+    assert found.shape == (11,) and found[3:].exp().min() > 0.5
+
+
 @pytest.mark.parametrize("at_once", [1, 7, 4096])
 def test_evaluation_gives_it_its_full_context(monkeypatch, at_once):
     monkeypatch.setattr(loss, "TOKENS_AT_ONCE", at_once)

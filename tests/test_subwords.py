@@ -93,6 +93,18 @@ def test_the_tokens_are_learned_from_the_training_part_alone(tales, some_config)
     assert again.to_json() == learned.to_json()
 
 
+def test_other_code_learns_and_encodes_anew(monkeypatch):
+    """What a version of the lab has put into the cache is no answer of another one's."""
+    line = "data=sentence val_fraction=0.3 tokenizer=bpe vocab_size=258"
+    before = splits(line).train.filename
+    assert splits(line).train.filename == before
+    monkeypatch.setattr("lmlab.own_code.sha256_of", lambda *_: "other code")
+    made = []
+    learned = subwords.learned
+    monkeypatch.setattr(subwords, "learned", lambda *_: made.append(learned(*_)) or made[-1])
+    assert splits(line).train.filename != before and len(made) == 1
+
+
 @given(text=TEXTS | WORDY)
 def test_a_text_grows_token_by_token_also_inside_a_character(pairs, text):
     for tokenizer in (pairs, subwords.ByteTokenizer()):
@@ -437,7 +449,9 @@ def test_a_pattern_without_end_is_one_line(here, pairs, capfd):
     }
     (here / "t.json").write_text(json.dumps(values))
     tokenizer = subwords.FileTokenizer.train(None, TokenizerFileConfig("t.json"))
-    with pytest.raises(UserError, match=r"tokenizer_path=t\.json: cannot encode the text .*; needs a pattern"):
+    with pytest.raises(
+        UserError, match=r"tokenizer_path=t\.json: cannot encode the text .*; needs a pattern"
+    ):
         list(tokenizer.encode_pieces(["a" * 40 + "!"]))
 
 
