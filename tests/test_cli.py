@@ -158,7 +158,18 @@ WRONG = {
     "-m hydra.launcher.n_job=2 seed=0,1": ["hydra.launcher.n_job"],
     "-m +hydra.launcher.n_job=2 seed=0,1": ["hydra.launcher.n_job=2", "did you mean n_jobs?"],
     "-m hydra.launcher.time_limit=soon seed=0,1": ["hydra.launcher.time_limit=soon", "(0, inf)"],
-    "-m hydra/launcher=lokal seed=0,1": ["lokal", "local"],
+    "-m hydra/launcher=lokal seed=0,1": [
+        "hydra/launcher=lokal: there is no launcher 'lokal' (did you mean local?); installed are",
+        "basic, local, slurm",
+    ],
+    "-m hydra/launcher= seed=0,1": [
+        "hydra/launcher=: there is no launcher ''; installed are basic"
+    ],
+    "-m hydra/sweeper=serch seed=0,1": [
+        "hydra/sweeper=serch: there is no sweeper 'serch' (did you mean search?); installed are",
+    ],
+    "-m hydra/sweeper=list seed=0,1": ["hydra/sweeper=list: has no effect here; sweep=…"],
+    "-m hydra/job_logging=foo seed=0,1": ["hydra/job_logging=foo: has no effect here; of Hydra's"],
     "-m hydra/sweeper=search seed=0,1": ["seed=0,1", "luckiest"],
     "-m hydra/sweeper=search model=gpt_nano": ["hydra/sweeper=search", "several values"],
     "-m hydra/sweeper=search lr='interval(0,1)'": [

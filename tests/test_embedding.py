@@ -14,7 +14,7 @@ from lmlab.commands import train as cli
 from lmlab.commands.door import run_command
 from lmlab.errors import UserError, reason_of, without_secrets
 from lmlab.sweeps import load_runs
-from tests.conftest import metrics, refused, script, weights
+from tests.conftest import config, metrics, refused, script, weights
 
 LINE = (
     "model=bigram data=sentence val_fraction=0.2 block_size=8 batch_size=2 device=cpu "
@@ -98,7 +98,12 @@ def test_a_password_in_an_argument_is_shown_nowhere_and_kept_nowhere(here, capsy
     line = LINE.replace("data=sentence", "data=file path=x://me:secret@y/a.txt")
     cli.main(["--cfg", "job", *line.split()])
     assert "path: x://me:***@y/a.txt" in capsys.readouterr().out
-    assert "path=x://me:***@y/a.txt" in metrics(cli.main(line.split()))["command"]
+    run = cli.main(line.split())
+    assert "path=x://me:***@y/a.txt" in metrics(run)["command"]
+    # A path is no secret (docs/trust.md): the text is found by it.
+    assert config(run)["path"] == metrics(run)["config/path"] == "x://me:secret@y/a.txt"
+    cli.main([f"resume={run}", "max_steps=4"])
+    assert metrics(run)["step"] == 4
 
 
 def test_names_that_are_not_utf_8_are_as_good_as_others(here, monkeypatch):

@@ -14,7 +14,7 @@ from lmlab.commands import train as cli
 from lmlab.inference import loss
 from lmlab.models.ngram import NGram
 from lmlab.runs import checkpoints
-from tests.conftest import history, metrics
+from tests.conftest import config, history, metrics, refused
 
 V = 5
 TEXTS = st.lists(st.integers(0, V - 1), min_size=2, max_size=120)
@@ -161,7 +161,8 @@ def test_a_text_without_a_training_part_is_refused(here, capsys):
 
 
 @pytest.mark.parametrize(
-    "typed", ["max_steps=10", "device=cpu", "lr=1", "optimizer=sgd", "eval_interval=5"]
+    "typed",
+    ["max_steps=10", "lr=1", "optimizer=sgd", "eval_interval=5", "device=cuda", "device=mps"],
 )
 def test_keys_of_steps_are_refused(here, capsys, typed):
     with pytest.raises(SystemExit) as stopped:
@@ -171,6 +172,26 @@ def test_keys_of_steps_are_refused(here, capsys, typed):
         stopped.value.code == 2 and said.startswith(f"error: {typed}: ") and "by counting" in said
     )
     assert not list(here.iterdir())
+
+
+def test_the_device_that_counts_may_be_named_and_no_other(train, capsys):
+    """It is true of every n-gram, so it is accepted wherever it is typed, and noted."""
+    line = "model=ngram order=2 data=sentence name=n "
+    run = train(line + "device=cpu")
+    assert config(run)["device"] == "cpu"
+    cli.main([f"resume={run}", "device=cpu"])
+    cli.main([*line.split(), "device=auto", "fast_dev_run=true"])
+    words = ["device=cuda: ", "which the CPU does; allowed are auto, cpu"]
+    refused(capsys, lambda: cli.main([f"resume={run}", "device=cuda"]), words)
+    refused(capsys, lambda: cli.main(["-m", *line.split(), "seed=0,1", "device=cuda"]), words)
+
+
+def test_a_named_device_leaves_the_cells_of_ngrams_as_they_are(train):
+    line = "-m model=ngram order=2,3 data=sentence hydra/launcher=basic "
+    alone, named = (
+        [run.name for run in train(line + more)] for more in ("name=a", "name=b device=cpu")
+    )
+    assert alone == named
 
 
 def test_a_sweep_of_orders_and_its_plan(train, capsys):

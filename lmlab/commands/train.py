@@ -35,6 +35,7 @@ from lmlab.config import conf_files
 from lmlab.config.check import ELSEWHERE
 from lmlab.config.conf_files import CONF
 from lmlab.config.overrides import (
+    LISTED,
     Asked,
     checked,
     is_hydras,
@@ -364,7 +365,7 @@ class Task:
         if job.mode == RunMode.MULTIRUN:
             return self.run_cell(overrides)
         with letting_out(), one_line_errors():
-            config, _ = resolved(overrides)
+            config, _ = resolved(overrides, in_sweep=False)
             with importing():
                 from lmlab import machine
                 from lmlab.training import experiment, preparation
@@ -420,10 +421,10 @@ def run_sweep(asked: Asked, sweep: Sweep, flags: list[str], overrides: list[str]
     else:
         survey.announce()
     name = f"name='{asked.name}'"
-    if asked.sweeper == "list":
+    if asked.sweeper == LISTED:
         task.listed = [[*without_name(own), name] for _, own in asked.runs]
         overrides = [text for text in overrides if is_hydras(parse(text))]
-        overrides.append("hydra/sweeper=list")
+        overrides.append(f"hydra/sweeper={LISTED}")
     overrides = [*without_name(overrides), name, f"hydra.sweep.dir='{hydras_own}'"]
     with stack, one_line_errors():
         with importing():  # while the server of processes imports
@@ -472,7 +473,7 @@ def start_survey(asked: Asked, sweep: Sweep) -> Any:
     from lmlab.sweeps.survey import Survey
 
     target = {"_target_": "hydra_plugins.lmlab.ListSweeper"}
-    ConfigStore.instance().store("list", target, group="hydra/sweeper", package="hydra.sweeper")
+    ConfigStore.instance().store(LISTED, target, group="hydra/sweeper", package="hydra.sweeper")
     plugins = Plugins.instance()
     for plugin in (LocalLauncher, SearchSweeper, ListSweeper):
         plugins.register(plugin)

@@ -16,7 +16,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -27,6 +27,7 @@ from lmlab.config.keys import (
     CHOICES,
     SETTINGS,
     SweepConfig,
+    bases_of,
     choices_of,
     companion_keys,
     config_class,
@@ -41,6 +42,8 @@ from lmlab.errors import UserError, nearest
 from lmlab.registry import remembered
 from lmlab.terminal import after_a_second, tell
 
+LISTED = "list"  # the sweeper that the lab itself chooses, for sweeps from files
+COUNTING = ("auto", "cpu")  # the devices of models without steps
 OF_DECAY = {"min_lr", "decay_steps"}  # keys of a learning rate that falls
 EACH_ITS_OWN = (
     "a sweep of both is a file with a line for each, as conf/sweep/vocabulary.yaml is for "
@@ -88,7 +91,7 @@ def checked(arguments: list[str], multirun: bool) -> Asked:
                 f"{override.input_line}: has no effect with hydra/launcher={launcher}, which begins a "
                 "trial whenever it can run one"
             )
-    runs = all_runs(overrides, searching=sweeper == "search")
+    runs = all_runs(overrides, searching=sweeper == "search", in_sweep=multirun)
     keys = tuple(o.key_or_group for o in swept)
     name = runs[0][0].run.name
     if swept and not any(o.key_or_group == "name" for o in overrides):
@@ -121,7 +124,7 @@ def joined(parts: list[Asked]) -> Asked:
             varied.add(key)
     first = parts[0]
     runs = list({repr(config.flat()): (config, own) for config, own in runs}.values())
-    return replace(first, runs=runs, swept=tuple(sorted(varied)), sweeper="list")
+    return replace(first, runs=runs, swept=tuple(sorted(varied)), sweeper=LISTED)
 
 
 def typed_lines(overrides: Iterable[Override]) -> tuple[str, ...]:
@@ -129,7 +132,9 @@ def typed_lines(overrides: Iterable[Override]) -> tuple[str, ...]:
     return tuple(str(override.input_line) for override in overrides)
 
 
-def all_runs(overrides: list[Override], searching: bool) -> list[tuple[Config, list[str]]]:
+def all_runs(
+    overrides: list[Override], searching: bool, in_sweep: bool
+) -> list[tuple[Config, list[str]]]:
     """Returns the configuration and the overrides of each run that a command asks for.
 
     Prints a notice once if the user typed a choice, such as model=gpt, that replaces a choice of
@@ -153,7 +158,7 @@ def all_runs(overrides: list[Override], searching: bool) -> list[tuple[Config, l
     with after_a_second(lambda: tell(f"checking {n} cells …")):
         for cell in combinations(values, limit):
             try:
-                config, notice = resolved(cell)
+                config, notice = resolved(cell, in_sweep)
             except NotTaken as error:
                 if searching or error.group not in swept:
                     raise
@@ -190,6 +195,8 @@ def check_hydra(override: Override, searching: bool) -> None:
         )
     if key in ("hydra/launcher", "hydra/sweeper"):
         check_value(key, override.value(), str)
+    if key == "hydra/sweeper" and override.value() == LISTED:
+        raise UserError(f"{override.input_line}: has no effect here; sweep=… names a file of runs")
     if key in ("hydra.run.dir", "hydra.sweep.dir"):
         raise UserError(f"{override.input_line}: has no effect here; out=… says where runs go")
     used = ("hydra/launcher", "hydra.launcher.", "hydra/sweeper", "hydra.sweeper.")
@@ -242,10 +249,12 @@ def combinations(values: list[list[str]], limit: int | None) -> Iterable[Sequenc
     return itertools.product(*values)
 
 
-def resolved(cell: Sequence[str]) -> tuple[Config, str]:
+def resolved(cell: Sequence[str], in_sweep: bool = True) -> tuple[Config, str]:
     """Returns the checked configuration of one run's overrides, and a notice (or "").
 
-    Keys of training by steps have no effect on a model without steps. Raises UserError.
+    Keys of training by steps have no effect on a model without steps, but that the folder of a
+    single run notes device=cpu. (In sweeps the names of cells were made without it.) Raises
+    UserError.
     """
     typed = [o for o in map(parse, cell) if not is_hydras(o)]
     values, choices, _ = compose(typed_lines(chosen(typed)))
@@ -258,7 +267,10 @@ def resolved(cell: Sequence[str]) -> tuple[Config, str]:
                 f"{override.input_line}: keys cannot be added or removed; write "
                 f"{override.key_or_group}=…"
             )
-    typed = [o for o in typed if o.key_or_group not in idle_keys(choices)]
+    idle = idle_keys(choices)
+    if not in_sweep:
+        idle = idle - {"device"}
+    typed = [o for o in typed if o.key_or_group not in idle]
     values, choices, _ = compose(typed_lines(chosen(typed)))
     given = {o.key_or_group: o.value() for o in typed if o.key_or_group not in CHOICES}
     config, notice = read(values | given, {group: choices[group] for group in CHOICES})
@@ -274,12 +286,28 @@ def check_step_keys(typed: list[Override], choices: dict[str, str]) -> None:
     """Raises UserError if a key of training by steps is given for a model without steps."""
     model = choices["model"]
     for override in typed:
-        if override.key_or_group in idle_keys(choices):
+        if override.key_or_group == "device" and idle_keys(choices):
+            check_counting_device(override, model)
+        elif override.key_or_group in idle_keys(choices):
             keys = ", ".join(keys_of(config_class("model", model)))
             raise UserError(
                 f"{override.input_line}: model={model} is trained by counting, without steps; its "
                 f"keys are {keys} and data, name, seed"
             )
+
+
+def check_counting_device(override: Override, model: str) -> None:
+    """Raises UserError for a device on which nothing is counted.
+
+    Some people type device=cpu with every command, and for a model without steps it is true.
+    """
+    bases = bases_of("device")
+    fitting = [name for name, base in bases.items() if base in COUNTING]
+    if override.value() not in fitting:
+        raise UserError(
+            f"{override.input_line}: model={model} is trained by counting, which the CPU does; "
+            f"allowed are {', '.join(fitting)}"
+        )
 
 
 def chosen(overrides: list[Override]) -> list[Override]:
@@ -443,17 +471,33 @@ def compose(overrides: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str],
                 primary(), [*overrides, *search_path()], return_hydra_config=True
             )
             values: Any = OmegaConf.to_container(composed)
+    except MissingConfigException as error:
+        raise UserError(missing_choice(error, overrides)) from None
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         # Hydra goes on to recommend +key=…, which the lab refuses.
         reason = re.split("Config search path|To append to your config", str(error))[0]
         hint = ""
-        if "submitit" in reason:
-            hint = "; it comes with: pip install hydra-submitit-launcher"
         if "Could not override 'hydra." in reason:
             hint = "; there is no such key, --help lists those of local and search"
         raise UserError(reason.rstrip(". \n") + hint) from None
     settings = values.pop("hydra")
     return values, settings["runtime"]["choices"], settings
+
+
+def missing_choice(error: MissingConfigException, overrides: tuple[str, ...]) -> str:
+    """Returns in one line that a launcher or sweeper of Hydra is not installed, and which are."""
+    found = re.fullmatch(r"hydra/(launcher|sweeper)/(.*)", str(error.missing_cfg_file))
+    if not found:
+        return " ".join(str(error).split())
+    kind, missing = found.groups()
+    typed = next((text for text in overrides if key_of(text) == f"hydra/{kind}"), missing)
+    installed = sorted({*(error.options or ())} - {LISTED})
+    hint = nearest(missing, installed)
+    if missing.startswith("submitit"):
+        hint = "; it comes with: pip install hydra-submitit-launcher"
+    if installed:
+        hint += f"; installed are {', '.join(installed)}"
+    return f"{typed}: there is no {kind} {missing!r}{hint}"
 
 
 def search_path() -> list[str]:
