@@ -122,6 +122,7 @@ runs:
 - model=bigram lr=0.1,0.2
 - model=gpt_nano 'name=n'
 """
+WHOLE = SWEEP.replace(" 'name=n'", "")  # without the argument that no line of several may have
 
 
 @pytest.fixture
@@ -193,7 +194,22 @@ def test_a_search_can_stand_in_a_file_of_one_line(sweep_file, train):
         ),
         ("-m sweep=two", SWEEP, ["two.yaml: line 5", "name=n", "all lines"]),
         ("-m sweep=two", "runs:\n- plugin=a.py\n", ["line 2: plugin=a.py", "command line"]),
-        ("-m sweep=two", "all: -m\nruns: [seed=0]\n", ["two.yaml: -m", "command line"]),
+        (
+            "-m sweep=two",
+            "all: -m\nruns: [seed=0]\n",
+            ["two.yaml: line 1: all: -m", "command line"],
+        ),
+        # a fault is where its key is: in all, in a line, or in what was typed
+        ("-m sweep=two", WHOLE.replace("all:", "all: modl=gpt"), ["line 2: all: modl=gpt: there"]),
+        ("-m sweep=two", WHOLE.replace("_steps=4", "_steps=0"), ["line 2: all: max_steps=0: "]),
+        ("-m sweep=two", "all: bigram\nruns: [seed=0]\n", ["line 1: all: bigram: needs the form"]),
+        ("-m sweep=two", "all: seed=glob(*)\nruns:\n- lr=1\n", ["line 1: all: seed=glob(*): "]),
+        ("-m sweep=two", "all: lr=1\nruns:\n- lr=0\n", ["two.yaml: line 3: lr=0: "]),
+        ("-m sweep=two", "all: +lr=1\nruns:\n- seed=0\n", ["two.yaml: line 1: all: +lr=1: "]),
+        ("-m sweep=two", "all: n_layer=2\nruns:\n- model=mlp\n", ["line 1: all: n_layer=2: "]),
+        ("-m sweep=two", "all: seed=0 seed=1\nruns:\n- lr=1\n", ["line 1: all: seed=0: seed"]),
+        ("-m sweep=two lr=fast", "runs:\n- seed=0\n", ["error: lr=fast: needs a number"]),
+        ("-m sweep=two max_steps=0", WHOLE, ["error: max_steps=0: "]),
         (
             "-m sweep=two",
             SWEEP.replace("name=n", "hydra/launcher=basic"),

@@ -152,7 +152,7 @@ def obey(args: Namespace, argv: list[str], given: list[str]) -> Outcome:
         inherited_keys: set[str] = set()
         typed_texts: set[str] = set()
         for line in lines:
-            with errors_at(line.place):
+            with errors_at(line):
                 arguments, added = inherited(line.arguments)
                 overrides = [*arguments, *added]
                 parts.append(checked(overrides, args.multirun))
@@ -198,19 +198,20 @@ def lines_of(typed: list[str], multirun: bool) -> list[Line]:
     usual = f"name={typed_value('name', re.sub(NO_NAME, '-', name))}"
     lines = []
     for line in read_lines(name):
-        with errors_at(line.place):
+        with errors_at(line):
             arguments = [without_glob(literal(text)) for text in line.arguments]
         by_key = {key_of(text): text for text in (usual, *arguments)} | last
-        lines.append(Line([*by_key.values()], line.place))
+        lines.append(Line([*by_key.values()], line.place, line.elsewhere | dict.fromkeys(last, "")))
     return lines
 
 
 @contextmanager
-def errors_at(place: str) -> Iterator[None]:
+def errors_at(line: Line) -> Iterator[None]:
     """A context in which a UserError begins with the file and line that are at fault, if any."""
     try:
         yield
     except UserError as error:
+        place = line.place_of(str(error))
         if not place:
             raise
         raise UserError(f"{place}: {error}") from None

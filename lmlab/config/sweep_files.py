@@ -10,8 +10,9 @@ Such a file holds arguments as they would be typed:
 Each line of `runs` is a sweep with the arguments of `all`; the cells of all of them are one sweep.
 """
 
+import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import yaml
 
@@ -26,10 +27,21 @@ FORM = 'needs "all:" with arguments, and "runs:" with a list of lines of argumen
 
 @dataclass(frozen=True)
 class Line:
-    """One line of arguments, as a list, and the file and line where it is."""
+    """One line of arguments, as a list, and the file and line where it is.
+
+    `elsewhere` holds the places of the keys that come from somewhere else: from `all`, or, with "" as
+    the place, from the command line.
+    """
 
     arguments: list[str]
     place: str
+    elsewhere: dict[str, str] = field(default_factory=dict)
+
+    def place_of(self, fault: str) -> str:
+        """Returns the place of what a text is about, which begins with a key, or "" if it is typed."""
+        key = re.match(r"[+~]*([\w./]*)", fault)
+        assert key  # it may match nothing
+        return self.elsewhere.get(key[1], self.place)
 
 
 def read_lines(name: str) -> list[Line]:
@@ -45,7 +57,7 @@ def read_lines(name: str) -> list[Line]:
         node = yaml.compose(decoded(path_of("sweep", name), shown), Loader=yaml.SafeLoader)
     if not isinstance(node, yaml.MappingNode):
         raise UserError(f"{shown}: {FORM}")
-    everywhere: list[str] = []
+    everywhere = Line([], "")
     lines = []
     seen = set()
     for key, value in node.value:
@@ -54,7 +66,7 @@ def read_lines(name: str) -> list[Line]:
             raise UserError(f"{place}: is there twice")
         seen.add(key.value)
         if key.value == "all" and isinstance(value, yaml.ScalarNode):
-            everywhere = words_of(value, shown)
+            everywhere = Line(words_of(value, shown), place)
         elif key.value == "runs" and isinstance(value, yaml.SequenceNode):
             lines = [line_at(entry, shown) for entry in value.value]
         else:
@@ -62,17 +74,24 @@ def read_lines(name: str) -> list[Line]:
     if not lines:
         raise UserError(f"{shown}: {FORM}")
     for line in lines:
-        check_arguments(line.arguments, line.place)
+        check_arguments(line)
         if len(lines) > 1:
             check_own(line)
-    check_arguments(everywhere, shown)
-    return [Line([*everywhere, *line.arguments], line.place) for line in lines]
+    check_arguments(everywhere)
+    together = []
+    for line in lines:
+        own = {key_of(argument) for argument in line.arguments}
+        shared = {key_of(argument) for argument in everywhere.arguments} - own
+        places = {key.lstrip("+~"): everywhere.place for key in shared}
+        together.append(Line([*everywhere.arguments, *line.arguments], line.place, places))
+    return together
 
 
-def check_arguments(arguments: list[str], place: str) -> None:
+def check_arguments(line: Line) -> None:
     """Raises UserError for a flag, for keys that a person types, and for a key that is there twice."""
-    keys = [key_of(argument) for argument in arguments]
-    for argument in arguments:
+    place = line.place
+    keys = [key_of(argument) for argument in line.arguments]
+    for argument in line.arguments:
         if keys.count(key_of(argument)) > 1:
             raise UserError(f"{place}: {argument}: {key_of(argument)} is there twice")
         if argument.startswith("-") or key_of(argument) in ("sweep", "plugin", "resume", "replay"):
