@@ -32,6 +32,8 @@ def main() -> None:
 def obey(argv: list[str]) -> None:
     """Calls what the first argument names, with the other arguments. Raises UserError."""
     verb, arguments = (argv or ["--help"])[0], argv[1:]
+    if verb in ("-h", "--help", "--version") and arguments:
+        raise UserError(f"lmlab {verb} {arguments[0]}: allowed is lmlab {verb} alone")
     if verb in ("-h", "--help"):
         print(help_page())
     elif verb == "--version":

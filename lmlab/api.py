@@ -31,7 +31,7 @@ from lmlab.config.overrides import typed_value
 from lmlab.errors import UserError, as_exceptions
 from lmlab.notebook import hidden
 from lmlab.register import unlisted
-from lmlab.registry import restore_variables
+from lmlab.registry import variables_kept
 from lmlab.runs.folder import newest, read_config, read_history, read_metrics
 from lmlab.runs.typed import command
 
@@ -174,12 +174,8 @@ def settings_kept() -> Iterator[None]:
 
     The first import of torch changes both.
     """
-    variables = dict(os.environ)
-    with warnings.catch_warnings():
-        try:
-            yield
-        finally:
-            restore_variables(variables)
+    with warnings.catch_warnings(), variables_kept():
+        yield
 
 
 def as_arguments(keys: dict[str, Any]) -> list[str]:

@@ -67,6 +67,16 @@ def restore_variables(before: dict[str, str]) -> None:
     os.environ.update(before)
 
 
+@contextmanager
+def variables_kept() -> Iterator[None]:
+    """A context after which the environment's variables are as before, and so for who called."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        restore_variables(before)
+
+
 def load(builder: str | Callable[..., Any]) -> Any:
     """Returns the class or function that a row of the catalogue names as "module:name".
 

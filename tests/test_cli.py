@@ -198,6 +198,19 @@ WRONG = {
     "-m seed=0,1 device=cuda": ["device=cuda", "auto, cpu"],
     "-m init_from=nowhere seed=0,1": ["init_from=nowhere", "no trained run"],
     "--no-such-flag": ["--no-such-flag"],
+    # beside a flag that shows a page, and cannot show more for it
+    "--help foo": ["--help foo: it shows all keys; allowed beside it are plugin=…"],
+    "model=gpt --help": ["--help model=gpt: it shows all keys"],
+    "--help -m": ["--help -m: "],
+    "-h --cfg job": ["--help --cfg: "],
+    "--help --version": ["--help --version: "],
+    "--version foo": ["--version foo: allowed is --version alone"],
+    "--version -m": ["--version -m: allowed is --version alone"],
+    "--version plugin=a.py": ["--version plugin=a.py: allowed is --version alone"],
+    "--hydra-help foo": ["--hydra-help foo: allowed is --hydra-help alone"],
+    "--cfg job foo": ["foo: needs the form key=value"],
+    "--info all foo": ["foo: needs the form key=value"],
+    "-sc install=bash foo": ["-sc install=bash foo: allowed is -sc install=bash"],
 }
 
 

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from lmlab import plugins
+from lmlab.commands import compare, evaluate, explain, plot, sample
 from lmlab.commands import train as cli
 from lmlab.commands.door import run_command
 from lmlab.errors import UserError, reason_of, without_secrets
@@ -32,6 +34,24 @@ def test_a_caller_finds_its_settings_as_they_were_and_gets_the_folder(here):
     assert cli.main([f"resume={path}", "max_steps=5"]) == path
     sweep = cli.main(("-m hydra/launcher=basic seed=0 name=b " + LINE).split())
     assert (sweep / "leaderboard.csv").exists()
+
+
+def test_no_command_leaves_a_variable_of_the_environment(here):
+    """Torch, Lightning, plug-ins and the server of processes set some."""
+    (here / "own.py").write_text(
+        "import os, lmlab\nos.environ['OWN'] = '1'\nlmlab.register.schedule('own')(abs)"
+    )
+    before = dict(os.environ)
+    run = cli.main(f"{LINE} threads=1 name=a plugin=own.py".split())
+    assert dict(os.environ) == before
+    cli.main(["-m", *LINE.split(), "seed=0,1", "dry_run=true", "hydra/launcher=local"])
+    assert dict(os.environ) == before
+    for command in (sample, evaluate, explain, plot, compare):
+        name = {plot: "runs=", compare: ""}.get(command, "run=")
+        own = [] if command is plot else ["plugin=own.py"]
+        plugins.IMPORTED.clear()
+        command.main([f"{name}{run}", *own])
+        assert dict(os.environ) == before
 
 
 def test_a_run_is_the_same_whatever_its_caller_has_set(here):

@@ -8,6 +8,7 @@ import zipfile
 
 import pytest
 
+from lmlab import __version__
 from lmlab.__main__ import VERBS
 from tests.conftest import ROOT, metrics
 
@@ -80,7 +81,8 @@ def test_the_package_trains_sweeps_and_samples_with_a_file_from_anywhere(lmlab, 
         ("", ["lmlab train", "lmlab plot", "--help"]),
         ("train --help", ["lmlab train model=bigram", "n_layer", "lmlab evaluate split=test"]),
         ("sample --help", ["lmlab sample run="]),
-        ("--version", ["0."]),
+        ("--version", [__version__]),
+        ("train --version", [__version__]),
         ("-sc install=bash", ["complete -o default -F _lmlab_completion lmlab"]),
     ],
 )
@@ -96,6 +98,10 @@ def test_the_command_says_what_it_can_do(lmlab, line, words):
         ("trian", ["lmlab trian", "did you mean train?", "sample"]),
         ("-sc install=csh", ["-sc install=csh", "install=bash"]),
         ("compare", ["lmlab compare needs a folder"]),
+        ("--help foo", ["lmlab --help foo: allowed is lmlab --help alone"]),
+        ("--version x", ["lmlab --version x: allowed is lmlab --version alone"]),
+        ("train --help x", ["--help x: it shows all keys"]),
+        ("sample --help x", ["--help x: allowed is --help alone"]),
     ],
 )
 def test_a_wrong_word_gets_one_line(lmlab, line, words):

@@ -205,6 +205,16 @@ def test_help_names_every_argument(run_script, capsys, name):
         assert " | ".join(CATALOGUE["device"]) in page
 
 
+@pytest.mark.parametrize("name", ["sample", "evaluate", "plot", "explain", "export", "compare"])
+@pytest.mark.parametrize("line", ["--help foo", "out=x --help", "foo -h"])
+def test_nothing_is_ignored_beside_help(run_script, capsys, name, line):
+    with pytest.raises(SystemExit) as stop:
+        run_script(name, line)
+    said = capsys.readouterr()
+    assert stop.value.code == 2 and said.out == "" and said.err.count("\n") == 1
+    assert ": allowed is --help alone" in said.err and said.err.startswith("error: --help ")
+
+
 def test_no_script_hides_a_module_of_the_standard_library():
     """The folder of a script that runs is the first place where Python looks for modules."""
     assert not {path.stem for path in (ROOT / "scripts").iterdir()} & sys.stdlib_module_names

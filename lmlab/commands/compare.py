@@ -39,6 +39,8 @@ def main(argv: list[str]) -> None:
     """Prints the leaderboard and writes it. Raises UserError."""
     folders = [argument for argument in argv if is_folder(argument)]
     others = [argument for argument in argv if argument not in folders]
+    if {"-h", "--help"} & set(others):
+        others = argv  # none of them has an effect
     options = parse_script(Options, __doc__, others)
     if not all(folders):
         raise UserError("'': is empty; needs the name of a folder")

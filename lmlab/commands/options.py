@@ -110,6 +110,7 @@ def parse_script(options: type, page: str, argv: list[str]) -> Any:
     --help prints `page` and ends the program. Raises UserError.
     """
     if {"-h", "--help"} & set(argv):
+        check_alone("--help", argv)
         print(as_typed(page.strip()))
         raise SystemExit
     hints = get_type_hints(options, include_extras=True)
@@ -132,6 +133,13 @@ def parse_script(options: type, page: str, argv: list[str]) -> Any:
                 raise UserError(f"{argument}: write a decimal point: {argument.replace(',', '.')}")
         values[key] = value
     return filled(options, values)
+
+
+def check_alone(flag: str, argv: list[str]) -> None:
+    """Raises UserError if there are arguments beside a flag that only shows something."""
+    for argument in argv:
+        if argument not in (flag, "-h"):
+            raise UserError(f"{flag} {argument}: allowed is {flag} alone")
 
 
 def filled(options: type, values: Mapping[str, Any]) -> Any:

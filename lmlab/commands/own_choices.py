@@ -11,7 +11,7 @@ from lmlab.config.conf_files import add_folders, check_added
 from lmlab.config.keys import check_own_keys
 from lmlab.config.overrides import parse
 from lmlab.register import PRESENT
-from lmlab.registry import importing
+from lmlab.registry import importing, variables_kept
 
 Command = Callable[[list[str]], object]
 
@@ -41,14 +41,17 @@ def own_choices(plugin: str | None, config_dir: str | None = None) -> Iterator[N
 
 
 def with_own_choices(main: Command) -> Command:
-    """Lets the plug-ins that a command's arguments name be active while it runs."""
+    """Lets the plug-ins that a command's arguments name be active while it runs.
+
+    A program that calls it finds the environment's variables as they were.
+    """
 
     @wraps(main)
     def wrapped(argv: list[str]) -> object:
         values = [text.removeprefix("plugin=") for text in argv if text.startswith("plugin=")]
         if values[-1:] == ["null"]:
             values = []
-        with own_choices(values[-1] if values else None):
+        with variables_kept(), own_choices(values[-1] if values else None):
             return main(argv)
 
     return wrapped

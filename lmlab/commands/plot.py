@@ -19,6 +19,7 @@ from lmlab.commands.options import parse_script
 from lmlab.commands.picture import check_picture, new_figure, save_picture
 from lmlab.config.keys import token_keys
 from lmlab.errors import UserError
+from lmlab.registry import variables_kept
 from lmlab.runs import hugging_face
 from lmlab.runs.folder import newest, read_history, read_metrics
 from lmlab.sweeps.labels import common_parts, without
@@ -44,6 +45,7 @@ class Options:
     out: PathText = "curves.png"
 
 
+@variables_kept()
 def main(argv: list[str]) -> None:
     """Writes the picture and prints its path. Raises UserError."""
     options = parse_script(Options, __doc__, argv)

@@ -26,7 +26,7 @@ from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from lmlab import files, plugins
+from lmlab import __version__, files, plugins
 from lmlab.commands import dev_run
 from lmlab.commands.continued import inherited, literal, repeated
 from lmlab.commands.options import help_page
@@ -59,7 +59,7 @@ from lmlab.errors import (
     refuse,
     without_secrets,
 )
-from lmlab.registry import importing
+from lmlab.registry import importing, variables_kept
 from lmlab.runs.folder import timestamp
 from lmlab.runs.typed import command, program
 from lmlab.sweeps.cells import Cell, Sweep, call_codes_equal
@@ -104,15 +104,17 @@ def call(argv: list[str]) -> Outcome:
     if not CONF.is_dir():
         refuse(f"{CONF}: is missing; this copy of the lab is not whole, install it again")
     args = flag_parser().parse_intermixed_args(argv)
-    with ONE_BY_ONE, ExitStack() as stack:
+    with ONE_BY_ONE, variables_kept(), ExitStack() as stack:
         with one_line_errors():
+            refuse_beside_pages(args, argv)
             for argument in args.overrides:
                 if argument.startswith("-"):  # after a --
                     refuse_flags(f"unrecognized arguments: {argument}")
             given = [literal(argument) for argument in args.overrides if argument != NO_RECIPE]
             stack.enter_context(own_choices(typed_plugin(given), args.config_dir))
-        if args.help:
-            print(help_page(), flush=True)  # here, where a closed pipe is quiet
+        if args.help or args.version:
+            # here, where a closed pipe is quiet
+            print(help_page() if args.help else __version__, flush=True)
             return Outcome(None)
         if args.shell_completion:
             with one_line_errors():
@@ -222,9 +224,33 @@ def flag_parser() -> ArgumentParser:
     parser: Any = get_args_parser()
     parser.prog = program("train")
     parser.print_usage = lambda file=None: None
+    # In the place of a flag that shows the version of Hydra, whatever follows.
+    parser._optionals.conflict_handler = "resolve"
+    parser.add_argument("--version", action="store_true")
     parser.error = refuse_flags
     result: ArgumentParser = parser
     return result
+
+
+def refuse_beside_pages(args: Namespace, argv: list[str]) -> None:
+    """Raises UserError for arguments beside a flag that shows a page, on which they have no effect.
+
+    A plug-in and a folder of files of a person's own stand on the page of --help.
+    """
+    flags = [name for name in ("help", "version", "hydra_help") if getattr(args, name)]
+    if not flags:
+        return
+    flag = f"--{flags[0].replace('_', '-')}"
+    read: list[str] = []
+    allowed = f"allowed is {flag} alone"
+    if args.help:
+        folder = str(args.config_dir)
+        read = [text for text in args.overrides if text.startswith("plugin=")]
+        read += ["--config-dir", "-cd", folder, f"--config-dir={folder}", f"-cd={folder}"]
+        allowed = "it shows all keys; allowed beside it are plugin=… and --config-dir=…"
+    for argument in argv:
+        if argument not in (flag, "-h", *read):
+            raise UserError(f"{flag} {argument}: {allowed}")
 
 
 def refuse_hydras_files(args: Namespace) -> None:
@@ -241,8 +267,6 @@ def refuse_hydras_files(args: Namespace) -> None:
     if len(shown) > 1:
         first, second = (f"--{flag.replace('_', '-')}" for flag in shown[:2])
         raise UserError(f"{first} {second}: allowed is one of them")
-    if args.hydra_help and args.overrides:
-        raise UserError(f"--hydra-help {args.overrides[0]}: allowed is --hydra-help alone")
     if args.resolve and not args.cfg:
         raise UserError("--resolve: needs --cfg job")
     if args.package:
@@ -273,7 +297,7 @@ def check_completion(args: Namespace) -> None:
     """Raises UserError for words that Hydra's completion does not know."""
     typed = [word for word in args.overrides if not word.startswith("plugin=")]
     asked = [word for word in typed if re.fullmatch(r"(install|uninstall|query)=\w+", word)]
-    if len(asked) != 1:
+    if len(asked) != 1 or asked != typed:
         raise UserError(f"-sc {' '.join(typed)}: allowed is -sc install=bash")
     if asked[0].startswith("query=") and "COMP_LINE" not in os.environ:
         raise UserError(f"-sc {asked[0]}: bash calls it, with its line in COMP_LINE")
