@@ -17,6 +17,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import entry_points
 from importlib.util import find_spec, spec_from_file_location
+from itertools import combinations
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -111,7 +112,8 @@ def sources(typed: str | None) -> list[Source]:
         found.append(replace(module_source(entry.name, entry.module), is_installed=True))
     for name in (typed or "").split(","):
         if name.strip():
-            found.append(source_of(name.strip()))
+            with commas_named(str(typed)):
+                found.append(source_of(name.strip()))
     distinct: dict[str, Source] = {}
     for source in found:
         other = distinct.setdefault(source.module, source)
@@ -120,6 +122,23 @@ def sources(typed: str | None) -> list[Source]:
                 f"plugin={typed}: {other.typed} and {source.typed} have the same name; rename one"
             )
     return list(distinct.values())
+
+
+@contextmanager
+def commas_named(typed: str) -> Iterator[None]:
+    """A context in which a UserError says if there is a file whose name has a comma of `typed`."""
+    try:
+        yield
+    except UserError:
+        names = typed.split(",")
+        for start, end in combinations(range(len(names) + 1), 2):
+            name = ",".join(names[start:end]).strip()
+            if end - start > 1 and files.expanded(name).is_file():
+                raise UserError(
+                    f"plugin={name}: a comma stands between two plug-ins, so the path of one may "
+                    "have none; rename it"
+                ) from None
+        raise
 
 
 def source_of(typed: str) -> Source:

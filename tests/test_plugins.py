@@ -161,12 +161,21 @@ FAULTS = {
         ["C.n: its type", "int, float, bool, str"],
     ),
     "a key of every run": (
-        "class C(lmlab.ModelConfig):\n    lr: float = 1.0\n    seed: int = 1\nlmlab.register.model('m', C)(print)",
-        ["C.seed: there is such a key already, of the run"],
+        "class C(lmlab.ModelConfig):\n    seed: int = 1\nlmlab.register.model('m', C)(print)",
+        ["own.py: line ", "C.seed: there is such a key already, of the run"],
     ),
     "a key of an optimizer": (
-        "class C(lmlab.ModelConfig):\n    momentum: float = 0.5\nlmlab.register.model('m', C)(print)",
-        ["momentum: there is such a key already", "needs another name"],
+        "class C(lmlab.ModelConfig):\n    momentum: float = 0.5\n    lr: float = 1.0\nlmlab.register.model('m', C)(print)",
+        ["own.py: line ", "C.momentum: there is such a key already, of the optimizer; it needs"],
+    ),
+    "a key of a model": (
+        "class C(lmlab.OptimizerConfig):\n    lr: float = 1.0\n    n_layer: int = 1\n"
+        "lmlab.register.optimizer('o', C)(print)",
+        ["own.py: line ", "C.n_layer: there is such a key already, of the model; it needs"],
+    ),
+    "a key of a callback of the lab's": (
+        "class C:\n    patience: int = 1\nlmlab.register.callback('c', C)(print)",
+        ["own.py: line ", "C.patience: there is such a key already, of the patience; it needs"],
     ),
     "the keys of another model": (
         "from lmlab.catalogue import BigramConfig\nlmlab.register.model('m', BigramConfig)(print)",
@@ -177,6 +186,18 @@ FAULTS = {
         ["evaluation accuracy: its name must begin with val/"],
     ),
 }
+
+
+@pytest.mark.parametrize("typed", ["a,b.py", "'a,b.py'", "own.py,a,b.py", "sub,1/own.py"])
+def test_a_comma_in_the_name_of_a_plugin_is_named(here, capsys, typed):
+    own = plugin(here, "lmlab.register.schedule('own')(abs)")
+    (here / "sub,1").mkdir()
+    for name in ("a,b.py", "sub,1/own.py"):
+        (here / name).write_text((here / own).read_text())
+    name = typed.strip("'").removeprefix("own.py,")
+    words = [f"plugin={name}: a comma stands between two plug-ins", "rename it"]
+    refused(capsys, lambda: cli.main([f"plugin={typed}"]), words)
+    refused(capsys, lambda: cli.main(["plugin=own.py,c.py"]), ["plugin=c.py: cannot be read"])
 
 
 @pytest.mark.parametrize("fault", FAULTS)

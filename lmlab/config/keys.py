@@ -33,6 +33,7 @@ from lmlab.catalogue import (
 )
 from lmlab.config.conf_files import names_in, read_file
 from lmlab.errors import UserError
+from lmlab.register import PRESENT
 from lmlab.registry import remembered
 
 GROUPS = tuple(CATALOGUE)
@@ -173,15 +174,20 @@ def check_own_keys() -> None:
     """
     owners: dict[str, str] = dict.fromkeys(CHOICES, "group")
     owners |= dict.fromkeys((*keys_of(RunConfig), *keys_of(SweepConfig)), "run")
-    parts = [(group, row.config) for group, rows in CATALOGUE.items() for row in rows.values()]
-    parts += companions().items()
-    for part, config in parts:
+    places = {(addition.kind, addition.name): addition.place for addition in PRESENT}
+    parts = []
+    for kind, rows in (*CATALOGUE.items(), ("callback", CALLBACKS), ("logger", LOGGERS)):
+        for name, row in rows.items():
+            part = kind if kind in CATALOGUE else name
+            parts.append((places.get((kind, name), ""), part, row.config))
+    parts.sort(key=lambda part: part[0] != "")  # the lab's own come first: the others are at fault
+    for place, part, config in parts:
         for key in keys_of(config):
             owner = owners.setdefault(key, part)
             if owner != part:
                 raise UserError(
-                    f"{config.__name__}.{key}: there is such a key already, of the {owner}; it "
-                    "needs another name"
+                    f"{place}: {config.__name__}.{key}: there is such a key already, of the "
+                    f"{owner}; it needs another name"
                 )
 
 
