@@ -14,6 +14,7 @@ from lmlab import errors, files
 from lmlab.config import keys
 from lmlab.config.overrides import resolved
 from lmlab.runs import folder as runs
+from lmlab.runs.code import code_sha256, own_code
 from lmlab.sweeps import cells, plan
 from lmlab.sweeps.cells import Sweep
 from lmlab.training import experiment
@@ -212,6 +213,7 @@ def test_a_cell_that_fails_before_it_has_a_folder_gets_one(here, monkeypatch):
         numbers["reason"].startswith("out of memory: MemoryError")
         and numbers["cell"] == cell().hash
     )
+    assert numbers["code_sha256"] == code_sha256() and cell().made_by() == own_code()
     assert runs.read_config(cell().find()) == cell().config
     assert cells.run(cell()) == "finished"
 

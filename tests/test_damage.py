@@ -21,8 +21,10 @@ from lmlab import files
 from lmlab.commands import train as cli
 from lmlab.config.keys import neutral_values
 from lmlab.errors import UserError, one_line_errors
+from lmlab.inference import loss
 from lmlab.runs import checkpoints
 from lmlab.runs import folder as runs
+from lmlab.sweeps import table
 from tests.conftest import (
     CHECKPOINTS,
     LAST,
@@ -585,3 +587,21 @@ def test_a_record_that_the_lab_did_not_write_is_named(trained, run, here, capsys
     assert f"run/{file}: " in shown and reason in shown
     (row,) = pd.read_csv(here / "board/leaderboard.csv", dtype=str).to_dict("records")
     assert row["seeds"] == ("1" if file == "metrics.json" else "0,1")
+
+
+@pytest.mark.parametrize("kept", [0, 1, 40, -1])
+@pytest.mark.parametrize("tail", [b"", b"\xff"])
+def test_a_line_of_evaluations_that_was_cut_is_no_loss_of_the_others(run, kept, tail):
+    """A kill can cut the last line; the lines before it count, and the next one stands alone."""
+    about = {"text": "test", "checkpoint": "last"}
+    path = run / "evaluations.jsonl"
+    loss.keep_evaluation(run, about, {"test/loss": 1.0})
+    whole = path.read_bytes()
+    loss.keep_evaluation(run, about, {"test/loss": 2.0})
+    added = path.read_bytes()[len(whole) : -1]  # without its end
+    path.write_bytes(whole + added[: kept if kept >= 0 else None] + tail)
+    is_whole = kept == -1 and not tail
+    assert table.tested(run) == {"test/loss": 2.0 if is_whole else 1.0}
+    loss.keep_evaluation(run, about, {"test/loss": 3.0})
+    assert table.tested(run) == {"test/loss": 3.0}
+    assert path.read_bytes().endswith(whole.replace(b"1.0", b"3.0"))

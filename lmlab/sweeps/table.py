@@ -155,7 +155,7 @@ def tested(path: Path) -> dict[str, float]:
 def evaluations_of(path: Path) -> Iterator[dict[str, Any]]:
     """Yields the lines of the run's evaluations.jsonl, without an incomplete last line."""
     content = files.read(path / "evaluations.jsonl", LIMITS["evaluations.jsonl"])
-    for line in content.decode().splitlines():
+    for line in content.decode(errors="replace").splitlines():
         try:
             note = json.loads(line)
         except ValueError:
