@@ -263,7 +263,7 @@ def test_a_logger_that_fails_is_a_warning(train, here, capsys):
     )
     run = train(f"{LINE} plugin={name} max_steps=2")
     assert metrics(run)["status"] == "finished"
-    assert "warning: the logger broken failed and ends here" in capsys.readouterr().out
+    assert "warning: the logger broken failed and ends here" in capsys.readouterr().err
 
 
 def test_the_labs_own_callbacks_are_no_part_of_other_runs(train):

@@ -245,8 +245,21 @@ def test_so_is_it_in_a_process_of_its_own(texts):
     assert done.stdout == ""
 
 
-def test_a_wrong_key_is_answered_without_torch(texts):
-    code = "import sys; from lmlab.commands import train as cli\ntry: cli.main(['n_layr=4'])\nfinally: assert 'torch' not in sys.modules"
+@pytest.mark.parametrize(
+    ("command", "typed"),
+    [("train", "n_layr=4"), ("train", "seed=4294967296"), ("sample", "seed=-1")],
+)
+def test_a_wrong_key_or_value_is_answered_without_torch(texts, command, typed):
+    code = f"""
+import sys
+from lmlab.commands.{command} import main
+from lmlab.errors import one_line_errors
+try:
+    with one_line_errors():
+        main(['{typed}'])
+finally:
+    assert 'torch' not in sys.modules
+"""
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=texts,
@@ -255,7 +268,7 @@ def test_a_wrong_key_is_answered_without_torch(texts):
         check=False,
         env={"PYTHONPATH": str(ROOT)},
     )
-    check(texts, done.returncode, done.stderr, ["n_layr=4"])
+    check(texts, done.returncode, done.stderr, [typed])
 
 
 @given(st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1))
@@ -277,6 +290,15 @@ def test_a_name_is_text_whatever_it_looks_like(key, text):
     if text != "null" and text[0] not in "'\"":
         override = overrides.parse(continued.literal(f"{key}={text}"))
         assert override.is_sweep_override() or override.value() == text
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not heed the limit")
+def test_a_limit_of_memory_that_is_too_small_for_torch_is_named(texts):
+    program = shlex.join([sys.executable, str(ROOT / "train.py"), *NANO.split()])
+    command = ["bash", "-c", f"ulimit -v 500000; exec {program}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    words = ["a library cannot be imported", "ulimit -v allows 0.5 GB of memory"]
+    check(texts, done.returncode, done.stderr, words)
 
 
 def test_the_trace_is_there_for_who_asks(here, monkeypatch):
@@ -325,14 +347,14 @@ def test_an_experiment_with_another_model_keeps_the_rest_and_says_so(train, caps
     run = train("experiment=tiny_lm model=gpt_nano max_steps=1 threads=1")
     assert (
         "made for model=bigram; with model=gpt_nano it keeps its other values: lr=10"
-        in capsys.readouterr().out
+        in capsys.readouterr().err
     )
     values = config(run)
     assert (values["model"], values["data"], values["optimizer"]) == ("gpt_nano", "sentence", "sgd")
     assert (values["lr"], values["block_size"], values["schedule"]) == (10, 191, "constant")
     run = train("experiment=nanogpt_mini model=bigram max_steps=1 threads=1")
     assert config(run)["batch_size"] == 12 and "n_embd" not in config(run)
-    assert "n_embd" not in capsys.readouterr().out.splitlines()[0]
+    assert "n_embd" not in capsys.readouterr().err.splitlines()[0]
 
 
 @pytest.mark.parametrize(
@@ -396,11 +418,11 @@ def test_a_place_where_no_folder_can_be_made_is_named_at_once(here, capsys, swee
 
 def test_the_last_value_of_a_key_counts_and_the_others_are_named(here, capsys):
     cli.main(["lr=0.1", "seed=1", "--cfg", "job", "lr=0.2", "model=gpt", "model=bigram", "seed=1"])
-    shown = capsys.readouterr().out
-    assert "lr: 0.2\n" in shown and "seed: 1\n" in shown
-    assert [line for line in shown.splitlines() if "no effect" in line] == [
-        "lr=0.1: has no effect, since lr=0.2 comes after it",
-        "model=gpt: has no effect, since model=bigram comes after it",
+    shown, said = capsys.readouterr()
+    assert "lr: 0.2\n" in shown and "seed: 1\n" in shown and "no effect" not in shown
+    assert said.splitlines() == [
+        "warning: lr=0.1: has no effect, since lr=0.2 comes after it",
+        "warning: model=gpt: has no effect, since model=bigram comes after it",
     ]
     cli.main(
         [
@@ -413,5 +435,27 @@ def test_the_last_value_of_a_key_counts_and_the_others_are_named(here, capsys):
             "val_fraction=0",
         ]
     )
-    assert "seed=0,1: has no effect, since seed=5,6 comes" in (shown := capsys.readouterr().out)
+    shown, said = capsys.readouterr()
+    assert "warning: seed=0,1: has no effect, since seed=5,6 comes" in said
     assert "2 cells, 2 new" in shown and "seed=5,model" in shown
+
+
+@pytest.mark.parametrize(
+    ("typed", "is_idle"),
+    [
+        ("decay_steps=30", True),
+        ("decay_steps=50", True),
+        ("decay_steps=51", False),
+        ("decay_steps=9 warmup_steps=8", False),
+        ("decay_steps=9 warmup_steps=9 schedule=linear", True),
+        ("decay_steps=9 warmup_steps=9 -m seed=0,1", True),
+        ("max_steps=20", False),  # nobody asked for a fall
+        ("decay_steps=null", False),
+        ("model=ngram,bigram -m decay_steps=60", False),
+    ],
+)
+def test_a_fall_that_would_end_within_the_warm_up_is_told_once(here, capsys, typed, is_idle):
+    overrides.checked([text for text in typed.split() if text != "-m"], multirun="-m" in typed)
+    said = capsys.readouterr().err
+    assert said.count("\n") == is_idle
+    assert ("warning: decay_steps=" in said and "the first has no effect" in said) == is_idle

@@ -37,8 +37,8 @@ def test_what_a_plug_in_does_wrong_is_shown(here, capsys):
     )
     line = "fast_dev_run=true plugin=lab.py model=rnn data=recipes device=cpu threads=1"
     cli.main(line.split())
-    out = capsys.readouterr().out
-    assert "warning:" in out and "ZeroDivisionError" in out and "model=rnn: 2 steps" in out
+    out, err = capsys.readouterr()
+    assert "warning:" in err and "ZeroDivisionError" in err and "model=rnn: 2 steps" in out
 
 
 def test_only_the_beginning_of_a_text_is_used(here):

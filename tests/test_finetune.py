@@ -24,6 +24,7 @@ def source(train, here):
 
 
 def said(capsys, line):
+    capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
         cli.main(line.split())
     error = capsys.readouterr().err
@@ -115,7 +116,7 @@ def test_a_fine_tuned_run_resumes_without_its_source(source, train, here):
 def test_where_the_old_text_is_gone_that_is_said(source, train, here, capsys):
     (here / "old.txt").unlink()
     run = train(f"init_from={source} {NEW} unknown=drop")
-    assert "val/loss_source is not tracked: path=old.txt" in capsys.readouterr().out
+    assert "val/loss_source is not tracked: path=old.txt" in capsys.readouterr().err
     assert not history(run, "val/loss_source")
 
 

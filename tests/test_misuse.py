@@ -692,7 +692,7 @@ def test_a_logger_that_calls_sys_exit_is_left_out(here, train, capsys):
     )
     run = train(f"{LINE} plugin={name}")
     assert metrics(run)["status"] == "finished"
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert "the logger broken failed and ends here: RuntimeError: calls sys.exit(3)" in said
     assert (
         "the logger worse cannot be made, and is left out: RuntimeError: calls sys.exit()" in said

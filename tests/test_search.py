@@ -2,6 +2,7 @@
 of the cell.
 """
 
+import math
 import re
 import signal
 import sqlite3
@@ -291,6 +292,24 @@ def test_a_metric_is_one_registration(here, sweep, capsys, monkeypatch):  # noqa
     assert any(re.fullmatch(rf"val/accuracy +{first}( .*)?", line) for line in end_table)
 
 
+@pytest.mark.parametrize("value", [{}, {"val/mine": math.nan}, {"val/mine": "much"}])
+def test_a_search_that_found_no_number_says_so(here, sweep, capsys, monkeypatch, value):  # noqa: F811
+    monkeypatch.setattr(evaluations, "EVALUATIONS", [*evaluations.EVALUATIONS])
+    line = LINE + "max_steps=1 lr=1,9 name=m hydra/launcher=basic hydra.sweeper.n_trials=2 "
+    with mock.patch.dict(NUMBERS):
+        evaluations.evaluation(numbers={"val/mine": METRIC})(lambda subject: value)
+        for _ in range(2):  # also where all trials were there already
+            capsys.readouterr()
+            assert sweep(line + "hydra.sweeper.objective=val/mine") == 1
+            said = [text for text in capsys.readouterr().err.splitlines() if "error" in text]
+            assert said == [
+                "error: hydra.sweeper.objective=val/mine: was a number in none of the 2 trials, so "
+                "the search has found nothing"
+            ]
+    assert set(load_runs("outputs/sweeps/m")["status"]) == {"finished"}
+    assert states("m") == ["FAIL", "FAIL"]
+
+
 def test_only_an_objective_that_falls_with_the_val_loss_is_pruned():
     assert [name for name, number in NUMBERS.items() if number.can_prune] == [
         "val/loss",
@@ -329,4 +348,4 @@ def test_a_run_goes_on_if_its_study_cannot_be_asked(capsys, monkeypatch):
     monkeypatch.setattr("optuna.trial.Trial", lambda study, number: Lost())
     with watching('{"pruner": "median", "objective": "val/loss", "trial": 1}') as watch:
         assert watch(10, {"val/loss": 1.0}) is True
-    assert "warning: the study cannot tell whether to prune" in capsys.readouterr().out
+    assert "warning: the study cannot tell whether to prune" in capsys.readouterr().err

@@ -222,7 +222,7 @@ def test_every_launcher_gives_the_same_bits(here, sweep, capsys):
 def test_a_cell_that_fails_is_tried_again_as_often_as_asked(here, sweep, capsys):
     line = "-m model=gpt_nano n_embd=100000 data=sentence val_fraction=0.2 device=cpu seed=0 name=r retries=2"
     assert sweep(line) == 1
-    assert capsys.readouterr().out.count("trying again") == 2
+    assert capsys.readouterr().err.count("trying again") == 2
     (run,) = load_runs("outputs/sweeps/r").to_dict("records")
     assert run["status"] == "failed" and "out of memory" in run["reason"]
 
@@ -405,7 +405,7 @@ def test_a_cell_that_failed_elsewhere_meanwhile_is_not_tried_again_here(here, sw
     assert sweep(line) == 1
     other.join()
     assert metrics(cell)["reason"] == "of the other process"
-    assert "failed by another process: of the other process" in capsys.readouterr().out
+    assert "failed by another process: of the other process" in capsys.readouterr().err
 
 
 def test_results_that_another_process_was_stopped_before_are_added(here, sweep):

@@ -58,7 +58,7 @@ def longest(config: Config) -> int | None:
 def tried(config: Config) -> str:
     """Trains a configuration for two steps; returns its losses and its time, in words.
 
-    Warnings of the run are printed. Raises UserError, also if the loss is not finite.
+    Of what the run prints, only warnings are seen. Raises UserError, also if the loss is not finite.
     """
     with importing():
         from lmlab import machine
@@ -75,16 +75,11 @@ def tried(config: Config) -> str:
         checkpoint_interval=STEPS,
     )
     start = preparation.load_start(run.init_from)
-    said = io.StringIO()
     with tempfile.TemporaryDirectory(prefix="lmlab-") as folder:
         path = Path(folder) / "run"
-        try:
-            with redirect_stdout(said), hidden(), shortened(longest(config)), memory_errors():
-                status, path = experiment.run(replace(config, run=run), path, "", start)
-        finally:
-            for line in said.getvalue().splitlines():
-                if line.startswith("warning:"):
-                    print(line)
+        quiet = redirect_stdout(io.StringIO())
+        with quiet, hidden(), shortened(longest(config)), memory_errors():
+            status, path = experiment.run(replace(config, run=run), path, "", start)
         metrics = read_metrics(path)
     if status == "diverged":
         raise UserError(f"after {metrics['step']} steps the loss or a weight is not finite")

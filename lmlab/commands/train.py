@@ -365,7 +365,7 @@ class Task:
         self.listed: list[list[str]] = []  # the cells' overrides, of a sweep that is no grid
         self.path: Path | None = None  # the folder of a single run
         self.status: str | None = None  # of a single run, when it has ended
-        self.unrecorded: list[str] = []  # cells whose failure could not be written, and why
+        self.faults: list[str] = []  # of the sweep, which stand in the folder of no cell
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns what a job of another machine needs: the person's own choices with it."""
@@ -473,9 +473,9 @@ def run_sweep(asked: Asked, sweep: Sweep, flags: list[str], overrides: list[str]
                 f"{command('compare')} {sweep.folder}, writes it"
             )
             raise
-        for line in task.unrecorded:
+        for line in task.faults:
             print(f"error: {line}", file=sys.stderr)
-        return all_ended and not task.unrecorded
+        return all_ended and not task.faults
 
 
 def without_name(overrides: list[str]) -> list[str]:

@@ -4,6 +4,7 @@ import itertools
 import math
 import os
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from lmlab.config.conf_files import ADDED, CONF, names_in
 from lmlab.config.keys import (
     CHOICES,
     SETTINGS,
+    RunConfig,
     SweepConfig,
     bases_of,
     choices_of,
@@ -165,9 +167,8 @@ def all_runs(
                 raise UserError(f"{error}; {EACH_ITS_OWN}") from None
             runs.append((config, [text for text in cell if not is_hydras(parse(text))]))
             notices[notice] = None
-    for notice in notices:
-        if notice:
-            print(notice)
+    for notice in filter(None, notices):
+        print(notice, file=sys.stderr)
     return runs
 
 
@@ -273,13 +274,28 @@ def resolved(cell: Sequence[str], in_sweep: bool = True) -> tuple[Config, str]:
     typed = [o for o in typed if o.key_or_group not in idle]
     values, choices, _ = compose(typed_lines(chosen(typed)))
     given = {o.key_or_group: o.value() for o in typed if o.key_or_group not in CHOICES}
-    config, notice = read(values | given, {group: choices[group] for group in CHOICES})
+    values = values | given
+    config, notice = read(values, {group: choices[group] for group in CHOICES})
     for key in OF_DECAY & {*given}:
         if config.run.schedule == "constant" and given[key] is not None:
             raise UserError(
                 f"{key}={given[key]}: has no effect with schedule=constant, which never falls"
             )
-    return config, notice
+    asked = None if "decay_steps" in idle else values["decay_steps"]
+    return config, " ".join(filter(None, [notice, warm_until_the_end(config.run, asked)]))
+
+
+def warm_until_the_end(run: RunConfig, asked: int | None) -> str:
+    """Returns a warning if `asked`, the value given for decay_steps, lies within the warm-up, or "".
+
+    It is not refused: a longer run may have to fall where a shorter one did, which was all warm-up.
+    """
+    if asked is None or asked > run.warmup_steps or run.schedule == "constant":
+        return ""
+    return (
+        f"warning: decay_steps={asked} warmup_steps={run.warmup_steps}: the first has no effect; lr "
+        f"rises until step {run.warmup_steps}, and min_lr follows at once"
+    )
 
 
 def check_step_keys(typed: list[Override], choices: dict[str, str]) -> None:
@@ -376,7 +392,10 @@ def last_of_each(arguments: list[str]) -> list[str]:
     for argument in arguments:
         counts = arguments[last[key_of(argument)]]
         if argument != counts:
-            print(f"{argument}: has no effect, since {counts} comes after it")
+            print(
+                f"warning: {argument}: has no effect, since {counts} comes after it",
+                file=sys.stderr,
+            )
     return [arguments[n] for n in sorted(last.values())]
 
 

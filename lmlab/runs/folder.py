@@ -141,8 +141,10 @@ class RunDirectory:
         self.log.write(text + "\n")
 
     def warn(self, text: str) -> None:
-        """Writes that something did not work which the run does not need."""
-        self.say(f"warning: {text}")
+        """Writes, to stderr and to train.log, that something failed which the run does not need."""
+        text = printable(f"warning: {text}")
+        print(text, file=sys.stderr)
+        self.log.write(text + "\n")
 
     def record(self, **values: Any) -> None:
         """Adds a line to history.jsonl."""

@@ -74,7 +74,7 @@ class LocalLauncher(Launcher):
     ) -> None:
         """Gets the sweep and the survey from the command's `Task`. Hydra calls this method."""
         task: Any = task_function
-        self.unrecorded: list[str] = task.unrecorded
+        self.faults: list[str] = task.faults
         self.sweep: Sweep = task.sweep
         self.survey: Survey = task.survey
 
@@ -231,7 +231,7 @@ class LocalLauncher(Launcher):
                 self.waiting.append(job)
                 return
             except UserError as error:  # a full disk, on which not even that can be noted
-                self.unrecorded.append(f"{self.view.name(job.cell)}: failed, and {error}")
+                self.faults.append(f"{self.view.name(job.cell)}: failed, and {error}")
                 self.view.ended(job.cell, "failed", "without a note of it")
                 self.on_end(job.handle, job.cell)
                 return
@@ -240,7 +240,7 @@ class LocalLauncher(Launcher):
             return
         job.retries -= 1
         reason = job.cell.metrics().get("reason")
-        self.view.say(f"{self.view.name(job.cell)}: {reason}; trying again")
+        self.view.warn(f"warning: {self.view.name(job.cell)}: {reason}; trying again")
         job.changed_at = changed_at(job.cell)
         self.waiting.appendleft(job)
 

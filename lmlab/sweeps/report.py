@@ -6,6 +6,7 @@ The page, report.html, needs no other file.
 import math
 import re
 import shlex
+import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -54,7 +55,10 @@ def finish(sweep: Sweep, launcher: str) -> bool:
         write(table, sweep.folder, sweep.name)
         show_places(sweep.folder)
     except Exception as error:  # the runs are done, whatever becomes of their page
-        print(f"warning: the leaderboard's files were not written: {reason_of(error)}")
+        print(
+            f"warning: the leaderboard's files were not written: {reason_of(error)}",
+            file=sys.stderr,
+        )
     equal = SameCode(sweep.own).equal_to(own_code()) | {UNKNOWN}
     mine = table[[not equal.isdisjoint(re.split("[+=]", code)) for code in table["code"]]]
     return bool(mine["status"].isin(ENDED).all()) and not table.attrs["faults"]
@@ -347,7 +351,7 @@ def history(run: dict[str, Any]) -> list[dict[str, Any]]:
     try:
         return read_history(path)
     except UserError as error:
-        print(f"warning: its curve is left out: {error}")
+        print(f"warning: its curve is left out: {error}", file=sys.stderr)
         return []
 
 

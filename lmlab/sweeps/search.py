@@ -72,6 +72,7 @@ class SearchSweeper(Sweeper):
         """Gets the launcher from Hydra, and the sweep from the function that runs a cell."""
         task: Any = task_function
         self.sweep_of: Sweep = task.sweep
+        self.faults: list[str] = task.faults
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -90,6 +91,16 @@ class SearchSweeper(Sweeper):
                 while any(self.owner(trial) == "other" for trial in self.running()):
                     time.sleep(POLL_SECONDS)  # the other process may die before its trials end
                     self.run_trials()
+            self.check_values()
+
+    def check_values(self) -> None:
+        """Notes as a fault of the search if no trial had a value, so that there is no best one."""
+        trials = self.study.get_trials(deepcopy=False)
+        if trials and not any(trial.value is not None for trial in trials):
+            self.faults.append(
+                f"hydra.sweeper.objective={self.objective}: was a number in none of the "
+                f"{len(trials)} trials, so the search has found nothing"
+            )
 
     def begin(self, overrides: list[Override]) -> None:
         """Opens the study. Raises UserError, for example if no key has several values."""
@@ -300,7 +311,7 @@ class SearchSweeper(Sweeper):
         value = metrics.get(self.objective)
         trial.set_user_attr("status", status)
         trial.set_user_attr("folder", cell.find().name)
-        if status == "finished" and value is not None:
+        if status == "finished" and isinstance(value, int | float):
             study.report_value(self.study, trial, value)
         elif status == "finished":
             study.report_state(self.study, trial, "FAIL")

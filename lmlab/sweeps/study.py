@@ -5,6 +5,7 @@ Searches and their cells share the database, also on several machines.
 
 import json
 import re
+import sys
 import time
 import traceback
 import warnings
@@ -112,7 +113,10 @@ def watching(note: str | None) -> Iterator[Callable[[int, Mapping[str, float]], 
     try:
         trial = optuna.trial.Trial(open_study(about), about["trial"])
     except Exception as error:  # the run can do without
-        print(f"warning: the trial is not pruned, its study cannot be opened: {reason_of(error)}")
+        print(
+            f"warning: the trial is not pruned, its study cannot be opened: {reason_of(error)}",
+            file=sys.stderr,
+        )
         yield None
         return
 
@@ -129,7 +133,10 @@ def watching(note: str | None) -> Iterator[Callable[[int, Mapping[str, float]], 
                 trial.report(value, step)
             return not trial.should_prune()
         except Exception as error:  # each kind of database has its own
-            print(f"warning: the study cannot tell whether to prune: {reason_of(error)}")
+            print(
+                f"warning: the study cannot tell whether to prune: {reason_of(error)}",
+                file=sys.stderr,
+            )
             return True
 
     yield watch

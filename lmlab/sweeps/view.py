@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Iterable
@@ -12,6 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from lmlab.errors import printable
 from lmlab.notebook import Display, in_notebook, plain_console
 from lmlab.sweeps.cells import Cell
 from lmlab.sweeps.labels import common_parts, without
@@ -36,7 +38,12 @@ class View:
         self.common = common_parts(labels)
         self.live: Live | None = None
         if self.console.is_terminal:
-            self.live = Live(console=self.console, auto_refresh=False, transient=True)
+            self.live = Live(
+                console=self.console,
+                auto_refresh=False,
+                transient=True,
+                redirect_stderr=sys.stderr.isatty(),  # a file gets its own lines
+            )
         self.drawn_at = 0.0
         self.display = Display() if in_notebook() else None
 
@@ -59,6 +66,10 @@ class View:
         """Prints a line."""
         self.console.print(text, soft_wrap=True)
 
+    def warn(self, text: str) -> None:
+        """Prints a line about something that went wrong, to stderr."""
+        print(printable(text), file=sys.stderr)
+
     def ended(self, cell: Cell, status: str, how: str) -> None:
         """Shows that a cell has ended. `how` is "already", "by another process" or empty."""
         self.counts[status] += 1
@@ -69,12 +80,13 @@ class View:
         count = f"{self.counts.total():>3}"
         if self.total:
             count += f" of {self.total}"
-        self.say(f"{count}  {self.name(cell)}: {result}")
+        tell = self.warn if status == "failed" else self.say
+        tell(f"{count}  {self.name(cell)}: {result}")
 
     def refused(self, overrides: Iterable[str], why: str) -> None:
         """Shows that a search has proposed values that cannot be run."""
         self.counts["failed"] += 1
-        self.say(f"{','.join(overrides)[:100]}: {why}")
+        self.warn(f"warning: {','.join(overrides)[:100]}: {why}")
 
     def show(self, running: list[Cell], elsewhere: list[Cell]) -> None:
         """Draws the table, on a terminal or in a notebook, unless it was drawn a moment ago."""

@@ -1,6 +1,7 @@
 """Measures a run while it trains: seconds, mean loss, tokens a second, progress bar."""
 
 import math
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,7 +41,12 @@ class Meter:
         self.running_since: float | None = None
         self.console = console
         self.has_said = False  # that an evaluation goes on; once is enough
-        self.bar = Progress(console=console, refresh_per_second=1, disable=not console.is_terminal)
+        self.bar = Progress(
+            console=console,
+            refresh_per_second=1,
+            disable=not console.is_terminal,
+            redirect_stderr=sys.stderr.isatty(),  # a file gets its own lines
+        )
         self.task = self.bar.add_task("", total=run.max_steps)
         self.display = Display() if in_notebook() else None
 

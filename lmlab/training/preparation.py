@@ -225,7 +225,7 @@ def source_text(directory: RunDirectory, tokenizer: Tokenizer) -> Source | None:
         sha256 = text_sha256(directory.metrics, directory.path, "source_sha256")
         text = Splits.of_run(source, tokenizer, sha256)
     except UserError as error:
-        directory.say(f"val/loss_source is not tracked: {error}")
+        directory.warn(f"val/loss_source is not tracked: {error}")
         return None
     if len(text.val) == 0:
         return None
