@@ -225,7 +225,7 @@ def test_a_study_keeps_its_text_and_what_is_not_searched(here, sweep, capsys):  
         capsys.readouterr()
         assert sweep(f"{typed}2 {change}") == 2
         said = capsys.readouterr().err
-        assert "the study s was started with" in said and said.count("\n") == 1
+        assert "the study s was started with" in said and said.count("error: ") == 1
     (here / "a.txt").rename(here / "c.txt")
     assert sweep(own.replace("a.txt", "c.txt") + "2") == 0
     assert "the study has 1 trials; n_trials=2 is for all" in capsys.readouterr().out
