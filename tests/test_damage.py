@@ -583,7 +583,7 @@ def test_a_record_that_the_lab_did_not_write_is_named(trained, run, here, capsys
     capsys.readouterr()
     shutil.copytree(trained / "other", here / "other")
     script("compare").main([".", "out=board"])
-    shown = capsys.readouterr().out
+    shown = "".join(capsys.readouterr())
     assert f"run/{file}: " in shown and reason in shown
     (row,) = pd.read_csv(here / "board/leaderboard.csv", dtype=str).to_dict("records")
     assert row["seeds"] == ("1" if file == "metrics.json" else "0,1")
