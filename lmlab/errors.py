@@ -111,7 +111,7 @@ def one_line_errors() -> Iterator[None]:
 def system_error(error: OSError, place: object) -> str:
     """Returns an error of the system with the name of its file; it lies at `place` if it has none."""
     if error.errno == errno.EAGAIN:
-        return "no more processes or threads can be started; ulimit -u shows how many are allowed"
+        return "no more processes or threads can be started; ulimit -u and ulimit -v show what is allowed"
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return "no more files can be opened; ulimit -n shows how many are allowed"
     name = place if error.filename is None else os.fsdecode(error.filename)

@@ -1,4 +1,4 @@
-"""Hydra's sweeper for a list of cells: those of a sweep from a file, which are no grid."""
+"""Hydra's sweeper for a list of cells, which the lab has made of a grid or of a file, and checked."""
 
 from typing import Any
 
