@@ -44,6 +44,14 @@ def importing(shown: bool = True) -> Iterator[None]:
     except (ImportError, MemoryError, SystemError, OSError) as error:
         why = f"a library cannot be imported: {reason_of(error)}{memory_limit()}"
         raise UserError(why) from error
+    except ValueError as error:
+        backend = os.environ.get("MPLBACKEND")
+        if backend is None or "backend" not in str(error):
+            raise
+        raise UserError(
+            f"MPLBACKEND={backend}: matplotlib, which Lightning imports, has no such backend; allowed "
+            "is agg, for example, or no such variable"
+        ) from None
     finally:
         if is_first:
             gc.freeze()

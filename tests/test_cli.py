@@ -15,10 +15,12 @@ from lmlab.commands import train as cli
 from lmlab.config import overrides
 from lmlab.config.keys import GROUPS, SETTINGS, RunConfig, SweepConfig, choices_of, keys_of
 from lmlab.errors import UserError
+from lmlab.registry import importing
 from tests.conftest import NANO, ROOT, config, metrics, refused
 
 WRONG = {
     # a key that the chosen model, optimizer or text doesn't take
+    "lr=1 1e-3": ["1e-3: needs the form key=value, without blanks"],
     "model=bigram n_layer=4": ["n_layer=4", "model=bigram", "block_size", "|gpt|"],
     "model=bigram +n_layer=4": ["n_layer=4", "model=bigram", "block_size"],
     "model=bigram ++n_layer=4": ["n_layer=4", "model=bigram", "block_size"],
@@ -235,6 +237,15 @@ def test_wrong_input_is_answered_by_one_line(texts, capsys, line):
     with pytest.raises(SystemExit) as stop:
         cli.main(shlex.split(line))
     check(texts, stop.value.code, capsys.readouterr().err, WRONG[line])
+
+
+def test_a_backend_that_matplotlib_does_not_have_is_one_line(monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "foo")
+    why = "Key backend: 'foo' is not a valid value for backend"
+    with pytest.raises(UserError, match="MPLBACKEND=foo: .* allowed is agg"), importing():
+        raise ValueError(why)
+    with pytest.raises(ValueError, match="another"), importing():
+        raise ValueError("another")
 
 
 def test_so_is_it_in_a_process_of_its_own(texts):

@@ -291,6 +291,7 @@ def test_a_page_that_would_be_too_large_holds_the_attention_of_its_beginning(mon
         (["run=nowhere"], ["no trained run"]),
         (["txt=a"], ["did you mean text?"]),
         (["out=."], ["out=.: is a folder"]),
+        (["out=page.png"], ["out=page.png", "explain.html"]),
     ],
 )
 def test_what_is_wrong_is_one_line(nano, monkeypatch, capsys, arguments, words):

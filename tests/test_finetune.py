@@ -228,7 +228,9 @@ def test_what_extends_a_run_changes_nothing_before(train, here, capsys):
     capsys.readouterr()
     before = (part / "history.jsonl").read_bytes()
     cli.main([f"resume={part}"])
-    assert "finished already, at step 9" in capsys.readouterr().out
+    assert "finished already, at step 9; max_steps=18 would" in capsys.readouterr().out
+    cli.main([f"resume={part}", "eval_interval=2", "log_interval=4"])
+    assert "; log_interval=4, eval_interval=2: without effect here" in capsys.readouterr().out
     assert (part / "history.jsonl").read_bytes() == before
     for line in (
         "max_steps=5",

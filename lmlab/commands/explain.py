@@ -48,6 +48,8 @@ def main(argv: list[str]) -> None:
     """Writes the page and prints its path. Raises UserError."""
     options = parse_script(Options, __doc__, argv)
     check_file(options.out)
+    if Path(options.out).suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"out={options.out}: needs the name of a page, such as explain.html")
     with importing():  # torch: after the arguments hold
         from lmlab.inference import explain
         from lmlab.inference.loss import with_text_at

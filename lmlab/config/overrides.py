@@ -429,11 +429,13 @@ def parse(text: str) -> Override:
     try:
         return OverridesParser.create().parse_override(text)
     except (HydraException, ValueError):  # Python reads no number of over 4,300 digits
-        pair = re.fullmatch(r"(\w+)\s*[:=]?\s*(\S*)", text)
+        pair = re.fullmatch(r"([a-zA-Z_]\w*)\s*[:=]?\s*(\S*)", text)
         if pair and "=" not in text.strip(" ="):
             raise UserError(
                 f"{text}: needs the form key=value, without blanks: {pair[1]}={pair[2] or '…'}"
             ) from None
+        if "=" not in text:
+            raise UserError(f"{text}: needs the form key=value, without blanks") from None
         raise UserError(
             f"{text}: needs the form key=value; a value with spaces, commas, quotes or braces is "
             f"quoted twice: {text.partition('=')[0]}=\"'…'\""

@@ -353,7 +353,10 @@ def read_metrics(path: Path) -> dict[str, Any]:
     try:
         metrics = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path / 'metrics.json'}: {error}") from None
+        raise UserError(
+            f"{path / 'metrics.json'}: is damaged, no JSON: {error}; init_from={path} begins a run "
+            "with its weights"
+        ) from None
     if not is_flat(metrics):
         raise UserError(
             f"{path / 'metrics.json'}: needs one flat JSON object, of texts and finite numbers"

@@ -52,6 +52,7 @@ from lmlab.training.resumption import (
     finished_already,
     is_over,
     note_resumption,
+    other_values,
     restore,
     with_prefix,
 )
@@ -132,6 +133,7 @@ def resume(path: Path, config: Config, command: str, watch: Watch | None = None)
     with disk_errors(path), closing(RunDirectory(path)) as directory:
         tokenizer = read_tokenizer(path)
         metrics = read_metrics(path)
+        asked = other_values(path, config)
         config = resolved_on_this_machine(path, config)
         check_plugins(path, metrics)
         checkpoint = checkpoints.latest(path, config, tokenizer, directory.say)
@@ -141,7 +143,7 @@ def resume(path: Path, config: Config, command: str, watch: Watch | None = None)
         over = saved is not None and is_over(saved, config, has_steps)
         if saved is not None and over and is_complete(metrics, config):
             can_go_on = has_steps and "cell" not in metrics  # a cell is identified by its end, too
-            directory.say(finished_already(path, saved, config.run.max_minutes, can_go_on))
+            directory.say(finished_already(path, saved, config.run.max_minutes, can_go_on, asked))
             return "finished"
         start = saved or state.UNTRAINED | {
             "data_sha256": text_sha256(metrics, path),

@@ -12,7 +12,7 @@ from lmlab.errors import UserError, reason_of
 from lmlab.isolation import random_numbers_kept
 from lmlab.models.base import LanguageModel, alike, build_model
 from lmlab.runs.checkpoints import weights_of
-from lmlab.runs.folder import RunDirectory
+from lmlab.runs.folder import RunDirectory, read_config
 from lmlab.runs.provenance import differences
 from lmlab.training import state
 from lmlab.training.optimizers import build_optimizer, example_states
@@ -72,9 +72,16 @@ def is_out_of_time(saved: dict[str, Any], max_minutes: float | None) -> bool:
 
 
 def finished_already(
-    path: Path, saved: dict[str, Any], max_minutes: float | None, can_go_on: bool
+    path: Path,
+    saved: dict[str, Any],
+    max_minutes: float | None,
+    can_go_on: bool,
+    asked: dict[str, Any],
 ) -> str:
-    """Returns the message for a finished run, with the key that would continue it."""
+    """Returns the message for a finished run, with the key that would continue it.
+
+    `asked` are the keys that got other values, which have no effect any more.
+    """
     step = saved["step"]
     line = f"{path}: finished already"
     if step > 0:
@@ -85,7 +92,15 @@ def finished_already(
         line += "; a callback ended it, so another patience= would continue it"
     elif can_go_on:
         line += f"; max_steps={2 * step} would continue it"
+    if asked:
+        line += f"; {', '.join(f'{k}={v}' for k, v in asked.items())}: without effect here"
     return line
+
+
+def other_values(path: Path, config: Config) -> dict[str, Any]:
+    """Returns the keys in which `config` differs from the configuration of the run at `path`."""
+    before = read_config(path).flat()
+    return {key: value for key, value in config.flat().items() if before.get(key) != value}
 
 
 def check_callbacks(
