@@ -242,7 +242,7 @@ def test_wrong_input_is_answered_by_one_line(texts, capsys, line):
 def test_a_backend_that_matplotlib_does_not_have_is_one_line(monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "foo")
     why = "Key backend: 'foo' is not a valid value for backend"
-    with pytest.raises(UserError, match="MPLBACKEND=foo: .* allowed is agg"), importing():
+    with pytest.raises(UserError, match=r"MPLBACKEND=foo: .* allowed is agg"), importing():
         raise ValueError(why)
     with pytest.raises(ValueError, match="another"), importing():
         raise ValueError("another")
