@@ -138,6 +138,23 @@ MISUSES = {
         "",
         ["own.py", "KeysConfig.defaults", "another name"],
     ),
+    "no gradient": (model(scores="x.detach()"), "model=own", ["model=own", "no gradient"]),
+    "no numbers": (
+        model(scores="(-x.abs() - 1).log()"),
+        "model=own",
+        ["model=own", "some of its scores are nan"],
+    ),
+    "sparse scores": (model(scores="x.to_sparse()"), "model=own", ["model=own", "sparse", "dense"]),
+    "a preset of what is no key": (
+        "lmlab.register.preset('model', 'mine', 'gpt_nano', has_steps=False)",
+        "",
+        ["own.py: line 2", "no key has_steps", "n_head"],
+    ),
+    "half characters in pairs": (
+        corpus(r"yield 'ab\ud800 c' * 100"),
+        "data=own tokenizer=bpe vocab_size=256",
+        [r"'\ud800'", "half characters"],
+    ),
     "whole numbers": (model(scores="x.long()"), "model=own", ["model=own", "torch.int64"]),
     "complex numbers": (model(scores="x.cfloat()"), "model=own", ["model=own", "complex64"]),
     "a list": (model(width="list[int]"), "", ["KeysConfig.width", "cannot be checked"]),

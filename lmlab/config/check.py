@@ -228,8 +228,9 @@ def check_own_values() -> None:
         hints = get_type_hints(config, include_extras=True)
         for key, value in values.items():
             try:
-                if key not in hints:
-                    raise UserError(f"there is no key {key}; keys are {', '.join(hints)}")
+                if key not in keys_of(config):
+                    known = ", ".join(keys_of(config))
+                    raise UserError(f"there is no key {key}; keys are {known}")
                 if value != "???":
                     check_value(key, value, hints[key])
             except UserError as error:

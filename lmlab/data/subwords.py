@@ -179,7 +179,7 @@ class BPETokenizer(PairTokenizer):
         path = files.cache_dir() / "tokenizers" / f"{files.sha256(about.encode())}.json"
         if files.is_cached(path):
             return cls(files.read_sealed(path, LIMIT).decode())
-        description = learned(text.training_pieces(), config.vocab_size)
+        description = learned(without_halves(text.training_pieces(), drop=True), config.vocab_size)
         try:
             tokenizer = cls(description)
         except UserError as error:

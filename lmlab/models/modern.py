@@ -41,7 +41,8 @@ ACTIVATIONS = {"relu2": lambda x: F.relu(x).square(), "gelu": F.gelu}
 def rotary_angles(block_size: int, head_size: int) -> Tensor:
     """The angle (T, D/2) by which each pair of channels is turned, from fast pairs to slow."""
     # Radians a token; the slowest see all of a short context.
-    speeds = 1000.0 ** -torch.linspace(0, 1, head_size // 2)
+    device = torch.get_default_device()  # said, since transformers makes linspace forget it
+    speeds = 1000.0 ** -torch.linspace(0, 1, head_size // 2, device=device)
     return torch.arange(block_size)[:, None] * speeds
 
 

@@ -130,8 +130,11 @@ def check_model(model: LanguageModel, name: str, vocab_size: int) -> None:
             f"model={name}: its forward returns {readable(found)} for ids of {readable(needed[:2])}; "
             f"needs scores of {readable(needed)}, (B, T, V)"
         )
-    if isinstance(scores, Tensor) and not scores.is_floating_point():
-        raise UserError(f"model={name}: its scores are of {scores.dtype}; needs torch.float32")
+    if isinstance(scores, Tensor):
+        is_plain = scores.is_floating_point() and scores.layout == torch.strided
+        if not is_plain:
+            kind = f"{scores.dtype}, {scores.layout}"
+            raise UserError(f"model={name}: its scores are of {kind}; needs dense torch.float32")
 
 
 @torch.no_grad()
@@ -153,6 +156,14 @@ def check_own_model(model: LanguageModel, name: str, vocab_size: int) -> None:
         given = idx.clone()
         one, again, changed = (model(x).float() for x in (given, idx.clone(), other))
         check_windows(model, name, vocab_size)
+        with torch.enable_grad():
+            has_gradient = model(idx[:1].clone()).requires_grad
+    if one.isnan().any():
+        raise UserError(f"model={name}: some of its scores are nan, no numbers")
+    if not has_gradient:
+        raise UserError(
+            f"model={name}: its scores have no gradient (detach, no_grad?), so nothing can be trained"
+        )
     if not torch.equal(given, idx):
         raise UserError(f"model={name}: its forward changes the ids that it is given")
     if differ(one, again):
