@@ -493,3 +493,19 @@ def with_random_weights(model):
         for weight in model.parameters():
             weight.normal_(std=0.1)
     return model
+
+
+def test_angles_are_on_the_device_of_the_model_whatever_torch_remembers():
+    """transformers leaves torch with a list of functions that lacks linspace."""
+    from torch.utils._device import _device_constructors
+
+    from lmlab.models.modern import rotary_angles
+
+    functions = _device_constructors()
+    functions.discard(torch.linspace)
+    try:
+        with torch.device("meta"):
+            assert rotary_angles(8, 8).device.type == "meta"
+    finally:
+        functions.add(torch.linspace)
+    assert rotary_angles(8, 8).device.type == "cpu"
