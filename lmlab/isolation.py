@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lmlab.registry import restore_variables
+from lmlab.registry import variables_kept
 
 DEVICES = ("cpu", "cuda")  # those for which a program can switch mixed precision on
 
@@ -54,7 +54,7 @@ def isolated() -> Iterator[None]:
     with ExitStack() as stack:
         stack.callback(restore_settings, torch_settings())
         stack.enter_context(random_numbers_kept())
-        stack.callback(restore_variables, dict(os.environ))
+        stack.enter_context(variables_kept())
         stack.enter_context(warnings.catch_warnings())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())

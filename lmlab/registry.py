@@ -68,21 +68,16 @@ def memory_limit() -> str:
     return f"; ulimit -v allows {limit / 1e9:.1f} GB of memory, and torch alone needs more than one"
 
 
-def restore_variables(before: dict[str, str]) -> None:
-    """Makes the variables of the environment those of `before`; Lightning and torch add some."""
-    for name in {*os.environ} - {*before}:
-        del os.environ[name]
-    os.environ.update(before)
-
-
 @contextmanager
 def variables_kept() -> Iterator[None]:
-    """A context after which the environment's variables are as before, and so for who called."""
+    """A context after which the environment's variables are as before; Lightning and torch add some."""
     before = dict(os.environ)
     try:
         yield
     finally:
-        restore_variables(before)
+        for name in {*os.environ} - {*before}:
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def load(builder: str | Callable[..., Any]) -> Any:

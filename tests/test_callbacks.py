@@ -227,7 +227,11 @@ def test_a_callback_of_ones_own_with_state_and_a_key(train, here, monkeypatch, c
 
 def test_a_state_that_no_checkpoint_could_give_back_is_refused_at_the_start(train, here, capsys):
     name = plugin(here, STATEFUL.replace('{"steps": self.steps}', '{"steps": Keys()}'))
-    refused(capsys, lambda: train(f"{LINE} plugin={name}"), ["Drift.state_dict()", "tensors"])
+    refused(
+        capsys,
+        lambda: train(f"{LINE} plugin={name}"),
+        ["the state of the callback Drift", "tensors"],
+    )
 
 
 def test_a_logger_gets_every_number_that_tensorboard_gets(train, here):

@@ -206,6 +206,7 @@ WRONG = {
     "--help -m": ["--help -m: "],
     "-h --cfg job": ["--help --cfg: "],
     "--help --version": ["--help --version: "],
+    "--help None": ["--help None: it shows all keys"],
     "--version foo": ["--version foo: allowed is --version alone"],
     "--version -m": ["--version -m: allowed is --version alone"],
     "--version plugin=a.py": ["--version plugin=a.py: allowed is --version alone"],

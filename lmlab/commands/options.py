@@ -135,11 +135,14 @@ def parse_script(options: type, page: str, argv: list[str]) -> Any:
     return filled(options, values)
 
 
-def check_alone(flag: str, argv: list[str]) -> None:
-    """Raises UserError if there are arguments beside a flag that only shows something."""
+def check_alone(flag: str, argv: list[str], allowed: str = "") -> None:
+    """Raises UserError if there are arguments beside a flag that only shows something.
+
+    The error says what is `allowed`, by default nothing else.
+    """
     for argument in argv:
         if argument not in (flag, "-h"):
-            raise UserError(f"{flag} {argument}: allowed is {flag} alone")
+            raise UserError(f"{flag} {argument}: {allowed or f'allowed is {flag} alone'}")
 
 
 def filled(options: type, values: Mapping[str, Any]) -> Any:

@@ -29,7 +29,7 @@ from omegaconf import DictConfig
 from lmlab import __version__, files, plugins
 from lmlab.commands import dev_run
 from lmlab.commands.continued import inherited, literal, repeated
-from lmlab.commands.options import help_page
+from lmlab.commands.options import check_alone, help_page
 from lmlab.commands.own_choices import own_choices, typed_plugin
 from lmlab.config import conf_files
 from lmlab.config.check import ELSEWHERE
@@ -241,16 +241,17 @@ def refuse_beside_pages(args: Namespace, argv: list[str]) -> None:
     if not flags:
         return
     flag = f"--{flags[0].replace('_', '-')}"
-    read: list[str] = []
-    allowed = f"allowed is {flag} alone"
-    if args.help:
-        folder = str(args.config_dir)
-        read = [text for text in args.overrides if text.startswith("plugin=")]
+    if not args.help:
+        check_alone(flag, argv)
+        return
+    read = [text for text in args.overrides if text.startswith("plugin=")]
+    if args.config_dir is not None:
+        folder = args.config_dir
         read += ["--config-dir", "-cd", folder, f"--config-dir={folder}", f"-cd={folder}"]
-        allowed = "it shows all keys; allowed beside it are plugin=… and --config-dir=…"
-    for argument in argv:
-        if argument not in (flag, "-h", *read):
-            raise UserError(f"{flag} {argument}: {allowed}")
+    others = [argument for argument in argv if argument not in read]
+    check_alone(
+        flag, others, "it shows all keys; allowed beside it are plugin=… and --config-dir=…"
+    )
 
 
 def refuse_hydras_files(args: Namespace) -> None:
@@ -362,7 +363,7 @@ class Task:
     def __init__(self, sweep: Sweep, survey: Any = None) -> None:
         self.sweep = sweep
         self.survey = survey
-        self.listed: list[list[str]] = []  # the cells' overrides, of a sweep that is no grid
+        self.listed: list[list[str]] = []  # the cells' overrides, of a sweep that is no search
         self.path: Path | None = None  # the folder of a single run
         self.status: str | None = None  # of a single run, when it has ended
         self.faults: list[str] = []  # of the sweep, which stand in the folder of no cell
@@ -449,8 +450,8 @@ def run_sweep(asked: Asked, sweep: Sweep, flags: list[str], overrides: list[str]
     if asked.sweeper in ("basic", LISTED):
         # Hydra's own sweeper would compose each cell once more, a quarter of a second each.
         task.listed = [[*without_name(own), name] for _, own in asked.runs]
-        overrides = [text for text in overrides if is_hydras(parse(text))]
-        overrides = [text for text in overrides if key_of(text) != "hydra/sweeper"]
+        hydras = [text for text in overrides if is_hydras(parse(text))]
+        overrides = [text for text in hydras if key_of(text) != "hydra/sweeper"]
         overrides.append(f"hydra/sweeper={LISTED}")
     overrides = [*without_name(overrides), name, f"hydra.sweep.dir='{hydras_own}'"]
     with stack, one_line_errors():

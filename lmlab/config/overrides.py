@@ -44,7 +44,7 @@ from lmlab.errors import UserError, nearest
 from lmlab.registry import remembered
 from lmlab.terminal import after_a_second, tell
 
-LISTED = "list"  # the sweeper that the lab itself chooses, for sweeps from files
+LISTED = "list"  # the sweeper that the lab itself chooses, for grids and for sweeps from files
 COUNTING = ("auto", "cpu")  # the devices of models without steps
 OF_DECAY = {"min_lr", "decay_steps"}  # keys of a learning rate that falls
 EACH_ITS_OWN = (

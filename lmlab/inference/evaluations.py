@@ -207,9 +207,7 @@ class Kept:
 
         Returns whether the values had changed; those that are nan are as before in any case.
         """
-        now = self.tensor.data
-        had_changed = now.dtype != self.copy.dtype
-        had_changed = had_changed or not torch.equal(now.nan_to_num(), self.copy.nan_to_num())
+        had_changed = not same(self.tensor.data, self.copy)
         self.tensor.data = self.data
         if not torch.equal(self.data, self.copy):
             self.data.copy_(self.copy)
@@ -217,6 +215,13 @@ class Kept:
             self.tensor.requires_grad_(self.requires_grad)
             self.tensor.grad = self.grad
         return had_changed
+
+
+def same(one: Tensor, two: Tensor) -> bool:
+    """Returns whether two tensors have the same type and numbers; nan is the same as nan."""
+    if one.dtype != two.dtype:
+        return False
+    return torch.equal(one, two) or torch.equal(one.nan_to_num(), two.nan_to_num())
 
 
 def why_not(name: object, value: object, values: Mapping[str, Value]) -> str:

@@ -1,7 +1,6 @@
 """Builds what takes part in a run beside the model: the callbacks and loggers that are registered."""
 
 import inspect
-import io
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -74,21 +73,6 @@ def check_state_keys(callbacks: list[Callback]) -> None:
 def arguments(row: Choice, keys: Any) -> tuple[Any, ...]:
     """Returns what a builder takes: the values of its keys, or nothing if it has none."""
     return (keys,) if fields(row.config) else ()
-
-
-def check_states(callbacks: list[Callback]) -> None:
-    """Raises UserError if the state of a callback could not be read back from a checkpoint."""
-    for callback in callbacks:
-        buffer = io.BytesIO()
-        try:
-            torch.save(callback.state_dict(), buffer)
-            buffer.seek(0)
-            torch.load(buffer, weights_only=True)
-        except Exception as error:
-            raise UserError(
-                f"{type(callback).__name__}.state_dict(): holds more than tensors, numbers, texts, "
-                f"lists and dicts, so no checkpoint could be read ({reason_of(error)[:80]})"
-            ) from None
 
 
 class Hooks:

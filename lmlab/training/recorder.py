@@ -19,7 +19,7 @@ from lmlab.runs.board import Board
 from lmlab.runs.folder import RunDirectory
 from lmlab.terminal import Interrupted, StopSignals
 from lmlab.training import state
-from lmlab.training.companions import Hooks, check_states, loggers
+from lmlab.training.companions import Hooks, loggers
 from lmlab.training.meter import Meter
 from lmlab.training.results import Results
 from lmlab.training.step import LanguageModule
@@ -165,7 +165,6 @@ class Recorder(Callback):
         if self.waiting is not None:
             self.last = self.schedule.due(self.meter.step, self.meter.seconds()).end
         if self.saved is None or self.waiting is not None:
-            check_states(self.callbacks)
             self.evaluate(trainer, module)
             self.note_logged(module)
             self.save(trainer, module)
