@@ -448,7 +448,7 @@ def run_sweep(asked: Asked, sweep: Sweep, flags: list[str], overrides: list[str]
         survey.announce()
     name = f"name='{asked.name}'"
     if asked.sweeper in ("basic", LISTED):
-        # Hydra's own sweeper would compose each cell once more, a quarter of a second each.
+        # Hydra's own sweeper would compose each cell once more, which takes a fifth of a second.
         task.listed = [[*without_name(own), name] for _, own in asked.runs]
         hydras = [text for text in overrides if is_hydras(parse(text))]
         overrides = [text for text in hydras if key_of(text) != "hydra/sweeper"]
