@@ -154,9 +154,11 @@ def nearest(word: str, words: Iterable[str]) -> str:
 def printable(text: str) -> str:
     """Returns a text that cannot control the terminal.
 
-    Control characters other than newline and tab become their escape sequences.
+    Control characters other than newline and tab, and halves of characters, become their escape
+    sequences.
     """
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: repr(match[0])[1:-1], text)
+    unprintable = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]"
+    return re.sub(unprintable, lambda match: repr(match[0])[1:-1], text)
 
 
 def without_secrets(text: str) -> str:

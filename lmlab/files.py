@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -247,6 +247,30 @@ def write_cached(path: Path, content: bytes | Iterable[bytes]) -> None:
             write_sealed(path, content)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def walk(
+    folder: Path, onerror: Callable[[OSError], None] | None = None
+) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Yields each folder at or below `folder` once, with the names of its folders and its files.
+
+    It follows links, and takes names in their order, so that all disks give the same. The caller
+    may remove names of folders from the list. `onerror` is called for what cannot be read.
+    """
+    seen = set()
+    for parent, folders, names in os.walk(folder, onerror=onerror, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        yield Path(parent), folders, sorted(names)
+
+
+def named_below(folder: Path, name: str) -> list[Path]:
+    """Returns the files of this name in a folder and below it, also behind links."""
+    return [parent / name for parent, _, names in walk(folder) if name in names]
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -110,10 +110,12 @@ def sources(typed: str | None) -> list[Source]:
     found = []
     for entry in entry_points(group=GROUP):
         found.append(replace(module_source(entry.name, entry.module), is_installed=True))
-    for name in (typed or "").split(","):
-        if name.strip():
-            with commas_named(str(typed)):
-                found.append(source_of(name.strip()))
+    names = typed.split(",") if typed else []
+    if not all(name.strip() for name in names):
+        raise UserError(f"plugin={typed}: a name is missing before or after a comma")
+    for name in names:
+        with commas_named(str(typed)):
+            found.append(source_of(name.strip()))
     distinct: dict[str, Source] = {}
     for source in found:
         other = distinct.setdefault(source.module, source)

@@ -163,7 +163,8 @@ def test_a_diverged_cell_is_not_run_again(here):
     assert cells.run(one) == "diverged" and content(one.find()) == before
 
 
-def test_an_interrupted_cell_goes_on_from_its_checkpoint_to_the_same_end(here, monkeypatch):
+@pytest.mark.parametrize("left", ["last", "previous"])
+def test_an_interrupted_cell_goes_on_from_its_checkpoint_to_the_same_end(here, monkeypatch, left):
     whole = cell()
     cells.run(whole)
     (here / "outputs/sweeps/x").rename(here / "whole")
@@ -180,6 +181,10 @@ def test_an_interrupted_cell_goes_on_from_its_checkpoint_to_the_same_end(here, m
     assert metrics(cell().find())["status"] == "interrupted"
     monkeypatch.undo()
     os.chdir(here)
+    if left == "previous":
+        last = cell().find() / "checkpoints/last.ckpt"
+        files.copy_sealed(last, last.with_name("previous.ckpt"))
+        last.unlink()
     assert cells.run(cell()) == "finished"
     first = here / "whole" / whole.find().name
     assert history(cell().find(), "train/loss") == history(first, "train/loss")

@@ -244,3 +244,16 @@ def test_a_download_that_never_answers_ends(tmp_path, monkeypatch):
         with pytest.raises(UserError, match=r"the download failed .*timed out"):
             list(corpora.shakespeare(CorpusConfig(0.1, 0.0, 0.0)))
     assert socket.getdefaulttimeout() is None
+
+
+def test_a_folder_is_read_by_its_visible_name_whatever_the_order_of_the_disk(tmp_path):
+    for names in (("a", "current"), ("z", "Acurrent")):
+        root = tmp_path / names[0]
+        (root / ".releases/v1").mkdir(parents=True)
+        (root / ".releases/v1/a.txt").write_text("text ")
+        (root / "b/.hidden").mkdir(parents=True)
+        (root / "b/.hidden/c.txt").write_text("more ")
+        (root / names[1]).symlink_to(".releases/v1")
+        (root / "later").symlink_to("b/.hidden")
+        (root / "loop").symlink_to(".")
+        assert sorted(read(root).split()) == ["more", "text"]

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmlab import files
+from lmlab.commands import plot
 from lmlab.commands import train as cli
 from lmlab.config.keys import neutral_values
 from lmlab.errors import UserError, one_line_errors
@@ -605,3 +606,18 @@ def test_a_line_of_evaluations_that_was_cut_is_no_loss_of_the_others(run, kept, 
     loss.keep_evaluation(run, about, {"test/loss": 3.0})
     assert table.tested(run) == {"test/loss": 3.0}
     assert path.read_bytes().endswith(whole.replace(b"1.0", b"3.0"))
+
+
+def test_a_key_that_is_there_twice_is_named(run, capsys):
+    text = (run / "config.yaml").read_text()
+    files.write_sealed(run / "config.yaml", (text + "lr: 0.5\n").encode())
+    refused(capsys, lambda: cli.main(["resume=run", "max_steps=30"]), ["lr", "twice"])
+
+
+def test_a_run_without_a_loss_has_no_curve_and_any_label_can_be_drawn(run, capsys):
+    numbers = metrics(run) | {"label": "half \ud800 \x1b"}
+    (run / "metrics.json").write_text(json.dumps(numbers))
+    plot.main(["runs=run", "out=c.png"])
+    (run / "history.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"history.jsonl: has no loss"):
+        plot.main(["runs=run", "out=d.png"])

@@ -325,3 +325,8 @@ def test_a_folder_whose_plugin_has_a_name_of_odd_bytes_is_one_line(train, here):
     files.write_sealed(run / "config.yaml", content)
     with pytest.raises(UserError, match=r"config\.yaml"):
         sample.main([f"run={run}"])
+
+
+@pytest.mark.parametrize("typed", [",", "my_lab.py,"])
+def test_a_missing_name_of_a_plug_in_is_told(here, capsys, typed):
+    refused(capsys, lambda: cli.main([f"plugin='{typed}'"]), ["plugin=", "missing", "comma"])

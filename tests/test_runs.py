@@ -10,12 +10,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from lmlab import files
 from lmlab.catalogue import FileConfig
 from lmlab.config.check import check_value
 from lmlab.data.tokenizers import CharTokenizer, from_json
 from lmlab.errors import UserError, printable
 from lmlab.runs import folder as runs
 from lmlab.runs.provenance import differences, git_state, provenance
+from lmlab.sweeps.table import load_runs
+from tests.conftest import ROOT, config, weights
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), min_size=1).filter(
     lambda text: (
@@ -120,3 +123,27 @@ def test_the_largest_numbers_that_a_key_takes_can_be_read_again(train):
     line = "model=bigram data=sentence val_fraction=0.2 block_size=8 threads=1 max_steps=2 "
     run = train(line + "grad_clip=1.7976931348623157e308 lr=5e-324 min_lr=0 weight_decay=1e308")
     assert runs.read_metrics(run)["config/grad_clip"] == sys.float_info.max
+
+
+def test_runs_behind_links_are_found_each_once(trained, here):
+    """As someone has them who moved some to a larger disk."""
+    big = here / "big"
+    shutil.copytree(trained / "run", big / "a/run")
+    shutil.copytree(trained / "other", big / "b/run")
+    (here / "outputs").mkdir()
+    for name in ("a", "b"):
+        (here / "outputs" / name).symlink_to(big / name)
+    (here / "outputs/loop").symlink_to(here / "outputs")
+    found = files.named_below(here / "outputs", "config.yaml")
+    assert [path.parent.parent.name for path in found] == ["a", "b"]
+    assert set(load_runs("outputs")["seed"]) == {0, 1}
+    expected = max((trained / "run", trained / "other"), key=runs.started_at)
+    assert weights(runs.newest(here / "outputs")).keys() == weights(expected).keys()
+    assert config(runs.newest(here / "outputs"))["seed"] == config(expected)["seed"]
+
+
+def test_what_people_put_on_a_disk_is_found_behind_links_everywhere():
+    """`rglob` leaves links out. It is only for code, of which a link is somebody else's."""
+    allowed = {"plugins.py", "own_code.py", "code.py", "folder.py"}  # folder.py refuses links
+    users = {path for path in (ROOT / "lmlab").rglob("*.py") if "rglob(" in path.read_text()}
+    assert {path.name for path in users} <= allowed

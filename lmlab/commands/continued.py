@@ -5,6 +5,7 @@ from typing import Any
 
 from hydra.core.override_parser.types import Override
 
+from lmlab import files
 from lmlab.catalogue import CHANGEABLE, SHAPELESS, UNTOUCHING, PathText
 from lmlab.config.check import Config, check_key, check_value, from_flat
 from lmlab.config.keys import (
@@ -139,7 +140,7 @@ def run_folder(verb: str, value: Any) -> Path:
         return path
     if typed and hugging_face.is_foreign(path):
         raise hugging_face.no_run(verb, path)
-    below = [str(config.parent) for config in path.rglob("config.yaml")]
+    below = [str(config.parent) for config in files.named_below(path, "config.yaml")]
     example = max(below, default="outputs/<name>/<time>")
     raise UserError(f"{verb}={typed}: is not the folder of a run, such as {example}")
 

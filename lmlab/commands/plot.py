@@ -18,7 +18,7 @@ from lmlab.catalogue import PathText
 from lmlab.commands.options import parse_script
 from lmlab.commands.picture import check_picture, new_figure, save_picture
 from lmlab.config.keys import token_keys
-from lmlab.errors import UserError
+from lmlab.errors import UserError, printable
 from lmlab.registry import variables_kept
 from lmlab.runs import hugging_face
 from lmlab.runs.folder import newest, read_history, read_metrics
@@ -63,7 +63,7 @@ def curves(runs: list[Path]) -> Figure:
     axes = figure.subplots()
     noted = [read_metrics(run) for run in runs]
     labels = [
-        str(metrics.get("label") or f"{run.parent.name}/{run.name}")
+        printable(str(metrics.get("label") or f"{run.parent.name}/{run.name}"))
         for run, metrics in zip(runs, noted, strict=True)
     ]
     common = common_parts(labels)
@@ -73,6 +73,8 @@ def curves(runs: list[Path]) -> Figure:
     for n, (run, label) in enumerate(zip(runs, labels, strict=True)):
         shown = label if len(runs) == 1 else without(label, common)
         draw(axes, run, shortened(shown), styles, color=f"C{n}")
+    if not axes.lines:
+        raise UserError(f"{runs[0]}/history.jsonl: has no loss, so there is nothing to draw")
     ylabel = "bits per byte" if styles is BITS else f"loss, nats per {unit}"
     axes.set(xlabel="step", ylabel=ylabel, ylim=(0, None))
     axes.grid(alpha=0.3)

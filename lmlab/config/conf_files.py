@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from lmlab import files
 from lmlab.catalogue import GROUP_MARKERS, VALUES
 from lmlab.errors import UserError
 from lmlab.own_code import LIBRARY
@@ -84,9 +85,17 @@ def names_in(group: str) -> list[str]:
     names = {*VALUES.get(group, ())}
     for conf in (CONF, *ADDED):
         folder = conf / group
-        for path in folder.rglob("*.yaml"):
+        for path in yaml_files(folder):
             names.add(path.relative_to(folder).with_suffix("").as_posix())
     return sorted(names)
+
+
+def yaml_files(folder: Path) -> list[Path]:
+    """Returns the YAML files in a folder and below it, sorted."""
+    found = []
+    for parent, _, names in files.walk(folder):
+        found += [parent / name for name in names if name.endswith(".yaml")]
+    return sorted(found)
 
 
 def path_of(group: str, name: str) -> Path:
@@ -131,7 +140,7 @@ def check_added(folder: Path) -> None:
         raise UserError(f"{typed}: is no folder")
     if not any((folder / group).is_dir() for group in groups):
         raise UserError(f"{typed}: has none of the folders {', '.join(groups)}")
-    for path in sorted(folder.rglob("*.yaml")):
+    for path in yaml_files(folder):
         name = path.relative_to(folder)
         group = next((group for group in groups if Path(group) in name.parents), None)
         if group is None:

@@ -196,19 +196,21 @@ def paths_of(typed: str) -> list[Path]:
 def files_below(folder: Path) -> Iterator[Path]:
     """Yields the files in a folder and below it, also behind links, each folder once.
 
-    Raises UserError for a folder that cannot be read.
+    A folder with a hidden and another name is found by the other. Raises UserError for a folder
+    that cannot be read.
     """
 
     def refuse(error: OSError) -> None:
         raise UserError(f"path={error.filename}: cannot be read ({error.strerror})")
 
-    seen = set()
-    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        if os.path.realpath(parent) in seen:
-            folders.clear()  # a link to a folder that was read before
-            continue
-        seen.add(os.path.realpath(parent))
-        yield from (Path(parent, name) for name in names)
+    found = set()
+    for with_hidden in (False, True):
+        for parent, folders, names in files.walk(folder, refuse):
+            if not with_hidden:
+                folders[:] = [name for name in folders if not name.startswith(".")]
+            if os.path.realpath(parent) not in found:
+                found.add(os.path.realpath(parent))
+                yield from (parent / name for name in names)
 
 
 def is_empty(path: Path) -> bool:

@@ -225,7 +225,7 @@ def newest(path: Path, key: str = "run") -> Path:
     """
     if hugging_face.is_foreign(path):
         return path
-    folders = [config.parent for config in path.rglob("config.yaml")]
+    folders = [config.parent for config in files.named_below(path, "config.yaml")]
     trained = [folder for folder in folders if (folder / "checkpoints/last.ckpt").exists()]
     if not trained:
         raise UserError(f"{key}={path}: no trained run there; {command('train')} makes one")
@@ -305,9 +305,14 @@ def refuse_links(path: Path) -> None:
 
 def parse_plain_yaml(content: bytes) -> dict[str, Any]:
     """Returns the keys and plain values of a flat YAML file. Raises UserError for other content."""
+    seen = set()
     for n, line in enumerate(content.decode().splitlines(), start=1):
         if not re.fullmatch(PLAIN_LINE, line):
             raise UserError(f"line {n} is not of the form key: value, with a plain value")
+        key = line.partition(":")[0]
+        if key and key in seen:
+            raise UserError(f"line {n}: {key}: is there twice")
+        seen.add(key)
     try:
         values = yaml.safe_load(content) or {}
     except ValueError as error:  # such as a day that no month has

@@ -347,7 +347,7 @@ def attempt(cell: Cell, path: Path, watch: Watch | None) -> str:
     from lmlab.training import experiment, preparation
 
     command = cell.sweep.command
-    if (path / "checkpoints/last.ckpt").exists():
+    if any((path / "checkpoints").glob("*.ckpt")):  # previous.ckpt may stand in for the last
         saved = read_config(path)
         if saved.choices["data"] == cell.config.choices["data"]:
             saved = replace(saved, data=cell.config.data)  # the text may have been moved

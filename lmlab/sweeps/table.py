@@ -51,9 +51,8 @@ def load_runs(*folders: str | Path, same_code: bool = False) -> pd.DataFrame:
     runs: dict[Path, tuple[dict[str, Any], dict[str, Any]]] = {}
     faults = []
     for folder in map(Path, folders):
-        paths = sorted(
-            {file.parent for name in RECORDS for file in folder.rglob(name)}  # any of the two
-        )
+        found = [file for name in RECORDS for file in files.named_below(folder, name)]
+        paths = sorted({file.parent for file in found})  # a run may have one of the two
         if not paths:
             raise UserError(f"{folder}: no run there")
         for path in paths:
