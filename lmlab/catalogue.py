@@ -196,6 +196,18 @@ class CorpusConfig:
     test_fraction: Share
     holdout_fraction: Annotated[Share, Neutral(0.0)]
 
+    @property
+    def line_length(self) -> int | None:
+        """The number of characters of a document if all have as many and a window must hold one."""
+        return None
+
+    def scored(self, codes: Any) -> Any:
+        """Returns which characters of the text are trained and scored, (N,) bool, or None: all.
+
+        `codes` (N,) holds the characters as code points. It needs `document_end`.
+        """
+        return None
+
     def check(self) -> None:
         """Raises UserError if no text is left for training."""
         if self.val_fraction + self.test_fraction + self.holdout_fraction >= 1:
@@ -218,6 +230,96 @@ class FolderConfig(FileConfig):
     """The keys of data=folder: files of the user's own, each of which is a document."""
 
     document_end: ClassVar[str | None] = "\x1e"  # the record separator of ASCII
+
+
+@dataclass(frozen=True)
+class TaskConfig(CorpusConfig):
+    """The keys of every generated text of examples, of which the answers alone are scored."""
+
+    document_end: ClassVar[str | None] = "\n"
+    task: ClassVar[str] = ""
+    """The class that draws the examples, as "module:name"."""
+
+    n_examples: Annotated[int, "[10, 10000000]"]
+    data_seed: Annotated[int, "[0, 4294967296)"]
+
+    def scored(self, codes: Any) -> Any:
+        """Returns which characters are answers, (N,) bool."""
+        return load("lmlab.data.tasks:scored")(self, codes)
+
+
+@dataclass(frozen=True)
+class LettersConfig(TaskConfig):
+    """The keys of tasks whose examples are letters."""
+
+    n_symbols: Annotated[int, "[2, 300]"]
+    example_length: Annotated[int, "[8, 100000]"]
+
+    @property
+    def line_length(self) -> int:
+        """The number of characters of an example, with the end of its line."""
+        return self.example_length
+
+
+@dataclass(frozen=True)
+class RecallConfig(LettersConfig):
+    """The keys of data=recall: pairs of letters, of which the second is asked for later."""
+
+    task: ClassVar[str] = "lmlab.data.tasks:Recall"
+
+    n_pairs: Annotated[int, "[1, 150]"]
+
+    def check(self) -> None:
+        """Raises UserError if there are too few letters, or too few places, for the pairs."""
+        super().check()
+        if self.n_pairs > self.n_symbols // 2:
+            raise UserError(
+                f"n_pairs={self.n_pairs} n_symbols={self.n_symbols}: half of the symbols begin "
+                f"pairs, so n_pairs may be {self.n_symbols // 2} at most"
+            )
+        if 4 * self.n_pairs >= self.example_length:
+            raise UserError(
+                f"n_pairs={self.n_pairs} example_length={self.example_length}: pairs and questions "
+                f"need {4 * self.n_pairs + 1} characters"
+            )
+
+
+@dataclass(frozen=True)
+class InductionConfig(LettersConfig):
+    """The keys of data=induction: different letters, again and again."""
+
+    task: ClassVar[str] = "lmlab.data.tasks:Induction"
+
+    def check(self) -> None:
+        """Raises UserError if there are too few different letters for the longest round."""
+        super().check()
+        longest = (self.example_length - 1) // 2
+        if self.n_symbols < longest:
+            raise UserError(
+                f"n_symbols={self.n_symbols} example_length={self.example_length}: a round has up "
+                f"to {longest} different letters; n_symbols must be {longest} or more"
+            )
+
+
+@dataclass(frozen=True)
+class CopyConfig(LettersConfig):
+    """The keys of data=copy: letters, a mark, and the same letters."""
+
+    task: ClassVar[str] = "lmlab.data.tasks:Copy"
+
+
+@dataclass(frozen=True)
+class AdditionConfig(TaskConfig):
+    """The keys of data=addition: sums of two numbers."""
+
+    task: ClassVar[str] = "lmlab.data.tasks:Addition"
+
+    n_digits: Annotated[int, "[1, 9]"]
+
+    @property
+    def line_length(self) -> int:
+        """The number of characters of a sum, with the end of its line."""
+        return 3 * self.n_digits + 4
 
 
 @dataclass(frozen=True)
@@ -339,6 +441,10 @@ CORPORA = {
     "shakespeare": Choice(CorpusConfig, "lmlab.data.corpora:shakespeare"),
     "file": Choice(FileConfig, "lmlab.data.corpora:file"),
     "folder": Choice(FolderConfig, "lmlab.data.corpora:folder"),
+    "recall": Choice(RecallConfig, "lmlab.data.tasks:examples"),
+    "induction": Choice(InductionConfig, "lmlab.data.tasks:examples"),
+    "copy": Choice(CopyConfig, "lmlab.data.tasks:examples"),
+    "addition": Choice(AdditionConfig, "lmlab.data.tasks:examples"),
 }
 TOKENIZERS = {
     "char": Choice(TokenizerConfig, "lmlab.data.tokenizers:CharTokenizer"),

@@ -7,7 +7,15 @@ from dataclasses import asdict, dataclass, field
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from lmlab.catalogue import FILLED, LINES, DeviceConfig, OneOf, OptimizerConfig, learn_numbers
+from lmlab.catalogue import (
+    FILLED,
+    LINES,
+    CorpusConfig,
+    DeviceConfig,
+    OneOf,
+    OptimizerConfig,
+    learn_numbers,
+)
 from lmlab.config.keys import (
     CHOICES,
     GROUPS,
@@ -313,6 +321,7 @@ def from_flat(
     config.data.check()
     check_run(config.run, config.optimizer)
     check_documents(config)
+    check_task(config)
     check_optimizer(config)
     return config
 
@@ -339,12 +348,40 @@ def check_documents(config: Config) -> None:
             f"separator={run.separator}: data={config.choices['data']} itself ends each document, "
             f"with {end!r}; leave separator out"
         )
+    scores_itself = type(config.data).scored is not CorpusConfig.scored
+    if scores_itself and run.score_after is not None:
+        raise UserError(
+            f"score_after={run.score_after}: data={config.choices['data']} itself says what is "
+            "scored; leave score_after out"
+        )
+    if scores_itself and end is None and run.separator is None:
+        raise UserError(
+            f"data={config.choices['data']}: says what is scored, but not where documents end; "
+            "needs document_end, or separator=…"
+        )
     if end is None and run.separator is None:
         needs = "needs separator=…, the text after which a document ends"
         if run.align == "document":
             raise UserError(f"align=document: {needs}")
         if run.score_after is not None:
             raise UserError(f"score_after={run.score_after}: {needs}")
+
+
+def check_task(config: Config) -> None:
+    """Raises UserError if a model cannot see the whole of each example, or not its characters."""
+    data, length = config.choices["data"], config.data.line_length
+    if length is None:
+        return
+    if config.base("tokenizer") != "char":
+        raise UserError(
+            f"tokenizer={config.choices['tokenizer']}: data={data} asks for single characters; "
+            "allowed is char"
+        )
+    if "block_size" in keys_of(type(config.model)) and config.model.block_size < length:
+        raise UserError(
+            f"block_size={config.model.block_size}: an example of data={data} has {length} "
+            f"characters, which a window must hold; allowed is {length} or more"
+        )
 
 
 def check_run(run: RunConfig, optimizer: OptimizerConfig) -> None:

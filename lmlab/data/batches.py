@@ -51,10 +51,13 @@ def resolved_align(config: Config, tokens: np.ndarray) -> Config:
 
     On records of equal length a token's place in a window can tell what the token is. Windows of
     one phase would then teach a model that the place always tells the same, and on other text, at
-    another phase, it would be wrong. So they get offsets of their own.
+    another phase, it would be wrong. So they get offsets of their own. Windows of a task begin with
+    its examples.
     """
     if config.run.align != "auto":
         return config
+    if config.data.line_length:
+        return with_align(config, "document")
     tells = place_information(tokens, config.model.block_size) > TELLING
     return with_align(config, "window" if tells else "epoch")
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lmlab.catalogue import CorpusConfig
 from lmlab.config.keys import RunConfig
 from lmlab.data.tokenizers import Tokenizer
 from lmlab.errors import UserError
@@ -55,7 +56,9 @@ def counting(documents: Documents | None) -> np.ndarray | None:
     return documents.scored[1:]
 
 
-def find(tokens: np.ndarray, tokenizer: Tokenizer, run: RunConfig) -> Documents | None:
+def find(
+    tokens: np.ndarray, tokenizer: Tokenizer, run: RunConfig, corpus: CorpusConfig
+) -> Documents | None:
     """Returns the documents of a text, or None if it is not divided: `separator` is null.
 
     Raises UserError if the text has no such separator or mark.
@@ -65,7 +68,7 @@ def find(tokens: np.ndarray, tokenizer: Tokenizer, run: RunConfig) -> Documents 
     ends = ends_of(tokens, tokenizer, "separator", run.separator)
     starts = np.concatenate(([0], ends[ends < len(tokens)]))
     if run.score_after is None:
-        return Documents(starts, None)
+        return Documents(starts, scored_by(corpus, tokens, tokenizer))
     marks = ends_of(tokens, tokenizer, "score_after", run.score_after)
     document_of_mark = np.searchsorted(starts, marks, side="left") - 1
     length = len(tokenizer.encode(unescaped(run.score_after)))
@@ -78,6 +81,24 @@ def find(tokens: np.ndarray, tokenizer: Tokenizer, run: RunConfig) -> Documents 
     np.add.at(change, marks[first], 1)
     np.add.at(change, np.append(starts, len(tokens))[documents + 1], -1)
     return Documents(starts, np.cumsum(change[:-1], dtype=np.int8).astype(bool))
+
+
+def scored_by(corpus: CorpusConfig, tokens: np.ndarray, tokenizer: Tokenizer) -> np.ndarray | None:
+    """Returns which tokens (N,) a corpus itself scores, (N,) bool; None if it scores all.
+
+    Each token is a character.
+    """
+    if type(corpus).scored is CorpusConfig.scored:
+        return None
+    characters = [tokenizer.decode([i]) for i in range(tokenizer.vocab_size)]
+    codes = np.array([ord(text) if len(text) == 1 else 0 for text in characters], np.uint32)
+    scored = np.asarray(corpus.scored(codes[tokens]))
+    if scored.shape != tokens.shape or scored.dtype != bool:
+        raise UserError(
+            f"{type(corpus).__name__}.scored: returns {scored.dtype} {scored.shape}; needs bool "
+            f"{tokens.shape}, a truth value for each character"
+        )
+    return scored
 
 
 def ends_of(tokens: np.ndarray, tokenizer: Tokenizer, key: str, typed: str) -> np.ndarray:

@@ -60,7 +60,7 @@ class Layout:
         whole = None
         if run is not None and run.separator is not None:
             letters = CharTokenizer(text.characters)
-            whole = documents.find(token_file(text, letters), letters, run)
+            whole = documents.find(token_file(text, letters), letters, run, config)
         return cls(ends_of_parts(text.length, config, whole), whole)
 
     def cuts(self) -> np.ndarray:
@@ -153,7 +153,7 @@ class Splits:
         try:
             if self.tokenizer.per_character:
                 tokens = token_file(text, self.tokenizer, drop_unknown)
-                whole = documents.find(tokens, self.tokenizer, run) if run else None
+                whole = documents.find(tokens, self.tokenizer, run, config) if run else None
                 layout = Layout(ends_of_parts(len(tokens), config, whole), whole)
             else:
                 cuts = in_characters().cuts()

@@ -24,6 +24,7 @@ from lmlab.data.splits import Splits
 from lmlab.data.tokenizers import Tokenizer
 from lmlab.errors import reason_of
 from lmlab.inference import generate
+from lmlab.inference.answers import answer_numbers
 from lmlab.inference.loss import aligned, log_probs, loss_metrics
 from lmlab.inference.pictures import commonest, pictures_of
 from lmlab.isolation import random_numbers_kept
@@ -295,6 +296,28 @@ def source_loss(subject: Subject) -> dict[str, float]:
     source = subject.source
     numbers = loss_on(subject, source.tokens, source.documents, source.align)
     return {"val/loss_source": numbers["val/loss"]}
+
+
+@evaluation(
+    numbers={
+        "val/answer_accuracy": Number(
+            in_end_table=True,
+            in_leaderboard=True,
+            in_report=True,
+            is_objective=True,
+            can_prune=True,
+            better="higher",
+        )
+    }
+)
+def answers(subject: Subject) -> dict[str, float]:
+    """Returns val/answer_accuracy and its parts, if the text says which tokens are scored."""
+    documents = subject.text.documents.get("val")
+    if documents is None or documents.scored is None or len(subject.text.val) < 2:
+        return {}
+    return answer_numbers(
+        subject.model, subject.text.val, subject.block_size, subject.precision, documents
+    )
 
 
 @evaluation
