@@ -14,6 +14,7 @@ VERBS = {
     "export": "writes a trained model for the library transformers",
     "compare": "ranks the runs of a sweep",
     "plot": "draws the curves of runs",
+    "coordinates": "checks whether learning rates carry over to other widths",
 }
 
 

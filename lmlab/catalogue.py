@@ -81,6 +81,11 @@ class AnyModelConfig:
     has_hidden_matrices: ClassVar[bool] = False
     """Whether the model has matrices between embedding and head that Muon can train."""
 
+    @property
+    def width_ratio(self) -> float:
+        """How many times wider the model is than the one whose learning rates it takes over."""
+        return 1.0
+
     def check(self) -> None:
         """Raises UserError if the values do not fit together."""
 
@@ -145,15 +150,35 @@ class TransformerConfig(ModelConfig):
     recompute: Annotated[bool, SHAPELESS, CHANGEABLE, UNTOUCHING, Neutral(False)] = field(
         default=False, kw_only=True
     )
+    parametrization: Annotated[Literal["standard", "mup"], Neutral("standard")] = field(
+        default="standard", kw_only=True
+    )
+    base_n_embd: Annotated[int | None, "[1, 100000]", Neutral(None)] = field(
+        default=None, kw_only=True
+    )
+
+    @property
+    def width_ratio(self) -> float:
+        """The width divided by that at which the rates were found: m of docs/rates.md."""
+        return self.n_embd / (self.base_n_embd or self.n_embd)
 
     def check(self) -> None:
-        """Raises UserError if the channels cannot be divided equally among the heads."""
-        if self.n_embd % self.n_head:
-            self.refuse_width("a multiple of n_head")
+        """Raises UserError if the heads cannot get equal channels, at the base width, too."""
+        self.check_heads(1, "a multiple of n_head")
+        if self.parametrization == "mup" and self.base_n_embd is None:
+            raise UserError(
+                "parametrization=mup: needs base_n_embd=…, the width at which the rates were found"
+            )
+        if self.parametrization == "standard" and self.base_n_embd is not None:
+            raise UserError(
+                f"base_n_embd={self.base_n_embd}: has an effect with parametrization=mup alone"
+            )
 
-    def refuse_width(self, needed: str) -> None:
-        """Raises a UserError that names n_embd and n_head; `needed` completes the sentence."""
-        raise UserError(f"n_embd={self.n_embd} n_head={self.n_head}: n_embd must be {needed}")
+    def check_heads(self, channels: int, needed: str) -> None:
+        """Raises UserError unless each head gets a multiple of `channels`, as `needed` says."""
+        for key, width in (("n_embd", self.n_embd), ("base_n_embd", self.base_n_embd)):
+            if width is not None and width % (channels * self.n_head):
+                raise UserError(f"{key}={width} n_head={self.n_head}: {key} must be {needed}")
 
 
 @dataclass(frozen=True)
@@ -180,8 +205,8 @@ class ModernConfig(TransformerConfig):
 
     def check(self) -> None:
         """Raises UserError if the heads cannot get equal channels, an even number if rotary."""
-        if self.positions == "rotary" and self.n_embd % (2 * self.n_head):
-            self.refuse_width("a multiple of twice n_head")
+        if self.positions == "rotary":
+            self.check_heads(2, "a multiple of twice n_head")
         super().check()
 
 
@@ -359,6 +384,9 @@ class OptimizerConfig:
     needs_hidden_matrices: ClassVar[bool] = False
     """Whether it can only train models that have matrices between embedding and head."""
 
+    carries_over: ClassVar[bool] = False
+    """Whether its learning rates carry over to other widths with parametrization=mup."""
+
 
 @dataclass(frozen=True)
 class SGDConfig(OptimizerConfig):
@@ -370,6 +398,8 @@ class SGDConfig(OptimizerConfig):
 @dataclass(frozen=True)
 class AdamWConfig(OptimizerConfig):
     """The keys of AdamW."""
+
+    carries_over: ClassVar[bool] = True
 
     beta1: Share
     beta2: Share

@@ -335,6 +335,12 @@ def check_optimizer(config: Config) -> None:
             f"optimizer={config.choices['optimizer']}: trains the matrices of a transformer; "
             f"model={config.choices['model']} has none, allowed are {', '.join(allowed)}"
         )
+    if config.model.width_ratio != 1 and not config.optimizer.carries_over:
+        allowed = [name for name, row in choices_of("optimizer").items() if row.config.carries_over]
+        raise UserError(
+            f"optimizer={config.choices['optimizer']}: its rates do not carry over with "
+            f"parametrization=mup; allowed are {', '.join(allowed)}"
+        )
 
 
 def check_documents(config: Config) -> None:

@@ -1,5 +1,7 @@
 """Attention, which all transformers here share, and the cache that makes the next token cheap."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -7,22 +9,32 @@ from torch import Tensor
 from lmlab.catalogue import TransformerConfig
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, width_ratio: float = 1.0
+) -> Tensor:
     """Returns softmax(q k^T / sqrt(D)) v (B, H, T, D) (Vaswani et al. 2017, section 3.2.1).
+
+    Queries come to agree with keys, so that sums over D channels grow with D, not with its root. A
+    model that is `width_ratio` times wider divides by the root of that, too (Yang et al. 2022).
 
     The queries q (B, H, T, D) are of the last T of the S tokens that keys and values (B, H, S, D)
     belong to. No token looks at a later one: such scores are -inf.
     """
     T, S, D = q.shape[2], k.shape[2], q.shape[3]
+    scale = 1 / math.sqrt(D * width_ratio)
     if v.dtype == torch.bfloat16 and v.device.type == "cpu":
         # Here, torch's own kernel takes three times as long.
         later = torch.full((T, S), float("-inf"), dtype=v.dtype).triu(S - T + 1)
-        weights = ((q * D**-0.5) @ k.mT + later).softmax(-1, dtype=v.dtype)
+        weights = ((q * scale) @ k.mT + later).softmax(-1, dtype=v.dtype)
         return F.dropout(weights, dropout) @ v
     if T in (1, S):
-        return F.scaled_dot_product_attention(q, k, v, is_causal=T > 1, dropout_p=dropout)
+        return F.scaled_dot_product_attention(
+            q, k, v, is_causal=T > 1, dropout_p=dropout, scale=scale
+        )
     visible = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=dropout)
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=visible, dropout_p=dropout, scale=scale
+    )
 
 
 def attention_flops(config: TransformerConfig) -> int:

@@ -53,6 +53,9 @@ class LanguageModel(nn.Module):
     gives_log_probs: ClassVar[bool] = False
     """Whether `forward` returns log-probabilities, which need no softmax any more."""
 
+    width_ratio: float = 1.0
+    """How many times wider it is than the model whose rates it takes over (`parametrization=mup`)."""
+
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config

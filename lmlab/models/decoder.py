@@ -77,6 +77,7 @@ class NumpyDecoder:
     head: Function
     qk_norm: bool = False
     embedding_norm: bool = False
+    width_ratio: float = 1.0
     memories: list[tuple[KVCache, np.ndarray, np.ndarray]] = field(default_factory=list)
 
     def follow(self, caches: Sequence[KVCache]) -> None:
@@ -112,7 +113,7 @@ class NumpyDecoder:
                 k = turned(k, cos[position], sin[position])
             K[:, position] = k
             cache.length = position + 1
-            y = attend(q, K[:, : position + 1], V[:, : position + 1])
+            y = attend(q, K[:, : position + 1], V[:, : position + 1], self.width_ratio)
             x = x + layer.proj(y)
             x = x + layer.narrow(self.activation(layer.widen(self.norm(x))))
         return self.head(self.norm(x))
@@ -125,12 +126,12 @@ def turned(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
     return np.concatenate((a * cos - b * sin, a * sin + b * cos), axis=1)
 
 
-def attend(q: np.ndarray, K: np.ndarray, V: np.ndarray) -> np.ndarray:
+def attend(q: np.ndarray, K: np.ndarray, V: np.ndarray, width_ratio: float) -> np.ndarray:
     """Returns the attention (C,) of one token with the queries q (H, D) to S tokens.
 
     Keys and values, K and V, are (H, S, D).
     """
-    scores = (q * q.shape[1] ** -0.5)[:, None] @ K.transpose(0, 2, 1)  # (H, 1, S)
+    scores = (q * (q.shape[1] * width_ratio) ** -0.5)[:, None] @ K.transpose(0, 2, 1)  # (H, 1, S)
     weights = np.exp(scores - np.maximum.reduce(scores, axis=2, keepdims=True))
     y = weights @ V / np.add.reduce(weights, axis=2, keepdims=True)  # (H, 1, D)
     return y.reshape(-1)
@@ -161,7 +162,8 @@ def decoder_of_gpt(model: gpt.GPT) -> NumpyDecoder | None:
         positions=centred_rows(model.position_embedding.weight).float().numpy(),
         rotation=None,
         layers=layers,
-        head=linear(model.head.weight, norm=model.norm),
+        head=linear(model.head.weight, norm=model.norm, factor=1 / model.width_ratio),
+        width_ratio=model.width_ratio,
     )
 
 
@@ -215,9 +217,10 @@ def decoder_of_modern(model: modern.Modern) -> NumpyDecoder | None:
         positions=positions,
         rotation=rotation,
         layers=layers,
-        head=linear(model.head.weight),
+        head=linear(model.head.weight, factor=1 / model.width_ratio),
         qk_norm=config.qk_norm,
         embedding_norm=config.embedding_norm,
+        width_ratio=model.width_ratio,
     )
 
 

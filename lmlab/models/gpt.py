@@ -4,6 +4,10 @@ Letters in shapes: B sequences in a batch, T tokens in a sequence (time), C numb
 token (channels, `n_embd`), H attention heads (`n_head`), V tokens in the vocabulary. The
 architecture is GPT-2's (Radford et al. 2019): the transformer decoder of Vaswani et al. 2017, with
 the norm before attention and MLP instead of after.
+
+With `parametrization=mup` a model that is m times (`width_ratio`) wider than another learns best at
+the same rates (muP, Yang et al. 2022). Three lines here see to it, where m stands, and the steps of
+hidden matrices in training/optimizers.py; docs/rates.md says why. Else m is 1.
 """
 
 import math
@@ -33,6 +37,7 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         self.n_head = config.n_head
         self.dropout = config.dropout
+        self.width_ratio = config.width_ratio
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
 
@@ -42,7 +47,8 @@ class CausalSelfAttention(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, T, C/H) each
         if cache is not None:  # when sampling: x are the tokens since the last call
             k, v = cache.extend(k, v)
-        y = attend(q, k, v, self.dropout if self.training else 0.0)  # softmax(q k^T / sqrt(C/H)) v
+        dropout = self.dropout if self.training else 0.0
+        y = attend(q, k, v, dropout, self.width_ratio)  # softmax(q k^T / sqrt(m C/H)) v
         y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side
         return F.dropout(self.proj(y), self.dropout, self.training)  # (B, T, C)
 
@@ -87,6 +93,7 @@ class GPT(LanguageModel):
     def __init__(self, config: GPTConfig, vocab_size: int) -> None:
         super().__init__(config)
         self.dropout = config.dropout
+        self.width_ratio = config.width_ratio
         self.token_embedding = nn.Embedding(vocab_size, config.n_embd)
         self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
@@ -94,14 +101,16 @@ class GPT(LanguageModel):
         self.head = nn.Linear(config.n_embd, vocab_size, bias=False)
         # Tied: what a token means, read both ways (Press and Wolf 2017).
         self.head.weight = self.token_embedding.weight
-        # GPT-2's start: at first all tokens are about equally likely.
+        # GPT-2's start: at first all tokens are about equally likely. A hidden matrix adds up C
+        # products; m times more of them have the same size if each weight starts smaller.
+        hidden = 0.02 / math.sqrt(self.width_ratio)
         for name, weight in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(weight)
             elif "proj" in name:  # 2 * n_layer answers add up in x, so each starts smaller
-                nn.init.normal_(weight, std=0.02 / math.sqrt(2 * config.n_layer))
+                nn.init.normal_(weight, std=hidden / math.sqrt(2 * config.n_layer))
             elif weight.dim() == 2:
-                nn.init.normal_(weight, std=0.02)
+                nn.init.normal_(weight, std=0.02 if "embedding" in name else hidden)
 
     def caches(self) -> list[KVCache]:
         return [KVCache(self.config.block_size) for _ in self.blocks]
@@ -119,7 +128,7 @@ class GPT(LanguageModel):
                 x = checkpoint(block, x, use_reentrant=False)  # forgotten, and computed again
             else:
                 x = block(x, cache)
-        return self.head(self.norm(x))  # (B, T, V)
+        return self.head(self.norm(x) / self.width_ratio)  # (B, T, V)
 
     def flops_per_token(self) -> int:
         return 6 * self.n_matrix_weights() + attention_flops(self.config)

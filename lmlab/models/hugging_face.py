@@ -58,7 +58,11 @@ class Foreign:
 
 
 def gpt2_of(model: gpt.GPT, vocab_size: int) -> Foreign:
-    """Returns a GPT as GPT2LMHeadModel. A bias that the model lacks is zero there."""
+    """Returns a GPT as GPT2LMHeadModel. A bias that the model lacks is zero there.
+
+    Factors of `parametrization=mup` go into the weights before them: that of the scores into queries,
+    that of the logits into the last norm.
+    """
     keys = model.config
     config = FIXED | {
         "architectures": ["GPT2LMHeadModel"],
@@ -78,6 +82,11 @@ def gpt2_of(model: gpt.GPT, vocab_size: int) -> Foreign:
         weight = ours.get(name)
         if weight is None:
             weight = torch.zeros(len(ours[name.removesuffix("bias") + "weight"]))
+        if name.startswith("norm."):
+            weight = weight / model.width_ratio
+        elif "qkv" in name:
+            weight = weight.clone()
+            weight[: keys.n_embd] /= model.width_ratio**0.5
         weights[theirs] = weight.T if theirs.endswith(TRANSPOSED) else weight
     return Foreign(config, weights)
 
@@ -218,6 +227,11 @@ def nanochat_of(model: modern.Modern, vocab_size: int) -> Foreign:
                 f"transformers has no such model with {key}={getattr(keys, key)}; "
                 f"NanoChat needs {key}={value}"
             )
+    if model.width_ratio != 1:
+        raise UserError(
+            f"transformers has no such model with parametrization=mup base_n_embd={keys.base_n_embd}; "
+            f"NanoChat needs parametrization=standard, or base_n_embd={keys.n_embd}"
+        )
     half = keys.n_embd // keys.n_head // 2
     config = {
         "architectures": ["NanoChatForCausalLM"],

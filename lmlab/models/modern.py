@@ -1,7 +1,7 @@
 """The modern small transformer: the mini-GPT with what was found since 2019.
 
-With it, a model learns more from the same text. Read gpt.py first; letters are as there. Each
-change is a key, so that a sweep can take any of them back:
+With it, a model learns more from the same text. Read gpt.py first; letters are as there, and so is
+what m (`width_ratio`) does. Each change is a key, so that a sweep can take any of them back:
 
     positions=rotary     queries and keys are turned by an angle that grows with their place, so
                          that how well they agree depends on their distance (Su et al. 2021)
@@ -59,6 +59,7 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         self.n_head = config.n_head
         self.dropout = config.dropout
+        self.width_ratio = config.width_ratio
         self.norm = NORMS[config.norm] if config.qk_norm else None
         # Three matrices in one product.
         self.qkv = nn.Parameter(torch.empty(3, config.n_embd, config.n_embd))
@@ -78,7 +79,7 @@ class CausalSelfAttention(nn.Module):
             k = turned(k, *rotation)
         if cache is not None:
             k, v = cache.extend(k, v)
-        y = attend(q, k, v, self.dropout if self.training else 0.0)
+        y = attend(q, k, v, self.dropout if self.training else 0.0, self.width_ratio)
         y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side
         return F.dropout(self.proj(y), self.dropout, self.training)  # (B, T, C)
 
@@ -116,6 +117,7 @@ class Modern(LanguageModel):
 
     def __init__(self, config: ModernConfig, vocab_size: int) -> None:
         super().__init__(config)
+        self.width_ratio = config.width_ratio
         self.norm = NORMS[config.norm]
         self.token_embedding = nn.Embedding(vocab_size, config.n_embd)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
@@ -125,6 +127,8 @@ class Modern(LanguageModel):
                 nn.init.zeros_(weight)
             elif "embedding" in name:  # of length 1 a channel
                 nn.init.normal_(weight, std=1.0)
+            elif "head" in name:  # as at the base width, since what it reads is divided by m
+                nn.init.normal_(weight, std=0.5 * (config.n_embd / self.width_ratio) ** -0.5)
             else:  # matrices that keep half of that
                 nn.init.normal_(weight, std=0.5 * weight.shape[-1] ** -0.5)
         if config.tied:
@@ -161,7 +165,7 @@ class Modern(LanguageModel):
                 x = checkpoint(block, x, rotation, None, use_reentrant=False)  # see gpt.py
             else:
                 x = block(x, rotation, cache)
-        return self.head(self.norm(x))  # (B, T, V)
+        return self.head(self.norm(x) / self.width_ratio)  # (B, T, V)
 
     def flops_per_token(self) -> int:
         return 6 * self.n_matrix_weights() + attention_flops(self.config)

@@ -39,7 +39,10 @@ class Weights:
     """Gains and biases."""
 
     hidden: list[nn.Parameter]
-    """Those of the matrices that are neither embeddings nor the head, if the optimizer needs to know."""
+    """Those of the matrices that are neither embeddings nor the head, if somebody needs to know."""
+
+    width_ratio: float = 1.0
+    """How many times wider the model is than the one whose rates it takes over."""
 
     @classmethod
     def of(cls, model: LanguageModel, config: Any) -> "Weights":
@@ -48,15 +51,37 @@ class Weights:
         matrices = [weight for weight in weights if weight.dim() >= 2]
         others = [weight for weight in weights if weight.dim() < 2]
         hidden = []
-        if config.needs_hidden_matrices:
+        if config.needs_hidden_matrices or model.width_ratio != 1:
             hidden = model.hidden_matrices()
-        return cls(matrices, others, hidden)
+        return cls(matrices, others, hidden, model.width_ratio)
+
+    def divided(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Returns the matrices that are hidden, and those that are not."""
+        is_hidden = {id(weight) for weight in self.hidden}
+        hidden = [weight for weight in self.matrices if id(weight) in is_hidden]
+        outer = [weight for weight in self.matrices if id(weight) not in is_hidden]
+        return hidden, outer
 
     def groups(self, weight_decay: float) -> list[Group]:
-        """Returns matrices with weight decay, other weights without it (Brown et al. 2020)."""
+        """Returns matrices with weight decay, other weights without it (Brown et al. 2020).
+
+        With m times the width of the base, a row of a hidden matrix reads m times more numbers, and
+        Adam moves each weight by about the rate; so that together they change what is computed as
+        much as before, the rate is divided by m (Yang et al. 2022). Decay, rate times
+        `weight_decay`, is not.
+        """
+        others = {"params": self.others, "weight_decay": 0.0}
+        if self.width_ratio == 1:
+            return [{"params": self.matrices, "weight_decay": weight_decay}, others]
+        hidden, outer = self.divided()
         return [
-            {"params": self.matrices, "weight_decay": weight_decay},
-            {"params": self.others, "weight_decay": 0.0},
+            {
+                "params": hidden,
+                "weight_decay": weight_decay * self.width_ratio,
+                "lr_scale": 1 / self.width_ratio,
+            },
+            {"params": outer, "weight_decay": weight_decay},
+            others,
         ]
 
 
@@ -75,15 +100,18 @@ def adamw(weights: Weights, config: AdamWConfig, precision: str) -> torch.optim.
 
 
 def muon(weights: Weights, config: MuonConfig, precision: str) -> torch.optim.Optimizer:
-    """Returns Muon for the hidden matrices, and AdamW at `adam_lr` for the rest."""
-    is_hidden = {id(weight) for weight in weights.hidden}
-    hidden = [weight for weight in weights.matrices if id(weight) in is_hidden]
-    outer = [weight for weight in weights.matrices if id(weight) not in is_hidden]
+    """Returns Muon for the hidden matrices, and AdamW at `adam_lr` for the rest.
+
+    Muon's step has singular values that grow with the root of the width. With m times the width of
+    the base, `parametrization=mup` divides by the root of m; then they stay those of the base.
+    """
+    hidden, outer = weights.divided()
     decay = config.weight_decay
     scale = (config.adam_lr or config.lr) / config.lr
+    root = weights.width_ratio**0.5
     # Checkpoints hold the groups: neither their order nor that of their keys may change.
     groups = [
-        {"params": hidden, "weight_decay": decay, "hidden": True, "lr_scale": 1.0},
+        {"params": hidden, "weight_decay": decay * root, "hidden": True, "lr_scale": 1 / root},
         {"params": outer, "weight_decay": decay, "hidden": False, "lr_scale": scale},
         {"params": weights.others, "weight_decay": 0.0, "hidden": False, "lr_scale": scale},
     ]
@@ -152,6 +180,7 @@ def example_states(
             matrices=examples_of(weights.matrices),
             others=examples_of(weights.others),
             hidden=known_examples(weights.hidden),
+            width_ratio=weights.width_ratio,
         ),
         config,
         precision,
@@ -171,6 +200,12 @@ def state_bytes(model: LanguageModel, config: Any) -> int:
         for value in state.values()
         if isinstance(value, Tensor)  # the step may be a plain number
     )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Gives each group of an optimizer the learning rate `lr`, times its own scale."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
 def learning_rate(step: int, lr: float, run: RunConfig) -> float:

@@ -27,7 +27,7 @@ from lmlab.config.keys import RunConfig
 from lmlab.data.batches import IGNORED
 from lmlab.machine import autocast
 from lmlab.models.base import LanguageModel
-from lmlab.training.optimizers import build_optimizer, learning_rate
+from lmlab.training.optimizers import build_optimizer, learning_rate, set_learning_rate
 from lmlab.training.overhead import PlainHookName
 
 ENDED = "StopIteration was raised, which Python keeps for iterators"
@@ -120,8 +120,7 @@ class LanguageModule(PlainHookName):
         largest = self.run.grad_clip or float("inf")
         self.grad_norm = nn.utils.clip_grad_norm_(self.weights, largest)  # that before clipping
         lr = learning_rate(self.global_step, self.optimizer_config.lr, self.run)
-        for group in optimizer.param_groups:
-            group["lr"] = lr * group.get("lr_scale", 1.0)
+        set_learning_rate(optimizer, lr)
         with no_early_end():
             optimizer.step()
         optimizer.zero_grad()
