@@ -1,0 +1,129 @@
+"""What the runs of sweeps say of scaling: a law with its intervals, and what it cannot say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lmlab.errors import UserError
+from lmlab.sweeps import law as laws
+from lmlab.sweeps import table as tables
+from lmlab.sweeps.law import FLOPS, Floats, Law, Points
+
+FEWEST = 3  # different sizes, and lengths of training, without which there is nothing to fit
+FEW = 5  # below so many sizes or lengths the intervals are hardly to be believed
+SETTLED = 0.1  # the share of lr at the end, above which a run was cut off in mid-fall
+FAR = 1.001  # times the largest of the runs, beyond which a law extrapolates
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """A law that was fitted to runs, and many that were fitted to runs drawn from them."""
+
+    points: Points
+    groups: np.ndarray
+    law: Law
+    drawn: list[Law]
+    doubts: list[str]
+    """What makes the law hard to believe, in words."""
+
+    def interval_of(self, name: str) -> tuple[float, float]:
+        """Returns the interval of a number of the law, such as alpha."""
+        return laws.interval(np.array([getattr(law, name) for law in self.drawn]))
+
+    def best(self, flops: float) -> dict[str, tuple[float, float, float]]:
+        """Returns the best N and D for a budget, and the loss there: each with its interval."""
+        found = np.array([(*law.best(flops), law.loss(*law.best(flops))) for law in self.drawn])
+        N, D = self.law.best(flops)
+        values = {"N": N, "D": D, "loss": float(self.law.loss(N, D))}
+        return {
+            name: (value, *laws.interval(found[:, i]))
+            for i, (name, value) in enumerate(values.items())
+        }
+
+    def predicted(self, N: float, D: float, seed: int = 0) -> tuple[float, float, float]:
+        """Returns the loss of one new run, and its interval.
+
+        The interval holds both what the law does not know and what the law leaves open: the
+        residuals of single runs, drawn at random.
+        """
+        generator = np.random.default_rng(seed)
+        expected = np.array([law.loss(N, D) for law in self.drawn])
+        n = len(self.points.loss)
+        spread = np.sqrt(n / max(1, n - 5))  # five numbers were fitted to the residuals
+        ones = generator.choice(self.residuals(), size=len(expected)) * spread
+        return float(self.law.loss(N, D)), *laws.interval(expected * np.exp(ones))
+
+    def residuals(self) -> Floats:
+        """Returns ln L of each run, less what the law expects."""
+        expected = self.law.loss(self.points.N, self.points.D)
+        return np.asarray(np.log(self.points.loss) - np.log(expected))
+
+    def reach(self, N: float, D: float) -> float:
+        """Returns how many times the largest training of the runs this one is, in 6 N D."""
+        return float(N * D / (self.points.N * self.points.D).max())
+
+
+def scaling_of(table: pd.DataFrame, bootstraps: int, seed: int = 0) -> Scaling:
+    """Returns the law of the finished runs in a table of runs.
+
+    Raises UserError if they have too few sizes or lengths, or different texts or tokens.
+    """
+    runs = table[(table["status"] == "finished") & table["val/loss"].notna()]
+    runs = runs[(runs["n_params"] > 0) & (runs["tokens"] > 0)]
+    check_alike(runs)
+    N, D, loss = (runs[name].to_numpy(float) for name in ("n_params", "tokens", "val/loss"))
+    for name, values in (("sizes", N), ("lengths of training", D)):
+        if len(np.unique(values)) < FEWEST:
+            raise UserError(
+                f"sweeps: {len(runs)} finished runs have {len(np.unique(values))} different {name}; "
+                f"a law needs {FEWEST} at least, better {FEW}"
+            )
+    groups = pd.factorize(runs["group"])[0]
+    points = Points(N, D, loss)
+    drawn = laws.bootstrap(points, groups, bootstraps, seed)
+    return Scaling(points, groups, laws.fit(points), drawn, doubts_of(runs))
+
+
+def check_alike(runs: pd.DataFrame) -> None:
+    """Raises UserError if losses of the runs cannot be compared: of other texts or other tokens."""
+    if tables.differ_in_tokens(runs):
+        raise UserError("sweeps: the runs have different tokenizers; a law is of one")
+    for key in ("data_sha256", "model"):
+        if key in runs and runs[key].nunique() > 1:
+            named = ", ".join(sorted({str(value)[:8] for value in runs[key]}))
+            raise UserError(f"sweeps: the runs differ in {key} ({named}); a law is of one")
+
+
+def doubts_of(runs: pd.DataFrame) -> list[str]:
+    """Returns what makes a law of these runs hard to believe, in words."""
+    doubts = []
+    for name, key in (("sizes", "n_params"), ("lengths of training", "tokens")):
+        n = runs[key].nunique()
+        if n < FEW:
+            doubts.append(f"only {n} different {name}; {FEW} or more make the intervals credible")
+    if runs.groupby("group")["seed"].nunique().max() < 2:
+        doubts.append("one seed each: what luck does is unknown, and the intervals too narrow")
+    cut = [run for run in tables.records(runs) if left_over(run) > SETTLED]
+    if cut:
+        doubts.append(
+            f"{len(cut)} of {len(runs)} runs ended before their learning rate had fallen; a run of "
+            "each length needs a fall of its own (decay_steps=null)"
+        )
+    return doubts
+
+
+def left_over(run: dict[str, Any]) -> float:
+    """Returns the share of the fall of the learning rate that a run did not reach."""
+    if run["schedule"] == "constant" or not run["decay_steps"]:
+        return 0.0
+    start = run["warmup_steps"] + run["hold_steps"]
+    return 1.0 - min(1.0, (run["step"] - start) / max(1, run["decay_steps"] - start))
+
+
+def flops(N: float, D: float) -> float:
+    """Returns the operations of a training, as 6 N D counts them."""
+    return FLOPS * N * D
