@@ -15,6 +15,7 @@ VERBS = {
     "compare": "ranks the runs of a sweep",
     "plot": "draws the curves of runs",
     "coordinates": "checks whether learning rates carry over to other widths",
+    "scaling": "fits the law of scaling to runs, and predicts others",
 }
 
 

@@ -16,7 +16,7 @@ from lmlab.sweeps.law import FLOPS, Floats, Law, Points
 FEWEST = 3  # different sizes, and lengths of training, without which there is nothing to fit
 FEW = 5  # below so many sizes or lengths the intervals are hardly to be believed
 SETTLED = 0.1  # the share of lr at the end, above which a run was cut off in mid-fall
-FAR = 1.001  # times the largest of the runs, beyond which a law extrapolates
+UNCOUNTED = 0.2  # of the operations, that 6 N D may have too few or too many
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,13 @@ def doubts_of(runs: pd.DataFrame) -> list[str]:
             doubts.append(f"only {n} different {name}; {FEW} or more make the intervals credible")
     if runs.groupby("group")["seed"].nunique().max() < 2:
         doubts.append("one seed each: what luck does is unknown, and the intervals too narrow")
+    shares = runs["flops"] / (FLOPS * runs["n_params"] * runs["tokens"])
+    low, high = shares.min(), shares.max()
+    if not 1 - UNCOUNTED < low <= high < 1 + UNCOUNTED:
+        doubts.append(
+            "N counts embeddings, which multiply nothing, and leaves out attention, which does: the "
+            f"operations of these runs are {low:.2f} to {high:.2f} times 6 N D"
+        )
     cut = [run for run in tables.records(runs) if left_over(run) > SETTLED]
     if cut:
         doubts.append(

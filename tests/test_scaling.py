@@ -1,0 +1,106 @@
+"""What is said of runs whose law is known, because it was planted."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lmlab.commands import scaling as command
+from lmlab.errors import UserError
+from lmlab.sweeps import table as tables
+from lmlab.sweeps.law import Law
+from lmlab.sweeps.scaling import scaling_of
+
+TRUTH = Law(E=1.2, A=30.0, B=60.0, alpha=0.35, beta=0.3)
+
+
+def runs(noise=0.002, sizes=5, lengths=5, seeds=3, **changed):
+    """A table of runs as the lab makes them, whose losses follow the law."""
+    random = np.random.default_rng(0)
+    rows = []
+    for N in np.geomspace(1e4, 1e6, sizes).round():
+        for D in np.geomspace(1e5, 1e7, lengths).round():
+            for seed in range(seeds):
+                loss = TRUTH.loss(N, D) * np.exp(noise * random.standard_normal())
+                row = {"n_params": N, "tokens": D, "flops": 6 * N * D, "val/loss": loss}
+                row |= {"seed": seed, "group": f"{N} {D}", "status": "finished", "step": 1000}
+                row |= {"schedule": "linear", "warmup_steps": 10, "hold_steps": 700}
+                row |= {"decay_steps": 1000, "data_sha256": "a", "model": "gpt"}
+                rows.append(row | changed)
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture
+def typed(here, monkeypatch, capsys):
+    """Types the command about a table; returns what was printed, and scaling.json."""
+
+    def typed(table, line=""):
+        monkeypatch.setattr(tables, "load_runs", lambda *folders: table)
+        command.main(["bootstraps=200", *line.split()])
+        return capsys.readouterr().out, json.loads((here / "scaling.json").read_text())
+
+    return typed
+
+
+def test_the_law_is_found_and_all_that_is_printed_is_in_the_file(typed):
+    out, numbers = typed(runs(), "predict=3e6,3e7 budget=6e12")
+    for name, planted in vars(TRUTH).items():
+        value, low, high = numbers["law"][name]
+        assert low < planted < high and low < value < high
+    assert numbers["runs"] == 75 and numbers["configurations"] == 25 and numbers["doubts"] == []
+    _, low, high = numbers["predicted"]["loss"]
+    assert low < TRUTH.loss(3e6, 3e7) < high and high - low < 0.1
+    assert numbers["predicted"]["reach"] == pytest.approx(9)
+    assert "9 times the largest of the runs" in out
+    best_N, best_D = TRUTH.best(6e12)
+    assert numbers["best"]["N"][1] < best_N < numbers["best"]["N"][2]
+    assert numbers["best"]["D"][1] < best_D < numbers["best"]["D"][2]
+    assert "scaling.png" in out and "doubt" not in out
+
+
+def test_an_interval_of_a_run_holds_what_runs_do_by_chance():
+    """Of many runs of a size that the law knows well, nineteen in twenty lie within it."""
+    scaling = scaling_of(runs(noise=0.01, sizes=7, lengths=7), 200)
+    N, D = 1e5, 1e6
+    _, low, high = scaling.predicted(N, D)
+    drawn = TRUTH.loss(N, D) * np.exp(0.01 * np.random.default_rng(1).standard_normal(4000))
+    assert 0.92 < np.mean((low < drawn) & (drawn < high)) < 0.98
+
+
+@pytest.mark.parametrize(
+    "table, words",
+    [
+        (runs(sizes=3), "only 3 different sizes"),
+        (runs(lengths=4), "only 4 different lengths"),
+        (runs(seeds=1), "one seed each"),
+        (runs(decay_steps=2000), "75 of 75 runs ended before their learning rate had fallen"),
+        (runs(flops=1.0), "0.00 times 6 N D"),
+    ],
+)
+def test_what_makes_a_law_hard_to_believe_is_said(typed, table, words):
+    out, numbers = typed(table)
+    assert f"doubt: {numbers['doubts'][0]}" in out
+    assert any(words in doubt for doubt in numbers["doubts"])
+
+
+@pytest.mark.parametrize(
+    "table, words",
+    [
+        (runs(sizes=2), ["2 different sizes", "needs 3"]),
+        (runs(status="failed"), ["0 finished runs"]),
+        (pd.concat([runs(), runs(model="lstm")]), ["model", "gpt, lstm"]),
+        (pd.concat([runs(), runs(data_sha256="b")]), ["data_sha256"]),
+    ],
+)
+def test_runs_that_have_no_law_are_refused(typed, here, table, words):
+    with pytest.raises(UserError) as refusal:
+        typed(table)
+    assert all(word in str(refusal.value) for word in words)
+    assert not [*here.iterdir()]
+
+
+@pytest.mark.parametrize("line", ["predict=1e6", "predict=1e6,-1", "predict=a,b", "budget=0"])
+def test_what_cannot_be_predicted_is_refused(typed, line):
+    with pytest.raises(UserError, match=line.partition("=")[0]):
+        typed(runs(), line)
