@@ -189,6 +189,9 @@ class GPTConfig(TransformerConfig):
     gelu: Annotated[Literal["exact", "tanh"], SHAPELESS, Neutral("exact")] = field(
         default="exact", kw_only=True
     )
+    init: Annotated[Literal["small", "unit"], SHAPELESS, Neutral("small")] = field(
+        default="small", kw_only=True
+    )
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,7 @@ def draw_curves(axes: Axes, scaling: Scaling, budget: float | None) -> None:
             sizes, law.loss(sizes, level / 6 / sizes), style, color=f"C{n}", lw=1, label=label
         )
         N, D = law.best(level)
-        axes.plot([N], [law.loss(N, D)], "o", color=f"C{n}", ms=5)
+        axes.plot([N], [float(law.loss(N, D))], "o", color=f"C{n}", ms=5)
     shown = axes.scatter(points.N, points.loss, c=np.log10(compute), s=12, cmap="viridis")
     axes.figure.colorbar(shown, ax=axes, label="log10 of FLOPs, 6 N D")
     low, high = points.loss.min(), points.loss.max()

@@ -111,6 +111,20 @@ class GPT(LanguageModel):
                 nn.init.normal_(weight, std=hidden / math.sqrt(2 * config.n_layer))
             elif weight.dim() == 2:
                 nn.init.normal_(weight, std=0.02 if "embedding" in name else hidden)
+        if config.init == "unit":
+            self.start_larger()
+
+    def start_larger(self) -> None:
+        """Another start: each answer is as large as what it is computed from.
+
+        With C as small as here, GPT-2's weights let all tokens look alike at first. A model that
+        must tell them apart, as recall does, then takes far longer to find out how.
+        """
+        for name, weight in self.named_parameters():
+            if "embedding" in name:
+                nn.init.normal_(weight, std=0.3)
+            elif weight.dim() == 2:  # C products add up in each number
+                nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
 
     def caches(self) -> list[KVCache]:
         return [KVCache(self.config.block_size) for _ in self.blocks]
