@@ -517,6 +517,26 @@ CALLBACKS: dict[str, Choice] = {
 }
 LOGGERS: dict[str, Choice] = {}
 
+
+@dataclass(frozen=True)
+class Instrument:
+    """A row of `INSTRUMENTS`: an evaluation that a key of the same name switches on."""
+
+    builder: str
+    """The function, as "module:name": from a `Specimen` to named values."""
+
+    reads_training: bool = False
+    """Whether it reads the training text, too."""
+
+
+INSTRUMENTS = {
+    "by_position": Instrument("lmlab.inference.by_position:by_position"),
+    "calibration": Instrument("lmlab.inference.calibration:calibration"),
+    "novelty": Instrument("lmlab.inference.novelty:novelty", reads_training=True),
+    "minimal_pairs": Instrument("lmlab.inference.minimal_pairs:minimal_pairs"),
+    "noise_scale": Instrument("lmlab.inference.noise_scale:noise_scale", reads_training=True),
+}
+
 # What plug-ins add: evaluations by name, and for each group the values of their choices' keys.
 OWN_EVALUATIONS: dict[str, Callable[..., Any]] = {}
 VALUES: dict[str, dict[str, dict[str, Any]]] = {}
@@ -598,6 +618,26 @@ NUMBERS = {
     "train/loss": Number(
         is_loss=True, ranks=True, in_end_table=True, in_leaderboard=True, is_objective=True
     ),
+    "val/context_gain": Number(
+        in_end_table=True,
+        in_leaderboard=True,
+        in_report=True,
+        is_objective=True,
+        better="higher",
+    ),
+    "val/calibration_error": Number(
+        in_end_table=True, in_leaderboard=True, in_report=True, is_objective=True
+    ),
+    "val/minimal_pairs": Number(
+        in_end_table=True,
+        in_leaderboard=True,
+        in_report=True,
+        is_objective=True,
+        better="higher",
+    ),
+    "sample/copied": Number(in_end_table=True, in_leaderboard=True, in_report=True),
+    "sample/longest_copy": Number(in_end_table=True, in_leaderboard=True),
+    "train/noise_scale": Number(in_end_table=True, in_leaderboard=True, in_report=True),
     "train_seconds": Number(in_leaderboard=True),
     "tokens_per_second": Number(is_objective=True, better="higher"),
 }

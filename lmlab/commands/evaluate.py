@@ -3,6 +3,7 @@
   python scripts/evaluate.py run=outputs/gpt/2026-11-22_10-00-00
   python scripts/evaluate.py run=outputs/gpt data=file path=my.txt
   python scripts/evaluate.py run=outputs/gpt,outputs/ngram
+  python scripts/evaluate.py run=outputs/gpt calibration=true
 
 run         the folder of a run, or a folder of runs, whose newest run is used (outputs); several
             with commas between them are a mixture, whose weights are fitted on the holdout part
@@ -12,6 +13,9 @@ data, path  another text, as for train.py; all of it is read. path alone: where 
 plugin      the files or modules with which the run was made, as for train.py (null)
 checkpoint  last | best (last)
 device      auto | cpu | cuda | mps (auto)
+
+by_position, calibration, novelty, minimal_pairs, noise_scale
+            true measures that, too, of one run; docs/instruments.md says what each is (false)
 
 Prints the numbers, and appends them as a line of JSON to evaluations.jsonl in the folder of the
 (first) run.
@@ -24,15 +28,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from lmlab.catalogue import CorpusConfig, OneOf, PathText
+from lmlab.catalogue import INSTRUMENTS, CorpusConfig, OneOf, PathText
 from lmlab.commands.door import Device
 from lmlab.commands.options import parse_script
 from lmlab.commands.own_choices import with_own_choices
-from lmlab.config.check import build, check_key
-from lmlab.config.keys import bases_of, choices_of, config_class, keys_of
+from lmlab.config.check import build, check_key, check_positions, check_stories
+from lmlab.config.keys import (
+    bases_of,
+    choices_of,
+    config_class,
+    idle_keys,
+    keys_of,
+    switched_on,
+)
 from lmlab.config.overrides import compose
 from lmlab.errors import UserError
-from lmlab.registry import importing
+from lmlab.registry import importing, load
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,6 +51,7 @@ if TYPE_CHECKING:
 
     from lmlab.data.documents import Documents
     from lmlab.data.splits import Splits
+    from lmlab.inference.evaluations import Value
     from lmlab.runs.checkpoints import Run
 
 
@@ -57,6 +69,11 @@ class Options:
     plugin: PathText | None = None
     checkpoint: Literal["last", "best"] = "last"
     device: Device = "auto"
+    by_position: bool = False
+    calibration: bool = False
+    novelty: bool = False
+    minimal_pairs: bool = False
+    noise_scale: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,7 +99,7 @@ def main(argv: list[str]) -> None:
     options = parse_script(Options, __doc__, argv)
     members, target, numbers = measured(options)
     for key, value in numbers.items():
-        print(f"{key:<22}{value:.6f}")
+        print(f"{key + ' ':<22}{value:.6f}")
     first = members[0]
     named = ", ".join(str(member.path) for member in members)
     length = f"{len(target.tokens):,} {first.tokenizer.unit}s"
@@ -95,6 +112,7 @@ def measured(options: Options) -> tuple[list[Run], Target, dict[str, float]]:
     Prints the weights of a mixture. Raises UserError.
     """
     with importing():  # torch: after the arguments hold
+        from lmlab.inference.evaluations import numbers_of, texts_of
         from lmlab.inference.loss import keep_evaluation, loss_metrics
         from lmlab.runs import checkpoints
 
@@ -103,6 +121,8 @@ def measured(options: Options) -> tuple[list[Run], Target, dict[str, float]]:
         for path in run_folders(options.run)
     ]
     first = members[0]
+    asked = switched_on(options)
+    check_instruments(asked, members, options)
     target = (
         part_of_own_text(first, options) if options.data is None else other_text(first, options)
     )
@@ -120,9 +140,69 @@ def measured(options: Options) -> tuple[list[Run], Target, dict[str, float]]:
     numbers = loss_metrics(
         log_probs, target.tokens, first.tokenizer, target.prefix, target.documents
     )
+    if asked:
+        values = examined(first, target, asked, options)
+        numbers |= numbers_of(values)
+        about |= texts_of(values)
     if not first.is_foreign:
         keep_evaluation(first.path, about, numbers)
     return members, target, numbers
+
+
+def check_instruments(asked: tuple[str, ...], members: list[Run], options: Options) -> None:
+    """Raises UserError if an instrument cannot examine what is evaluated."""
+    first = members[0]
+    for name in asked:
+        if len(members) > 1:
+            raise UserError(f"{name}=true: examines one model; run= names {len(members)}")
+        if name in idle_keys(first.config.built_on()):
+            raise UserError(
+                f"{name}=true: model={first.config.choices['model']} is trained by counting and "
+                "has no gradient"
+            )
+        if INSTRUMENTS[name].reads_training and first.is_foreign:
+            raise UserError(f"{name}=true: needs the training text, which {first.path} has not")
+    if options.by_position:
+        check_positions(first.config.model.block_size)
+    if options.minimal_pairs:
+        choice = options.data or first.config.choices["data"]
+        base = bases_of("data")[choice] if options.data else first.config.base("data")
+        check_stories(base, choice)
+
+
+def examined(
+    run: Run, target: Target, asked: tuple[str, ...], options: Options
+) -> dict[str, Value]:
+    """Returns the values of the instruments `asked` for. Raises UserError."""
+    import numpy as np
+
+    from lmlab.inference.loss import own_text, with_text_at
+    from lmlab.inference.specimen import Specimen
+
+    train = np.zeros(0, np.uint8)
+    train_documents = None
+    if any(INSTRUMENTS[name].reads_training for name in asked):
+        path = options.path if options.data is None else None
+        text = own_text(with_text_at(run, path))
+        train, train_documents = text.train, text.documents.get("train")
+    config = run.config
+    specimen = Specimen(
+        model=run.model,
+        tokens=target.tokens,
+        documents=target.documents,
+        tokenizer=run.tokenizer,
+        block_size=config.model.block_size,
+        precision=config.device.precision,
+        align=config.run.align,
+        seed=config.run.seed,
+        train=train,
+        train_documents=train_documents,
+        part=target.prefix,
+    )
+    values: dict[str, Value] = {}
+    for name in asked:
+        values |= load(INSTRUMENTS[name].builder)(specimen)
+    return values
 
 
 def run_folders(text: str) -> list[Path]:

@@ -29,6 +29,7 @@ from lmlab.config.keys import (
     following_keys,
     keys_of,
     neutral_values,
+    switched_on,
 )
 from lmlab.errors import UserError, nearest
 from lmlab.register import PRESENT
@@ -322,6 +323,7 @@ def from_flat(
     check_run(config.run, config.optimizer)
     check_documents(config)
     check_task(config)
+    check_instruments(config)
     check_optimizer(config)
     return config
 
@@ -340,6 +342,36 @@ def check_optimizer(config: Config) -> None:
         raise UserError(
             f"optimizer={config.choices['optimizer']}: its rates do not carry over with "
             f"parametrization=mup; allowed are {', '.join(allowed)}"
+        )
+
+
+def check_instruments(config: Config) -> None:
+    """Raises UserError if an instrument that is switched on could measure nothing."""
+    run = config.run
+    if run.by_position:
+        check_positions(config.model.block_size)
+    if run.minimal_pairs:
+        check_stories(config.base("data"), config.choices["data"])
+    for name in switched_on(run):
+        if name != "noise_scale" and config.data.val_fraction == 0:
+            raise UserError(f"{name}=true: needs a validation text; val_fraction is 0")
+
+
+def check_positions(block_size: int) -> None:
+    """Raises UserError if a context has no two places to compare."""
+    if block_size < 2:
+        raise UserError(
+            f"by_position=true: compares the places of a context, which has {block_size} here; "
+            "needs at least 2"
+        )
+
+
+def check_stories(base: str, choice: str) -> None:
+    """Raises UserError if a text is not the stories, by whose sentences the pairs are made."""
+    if base != "tales":
+        raise UserError(
+            f"minimal_pairs=true: its rules are made for the stories, data=tales, not for "
+            f"data={choice}"
         )
 
 

@@ -14,6 +14,7 @@ from lmlab.catalogue import (
     CATALOGUE,
     CHANGEABLE,
     GROUP_MARKERS,
+    INSTRUMENTS,
     LOGGERS,
     OF_THE_RUN,
     ONCE,
@@ -76,6 +77,12 @@ class RunConfig:
     unknown: Annotated[Literal["error", "drop"], STEPWISE]
     resume: Annotated[str | None, UNTOUCHING, OF_THE_RUN]
     replay: Annotated[str | None, UNTOUCHING, OF_THE_RUN]
+    # Those of `INSTRUMENTS` in the catalogue.
+    by_position: Annotated[bool, CHANGEABLE, UNTOUCHING, Neutral(False)] = False
+    calibration: Annotated[bool, CHANGEABLE, UNTOUCHING, Neutral(False)] = False
+    novelty: Annotated[bool, CHANGEABLE, UNTOUCHING, Neutral(False)] = False
+    minimal_pairs: Annotated[bool, CHANGEABLE, UNTOUCHING, Neutral(False)] = False
+    noise_scale: Annotated[bool, CHANGEABLE, UNTOUCHING, STEPWISE, Neutral(False)] = False
 
 
 @dataclass(frozen=True)
@@ -196,6 +203,11 @@ def token_keys() -> frozenset[str]:
     """Returns the keys that decide what a token is: the group `tokenizer`, and the keys in it."""
     keys = {key for row in CATALOGUE["tokenizer"].values() for key in keys_of(row.config)}
     return frozenset({"tokenizer", *keys})
+
+
+def switched_on(keys: Any) -> tuple[str, ...]:
+    """Returns the instruments that keys, of a run or of a command, switch on."""
+    return tuple(name for name in INSTRUMENTS if getattr(keys, name))
 
 
 def keys_taken(choices: dict[str, str]) -> set[str]:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import overload
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lmlab import plugins
-from lmlab.catalogue import NUMBERS, OWN_EVALUATIONS, Number
+from lmlab.catalogue import INSTRUMENTS, NUMBERS, OWN_EVALUATIONS, Number
 from lmlab.data.documents import Documents
 from lmlab.data.splits import Splits
 from lmlab.data.tokenizers import Tokenizer
@@ -27,9 +28,11 @@ from lmlab.inference import generate
 from lmlab.inference.answers import answer_numbers
 from lmlab.inference.loss import aligned, log_probs, loss_metrics
 from lmlab.inference.pictures import commonest, pictures_of
+from lmlab.inference.specimen import Specimen
 from lmlab.isolation import random_numbers_kept
 from lmlab.models.base import LanguageModel
 from lmlab.register import is_own
+from lmlab.registry import load
 
 SAMPLED = 60  # tokens of the sample in an evaluation
 PICTURED = 32  # tokens that the pictures of attention show
@@ -70,6 +73,9 @@ class Subject:
 
     with_attention: bool = True
     """Whether the pictures that take long are due, too."""
+
+    instruments: tuple[str, ...] = ()
+    """The rows of `INSTRUMENTS` that the run has switched on."""
 
     @property
     def tokens(self) -> np.ndarray:
@@ -126,15 +132,40 @@ def evaluation(
     return register(function)
 
 
+def instrument(name: str) -> Evaluation:
+    """Returns an instrument as an evaluation. It examines the validation text."""
+    examine = load(INSTRUMENTS[name].builder)
+
+    @wraps(examine)
+    def look(subject: Subject) -> Mapping[str, Value]:
+        text = subject.text
+        specimen = Specimen(
+            model=subject.model,
+            tokens=text.val,
+            documents=text.documents.get("val"),
+            tokenizer=text.tokenizer,
+            block_size=subject.block_size,
+            precision=subject.precision,
+            align=subject.align,
+            seed=subject.seed,
+            train=text.train,
+            train_documents=text.documents.get("train"),
+        )
+        found: Mapping[str, Value] = examine(specimen)
+        return found
+
+    return look
+
+
 def evaluate(subject: Subject, warn: Callable[[str], object]) -> dict[str, Value]:
-    """Returns the values of all `EVALUATIONS` by name.
+    """Returns the values of all `EVALUATIONS` and of the run's instruments, by name.
 
     A function that fails, but for the validation loss, only harms itself: `warn` is called with the
     reason, and the run goes on. The same is true of a value that is no number, text or picture.
     Raises NotFinite if the loss is not finite.
     """
     values: dict[str, Value] = {}
-    for function in EVALUATIONS:
+    for function in (*EVALUATIONS, *map(instrument, subject.instruments)):
         try:
             found = dict(function(subject))
         except Exception as error:

@@ -69,18 +69,25 @@ def of_documents(
     The windows are those of training: they begin with each document, and within it at each multiple
     of `block_size`. The first token of a document is predicted from the window before it.
     """
-    last = len(ids) - 1
-    starts = documents.window_starts(block_size, last)
-    lengths = np.diff(starts, append=last)
-    result = torch.empty(last)
+    result = torch.empty(len(ids) - 1)
     with evaluating(model):
-        for length in np.unique(lengths).tolist():
-            rows = torch.from_numpy(starts[lengths == length])
-            for begins in rows.split(max(1, TOKENS_AT_ONCE // length)):
-                places = begins[:, None] + torch.arange(length)
-                found = answers(model, ids[places], ids[places + 1], precision)
-                result[places.flatten()] = found.cpu()
+        for places in places_of_windows(documents, block_size, len(result)):
+            found = answers(model, ids[places], ids[places + 1], precision)
+            result[places.flatten()] = found.cpu()
     return result
+
+
+def places_of_windows(documents: Documents, block_size: int, n: int) -> Iterator[Tensor]:
+    """Yields batches of windows that begin with each of the documents of `n` tokens, (B, T).
+
+    A window is given by the places of its tokens, and has at most `block_size` of them.
+    """
+    starts = documents.window_starts(block_size, n)
+    lengths = np.diff(starts, append=n)
+    for length in np.unique(lengths).tolist():
+        rows = torch.from_numpy(starts[lengths == length])
+        for begins in rows.split(max(1, TOKENS_AT_ONCE // length)):
+            yield begins[:, None] + torch.arange(length)
 
 
 def answers(model: LanguageModel, idx: Tensor, targets: Tensor, precision: str) -> Tensor:

@@ -1,6 +1,7 @@
 """Draws pictures of a model for TensorBoard: arrays (H, W, 3) of uint8."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -85,6 +86,67 @@ def attention_picture(maps: Tensor) -> np.ndarray:
             pen.rectangle((x - 1, y - 1, x + side, y + side), outline="lightgray")
             pen.text((x, y - 13), f"{layer + 1}.{head + 1}", fill="black")
     return np.asarray(picture)
+
+
+SIDE = 320  # pixels of a diagram's square
+MARGIN = 40  # pixels around it, for what is written there
+
+
+def line_picture(x: np.ndarray, y: np.ndarray, x_name: str, y_name: str) -> np.ndarray:
+    """Returns the line through the points x, y (N,) as an image (H, W, 3), with its ranges."""
+    picture, pen = diagram(x_name, y_name)
+    points = [(at(a, x), SIDE - at(b, y)) for a, b in zip(x, y, strict=True)]
+    pen.line([(MARGIN + a, MARGIN + b) for a, b in points], fill="black", width=2)
+    write_ends(pen, x, y)
+    return np.asarray(picture)
+
+
+def reliability_picture(
+    confidence: np.ndarray, right: np.ndarray, shares: np.ndarray
+) -> np.ndarray:
+    """Returns how often predictions of each confidence are right as an image (H, W, 3).
+
+    A well calibrated model is on the diagonal, an overconfident one below it. A dot's area is the
+    share of predictions in its bin.
+    """
+    picture, pen = diagram("confidence", "share of right ones")
+    unit = np.array([0.0, 1.0])
+    pen.line((MARGIN, MARGIN + SIDE, MARGIN + SIDE, MARGIN), fill="lightgray")
+    for says, is_so, share in zip(confidence, right, shares, strict=True):
+        x = MARGIN + at(says, unit)
+        y = MARGIN + SIDE - at(is_so, unit)
+        radius = 2 + 20 * float(share) ** 0.5
+        pen.ellipse((x - radius, y - radius, x + radius, y + radius), outline="black")
+    write_ends(pen, unit, unit)
+    return np.asarray(picture)
+
+
+def diagram(x_name: str, y_name: str) -> tuple[Any, Any]:
+    """Returns an empty diagram, an image of PIL's, and a pen that draws in it."""
+    from PIL import Image, ImageDraw
+
+    size = SIDE + 2 * MARGIN
+    picture = Image.new("RGB", (size, size), "white")
+    pen = ImageDraw.Draw(picture)
+    pen.rectangle((MARGIN, MARGIN, MARGIN + SIDE, MARGIN + SIDE), outline="lightgray")
+    pen.text((MARGIN + SIDE // 3, MARGIN + SIDE + 20), x_name, fill="black")
+    pen.text((MARGIN, MARGIN - 30), y_name, fill="black")
+    return picture, pen
+
+
+def at(value: float, values: np.ndarray) -> float:
+    """Returns how many pixels from the low end of an axis, which spans `values`, a value lies."""
+    low, high = float(values.min()), float(values.max())
+    return SIDE / 2 if low == high else SIDE * (float(value) - low) / (high - low)
+
+
+def write_ends(pen: Any, x: np.ndarray, y: np.ndarray) -> None:
+    """Writes the lowest and the highest number at both axes of a diagram."""
+    below = MARGIN + SIDE + 4
+    pen.text((MARGIN, below), f"{x.min():g}", fill="black")
+    pen.text((MARGIN + SIDE - 20, below), f"{x.max():g}", fill="black")
+    pen.text((2, MARGIN + SIDE - 10), f"{y.min():.3g}", fill="black")
+    pen.text((2, MARGIN), f"{y.max():.3g}", fill="black")
 
 
 def shaded(shares: Tensor) -> np.ndarray:

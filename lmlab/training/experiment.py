@@ -13,6 +13,7 @@ from lightning_fabric.plugins.environments import LightningEnvironment
 
 from lmlab import machine, plugins
 from lmlab.config.check import Config
+from lmlab.config.keys import switched_on
 from lmlab.data.batches import BatchModule
 from lmlab.data.tokenizers import Tokenizer
 from lmlab.errors import UserError, reason_of, system_error
@@ -233,6 +234,7 @@ def train(
                 seed=prepared.run.seed,
                 source=source_text(directory, prepared.text.tokenizer),
                 align=prepared.run.align,
+                instruments=switched_on(prepared.run),
             )
             ending = learn(directory, prepared, subject, stop, saved, over, watch)
             directory.update(status=ending.status, **ending.totals)
