@@ -312,7 +312,8 @@ class Run:
         """Returns the losses on the validation text, or on another text, and saves them.
 
         It takes the last checkpoint, unless `checkpoint="best"` is given. `options` are those of
-        `python scripts/evaluate.py`: split, data, path, checkpoint, device. Raises UserError.
+        `python scripts/evaluate.py`: split, data, path, checkpoint, device, and each instrument, as
+        in `calibration=True`. Raises UserError.
         """
         refuse_others(options, ("run", "plugin"))
         chosen = filled(evaluate.Options, as_options({**options, "run": str(self.path)}))

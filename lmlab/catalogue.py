@@ -618,6 +618,8 @@ NUMBERS = {
     "train/loss": Number(
         is_loss=True, ranks=True, in_end_table=True, in_leaderboard=True, is_objective=True
     ),
+    "train_seconds": Number(in_leaderboard=True),
+    "tokens_per_second": Number(is_objective=True, better="higher"),
     "val/context_gain": Number(
         in_end_table=True,
         in_leaderboard=True,
@@ -638,8 +640,6 @@ NUMBERS = {
     "sample/copied": Number(in_end_table=True, in_leaderboard=True, in_report=True),
     "sample/longest_copy": Number(in_end_table=True, in_leaderboard=True),
     "train/noise_scale": Number(in_end_table=True, in_leaderboard=True, in_report=True),
-    "train_seconds": Number(in_leaderboard=True),
-    "tokens_per_second": Number(is_objective=True, better="higher"),
 }
 METRIC = Number(
     in_end_table=True, in_leaderboard=True, in_report=True, is_objective=True, can_prune=True
