@@ -11,7 +11,7 @@ bootstraps  so many fits to runs that are drawn anew give the intervals (1000)
 
 N counts all parameters of a model, those of its embeddings too; D counts the tokens of training,
 each as often as it was read. L is val/loss at the end. Every interval is one of 95 %, from fits to
-configurations and seeds that are drawn anew. What makes a law hard to believe is said as a doubt.
+configurations that are drawn anew, with all their seeds. What makes a law hard to believe is said as a doubt.
 """
 
 from __future__ import annotations
