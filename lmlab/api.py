@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lmlab.catalogue import ONCE
+from lmlab.commands import compare as compare_command
 from lmlab.commands import evaluate, plot, sample
 from lmlab.commands.continued import literal
 from lmlab.commands.options import filled
@@ -380,6 +381,44 @@ class Comparison:
 
         with using(self.plugin):
             return table.leaderboard(self.runs)
+
+    def claims(
+        self,
+        vary: str | None = None,
+        *,
+        within: str | None = None,
+        best: str | None = None,
+        record: float | None = None,
+    ) -> pd.DataFrame:
+        """Returns what `python scripts/compare.py` prints with these options, in full precision.
+
+        With `vary` that is a row for each planned comparison, else the leaderboard. Raises UserError.
+        """
+        from lmlab.sweeps import planned, table
+
+        chosen = {"vary": vary, "within": within, "best": best, "record": record}
+        options: compare_command.Options = filled(compare_command.Options, as_options(chosen))
+        compare_command.check_together(options)
+        with using(self.plugin):
+            if options.vary is None:
+                return table.leaderboard(self.runs, options.record)
+            return planned.comparisons(
+                self.runs, options.vary, options.within, options.best, options.record
+            )
+
+    def figure(self, x: str, hue: str | None = None, best: str | None = None) -> Figure:
+        """Returns a figure of matplotlib: means over seeds along the key `x`, with error bars.
+
+        `hue` names keys that make a line each, `best` those of which each point has its best value;
+        a Python warning tells where that is the largest or the smallest tried. Raises UserError.
+        """
+        from lmlab.commands.error_bars import error_bars
+
+        with using(self.plugin):
+            drawn, lines = error_bars(self.runs, x, hue, best)
+        for line in lines:
+            warnings.warn(line, stacklevel=2)
+        return drawn
 
     def plot(self) -> Figure:
         """Returns a figure of matplotlib with the curves of the runs."""

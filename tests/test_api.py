@@ -73,6 +73,14 @@ def test_a_sweep_is_the_one_that_is_typed(here, capsys):
     cli.main(["-m", "model=bigram,gpt_nano", "seed=0,1", *words, "name=s"])
     assert "4 of them done already" in capsys.readouterr().out
     assert len(lmlab.compare(sweep, sweep.path / sweep.runs["path"][0].split("/")[-1]).runs) == 4
+    claims = sweep.claims("model", record=1.0)
+    assert sorted(claims["model"]) == ["bigram", "gpt_nano"]
+    means = sweep.runs.groupby("model")["val/loss"].mean()
+    assert claims["difference"][1] == pytest.approx(means.max() - means.min())
+    (axes,) = sweep.figure("model").axes
+    assert axes.get_xlabel() == "model"
+    with pytest.raises(lmlab.UserError, match="within=model: needs vary="):
+        sweep.claims(within="model")
     page = sweep._repr_html_()
     assert "gpt_nano" in page and "data:image/png;base64," in page
 

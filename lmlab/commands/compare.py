@@ -1,11 +1,21 @@
-"""Compares runs: a leaderboard of configurations, averaged over their seeds.
+"""Compares runs: a leaderboard of configurations, averaged over their seeds, or what you ask.
 
   python scripts/compare.py outputs/sweeps/depth outputs/sweeps/width
+  python scripts/compare.py outputs/sweeps/depth vary=n_layer best=lr
+  python scripts/compare.py outputs/sweeps/depth figure=depth.pdf x=n_layer best=lr
 
 Its arguments are folders; it reads every run in them. The options, as key=value:
 
 out  folder for leaderboard.csv, leaderboard.md and report.html (the given folder; for several
      folders, the one that contains all of them)
+vary       keys whose levels are compared, with commas between them, instead of all rows (null)
+within     keys: they are compared within each level of these (null)
+best       keys of which each level has its best value, such as lr (null)
+record     a number, to which every row is compared (null)
+table      a file for the table that is printed: .csv, in full precision, or .tex (null)
+figure     a picture with error bars, .pdf, .svg or .png (null)
+x          the key along the figure (null)
+hue        keys that make a line of the figure each (null)
 plugin     the files or modules with which the runs were made, as for train.py (null)
 same_code  true: it does not matter that different code of the lab made the runs (false)
 
@@ -15,14 +25,25 @@ Configurations are ranked by val/loss at the end of training, as a mean over see
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
+from lmlab import files
 from lmlab.catalogue import PathText
-from lmlab.commands.options import parse_script
+from lmlab.commands.options import check_file, check_out, parse_script
 from lmlab.commands.own_choices import with_own_choices
+from lmlab.commands.picture import check_picture, save_picture
 from lmlab.errors import UserError
 from lmlab.runs.typed import program
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FIGURES = (".pdf", ".svg", ".png")
+TABLES = (".csv", ".tex")
+DOTS = 300  # of a PNG, for an inch
 
 
 @dataclass(frozen=True)
@@ -30,31 +51,107 @@ class Options:
     """The options after the folders; --help explains them."""
 
     out: PathText | None = None
+    vary: str | None = None
+    within: str | None = None
+    best: str | None = None
+    record: Annotated[float, "(-inf, inf)"] | None = None
+    table: PathText | None = None
+    figure: PathText | None = None
+    x: str | None = None
+    hue: str | None = None
     plugin: PathText | None = None
     same_code: bool = False
 
 
 @with_own_choices
 def main(argv: list[str]) -> None:
-    """Prints the leaderboard and writes it. Raises UserError."""
+    """Prints the comparison and writes its files. Raises UserError."""
     folders = [argument for argument in argv if is_folder(argument)]
     others = [argument for argument in argv if argument not in folders]
     if {"-h", "--help"} & set(others):
         others = argv  # none of them has an effect
-    options = parse_script(Options, __doc__, others)
+    options: Options = parse_script(Options, __doc__, others)
     if not all(folders):
         raise UserError("'': is empty; needs the name of a folder")
     if not folders:
         raise UserError(
             f"{program('compare')} needs a folder of runs, such as outputs/sweeps/depth"
         )
-    from lmlab.sweeps import load_runs, report
+    check_together(options)
+    from lmlab.sweeps import load_runs, planned, report
+    from lmlab.sweeps import table as tables
 
-    table = load_runs(*folders, same_code=options.same_code)
+    runs = load_runs(*folders, same_code=options.same_code)
+    comparisons = None
+    if options.vary is not None:
+        comparisons = planned.comparisons(
+            runs, options.vary, options.within, options.best, options.record
+        )
+    if options.figure is not None:
+        draw(runs, options)
     out = Path(options.out or common_folder(folders))
-    report.write(table, out, ", ".join(Path(folder).name for folder in folders))
-    report.show(table)
+    report.write(runs, out, ", ".join(Path(folder).name for folder in folders))
+    if comparisons is None:
+        if options.table is not None:
+            board = tables.leaderboard(runs, options.record)
+            write_table(board, tables.varied(runs), tables.objective(runs), options.table)
+        report.show(runs, options.record)
+    else:
+        loss = tables.objective(runs)
+        if options.table is not None:
+            write_table(comparisons, planned.keys_of(comparisons), loss, options.table)
+        report.show_planned(runs, comparisons, options.best, loss)
     report.show_places(out)
+    for name in ("table", "figure"):
+        if getattr(options, name):
+            print(f"{name:<14}{getattr(options, name)}")
+
+
+def check_together(options: Options) -> None:
+    """Raises UserError for options that would have no effect, and names of files that do not fit."""
+    needs = (
+        ("within", options.within, "vary=", options.vary),
+        ("x", options.x, "figure=", options.figure),
+        ("hue", options.hue, "figure=", options.figure),
+        ("best", options.best, "vary= or figure=", options.vary or options.figure),
+        ("figure", options.figure, "x=, the key along it", options.x),
+    )
+    for name, value, needed, given in needs:
+        if value is not None and given is None:
+            raise UserError(f"{name}={value}: needs {needed}")
+    if options.figure is not None:
+        check_picture(options.figure, "figure", "figure.pdf", FIGURES)
+        check_out(Path(options.figure), "figure")
+    if options.table is not None:
+        check_file(options.table, "table")
+        if Path(options.table).suffix.lower() not in TABLES:
+            raise UserError(
+                f"table={options.table}: needs the name of a table; its ending is one of "
+                f"{', '.join(TABLES)}"
+            )
+        check_out(Path(options.table), "table")
+
+
+def draw(runs: pd.DataFrame, options: Options) -> None:
+    """Writes the figure. Raises UserError."""
+    from lmlab.commands.error_bars import error_bars
+
+    assert options.x is not None and options.figure is not None  # `check_together` has looked
+    figure, warnings = error_bars(runs, options.x, options.hue, options.best)
+    save_picture(figure, options.figure, DOTS)
+    if options.vary is None:  # else the comparisons say them
+        for line in warnings:
+            print(f"warning: {line}", file=sys.stderr)
+
+
+def write_table(table: pd.DataFrame, keys: list[str], loss: str, path: str) -> None:
+    """Writes a table as CSV, in full precision, or for LaTeX. Raises UserError."""
+    from lmlab.sweeps import latex
+
+    content = table.to_csv(index=False)
+    if Path(path).suffix.lower() == ".tex":
+        content = latex.tabular(table, keys, loss)
+    files.write(Path(path), content)
 
 
 def common_folder(folders: list[str]) -> str:

@@ -166,21 +166,21 @@ def check_known(argument: str, key: str, hints: Mapping[str, Any]) -> None:
         )
 
 
-def check_file(out: str) -> None:
+def check_file(out: str, key: str = "out") -> None:
     """Raises UserError if `out` is a folder, for a command that writes one file."""
     if Path(out).is_dir():
-        raise UserError(f"out={out}: is a folder; needs the name of a file")
+        raise UserError(f"{key}={out}: is a folder; needs the name of a file")
 
 
-def check_out(out: Path) -> None:
+def check_out(out: Path, key: str = "out") -> None:
     """Raises UserError if nothing can be written at `out`: before the work, not after it.
 
     A link, a device or a pipe is not replaced by a file or folder. A link to a folder is that folder.
     """
     if out.is_symlink() and not out.is_dir():
-        raise UserError(f"out={out}: is a link to {os.readlink(out)}; needs the name itself")
+        raise UserError(f"{key}={out}: is a link to {os.readlink(out)}; needs the name itself")
     if out.exists() and not (out.is_file() or out.is_dir()):
-        raise UserError(f"out={out}: is no plain file; needs the name of a new file")
+        raise UserError(f"{key}={out}: is no plain file; needs the name of a new file")
     reason = files.obstacle(out.absolute().parent)
     if reason:
-        raise UserError(f"out={out}: {reason}")
+        raise UserError(f"{key}={out}: {reason}")

@@ -3,6 +3,7 @@
 The page, report.html, needs no other file.
 """
 
+import io
 import math
 import re
 import shlex
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
+from rich.console import Console
 from rich.table import Table
 
 from lmlab import files
@@ -23,14 +25,29 @@ from lmlab.inference.page import fill_page
 from lmlab.notebook import plain_console
 from lmlab.runs.code import UNKNOWN, SameCode, own_code
 from lmlab.runs.folder import read_history
+from lmlab.sweeps import planned
 from lmlab.sweeps import table as tables
 from lmlab.sweeps.cells import ENDED, Sweep
+from lmlab.sweeps.claims import WELCH
 from lmlab.sweeps.planner import planner
+from lmlab.sweeps.words import (
+    SEEDS,
+    TO_BEST,
+    TO_RECORD,
+    decimal,
+    explained,
+    interval,
+    needed,
+    plain,
+    whole,
+)
 
 PAGE = Path(__file__).with_name("report.html")
 POINTS = 200  # of a curve, at most
 SAMPLES = 40  # texts, at most
 WIDTH = 160  # characters of the printed leaderboard where there is no terminal
+
+SPARSE = (SEEDS, "not finished")  # columns that are there if they have a text
 
 Item = TypeVar("Item")
 
@@ -70,13 +87,33 @@ def is_tested(path: str) -> bool:
     return "test/loss" in row
 
 
-def show(table: pd.DataFrame) -> None:
+def show(table: pd.DataFrame, record: float | None = None) -> None:
     """Prints the leaderboard, the runs that are not finished, and those that cannot be read."""
-    board = tables.leaderboard(table)
+    board = tables.leaderboard(table, record)
     keys = tables.varied(table)
     console = plain_console(WIDTH)
     console.print()
-    console.print(printed_board(columns(board, keys), keys, footnote(table, board)))
+    console.print(fitted(console, columns(board, keys), keys, footnote(table, board)))
+    show_others(console, table)
+
+
+def show_planned(
+    table: pd.DataFrame, comparisons: pd.DataFrame, best: str | None, loss: str
+) -> None:
+    """Prints planned comparisons, what is not finished, and warns of values at the edge."""
+    console = plain_console(WIDTH)
+    console.print()
+    texts = planned.texts_of(comparisons, loss)
+    note = planned.footnote_of(comparisons, loss, best)
+    notes = [note, *doubts(table, loss)]
+    console.print(fitted(console, texts, planned.keys_of(comparisons), " ".join(notes)))
+    show_others(console, table)
+    for line in planned.warnings_of(comparisons):
+        print(f"warning: {line}", file=sys.stderr)
+
+
+def show_others(console: Console, table: pd.DataFrame) -> None:
+    """Prints the runs that are not finished, and those that cannot be read."""
     unfinished = list(tables.unfinished(table))
     if unfinished:
         rows = Table(box=None, header_style="bold")
@@ -90,16 +127,44 @@ def show(table: pd.DataFrame) -> None:
         console.print(f"left out      {fault}", soft_wrap=True)
 
 
+def fitted(console: Console, texts: pd.DataFrame, keys: Sequence[str], caption: str) -> Table:
+    """Returns a table of texts for the terminal, without its least columns if it is too wide."""
+    left_out: list[str] = []
+    bests = [name for name in texts.columns if name.startswith("best ")]
+    least = [name for name in ("seconds", "parameters", *bests, "p", "±", SEEDS) if name in texts]
+    printed = printed_board(texts, keys, caption)
+    for name in least:
+        if width_of(printed) <= console.width:
+            break
+        left_out.append(name)
+        note = f"Not shown, for want of width: {', '.join(left_out)}."
+        printed = printed_board(texts.drop(columns=left_out), keys, f"{caption} {note}")
+    return printed
+
+
+def width_of(printed: Table) -> int:
+    """Returns the characters of the lines of a table that nothing cuts."""
+    endless = Console(file=io.StringIO(), width=10_000)
+    return endless.measure(printed).maximum
+
+
 def printed_board(texts: pd.DataFrame, keys: Sequence[str], caption: str) -> Table:
-    """Returns the leaderboard as a table for the terminal. `board` holds texts."""
-    printed = Table(caption=caption, caption_justify="left", box=None, header_style="bold")
+    """Returns a table of texts for the terminal; the row of the best is bold."""
+    printed = Table(
+        caption=caption, caption_justify="left", box=None, header_style="bold", pad_edge=False
+    )
     for name in texts.columns:
-        if name in (*keys, "like the best", "not finished"):
-            printed.add_column(name, justify="left", overflow="fold")
+        heading = name
+        if name not in keys:
+            heading = name.replace(" ", "\n")
+        if name in (TO_BEST, TO_RECORD):
+            printed.add_column(name, justify="left", no_wrap=True)
+        elif name in (*keys, "not finished"):
+            printed.add_column(heading, justify="left", overflow="fold")
         else:
-            printed.add_column(name, justify="right", overflow="fold")
-    for n, row in enumerate(texts.itertuples(index=False)):
-        printed.add_row(*map(str, row), style="bold" if n == 0 else None)
+            printed.add_column(heading, justify="right", no_wrap=True)
+    for row in texts.itertuples(index=False):
+        printed.add_row(*map(str, row), style="bold" if "best" in row else None)
     return printed
 
 
@@ -115,8 +180,13 @@ def columns(board: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
             loss: decimal(row[loss]),
             "±": decimal(row["se"]),
             "n": str(row["n"]),
-            "like the best": verdict(row, loss, is_first=n == 0),
+            TO_BEST: interval(row),
+            SEEDS: needed(row),
         }
+        if n == 0 and not math.isnan(row[loss]):
+            texts[TO_BEST] = "best"
+        if "record_difference" in row:
+            texts[TO_RECORD] = interval(row, "record_")
         for key in keys:
             texts[key] = plain(row[key])
         for name in means:
@@ -126,9 +196,7 @@ def columns(board: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
         texts["seconds"] = decimal(row.get("train_seconds"), 1)
         rows.append(texts)
     board_of_texts = pd.DataFrame(rows)
-    if board["not_finished"].any():
-        return board_of_texts
-    return board_of_texts.drop(columns="not finished")
+    return board_of_texts.drop(columns=[name for name in SPARSE if not any(board_of_texts[name])])
 
 
 def heading(name: str, loss: str) -> str:
@@ -146,50 +214,31 @@ def place(loss: float, n: int) -> str:
     return str(n + 1)
 
 
-def verdict(row: dict[str, Any], loss: str, is_first: bool) -> str:
-    """Returns "yes" or "no" with p: whether a configuration is like the best one."""
-    if math.isnan(row[loss]):
-        return ""
-    if is_first:
-        return "best"
-    if row["like_best"] is None:
-        return "too few seeds"
-    is_like = "yes" if row["like_best"] else "no"
-    return f"{is_like} (p {row['p']:.2g})"
-
-
-def decimal(x: float | None, digits: int = 4) -> str:
-    """Returns a number as text with `digits` after the point, or "" if it is missing."""
-    if x is None or math.isnan(x):
-        return ""
-    return f"{x:.{digits}f}"
-
-
-def whole(x: float | None) -> str:
-    """Returns a whole number as text with commas, or "" if it is missing."""
-    if x is None or math.isnan(x):
-        return ""
-    return f"{x:,.0f}"
-
-
-def plain(x: Any) -> str:
-    """Returns the value of a key as text, or "" if the run has no such key."""
-    if x is None:
-        return "null"
-    if not isinstance(x, float | np.floating):
-        return str(x)
-    if math.isnan(x):
-        return ""
-    return f"{x:.6g}"
-
-
 def footnote(table: pd.DataFrame, board: pd.DataFrame) -> str:
     """Returns the explanation of the columns of the leaderboard."""
     loss = tables.objective(board)
     sentences = [
         f"{loss} at the end: mean over n seeds, ± its standard error.",
-        f"Like the best: not significantly different from it ({tables.TEST}; p after correction).",
     ]
+    if board["p"].notna().any():
+        sentences += explained(WELCH in set(board["test"]), "all rows")
+    sentences += doubts(table, loss)
+    n_ranked = int(board[loss].notna().sum())
+    if "test/loss" in board and board["test/loss"].notna().any():
+        sentences.append(
+            "test/loss is measured for the best only, on text that was not used to choose it."
+        )
+    elif n_ranked > 1:
+        sentences.append(
+            f"The loss of the best of {n_ranked} is partly luck, since it was chosen by that loss; "
+            "with test_fraction=0.1 it is also measured on other text."
+        )
+    return " ".join(sentences)
+
+
+def doubts(table: pd.DataFrame, loss: str) -> list[str]:
+    """Returns sentences about what makes the losses of a table hard to compare."""
+    sentences = []
     if table["data_sha256"].nunique() > 1 or table["val_fraction"].nunique() > 1:
         sentences.append(
             "Not all were validated on the same text, so their losses cannot be compared."
@@ -211,17 +260,7 @@ def footnote(table: pd.DataFrame, board: pd.DataFrame) -> str:
             f"Of several runs of one seed the one that started last counts{differ}; "
             f"left out: {len(several) - len(by_seed)}."
         )
-    n_ranked = int(board[loss].notna().sum())
-    if "test/loss" in board and board["test/loss"].notna().any():
-        sentences.append(
-            "test/loss is measured for the best only, on text that was not used to choose it."
-        )
-    elif n_ranked > 1:
-        sentences.append(
-            f"The loss of the best of {n_ranked} is partly luck, since it was chosen by that loss; "
-            "with test_fraction=0.1 it is also measured on other text."
-        )
-    return " ".join(sentences)
+    return sentences
 
 
 def write(table: pd.DataFrame, folder: Path, title: str) -> None:

@@ -1,4 +1,4 @@
-"""Computes the leaderboard of runs: means over seeds, with paired tests.
+"""Computes the leaderboard of runs: means over seeds, and how far each row is from the best.
 
 The numbers are read from the folders of runs.
 """
@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from scipy import stats
 
 from lmlab import files
 from lmlab.catalogue import REFERENCES, UNTOUCHING, learn_numbers, numbers_where
@@ -22,11 +20,17 @@ from lmlab.config.keys import GROUPS, choices_of, idle_keys, marked, token_keys
 from lmlab.errors import UserError
 from lmlab.runs.code import SameCode, code_of
 from lmlab.runs.folder import LIMITS, is_locked, read_config, read_metrics, started_at, text_sha256
-from lmlab.sweeps.cells import identity
+from lmlab.sweeps.cells import ENDED, identity
+from lmlab.sweeps.claims import (
+    LEVEL,
+    Difference,
+    corrected,
+    difference,
+    from_number,
+    half_width,
+)
 from lmlab.sweeps.labels import common_parts, without
 
-TEST = "paired t-test over common seeds, Holm's correction, 5 %"
-LEVEL = 0.05
 BITS = "val/bits_per_byte"
 
 RECORDS = ("config.yaml", "metrics.json")  # a folder with one of them is that of a run
@@ -231,10 +235,14 @@ def follows_from_choices(table: pd.DataFrame, key: str) -> bool:
 
 @dataclass
 class Entry:
-    """A configuration in the leaderboard: its row, and the loss of each of its finished seeds."""
+    """A configuration in the leaderboard: its row, and the loss of each of its finished seeds.
+
+    `ended` says whether a run of it came to an end of its own, finished or not.
+    """
 
     row: dict[str, Any]
     losses: dict[int, float]
+    ended: bool
 
     def rank(self, loss: str) -> tuple[bool, float]:
         """Returns the sort key of an entry: its mean loss, or infinity without one."""
@@ -242,35 +250,85 @@ class Entry:
         return math.isnan(mean), mean
 
 
-def leaderboard(table: pd.DataFrame) -> pd.DataFrame:
-    """Returns a table with a row for each configuration, best first.
+def configurations(table: pd.DataFrame) -> list[Entry]:
+    """Returns an entry for each configuration, best first; without a finished seed it is last.
 
     They are ranked by the mean, over finished seeds, of the last number that `objective` names.
-    Configurations without a finished seed come last. `se` is the standard error of the mean, nan
-    for one seed. `p` comes from the paired t-test against the first row, over the seeds that both
-    have, with the correction of Holm (1979). `like_best` is true if p is at least 5 %, and None if
-    fewer than two seeds are common.
     """
     loss = objective(table)
     keys = varied(table)
     entries = [
-        Entry(row_of(members, keys, loss), losses_of(members, loss))
+        Entry(
+            row_of(members, keys, loss),
+            losses_of(members, loss),
+            bool(members["status"].isin(ENDED).any()),
+        )
         for _, members in table.groupby("group", sort=False)
     ]
     entries.sort(key=lambda entry: entry.rank(loss))
+    return entries
+
+
+def leaderboard(table: pd.DataFrame, record: float | None = None) -> pd.DataFrame:
+    """Returns a table with a row for each configuration, best first, as `configurations` ranks them.
+
+    `se` is the standard error of the mean, and `ci95` half of its 95 % interval; both are nan for
+    one seed. `difference` is that to the first row over the seeds that both have, with its interval
+    (`difference_low`, `difference_high`), by Student's t-test, or by Welch's if they have fewer than
+    two in common (`test`). `p` is that of the test after the correction of Holm (1979) for all rows.
+    `like_best` is true if p is at least 5 %, and None without a test. With a `record`, the columns
+    `record_…` say the same of the difference to this number.
+    """
+    entries = configurations(table)
     best = entries[0]
     for entry in entries[1:]:
         if "test/loss" in entry.row:  # earlier winners have been tested, too
             entry.row["test/loss"] = math.nan
-    p_values = [None, *(paired_p(entry.losses, best.losses) for entry in entries[1:])]
-    for entry, p in zip(entries, holm(p_values), strict=True):
-        entry.row["p"] = p
-        entry.row["like_best"] = None
-        if p is not None:
-            entry.row["like_best"] = p >= LEVEL
+    to_best = [None, *(difference(entry.losses, best.losses) for entry in entries[1:])]
+    rows = [entry.row for entry in entries]
+    for row in rows:
+        row |= {"p": None, "like_best": None}  # before the columns that came after version 0.1
+    add_differences(rows, to_best)
+    for entry in entries:
+        p = entry.row["p"]
+        entry.row["like_best"] = None if p is None else p >= LEVEL
+        entry.row["ci95"] = half_width([*entry.losses.values()])
     if best.losses:
         best.row["like_best"] = True
-    return pd.DataFrame([entry.row for entry in entries])
+    if record is not None:
+        add_differences(rows, [from_number(entry.losses, record) for entry in entries], "record_")
+    return as_table(rows)
+
+
+def as_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """Returns rows as a table in which numbers of seeds stay whole, also where some are missing."""
+    board = pd.DataFrame(rows)
+    for name in board.columns:
+        if name.endswith("seeds_needed"):
+            board[name] = pd.Series([row[name] for row in rows], dtype=object)
+    return board
+
+
+def difference_columns(one: Difference | None, prefix: str = "") -> dict[str, Any]:
+    """Returns the columns of a table that say a difference; all are empty for None."""
+    name = f"{prefix}difference"
+    one = one or Difference(math.nan, n=0, how="")
+    return {
+        name: one.mean,
+        f"{name}_low": one.low,
+        f"{name}_high": one.high,
+        f"{prefix}test": one.how,
+        f"{prefix}seeds_needed": one.seeds_needed,
+    }
+
+
+def add_differences(
+    rows: list[dict[str, Any]], differences: list[Difference | None], prefix: str = ""
+) -> None:
+    """Adds to rows the columns of their differences, and p corrected for all of them (Holm)."""
+    for row, one, p in zip(rows, differences, corrected(differences), strict=True):
+        row[f"{prefix}p"] = p
+        row |= difference_columns(one, prefix)
 
 
 def finished_seeds(members: pd.DataFrame, loss: str) -> pd.DataFrame:
@@ -334,33 +392,6 @@ def differ_in_tokens(table: pd.DataFrame) -> bool:
     if BITS not in table:
         return False
     return any(distinct(table[key]) > 1 for key in token_keys() if key in table)
-
-
-def paired_p(losses: dict[int, float], best: dict[int, float]) -> float | None:
-    """Returns p of the two-sided paired t-test over common seeds, or None for fewer than two."""
-    common = sorted({*losses} & {*best})
-    if len(common) < 2:
-        return None
-    differences = np.array([losses[seed] - best[seed] for seed in common])
-    if np.ptp(differences) == 0:  # no spread to measure against
-        are_equal = differences[0] == 0  # if not, they differ whatever the seed
-        return float(are_equal)
-    return float(stats.ttest_1samp(differences, 0).pvalue)
-
-
-def holm(p_values: list[float | None]) -> list[float | None]:
-    """Returns the p-values, corrected for multiple tests (Holm 1979), at most 1. None stays None.
-
-    Each p is multiplied by the number of p-values that are equal or larger. A larger p never gets
-    a smaller result than a smaller p.
-    """
-    tests = {i: p for i, p in enumerate(p_values) if p is not None}
-    corrected = list(p_values)
-    highest = 0.0
-    for n_smaller, i in enumerate(sorted(tests, key=tests.__getitem__)):
-        highest = max(highest, min(1.0, tests[i] * (len(tests) - n_smaller)))
-        corrected[i] = highest
-    return corrected
 
 
 def unfinished(table: pd.DataFrame) -> Iterator[tuple[str, str, str]]:

@@ -1,0 +1,103 @@
+"""Writes the numbers of a table as texts that a person reads."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from lmlab.sweeps.claims import ALONE, LEVEL, MOST_SEEDS, WELCH
+
+TO_BEST = "to the best"
+TO_RECORD = "to the record"
+SEEDS = "seeds needed"
+TELLS = "*"  # behind a difference that is one at 5 %, after the correction
+
+
+def decimal(x: float | None, digits: int = 4) -> str:
+    """Returns a number as text with `digits` after the point, or "" if it is missing."""
+    if x is None or math.isnan(x):
+        return ""
+    return f"{x:.{digits}f}"
+
+
+def share(x: float | None) -> str:
+    """Returns a p-value as text with three digits, or "" if it is missing."""
+    if x is not None and x < 0.001:
+        return "< 0.001"
+    return decimal(x, 3)
+
+
+def whole(x: float | None) -> str:
+    """Returns a whole number as text with commas, or "" if it is missing."""
+    if x is None or math.isnan(x):
+        return ""
+    return f"{x:,.0f}"
+
+
+def plain(x: Any) -> str:
+    """Returns the value of a key as text, or "" if the run has no such key."""
+    if x is None:
+        return "null"
+    if not isinstance(x, float | np.floating):
+        return str(x)
+    if math.isnan(x):
+        return ""
+    return f"{x:.6g}"
+
+
+def digits_of(half_width: float) -> int:
+    """Returns how many digits after the point show two digits of an interval's half, 2 to 4."""
+    if math.isnan(half_width) or half_width == 0:
+        return 4
+    return min(4, max(2, 1 - math.floor(math.log10(half_width))))
+
+
+def interval(row: Mapping[str, Any], prefix: str = "") -> str:
+    """Returns a difference with its interval, such as "+0.63 [0.43, 0.83] *", or "" without one.
+
+    `prefix` is that of the columns of the row. A star says that p is below 5 %.
+    """
+    name = f"{prefix}difference"
+    mean, low, high = (row[column] for column in (name, f"{name}_low", f"{name}_high"))
+    if math.isnan(mean):
+        return ""
+    digits = digits_of((high - low) / 2)
+    text = f"{mean:+.{digits}f}"
+    if row[f"{prefix}test"] == ALONE:
+        return text
+    text += f" [{low:.{digits}f}, {high:.{digits}f}]"
+    if row[f"{prefix}test"] == WELCH:
+        text += " w"
+    if tells(row, prefix):
+        text += f" {TELLS}"
+    return text
+
+
+def tells(row: Mapping[str, Any], prefix: str = "") -> bool:
+    """Returns whether the test of a row, after its correction, tells its difference from 0."""
+    p = row[f"{prefix}p"]
+    return p is not None and p < LEVEL  # nan is not
+
+
+def needed(row: Mapping[str, Any], prefix: str = "") -> str:
+    """Returns how many seeds would tell a difference from 0, or "" if it was told or has no test."""
+    p = row[f"{prefix}p"]
+    if p is None or math.isnan(p) or tells(row, prefix):
+        return ""
+    seeds = row[f"{prefix}seeds_needed"]
+    if seeds is None:
+        return f"> {MOST_SEEDS}"
+    return str(seeds)
+
+
+def explained(is_welch: bool, among: str) -> list[str]:
+    """Returns sentences about the columns of differences; `among` names what was corrected for."""
+    sentences = [
+        "In brackets: the 95 % interval of the mean difference, over the seeds that both have.",
+        f"{TELLS}: they differ (paired t-test, 5 % after Holm's correction for {among}). "
+        f"{SEEDS.capitalize()}: with so many a difference of this size would show in 80 % of cases.",
+    ]
+    if is_welch:
+        sentences.append("w: fewer than two seeds are common, so Welch's interval, without pairs.")
+    return sentences
