@@ -282,18 +282,24 @@ def test_dry_run_lists_the_cells_and_runs_none(here, sweep, capsys):
     line = "-m model=bigram,gpt_nano data=sentence val_fraction=0.2 device=cpu max_steps=2 seed=0,1 name=d "
     assert sweep(line + "dry_run=true") == 0
     shown = capsys.readouterr().out
-    assert shown.count("new") == 5 and not (here / "outputs").exists()
+    assert "2 configurations, 4 cells" in shown and not (here / "outputs").exists()
+    assert shown.count("x 2 seeds") == shown.count(" 2 new ") == 2 and " 4 new " in shown
     sweep(line.replace("seed=0,1", "seed=0"))
     capsys.readouterr()
     assert sweep(line + "dry_run=true") == 0
     shown = capsys.readouterr().out
-    assert shown.count("finished") == 3 and shown.count("new") == 3
-    for run in (here / "outputs/sweeps/d").glob("model=*"):
-        (row,) = [line for line in shown.splitlines() if run.name in line]
+    assert shown.count("1 finished, 1 new") == 2 and "2 finished, 2 new" in shown
+    runs = [*(here / "outputs/sweeps/d").glob("model=*")]
+    assert len(runs) == 2
+    for run in runs:
+        label = metrics(run)["label"].replace(",seed=0", "")
+        (row,) = [line for line in shown.splitlines() if label in line]
         assert (
             costs.si(metrics(run)["n_params"]).strip() in row
             and costs.si(metrics(run)["flops"]).strip() in row
         )
+    (total,) = [line for line in shown.splitlines() if " total  " in line]
+    assert costs.si(2 * sum(metrics(run)["flops"] for run in runs)).strip() in total
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

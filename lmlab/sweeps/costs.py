@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from lmlab import machine
 from lmlab.data.splits import Splits
 from lmlab.models.base import build_model
 from lmlab.sweeps.cells import Cell
+from lmlab.sweeps.labels import without_seed
 from lmlab.sweeps.plan import source_key, source_of
 from lmlab.training.optimizers import build_optimizer, state_bytes
 from lmlab.training.step import cross_entropy
@@ -152,37 +153,63 @@ def speed_of_steps(cell: Cell) -> Speed:
 
 
 def table(cells: list[Cell], n_jobs: int) -> Table:
-    """Returns the table for dry_run=true. `n_jobs` cells run at the same time."""
+    """Returns the table for dry_run=true: a line for each configuration, and one for all of them.
+
+    `n_jobs` cells run at the same time. Time and disk are those of all seeds of a line.
+    """
     cells = list({cell.hash: cell for cell in cells}.values())
     estimates = costs(cells)
     statuses = {cell.hash: cell.status() for cell in cells}
     left = [estimates[cell.hash] for cell in cells if not cell.is_done()]
     seconds = sum(cost.seconds for cost in left) / n_jobs
     size = sum(cost.bytes for cost in left)
-    counts = ", ".join(f"{n} {status}" for status, n in Counter(statuses.values()).items())
+    by_group: dict[str, list[Cell]] = {}
+    for cell in cells:
+        by_group.setdefault(cell.group, []).append(cell)
     result = Table(
-        title=f"{cells[0].sweep.folder}: {len(cells)} cells, {counts}",
+        title=f"{cells[0].sweep.folder}: {len(by_group)} configurations, {len(cells)} cells",
         title_justify="left",
         caption=f"{n_jobs} at a time; what is left takes about {duration(seconds)} and "
-        f"{si(size)}B of disk",
+        f"{si(size)}B of disk. Tokens and FLOPs are those of a run; time and disk, and the total, "
+        "those of all seeds.",
         caption_justify="left",
     )
-    for name in ("cell", "state"):
+    for name in ("configuration", "seeds", "state"):
         result.add_column(name, justify="left", overflow="fold")
     for name in ("parameters", "tokens", "FLOPs", "time", "disk"):
         result.add_column(name, justify="right", overflow="fold")
-    for cell in cells:
-        cost = estimates[cell.hash]
+    for members in by_group.values():
+        first = members[0]
+        costs_of = [estimates[cell.hash] for cell in members]
+        label = without_seed(first.label) or first.config.choices["model"]
         result.add_row(
-            cell.find().name,
-            statuses[cell.hash],
-            si(cell.n_params),
-            si(cell.tokens),
-            si(cell.flops),
-            duration(cost.seconds),
-            f"{si(cost.bytes)}B",
+            label,
+            f"x {len(members)} seeds" if len(members) > 1 else f"seed {first.config.run.seed}",
+            counted(statuses[cell.hash] for cell in members),
+            si(first.n_params),
+            si(first.tokens),
+            si(first.flops),
+            duration(sum(cost.seconds for cost in costs_of)),
+            f"{si(sum(cost.bytes for cost in costs_of))}B",
         )
+    result.add_section()
+    result.add_row(
+        "total",
+        f"{len(cells)} cells",
+        counted(statuses.values()),
+        "",
+        si(sum(cell.tokens for cell in cells)),
+        si(sum(cell.flops for cell in cells)),
+        duration(sum(cost.seconds for cost in estimates.values())),
+        f"{si(sum(cost.bytes for cost in estimates.values()))}B",
+    )
     return result
+
+
+def counted(statuses: Iterable[str]) -> str:
+    """Returns how many cells have each status, such as "2 new, 1 finished"."""
+    counts = Counter(statuses).items()
+    return ", ".join(f"{n} {status}" for status, n in counts)
 
 
 def si(number: float) -> str:

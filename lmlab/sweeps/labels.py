@@ -18,3 +18,8 @@ def without(label: str, common: Collection[str]) -> str:
     """Returns the label without the overrides in `common`, or all of it if nothing remains."""
     varying = [part for part in label.split(",") if part not in common]
     return ",".join(varying) or label
+
+
+def without_seed(label: str) -> str:
+    """Returns the label without the override of the seed, or "" if nothing remains."""
+    return ",".join(part for part in label.split(",") if not part.startswith("seed="))
