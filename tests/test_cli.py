@@ -172,7 +172,11 @@ WRONG = {
     ],
     "-m hydra/sweeper=list seed=0,1": ["hydra/sweeper=list: has no effect here; sweep=…"],
     "-m hydra/job_logging=foo seed=0,1": ["hydra/job_logging=foo: has no effect here; of Hydra's"],
-    "-m hydra/sweeper=search seed=0,1": ["seed=0,1", "luckiest"],
+    "-m hydra/sweeper=search seed=interval(0,9) lr=1,2": ["seed=interval(0,9)", "seed=0,1,2"],
+    "-m hydra/sweeper=search seed=0,1 lr=1,2 hydra.sweeper.pruner=median": [
+        "pruner=median",
+        "none",
+    ],
     "-m hydra/sweeper=search model=gpt_nano": ["hydra/sweeper=search", "several values"],
     "-m hydra/sweeper=search lr='interval(0,1)'": [
         "lr=0",

@@ -147,6 +147,47 @@ def test_a_trial_that_was_stopped_is_taken_up_again(here, sweep, monkeypatch):  
     assert sweep(line) == 0 and states("u") == ["COMPLETE"] * 3
 
 
+SEEDS = LINE + "max_steps=4 eval_interval=2 lr=interval(1,2) seed=0,1 "
+
+
+def test_the_value_of_a_trial_is_the_mean_over_its_seeds(here, sweep, capsys):  # noqa: F811
+    line = SEEDS + "name=m hydra.sweeper.n_trials="
+    assert sweep(line + "1") == 0
+    assert "the mean over 2 seeds; none is pruned" in capsys.readouterr().out
+    for trial in study("m").trials:
+        runs = [metrics(here / "outputs/sweeps/m" / name) for name in trial.user_attrs["folder"]]
+        assert [run["seed"] for run in runs] == [0, 1]
+        assert {run["config/lr"] for run in runs} == {trial.params["lr"]}
+        assert trial.value == pytest.approx(np.mean([run["val/loss"] for run in runs]), rel=1e-12)
+    assert sweep(line + "2") == 0 and len(study("m").trials) == 2
+    board = pd.read_csv("outputs/sweeps/m/leaderboard.csv")
+    assert board["n"].tolist() == [2] * 2
+    assert board["val/loss"][0] == pytest.approx(study("m").best_value)
+    assert sweep((line + "3").replace("seed=0,1", "seed=0")) == 2
+    assert "seed=0: the study m was started with seed=0,1" in capsys.readouterr().err
+
+
+def test_a_trial_of_several_seeds_that_was_stopped_goes_on_where_it_was(here, sweep, monkeypatch):  # noqa: F811
+    line = SEEDS + "hydra/launcher=basic hydra.sweeper.n_trials=2 name="
+    run = experiment.run
+    begun = []
+
+    def stopped(*arguments):
+        begun.append(arguments)
+        if len(begun) == 4:  # the second seed of the second trial
+            stop_at_once(signal.SIGINT)
+        return run(*arguments)
+
+    monkeypatch.setattr(experiment, "run", stopped)
+    assert sweep(line + "u") == 130
+    assert states("u") == ["COMPLETE", "RUNNING"]
+    monkeypatch.setattr(experiment, "run", run)
+    assert sweep(line + "u") == 0 and len(load_runs("outputs/sweeps/u")) == 4
+    assert sweep(line + "v") == 0
+    for one, other in zip(study("u").trials, study("v").trials, strict=True):
+        assert (one.params, one.value) == (other.params, other.value)
+
+
 @given(st.floats(1e-6, 1e3), st.floats(1.01, 1e3), st.booleans(), st.integers(0, 100))
 def test_a_number_lies_in_its_interval_and_is_typed_to_its_last_bit(low, factor, log, number):
     text = f"interval({low!r},{low * factor!r})"

@@ -88,6 +88,8 @@ def checked(arguments: list[str], multirun: bool) -> Asked:
     check_settings("sweeper", sweeper, settings["sweeper"])
     for override in overrides:
         check_place(override, multirun, sweeper)
+        if override.key_or_group == "hydra.sweeper.pruner" and override.value() != "none":
+            refuse_pruner(override, swept)
         if override.key_or_group == "hydra.sweeper.batch" and launcher in ("local", "basic"):
             raise UserError(
                 f"{override.input_line}: has no effect with hydra/launcher={launcher}, which begins a "
@@ -224,13 +226,26 @@ def check_place(override: Override, multirun: bool, sweeper: str) -> None:
                 f"{text}: a sweep needs a list of values; to search in a range, add "
                 "hydra/sweeper=search"
             )
-        if sweeper == "search" and key == "seed":
-            raise UserError(f"{text}: a search needs one seed, or it would choose the luckiest one")
+        if key == "seed" and not override.is_discrete_sweep():
+            raise UserError(
+                f"{text}: a search takes the mean over seeds, and would choose the luckiest one of a "
+                "range; needs a list: seed=0,1,2"
+            )
     of_commands = {*keys_of(SweepConfig)} - {"fast_dev_run"}
     if (key in of_commands or is_hydras(override)) and not multirun:
         raise UserError(f"{text}: is a key of sweeps; add -m")
     if key == "trial":
         raise UserError(f"{text}: only hydra/sweeper=search sets this key")
+
+
+def refuse_pruner(override: Override, swept: list[Override]) -> None:
+    """Raises UserError for a pruner of a search over several seeds, which prunes nothing."""
+    for other in swept:
+        if other.key_or_group == "seed":
+            raise UserError(
+                f"{override.input_line}: has no effect with {other.input_line}, since the mean over "
+                "seeds is known only when all have ended; allowed is none"
+            )
 
 
 def decimal_point(text: str) -> str:

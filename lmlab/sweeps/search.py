@@ -1,12 +1,14 @@
 """Searches for good values: Optuna proposes them, and cells measure how good they are.
 
-All processes of a search share its study, which is a database.
+All processes of a search share its study, which is a database. With several seeds a trial has a cell
+for each, and its value is their mean.
 """
 
 import json
 import math
 import time
 import uuid
+from collections import deque
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,7 +29,7 @@ from lmlab import files
 from lmlab.catalogue import NUMBERS, UNTOUCHING
 from lmlab.config.check import Config, derived
 from lmlab.config.keys import SearchConfig, kind_of, marked, token_keys
-from lmlab.config.overrides import ends, parse, resolved
+from lmlab.config.overrides import ends, listed, parse, resolved
 from lmlab.errors import UserError, one_line_errors
 from lmlab.runs.code import SameCode, own_code
 from lmlab.sweeps import study
@@ -52,7 +54,9 @@ UNCLAIMED_SECONDS = 5  # that a trial may have no owner before it counts as left
 # What Optuna calls a trial whose cell has ended in this way; "finished" needs the value instead.
 STATES = {"pruned": "PRUNED", "diverged": "FAIL", "failed": "FAIL"}
 
-Proposal = tuple["optuna.Trial", list[str]]  # a trial and the overrides of its cell
+# A seed of a trial (the trial, and the place of the seed in the list), and the overrides of its cell.
+Handle = tuple["optuna.Trial", int]
+Proposal = tuple[Handle, list[str]]
 
 
 def waiting() -> None:
@@ -105,6 +109,11 @@ class SearchSweeper(Sweeper):
     def begin(self, overrides: list[Override]) -> None:
         """Opens the study. Raises UserError, for example if no key has several values."""
         swept = [override for override in overrides if override.is_sweep_override()]
+        seeds = [override for override in swept if override.key_or_group == "seed"]
+        swept = [override for override in swept if override not in seeds]
+        self.seeds = [*dict.fromkeys(listed(seeds[0]))] if seeds else []  # as overrides
+        self.proposed: deque[Proposal] = deque()  # of a trial whose other seeds were given away
+        self.ended: dict[int, dict[int, Cell]] = {}  # by number of the trial and place of the seed
         self.fixed = [typed(o) for o in overrides if not o.is_sweep_override()]
         self.space = {override.key_or_group: Dimension(override) for override in swept}
         if not self.space:
@@ -112,12 +121,13 @@ class SearchSweeper(Sweeper):
                 "hydra/sweeper=search: needs a key with several values, such as "
                 "lr='tag(log,interval(1e-4,1e-2))'"
             )
-        config, _ = resolved([*self.fixed, *(ends(override)[0] for override in swept)])
+        first = [ends(override)[0] for override in swept]
+        config, _ = resolved([*self.fixed, *first, *self.seeds[:1]])
         objective = self.objective = self.chosen_objective()
         if config.data.val_fraction == 0 and "val/" in objective:
             raise UserError(f"hydra.sweeper.objective={objective}: needs val_fraction above 0")
         pruner = "none"
-        if NUMBERS[objective].can_prune:
+        if NUMBERS[objective].can_prune and len(self.seeds) < 2:  # a mean is known at its end
             pruner = self.settings.pruner
         self.about = {
             "study": self.sweep_of.name,
@@ -142,6 +152,8 @@ class SearchSweeper(Sweeper):
         n_trials = len(self.study.get_trials(deepcopy=False))
         if not self.settings.objective and objective != "val/loss":
             print(f"objective {objective}: the tokenizers differ, and a loss is that of a token")
+        if len(self.seeds) > 1:
+            print(f"the value of a trial is the mean over {len(self.seeds)} seeds; none is pruned")
         if n_trials:
             print(f"the study has {n_trials} trials; n_trials={self.settings.n_trials} is for all")
 
@@ -204,6 +216,8 @@ class SearchSweeper(Sweeper):
             searched |= texts
             cell = next(iter(self.launcher.survey.cells.values()))
             values["data_sha256"] = cell.data_sha256
+        if len(self.seeds) > 1:
+            values["seed"] = ",".join(key_value.partition("=")[2] for key_value in self.seeds)
         fixed = {key: value for key, value in values.items() if key not in searched}
         before = self.study.user_attrs.get("fixed", {})
         for key, value in fixed.items():
@@ -220,28 +234,40 @@ class SearchSweeper(Sweeper):
             trials = self.study.get_trials(deepcopy=False)
             n_ended = sum(trial.state.is_finished() for trial in trials)
             n_left = self.settings.n_trials - n_ended
-            self.launcher.stream(self.next_trial, self.end_trial, n_left)
+            self.launcher.stream(self.next_cell, self.end_cell, n_left * max(1, len(self.seeds)))
         elif type(self.launcher).__name__ == "BasicLauncher":  # Hydra loads a copy of the class
             self.run_batches(1)
         else:
             self.run_batches(self.settings.batch)
 
     def run_batches(self, size: int) -> None:
-        """Runs `size` trials at a time, for launchers that need all cells of a batch at once."""
+        """Runs `size` cells at a time, for launchers that need all cells of a batch at once."""
         assert self.launcher is not None  # Hydra has called `setup`
-        while batch := self.next_trials(size):
+        while batch := self.next_cells(size):
             overrides = [overrides for _, overrides in batch]
-            first_trial, _ = batch[0]
+            (first_trial, _), _ = batch[0]
             results = self.launcher.launch(overrides, initial_job_idx=first_trial.number)
-            for (trial, _), result in zip(batch, results, strict=True):
-                self.end_trial(trial, result.return_value)
+            for (handle, _), result in zip(batch, results, strict=True):
+                self.end_cell(handle, result.return_value)
 
-    def next_trials(self, size: int) -> list[Proposal]:
-        """Returns the next `size` trials, or fewer at the end."""
+    def next_cells(self, size: int) -> list[Proposal]:
+        """Returns the next `size` cells, or fewer at the end."""
         batch: list[Proposal] = []
-        while len(batch) < size and (proposal := self.next_trial()):
+        while len(batch) < size and (proposal := self.next_cell()):
             batch.append(proposal)
         return batch
+
+    def next_cell(self) -> Proposal | None:
+        """Returns the next seed of a trial with the overrides of its cell, or None at the end."""
+        if not self.proposed:
+            proposed = self.next_trial()
+            if proposed is None:
+                return None
+            trial, overrides = proposed
+            for place, seed in enumerate(self.seeds or [None]):
+                own = overrides if seed is None else [seed, *overrides]
+                self.proposed.append(((trial, place), own))
+        return self.proposed.popleft()
 
     def running(self) -> list["optuna.trial.FrozenTrial"]:
         """Returns the trials of the study that have not ended."""
@@ -273,8 +299,8 @@ class SearchSweeper(Sweeper):
         except files.Locked:
             return "other"
 
-    def next_trial(self) -> Proposal | None:
-        """Returns a trial, of a killed process or a new one, with the overrides of its cell.
+    def next_trial(self) -> tuple["optuna.Trial", list[str]] | None:
+        """Returns a trial, of a killed process or a new one, with the overrides of its cells.
 
         Returns None if the study has all its trials.
         """
@@ -297,26 +323,40 @@ class SearchSweeper(Sweeper):
         note = json.dumps(self.about | {"trial": trial._trial_id}).replace("'", "\\'")
         return trial, [*self.fixed, *values, f"trial='{note}'"]
 
-    def end_trial(self, trial: "optuna.Trial", cell: Cell | None) -> None:
-        """Reports the end of a trial to the study. An interrupted trial stays open.
+    def end_cell(self, handle: Handle, cell: Cell | None) -> None:
+        """Notes the end of a cell, and reports that of its trial to the study if it was the last.
 
         `cell` is None if the proposed values cannot be run.
         """
+        trial, place = handle
         if cell is None:
             trial.set_user_attr("status", "failed")
             study.report_state(self.study, trial, "FAIL")
             return
-        metrics = cell.metrics()
-        status = metrics.get("status")
-        value = metrics.get(self.objective)
-        trial.set_user_attr("status", status)
-        trial.set_user_attr("folder", cell.find().name)
-        if status == "finished" and isinstance(value, int | float):
-            study.report_value(self.study, trial, value)
-        elif status == "finished":
+        cells = self.ended.setdefault(trial.number, {})
+        cells[place] = cell
+        if len(cells) == max(1, len(self.seeds)):
+            self.end_trial(trial, [cells[place] for place in sorted(cells)])
+
+    def end_trial(self, trial: "optuna.Trial", cells: list[Cell]) -> None:
+        """Reports the end of a trial, whose value is the mean over its cells, to the study.
+
+        It has failed if one of several seeds did. While one is interrupted, it stays open.
+        """
+        metrics = [cell.metrics() for cell in cells]
+        statuses = [numbers.get("status") for numbers in metrics]
+        values = [numbers.get(self.objective) for numbers in metrics]
+        worst = next((status for status in statuses if status != "finished"), "finished")
+        folders = [cell.find().name for cell in cells]
+        trial.set_user_attr("status", worst)
+        trial.set_user_attr("folder", folders if len(self.seeds) > 1 else folders[0])
+        numbers = [value for value in values if isinstance(value, int | float)]
+        if worst == "finished" and len(numbers) == len(cells):
+            study.report_value(self.study, trial, math.fsum(numbers) / len(numbers))
+        elif worst == "finished":
             study.report_state(self.study, trial, "FAIL")
-        elif status in STATES:
-            study.report_state(self.study, trial, STATES[status])
+        elif all(status == "finished" or status in STATES for status in statuses):
+            study.report_state(self.study, trial, STATES[str(worst)])
 
 
 def typed(override: Override) -> str:
