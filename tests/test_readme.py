@@ -1,5 +1,6 @@
 """Every command of the README runs, and the files that the pages name are there."""
 
+import itertools
 import re
 import shlex
 import shutil
@@ -9,6 +10,8 @@ import pytest
 
 from lmlab.commands import train as cli
 from lmlab.commands.options import help_page
+from lmlab.config.overrides import resolved
+from lmlab.runs.folder import write_config
 from tests.conftest import ROOT, script, working_in
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -56,7 +59,20 @@ def folder(short_texts, tmp_path_factory):
             cli.main(f"{line} max_steps=1 threads=1".split())
         for name in ("depth", "found", "ladder"):
             shutil.copytree(folder / "outputs/gpt", folder / "outputs/sweeps" / name)
+        copy_rates(folder)
         yield folder
+
+
+def copy_rates(folder):
+    """Makes the sweep `rates` of copies of a run that differ in their configurations alone."""
+    (run,) = (folder / "outputs/gpt").iterdir()
+    axes = ("adamw", "muon"), (16, 32), (0.001, 0.01), (0, 1)
+    for optimizer, n_embd, lr, seed in itertools.product(*axes):
+        keys = f"optimizer={optimizer} n_embd={n_embd} lr={lr} seed={seed} name=rates"
+        copy = folder / "outputs/sweeps/rates" / keys.replace(" ", ",")
+        shutil.copytree(run, copy)
+        config, _ = resolved(("model=gpt_nano", "device=cpu", *keys.split()))
+        write_config(copy, config.as_saved())
 
 
 @pytest.mark.parametrize("command", dict.fromkeys(COMMANDS))
@@ -81,7 +97,9 @@ def test_a_command_of_the_readme_runs(folder, capsys, command):
             arguments = [
                 re.sub("seed=0,1,2.*", "seed=0,1", a) for a in arguments if a != "model=gpt"
             ]
-        if "-m tokenizer=" in command:  # planned, not run: other tests run such
+        if (
+            "-m tokenizer=" in command or "name=rates" in command
+        ):  # planned, not run: other tests run such
             small = ["dry_run=true"]
         if "ladder" in command:  # all recipes of the ladder are run by tests/test_recipes.py
             small = ["data=sentence", "val_fraction=0.2", "hold_steps=0", "dry_run=true"]

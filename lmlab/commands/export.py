@@ -1,15 +1,21 @@
 """Writes a trained model as a folder that Hugging Face's library transformers can load.
 
   python scripts/export.py run=outputs/gpt/2026-11-22_10-00-00 out=my-model
+  python scripts/export.py sweep=outputs/sweeps/depth out=depth.zip
 
 run         the folder of a run, or a folder of runs, whose newest run is used (outputs)
-out         the folder to write, which must be new or empty (export)
+out         the folder to write, which must be new or empty (export); of a sweep an archive, .zip
 plugin      the files or modules with which the run was made, as for train.py (null)
 checkpoint  best | last (best)
+sweep       the folder of a sweep, which is written as one archive instead (null)
+checkpoints none | best | last | all: what the archive has of each run beside its numbers (none)
 
 The folder holds config.json, model.safetensors, the tokenizer, and README.md with the run's numbers
 and what made it. gpt becomes a GPT2LMHeadModel, modern a NanoChatForCausalLM; of another model the
 weights are written under the lab's own names, and a line says what transformers lacks.
+
+The archive of a sweep holds configurations, numbers, histories, logs and tokenizers of all runs,
+the leaderboard, the plug-ins that are named here, and README.md, which says how to run it again.
 """
 
 from __future__ import annotations
@@ -25,6 +31,7 @@ import yaml
 
 from lmlab import files
 from lmlab.catalogue import PathText
+from lmlab.commands import archive
 from lmlab.commands.options import parse_script
 from lmlab.commands.own_choices import with_own_choices
 from lmlab.errors import UserError, system_error
@@ -46,12 +53,18 @@ class Options:
     out: PathText = "export"
     plugin: PathText | None = None
     checkpoint: Literal["best", "last"] = "best"
+    sweep: PathText | None = None
+    checkpoints: Literal["none", "best", "last", "all"] = "none"
 
 
 @with_own_choices
 def main(argv: list[str]) -> None:
     """Writes the folder and prints its name. Raises UserError."""
-    options = parse_script(Options, __doc__, argv)
+    options: Options = parse_script(Options, __doc__, argv)
+    check_together(options, {argument.partition("=")[0] for argument in argv})
+    if options.sweep is not None:
+        archive.write(Path(options.sweep), Path(options.out), options.checkpoints)
+        return
     out = Path(options.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"out={out}: is there already; needs the name of a new or empty folder")
@@ -73,6 +86,23 @@ def main(argv: list[str]) -> None:
     for note in notes:
         print(f"warning: {note}", file=sys.stderr)
     print(out)
+
+
+def check_together(options: Options, typed: set[str]) -> None:
+    """Raises UserError for an option that would have no effect."""
+    if options.sweep is None and "checkpoints" in typed:
+        raise UserError(f"checkpoints={options.checkpoints}: needs sweep=, whose archive has them")
+    if options.sweep is None:
+        return
+    for name in ("run", "checkpoint"):
+        if name in typed:
+            value = getattr(options, name)
+            raise UserError(f"{name}={value}: has no effect with sweep=, which takes all its runs")
+    if "out" not in typed or Path(options.out).suffix.lower() != ".zip":
+        raise UserError(
+            f"out={options.out}: needs the name of an archive, such as "
+            f"{Path(options.sweep).name}.zip"
+        )
 
 
 def as_it_is(run: Run) -> Foreign:

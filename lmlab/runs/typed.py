@@ -7,7 +7,9 @@ from pathlib import Path
 from lmlab import plugins
 from lmlab.runs.code import LIBRARY
 
-IN_CHECKOUT = r"(?:python )?(?:(train)\.py|scripts/(sample|evaluate|explain|compare|plot)\.py)"
+IN_CHECKOUT = (
+    r"(?:python )?(?:(train)\.py|scripts/(sample|evaluate|explain|export|compare|plot)\.py)"
+)
 TYPED: list[str] = []  # "lmlab", if the person has typed this command
 
 
