@@ -1,6 +1,7 @@
 """Every command of the README runs, and the files that the pages name are there."""
 
 import itertools
+import json
 import re
 import shlex
 import shutil
@@ -60,6 +61,7 @@ def folder(short_texts, tmp_path_factory):
         for name in ("depth", "found", "ladder"):
             shutil.copytree(folder / "outputs/gpt", folder / "outputs/sweeps" / name)
         copy_rates(folder)
+        copy_scaling(folder)
         yield folder
 
 
@@ -73,6 +75,22 @@ def copy_rates(folder):
         shutil.copytree(run, copy)
         config, _ = resolved(("model=gpt_nano", "device=cpu", *keys.split()))
         write_config(copy, config.as_saved())
+
+
+def copy_scaling(folder):
+    """Makes the sweep `scaling` of copies of a run, whose losses follow a law."""
+    (run,) = (folder / "outputs/gpt").iterdir()
+    for n_embd, steps, seed in itertools.product((16, 24, 32), (10, 20, 40), (0, 1)):
+        keys = f"n_embd={n_embd} max_steps={steps} seed={seed} name=scaling warmup_steps=1"
+        copy = folder / "outputs/sweeps/scaling" / keys.replace(" ", ",")
+        shutil.copytree(run, copy)
+        config, _ = resolved(("model=gpt_nano", "device=cpu", *keys.split()))
+        write_config(copy, config.as_saved())
+        numbers = json.loads((copy / "metrics.json").read_text())
+        N, D = n_embd**2, 1000 * steps
+        numbers |= {"n_params": N, "tokens": D, "step": steps, "flops": 6 * N * D}
+        numbers["val/loss"] = 1 + N**-0.3 + D**-0.3 + 0.001 * seed
+        (copy / "metrics.json").write_text(json.dumps(numbers))
 
 
 @pytest.mark.parametrize("command", dict.fromkeys(COMMANDS))
@@ -104,6 +122,10 @@ def test_a_command_of_the_readme_runs(folder, capsys, command):
         if "ladder" in command:  # all recipes of the ladder are run by tests/test_recipes.py
             small = ["data=sentence", "val_fraction=0.2", "hold_steps=0", "dry_run=true"]
         steps = ["max_steps=2"] * ("ngram" not in command)
+        if re.search("sweep=(recall|scaling)", command):  # each line has its own number of steps
+            small, steps = ["dry_run=true"], []
+        if "experiment=scaling" in command or "experiment=recall" in command:
+            small, steps = ["fast_dev_run=true"], []
         cli.main(arguments[1:] if as_it_is else [*arguments[1:], *small, *steps, "threads=1"])
         return
     name = arguments[0].removeprefix("scripts/").removesuffix(".py")
