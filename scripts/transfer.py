@@ -5,9 +5,9 @@
 sweep  the folder of a sweep over n_embd, lr and seed (outputs/sweeps/transfer)
 out    the picture, .png, .svg or .pdf (transfer.png)
 
-The best rate of a seed is the lowest point of a parabola, loss over the logarithm of lr, that fits
-its lowest loss and up to two at each side. A width's best rate is the geometric mean over its seeds,
-with its 95 % interval (Student's t). A width whose lowest loss is at an end of its rates has none.
+The best rate of a seed is the lowest point of a parabola, loss over the logarithm of lr, through
+its lowest loss and the two beside it. A width's best rate is the geometric mean over its seeds, with
+its 95 % interval (Student's t). A width whose lowest loss is at an end of its rates has none.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-KIND = ["optimizer", "parametrization"]  # what a panel of the picture is about
+KIND = ["model", "optimizer", "parametrization"]  # what a panel of the picture is about
 
 
 @dataclass(frozen=True)
@@ -71,25 +71,28 @@ def main(argv: list[str]) -> None:
         raise UserError(f"sweep={options.sweep}: has no finished run of gpt or modern with a loss")
     figure = new_figure(width=4 * len(kinds), height=4)
     panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
-    print("| optimizer | parametrization | n_embd | best lr | 95 % interval | loss there | seeds |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        "| model | optimizer | parametrization | n_embd | best lr | 95 % interval | loss there | seeds |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
     verdicts = []
-    for axes, ((optimizer, parametrization), members) in zip(panels, kinds, strict=True):
+    for axes, (values, members) in zip(panels, kinds, strict=True):
+        kind = [str(value) for value in values]
         found: dict[int, float] = {}
         for n, (width, of_width) in enumerate(members.groupby("n_embd")):
             best = best_of(of_width)
             draw(axes, of_width, best, f"C{n}", str(width))
-            row = f"| {optimizer} | {parametrization} | {width} |"
+            row = f"| {' | '.join(kind)} | {width} |"
             seeds = of_width["seed"].nunique()
             if best is None:
                 print(f"{row} at an end of its rates | | | {seeds} |")
                 continue
             found[int(of_width["n_embd"].iloc[0])] = best.lr
-            interval = f"{best.low:.2e} to {best.high:.2e}"
+            interval = "of one seed" if seeds == 1 else f"{best.low:.2e} to {best.high:.2e}"
             print(f"{row} {best.lr:.2e} | {interval} | {best.loss:.3f} | {seeds} |")
-        axes.set(xscale="log", xlabel="lr", title=f"{optimizer}, {parametrization}")
+        axes.set(xscale="log", xlabel="lr", title=", ".join(kind))
         axes.grid(alpha=0.3)
-        verdicts.append(f"{optimizer}, {parametrization}: {verdict(found)}")
+        verdicts.append(f"{', '.join(kind)}: {verdict(found)}")
     lowest = runs["loss"].min()
     panels[0].set(ylabel=f"{number}, nats", ylim=(lowest - 0.05, lowest + 0.6))
     panels[0].legend(frameon=False, title="n_embd", fontsize="small")
@@ -109,12 +112,8 @@ def best_of(runs: pd.DataFrame) -> Best | None:
         lowest = int(losses.to_numpy().argmin())
         if not 0 < lowest < len(losses) - 1:
             return None
-        near = losses.iloc[max(0, lowest - 2) : lowest + 3]
-        rates = np.log(near.index.to_numpy(float))
-        place, loss = vertex(rates, near.to_numpy(float))
-        if not rates[0] < place < rates[-1]:
-            return None
-        points.append((place, loss))
+        near = losses.iloc[lowest - 1 : lowest + 2]
+        points.append(vertex(np.log(near.index.to_numpy(float)), near.to_numpy(float)))
     places, bottoms = np.transpose(points)
     mean = places.mean()
     half = float("nan")
@@ -125,16 +124,11 @@ def best_of(runs: pd.DataFrame) -> Best | None:
 
 
 def vertex(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """Returns the lowest point of the parabola that fits three points or more best.
-
-    It is infinitely far away if the parabola has none.
-    """
+    """Returns the lowest point of the parabola through three points, of which the second is lowest."""
     import numpy as np
 
-    a, b, c = np.polyfit(x - x.mean(), y, 2)  # from the middle, for numbers of moderate size
-    if a <= 0:
-        return float("inf"), float("-inf")
-    return float(x.mean() - b / (2 * a)), float(c - b * b / (4 * a))
+    a, b, c = np.polyfit(x - x[1], y, 2)  # from the middle, for numbers of moderate size
+    return float(x[1] - b / (2 * a)), float(c - b * b / (4 * a))
 
 
 def draw(axes: Axes, runs: pd.DataFrame, best: Best | None, color: str, label: str) -> None:

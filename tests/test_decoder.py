@@ -25,14 +25,17 @@ MODERN = ModernConfig(
     tied=False,
     embedding_norm=True,
 )
+BASES = st.sampled_from([{}, {"parametrization": "mup", "base_n_embd": 8}])
 KINDS = st.one_of(
     st.builds(
-        lambda **keys: replace(GPT, **keys),
+        lambda base, **keys: replace(GPT, **base, **keys),
+        BASES,
         bias=st.booleans(),
         gelu=st.sampled_from(["exact", "tanh"]),
     ),
     st.builds(
-        lambda **keys: replace(MODERN, **keys),
+        lambda base, **keys: replace(MODERN, **base, **keys),
+        BASES,
         positions=st.sampled_from(["rotary", "learned"]),
         norm=st.sampled_from(["rms", "layer"]),
         activation=st.sampled_from(["relu2", "gelu"]),

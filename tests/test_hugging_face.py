@@ -17,10 +17,11 @@ from lmlab import files
 from lmlab.commands import train as cli
 from lmlab.data import subwords
 from lmlab.errors import UserError, one_line_errors
+from lmlab.models.base import build_model
 from lmlab.models.hugging_face import gpt_config
 from lmlab.runs import checkpoints
 from tests.conftest import config, metrics, refused, script, working_in
-from tests.test_decoder import GPT
+from tests.test_decoder import GPT, MODERN
 from tests.test_models import with_random_weights
 
 sys.path.append(str(Path(sys.prefix) / "transformers"))  # where make install puts it
@@ -34,6 +35,7 @@ LINE = (
 MODELS = {
     "gpt": "model=gpt bias=false",
     "gpt-bias": "model=gpt bias=true gelu=tanh",
+    "gpt-mup": "model=gpt bias=true parametrization=mup base_n_embd=6",
     "modern": "model=modern tokenizer=bpe vocab_size=258",
     "modern-tied": "model=modern tied=true activation=gelu",
 }
@@ -162,6 +164,14 @@ def test_where_a_run_is_needed_a_line_says_what_to_do_with_such_a_folder(gpt2, c
     line = f"error: {key}={gpt2}: is a model of Hugging Face's, not a run; init_from={gpt2} begins"
     refused(capsys, ask, [line])
     assert sorted(path.name for path in gpt2.iterdir()) == before
+
+
+def test_nanochat_has_no_place_for_the_scale_of_the_scores():
+    config = replace(MODERN, parametrization="mup", base_n_embd=12)
+    with pytest.raises(UserError, match=r"parametrization=mup base_n_embd=12; .*base_n_embd=24"):
+        build_model(config, 7).in_transformers(7)
+    same = build_model(replace(config, base_n_embd=24), 7)
+    assert same.in_transformers(7).config["model_type"] == "nanochat"
 
 
 def test_a_model_that_transformers_lacks_is_written_as_it_is(here, train, capsys):

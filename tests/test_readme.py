@@ -58,7 +58,7 @@ def folder(short_texts, tmp_path_factory):
         (folder / "my.txt").write_text("The text of somebody else, long enough. " * 50)
         for line in ("model=bigram", "model=gpt_nano name=gpt", "model=gpt_nano name=pydoc"):
             cli.main(f"{line} max_steps=1 threads=1".split())
-        for name in ("depth", "found", "ladder"):
+        for name in ("depth", "found", "ladder", "transfer"):
             shutil.copytree(folder / "outputs/gpt", folder / "outputs/sweeps" / name)
         copy_rates(folder)
         copy_scaling(folder)
@@ -121,6 +121,8 @@ def test_a_command_of_the_readme_runs(folder, capsys, command):
             small = ["dry_run=true"]
         if "ladder" in command:  # all recipes of the ladder are run by tests/test_recipes.py
             small = ["data=sentence", "val_fraction=0.2", "hold_steps=0", "dry_run=true"]
+        if "sweep=transfer" in command:
+            small = ["data=sentence", "val_fraction=0.2", "n_embd=16", "lr=1e-3", "dry_run=true"]
         steps = ["max_steps=2"] * ("ngram" not in command)
         if re.search("sweep=(recall|scaling)", command):  # each line has its own number of steps
             small, steps = ["dry_run=true"], []
@@ -136,6 +138,8 @@ def test_a_command_of_the_readme_runs(folder, capsys, command):
         print(module.train("low lower lowest", 260)[-1])
     elif name == "nanogpt_mini":
         module.train(module.GPT(9), lambda _: torch_ids(), 2)
+    elif name == "coordinates" and "--help" not in arguments:
+        module.main([*arguments[1:], "data=sentence", "widths=16,32", "steps=1", "seeds=0"])
     elif "--help" in arguments:
         with pytest.raises(SystemExit):
             module.main(arguments[1:])

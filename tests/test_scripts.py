@@ -193,7 +193,7 @@ def test_wrong_arguments_are_answered_by_one_line(
     assert all(word in stderr for word in words), stderr
 
 
-@pytest.mark.parametrize("name", ["sample", "evaluate", "plot", "explain"])
+@pytest.mark.parametrize("name", ["sample", "evaluate", "plot", "explain", "coordinates"])
 def test_help_names_every_argument(run_script, capsys, name):
     with pytest.raises(SystemExit) as stop:
         run_script(name, "--help")
@@ -205,7 +205,9 @@ def test_help_names_every_argument(run_script, capsys, name):
         assert " | ".join(CATALOGUE["device"]) in page
 
 
-@pytest.mark.parametrize("name", ["sample", "evaluate", "plot", "explain", "export", "compare"])
+@pytest.mark.parametrize(
+    "name", ["sample", "evaluate", "plot", "explain", "export", "compare", "coordinates"]
+)
 @pytest.mark.parametrize("line", ["--help foo", "out=x --help", "foo -h"])
 def test_nothing_is_ignored_beside_help(run_script, capsys, name, line):
     with pytest.raises(SystemExit) as stop:

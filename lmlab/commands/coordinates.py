@@ -195,6 +195,9 @@ def drawn(tables: dict[str, Table], widths: list[int]) -> Figure:
             axes.grid(alpha=0.3)
             axes.tick_params(labelsize="x-small", which="both")
     for axes, activation in zip(grid[0], names, strict=True):
+        low, high = axes.get_ylim()
+        widened = max(1.0, (15 * low / high) ** 0.5)  # or what hardly changes would seem to
+        axes.set_ylim(low / widened, high * widened)
         axes.set_title(activation.replace("blocks.", ""), fontsize="small")
     figure.supxlabel("n_embd (light: at the start; dark: after the last step)", fontsize="small")
     return figure

@@ -90,17 +90,17 @@ def sizes_of(config: Config, steps: int) -> list[Sizes]:
     the device and threads of this machine. Raises UserError, for example for too short a text.
     """
     prepared = Prepared(config)
-    assert prepared.batches is not None  # the model has a width, so it is trained by steps
+    batches: Any = prepared.batches  # a model that has a width is trained by steps
     device = torch.device(config.choices["device"])
     model = prepared.model.to(device).train()
     weights = list(model.parameters())
     optimizer = build_optimizer(model, config.optimizer)
     set_learning_rate(optimizer, config.optimizer.lr)
     noted = []
-    batches = prepared.batches.stream(0, device)
+    stream = batches.stream(0, device)
     for _ in range(steps + 1):
         with Sizing(model) as sizing:
-            loss = cross_entropy(model, *next(batches))
+            loss = cross_entropy(model, *next(stream))
         noted.append(sizing.sizes())
         loss.backward()
         nn.utils.clip_grad_norm_(weights, config.run.grad_clip or float("inf"))
