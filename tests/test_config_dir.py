@@ -173,7 +173,11 @@ def test_a_search_can_stand_in_a_file_of_one_line(sweep_file, train):
     [
         ("-m sweep=tow", SWEEP, ["sweep=tow: there is no such file", "did you mean two?"]),
         ("sweep=two", SWEEP, ["sweep=two: is a sweep; add -m"]),
-        ("-m sweep=", SWEEP, ["sweep=: there is no such file", "allowed are ladder, transfer, two"]),
+        (
+            "-m sweep=",
+            SWEEP,
+            ["sweep=: there is no such file", "allowed are ladder, transfer, two"],
+        ),
         ("-m sweep=two", "- a\n", ["mine/sweep/two.yaml: needs"]),
         ("-m sweep=two", "all: seed=0\n", ["two.yaml: needs"]),
         ("-m sweep=two", "runs:\n- {a: b}\n", ["two.yaml: line 2: needs a line of arguments"]),

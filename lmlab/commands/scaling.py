@@ -170,7 +170,10 @@ def draw_curves(axes: Axes, scaling: Scaling, budget: float | None) -> None:
     margin = 0.1 * (high - low)
     axes.set(xscale="log", xlabel="parameters N", ylabel="val/loss, nats per token")
     axes.set_ylim(low - margin, high + margin)
-    axes.legend(frameon=False, fontsize="small")
+    # Below the axes, since runs may lie anywhere within.
+    axes.legend(
+        frameon=False, fontsize="small", ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.15)
+    )
     axes.grid(alpha=0.3)
 
 
