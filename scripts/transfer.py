@@ -76,6 +76,7 @@ def main(argv: list[str]) -> None:
     )
     print("|---|---|---|---|---|---|---|---|")
     verdicts = []
+    bottoms = []
     for axes, (values, members) in zip(panels, kinds, strict=True):
         kind = [str(value) for value in values]
         found: dict[int, float] = {}
@@ -88,13 +89,18 @@ def main(argv: list[str]) -> None:
                 print(f"{row} at an end of its rates | | | {seeds} |")
                 continue
             found[int(of_width["n_embd"].iloc[0])] = best.lr
+            bottoms.append(best.loss)
             interval = "of one seed" if seeds == 1 else f"{best.low:.2e} to {best.high:.2e}"
             print(f"{row} {best.lr:.2e} | {interval} | {best.loss:.3f} | {seeds} |")
         axes.set(xscale="log", xlabel="lr", title=", ".join(kind))
+        rates = sorted({*members["lr"]})
+        axes.set_xticks(rates, [f"{rate:g}" for rate in rates], rotation=60)
+        axes.set_xticks([], minor=True)
         axes.grid(alpha=0.3)
         verdicts.append(f"{', '.join(kind)}: {verdict(found)}")
     lowest = runs["loss"].min()
-    panels[0].set(ylabel=f"{number}, nats", ylim=(lowest - 0.05, lowest + 0.6))
+    highest = max([lowest + 0.3, *bottoms])
+    panels[0].set(ylabel=f"{number}, nats", ylim=(lowest - 0.05, highest + 0.3))
     panels[0].legend(frameon=False, title="n_embd", fontsize="small")
     save_picture(figure, options.out)
     print("\n" + "\n".join(verdicts))
