@@ -453,7 +453,7 @@ def test_the_last_value_of_a_key_counts_and_the_others_are_named(here, capsys):
     )
     shown, said = capsys.readouterr()
     assert "warning: seed=0,1: has no effect, since seed=5,6 comes" in said
-    assert "2 cells, 2 new" in shown and "seed=5,model" in shown
+    assert "1 configuration, 2 cells" in shown and "x 2 seeds" in shown
 
 
 @pytest.mark.parametrize(

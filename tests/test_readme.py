@@ -99,6 +99,7 @@ def test_a_command_of_the_readme_runs(folder, capsys, command):
     command = re.sub(
         r"outputs/gpt/[\d_-]+", str(run), re.sub(r"max_steps=\d+", "max_steps=2", command)
     )
+    command = re.sub(r"hold_steps=\d+", "hold_steps=0", command)
     program, *arguments = shlex.split(command)
     if program in ("make", "tensorboard", "."):
         verbs = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M)
@@ -124,10 +125,14 @@ def test_a_command_of_the_readme_runs(folder, capsys, command):
         if "sweep=transfer" in command:
             small = ["data=sentence", "val_fraction=0.2", "n_embd=16", "lr=1e-3", "dry_run=true"]
         steps = ["max_steps=2"] * ("ngram" not in command)
-        if re.search("sweep=(recall|scaling)", command):  # each line has its own number of steps
-            small, steps = ["dry_run=true"], []
-        if "experiment=scaling" in command or "experiment=recall" in command:
-            small, steps = ["fast_dev_run=true"], []
+        if "sweep=scaling" in command:  # each line has its own number of steps
+            small, steps = ["data=sentence", "val_fraction=0.2", "dry_run=true"], []
+        if "sweep=recall" in command:
+            small, steps = ["n_examples=500", "dry_run=true"], []
+        if "experiment=scaling" in command:
+            small = ["dry_run=true", "data=sentence", "val_fraction=0.2"]
+        if "experiment=recall" in command:
+            small = ["hold_steps=0", "n_examples=500"]
         cli.main(arguments[1:] if as_it_is else [*arguments[1:], *small, *steps, "threads=1"])
         return
     name = arguments[0].removeprefix("scripts/").removesuffix(".py")

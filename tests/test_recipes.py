@@ -36,6 +36,11 @@ SMALL = {
     "experiment/tales_bpe": "hold_steps=0 vocab_size=260",
     "experiment/ladder_modern": "hold_steps=0",
     "experiment/finetune_tales": "n_layer=1",
+    "data/recall": "model=gpt_nano block_size=64 n_examples=100",
+    "data/induction": "model=gpt_nano block_size=64 n_examples=100",
+    "data/copy": "model=gpt_nano block_size=64 n_examples=100",
+    "experiment/recall": "hold_steps=0 n_examples=500",
+    "experiment/scaling": "hold_steps=0",
 }
 
 

@@ -336,7 +336,6 @@ def source_loss(subject: Subject) -> dict[str, float]:
             in_leaderboard=True,
             in_report=True,
             is_objective=True,
-            can_prune=True,
             better="higher",
         )
     }
