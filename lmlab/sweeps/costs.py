@@ -166,9 +166,9 @@ def table(cells: list[Cell], n_jobs: int) -> Table:
     by_group: dict[str, list[Cell]] = {}
     for cell in cells:
         by_group.setdefault(cell.group, []).append(cell)
-    n = len(by_group)
+    unit = "configuration" if len(by_group) == 1 else "configurations"
     result = Table(
-        title=f"{cells[0].sweep.folder}: {n} configuration{'s' * (n > 1)}, {len(cells)} cells",
+        title=f"{cells[0].sweep.folder}: {len(by_group)} {unit}, {len(cells)} cells",
         title_justify="left",
         caption=f"{n_jobs} at a time; what is left takes about {duration(seconds)} and "
         f"{si(size)}B of disk. Tokens and FLOPs are those of a run; time and disk, and the total, "
