@@ -7,7 +7,8 @@ out    the picture, .png, .svg or .pdf (transfer.png)
 
 The best rate of a seed is the lowest point of a parabola, loss over the logarithm of lr, through
 its lowest loss and the two beside it. A width's best rate is the geometric mean over its seeds, with
-its 95 % interval (Student's t). A width whose lowest loss is at an end of its rates has none.
+its 95 % interval (Student's t). A width whose lowest loss is at an end of its rates has none; seeds
+with fewer than three finished rates are left out.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class Best:
     The ends are nan for a single seed.
     """
 
+    seeds: int
     lr: float
     low: float
     high: float
@@ -66,45 +68,46 @@ def main(argv: list[str]) -> None:
         raise UserError(f"sweep={options.sweep}: has no runs with n_embd, lr and parametrization")
     runs = runs[(runs["status"] == "finished") & runs[number].notna()]
     runs = runs.rename(columns={number: "loss"})
-    kinds = list(runs.groupby(KIND, sort=False))
+    kinds = list(runs.groupby(KIND))
     if not kinds:
         raise UserError(f"sweep={options.sweep}: has no finished run of gpt or modern with a loss")
     figure = new_figure(width=4 * len(kinds), height=4)
-    panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
+    panels = figure.subplots(1, len(kinds), sharex=True, sharey=True, squeeze=False)[0]
     print(
         "| model | optimizer | parametrization | n_embd | best lr | 95 % interval | loss there | seeds |"
     )
     print("|---|---|---|---|---|---|---|---|")
     verdicts = []
-    bottoms = []
+    lowest = highest = runs["loss"].min()
     for axes, (values, members) in zip(panels, kinds, strict=True):
         kind = [str(value) for value in values]
         found: dict[int, float] = {}
         for n, (width, of_width) in enumerate(members.groupby("n_embd")):
+            of_width = run_through(of_width)
             best = best_of(of_width)
             draw(axes, of_width, best, f"C{n}", str(width))
             row = f"| {' | '.join(kind)} | {width} |"
-            seeds = of_width["seed"].nunique()
             if best is None:
-                print(f"{row} at an end of its rates | | | {seeds} |")
+                print(f"{row} not enclosed by its rates | | | |")
                 continue
             found[int(of_width["n_embd"].iloc[0])] = best.lr
-            bottoms.append(best.loss)
-            interval = "of one seed" if seeds == 1 else f"{best.low:.2e} to {best.high:.2e}"
-            print(f"{row} {best.lr:.2e} | {interval} | {best.loss:.3f} | {seeds} |")
+            highest = max(highest, best.loss)
+            interval = "of one seed" if best.seeds == 1 else f"{best.low:.2e} to {best.high:.2e}"
+            print(f"{row} {best.lr:.2e} | {interval} | {best.loss:.3f} | {best.seeds} |")
         axes.set(xscale="log", xlabel="lr", title=", ".join(kind))
-        rates = sorted({*members["lr"]})
-        axes.set_xticks(rates, [f"{rate:g}" for rate in rates], rotation=60)
-        axes.set_xticks([], minor=True)
         axes.grid(alpha=0.3)
         verdicts.append(f"{', '.join(kind)}: {verdict(found)}")
-    lowest = runs["loss"].min()
-    highest = max([lowest + 0.3, *bottoms])
-    panels[0].set(ylabel=f"{number}, nats", ylim=(lowest - 0.05, highest + 0.3))
+    panels[0].set(ylabel=f"{number}, nats", ylim=(lowest - 0.05, highest + 0.25))
     panels[0].legend(frameon=False, title="n_embd", fontsize="small")
     save_picture(figure, options.out)
     print("\n" + "\n".join(verdicts))
     print(f"\n{options.out}")
+
+
+def run_through(runs: pd.DataFrame) -> pd.DataFrame:
+    """Returns the runs of seeds that have at least three rates; a sweep may not be over."""
+    rates = runs.groupby("seed")["lr"].transform("nunique")
+    return runs[rates >= 3]
 
 
 def best_of(runs: pd.DataFrame) -> Best | None:
@@ -112,6 +115,8 @@ def best_of(runs: pd.DataFrame) -> Best | None:
     import numpy as np
     from scipy import stats
 
+    if runs.empty:
+        return None
     points = []
     for _, of_seed in runs.groupby("seed"):
         losses = of_seed.groupby("lr")["loss"].mean()
@@ -126,7 +131,7 @@ def best_of(runs: pd.DataFrame) -> Best | None:
     if len(places) > 1:
         half = stats.sem(places) * stats.t.ppf(0.975, len(places) - 1)
     low, middle, high = np.exp([mean - half, mean, mean + half]).tolist()
-    return Best(middle, low, high, float(bottoms.mean()))
+    return Best(len(points), middle, low, high, float(bottoms.mean()))
 
 
 def vertex(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:

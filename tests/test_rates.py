@@ -305,6 +305,13 @@ def test_a_rate_that_was_not_enclosed_is_none(best):
     assert script("transfer").best_of(some_runs([4e-3, best], [1e-3, 2e-3, 4e-3])) is None
 
 
+def test_a_seed_of_which_rates_are_missing_is_left_out():
+    runs = some_runs([3e-3, 3e-3], [1e-3, 2e-3, 4e-3, 8e-3])
+    runs = runs[(runs["seed"] == 0) | (runs["lr"] == 1e-3)]
+    found = script("transfer").best_of(script("transfer").run_through(runs))
+    assert found.seeds == 1 and found.lr == pytest.approx(3e-3) and math.isnan(found.low)
+
+
 def test_a_sweep_over_rates_is_drawn_and_told(here, capsys, monkeypatch):
     rates = [1e-3, 2e-3, 4e-3, 8e-3]
     tables = [
@@ -325,7 +332,8 @@ def test_a_sweep_over_rates_is_drawn_and_told(here, capsys, monkeypatch):
     script("transfer").main(["sweep=x", "out=rates.png"])
     said = capsys.readouterr().out
     assert "| gpt | adamw | standard | 32 | 3.00e-03 | 3.00e-03 to 3.00e-03 | 2.000 | 3 |" in said
-    assert "| gpt | adamw | mup | 64 | at an end of its rates" in said
+    assert "| gpt | adamw | standard | 64 | 1.50e-03 |" in said
+    assert "| gpt | adamw | mup | 64 | not enclosed by its rates" in said
     assert "gpt, adamw, standard: from n_embd=32 to 64 the best rate changes 0.50 times" in said
     assert "gpt, adamw, mup: fewer than two widths have a best rate" in said
     assert (here / "rates.png").exists()
