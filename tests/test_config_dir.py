@@ -176,7 +176,7 @@ def test_a_search_can_stand_in_a_file_of_one_line(sweep_file, train):
         (
             "-m sweep=",
             SWEEP,
-            ["sweep=: there is no such file", "allowed are ladder, transfer, two"],
+            ["sweep=: there is no such file", "allowed are ladder, ", " two, "],
         ),
         ("-m sweep=two", "- a\n", ["mine/sweep/two.yaml: needs"]),
         ("-m sweep=two", "all: seed=0\n", ["two.yaml: needs"]),

@@ -44,8 +44,8 @@ def page_data(page):
 def test_attention_maps_are_what_attend_multiplies_values_by(name, monkeypatch):
     model, idx, calls = shaken(name), some_ids(T), []
 
-    def noted(q, k, v, dropout=0.0):
-        calls.append((v, y := attention.attend(q, k, v, dropout)))
+    def noted(q, k, v, dropout=0.0, width_ratio=1.0):
+        calls.append((v, y := attention.attend(q, k, v, dropout, width_ratio)))
         return y
 
     for part in (gpt, modern):

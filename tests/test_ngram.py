@@ -196,7 +196,7 @@ def test_a_named_device_leaves_the_cells_of_ngrams_as_they_are(train):
 
 def test_a_sweep_of_orders_and_its_plan(train, capsys):
     cli.main(["-m", "model=ngram", "order=1,3", "data=sentence", "dry_run=true"])
-    assert "2 cells, 2 new" in capsys.readouterr().out
+    assert "2 configurations, 2 cells" in capsys.readouterr().out
     short, long = train("-m model=ngram order=1,3 data=sentence val_fraction=0.2")
     assert metrics(short)["val/loss"] > metrics(long)["val/loss"]
     assert metrics(long)["val/loss"] < math.log(9)

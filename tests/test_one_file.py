@@ -180,8 +180,8 @@ RECALL = """
         pairs: Annotated[int, "[1, 26]"] = 3
         n: int = 400
 
-    @lmlab.register.corpus("recall", RecallConfig)
-    def recall(config):
+    @lmlab.register.corpus("lookup", RecallConfig)
+    def lookup(config):
         draw = random.Random(0)
         for _ in range(config.n):
             keys = draw.sample("abcdefghijklmnopqrstuvwxyz", config.pairs)
@@ -206,7 +206,7 @@ RECALL = """
 def test_an_associative_recall_is_scored_at_the_answers_alone(here, train):
     """Accuracy is an objective; a search finds the larger learning rate by it."""
     name = plugin(here, RECALL)
-    line = f"plugin={name} data=recall pairs=3 separator='\\n' score_after='=' model=bigram block_size=9 "
+    line = f"plugin={name} data=lookup pairs=3 separator='\\n' score_after='=' model=bigram block_size=9 "
     line += LINE.replace("data=sentence", "").replace("block_size=16", "")
     run = train(f"{line} align=document max_steps=5")
     untrained = history(run, "val/loss")[0]

@@ -80,7 +80,7 @@ def test_a_sweep_of_it_and_of_the_labs_own_over_a_key(lab, train, capsys):
         file.write("# edited\n")
     train(f"{line} dry_run=true")
     said = capsys.readouterr().out
-    assert "2 cells, 2 new" in said and "made by other code" in said
+    assert "2 configurations, 2 cells" in said and "made by other code" in said
 
 
 def test_without_it_each_command_answers_in_one_line_that_names_it(lab, train, capsys):
