@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lmlab.data.documents import Documents
-from lmlab.inference.loss import TOKENS_AT_ONCE, evaluating, scores_of
+from lmlab.inference.loss import evaluating, places_of_windows, scores_of
 from lmlab.machine import autocast
 from lmlab.models.base import LanguageModel
 
@@ -59,14 +59,8 @@ def scored_windows(
     """Yields windows of ids (N,) with their targets, and whether those are scored, (B, T) each."""
     assert documents.scored is not None  # the caller has looked
     is_scored = torch.from_numpy(documents.scored)
-    last = len(ids) - 1
-    starts = documents.window_starts(block_size, last)
-    lengths = np.diff(starts, append=last)
-    for length in np.unique(lengths).tolist():
-        rows = torch.from_numpy(starts[lengths == length])
-        for begins in rows.split(max(1, TOKENS_AT_ONCE // length)):
-            places = begins[:, None] + torch.arange(length)
-            yield ids[places], ids[places + 1], is_scored[places + 1]
+    for places in places_of_windows(documents, block_size, len(ids) - 1):
+        yield ids[places], ids[places + 1], is_scored[places + 1]
 
 
 def distances_of(rows: Ints) -> Ints:
