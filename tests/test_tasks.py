@@ -95,7 +95,7 @@ def test_example_t_depends_on_the_seed_and_t_alone():
 
 
 def test_batches_hold_whole_examples_and_only_their_answers(train):
-    run = train(f"data=recall n_pairs=3 example_length=24 {TASK}")
+    run = train(f"data=recall n_pairs=3 example_length=24 {TASK} max_steps=1")
     prepared = Prepared(read_config(run))
     idx, targets = prepared.batches[0]
     decode = prepared.text.tokenizer.decode
