@@ -254,6 +254,13 @@ def test_growth_is_that_of_the_step_in_which_it_is_most():
     assert coordinates.growth_of(table) == {"head": (3.0, 1)}
 
 
+def test_what_is_zero_in_all_steps_is_drawn_as_well():
+    """As after one step with zero_init, where the head hides all that lies before it."""
+    table = {"head": np.array([[0.0, 1.0], [0.0, 9.0]]), "attention": np.zeros((2, 2))}
+    axes = coordinates.drawn({"standard": table, "mup": table}, [16, 32]).axes
+    assert [each.get_yscale() for each in axes] == ["log", "linear"] * 2
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [

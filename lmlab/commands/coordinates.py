@@ -191,13 +191,14 @@ def drawn(tables: dict[str, Table], widths: list[int]) -> Figure:
                 shade = 0.15 + 0.85 * step / max(1, steps - 1)  # later steps are darker
                 axes.plot(widths, sizes, color="C0", alpha=shade, marker="o", ms=2, lw=1)
             axes.set_xscale("log", base=2)
-            axes.set_yscale("log")
             axes.grid(alpha=0.3)
             axes.tick_params(labelsize="x-small", which="both")
     for axes, activation in zip(grid[0], names, strict=True):
-        low, high = axes.get_ylim()
-        widened = max(1.0, (15 * low / high) ** 0.5)  # or what hardly changes would seem to
-        axes.set_ylim(low / widened, high * widened)
+        if any((table[activation] > 0).any() for table in tables.values()):
+            axes.set_yscale("log")
+            low, high = axes.get_ylim()
+            widened = max(1.0, (15 * low / high) ** 0.5)  # or what hardly changes would seem to
+            axes.set_ylim(low / widened, high * widened)
         axes.set_title(activation.replace("blocks.", ""), fontsize="small")
     figure.supxlabel("n_embd (light: at the start; dark: after the last step)", fontsize="small")
     return figure
