@@ -51,7 +51,8 @@ def cache(tmp_path_factory):
         patch.setattr(
             "lmlab.inference.references.ORDERS", range(2, 4)
         )  # counting takes seconds for each text that is new
-        start_server(PRELOAD_SEARCH)  # one for all tests, which imports while the first of them run
+        start_server([*PRELOAD_SEARCH, "tests.short_samples"])  # imports while the first tests run
+        importlib.import_module("tests.short_samples")
         yield folder
 
 

@@ -62,11 +62,15 @@ def costs(cells: list[Cell]) -> dict[str, Cost]:
 
 
 def shape_of(cell: Cell) -> tuple[object, ...]:
-    """Returns all that the speed of a cell depends on."""
+    """Returns all that the speed of a cell depends on. A step takes as long at any learning rate."""
     config = cell.config
+    optimizer = {
+        key: value for key, value in vars(config.optimizer).items() if not isinstance(value, float)
+    }
     return (
         config.model,
-        config.optimizer,
+        type(config.optimizer),
+        *optimizer.items(),
         config.run.batch_size,
         config.run.grad_accumulation,
         config.run.threads,

@@ -189,6 +189,7 @@ def varied(table: pd.DataFrame) -> list[str]:
     keys = [key for key in configuration_keys(table) if key not in hidden]
     keys += [key for key in ("data", "init_from", "code") if key in table]
     typed = ",".join(table["label"])
+    usual = keys_derived(table)
 
     def is_shown(key: str) -> bool:
         """Returns whether the key differs between runs, and other keys do not determine it."""
@@ -196,7 +197,7 @@ def varied(table: pd.DataFrame) -> list[str]:
             return False
         if key in (*GROUPS, "code") or re.search(rf"\b{key}=", typed):
             return True
-        return not (is_derived(table, key) or follows_from_choices(table, key))
+        return not (key in usual or follows_from_choices(table, key))
 
     return [key for key in keys if is_shown(key)]
 
@@ -218,13 +219,13 @@ def distinct(values: pd.Series) -> int:
     return values.map(repr).nunique()
 
 
-def is_derived(table: pd.DataFrame, key: str) -> bool:
-    """Returns whether, in every run, the key has the default that other keys determine."""
+def keys_derived(table: pd.DataFrame) -> set[str]:
+    """Returns the keys that have, in every run, the default that other keys determine."""
+    keys = {str(name) for name in table.columns}
     for run in records(table):
         usual = derived(run)
-        if key not in usual or run[key] != usual[key]:
-            return False
-    return True
+        keys = {key for key in keys if key in usual and run[key] == usual[key]}
+    return keys
 
 
 def follows_from_choices(table: pd.DataFrame, key: str) -> bool:
