@@ -104,3 +104,26 @@ def test_runs_that_have_no_law_are_refused(typed, here, table, words):
 def test_what_cannot_be_predicted_is_refused(typed, line):
     with pytest.raises(UserError, match=line.partition("=")[0]):
         typed(runs(), line)
+
+
+def strict(text):
+    """JSON without NaN and Infinity, which other readers refuse."""
+    return json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} in scaling.json"))
+
+
+@pytest.mark.parametrize(("seed", "noise"), [(0, 0.05), (1, 0.05), (2, 1.0)])
+@pytest.mark.parametrize(
+    "line", ["", "budget=1", "budget=1e30", "predict=1,1", "predict=1e30,1e30"]
+)
+def test_whatever_the_losses_what_is_said_is_a_number_or_one_line(typed, here, seed, noise, line):
+    """A few short runs have losses that hardly follow a law, or grow with size and length."""
+    random = np.random.default_rng(seed)
+    table = runs(sizes=3, lengths=3, seeds=2)
+    table["val/loss"] = 3 * np.exp(noise * random.standard_normal(len(table)))
+    try:
+        out, _ = typed(table, line)
+    except UserError as refusal:
+        assert "\n" not in str(refusal) and not [*here.iterdir()]
+    else:
+        assert "nan" not in out and "inf" not in out
+        strict((here / "scaling.json").read_text())

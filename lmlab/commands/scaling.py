@@ -43,7 +43,7 @@ class Options:
 
     sweeps: PathText = "outputs/sweeps/scaling"
     out: PathText = "scaling.png"
-    budget: Annotated[float | None, "(0, inf)"] = None
+    budget: Annotated[float | None, "[1, 1e30]"] = None
     predict: str | None = None
     bootstraps: Annotated[int, "[100, 100000]"] = 1000
 
@@ -76,8 +76,10 @@ def asked_for(text: str | None) -> tuple[float, float] | None:
         N, D = map(float, text.split(","))
     except ValueError:
         N, D = 0.0, 0.0
-    if not (0 < N < 1e30 and 0 < D < 1e30):
-        raise UserError(f"predict={text}: needs two numbers above 0, N,D, such as predict=1e6,5e7")
+    if not (1 <= N <= 1e30 and 1 <= D <= 1e30):
+        raise UserError(
+            f"predict={text}: needs two numbers from 1 to 1e30, N,D, such as predict=1e6,5e7"
+        )
     return N, D
 
 
@@ -162,12 +164,14 @@ def draw_curves(axes: Axes, scaling: Scaling, budget: float | None) -> None:
         axes.plot(
             sizes, law.loss(sizes, level / 6 / sizes), style, color=f"C{n}", lw=1, label=label
         )
-        N, D = law.best(level)
-        axes.plot([N], [float(law.loss(N, D))], "o", color=f"C{n}", ms=5)
+        if law.has_best:
+            N, D = law.best(level)
+            axes.plot([N], [float(law.loss(N, D))], "o", color=f"C{n}", ms=5)
     shown = axes.scatter(points.N, points.loss, c=np.log10(compute), s=12, cmap="viridis")
     axes.figure.colorbar(shown, ax=axes, label="log10 of FLOPs, 6 N D")
-    lowest = float(law.loss(*law.best(levels.max())))
-    low, high = min(points.loss.min(), lowest), points.loss.max()
+    low, high = points.loss.min(), points.loss.max()
+    if law.has_best:
+        low = min(low, float(law.loss(*law.best(levels.max()))))
     margin = 0.1 * (high - low)
     axes.set(xscale="log", xlabel="parameters N", ylabel="val/loss, nats per token")
     axes.set_ylim(low - margin, high + margin)

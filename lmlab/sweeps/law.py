@@ -37,16 +37,33 @@ class Law:
     beta: float
 
     def loss(self, N: Floats | float, D: Floats | float) -> Floats | float:
-        """Returns the loss that the law expects."""
-        return self.E + self.A / N**self.alpha + self.B / D**self.beta
+        """Returns the loss that the law expects; inf or nan where it is too large for a number."""
+        with np.errstate(all="ignore"):
+            by_size = self.A * np.power(N, -self.alpha, dtype=float)
+            return self.E + by_size + self.B * np.power(D, -self.beta, dtype=float)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether its five numbers are; a fit to too few different runs may run away."""
+        return bool(np.isfinite(astuple(self)).all())
+
+    @property
+    def has_best(self) -> bool:
+        """Whether a budget has a best size: only if both a larger model and more text help."""
+        return self.is_finite and min(self.A, self.B, self.alpha, self.beta) > 0
 
     def best(self, flops: float) -> tuple[float, float]:
-        """Returns the N and D with the lowest loss, if a training may cost so many FLOPs: 6 N D."""
+        """Returns the N and D with the lowest loss, if a training may cost so many FLOPs: 6 N D.
+
+        The law must have a best size (`has_best`). Inf or 0 is what is too large or small.
+        """
         product = flops / FLOPS
-        share = self.beta / (self.alpha + self.beta)
-        G = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
-        N = G * product**share
-        return N, product / N
+        total = self.alpha + self.beta
+        ratio = np.log(self.alpha * self.A) - np.log(self.beta * self.B)
+        with np.errstate(all="ignore"):
+            N = float(np.exp((ratio + self.beta * np.log(product)) / total))
+            D = float(np.exp((-ratio + self.alpha * np.log(product)) / total))
+        return N, D
 
 
 @dataclass(frozen=True)
@@ -88,8 +105,9 @@ def drawn(groups: NDArray[np.int64], generator: np.random.Generator) -> Floats:
 
 
 def interval(values: Floats) -> tuple[float, float]:
-    """Returns between which values 95 % of them lie."""
-    low, high = np.percentile(values, WITHIN)
+    """Returns between which values 95 % of them lie; it may be inf or nan if some are inf."""
+    with np.errstate(invalid="ignore"):
+        low, high = np.percentile(values, WITHIN)
     return float(low), float(high)
 
 
@@ -205,7 +223,8 @@ def laws_of(numbers: Floats, points: Points) -> list[Law]:
     """Returns the laws of rows of numbers (S, 5)."""
     N, D = points.centre
     e, a, b, alpha, beta = numbers.T
-    columns = np.exp(e), np.exp(a) * N**alpha, np.exp(b) * D**beta, alpha, beta
+    with np.errstate(all="ignore"):  # a law may run away: `is_finite`
+        columns = np.exp(e), np.exp(a) * N**alpha, np.exp(b) * D**beta, alpha, beta
     return [Law(*map(float, row)) for row in np.stack(columns, axis=1)]
 
 

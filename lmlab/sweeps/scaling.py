@@ -16,6 +16,7 @@ from lmlab.sweeps.law import FLOPS, Floats, Law, Points
 FEWEST = 3  # different sizes, and lengths of training, without which there is nothing to fit
 FEW = 5  # below so many sizes or lengths the intervals are hardly to be believed
 SETTLED = 0.1  # the share of lr at the end, above which a run was cut off in mid-fall
+LOST = 0.025  # the share of the drawn laws, beyond which an interval cannot do without them
 UNCOUNTED = 0.2  # of the operations, that 6 N D may have too few or too many
 
 
@@ -35,27 +36,47 @@ class Scaling:
         return laws.interval(np.array([getattr(law, name) for law in self.drawn]))
 
     def best(self, flops: float) -> dict[str, tuple[float, float, float]]:
-        """Returns the best N and D for a budget, and the loss there: each with its interval."""
-        found = np.array([(*law.best(flops), law.loss(*law.best(flops))) for law in self.drawn])
+        """Returns the best N and D for a budget, and the loss there: each with its interval.
+
+        Raises UserError if the law, or too many of those that were drawn, have no best size.
+        """
+        able = [law for law in (self.law, *self.drawn) if law.has_best]
+        if able[:1] != [self.law] or len(able) <= (1 - LOST) * len(self.drawn):
+            raise UserError(
+                f"budget={flops:g}: has no best size, since by "
+                f"{1 + len(self.drawn) - len(able):,} of {1 + len(self.drawn):,} laws that fit such "
+                "runs a larger model or more text does not help; it needs more sizes and lengths"
+            )
+        bests = [law.best(flops) for law in able[1:]]
+        losses = [law.loss(*best) for law, best in zip(able[1:], bests, strict=True)]
+        found = np.column_stack([bests, losses])
         N, D = self.law.best(flops)
         values = {"N": N, "D": D, "loss": float(self.law.loss(N, D))}
-        return {
+        best = {
             name: (value, *laws.interval(found[:, i]))
             for i, (name, value) in enumerate(values.items())
         }
+        if not np.isfinite([*best.values()]).all():
+            raise UserError(f"budget={flops:g}: lies so far from the runs that it has no interval")
+        return best
 
     def predicted(self, N: float, D: float, seed: int = 0) -> tuple[float, float, float]:
         """Returns the loss of one new run, and its interval.
 
         The interval holds both what the law does not know and what the law leaves open: the
-        residuals of single runs, drawn at random.
+        residuals of single runs, drawn at random. Raises UserError if the law has no number there.
         """
         generator = np.random.default_rng(seed)
         expected = np.array([law.loss(N, D) for law in self.drawn])
         n = len(self.points.loss)
         spread = np.sqrt(n / max(1, n - 5))  # five numbers were fitted to the residuals
         ones = generator.choice(self.residuals(), size=len(expected)) * spread
-        return float(self.law.loss(N, D)), *laws.interval(expected * np.exp(ones))
+        loss = float(self.law.loss(N, D)), *laws.interval(expected * np.exp(ones))
+        if not np.isfinite(loss).all():
+            raise UserError(
+                f"predict={N:g},{D:g}: lies so far from the runs that it has no interval"
+            )
+        return loss
 
     def residuals(self) -> Floats:
         """Returns ln L of each run, less what the law expects."""
@@ -84,8 +105,14 @@ def scaling_of(table: pd.DataFrame, bootstraps: int, seed: int = 0) -> Scaling:
             )
     groups = pd.factorize(runs["group"])[0]
     points = Points(N, D, loss)
-    drawn = laws.bootstrap(points, groups, bootstraps, seed)
-    return Scaling(points, groups, laws.fit(points), drawn, doubts_of(runs))
+    law = laws.fit(points)
+    drawn = [law for law in laws.bootstrap(points, groups, bootstraps, seed) if law.is_finite]
+    if not law.is_finite or len(drawn) < (1 - LOST) * bootstraps:
+        raise UserError(
+            f"sweeps: {bootstraps - len(drawn)} of {bootstraps} laws, each fitted to runs drawn from "
+            f"these {len(runs)}, have no end; a law needs more sizes and lengths"
+        )
+    return Scaling(points, groups, law, drawn, doubts_of(runs))
 
 
 def check_alike(runs: pd.DataFrame) -> None:
