@@ -7,7 +7,8 @@ row here and a YAML file in conf/model; CONTRIBUTING.md explains it.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from types import NoneType
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
 from lmlab.errors import UserError
 from lmlab.registry import load
@@ -70,6 +71,16 @@ PositiveOrZero = Annotated[float, "[0, inf)"]
 Share = Annotated[float, "[0, 1)"]
 PathText = Annotated[str, FILLED]
 LinesText = Annotated[str, LINES]
+
+
+def plain_kind(annotation: Any) -> Any:
+    """Returns an annotation without markers and without None."""
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    for alternative in get_args(annotation):
+        if get_origin(annotation) is not Literal and alternative is not NoneType:
+            return plain_kind(alternative)
+    return annotation
 
 
 class AnyModelConfig:

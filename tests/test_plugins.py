@@ -143,11 +143,40 @@ def test_wrong_use_is_answered_by_one_line(lab, capsys, line):
     refused(capsys, lambda: cli.main(line.split()), WRONG[line])
 
 
+def annotated(kind):
+    """A plug-in with a key of an annotation, whose default is 3."""
+    return (
+        "from typing import Annotated, Literal\n"
+        f"class C(lmlab.CorpusConfig):\n    n: {kind} = 3\nlmlab.register.corpus('c', C)(print)"
+    )
+
+
 FAULTS = {
     "a name of the lab": (
         "@lmlab.register.corpus('tales')\ndef f(config): yield 'x'",
-        ["line 2", "data tales", "the lab itself"],
+        ["line 2", "data tales", "the lab itself", "needs another, such as my_tales"],
     ),
+    "a name of the lab's generated texts": (
+        "@lmlab.register.corpus('recall')\ndef f(config): yield 'x'",
+        ["own.py: line 2: data recall: the name is taken", "such as my_recall"],
+    ),
+    "a range without a whole number": (
+        annotated("Annotated[int, '(3, 4)']"),
+        ["C.n: no int lies in '(3, 4)'"],
+    ),
+    "a range whose ends are exchanged": (
+        annotated("Annotated[int, '[9, 1]']"),
+        ["C.n: no int lies in '[9, 1]'; the smallest value comes first"],
+    ),
+    "an empty range of a key that may be null": (
+        annotated("Annotated[float, '(3, 3]'] | None"),
+        ["C.n: no float lies in '(3, 3]'"],
+    ),
+    "a range of words": (
+        annotated("Annotated[str, '[1, 9]']"),
+        ["C.n: the range '[1, 9]' has no effect"],
+    ),
+    "a literal without words": (annotated("Literal[()]"), ["C.n: Literal[()] allows no value"]),
     "a name taken twice": (
         "for _ in 'ab': lmlab.register.schedule('late')(lambda done: 1.0)",
         ["schedule late: the name is taken", "own.py: line 2"],
@@ -325,6 +354,36 @@ def test_a_folder_whose_plugin_has_a_name_of_odd_bytes_is_one_line(train, here):
     files.write_sealed(run / "config.yaml", content)
     with pytest.raises(UserError, match=r"config\.yaml"):
         sample.main([f"run={run}"])
+
+
+def test_a_run_of_a_plug_in_whose_name_the_lab_has_taken_says_so(here, train):
+    """As one of a corpus recall of somebody's own, before the lab had one."""
+    name = plugin(here, "@lmlab.register.corpus('own')\ndef f(config): yield 'hello there ' * 50")
+    run = train(f"plugin={name} model=bigram data=own block_size=8 " + QUICK)
+    content = (run / "config.yaml").read_bytes().replace(b"data: own", b"data: recall")
+    files.write_sealed(run / "config.yaml", content)
+    for arguments in ([], [f"plugin={name}"]):
+        with pytest.raises(
+            UserError, match=r"data=recall was a choice of plugin=own.py .* own now"
+        ):
+            sample.main([f"run={run}", *arguments])
+
+
+def test_a_plug_in_may_have_a_name_that_is_no_utf_8(here, capsys):
+    """It is noted with an escape, and messages that name it can be printed."""
+    name = plugin(here, "@lmlab.register.corpus('own')\ndef f(config): yield 'hello there ' * 50")
+    odd = "caf\udce9.py"
+    (here / name).rename(odd)
+    line = ["model=bigram", "data=own", "block_size=8", *QUICK.split()]
+    cli.main([f"plugin={odd}", *line])
+    (run,) = here.glob("outputs/bigram/*")
+    with pytest.raises(UserError, match=r"plugin=.*caf.*name it"):
+        sample.main([f"run={run}"])
+    sample.main([f"run={run}", f"plugin={odd}", "max_tokens=5"])
+    (here / odd).write_text("1 / 0")
+    with pytest.raises(SystemExit):
+        cli.main([f"plugin={odd}", *line])
+    assert r"error: plugin=caf\udce9.py: cannot be imported" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("typed", [",", "my_lab.py,"])

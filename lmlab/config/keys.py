@@ -31,6 +31,7 @@ from lmlab.catalogue import (
     Positive,
     PositiveOrZero,
     objectives,
+    plain_kind,
 )
 from lmlab.config.conf_files import names_in, read_file
 from lmlab.errors import UserError
@@ -304,13 +305,3 @@ def may_be_null(annotation: Any) -> bool:
     if get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
     return NoneType in get_args(annotation)
-
-
-def plain_kind(annotation: Any) -> Any:
-    """Returns an annotation without markers and without None."""
-    if get_origin(annotation) is Annotated:
-        annotation = get_args(annotation)[0]
-    for alternative in get_args(annotation):
-        if get_origin(annotation) is not Literal and alternative is not NoneType:
-            return plain_kind(alternative)
-    return annotation
