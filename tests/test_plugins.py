@@ -8,7 +8,7 @@ import optuna
 import pytest
 
 from lmlab import catalogue, files, plugins
-from lmlab.commands import compare, evaluate, explain, sample
+from lmlab.commands import compare, evaluate, explain, sample, scaling
 from lmlab.commands import train as cli
 from lmlab.config.keys import choices_of
 from lmlab.errors import UserError, one_line_errors
@@ -92,8 +92,26 @@ def test_without_it_each_command_answers_in_one_line_that_names_it(lab, train, c
         (evaluate.main, [f"run={run}"]),
         (explain.main, [f"run={run}"]),
         (compare.main, ["outputs"]),
+        (scaling.main, ["sweeps=outputs"]),
     ):
         refused(capsys, one_line_errors()(lambda c=command, a=line: c(a)), ["plugin=my_lab.py"])
+    with pytest.raises(UserError, match="law"):  # of one run; it was opened
+        scaling.main(["sweeps=outputs", "plugin=my_lab.py"])
+
+
+def test_a_mixture_of_a_model_and_of_counts_on_a_text_of_ones_own(lab, train, capsys):
+    """All members need the plug-in, since their text is its own."""
+    common = "plugin=my_lab.py data=recipes holdout_fraction=0.1 threads=1 device=cpu"
+    counts = train(f"{common} model=ngram order=3 name=a")
+    run = train(f"{common} model=rnn max_steps=5 name=b")
+    capsys.readouterr()
+    evaluate.main([f"run={counts},{run}", "plugin=my_lab.py"])
+    said = capsys.readouterr().out.splitlines()
+    single = min(metrics(counts)["val/loss"], metrics(run)["val/loss"])
+    (loss,) = [float(line.split()[1]) for line in said if line.startswith("val/loss")]
+    assert loss <= single + 1e-4  # the weights were fitted on other text, which is alike
+    without = one_line_errors()(lambda: evaluate.main([f"run={counts},{run}"]))
+    refused(capsys, without, ["plugin=my_lab.py, name it"])
 
 
 def test_a_run_of_the_labs_own_model_needs_what_took_part_in_it(lab, train, capsys):
