@@ -28,17 +28,16 @@ from lmlab.catalogue import (
     CALLBACKS,
     CATALOGUE,
     LOGGERS,
-    METRIC,
-    NUMBERS,
     OWN_EVALUATIONS,
     SCHEDULES,
     VALUES,
     Choice,
     CorpusConfig,
     TokenizerConfig,
-    plain_kind,
 )
 from lmlab.errors import UserError, reason_of
+from lmlab.markers import plain_kind
+from lmlab.numbers import METRIC, NUMBERS
 from lmlab.own_code import code_of
 from lmlab.registry import forget
 

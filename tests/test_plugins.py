@@ -7,7 +7,7 @@ import textwrap
 import optuna
 import pytest
 
-from lmlab import catalogue, files, plugins
+from lmlab import catalogue, files, numbers, plugins
 from lmlab.commands import compare, evaluate, explain, sample, scaling
 from lmlab.commands import train as cli
 from lmlab.config.keys import choices_of
@@ -54,7 +54,7 @@ def test_what_is_registered_exists_while_a_command_names_it(lab, train):
     before = {group: {*choices_of(group)} for group in ("model", "data", "optimizer")}
     train(RNN)
     assert before == {group: {*choices_of(group)} for group in before}
-    assert not catalogue.OWN_EVALUATIONS and "val/accuracy" not in catalogue.NUMBERS
+    assert not catalogue.OWN_EVALUATIONS and "val/accuracy" not in numbers.NUMBERS
     with plugins.active(plugins.sources("my_lab.py")):
         assert {*choices_of("model")} - before["model"] == {"rnn"}
 

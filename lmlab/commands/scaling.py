@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from lmlab import files
-from lmlab.catalogue import PathText
 from lmlab.commands.options import parse_script
 from lmlab.commands.own_choices import with_own_choices
 from lmlab.commands.picture import check_picture, new_figure, save_picture
 from lmlab.commands.plot import folders_of
 from lmlab.errors import UserError
+from lmlab.markers import PathText
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

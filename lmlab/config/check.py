@@ -7,15 +7,7 @@ from dataclasses import asdict, dataclass, field
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from lmlab.catalogue import (
-    FILLED,
-    LINES,
-    CorpusConfig,
-    DeviceConfig,
-    OneOf,
-    OptimizerConfig,
-    learn_numbers,
-)
+from lmlab.catalogue import CorpusConfig, DeviceConfig, OptimizerConfig
 from lmlab.config.keys import (
     CHOICES,
     GROUPS,
@@ -32,6 +24,8 @@ from lmlab.config.keys import (
     switched_on,
 )
 from lmlab.errors import UserError, about, nearest
+from lmlab.markers import FILLED, LINES, OneOf
+from lmlab.numbers import learn_numbers
 from lmlab.register import PRESENT
 
 LARGEST = 10**12  # of whole numbers: larger ones do not fit into what is made of them

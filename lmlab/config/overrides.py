@@ -21,7 +21,6 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lmlab.catalogue import ONCE
 from lmlab.config.check import Config, NotTaken, build, check_key, check_value, from_flat
 from lmlab.config.conf_files import ADDED, CONF, names_in
 from lmlab.config.keys import (
@@ -41,6 +40,7 @@ from lmlab.config.keys import (
 )
 from lmlab.config.recipes import check_preset, read_recipe
 from lmlab.errors import UserError, about, nearest
+from lmlab.markers import ONCE
 from lmlab.registry import remembered
 from lmlab.terminal import after_a_second, tell
 

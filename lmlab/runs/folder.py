@@ -20,7 +20,7 @@ from typing import Any, Literal, Self, TextIO, TypeGuard
 import yaml
 
 from lmlab import files, plugins
-from lmlab.catalogue import CATALOGUE, numbers_where
+from lmlab.catalogue import CATALOGUE
 from lmlab.config.check import Config, check_value, from_flat
 from lmlab.config.keys import (
     CHOICES,
@@ -34,6 +34,7 @@ from lmlab.data import subwords
 from lmlab.data.tokenizers import Tokenizer, from_json
 from lmlab.errors import UserError, printable
 from lmlab.notebook import plain_console
+from lmlab.numbers import numbers_where
 from lmlab.register import is_own
 from lmlab.runs import hugging_face
 from lmlab.runs.typed import command
