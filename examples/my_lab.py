@@ -2,7 +2,7 @@
 
     python train.py plugin=examples/my_lab.py model=rnn data=recipes
 
-Change it, or begin a new file: nothing in the lab itself is edited. Every command takes plugin=.
+Change it, or begin a new file: nothing in the lab itself is edited. Commands that open a run take plugin=.
 """
 
 from collections.abc import Iterator

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lmlab.catalogue import ONCE
 from lmlab.commands import compare as compare_command
 from lmlab.commands import evaluate, plot, sample
 from lmlab.commands.continued import literal
@@ -30,6 +29,7 @@ from lmlab.commands.train import ONE_BY_ONE, Outcome, call
 from lmlab.config.keys import marked
 from lmlab.config.overrides import typed_value
 from lmlab.errors import UserError, as_exceptions
+from lmlab.markers import ONCE
 from lmlab.notebook import hidden
 from lmlab.register import unlisted
 from lmlab.registry import variables_kept

@@ -31,7 +31,26 @@ EXTRAS = (
 
 
 class UserError(Exception):
-    """An error that the user can correct. Its text names the key, the value and what is allowed."""
+    """An error that the user can correct. Its text names the key, the value and what is allowed.
+
+    `key` is the key at fault, where it is known. The text can be printed anywhere, also if it names
+    a file whose name is not UTF-8.
+    """
+
+    key = ""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+
+@contextmanager
+def about(key: str) -> Iterator[None]:
+    """A context that notes in a UserError which key is at fault, unless the error says so itself."""
+    try:
+        yield
+    except UserError as error:
+        error.key = error.key or key
+        raise
 
 
 class Refusal(SystemExit):

@@ -23,7 +23,7 @@ from types import ModuleType
 from typing import Any
 
 from lmlab import files, register
-from lmlab.errors import UserError, nearest, reason_of
+from lmlab.errors import UserError, nearest, printable, reason_of
 from lmlab.own_code import LIBRARY, is_own_file
 from lmlab.register import Addition
 
@@ -52,7 +52,8 @@ class Source:
         """A hash of the code, whatever the folder in which it is."""
         digest = hashlib.sha256()
         for path, content in self.files:
-            digest.update(f"{Path(path).name} {len(content)}\n".encode())
+            name = Path(path).name  # which may be no UTF-8
+            digest.update(f"{name} {len(content)}\n".encode(errors="surrogateescape"))
             digest.update(content)
         return digest.hexdigest()
 
@@ -378,7 +379,7 @@ def show(error: Exception) -> None:
         own = own[1:]
     lines = ["Traceback (most recent call last):\n", *traceback.format_list(own)]
     lines += traceback.format_exception_only(error)
-    print("".join(lines), end="", file=sys.stderr)
+    print(printable("".join(lines)), end="", file=sys.stderr)
 
 
 def show_once(title: str, error: Exception) -> None:

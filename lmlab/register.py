@@ -12,6 +12,7 @@ raises UserError, with file and line, if a name is taken or the keys cannot be u
 
 import dataclasses
 import inspect
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,8 +28,6 @@ from lmlab.catalogue import (
     CALLBACKS,
     CATALOGUE,
     LOGGERS,
-    METRIC,
-    NUMBERS,
     OWN_EVALUATIONS,
     SCHEDULES,
     VALUES,
@@ -37,6 +36,8 @@ from lmlab.catalogue import (
     TokenizerConfig,
 )
 from lmlab.errors import UserError, reason_of
+from lmlab.markers import plain_kind
+from lmlab.numbers import METRIC, NUMBERS
 from lmlab.own_code import code_of
 from lmlab.registry import forget
 
@@ -97,7 +98,8 @@ class Addition:
         taken = table.get(self.name) or VALUES.get(self.kind, {}).get(self.name)
         if taken is not None:
             raise UserError(
-                f"{self.place}: {self.kind} {self.name}: the name is taken, by {owner_of(self)}"
+                f"{self.place}: {self.kind} {self.name}: the name is taken, by {owner_of(self)}; "
+                f"needs another, such as my_{self.name}"
             )
         if self.kind in ("model", "optimizer") and self.row is not None:
             for name, other in table.items():  # the class of the keys says who builds
@@ -243,18 +245,33 @@ def as_dataclass(config: type, place: str) -> type:
                 f"{place}: {config.__name__}.{one.name}: has a meaning of its own in a file of keys, or "
                 "is a function of the class; needs another name"
             )
-        if not is_kind(hints[one.name]):
-            raise UserError(
-                f"{place}: {config.__name__}.{one.name}: its type cannot be checked; allowed are int, "
-                "float, bool, str, Literal[…], these or None, and Annotated[int, '[1, 100]']"
-            )
-        for range_ in ranges_in(hints[one.name]):
-            if not re.fullmatch(RANGE, range_):
-                raise UserError(
-                    f"{place}: {config.__name__}.{one.name}: {range_!r} is no range; that is two "
-                    "numbers or inf in brackets, '[0, 1)' without the 1"
-                )
+        fault = fault_of(hints[one.name])
+        if fault:
+            raise UserError(f"{place}: {config.__name__}.{one.name}: {fault}")
     return config
+
+
+def fault_of(hint: Any) -> str:
+    """Returns why no value of a key can have an annotation, or ""."""
+    if not is_kind(hint):
+        return (
+            "its type cannot be checked; allowed are int, float, bool, str, Literal[…], these or "
+            "None, and Annotated[int, '[1, 100]']"
+        )
+    kind = plain_kind(hint)
+    if get_origin(kind) is Literal and not get_args(kind):
+        return "Literal[()] allows no value; needs at least one, such as Literal['a', 'b']"
+    for range_ in ranges_in(hint):
+        if not re.fullmatch(RANGE, range_):
+            return (
+                f"{range_!r} is no range; that is two numbers or inf in brackets, '[0, 1)' without "
+                "the 1"
+            )
+        if kind not in (int, float):
+            return f"the range {range_!r} has no effect; it is for int and float"
+        if is_empty(range_, kind):
+            return f"no {kind.__name__} lies in {range_!r}; the smallest value comes first"
+    return ""
 
 
 def ranges_in(hint: Any) -> list[str]:
@@ -262,6 +279,16 @@ def ranges_in(hint: Any) -> list[str]:
     if get_origin(hint) is not Annotated:
         return [text for one in get_args(hint) for text in ranges_in(one)]
     return [extra for extra in get_args(hint)[1:] if isinstance(extra, str)]
+
+
+def is_empty(range_: str, kind: type) -> bool:
+    """Returns whether no number, or no whole one, lies in a range such as "[0, 1)"."""
+    low, high = (float(end) for end in range_[1:-1].split(","))
+    if kind is float or math.isinf(low) or math.isinf(high):
+        return low > high or (low == high and range_[0] + range_[-1] != "[]")
+    smallest = math.floor(low) + 1 if range_[0] == "(" else math.ceil(low)
+    largest = math.ceil(high) - 1 if range_[-1] == ")" else math.floor(high)
+    return smallest > largest
 
 
 def is_kind(hint: Any) -> bool:

@@ -254,7 +254,7 @@ def showing(text: str) -> Iterator[None]:
 def write_to_terminal(text: str) -> None:
     """Writes `text` to stderr as it is. It never raises."""
     with suppress(OSError):  # the terminal, or the reader of the pipe, may be gone
-        os.write(2, text.encode())
+        os.write(2, text.encode(errors="backslashreplace"))  # half a character has no bytes
 
 
 def call_in_thread(function: Callable[..., None], *arguments: object) -> None:

@@ -85,7 +85,7 @@ def nadam(weights: Weights, config: Any, precision: str) -> torch.optim.Optimize
     )
 '''
 METRIC = '''
-from lmlab.catalogue import METRIC
+from lmlab.numbers import METRIC
 
 
 @evaluation(numbers={"val/accuracy": METRIC})

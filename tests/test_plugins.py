@@ -7,8 +7,8 @@ import textwrap
 import optuna
 import pytest
 
-from lmlab import catalogue, files, plugins
-from lmlab.commands import compare, evaluate, explain, sample
+from lmlab import catalogue, files, numbers, plugins
+from lmlab.commands import compare, evaluate, explain, sample, scaling
 from lmlab.commands import train as cli
 from lmlab.config.keys import choices_of
 from lmlab.errors import UserError, one_line_errors
@@ -54,7 +54,7 @@ def test_what_is_registered_exists_while_a_command_names_it(lab, train):
     before = {group: {*choices_of(group)} for group in ("model", "data", "optimizer")}
     train(RNN)
     assert before == {group: {*choices_of(group)} for group in before}
-    assert not catalogue.OWN_EVALUATIONS and "val/accuracy" not in catalogue.NUMBERS
+    assert not catalogue.OWN_EVALUATIONS and "val/accuracy" not in numbers.NUMBERS
     with plugins.active(plugins.sources("my_lab.py")):
         assert {*choices_of("model")} - before["model"] == {"rnn"}
 
@@ -92,8 +92,26 @@ def test_without_it_each_command_answers_in_one_line_that_names_it(lab, train, c
         (evaluate.main, [f"run={run}"]),
         (explain.main, [f"run={run}"]),
         (compare.main, ["outputs"]),
+        (scaling.main, ["sweeps=outputs"]),
     ):
         refused(capsys, one_line_errors()(lambda c=command, a=line: c(a)), ["plugin=my_lab.py"])
+    with pytest.raises(UserError, match="law"):  # of one run; it was opened
+        scaling.main(["sweeps=outputs", "plugin=my_lab.py"])
+
+
+def test_a_mixture_of_a_model_and_of_counts_on_a_text_of_ones_own(lab, train, capsys):
+    """All members need the plug-in, since their text is its own."""
+    common = "plugin=my_lab.py data=recipes holdout_fraction=0.1 threads=1 device=cpu"
+    counts = train(f"{common} model=ngram order=3 name=a")
+    run = train(f"{common} model=rnn max_steps=5 name=b")
+    capsys.readouterr()
+    evaluate.main([f"run={counts},{run}", "plugin=my_lab.py"])
+    said = capsys.readouterr().out.splitlines()
+    single = min(metrics(counts)["val/loss"], metrics(run)["val/loss"])
+    (loss,) = [float(line.split()[1]) for line in said if line.startswith("val/loss")]
+    assert loss <= single + 1e-4  # the weights were fitted on other text, which is alike
+    without = one_line_errors()(lambda: evaluate.main([f"run={counts},{run}"]))
+    refused(capsys, without, ["plugin=my_lab.py, name it"])
 
 
 def test_a_run_of_the_labs_own_model_needs_what_took_part_in_it(lab, train, capsys):
@@ -143,11 +161,40 @@ def test_wrong_use_is_answered_by_one_line(lab, capsys, line):
     refused(capsys, lambda: cli.main(line.split()), WRONG[line])
 
 
+def annotated(kind):
+    """A plug-in with a key of an annotation, whose default is 3."""
+    return (
+        "from typing import Annotated, Literal\n"
+        f"class C(lmlab.CorpusConfig):\n    n: {kind} = 3\nlmlab.register.corpus('c', C)(print)"
+    )
+
+
 FAULTS = {
     "a name of the lab": (
         "@lmlab.register.corpus('tales')\ndef f(config): yield 'x'",
-        ["line 2", "data tales", "the lab itself"],
+        ["line 2", "data tales", "the lab itself", "needs another, such as my_tales"],
     ),
+    "a name of the lab's generated texts": (
+        "@lmlab.register.corpus('recall')\ndef f(config): yield 'x'",
+        ["own.py: line 2: data recall: the name is taken", "such as my_recall"],
+    ),
+    "a range without a whole number": (
+        annotated("Annotated[int, '(3, 4)']"),
+        ["C.n: no int lies in '(3, 4)'"],
+    ),
+    "a range whose ends are exchanged": (
+        annotated("Annotated[int, '[9, 1]']"),
+        ["C.n: no int lies in '[9, 1]'; the smallest value comes first"],
+    ),
+    "an empty range of a key that may be null": (
+        annotated("Annotated[float, '(3, 3]'] | None"),
+        ["C.n: no float lies in '(3, 3]'"],
+    ),
+    "a range of words": (
+        annotated("Annotated[str, '[1, 9]']"),
+        ["C.n: the range '[1, 9]' has no effect"],
+    ),
+    "a literal without words": (annotated("Literal[()]"), ["C.n: Literal[()] allows no value"]),
     "a name taken twice": (
         "for _ in 'ab': lmlab.register.schedule('late')(lambda done: 1.0)",
         ["schedule late: the name is taken", "own.py: line 2"],
@@ -325,6 +372,36 @@ def test_a_folder_whose_plugin_has_a_name_of_odd_bytes_is_one_line(train, here):
     files.write_sealed(run / "config.yaml", content)
     with pytest.raises(UserError, match=r"config\.yaml"):
         sample.main([f"run={run}"])
+
+
+def test_a_run_of_a_plug_in_whose_name_the_lab_has_taken_says_so(here, train):
+    """As one of a corpus recall of somebody's own, before the lab had one."""
+    name = plugin(here, "@lmlab.register.corpus('own')\ndef f(config): yield 'hello there ' * 50")
+    run = train(f"plugin={name} model=bigram data=own block_size=8 " + QUICK)
+    content = (run / "config.yaml").read_bytes().replace(b"data: own", b"data: recall")
+    files.write_sealed(run / "config.yaml", content)
+    for arguments in ([], [f"plugin={name}"]):
+        with pytest.raises(
+            UserError, match=r"data=recall was a choice of plugin=own.py .* own now"
+        ):
+            sample.main([f"run={run}", *arguments])
+
+
+def test_a_plug_in_may_have_a_name_that_is_no_utf_8(here, capsys):
+    """It is noted with an escape, and messages that name it can be printed."""
+    name = plugin(here, "@lmlab.register.corpus('own')\ndef f(config): yield 'hello there ' * 50")
+    odd = "caf\udce9.py"
+    (here / name).rename(odd)
+    line = ["model=bigram", "data=own", "block_size=8", *QUICK.split()]
+    cli.main([f"plugin={odd}", *line])
+    (run,) = here.glob("outputs/bigram/*")
+    with pytest.raises(UserError, match=r"plugin=.*caf.*name it"):
+        sample.main([f"run={run}"])
+    sample.main([f"run={run}", f"plugin={odd}", "max_tokens=5"])
+    (here / odd).write_text("1 / 0")
+    with pytest.raises(SystemExit):
+        cli.main([f"plugin={odd}", *line])
+    assert r"error: plugin=caf\udce9.py: cannot be imported" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("typed", [",", "my_lab.py,"])

@@ -5,9 +5,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 FLOORS = (  # the lowest first; rooms of one floor do not import each other
-    ("cores", "errors", "notebook", "terminal"),
+    ("cores", "errors", "markers", "notebook", "terminal"),
     ("registry", "own_code"),
-    ("catalogue", "files", "isolation"),
+    ("catalogue", "files", "isolation", "numbers"),
     ("register",),
     ("plugins",),
     ("config",),

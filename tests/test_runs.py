@@ -59,6 +59,7 @@ def test_two_neighbouring_halves_of_a_character_stay_two():
 
 
 def test_nothing_steers_the_terminal():
+    str(UserError("caf\udce9")).encode("ascii")  # of a file whose name is not UTF-8
     assert printable("a\tb\nc\x1b[31m\x07\x9b\r é") == "a\tb\nc\\x1b[31m\\x07\\x9b\\r é"
 
 

@@ -17,10 +17,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmlab.catalogue import METRIC, NUMBERS
 from lmlab.commands import train as cli
 from lmlab.config.overrides import ends, parse
 from lmlab.inference import evaluations
+from lmlab.numbers import METRIC, NUMBERS
 from lmlab.sweeps import load_runs
 from lmlab.sweeps.search import Dimension
 from lmlab.sweeps.study import sampler, watching

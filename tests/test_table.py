@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from lmlab.catalogue import REFERENCES
 from lmlab.commands import train as cli
 from lmlab.errors import UserError, one_line_errors
 from lmlab.inference import loss
+from lmlab.numbers import REFERENCES
 from lmlab.sweeps import load_runs, report, table
 from lmlab.sweeps.labels import common_parts, without
 from tests.conftest import history, metrics, script, working_in

@@ -266,3 +266,8 @@ def test_a_console_whose_reader_is_gone_says_so_and_does_not_exit():
 
     with pytest.raises(BrokenPipeError):
         plain_console(file=Gone()).print("a table")
+
+
+def test_a_line_about_a_name_that_is_no_utf_8_is_told(capfd):
+    tell("caf\udce9.txt")
+    assert capfd.readouterr().err == "caf\\udce9.txt\n"

@@ -31,11 +31,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from lmlab import files
-from lmlab.catalogue import PathText
 from lmlab.commands.options import check_file, check_out, parse_script
 from lmlab.commands.own_choices import with_own_choices
 from lmlab.commands.picture import check_picture, save_picture
 from lmlab.errors import UserError
+from lmlab.markers import PathText
 from lmlab.runs.typed import program
 
 if TYPE_CHECKING:

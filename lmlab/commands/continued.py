@@ -6,7 +6,6 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 
 from lmlab import files
-from lmlab.catalogue import CHANGEABLE, SHAPELESS, UNTOUCHING, PathText
 from lmlab.config.check import Config, check_key, check_value, from_flat
 from lmlab.config.keys import (
     CHOICES,
@@ -19,6 +18,7 @@ from lmlab.config.keys import (
 )
 from lmlab.config.overrides import check_step_keys, is_signed, parse, quoted, typed_value
 from lmlab.errors import UserError
+from lmlab.markers import CHANGEABLE, SHAPELESS, UNTOUCHING, PathText
 from lmlab.runs import hugging_face
 from lmlab.runs.folder import newest, read_config, read_metrics
 

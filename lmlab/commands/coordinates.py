@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
-from lmlab.catalogue import PathText
 from lmlab.commands.options import parse_script
 from lmlab.commands.own_choices import with_own_choices
 from lmlab.commands.picture import check_picture, new_figure, save_picture
@@ -33,6 +32,7 @@ from lmlab.config.check import Config
 from lmlab.config.keys import GROUPS, keys_taken
 from lmlab.config.overrides import parse, resolved
 from lmlab.errors import UserError
+from lmlab.markers import PathText
 from lmlab.registry import importing
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from lmlab.catalogue import INSTRUMENTS, CorpusConfig, OneOf, PathText
+from lmlab.catalogue import INSTRUMENTS, CorpusConfig
 from lmlab.commands.door import Device
 from lmlab.commands.options import parse_script
 from lmlab.commands.own_choices import with_own_choices
@@ -43,6 +43,7 @@ from lmlab.config.keys import (
 )
 from lmlab.config.overrides import compose
 from lmlab.errors import UserError
+from lmlab.markers import OneOf, PathText
 from lmlab.registry import importing, load
 
 if TYPE_CHECKING:

@@ -22,11 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lmlab.catalogue import LinesText, PathText
 from lmlab.commands.door import Device
 from lmlab.commands.options import check_file, parse_script
 from lmlab.commands.own_choices import with_own_choices
 from lmlab.errors import UserError, printable
+from lmlab.markers import LinesText, PathText
 from lmlab.registry import importing
 
 

@@ -30,11 +30,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from lmlab import files
-from lmlab.catalogue import PathText
 from lmlab.commands import archive
 from lmlab.commands.options import parse_script
 from lmlab.commands.own_choices import with_own_choices
 from lmlab.errors import UserError, system_error
+from lmlab.markers import PathText
 from lmlab.registry import importing
 
 if TYPE_CHECKING:

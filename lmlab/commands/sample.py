@@ -27,11 +27,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from lmlab.catalogue import Count, LinesText, PathText, PositiveOrZero
 from lmlab.commands.door import Device
 from lmlab.commands.options import parse_script
 from lmlab.commands.own_choices import with_own_choices
 from lmlab.errors import UserError, printable
+from lmlab.markers import Count, LinesText, PathText, PositiveOrZero
 from lmlab.registry import importing
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ out         the picture; beside it the numbers are written, as scaling.json (sca
 budget      FLOPs of a training, 6 N D: the best N and D for them (null)
 predict     N,D: the loss that a run of N parameters that reads D tokens will have (null)
 bootstraps  so many fits to runs that are drawn anew give the intervals (1000)
+plugin      the files or modules with which the runs were made, as for train.py (null)
 
 N counts all parameters of a model, those of its embeddings too; D counts the tokens of training,
 each as often as it was read. L is val/loss at the end. Every interval is one of 95 %, from fits to
@@ -22,11 +23,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from lmlab import files
-from lmlab.catalogue import PathText
 from lmlab.commands.options import parse_script
+from lmlab.commands.own_choices import with_own_choices
 from lmlab.commands.picture import check_picture, new_figure, save_picture
 from lmlab.commands.plot import folders_of
 from lmlab.errors import UserError
+from lmlab.markers import PathText
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,8 +48,10 @@ class Options:
     budget: Annotated[float | None, "[1, 1e30]"] = None
     predict: str | None = None
     bootstraps: Annotated[int, "[100, 100000]"] = 1000
+    plugin: PathText | None = None
 
 
+@with_own_choices
 def main(argv: list[str]) -> None:
     """Prints the law, writes the picture and scaling.json. Raises UserError."""
     options = parse_script(Options, __doc__, argv)

@@ -213,7 +213,7 @@ def errors_at(line: Line) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        place = line.place_of(str(error))
+        place = line.place_of(error.key)
         if not place:
             raise
         raise UserError(f"{place}: {error}") from None

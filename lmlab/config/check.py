@@ -7,15 +7,7 @@ from dataclasses import asdict, dataclass, field
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from lmlab.catalogue import (
-    FILLED,
-    LINES,
-    CorpusConfig,
-    DeviceConfig,
-    OneOf,
-    OptimizerConfig,
-    learn_numbers,
-)
+from lmlab.catalogue import CorpusConfig, DeviceConfig, OptimizerConfig
 from lmlab.config.keys import (
     CHOICES,
     GROUPS,
@@ -31,7 +23,9 @@ from lmlab.config.keys import (
     neutral_values,
     switched_on,
 )
-from lmlab.errors import UserError, nearest
+from lmlab.errors import UserError, about, nearest
+from lmlab.markers import FILLED, LINES, OneOf
+from lmlab.numbers import learn_numbers
 from lmlab.register import PRESENT
 
 LARGEST = 10**12  # of whole numbers: larger ones do not fit into what is made of them
@@ -274,9 +268,10 @@ def build(config: type, values: dict[str, Any], prefix: str = "") -> Any:
     values = neutral_values() | values  # a file of a person's own may not know newer keys
     checked = {}
     for key in keys_of(config):
-        if key not in values:
-            raise UserError(f"{prefix}{key}: is missing")
-        checked[key] = check_value(prefix + key, values[key], hints[key])
+        with about(prefix + key):
+            if key not in values:
+                raise UserError(f"{prefix}{key}: is missing")
+            checked[key] = check_value(prefix + key, values[key], hints[key])
     return config(**checked)
 
 
@@ -299,7 +294,8 @@ def from_flat(
     bases = bases or {}
     rows = choices | bases
     for key, value in values.items():
-        check_key(key, value, rows)
+        with about(key):
+            check_key(key, value, rows)
         if key in keys_of(SweepConfig):
             raise UserError(f"{key}={value}: there is no key {key} in a run; it is for sweeps")
         if "${" in str(value):

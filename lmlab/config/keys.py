@@ -1,7 +1,7 @@
 """The keys of all runs and sweeps, such as seed and max_steps, and their markers. No torch.
 
-Markers in a key's annotation hold its properties. lmlab/catalogue.py explains the markers and
-holds the keys of models, texts, devices and optimizers.
+Markers in a key's annotation hold its properties. lmlab/markers.py explains them;
+lmlab/catalogue.py holds the keys of models, texts, devices and optimizers.
 """
 
 from collections.abc import Iterator
@@ -12,16 +12,20 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 from lmlab.catalogue import (
     CALLBACKS,
     CATALOGUE,
-    CHANGEABLE,
     GROUP_MARKERS,
     INSTRUMENTS,
     LOGGERS,
+    SCHEDULES,
+    Choice,
+)
+from lmlab.config.conf_files import names_in, read_file
+from lmlab.errors import UserError
+from lmlab.markers import (
+    CHANGEABLE,
     OF_THE_RUN,
     ONCE,
-    SCHEDULES,
     STEPWISE,
     UNTOUCHING,
-    Choice,
     Count,
     Follows,
     Marker,
@@ -30,10 +34,9 @@ from lmlab.catalogue import (
     PathText,
     Positive,
     PositiveOrZero,
-    objectives,
+    plain_kind,
 )
-from lmlab.config.conf_files import names_in, read_file
-from lmlab.errors import UserError
+from lmlab.numbers import objectives
 from lmlab.register import PRESENT
 from lmlab.registry import remembered
 
@@ -304,13 +307,3 @@ def may_be_null(annotation: Any) -> bool:
     if get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
     return NoneType in get_args(annotation)
-
-
-def plain_kind(annotation: Any) -> Any:
-    """Returns an annotation without markers and without None."""
-    if get_origin(annotation) is Annotated:
-        annotation = get_args(annotation)[0]
-    for alternative in get_args(annotation):
-        if get_origin(annotation) is not Literal and alternative is not NoneType:
-            return plain_kind(alternative)
-    return annotation

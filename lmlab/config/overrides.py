@@ -21,7 +21,6 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lmlab.catalogue import ONCE
 from lmlab.config.check import Config, NotTaken, build, check_key, check_value, from_flat
 from lmlab.config.conf_files import ADDED, CONF, names_in
 from lmlab.config.keys import (
@@ -40,7 +39,8 @@ from lmlab.config.keys import (
     marked,
 )
 from lmlab.config.recipes import check_preset, read_recipe
-from lmlab.errors import UserError, nearest
+from lmlab.errors import UserError, about, nearest
+from lmlab.markers import ONCE
 from lmlab.registry import remembered
 from lmlab.terminal import after_a_second, tell
 
@@ -78,7 +78,8 @@ def checked(arguments: list[str], multirun: bool) -> Asked:
     overrides = [parse(text) for text in arguments]
     searching = any(str(o.input_line) == "hydra/sweeper=search" for o in overrides)
     for override in overrides:
-        check_hydra(override, searching)
+        with about(override.key_or_group):
+            check_hydra(override, searching)
     fixed = [o for o in overrides if not o.is_sweep_override()]
     swept = [o for o in overrides if o.is_sweep_override()]
     _, choices, settings = compose(typed_lines([o for o in fixed if is_hydras(o)] + chosen(fixed)))
@@ -87,7 +88,8 @@ def checked(arguments: list[str], multirun: bool) -> Asked:
     check_settings("launcher", launcher, settings["launcher"])
     check_settings("sweeper", sweeper, settings["sweeper"])
     for override in overrides:
-        check_place(override, multirun, sweeper)
+        with about(override.key_or_group):
+            check_place(override, multirun, sweeper)
         if override.key_or_group == "hydra.sweeper.pruner" and override.value() != "none":
             refuse_pruner(override, swept)
         if override.key_or_group == "hydra.sweeper.batch" and launcher in ("local", "basic"):
@@ -148,12 +150,8 @@ def all_runs(
     swept = {o.key_or_group for o in overrides if o.is_sweep_override()}
     values = []
     for override in overrides:
-        if not override.is_sweep_override():
-            values.append([str(override.input_line)])
-        elif searching:
-            values.append(ends(override))
-        else:
-            values.append(listed(override))
+        with about(override.key_or_group):
+            values.append(texts_of(override, searching))
     runs = []
     notices: dict[str, None] = {}  # each once, in order
     n = math.prod(map(len, values))
@@ -166,12 +164,20 @@ def all_runs(
             except NotTaken as error:
                 if searching or error.group not in swept:
                     raise
-                raise UserError(f"{error}; {EACH_ITS_OWN}") from None
+                error.args = (f"{error}; {EACH_ITS_OWN}",)
+                raise
             runs.append((config, [text for text in cell if not is_hydras(parse(text))]))
             notices[notice] = None
     for notice in filter(None, notices):
         print(notice, file=sys.stderr)
     return runs
+
+
+def texts_of(override: Override, searching: bool) -> list[str]:
+    """Returns an override for each of its values that is checked. Raises UserError."""
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
+    return ends(override) if searching else listed(override)
 
 
 def check_settings(kind: str, choice: str, values: dict[str, Any]) -> None:
@@ -276,13 +282,11 @@ def resolved(cell: Sequence[str], in_sweep: bool = True) -> tuple[Config, str]:
     values, choices, _ = compose(typed_lines(chosen(typed)))
     for override in typed:
         if override.key_or_group not in CHOICES:
-            check_key(override.key_or_group, override.value(), choices)
+            with about(override.key_or_group):
+                check_key(override.key_or_group, override.value(), choices)
     for override in typed:
-        if is_signed(override):
-            raise UserError(
-                f"{override.input_line}: keys cannot be added or removed; write "
-                f"{override.key_or_group}=…"
-            )
+        with about(override.key_or_group):
+            check_sign(override)
     idle = idle_keys(choices)
     if not in_sweep:
         idle = idle - {"device"}
@@ -293,9 +297,10 @@ def resolved(cell: Sequence[str], in_sweep: bool = True) -> tuple[Config, str]:
     config, notice = read(values, {group: choices[group] for group in CHOICES})
     for key in OF_DECAY & {*given}:
         if config.run.schedule == "constant" and given[key] is not None:
-            raise UserError(
-                f"{key}={given[key]}: has no effect with schedule=constant, which never falls"
-            )
+            with about(key):
+                raise UserError(
+                    f"{key}={given[key]}: has no effect with schedule=constant, which never falls"
+                )
     asked = None if "decay_steps" in idle else values["decay_steps"]
     return config, " ".join(filter(None, [notice, warm_until_the_end(config.run, asked)]))
 
@@ -346,11 +351,12 @@ def chosen(overrides: list[Override]) -> list[Override]:
     groups = [o for o in overrides if o.key_or_group in CHOICES and not is_signed(o)]
     for override in groups:
         group = override.key_or_group
-        choice = check_value(group, override.value(), Literal[*allowed(group)])
-        if group == "experiment":
-            read_recipe(choice)  # Hydra's own errors name neither file nor line
-        elif choice is not None:
-            check_preset(group, choice)
+        with about(group):
+            choice = check_value(group, override.value(), Literal[*allowed(group)])
+            if group == "experiment":
+                read_recipe(choice)  # Hydra's own errors name neither file nor line
+            elif choice is not None:
+                check_preset(group, choice)
     return groups
 
 
@@ -369,6 +375,15 @@ def is_hydras(override: Override) -> bool:
 def is_signed(override: Override) -> bool:
     """Returns whether an override adds or removes a key, like `+key=…` or `~key`."""
     return str(override.input_line).startswith(("+", "~"))
+
+
+def check_sign(override: Override) -> None:
+    """Raises UserError if an override adds or removes a key."""
+    if is_signed(override):
+        raise UserError(
+            f"{override.input_line}: keys cannot be added or removed; write "
+            f"{override.key_or_group}=…"
+        )
 
 
 def ends(override: Override) -> list[str]:
@@ -429,18 +444,25 @@ def without_glob(text: str) -> str:
     if not isinstance(value, Glob):
         return text
     key = override.key_or_group
-    if key not in CHOICES:
-        raise UserError(f"{text}: glob() is for {', '.join(CHOICES)}")
-    names = [name for name in allowed(key) if name is not None]
-    fitting = value.filter(names)
-    if not fitting:
-        raise UserError(f"{text}: fits none of {', '.join(names)}")
+    with about(key):
+        if key not in CHOICES:
+            raise UserError(f"{text}: glob() is for {', '.join(CHOICES)}")
+        names = [name for name in allowed(key) if name is not None]
+        fitting = value.filter(names)
+        if not fitting:
+            raise UserError(f"{text}: fits none of {', '.join(names)}")
     return f"{key}={','.join(fitting)}"
 
 
 @lru_cache(maxsize=4096)
 def parse(text: str) -> Override:
     """Parses an argument as one of Hydra's overrides. Raises UserError."""
+    with about(key_of(text).lstrip("+~")):
+        return parsed(text)
+
+
+def parsed(text: str) -> Override:
+    """Returns an argument as one of Hydra's overrides. Raises UserError."""
     try:
         return OverridesParser.create().parse_override(text)
     except (HydraException, ValueError):  # Python reads no number of over 4,300 digits

@@ -10,17 +10,16 @@ Such a file holds arguments as they would be typed:
 Each line of `runs` is a sweep with the arguments of `all`; the cells of all of them are one sweep.
 """
 
-import re
 import shlex
 from dataclasses import dataclass, field
 
 import yaml
 
-from lmlab.catalogue import ONCE
 from lmlab.config.conf_files import decoded, line_of, names_in, path_of, shown_name, yaml_errors
 from lmlab.config.keys import marked
 from lmlab.config.overrides import key_of
 from lmlab.errors import UserError, nearest
+from lmlab.markers import ONCE
 
 FORM = 'needs "all:" with arguments, and "runs:" with a list of lines of arguments'
 
@@ -37,11 +36,9 @@ class Line:
     place: str
     elsewhere: dict[str, str] = field(default_factory=dict)
 
-    def place_of(self, fault: str) -> str:
-        """Returns the place of what a text is about, which begins with a key, or "" if it is typed."""
-        key = re.match(r"[+~]*([\w./]*)", fault)
-        assert key  # it may match nothing
-        return self.elsewhere.get(key[1], self.place)
+    def place_of(self, key: str) -> str:
+        """Returns the place of a key, or "" if it is typed. That of several keys is the line's."""
+        return self.elsewhere.get(key, self.place)
 
 
 def read_lines(name: str) -> list[Line]:

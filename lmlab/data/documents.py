@@ -10,6 +10,7 @@ from lmlab.data.tokenizers import Tokenizer
 from lmlab.errors import UserError
 
 ESCAPES = {r"\n": "\n", r"\t": "\t", r"\r": "\r", r"\\": "\\"}  # as they are typed
+NOT_THERE = "the text does not contain it"
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,17 @@ def find(
     return Documents(starts, np.cumsum(change[:-1], dtype=np.int8).astype(bool))
 
 
+def check_contained(run: RunConfig, characters: str) -> None:
+    """Raises UserError if a text with these characters cannot contain a separator or mark.
+
+    It is asked before there are tokens, which differ from one tokenizer to the other.
+    """
+    for key in ("separator", "score_after"):
+        typed = getattr(run, key)
+        if typed is not None and not {*unescaped(typed)} <= {*characters}:
+            raise UserError(f"{key}={typed}: {NOT_THERE}")
+
+
 def scored_by(corpus: CorpusConfig, tokens: np.ndarray, tokenizer: Tokenizer) -> np.ndarray | None:
     """Returns which tokens (N,) a corpus itself scores, (N,) bool; None if it scores all.
 
@@ -116,7 +128,7 @@ def ends_of(tokens: np.ndarray, tokenizer: Tokenizer, key: str, typed: str) -> n
         found &= tokens[offset : offset + len(found)] == token
     begins = np.flatnonzero(found)
     if len(begins) == 0:
-        raise UserError(f"{key}={typed}: the text does not contain it")
+        raise UserError(f"{key}={typed}: {NOT_THERE}")
     if np.all(np.diff(begins) >= len(ids)):
         return begins + len(ids)
     ends: list[int] = []

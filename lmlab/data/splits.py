@@ -148,6 +148,8 @@ class Splits:
                 f"{as_typed(choice, config)}: the text is not the one that the run was trained on "
                 f"(sha256 {self.sha256[:12]}…, that one had {sha256[:12]}…)"
             )
+        if run is not None:
+            documents.check_contained(run, text.characters)
         in_characters = cache(partial(Layout.in_characters, text, config, run))
         self.tokenizer: Tokenizer = tokenizer or train(TrainingText(text, in_characters))
         try:

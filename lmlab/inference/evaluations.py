@@ -2,7 +2,7 @@
 
 Each takes a `Subject` and returns named values. Numbers are written to history.jsonl, metrics.json
 and TensorBoard, texts to history.jsonl and TensorBoard, pictures and `Detail`s to TensorBoard only.
-A new metric is one more function with `@evaluation`. A row of `catalogue.NUMBERS`, or an argument
+A new metric is one more function with `@evaluation`. A row of `numbers.NUMBERS`, or an argument
 of the decorator, adds its numbers to the leaderboard and other places.
 """
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lmlab import plugins
-from lmlab.catalogue import INSTRUMENTS, NUMBERS, OWN_EVALUATIONS, Number
+from lmlab.catalogue import INSTRUMENTS, OWN_EVALUATIONS
 from lmlab.data.documents import Documents
 from lmlab.data.splits import Splits
 from lmlab.data.tokenizers import Tokenizer
@@ -31,6 +31,7 @@ from lmlab.inference.pictures import commonest, pictures_of
 from lmlab.inference.specimen import Specimen
 from lmlab.isolation import random_numbers_kept
 from lmlab.models.base import LanguageModel
+from lmlab.numbers import NUMBERS, Number
 from lmlab.register import is_own
 from lmlab.registry import load
 

@@ -13,9 +13,9 @@ from tensorboard.plugins.hparams.api_pb2 import STATUS_FAILURE, STATUS_SUCCESS
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo
 from torch.utils.tensorboard import SummaryWriter
 
-from lmlab.catalogue import OF_THE_RUN
 from lmlab.config.keys import marked
 from lmlab.errors import reason_of
+from lmlab.markers import OF_THE_RUN
 
 
 class Board:

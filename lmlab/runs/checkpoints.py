@@ -15,11 +15,11 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from torch import Tensor
 
 from lmlab import files, machine
-from lmlab.catalogue import CHANGEABLE
 from lmlab.config.check import Config
 from lmlab.config.keys import marked, neutral_values
 from lmlab.data.tokenizers import Tokenizer
 from lmlab.errors import UserError
+from lmlab.markers import CHANGEABLE
 from lmlab.models.base import LanguageModel, build_model
 from lmlab.runs import hugging_face
 from lmlab.runs.folder import newest, read_config, read_tokenizer

@@ -20,18 +20,22 @@ from typing import Any, Literal, Self, TextIO, TypeGuard
 import yaml
 
 from lmlab import files, plugins
-from lmlab.catalogue import CATALOGUE, numbers_where
+from lmlab.catalogue import CATALOGUE
 from lmlab.config.check import Config, check_value, from_flat
 from lmlab.config.keys import (
     CHOICES,
     GROUPS,
     choices_of,
+    config_class,
+    keys_of,
     neutral_values,
 )
 from lmlab.data import subwords
 from lmlab.data.tokenizers import Tokenizer, from_json
 from lmlab.errors import UserError, printable
 from lmlab.notebook import plain_console
+from lmlab.numbers import numbers_where
+from lmlab.register import is_own
 from lmlab.runs import hugging_face
 from lmlab.runs.typed import command
 
@@ -250,6 +254,8 @@ def read_config(path: Path, name: str = "config.yaml") -> Config:
         return hugging_face.read_config(path)
     refuse_links(path)
     content = files.read_sealed(path / name, LIMITS[name])
+    values: dict[str, Any] = {}
+    choices: dict[str, Any] = {}
     try:
         values = parse_plain_yaml(content)
         choices = {group: values.pop(group, neutral_values().get(group)) for group in CHOICES}
@@ -268,9 +274,30 @@ def read_config(path: Path, name: str = "config.yaml") -> Config:
     except (UserError, ValueError, RecursionError, yaml.YAMLError) as error:
         why = f"{path / name}: {' '.join(str(error).split())}"
         named = re.search(rb"^plugin: (?!null)(.+)$", content, re.MULTILINE)
-        if named and plugins.names() is None:
-            why += f"; the run was made with plugin={named[1].decode(errors='replace')}, name it"
+        if named:
+            key = error.key if isinstance(error, UserError) else ""
+            missing = {key} - {*values}
+            why += of_plugin(named[1].decode(errors="replace"), choices, missing)
         raise UserError(why) from None
+
+
+def of_plugin(plugin: str, choices: Mapping[str, Any], missing: set[str]) -> str:
+    """Returns what to do about a run that cannot be read, and was made with a plug-in.
+
+    If a choice of the lab's own has one of the `missing` keys, the plug-in's had the same name.
+    """
+    for group in GROUPS:
+        choice = choices.get(group)
+        if choice not in CATALOGUE[group] or is_own(group, choice):
+            continue
+        if missing & {*keys_of(config_class(group, choice))}:
+            return (
+                f"; {group}={choice} was a choice of plugin={plugin} when the run was made, and is "
+                "the lab's own now, so only the lab of that time opens it"
+            )
+    if plugins.names() is None:
+        return f"; the run was made with plugin={plugin}, name it"
+    return ""
 
 
 def text_path(run: Path, noted: str) -> str:

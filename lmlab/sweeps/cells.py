@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from lmlab import files
-from lmlab.catalogue import ONCE, UNTOUCHING
 from lmlab.config.check import Config
 from lmlab.config.keys import marked, neutral_values
 from lmlab.config.overrides import parse
 from lmlab.errors import UserError, reason_of
+from lmlab.markers import ONCE, UNTOUCHING
 from lmlab.runs.code import LIBRARY, UNKNOWN, SameCode, code_of, code_sha256, own_code, short
 from lmlab.runs.folder import (
     is_complete,

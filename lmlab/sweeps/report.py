@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.table import Table
 
 from lmlab import files
-from lmlab.catalogue import NUMBERS, REFERENCES, numbers_where
 from lmlab.errors import UserError, reason_of
 from lmlab.inference.page import fill_page
 from lmlab.notebook import plain_console
+from lmlab.numbers import NUMBERS, REFERENCES, numbers_where
 from lmlab.runs.code import UNKNOWN, SameCode, own_code
 from lmlab.runs.folder import read_history
 from lmlab.sweeps import planned

@@ -26,11 +26,12 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from lmlab import files
-from lmlab.catalogue import NUMBERS, UNTOUCHING
 from lmlab.config.check import Config, derived
 from lmlab.config.keys import SearchConfig, kind_of, marked, token_keys
 from lmlab.config.overrides import ends, listed, parse, resolved
 from lmlab.errors import UserError, one_line_errors
+from lmlab.markers import UNTOUCHING
+from lmlab.numbers import NUMBERS
 from lmlab.runs.code import SameCode, own_code
 from lmlab.sweeps import study
 from lmlab.sweeps.cells import Cell, Sweep, codes_of

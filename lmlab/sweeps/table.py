@@ -14,10 +14,11 @@ from typing import Any
 import pandas as pd
 
 from lmlab import files
-from lmlab.catalogue import REFERENCES, UNTOUCHING, learn_numbers, numbers_where
 from lmlab.config.check import derived
 from lmlab.config.keys import GROUPS, choices_of, idle_keys, marked, token_keys
 from lmlab.errors import UserError
+from lmlab.markers import UNTOUCHING
+from lmlab.numbers import REFERENCES, learn_numbers, numbers_where
 from lmlab.runs.code import SameCode, code_of
 from lmlab.runs.folder import LIMITS, is_locked, read_config, read_metrics, started_at, text_sha256
 from lmlab.sweeps.cells import ENDED, identity

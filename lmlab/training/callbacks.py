@@ -13,12 +13,7 @@ import torch
 from pytorch_lightning import Callback, Trainer
 from torch import Tensor
 
-from lmlab.catalogue import (
-    AverageConfig,
-    GradientsConfig,
-    PatienceConfig,
-    SpikesConfig,
-)
+from lmlab.catalogue import AverageConfig, GradientsConfig, PatienceConfig, SpikesConfig
 
 
 def patience(config: PatienceConfig) -> Callback | None:

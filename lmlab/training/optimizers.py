@@ -13,14 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lmlab.catalogue import (
-    OPTIMIZERS,
-    SCHEDULES,
-    AdamWConfig,
-    MuonConfig,
-    SGDConfig,
-    builder_of,
-)
+from lmlab.catalogue import OPTIMIZERS, SCHEDULES, AdamWConfig, MuonConfig, SGDConfig, builder_of
 from lmlab.config.keys import RunConfig
 from lmlab.errors import UserError
 from lmlab.models.base import LanguageModel

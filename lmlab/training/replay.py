@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from lmlab import catalogue, files, machine
+from lmlab import files, machine, numbers
 from lmlab.config.check import Config
 from lmlab.runs.folder import (
     read_history,
@@ -61,6 +61,6 @@ def losses(path: Path) -> dict[tuple[int, str, int], float | None]:
     return {
         (line["step"], name, line.get("steps", 0)): line[name]
         for line in read_history(path)
-        for name in catalogue.losses()
+        for name in numbers.losses()
         if name in line
     }

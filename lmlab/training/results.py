@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lmlab.catalogue import losses
 from lmlab.inference import evaluations
+from lmlab.numbers import losses
 from lmlab.runs.code import short
 from lmlab.runs.folder import RunDirectory
 

@@ -22,11 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmlab.catalogue import NUMBERS
 from lmlab.config.keys import RunConfig
 from lmlab.data.batches import IGNORED
 from lmlab.machine import autocast
 from lmlab.models.base import LanguageModel
+from lmlab.numbers import NUMBERS
 from lmlab.training.optimizers import build_optimizer, learning_rate, set_learning_rate
 from lmlab.training.overhead import PlainHookName
 

@@ -6,8 +6,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from lmlab.catalogue import REFERENCES, numbers_where, training_first
 from lmlab.data.splits import Splits
+from lmlab.numbers import REFERENCES, numbers_where, training_first
 from lmlab.runs.typed import command
 from lmlab.training.preparation import Prepared
 
