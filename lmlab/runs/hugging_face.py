@@ -15,6 +15,7 @@ from lmlab.catalogue import GPTConfig
 from lmlab.config.check import Config
 from lmlab.config.overrides import resolved, typed_value
 from lmlab.data import subwords
+from lmlab.data.tokenizer_json import parsed
 from lmlab.data.tokenizers import Tokenizer
 from lmlab.errors import UserError, reason_of
 
@@ -41,7 +42,7 @@ def keys_of(path: Path) -> tuple[GPTConfig, int]:
     file = path / "config.json"
     content = files.read(file, LIMIT, follow=True)
     try:
-        values = subwords.parsed(content)
+        values = parsed(content)
         if values.get("model_type") != "gpt2":
             raise UserError(f'model_type={shown(values.get("model_type"))}: allowed is "gpt2"')
         return gpt_config(values), values["vocab_size"]
