@@ -126,11 +126,11 @@ def why_no_weights(file: Path) -> str:
     return f"is missing; {writes}"
 
 
-def no_run(key: str, path: Path) -> UserError:
-    """Returns the error that says what to do with a folder where `key` needs a run."""
+def no_run(typed: str, path: Path) -> UserError:
+    """Returns the error that says what to do with a folder that was `typed` where a run is needed."""
     return UserError(
-        f"{key}={path}: is a model of Hugging Face's, not a run; init_from={path} begins a run with "
-        "its weights"
+        f"{typed}: is a model of Hugging Face's, not a run; init_from={path} begins a run with its "
+        "weights"
     )
 
 
@@ -138,5 +138,5 @@ def lacking(path: Path) -> UserError:
     """Returns the error that says what a folder lacks: it has no numbers and no text."""
     return UserError(
         f"{path}: is a model of Hugging Face's, not a run, and has no text or numbers of its own; "
-        "needs the name of a text, or the folder of a run"
+        "needs a text (data= of evaluate, text= of explain), or the folder of a run"
     )
