@@ -349,7 +349,15 @@ HOSTILE = {
     ),
     "an unknown weight": (
         lambda folder: weights_of(folder, lambda w: w.update(other=torch.ones(1))),
-        "transformer.other is no weight",
+        '"transformer.other" is no weight',
+    ),
+    "a weight with a name for the terminal": (
+        lambda folder: weights_of(folder, lambda w: w.update({"\x1b[31m\n": torch.ones(1)})),
+        r'"transformer.\u001b[31m\n" is no weight',
+    ),
+    "a weight with a long name": (
+        lambda folder: weights_of(folder, lambda w: w.update({"y" * 5000: torch.ones(1)})),
+        "yyy… is no weight",
     ),
     "a head of its own": (
         lambda folder: weights_of(

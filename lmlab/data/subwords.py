@@ -115,7 +115,7 @@ class PairTokenizer(ByteLevelTokenizer):
         try:
             self.library: Library = library.from_str(description)
         except Exception as error:  # the library raises no other class
-            raise UserError(f"is no tokenizer: {reason_of(error)}") from None
+            raise UserError(f"is no tokenizer: {reason_of(UserError(error))}") from None
         self.description: str = self.library.to_str()  # in the library's own form
         size = len(self.description.encode())
         if size > LIMIT:
@@ -257,6 +257,8 @@ def from_file(path: Path) -> Tokenizer:
     content = files.read(path, LIMIT, follow=True)
     try:
         tokenizer = from_hugging_face(parsed(content))
+    except RecursionError:
+        raise UserError(f"{path}: is nested too deeply") from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     tokenizer.origin = str(path)

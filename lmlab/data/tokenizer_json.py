@@ -7,10 +7,11 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lmlab.errors import UserError
+from lmlab.errors import UserError, shown
 
 MOST = 2**20  # tokens of a vocabulary
 LONGEST = 1000  # characters of a pattern or of an added token
+LONGEST_SEQUENCE = 30  # parts; those of well-known models have up to five
 
 
 def parsed(description: str | bytes) -> dict[str, Any]:
@@ -61,6 +62,7 @@ PARTS = {
     "post_processor": {"ByteLevel", "TemplateProcessing", "Sequence"},
     "decoder": {"ByteLevel"},
 }
+PARTS_OF = {"pre_tokenizer": "pretokenizers", "post_processor": "processors"}  # of a Sequence
 MODEL = {  # the keys of the model, and the values that change nothing
     "type": ("BPE",),
     "dropout": (None, 0),
@@ -80,13 +82,16 @@ def check_description(values: Mapping[str, Any]) -> None:
     """
     for key, value in values.items():
         if key not in BYTES:
-            raise UserError(f"{key}: is no part of a tokenizer.json")
+            raise UserError(f"{shown(key)}: is no part of a tokenizer.json")
         if key in ("truncation", "padding") and value is not None:
             raise UserError(f"{key}: needs null; the lab itself cuts texts")
     for name, allowed in PARTS.items():
         check_part(name, values.get(name), allowed)
-    if "ByteLevel" not in json.dumps(values.get("pre_tokenizer")):
-        raise UserError("pre_tokenizer: needs ByteLevel, so that each byte of a text comes back")
+    # A second one would write each byte that the first has written as one or two others.
+    if types_in(values.get("pre_tokenizer")).count("ByteLevel") != 1:
+        raise UserError(
+            "pre_tokenizer: needs ByteLevel once, so that each byte of a text comes back"
+        )
     check_model(values.get("model"))
     check_added(values.get("added_tokens", []), values["model"]["vocab"])
 
@@ -97,16 +102,25 @@ def check_part(name: str, part: Any, allowed: set[str]) -> None:
         return
     kind = part.get("type") if isinstance(part, dict) else part
     if not isinstance(part, dict) or not isinstance(kind, str) or kind not in allowed:
-        raise UserError(f"{name}: is {kind!r}; allowed are null, {', '.join(sorted(allowed))}")
+        raise UserError(f"{name}: is {shown(kind)}; allowed are null, {', '.join(sorted(allowed))}")
     pattern = part.get("pattern")
     if pattern is not None and len(json.dumps(pattern)) > LONGEST:
         raise UserError(f"{name}: its pattern has more than {LONGEST:,} characters")
     if part["type"] == "Sequence":
-        parts = part.get("pretokenizers") or part.get("processors")
-        if not isinstance(parts, list):
-            raise UserError(f"{name}: a Sequence needs a list of parts")
+        parts = part.get(PARTS_OF[name])
+        if not isinstance(parts, list) or not 0 < len(parts) <= LONGEST_SEQUENCE:
+            raise UserError(
+                f"{name}: a Sequence needs {PARTS_OF[name]}, a list of 1 to {LONGEST_SEQUENCE} parts"
+            )
         for further in parts:
             check_part(name, further, allowed - {"Sequence"})
+
+
+def types_in(part: Any) -> list[str]:
+    """Returns the types of the parts of a checked Sequence, or of the one part."""
+    if part is None:
+        return []
+    return [one["type"] for one in part.get(PARTS_OF["pre_tokenizer"], [part])]
 
 
 def check_model(model: Any) -> None:
@@ -116,12 +130,13 @@ def check_model(model: Any) -> None:
     for key, value in model.items():
         if key in ("vocab", "merges"):
             continue
-        allowed = MODEL.get(key, ())
-        if value not in allowed:
-            words = ", ".join(map(repr, allowed)) or "no such key"
-            raise UserError(f"model: {key}={value!r}; allowed are {words}")
+        if key not in MODEL:
+            raise UserError(f"model: there is no key {shown(key)}; keys are {', '.join(MODEL)}")
+        if value not in MODEL[key]:
+            words = ", ".join(map(shown, MODEL[key]))
+            raise UserError(f"model: {key}={shown(value)}; allowed are {words}")
     if model.get("type", "BPE") != "BPE":
-        raise UserError(f"model: type={model['type']!r}; allowed is BPE")
+        raise UserError(f"model: type={shown(model['type'])}; allowed is BPE")
     vocab, merges = model.get("vocab"), model.get("merges")
     if not isinstance(vocab, dict) or not is_numbering(vocab.values()):
         raise UserError(f"model: vocab needs different whole numbers from 0 to {MOST:,}")
@@ -135,9 +150,9 @@ def check_model(model: Any) -> None:
         pair = merge.split(" ") if isinstance(merge, str) else merge
         is_pair = isinstance(pair, list) and len(pair) == 2
         if not is_pair or not all(isinstance(token, str) for token in pair):
-            raise UserError(f"model: merges has {merge!r}, which is no pair of tokens")
+            raise UserError(f"model: merges has {shown(merge)}, which is no pair of tokens")
         if not {*pair, "".join(pair)} <= vocab.keys():
-            raise UserError(f"model: merges has {merge!r}, which vocab lacks")
+            raise UserError(f"model: merges has {shown(merge)}, which vocab lacks")
 
 
 def is_numbering(ids: Iterable[Any]) -> bool:

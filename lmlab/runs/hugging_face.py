@@ -17,7 +17,7 @@ from lmlab.config.overrides import resolved, typed_value
 from lmlab.data import subwords
 from lmlab.data.tokenizer_json import parsed
 from lmlab.data.tokenizers import Tokenizer
-from lmlab.errors import UserError, reason_of
+from lmlab.errors import UserError, reason_of, shown
 
 if TYPE_CHECKING:  # a command is checked without torch
     from torch import Tensor
@@ -37,7 +37,7 @@ def keys_of(path: Path) -> tuple[GPTConfig, int]:
 
     Raises UserError for another model than a GPT-2.
     """
-    from lmlab.models.hugging_face import gpt_config, shown
+    from lmlab.models.hugging_face import gpt_config
 
     file = path / "config.json"
     content = files.read(file, LIMIT, follow=True)
