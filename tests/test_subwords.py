@@ -433,6 +433,12 @@ def test_a_message_about_a_tokenizer_json_is_one_short_line_whatever_stands_ther
     assert len(str(error.value)) < 600 and "\n" not in str(error.value)
 
 
+def test_a_name_that_no_file_can_have_is_named_with_its_key():
+    name = "a" * 300
+    with pytest.raises(UserError, match=f"tokenizer_path={name}: File name too long"):
+        subwords.FileTokenizer.train(None, TokenizerFileConfig(name))
+
+
 def test_a_tokenizer_json_may_be_nested_as_deeply_as_it_likes(here, pairs):
     """Also as deeply as can just be read, but not be written into a message."""
     text = pairs.to_json().replace('"normalizer":null', '"normalizer":"@"').replace(" ", "")

@@ -214,6 +214,8 @@ class FileTokenizer(ByteLevelTokenizer):
             tokenizer = from_file(files.expanded(config.tokenizer_path))
         except UserError as error:
             raise UserError(f"{origin}: {error}") from None
+        except OSError as error:  # of a name that no file can have
+            raise UserError(f"{origin}: {error.strerror}") from None
         tokenizer.origin = origin
         return tokenizer
 
