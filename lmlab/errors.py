@@ -2,13 +2,14 @@
 
 import difflib
 import errno
+import json
 import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from hydra.errors import HydraException
 
@@ -200,6 +201,15 @@ def reason_of(error: BaseException) -> str:
     if is_out_of_memory(error):
         return f"out of memory: {text}"
     return text
+
+
+def shown(value: Any) -> str:
+    """Returns a value of a JSON file as it stands there, shortened."""
+    try:
+        text = json.dumps(value)
+    except RecursionError:  # it could just be read, but the stack has grown since
+        text = "a value that is nested too deeply"
+    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import lmlab
 from lmlab import files
 from lmlab.commands import train as cli
 from lmlab.data import subwords
@@ -149,19 +150,36 @@ def test_it_is_sampled_evaluated_explained_and_tuned(gpt2, here, train, capsys):
     start = checkpoints.load(gpt2, choice="cpu").model.state_dict()
     assert all((weights[name] - start[name]).abs().max() < 0.1 for name in start)
     assert sorted(path.name for path in gpt2.iterdir()) == before  # nothing is written there
-    refused(capsys, lambda: called("evaluate", f"run={gpt2}"), ["no text", str(gpt2)])
+    refused(capsys, lambda: called("evaluate", f"run={gpt2}"), ["no text", str(gpt2), "data="])
+    words = [f"run={gpt2}: is a model", "which text it was trained on"]
+    refused(capsys, lambda: called("evaluate", f"run={gpt2},{gpt2}", "data=sentence"), words)
+    for ask in (lambda: lmlab.load_run(gpt2).metrics, lambda: lmlab.load_run(gpt2).history):
+        with pytest.raises(UserError, match="no text or numbers of its own"):
+            ask()
 
 
-@pytest.mark.parametrize("key", ["runs", "resume", "replay"])
-def test_where_a_run_is_needed_a_line_says_what_to_do_with_such_a_folder(gpt2, capsys, key):
+@pytest.mark.parametrize(
+    "command",
+    [
+        "plot runs={}",
+        "compare {}",
+        "scaling sweeps={}",
+        "export sweep={} out=new.zip",
+        "train resume={}",
+        "train replay={}",
+    ],
+)
+def test_where_a_run_is_needed_a_line_says_what_to_do_with_such_a_folder(gpt2, capsys, command):
+    name, *arguments = command.format(gpt2).split()
+
     def ask():
-        if key == "runs":
-            called("plot", f"runs={gpt2}")
+        if name == "train":
+            cli.main(arguments)
         else:
-            cli.main([f"{key}={gpt2}"])
+            called(name, *arguments)
 
     before = sorted(path.name for path in gpt2.iterdir())
-    line = f"error: {key}={gpt2}: is a model of Hugging Face's, not a run; init_from={gpt2} begins"
+    line = f"{gpt2}: is a model of Hugging Face's, not a run; init_from={gpt2} begins a run"
     refused(capsys, ask, [line])
     assert sorted(path.name for path in gpt2.iterdir()) == before
 
@@ -331,7 +349,15 @@ HOSTILE = {
     ),
     "an unknown weight": (
         lambda folder: weights_of(folder, lambda w: w.update(other=torch.ones(1))),
-        "transformer.other is no weight",
+        '"transformer.other" is no weight',
+    ),
+    "a weight with a name for the terminal": (
+        lambda folder: weights_of(folder, lambda w: w.update({"\x1b[31m\n": torch.ones(1)})),
+        r'"transformer.\u001b[31m\n" is no weight',
+    ),
+    "a weight with a long name": (
+        lambda folder: weights_of(folder, lambda w: w.update({"y" * 5000: torch.ones(1)})),
+        "yyy… is no weight",
     ),
     "a head of its own": (
         lambda folder: weights_of(

@@ -369,8 +369,30 @@ ODD = {
     "a space in vocab's letters": lambda v: v.update(
         added_tokens=[added("Ġt", v["model"]["vocab"]["Ġt"])]
     ),
+    "bytes of bytes": lambda v: v.update(
+        pre_tokenizer={"type": "Sequence", "pretokenizers": [v["pre_tokenizer"]] * 2}
+    ),
+    "a pattern named like the part": lambda v: v.update(
+        pre_tokenizer=split("ByteLevel")  # which alone would lose bytes
+    ),
+    "many parts": lambda v: v.update(
+        pre_tokenizer={
+            "type": "Sequence",
+            "pretokenizers": [split("a")] * 3000 + [v["pre_tokenizer"]],
+        }
+    ),
+    "no parts": lambda v: v.update(pre_tokenizer={"type": "Sequence", "pretokenizers": []}),
     "exchanged ids": lambda v: v.update(added_tokens=[added("<x>", 501), added("<y>", 500)]),
 }
+
+
+def split(pattern):
+    return {
+        "type": "Split",
+        "pattern": {"Regex": pattern},
+        "behavior": "Isolated",
+        "invert": False,
+    }
 
 
 def added(content, i):
@@ -386,6 +408,44 @@ def test_what_is_odd_in_a_tokenizer_json_is_refused(here, pairs, capfd, name):
     with pytest.raises(UserError, match=r"odd\.json: "):
         subwords.FileTokenizer.train(None, TokenizerFileConfig(str(path)))
     assert capfd.readouterr().err == ""
+
+
+TERMINAL = "\x1b[31m\nred " + "x" * 10**5
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda v: v.update({TERMINAL: 1}),
+        lambda v: v["model"].update({TERMINAL: 1}),
+        lambda v: v["model"].update(dropout=TERMINAL),
+        lambda v: v["model"]["merges"].append([TERMINAL, "a"]),
+        lambda v: v.update(version=TERMINAL),
+        lambda v: v.update(decoder={"type": {"a": TERMINAL}}),
+    ],
+)
+def test_a_message_about_a_tokenizer_json_is_one_short_line_whatever_stands_there(
+    here, pairs, change
+):
+    (here / "t.json").write_text(json.dumps(odd(pairs, change)))
+    with pytest.raises(UserError) as error:
+        subwords.from_file(here / "t.json")
+    assert len(str(error.value)) < 600 and "\n" not in str(error.value)
+
+
+def test_a_name_that_no_file_can_have_is_named_with_its_key():
+    name = "a" * 300
+    with pytest.raises(UserError, match=f"tokenizer_path={name}: File name too long"):
+        subwords.FileTokenizer.train(None, TokenizerFileConfig(name))
+
+
+def test_a_tokenizer_json_may_be_nested_as_deeply_as_it_likes(here, pairs):
+    """Also as deeply as can just be read, but not be written into a message."""
+    text = pairs.to_json().replace('"normalizer":null', '"normalizer":"@"').replace(" ", "")
+    for depth in [10, 100, *range(900, 1010), 10**5]:
+        (here / "t.json").write_text(text.replace('"@"', "[" * depth + "]" * depth))
+        with pytest.raises(UserError, match=r"t\.json: (normalizer|is no|is nested)"):
+            subwords.from_file(here / "t.json")
 
 
 @pytest.mark.parametrize("content", ["", "[", "[]", "1", '"model"', "[" * 10_000, "{}", "\x00"])
@@ -437,15 +497,9 @@ def test_files_of_a_tokenizer_that_are_no_text_are_named(here, pairs):
 
 def test_a_pattern_without_end_is_one_line(here, pairs, capfd):
     values = json.loads(pairs.to_json())
-    split = {
-        "type": "Split",
-        "pattern": {"Regex": "(a+)+$"},
-        "behavior": "Isolated",
-        "invert": False,
-    }
     values["pre_tokenizer"] = {
         "type": "Sequence",
-        "pretokenizers": [split, values["pre_tokenizer"]],
+        "pretokenizers": [split("(a+)+$"), values["pre_tokenizer"]],
     }
     (here / "t.json").write_text(json.dumps(values))
     tokenizer = subwords.FileTokenizer.train(None, TokenizerFileConfig("t.json"))

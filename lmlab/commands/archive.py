@@ -17,6 +17,7 @@ from typing import Any
 from lmlab import files, plugins
 from lmlab.config import conf_files
 from lmlab.errors import UserError, system_error
+from lmlab.runs import hugging_face
 from lmlab.runs.code import LIMIT
 from lmlab.runs.folder import LIMITS, is_locked, parse_plain_yaml, read_metrics, refuse_links
 from lmlab.runs.typed import program
@@ -73,6 +74,8 @@ def runs_of(sweep: Path) -> dict[Path, dict[str, Any]]:
     if not sweep.is_dir():
         raise UserError(f"sweep={sweep}: is no folder; needs that of a sweep, outputs/sweeps/…")
     paths = sorted(file.parent for file in sweep.glob("*/config.yaml"))
+    if not paths and hugging_face.is_foreign(sweep):
+        raise hugging_face.no_run(f"sweep={sweep}", sweep)
     if not paths:
         raise UserError(f"sweep={sweep}: no run there; needs the folder of a sweep")
     refuse_links(sweep)

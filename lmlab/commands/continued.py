@@ -139,7 +139,7 @@ def run_folder(verb: str, value: Any) -> Path:
     if typed and (path / "config.yaml").exists():
         return path
     if typed and hugging_face.is_foreign(path):
-        raise hugging_face.no_run(verb, path)
+        raise hugging_face.no_run(f"{verb}={typed}", path)
     below = [str(config.parent) for config in files.named_below(path, "config.yaml")]
     example = max(below, default="outputs/<name>/<time>")
     raise UserError(f"{verb}={typed}: is not the folder of a run, such as {example}")

@@ -95,7 +95,7 @@ def runs_of(folder: Path) -> list[Path]:
     Raises UserError if there is none.
     """
     if hugging_face.is_foreign(folder):
-        raise hugging_face.no_run("runs", folder)
+        raise hugging_face.no_run(f"runs={folder}", folder)
     if not (folder / ".sweep").is_dir():
         return [newest(folder, "runs")]
     cells = sorted(history.parent for history in folder.glob("*/history.jsonl"))

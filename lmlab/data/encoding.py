@@ -23,6 +23,7 @@ LONGEST_PIECE = 2**18  # characters; without such a place it is cut anywhere
 CODE = (
     "data/encoding.py",
     "data/subwords.py",
+    "data/tokenizer_json.py",
     "data/tokenizers.py",
     "data/splits.py",
 )  # that cuts a text

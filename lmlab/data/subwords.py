@@ -10,7 +10,7 @@ scripts/tiny_bpe.py shows in plain Python how pairs are counted, merged, encoded
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -18,6 +18,15 @@ import numpy as np
 
 from lmlab import files, own_code
 from lmlab.catalogue import BPEConfig, TokenizerConfig, TokenizerFileConfig
+from lmlab.data.tokenizer_json import (
+    BYTE_LEVEL,
+    BYTE_OF,
+    BYTES,
+    alphabet_in,
+    bytes_of_tokens,
+    check_description,
+    parsed,
+)
 from lmlab.data.tokenizers import (
     NO_VOCABULARY,
     CharTokenizer,
@@ -35,9 +44,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer as Library
 
 LIMIT = 2**26  # bytes of a tokenizer.json; a million tokens of a usual text take 45 MB
-MOST = 2**20  # tokens of a vocabulary
 AT_ONCE = 2**22  # characters that are encoded together
-LONGEST = 1000  # characters of a pattern or of an added token
 LONGEST_WORD = 1000  # bytes
 
 
@@ -108,7 +115,7 @@ class PairTokenizer(ByteLevelTokenizer):
         try:
             self.library: Library = library.from_str(description)
         except Exception as error:  # the library raises no other class
-            raise UserError(f"is no tokenizer: {reason_of(error)}") from None
+            raise UserError(f"is no tokenizer: {reason_of(UserError(error))}") from None
         self.description: str = self.library.to_str()  # in the library's own form
         size = len(self.description.encode())
         if size > LIMIT:
@@ -134,7 +141,9 @@ class PairTokenizer(ByteLevelTokenizer):
     def encode_batch(self, batch: list[str]) -> Iterator[list[int]]:
         """Yields the ids of each text of a batch. Raises UserError if the library gives up.
 
-        It does so on a pattern that goes back too often, after lines of its own on stderr.
+        It does so on a pattern that goes back too often, after lines of its own on stderr. They come
+        from its threads and have no end that could be told, so that to hide them would be to hide
+        what others write there meanwhile.
         """
         try:
             encodings = self.library.encode_batch_fast(batch, add_special_tokens=False)
@@ -174,7 +183,7 @@ class BPETokenizer(PairTokenizer):
         """
         from tokenizers import __version__
 
-        code = own_code.sha256_of("data/encoding.py", "data/subwords.py")
+        code = own_code.sha256_of("data/encoding.py", "data/subwords.py", "data/tokenizer_json.py")
         about = f"{text.training_sha256} {config.vocab_size} {__version__} {code}"
         path = files.cache_dir() / "tokenizers" / f"{files.sha256(about.encode())}.json"
         if files.is_cached(path):
@@ -205,6 +214,8 @@ class FileTokenizer(ByteLevelTokenizer):
             tokenizer = from_file(files.expanded(config.tokenizer_path))
         except UserError as error:
             raise UserError(f"{origin}: {error}") from None
+        except OSError as error:  # of a name that no file can have
+            raise UserError(f"{origin}: {error.strerror}") from None
         tokenizer.origin = origin
         return tokenizer
 
@@ -248,6 +259,8 @@ def from_file(path: Path) -> Tokenizer:
     content = files.read(path, LIMIT, follow=True)
     try:
         tokenizer = from_hugging_face(parsed(content))
+    except RecursionError:
+        raise UserError(f"{path}: is nested too deeply") from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     tokenizer.origin = str(path)
@@ -302,17 +315,6 @@ def from_hugging_face(values: dict[str, Any]) -> Tokenizer:
     return PairTokenizer(json.dumps(values))
 
 
-def parsed(description: str | bytes) -> dict[str, Any]:
-    """Returns the object in a JSON file. Raises UserError."""
-    try:
-        values = json.loads(description)
-    except (RecursionError, ValueError):
-        values = None
-    if not isinstance(values, dict):
-        raise UserError("is no JSON object")
-    return values
-
-
 def without_halves(pieces: Iterable[str], drop: bool) -> Iterator[str]:
     """Yields pieces of text without half characters, which UTF-8 cannot hold.
 
@@ -340,188 +342,3 @@ def batched(pieces: Iterable[str]) -> Iterator[list[str]]:
             batch, length = [], 0
     if batch:
         yield batch
-
-
-# What a tokenizer.json may hold. It is read as data, and may come from a stranger.
-
-
-def byte_characters() -> dict[str, int]:
-    """Returns the printable character that stands for each byte, in the order of GPT-2's ids.
-
-    Printable bytes of Latin-1 stand for themselves; the others get characters from U+0100 on.
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    characters = {chr(byte): byte for byte in printable}
-    return characters | {chr(256 + n): byte for n, byte in enumerate(others)}
-
-
-BYTE_OF = byte_characters()
-BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-BYTES: dict[str, Any] = {
-    "version": "1.0",
-    "truncation": None,
-    "padding": None,
-    "added_tokens": [],
-    "normalizer": None,
-    "pre_tokenizer": BYTE_LEVEL | {"use_regex": False},
-    "post_processor": None,
-    "decoder": BYTE_LEVEL | {"use_regex": False},
-    "model": {
-        "type": "BPE",
-        "vocab": dict(sorted(BYTE_OF.items(), key=lambda item: item[1])),
-        "merges": [],
-    },
-}
-"""The tokenizer.json of single bytes."""
-
-# What may stand in the parts of a tokenizer.json, apart from its model.
-PARTS = {
-    "normalizer": {"NFC"},
-    "pre_tokenizer": {"ByteLevel", "Split", "Digits", "Punctuation", "Sequence"},
-    "post_processor": {"ByteLevel", "TemplateProcessing", "Sequence"},
-    "decoder": {"ByteLevel"},
-}
-MODEL = {  # the keys of the model, and the values that change nothing
-    "type": ("BPE",),
-    "dropout": (None, 0),
-    "unk_token": (None,),
-    "continuing_subword_prefix": (None, ""),
-    "end_of_word_suffix": (None, ""),
-    "fuse_unk": (False, True),
-    "byte_fallback": (False,),
-    "ignore_merges": (False, True),
-}
-
-
-def check_description(values: Mapping[str, Any]) -> None:
-    """Raises UserError unless a tokenizer.json is byte-level, and carries nothing else.
-
-    The library would take part of a longer text, cut it, or end the program without a word.
-    """
-    for key, value in values.items():
-        if key not in BYTES:
-            raise UserError(f"{key}: is no part of a tokenizer.json")
-        if key in ("truncation", "padding") and value is not None:
-            raise UserError(f"{key}: needs null; the lab itself cuts texts")
-    for name, allowed in PARTS.items():
-        check_part(name, values.get(name), allowed)
-    if "ByteLevel" not in json.dumps(values.get("pre_tokenizer")):
-        raise UserError("pre_tokenizer: needs ByteLevel, so that each byte of a text comes back")
-    check_model(values.get("model"))
-    check_added(values.get("added_tokens", []), values["model"]["vocab"])
-
-
-def check_part(name: str, part: Any, allowed: set[str]) -> None:
-    """Raises UserError if a part of a tokenizer.json, or a part of it, has another type."""
-    if part is None:
-        return
-    kind = part.get("type") if isinstance(part, dict) else part
-    if not isinstance(part, dict) or not isinstance(kind, str) or kind not in allowed:
-        raise UserError(f"{name}: is {kind!r}; allowed are null, {', '.join(sorted(allowed))}")
-    pattern = part.get("pattern")
-    if pattern is not None and len(json.dumps(pattern)) > LONGEST:
-        raise UserError(f"{name}: its pattern has more than {LONGEST:,} characters")
-    if part["type"] == "Sequence":
-        parts = part.get("pretokenizers") or part.get("processors")
-        if not isinstance(parts, list):
-            raise UserError(f"{name}: a Sequence needs a list of parts")
-        for further in parts:
-            check_part(name, further, allowed - {"Sequence"})
-
-
-def check_model(model: Any) -> None:
-    """Raises UserError unless a model has a vocabulary, and merges of its tokens."""
-    if not isinstance(model, dict):
-        raise UserError("model: needs an object with vocab and merges")
-    for key, value in model.items():
-        if key in ("vocab", "merges"):
-            continue
-        allowed = MODEL.get(key, ())
-        if value not in allowed:
-            words = ", ".join(map(repr, allowed)) or "no such key"
-            raise UserError(f"model: {key}={value!r}; allowed are {words}")
-    if model.get("type", "BPE") != "BPE":
-        raise UserError(f"model: type={model['type']!r}; allowed is BPE")
-    vocab, merges = model.get("vocab"), model.get("merges")
-    if not isinstance(vocab, dict) or not is_numbering(vocab.values()):
-        raise UserError(f"model: vocab needs different whole numbers from 0 to {MOST:,}")
-    if BYTE_OF.keys() - vocab.keys():
-        raise UserError("model: vocab lacks some of the 256 bytes, so it cannot encode every text")
-    if any(char not in BYTE_OF for token in vocab for char in token):
-        raise UserError("model: vocab has a character that stands for no byte")
-    if not isinstance(merges, list):
-        raise UserError("model: merges needs a list of pairs")
-    for merge in merges:
-        pair = merge.split(" ") if isinstance(merge, str) else merge
-        is_pair = isinstance(pair, list) and len(pair) == 2
-        if not is_pair or not all(isinstance(token, str) for token in pair):
-            raise UserError(f"model: merges has {merge!r}, which is no pair of tokens")
-        if not {*pair, "".join(pair)} <= vocab.keys():
-            raise UserError(f"model: merges has {merge!r}, which vocab lacks")
-
-
-def is_numbering(ids: Iterable[Any]) -> bool:
-    """Returns whether `ids` are different whole numbers below MOST, and at least one."""
-    found = list(ids)
-    whole = all(isinstance(i, int) and not isinstance(i, bool) for i in found)
-    return whole and 0 < len(found) == len(set(found)) and 0 <= min(found) <= max(found) < MOST
-
-
-def check_added(added: Any, vocab: Mapping[str, int]) -> None:
-    """Raises UserError unless the added tokens are texts with ids of their own."""
-    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
-    needed = {"id", "content", *flags}
-    if not isinstance(added, list):
-        raise UserError("added_tokens: needs a list")
-    taken = {i: token for token, i in vocab.items()}
-    for token in added:
-        if not isinstance(token, dict) or token.keys() != needed or not is_numbering([token["id"]]):
-            raise UserError(f"added_tokens: needs {', '.join(sorted(needed))}, with an id")
-        content = token["content"]
-        if not isinstance(content, str) or not 0 < len(content) <= LONGEST:
-            raise UserError(f"added_tokens: a content needs 1 to {LONGEST:,} characters")
-        if not all(isinstance(token[flag], bool) for flag in flags):
-            raise UserError(f"added_tokens: {content!r} needs true or false for {', '.join(flags)}")
-        if content in vocab and not content.isascii():
-            raise UserError(
-                f"added_tokens: {content!r} is a token of vocab, where its characters stand for bytes; "
-                "needs another content"
-            )
-        if taken.setdefault(token["id"], content) != content:
-            raise UserError(
-                f"added_tokens: {content!r} has the id {token['id']}, which is that of "
-                f"{taken[token['id']]!r}"
-            )
-
-
-def bytes_of_tokens(values: Mapping[str, Any]) -> list[bytes]:
-    """Returns the bytes of each token of a checked tokenizer.json; an id without one has none."""
-    by_id = {
-        i: bytes(BYTE_OF[char] for char in token) for token, i in values["model"]["vocab"].items()
-    }
-    for token in values.get("added_tokens", ()):
-        by_id[token["id"]] = token["content"].encode()
-    return [by_id.get(i, b"") for i in range(max(by_id) + 1)]
-
-
-# Characters in Hugging Face's form, as export writes them.
-
-CHARACTER = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated"}
-
-
-def of_characters(chars: str) -> dict[str, Any]:
-    """Returns the tokenizer.json of single characters, in the order of their ids."""
-    vocab = {char: i for i, char in enumerate(chars)}
-    model = {"type": "WordLevel", "vocab": vocab, "unk_token": ""}
-    parts = {"pre_tokenizer": CHARACTER | {"invert": False}, "decoder": {"type": "Fuse"}}
-    return BYTES | parts | {"model": model}
-
-
-def alphabet_in(values: Mapping[str, Any]) -> str:
-    """Returns the characters of what `of_characters` returned, or "" of another tokenizer."""
-    model = values["model"]
-    if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
-        return ""
-    chars = "".join(sorted(model["vocab"]))
-    return chars if values == of_characters(chars) else ""

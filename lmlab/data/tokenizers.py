@@ -221,7 +221,7 @@ class CharTokenizer(Tokenizer):
     def in_hugging_face(self) -> dict[str, Any] | None:
         if any("\ud800" <= char <= "\udfff" for char in self.chars):  # halves of characters
             return None
-        values: dict[str, Any] = load("lmlab.data.subwords:of_characters")(self.chars)
+        values: dict[str, Any] = load("lmlab.data.tokenizer_json:of_characters")(self.chars)
         return values
 
     @classmethod

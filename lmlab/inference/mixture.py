@@ -18,6 +18,12 @@ def check(members: list[Run], split: str | None) -> None:
         raise UserError(
             f"split={split}: a mixture was trained or fitted on it; allowed are val, test"
         )
+    for run in members:
+        if run.is_foreign:
+            raise UserError(
+                f"run={run.path}: is a model of Hugging Face's, and nobody knows which text it was "
+                "trained on; a mixture needs runs of one text"
+            )
     first = trained_on(members[0])
     for run in members:
         if not run.config.data.holdout_fraction:

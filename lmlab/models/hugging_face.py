@@ -5,7 +5,6 @@ GPT is its GPT2LMHeadModel, and Modern its NanoChatForCausalLM.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lmlab.catalogue import GPTConfig
-from lmlab.errors import UserError
+from lmlab.errors import UserError, shown
 
 if TYPE_CHECKING:  # they import this module
     from lmlab.models import gpt, modern
@@ -153,12 +152,6 @@ def gpt_config(values: Mapping[str, Any]) -> GPTConfig:
     return config
 
 
-def shown(value: Any) -> str:
-    """Returns a value of a JSON file as it stands there, shortened."""
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:60]}…"
-
-
 def gpt2_shapes(config: GPTConfig, vocab_size: int) -> dict[str, tuple[int, ...]]:
     """Returns the shape of each weight of a GPT-2 by its name. No memory is filled."""
     from lmlab.models.gpt import GPT
@@ -188,7 +181,7 @@ def full_names(names: Iterable[str], n_layer: int) -> dict[str, str]:
             raise UserError(f"{name} is missing")
     unknown = found.keys() - {*needed, HEAD}
     if unknown:
-        raise UserError(f"{min(unknown)} is no weight of a GPT-2 with n_layer={n_layer}")
+        raise UserError(f"{shown(min(unknown))} is no weight of a GPT-2 with n_layer={n_layer}")
     return found
 
 

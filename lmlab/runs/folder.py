@@ -449,6 +449,8 @@ def read_history(path: Path) -> list[dict[str, Any]]:
 
     It ignores an incomplete last line, which a killed process leaves.
     """
+    if hugging_face.is_foreign(path):
+        raise hugging_face.lacking(path)
     history = path / "history.jsonl"
     content = files.read(history, LIMITS[history.name]).decode(errors="replace")
     whole_lines = content.split("\n")[:-1]

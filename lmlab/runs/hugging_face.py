@@ -15,8 +15,9 @@ from lmlab.catalogue import GPTConfig
 from lmlab.config.check import Config
 from lmlab.config.overrides import resolved, typed_value
 from lmlab.data import subwords
+from lmlab.data.tokenizer_json import parsed
 from lmlab.data.tokenizers import Tokenizer
-from lmlab.errors import UserError, reason_of
+from lmlab.errors import UserError, reason_of, shown
 
 if TYPE_CHECKING:  # a command is checked without torch
     from torch import Tensor
@@ -36,12 +37,12 @@ def keys_of(path: Path) -> tuple[GPTConfig, int]:
 
     Raises UserError for another model than a GPT-2.
     """
-    from lmlab.models.hugging_face import gpt_config, shown
+    from lmlab.models.hugging_face import gpt_config
 
     file = path / "config.json"
     content = files.read(file, LIMIT, follow=True)
     try:
-        values = subwords.parsed(content)
+        values = parsed(content)
         if values.get("model_type") != "gpt2":
             raise UserError(f'model_type={shown(values.get("model_type"))}: allowed is "gpt2"')
         return gpt_config(values), values["vocab_size"]
@@ -125,11 +126,11 @@ def why_no_weights(file: Path) -> str:
     return f"is missing; {writes}"
 
 
-def no_run(key: str, path: Path) -> UserError:
-    """Returns the error that says what to do with a folder where `key` needs a run."""
+def no_run(typed: str, path: Path) -> UserError:
+    """Returns the error that says what to do with a folder that was `typed` where a run is needed."""
     return UserError(
-        f"{key}={path}: is a model of Hugging Face's, not a run; init_from={path} begins a run with "
-        "its weights"
+        f"{typed}: is a model of Hugging Face's, not a run; init_from={path} begins a run with its "
+        "weights"
     )
 
 
@@ -137,5 +138,5 @@ def lacking(path: Path) -> UserError:
     """Returns the error that says what a folder lacks: it has no numbers and no text."""
     return UserError(
         f"{path}: is a model of Hugging Face's, not a run, and has no text or numbers of its own; "
-        "needs the name of a text, or the folder of a run"
+        "needs a text (data= of evaluate, text= of explain), or the folder of a run"
     )

@@ -19,6 +19,7 @@ from lmlab.config.keys import GROUPS, choices_of, idle_keys, marked, token_keys
 from lmlab.errors import UserError
 from lmlab.markers import UNTOUCHING
 from lmlab.numbers import REFERENCES, learn_numbers, numbers_where
+from lmlab.runs import hugging_face
 from lmlab.runs.code import SameCode, code_of
 from lmlab.runs.folder import LIMITS, is_locked, read_config, read_metrics, started_at, text_sha256
 from lmlab.sweeps.cells import ENDED, identity
@@ -58,6 +59,8 @@ def load_runs(*folders: str | Path, same_code: bool = False) -> pd.DataFrame:
     for folder in map(Path, folders):
         found = [file for name in RECORDS for file in files.named_below(folder, name)]
         paths = sorted({file.parent for file in found})  # a run may have one of the two
+        if not paths and hugging_face.is_foreign(folder):
+            raise hugging_face.no_run(str(folder), folder)
         if not paths:
             raise UserError(f"{folder}: no run there")
         for path in paths:
