@@ -47,9 +47,7 @@ class Scaling:
                 f"{1 + len(self.drawn) - len(able):,} of {1 + len(self.drawn):,} laws that fit such "
                 "runs a larger model or more text does not help; it needs more sizes and lengths"
             )
-        bests = [law.best(flops) for law in able[1:]]
-        losses = [law.loss(*best) for law, best in zip(able[1:], bests, strict=True)]
-        found = np.column_stack([bests, losses])
+        found = np.array([(*law.best(flops), law.loss(*law.best(flops))) for law in able[1:]])
         N, D = self.law.best(flops)
         values = {"N": N, "D": D, "loss": float(self.law.loss(N, D))}
         best = {
