@@ -16,6 +16,7 @@ import torch
 
 from lmlab import files
 from lmlab.catalogue import CATALOGUE
+from lmlab.commands import plot
 from lmlab.commands import train as cli
 from lmlab.commands.door import run_command
 from lmlab.data import corpora
@@ -360,3 +361,48 @@ def test_a_picture_without_a_suffix_is_refused(here, out):
     (here / "folder").mkdir()
     with pytest.raises(UserError, match=f"out={out}: needs the name of a picture"):
         script("plot").main([f"out={out}"])
+
+
+def test_what_was_measured_is_shown_where_nothing_can_be_written(run, run_script, monkeypatch):
+    """As on a disk of somebody else."""
+
+    def read_only(*_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("lmlab.inference.loss.open", read_only, raising=False)
+    (run / "leaderboard.csv").mkdir()
+    evaluated = run_script("evaluate", f"run={run}")
+    assert "val/loss" in evaluated.out
+    assert evaluated.err.startswith("warning: ") and "the numbers were not kept" in evaluated.err
+    compared = run_script("compare", str(run))
+    assert "val/loss" in compared.out and "report.html" not in compared.out
+    assert compared.err.count("\n") == 1 and "out= names another folder" in compared.err
+    elsewhere = run_script("compare", f"{run} out=elsewhere")
+    assert not elsewhere.err and "elsewhere/report.html" in elsewhere.out
+
+
+def test_an_out_that_cannot_be_written_is_refused_after_the_table(run, run_script, capsys):
+    (run / "leaderboard.csv").mkdir()
+    with pytest.raises(SystemExit) as stop:
+        run_script("compare", f"{run} out={run}")
+    said = capsys.readouterr()
+    assert stop.value.code == 2 and "val/loss" in said.out and said.err.startswith("error: ")
+
+
+@pytest.mark.parametrize(("n", "named"), [(2, 2), (11, 11), (45, 40)])
+def test_each_of_many_curves_has_a_color_and_a_name_below(run, run_script, n, named, monkeypatch):
+    drawn = []
+    save = plot.save_picture
+    monkeypatch.setattr(
+        plot, "save_picture", lambda figure, out: drawn.append(figure) or save(figure, out)
+    )
+    said = run_script("plot", f"runs='{' '.join([str(run)] * n)}' out=many.png")
+    (figure,) = drawn
+    (axes,) = figure.axes
+    colors = {line.get_color() for line in axes.lines}
+    assert len(colors) == n
+    legends = figure.legends or [axes.get_legend()]
+    lines = len(legends[0].get_texts())
+    assert lines == named or (n <= 10 and lines == 2 * named)
+    assert axes.get_position().height > 0.3
+    assert (f"{n - named} of the runs are drawn without a name" in said.err) == (n > named)

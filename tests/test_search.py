@@ -390,3 +390,41 @@ def test_a_run_goes_on_if_its_study_cannot_be_asked(capsys, monkeypatch):
     with watching('{"pruner": "median", "objective": "val/loss", "trial": 1}') as watch:
         assert watch(10, {"val/loss": 1.0}) is True
     assert "warning: the study cannot tell whether to prune" in capsys.readouterr().err
+
+
+def test_trials_that_failed_are_tried_again_by_the_same_command(here, sweep, capfd):  # noqa: F811
+    """As the cells of a grid are. The second time the trials fail no more."""
+    line = LINE + "max_steps=300 eval_interval=150 lr=tag(log,interval(1e-2,10)) name=a "
+    line += "hydra.sweeper.n_trials=3 hydra.sweeper.pruner=none"
+    assert sweep(line + " hydra.launcher.time_limit=0.0001") == 1  # minutes: too few for any cell
+    before = study("a").trials
+    assert [trial.user_attrs["status"] for trial in before] == ["failed"] * 3
+    capfd.readouterr()
+    assert sweep(line) == 0
+    assert "trials that failed and are tried again: 3" in capfd.readouterr().out
+    again = study("a").trials[3:]
+    assert [trial.params for trial in again] == [trial.params for trial in before]
+    assert [trial.state.name for trial in again] == ["COMPLETE"] * 3
+    assert sweep(line) == 0 and len(study("a").trials) == 6  # and then no more
+    assert sweep(line.replace("n_trials=3", "n_trials=4")) == 0 and len(study("a").trials) == 7
+
+
+def test_values_that_are_proposed_twice_are_said_to_be(here, sweep, capfd):  # noqa: F811
+    line = LINE + "max_steps=4 eval_interval=2 lr=0.1,0.1000 name=t hydra.sweeper.n_trials=4"
+    assert sweep(line) == 0
+    out = capfd.readouterr().out
+    assert out.count("finished with another trial") == 3 and "another process" not in out
+    assert out.count("lr=0.1") >= 4
+
+
+def test_a_dry_run_of_a_search_says_what_all_trials_take(here, sweep, capfd):  # noqa: F811
+    sizes = {}
+    for trials in (3, 300):
+        line = "max_steps=40 eval_interval=20 lr=interval(1e-2,1) seed=0,1 name=y dry_run=true"
+        assert sweep(f"{LINE}{line} hydra.sweeper.n_trials={trials}") == 0
+        said = " ".join(capfd.readouterr().out.split())
+        assert f"{trials} trials between these ends" in said
+        (number, unit) = re.search(r"all trials take from .* and ([\d.]+) (\w*)B", said).groups()
+        sizes[trials] = float(number) * {"k": 1e3, "M": 1e6, "G": 1e9}[unit]
+    assert sizes[300] == pytest.approx(100 * sizes[3], rel=0.01)
+    assert not (here / "outputs/sweeps/y/study.db").exists()

@@ -40,6 +40,7 @@ from lmlab.runs.typed import program
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 FIGURES = (".pdf", ".svg", ".png")
 TABLES = (".csv", ".tex")
@@ -87,24 +88,40 @@ def main(argv: list[str]) -> None:
         comparisons = planned.comparisons(
             runs, options.vary, options.within, options.best, options.record
         )
-    if options.figure is not None:
-        draw(runs, options)
-    out = Path(options.out or common_folder(folders))
-    report.write(runs, out, ", ".join(Path(folder).name for folder in folders))
+    figure = None if options.figure is None else drawn(runs, options)
+    loss = tables.objective(runs)
     if comparisons is None:
-        if options.table is not None:
-            board = tables.leaderboard(runs, options.record)
-            write_table(board, tables.varied(runs), tables.objective(runs), options.table)
         report.show(runs, options.record)
+        keys, board = tables.varied(runs), tables.leaderboard(runs, options.record)
     else:
-        loss = tables.objective(runs)
-        if options.table is not None:
-            write_table(comparisons, planned.keys_of(comparisons), loss, options.table)
         report.show_planned(runs, comparisons, options.best, loss)
-    report.show_places(out)
-    for name in ("table", "figure"):
-        if getattr(options, name):
-            print(f"{name:<14}{getattr(options, name)}")
+        keys, board = planned.keys_of(comparisons), comparisons
+    write_report(runs, folders, options.out)
+    if options.table is not None:
+        write_table(board, keys, loss, options.table)
+        print(f"table         {options.table}")
+    if figure is not None and options.figure is not None:
+        save_picture(figure, options.figure, DOTS)
+        print(f"figure        {options.figure}")
+
+
+def write_report(runs: pd.DataFrame, folders: list[str], typed: str | None) -> None:
+    """Writes the report into the folder `typed`, or into that of the runs, and says where it is.
+
+    If the folder of the runs cannot be written, as that of somebody else, it says so. Raises
+    UserError.
+    """
+    from lmlab.sweeps import report
+
+    out = Path(typed or common_folder(folders))
+    try:
+        report.write(runs, out, ", ".join(Path(folder).name for folder in folders))
+    except UserError as error:
+        if typed is not None:
+            raise
+        print(f"warning: {error}; out= names another folder for the report", file=sys.stderr)
+    else:
+        report.show_places(out)
 
 
 def check_together(options: Options) -> None:
@@ -132,16 +149,16 @@ def check_together(options: Options) -> None:
         check_out(Path(options.table), "table")
 
 
-def draw(runs: pd.DataFrame, options: Options) -> None:
-    """Writes the figure. Raises UserError."""
+def drawn(runs: pd.DataFrame, options: Options) -> Figure:
+    """Returns the figure, and prints what makes it doubtful. Raises UserError."""
     from lmlab.commands.error_bars import error_bars
 
-    assert options.x is not None and options.figure is not None  # `check_together` has looked
+    assert options.x is not None  # `check_together` has looked
     figure, warnings = error_bars(runs, options.x, options.hue, options.best)
-    save_picture(figure, options.figure, DOTS)
     if options.vary is None:  # else the comparisons say them
         for line in warnings:
             print(f"warning: {line}", file=sys.stderr)
+    return figure
 
 
 def write_table(table: pd.DataFrame, keys: list[str], loss: str, path: str) -> None:

@@ -110,7 +110,7 @@ def main(argv: list[str]) -> None:
 def measured(options: Options) -> tuple[list[Run], Target, dict[str, float]]:
     """Returns the runs, what they were evaluated on, and the numbers, which it also saves.
 
-    Prints the weights of a mixture. Raises UserError.
+    If they cannot be saved, it says so. Prints the weights of a mixture. Raises UserError.
     """
     with importing():  # torch: after the arguments hold
         from lmlab.inference.evaluations import numbers_of, texts_of
@@ -146,7 +146,10 @@ def measured(options: Options) -> tuple[list[Run], Target, dict[str, float]]:
         numbers |= numbers_of(values)
         about |= texts_of(values)
     if not first.is_foreign:
-        keep_evaluation(first.path, about, numbers)
+        try:
+            keep_evaluation(first.path, about, numbers)
+        except UserError as error:  # a read-only folder is no reason to lose what was measured
+            print(f"warning: {error}", file=sys.stderr)
     return members, target, numbers
 
 

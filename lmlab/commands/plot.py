@@ -9,6 +9,8 @@ out   the picture, .png, .svg or .pdf (curves.png)
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,7 @@ from lmlab.commands.picture import check_picture, new_figure, save_picture
 from lmlab.config.keys import token_keys
 from lmlab.errors import UserError, printable
 from lmlab.markers import PathText
-from lmlab.registry import variables_kept
+from lmlab.registry import importing, variables_kept
 from lmlab.runs import hugging_face
 from lmlab.runs.folder import newest, read_history, read_metrics
 from lmlab.sweeps.labels import common_parts, without
@@ -29,11 +31,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LONGEST = 50  # characters of a label
+BESIDE = 10  # runs whose names stand within the axes, and that have a color each of matplotlib's
+NAMED = 40  # runs with a name, at most; more would leave no room for the curves
+LINE = 0.2  # inches of a name
 
 STYLES: dict[str, dict[str, Any]] = {
     "train/loss": {"alpha": 0.35, "lw": 1},
     "val/loss": {"marker": "o", "ms": 4},
 }
+WORDS = {"train/loss": "faint", "val/loss": "points", "val/bits_per_byte": "points"}
 BITS: dict[str, dict[str, Any]] = {"val/bits_per_byte": STYLES["val/loss"]}  # of different tokens
 
 
@@ -59,7 +65,8 @@ def curves(runs: list[Path]) -> Figure:
     """Returns a figure with the loss curves of runs. Raises UserError if there is none."""
     if not runs:
         raise UserError("no run has a history, so there is nothing to draw")
-    figure = new_figure()
+    n_rows = math.ceil(min(len(runs), NAMED) / 2) if len(runs) > BESIDE else 0
+    figure = new_figure(height=4.5 + LINE * n_rows)
     axes = figure.subplots()
     noted = [read_metrics(run) for run in runs]
     labels = [
@@ -72,14 +79,45 @@ def curves(runs: list[Path]) -> Figure:
     unit = "character" if tokenizers == {tokenizer_of({})} else "token"
     for n, (run, label) in enumerate(zip(runs, labels, strict=True)):
         shown = label if len(runs) == 1 else without(label, common)
-        draw(axes, run, shortened(shown), styles, color=f"C{n}")
+        draw(axes, run, shortened(shown), styles, color_of(n, len(runs)))
     if not axes.lines:
         raise UserError(f"{runs[0]}/history.jsonl: has no loss, so there is nothing to draw")
     ylabel = "bits per byte" if styles is BITS else f"loss, nats per {unit}"
     axes.set(xlabel="step", ylabel=ylabel, ylim=(0, None))
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize="small")
+    if len(runs) <= BESIDE:
+        axes.legend(frameon=False, fontsize="small")
+    else:
+        name_below(axes, ", ".join(f"{key}: {WORDS[key]}" for key in styles))
     return figure
+
+
+def name_below(axes: Axes, title: str) -> None:
+    """Adds a legend below the axes with a line for each run, and says how many runs it leaves out."""
+    by_run = {line.get_color(): line for line in axes.lines}  # of each its last line
+    named = [*by_run.values()][:NAMED]
+    axes.figure.legend(
+        named,
+        [str(line.get_label()).rpartition("  ")[0] for line in named],
+        title=title,
+        loc="outside lower center",
+        ncols=2,
+        frameon=False,
+        fontsize="small",
+        title_fontsize="small",
+    )
+    if len(by_run) > NAMED:
+        left_out = len(by_run) - NAMED
+        print(f"warning: {left_out} of the runs are drawn without a name", file=sys.stderr)
+
+
+def color_of(n: int, total: int) -> Any:
+    """Returns the color of run n: for many runs from blue to red in their order, each another one."""
+    if total <= BESIDE:
+        return f"C{n}"
+    with importing():
+        from matplotlib import colormaps
+    return colormaps["turbo"](n / (total - 1))
 
 
 def folders_of(typed: str) -> list[Path]:

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -156,27 +156,36 @@ def speed_of_steps(cell: Cell) -> Speed:
         torch.set_num_threads(threads_before)
 
 
-def table(cells: list[Cell], n_jobs: int) -> Table:
+def table(cells: list[Cell], n_jobs: int, n_trials: int | None = None) -> Table:
     """Returns the table for dry_run=true: a line for each configuration, and one for all of them.
 
-    `n_jobs` cells run at the same time. Time and disk are those of all seeds of a line.
+    `n_jobs` cells run at the same time. Time and disk are those of all seeds of a line. The cells of
+    a search are examples, between which its `n_trials` trials lie.
     """
     cells = list({cell.hash: cell for cell in cells}.values())
     estimates = costs(cells)
     statuses = {cell.hash: cell.status() for cell in cells}
     left = [estimates[cell.hash] for cell in cells if not cell.is_done()]
-    seconds = sum(cost.seconds for cost in left) / n_jobs
-    size = sum(cost.bytes for cost in left)
+    takes = f"what is left takes about {expense(left, n_jobs)}"
     by_group: dict[str, list[Cell]] = {}
     for cell in cells:
         by_group.setdefault(cell.group, []).append(cell)
     unit = "configuration" if len(by_group) == 1 else "configurations"
+    title = f"{len(by_group)} {unit}, {len(cells)} cells"
+    total = "total"
+    if n_trials is not None:
+        title = f"{n_trials} trials between these ends"
+        total = "these ends"
+        by_cost = sorted(estimates.values(), key=lambda cost: cost.seconds)
+        n_cells = n_trials * len(cells) // len(by_group)
+        least = expense([by_cost[0]] * n_cells, n_jobs)
+        most = expense([by_cost[-1]] * n_cells, n_jobs)
+        takes = f"all trials take from {least} to {most}, less what is done or pruned"
     result = Table(
-        title=f"{cells[0].sweep.folder}: {len(by_group)} {unit}, {len(cells)} cells",
+        title=f"{cells[0].sweep.folder}: {title}",
         title_justify="left",
-        caption=f"{n_jobs} at a time; what is left takes about {duration(seconds)} and "
-        f"{si(size)}B of disk. Tokens and FLOPs are those of a run; time and disk, and the total, "
-        "those of all seeds.",
+        caption=f"{n_jobs} at a time; {takes}. Tokens and FLOPs are those of a run; time and disk, "
+        f"and the line {total}, those of all seeds.",
         caption_justify="left",
     )
     for name in ("configuration", "seeds", "state"):
@@ -199,7 +208,7 @@ def table(cells: list[Cell], n_jobs: int) -> Table:
         )
     result.add_section()
     result.add_row(
-        "total",
+        total,
         f"{len(cells)} cells",
         counted(statuses.values()),
         "",
@@ -209,6 +218,12 @@ def table(cells: list[Cell], n_jobs: int) -> Table:
         f"{si(sum(cost.bytes for cost in estimates.values()))}B",
     )
     return result
+
+
+def expense(costs: Sequence[Cost], n_jobs: int) -> str:
+    """Returns in words the time and the disk space of cells, of which `n_jobs` run at a time."""
+    seconds = sum(cost.seconds for cost in costs) / n_jobs
+    return f"{duration(seconds)} and {si(sum(cost.bytes for cost in costs))}B of disk"
 
 
 def counted(statuses: Iterable[str]) -> str:

@@ -68,6 +68,7 @@ class LocalLauncher(Launcher):
         self.time_limit = time_limit  # minutes
         self.jobs: list[Job] = []
         self.waiting: deque[Job] = deque()
+        self.ended_here: set[str] = set()  # hashes; a search may propose the same values again
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -153,7 +154,7 @@ class LocalLauncher(Launcher):
             if cells.is_busy(job.cell):
                 self.waiting.append(job)
             elif job.cell.is_done() or has_failed_since(job):
-                self.end(job, "by another process")
+                self.end(job, self.twice(job, "by another process"))
             else:
                 return job
         while len(self.waiting) < WAITING:
@@ -170,7 +171,7 @@ class LocalLauncher(Launcher):
             # The launcher itself tries again, so that each try has a fresh process.
             job = Job(cell.with_retries(0), handle, cell.retries, changed_at(cell))
             if job.cell.is_done():
-                self.end(job, "already")
+                self.end(job, self.twice(job, "already"))
             elif cells.is_busy(job.cell):
                 self.waiting.append(job)
             else:
@@ -258,8 +259,13 @@ class LocalLauncher(Launcher):
         log = job.cell.log_path()
         return f"its process ended with exit status {exit_status}; its output is in {log}"
 
+    def twice(self, job: Job, how: str) -> str:
+        """Returns how the cell of a job ended: `how`, or here, since a search proposed it twice."""
+        return "with another trial" if job.cell.hash in self.ended_here else how
+
     def end(self, job: Job, how: str = "") -> None:
         """Reports a job that is over to the view and to the caller."""
+        self.ended_here.add(job.cell.hash)
         self.view.ended(job.cell, job.cell.status(), how)
         self.on_end(job.handle, job.cell)
 

@@ -32,11 +32,11 @@ class Planner:
 
         return plan.identify_all(runs, sweep, elsewhere)
 
-    def costs_table(self, cells: list[Cell], n_jobs: int) -> Table:
+    def costs_table(self, cells: list[Cell], n_jobs: int, n_trials: int | None) -> Table:
         """Returns the table of a dry run: the estimated cost of each cell."""
         from lmlab.sweeps import costs
 
-        return costs.table(cells, n_jobs)
+        return costs.table(cells, n_jobs, n_trials)
 
     def evaluate_test_splits(self, paths: Sequence[str]) -> None:
         """Evaluates the last weights of runs on their test split, and saves the losses."""
@@ -61,8 +61,8 @@ class RemotePlanner(Planner):
         )
         return answer
 
-    def costs_table(self, cells: list[Cell], n_jobs: int) -> Table:
-        table: Table = processes.call(Planner().costs_table, cells, n_jobs)
+    def costs_table(self, cells: list[Cell], n_jobs: int, n_trials: int | None) -> Table:
+        table: Table = processes.call(Planner().costs_table, cells, n_jobs, n_trials)
         return table
 
     def evaluate_test_splits(self, paths: Sequence[str]) -> None:

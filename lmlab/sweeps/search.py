@@ -61,8 +61,8 @@ Proposal = tuple[Handle, list[str]]
 
 
 def waiting() -> None:
-    """Says why the study is not open yet."""
-    tell("waiting for the database of the study, which another process seems to have locked …")
+    """Says why the study may not be open yet."""
+    tell("the study is not open yet; if another process has locked its database, this waits for it")
 
 
 class SearchSweeper(Sweeper):
@@ -100,7 +100,7 @@ class SearchSweeper(Sweeper):
 
     def check_values(self) -> None:
         """Notes as a fault of the search if no trial had a value, so that there is no best one."""
-        trials = self.study.get_trials(deepcopy=False)
+        trials = self.counted()
         if trials and not any(trial.value is not None for trial in trials):
             self.faults.append(
                 f"hydra.sweeper.objective={self.objective}: was a number in none of the "
@@ -150,13 +150,36 @@ class SearchSweeper(Sweeper):
         self.keep_setting("objective", objective)
         self.keep_setting("direction", self.direction())
         self.keep_fixed(config)
-        n_trials = len(self.study.get_trials(deepcopy=False))
+        self.try_failed_again()
+        n_trials = len(self.counted())
         if not self.settings.objective and objective != "val/loss":
             print(f"objective {objective}: the tokenizers differ, and a loss is that of a token")
         if len(self.seeds) > 1:
             print(f"the value of a trial is the mean over {len(self.seeds)} seeds; none is pruned")
         if n_trials:
             print(f"the study has {n_trials} trials; n_trials={self.settings.n_trials} is for all")
+
+    def counted(self) -> list["optuna.trial.FrozenTrial"]:
+        """Returns the trials of the study, of those that were tried again only the last."""
+        trials = self.study.get_trials(deepcopy=False)
+        replaced = {trial.user_attrs.get("instead_of") for trial in trials}
+        return [trial for trial in trials if trial.number not in replaced]
+
+    def try_failed_again(self) -> None:
+        """Queues the values of trials that have failed once more, as a grid tries failed cells.
+
+        A trial that diverged or that cannot be run would do so again.
+        """
+        with files.lock(self.sweep_of.own / "study.lock", wait=math.inf):
+            failed = [
+                trial
+                for trial in self.counted()
+                if trial.user_attrs.get("status") == "failed" and "folder" in trial.user_attrs
+            ]
+            for trial in failed:
+                self.study.enqueue_trial(trial.params, user_attrs={"instead_of": trial.number})
+        if failed:
+            print(f"trials that failed and are tried again: {len(failed)}")
 
     def storage(self) -> str:
         """Returns the URL of the study's database."""
@@ -232,8 +255,7 @@ class SearchSweeper(Sweeper):
     def run_trials(self) -> None:
         """Runs trials with the launcher until this process can run no more of them."""
         if isinstance(self.launcher, LocalLauncher):
-            trials = self.study.get_trials(deepcopy=False)
-            n_ended = sum(trial.state.is_finished() for trial in trials)
+            n_ended = sum(trial.state.is_finished() for trial in self.counted())
             n_left = self.settings.n_trials - n_ended
             self.launcher.stream(self.next_cell, self.end_cell, n_left * max(1, len(self.seeds)))
         elif type(self.launcher).__name__ == "BasicLauncher":  # Hydra loads a copy of the class
@@ -314,11 +336,12 @@ class SearchSweeper(Sweeper):
                 self.study.sampler = study.sampler(self.settings, left.number)
                 trial = optuna.trial.Trial(self.study, left._trial_id)
             else:
-                count = len(self.study.get_trials(deepcopy=False))
-                if count >= self.settings.n_trials:
+                trials = self.counted()
+                queued = any(trial.state.name == "WAITING" for trial in trials)
+                if len(trials) >= self.settings.n_trials and not queued:
                     return None
-                self.study.sampler = study.sampler(self.settings, count)
-                trial = self.study.ask()
+                self.study.sampler = study.sampler(self.settings, len(trials))
+                trial = self.study.ask()  # the queued ones first
             trial.set_user_attr("by", self.search_id)
             values = [dimension.suggest(trial) for dimension in self.space.values()]
         note = json.dumps(self.about | {"trial": trial._trial_id}).replace("'", "\\'")

@@ -133,10 +133,10 @@ class Survey:
         n_jobs = 1
         if self.asked.launcher == "local":
             n_jobs = self.slots(self.asked.hydra["launcher"].get("n_jobs"))
-        table = self.planner.costs_table(list(self.cells.values()), n_jobs)
+        n_trials = None
         if self.asked.sweeper == "search":
             n_trials = self.asked.hydra["sweeper"]["n_trials"]
-            table.title = f"{self.sweep.folder}: {n_trials} trials between these ends"
+        table = self.planner.costs_table(list(self.cells.values()), n_jobs, n_trials)
         plain_console(WIDTH).print(table)
         self.tell_of_code(list({cell.hash: cell for cell in self.cells.values()}.values()))
 
