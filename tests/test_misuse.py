@@ -713,3 +713,18 @@ def test_a_logger_that_calls_sys_exit_is_left_out(here, train, capsys):
     assert (
         "the logger worse cannot be made, and is left out: RuntimeError: calls sys.exit()" in said
     )
+
+
+def test_a_number_that_is_not_finite_is_said_once(here, capsys):
+    code = """
+        @lmlab.register.evaluation("val/odd", "val/even")
+        def odd(model, data):
+            return {"val/odd": float("nan"), "val/even": float("inf")}
+    """
+    plugin(here, code)
+    cli.main(f"{LINE} plugin=own.py eval_interval=1 max_steps=3 name=odd".split())
+    err = capsys.readouterr().err
+    assert err.count("val/odd is nan, which history.jsonl keeps as null") == 1
+    assert err.count("val/even is inf") == 1
+    (run,) = (here / "outputs/odd").iterdir()
+    assert {*history(run, "val/odd").values()} == {None}

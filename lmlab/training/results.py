@@ -23,6 +23,7 @@ class Results:
         self.directory = directory
         self.boards = boards
         self.best = best
+        self.not_finite: set[str] = set()  # the numbers of which that was said
 
     def describe(self, keys: Mapping[str, Any]) -> None:
         """Shows the configuration and the origin of the run in TensorBoard."""
@@ -71,6 +72,7 @@ class Results:
         """
         numbers = evaluations.numbers_of(values)
         texts = evaluations.texts_of(values)
+        self.warn_of_infinite(numbers)
         self.directory.record(step=step, **numbers, **texts)
         self.show(values, step)
         as_best: dict[str, float] = {}
@@ -87,6 +89,13 @@ class Results:
             measured["train/loss"] = train_loss
         self.directory.say(line(step, measured, texts.get("sample", "")))
         return numbers
+
+    def warn_of_infinite(self, numbers: Mapping[str, float]) -> None:
+        """Says of each number, at the first time, that it is nan or infinite, and how it is kept."""
+        for name, value in numbers.items():
+            if not math.isfinite(value) and name not in self.not_finite:
+                self.not_finite.add(name)
+                self.directory.warn(f"{name} is {value}, which history.jsonl keeps as null")
 
     def end(self, status: str, keys: Mapping[str, Any], step: int) -> None:
         """Writes the hyper-parameters of a cell that has ended, and closes TensorBoard's file."""
