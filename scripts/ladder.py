@@ -5,10 +5,11 @@
 sweep  the folder of a sweep of the recipes experiment=ladder_… (outputs/sweeps/ladder)
 out    the picture, .png, .svg or .pdf (ladder.png)
 
-Draws validation loss against the number of parameters, and against the operations of training
-during the runs. Prints the table behind it: for each configuration the mean over its finished
-seeds, and the standard error. Where tokenizers differ, it draws bits per byte, a line for each
-kind of tokenizer.
+Draws validation loss against the number of parameters, of runs that read as little text as any of
+their kind; against the operations of training, during the runs; and, where runs of one size read
+different amounts of text, against the text read. Bars and bands reach from the best seed to the
+worst. Prints the table behind it: for each configuration the mean over its finished seeds, and the
+standard error. Where tokenizers differ, it draws bits per byte, a line for each kind of tokenizer.
 """
 
 from __future__ import annotations
@@ -57,19 +58,24 @@ def main(argv: list[str]) -> None:
             f"sweep={options.sweep}: has no finished run with a val/loss; the recipes "
             "experiment=ladder_… make such runs"
         )
-    figure = new_figure(width=10)
-    by_size, by_compute = figure.subplots(1, 2, sharey=True)
+    lengths = rungs.groupby(["kind", "n_params"])["tokens"].transform("nunique")
+    longer = rungs[lengths > 1]
+    figure = new_figure(width=10 if longer.empty else 14)
+    panels = figure.subplots(1, 2 if longer.empty else 3, sharey=True)
     unit = "bits per byte" if kind == "tokenizer" else "nats per character"
-    draw_sizes(by_size, rungs, f"validation loss, {unit}")
-    draw_compute(by_compute, rungs, runs, number)
-    for axes in (by_size, by_compute):
+    draw_sizes(panels[0], rungs, f"validation loss, {unit}")
+    draw_compute(panels[1], rungs, runs, number)
+    if not longer.empty:
+        draw_lengths(panels[2], rungs, longer)
+    for axes in panels:
         axes.grid(alpha=0.3)
     save_picture(figure, options.out)
-    print(f"| {kind} | parameters | {number} | seeds | seconds of training |")
-    print("|---|---|---|---|---|")
+    print(f"| {kind} | parameters | text read | {number} | seeds | seconds of training |")
+    print("|---|---|---|---|---|---|")
     for row in rungs.itertuples():
         loss = f"{row.loss:.3f} ± {row.se:.3f}"
-        print(f"| {row.kind} | {row.n_params:,} | {loss} | {row.n} | {row.seconds:.1f} |")
+        read = f"{row.tokens / 1e6:.1f} M"
+        print(f"| {row.kind} | {row.n_params:,} | {read} | {loss} | {row.n} | {row.seconds:.1f} |")
     print(f"\n{options.out}")
 
 
@@ -82,8 +88,10 @@ def kinds_of(rungs: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
 def draw_sizes(axes: Axes, rungs: pd.DataFrame, title: str) -> None:
     """Draws loss against the number of parameters, with a line for each kind."""
     for kind, color, rows in kinds_of(rungs):
-        sizes, losses, errors = rows["n_params"], rows["loss"], rows["se"]
-        axes.errorbar(sizes, losses, errors, color=color, marker="o", ms=5, label=kind)
+        rows = rows[rows["tokens"] == rows["tokens"].min()]
+        axes.errorbar(
+            rows["n_params"], rows["loss"], bars(rows), color=color, marker="o", ms=5, label=kind
+        )
     axes.set(
         xscale="log",
         xlabel="parameters (of n-grams: counts)",
@@ -98,12 +106,45 @@ def draw_compute(axes: Axes, rungs: pd.DataFrame, runs: pd.DataFrame, number: st
         if not rows["flops"].gt(0).all():  # counting multiplies nothing
             axes.axhline(rows["loss"].min(), color=color, ls="--", lw=1)
             continue
-        axes.errorbar(rows["flops"], rows["loss"], rows["se"], color=color, marker="o", ms=5, lw=0)
+        axes.errorbar(
+            rows["flops"],
+            rows["loss"],
+            bars(rows),
+            color=color,
+            marker="o",
+            ms=5,
+            lw=0,
+            elinewidth=1,
+        )
         for group in rows["group"]:
             operations, losses = curve(runs[runs["group"] == group], number)
             axes.plot(operations, losses, color=color, lw=1, alpha=0.7)
     axes.set(xscale="log", xlabel="floating-point operations of training")
     axes.set_ylim(rungs["loss"].min() - 0.1, max(2.75, rungs["loss"].max()))
+
+
+def draw_lengths(axes: Axes, rungs: pd.DataFrame, longer: pd.DataFrame) -> None:
+    """Draws loss against the text read, with a band from the best seed to the worst.
+
+    Kinds that read no text by steps, or one amount alone, are a line at their lowest loss.
+    """
+    for kind, color, rows in kinds_of(rungs):
+        rows = longer[longer["kind"] == kind].sort_values("tokens")
+        if rows.empty:
+            lowest = rungs.loc[rungs["kind"] == kind, "loss"].min()
+            axes.axhline(lowest, color=color, ls="--", lw=1)
+            continue
+        for _, of_size in rows.groupby("n_params"):
+            axes.plot(of_size["tokens"], of_size["loss"], color=color, marker="o", ms=5)
+            axes.fill_between(
+                of_size["tokens"], of_size["low"], of_size["high"], color=color, alpha=0.25, lw=0
+            )
+    axes.set(xscale="log", xlabel="tokens of training text read")
+
+
+def bars(rows: pd.DataFrame) -> list[pd.Series]:
+    """Returns how far the best and the worst seed of each row lie from the mean."""
+    return [rows["loss"] - rows["low"], rows["high"] - rows["loss"]]
 
 
 def summary(runs: pd.DataFrame, kind: str, number: str) -> pd.DataFrame:
@@ -115,7 +156,10 @@ def summary(runs: pd.DataFrame, kind: str, number: str) -> pd.DataFrame:
         kind=(kind, "first"),
         n_params=("n_params", "first"),
         flops=("flops", "first"),
+        tokens=("tokens", "first"),
         loss=(number, "mean"),
+        low=(number, "min"),
+        high=(number, "max"),
         se=(number, "sem"),
         n=("seed", "nunique"),
         seconds=("train_seconds", "mean"),

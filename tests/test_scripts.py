@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -406,3 +407,35 @@ def test_each_of_many_curves_has_a_color_and_a_name_below(run, run_script, n, na
     assert lines == named or (n <= 10 and lines == 2 * named)
     assert axes.get_position().height > 0.3
     assert (f"{n - named} of the runs are drawn without a name" in said.err) == (n > named)
+
+
+def test_the_ladder_has_a_panel_of_text_read_where_that_differs(here, monkeypatch, capsys):
+    command = script("ladder")
+    drawn = []
+    monkeypatch.setattr(command, "save_picture", lambda figure, _: drawn.append(figure))
+    rows = [
+        {"model": "gpt", "n_params": n, "tokens": tokens, "seed": seed, "val/loss": 2.0 + seed}
+        | {"flops": 0, "train_seconds": 1.0, "status": "finished", "group": f"{n} {tokens}"}
+        for n, tokens, seed in [
+            (10, 1e6, 0),
+            (20, 1e6, 0),
+            (20, 1e6, 1),
+            (20, 4e6, 0),
+            (20, 4e6, 1),
+        ]
+    ]
+    rows.append(rows[0] | {"model": "ngram", "val/loss": 1.5, "group": "ngram"})
+    table = pd.DataFrame(rows)
+    for runs, panels in ((table[table["tokens"] == 1e6], 2), (table, 3)):
+        monkeypatch.setattr("lmlab.sweeps.table.load_runs", lambda _, runs=runs: runs)
+        monkeypatch.setattr("lmlab.sweeps.table.objective", lambda _: "val/loss")
+        command.main([])
+        assert len(drawn[-1].axes) == panels
+    by_size, _, by_text = drawn[-1].axes
+    (line,) = [line for line in by_text.lines if line.get_marker() == "o"]
+    assert [*line.get_xdata()] == [1e6, 4e6] and [*line.get_ydata()] == [2.5, 2.5]
+    (counted,) = [line for line in by_text.lines if line.get_marker() != "o"]
+    assert {*counted.get_ydata()} == {1.5}
+    sizes = [bar[0].get_xdata() for bar in by_size.containers]
+    assert sorted(map(len, sizes)) == [1, 2]  # longer runs are no points there
+    assert "| gpt | 20 | 4.0 M | 2.500 ± 0.500 | 2 |" in capsys.readouterr().out
