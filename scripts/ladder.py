@@ -74,8 +74,8 @@ def main(argv: list[str]) -> None:
     print("|---|---|---|---|---|---|")
     for row in rungs.itertuples():
         loss = f"{row.loss:.3f} ± {row.se:.3f}"
-        read = f"{row.tokens / 1e6:.1f} M"
-        print(f"| {row.kind} | {row.n_params:,} | {read} | {loss} | {row.n} | {row.seconds:.1f} |")
+        about = f"{row.kind} | {row.n_params:,} | {row.tokens:,}"
+        print(f"| {about} | {loss} | {row.n} | {row.seconds:.1f} |")
     print(f"\n{options.out}")
 
 
