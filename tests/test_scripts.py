@@ -417,11 +417,11 @@ def test_the_ladder_has_a_panel_of_text_read_where_that_differs(here, monkeypatc
         {"model": "gpt", "n_params": n, "tokens": tokens, "seed": seed, "val/loss": 2.0 + seed}
         | {"flops": 0, "train_seconds": 1.0, "status": "finished", "group": f"{n} {tokens}"}
         for n, tokens, seed in [
-            (10, 1e6, 0),
-            (20, 1e6, 0),
-            (20, 1e6, 1),
-            (20, 4e6, 0),
-            (20, 4e6, 1),
+            (10, 10**6, 0),
+            (20, 10**6, 0),
+            (20, 10**6, 1),
+            (20, 4 * 10**6, 0),
+            (20, 4 * 10**6, 1),
         ]
     ]
     rows.append(rows[0] | {"model": "ngram", "val/loss": 1.5, "group": "ngram"})
