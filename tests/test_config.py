@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from lmlab.catalogue import CATALOGUE
 from lmlab.config.check import check_value, from_flat
 from lmlab.config.keys import CHOICES, RunConfig, SweepConfig, keys_of
-from lmlab.errors import UserError
+from lmlab.errors import UserError, printable
 
 ROWS = [row for rows in CATALOGUE.values() for row in rows.values()]
 PARTS = dict.fromkeys((RunConfig, *(row.config for row in ROWS)))
@@ -59,7 +59,7 @@ def test_no_other_key_is_taken(some_config, key):
     if not any(key in keys_of(part) for part in PARTS):
         with pytest.raises(UserError) as error:
             from_flat(values_of(some_config) | {key: 1}, some_config.choices)
-        assert str(error.value).startswith(f"{key}=1: there is no key")
+        assert str(error.value).startswith(printable(f"{key}=1: there is no key"))
 
 
 @pytest.mark.parametrize("key", keys_of(SweepConfig))
@@ -85,7 +85,7 @@ def test_a_value_is_kept_as_it_is_or_refused_by_name(part, value):
             assert check_value(key, value, hint) == value
         except UserError as error:
             typed = "null" if value is None else value
-            assert str(error).startswith(f"{key}={typed}: ")
+            assert str(error).startswith(printable(f"{key}={typed}: "))
         except TypeError:
             pytest.fail(f"{key}={value} is neither kept nor refused")
 

@@ -197,7 +197,7 @@ def test_samples_are_kept_as_they_were_printed(train, capsys):
     samples, printed = history(run, "sample"), capsys.readouterr().out
     assert sorted(samples) == sorted(history(run, "val/loss")) == [0, 2, 4]
     for step, sample in samples.items():
-        assert len(sample) == 60
+        assert len(sample) == evaluations.SAMPLED
         assert re.search(
             rf"^step +{step}  .*{re.escape(sample.replace(chr(10), '↵'))}$", printed, re.M
         )

@@ -90,38 +90,33 @@ def main(argv: list[str]) -> None:
         )
     figure = None if options.figure is None else drawn(runs, options)
     loss = tables.objective(runs)
+    out = Path(options.out or common_folder(folders))
+    obstacle = None
+    try:  # before anything is shown, which may be cut short
+        report.write(runs, out, ", ".join(Path(folder).name for folder in folders))
+    except UserError as error:  # but the table is shown in any case
+        obstacle = error
     if comparisons is None:
-        report.show(runs, options.record)
         keys, board = tables.varied(runs), tables.leaderboard(runs, options.record)
     else:
-        report.show_planned(runs, comparisons, options.best, loss)
         keys, board = planned.keys_of(comparisons), comparisons
-    write_report(runs, folders, options.out)
     if options.table is not None:
         write_table(board, keys, loss, options.table)
-        print(f"table         {options.table}")
     if figure is not None and options.figure is not None:
         save_picture(figure, options.figure, DOTS)
-        print(f"figure        {options.figure}")
-
-
-def write_report(runs: pd.DataFrame, folders: list[str], typed: str | None) -> None:
-    """Writes the report into the folder `typed`, or into that of the runs, and says where it is.
-
-    If the folder of the runs cannot be written, as that of somebody else, it says so. Raises
-    UserError.
-    """
-    from lmlab.sweeps import report
-
-    out = Path(typed or common_folder(folders))
-    try:
-        report.write(runs, out, ", ".join(Path(folder).name for folder in folders))
-    except UserError as error:
-        if typed is not None:
-            raise
-        print(f"warning: {error}; out= names another folder for the report", file=sys.stderr)
+    if comparisons is None:
+        report.show(runs, options.record)
     else:
+        report.show_planned(runs, comparisons, options.best, loss)
+    if obstacle is None:
         report.show_places(out)
+    elif options.out is not None:
+        raise obstacle
+    else:  # such as the folder of somebody else
+        print(f"warning: {obstacle}; out= names another folder for the report", file=sys.stderr)
+    for name in ("table", "figure"):
+        if getattr(options, name):
+            print(f"{name:<14}{getattr(options, name)}")
 
 
 def check_together(options: Options) -> None:
