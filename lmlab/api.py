@@ -23,6 +23,7 @@ import numpy as np
 from lmlab.commands import compare as compare_command
 from lmlab.commands import evaluate, plot, sample
 from lmlab.commands.continued import literal
+from lmlab.commands.door import check_working_folder
 from lmlab.commands.options import filled
 from lmlab.commands.own_choices import own_choices, typed_plugin
 from lmlab.commands.train import ONE_BY_ONE, Outcome, call
@@ -141,6 +142,7 @@ def load_runs(
 
 def folder_of(path: str | os.PathLike[str]) -> Path:
     """Returns the folder that is named, from the root on. Raises UserError if none is."""
+    check_working_folder()
     try:
         name = os.fspath(path)
     except TypeError:
@@ -152,6 +154,7 @@ def folder_of(path: str | os.PathLike[str]) -> Path:
 
 def called(arguments: list[str], verbose: bool) -> Outcome:
     """Returns the outcome of a command of train.py. Raises UserError or KeyboardInterrupt."""
+    check_working_folder()
     with ONE_BY_ONE, settings_kept(), ExitStack() as stack:
         if not verbose:
             stack.enter_context(hidden())
@@ -235,6 +238,7 @@ def using(plugin: str | None) -> Iterator[None]:
 
     One thread at a time is in such a context.
     """
+    check_working_folder()
     with ONE_BY_ONE, settings_kept():
         from lmlab.isolation import isolated
 
@@ -268,6 +272,7 @@ class Run:
     @property
     def config(self) -> dict[str, Any]:
         """The keys and values of the run, as they would be typed."""
+        check_working_folder()
         with ONE_BY_ONE, settings_kept(), own_choices(self.plugin):
             return read_config(self.path).flat()
 

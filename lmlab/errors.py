@@ -54,12 +54,31 @@ def about(key: str) -> Iterator[None]:
         raise
 
 
-class Refusal(SystemExit):
-    """The end of a command with exit status 2, after the line of error `why`."""
+class OwnCodeError(UserError):
+    """An error that a plug-in's own code raised, which is its cause.
 
-    def __init__(self, why: str) -> None:
+    Its text names the plug-in and the place. `frames` are the lines of its traceback in that code.
+    """
+
+    def __init__(self, why: str, frames: str = "") -> None:
+        super().__init__(why)
+        self.frames = frames
+
+    def show(self) -> None:
+        """Prints the plug-in's own part of the traceback to stderr."""
+        print(printable(self.frames), end="", file=sys.stderr)
+
+
+class Refusal(SystemExit):
+    """The end of a command with exit status 2, after the line of error `why`.
+
+    `cause` is the error of a plug-in that the line is about, if it is about one.
+    """
+
+    def __init__(self, why: str, cause: BaseException | None = None) -> None:
         super().__init__(2)
         self.why = why
+        self.cause = cause
 
 
 class Escape(BaseException):
@@ -81,7 +100,7 @@ def as_exceptions() -> Iterator[None]:
     try:
         yield
     except Refusal as refusal:
-        raise UserError(refusal.why) from None
+        raise UserError(refusal.why) from refusal.cause
     except Escape as escape:
         raise escape.error from None
     finally:
@@ -104,7 +123,8 @@ def one_line_errors() -> Iterator[None]:
     """Turns a UserError into one line on stderr and exit status 2.
 
     It does the same for an error of the system, such as a full disk, and if an optional package is
-    not installed. With HYDRA_FULL_ERROR=1 the traceback is shown.
+    not installed. Before the line about a plug-in's own code stand the frames of that code. With
+    HYDRA_FULL_ERROR=1 the whole traceback is shown.
     """
     try:
         yield
@@ -115,7 +135,10 @@ def one_line_errors() -> Iterator[None]:
     except (UserError, HydraException) as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        refuse(" ".join(str(error).split()))
+        if isinstance(error, OwnCodeError) and not CALLED.get():
+            error.show()
+        cause = error.__cause__ if isinstance(error, OwnCodeError) else None
+        refuse(" ".join(str(error).split()), cause)
     except BrokenPipeError:  # the reader of the output is gone; `run_command` handles it
         raise
     except OSError as error:
@@ -138,14 +161,14 @@ def system_error(error: OSError, place: object) -> str:
     return f"{name}: {error.strerror or error}"
 
 
-def refuse(why: str) -> NoReturn:
+def refuse(why: str, cause: BaseException | None = None) -> NoReturn:
     """Prints one line of error, unless a program has called the lab, and raises Refusal."""
     if len(why) > LONGEST:  # somebody has typed a whole file
         why = f"{why[: LONGEST // 2]} … {why[-LONGEST // 4 :]}"
     why = printable(without_secrets(why))
     if not CALLED.get():
         print(f"error: {why}", file=sys.stderr)
-    raise Refusal(why) from None
+    raise Refusal(why, cause) from None
 
 
 @contextmanager

@@ -23,7 +23,14 @@ from types import ModuleType
 from typing import Any
 
 from lmlab import files, register
-from lmlab.errors import UserError, nearest, printable, reason_of
+from lmlab.errors import (
+    OwnCodeError,
+    UserError,
+    is_out_of_memory,
+    nearest,
+    printable,
+    reason_of,
+)
 from lmlab.own_code import LIBRARY, is_own_file
 from lmlab.register import Addition
 
@@ -369,6 +376,49 @@ def exits_as_errors() -> Iterator[None]:
         if not is_exit_of_own_code(error):
             raise
         raise RuntimeError(exit_of(error)).with_traceback(error.__traceback__) from None
+
+
+@contextmanager
+def own_errors() -> Iterator[None]:
+    """A context in which an error of a person's own code is an OwnCodeError; so is a sys.exit(…).
+
+    An error of the lab itself stays as it is, and so does one of memory, which others explain.
+    """
+    try:
+        with exits_as_errors():
+            yield
+    except UserError:
+        raise
+    except Exception as error:
+        frames = own_frames(error)
+        if not frames or is_out_of_memory(error):
+            raise
+        lines = ["Traceback (most recent call last):\n", *traceback.format_list(frames)]
+        lines += traceback.format_exception_only(error)
+        where = f"{frames[0].name} failed at {Path(frames[-1].filename).name}:{frames[-1].lineno}"
+        why = f"{named_in(frames)}{where}: {reason_of(error)}"
+        raise OwnCodeError(why, "".join(lines)) from error
+
+
+def own_frames(error: BaseException) -> list[traceback.FrameSummary]:
+    """Returns the part of an error's traceback that lies in a person's own code, if any does.
+
+    Without a plug-in, that is the code of a program that has registered something itself.
+    """
+    known = [path for source in active_sources() for path, _ in source.files]
+    if not known and not register.unlisted():
+        return []
+    frames = traceback.extract_tb(error.__traceback__)
+    return [frame for frame in frames if frame.filename in known or is_own_file(frame.filename)]
+
+
+def named_in(frames: Iterable[traceback.FrameSummary]) -> str:
+    """Returns "plugin=name: " of the plug-in that some frames are of, or "" for a program's own."""
+    for frame in frames:
+        for source in active_sources():
+            if frame.filename in [path for path, _ in source.files]:
+                return f"plugin={source.typed}: "
+    return ""
 
 
 def show(error: Exception) -> None:

@@ -323,3 +323,29 @@ def test_the_names_are_listed_for_editors():
         assert all(getattr(lmlab, name) for name in dir(lmlab))
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         _ = lmlab.trian
+
+
+def test_a_working_folder_that_was_deleted_is_a_line_in_python_too(here, tmp_path_factory):
+    key = "the working folder was deleted; change to one that exists"
+    usual = {"model": "bigram", "data": "sentence", "max_steps": 1, "val_fraction": 0.2}
+    run = lmlab.train(**usual, device="cpu", threads=1, block_size=8, verbose=False)
+    gone = tmp_path_factory.mktemp("gone")
+    os.chdir(gone)
+    gone.rmdir()
+    calls = {
+        "train": lambda: lmlab.train(**usual),
+        "sweep": lambda: lmlab.sweep(**usual, seed=[0, 1]),
+        "load_run": lambda: lmlab.load_run("outputs"),
+        "load_runs": lambda: lmlab.load_runs("outputs"),
+        "compare": lambda: lmlab.compare("outputs"),
+        "resume": lambda: run.resume(max_steps=2),
+        "evaluate": run.evaluate,
+        "sample": run.sample,
+        "model": lambda: run.model,
+        "config": lambda: run.config,
+    }
+    for name, call in calls.items():
+        with pytest.raises(lmlab.UserError, match=key):
+            call()
+            pytest.fail(name)
+    assert run.status == "finished"  # which needs no working folder

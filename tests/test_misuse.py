@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from hydra.core.config_store import ConfigStore
 
 import lmlab
@@ -390,7 +391,7 @@ def test_the_end_of_an_iterator_is_no_end_of_the_text(here, capsys, text, key):
     line = f"{LINE} plugin={plugin(here, text)} {key}"
     with pytest.raises(SystemExit) as stop:
         cli.main(line.split())
-    assert stop.value.code == 1 and "StopIteration" in capsys.readouterr().err
+    assert stop.value.code in (1, 2) and "StopIteration" in capsys.readouterr().err
     assert metrics(next(here.glob("outputs/x/*")))["status"] == "failed"
 
 
@@ -670,7 +671,7 @@ def test_a_sys_exit_in_a_plugin_is_an_error_of_its_own_not_a_stop(here, train, c
     with pytest.raises(SystemExit) as stop:
         cli.main(run.split())
     said = capsys.readouterr()
-    assert stop.value.code == 1 and "to continue" not in said.out + said.err
+    assert stop.value.code == 2 and "to continue" not in said.out + said.err
     assert "own.py" in said.err and "RuntimeError: calls sys.exit(0)" in said.err
     folders = [*here.glob("outputs/x/*")]
     assert [metrics(folder)["status"] for folder in folders] == ["failed"] * (where != "first")
@@ -728,3 +729,110 @@ def test_a_number_that_is_not_finite_is_said_once(here, capsys):
     assert err.count("val/even is inf") == 1
     (run,) = (here / "outputs/odd").iterdir()
     assert {*history(run, "val/odd").values()} == {None}
+
+
+RAISING = """
+    import sys
+    import pytorch_lightning as pl
+    import torch
+
+    class KeysConfig:
+        where: str = "nowhere"
+        how: str = "error"
+
+    def act(how):
+        if how == "exit":
+            sys.exit(3)
+        if how == "file":
+            open("no/such/file")
+        return 1 / 0
+
+    class Own(pl.Callback):
+        def __init__(self, keys):
+            self.keys = keys
+        def __getattribute__(self, name):
+            if name != "keys" and name == self.keys.where:
+                return lambda *_, **__: act(self.keys.how)
+            return super().__getattribute__(name)
+
+    lmlab.register.callback("own", KeysConfig)(Own)
+
+    class TextConfig(lmlab.CorpusConfig):
+        breaks: bool = False
+
+    @lmlab.register.corpus("own", TextConfig)
+    def text(config):
+        yield "hello world " * 16
+        if config.breaks:
+            act("error")
+
+    class ModelKeys(lmlab.ModelConfig):
+        pass
+
+    @lmlab.register.model("own", ModelKeys)
+    class Model(lmlab.LanguageModel):
+        def __init__(self, config, vocab_size):
+            super().__init__(config)
+            self.table = torch.nn.Embedding(vocab_size, vocab_size)
+        def forward(self, idx):
+            if self.training and len(idx) > 1:
+                act("error")
+            return self.table(idx)
+"""
+HOOKS = ("state_dict", "on_train_batch_end", "on_train_end", "on_validation_end", "teardown")
+RAISED = {
+    **{f"where={hook}": "ZeroDivisionError: division by zero" for hook in HOOKS},
+    "where=on_train_start how=exit": "RuntimeError: calls sys.exit(3)",
+    "where=on_train_end how=exit": "RuntimeError: calls sys.exit(3)",
+    "where=on_train_end how=file": "FileNotFoundError: [Errno 2] No such file or directory",
+    "model=own": "ZeroDivisionError: division by zero",
+    "data=own breaks=true": "ZeroDivisionError: division by zero",
+}
+
+
+@pytest.mark.parametrize("typed", RAISED)
+def test_an_error_of_a_plugin_is_its_own_frames_and_a_line(here, capsys, typed):
+    plugin(here, RAISING)
+    keys = [key.partition("=")[0] for key in typed.split()]
+    usual = [text for text in LINE.split() if text.partition("=")[0] not in keys]
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*usual, *typed.split(), "plugin=own.py"])
+    first, *lines, said = capsys.readouterr().err.splitlines()
+    files = [line.split('"')[1] for line in lines if line.startswith("  File ")]
+    assert stop.value.code == 2 and first == "Traceback (most recent call last):"
+    assert files and set(files) == {str(here / "own.py")}
+    assert said.startswith("error: plugin=own.py: ") and " failed at own.py:" in said
+    assert RAISED[typed] in said and RAISED[typed] in lines[-1]
+    for folder in here.glob("outputs/x/*"):  # of a text that cannot be read there is none
+        assert metrics(folder)["status"] == "failed"
+        assert metrics(folder)["reason"].startswith(RAISED[typed])
+
+
+def test_a_cell_whose_plugin_fails_has_the_same_lines_in_its_log(here, capsys):
+    plugin(here, RAISING)
+    with pytest.raises(SystemExit):
+        cli.main(["-m", *LINE.split(), "plugin=own.py", "where=on_train_end", "seed=0"])
+    log = next((here / "outputs/sweeps/x/.sweep/logs").glob("*.log")).read_text()
+    assert log.count("  File ") == log.count('own.py"') == 2
+    assert log.splitlines()[-1].startswith("error: plugin=own.py: ")
+    cell = next((here / "outputs/sweeps/x").glob("*/metrics.json")).parent
+    assert metrics(cell)["reason"] == "ZeroDivisionError: division by zero"
+
+
+def test_in_python_an_error_of_a_plugin_is_the_cause(here, capsys):
+    plugin(here, RAISING)
+    keys = {key: yaml.safe_load(text) for key, text in (word.split("=") for word in LINE.split())}
+    with pytest.raises(UserError, match=r"^plugin=own\.py: .* failed at own\.py:") as raised:
+        lmlab.train(**keys, plugin="own.py", where="on_train_end", verbose=False)
+    assert isinstance(raised.value.__cause__, ZeroDivisionError)
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_fault_of_the_lab_keeps_its_whole_traceback(here, monkeypatch, capsys):
+    plugin(here, RAISING)
+    monkeypatch.setattr("lmlab.training.summary.introduction", lambda *_: 1 / 0)
+    monkeypatch.setattr("lmlab.plugins.is_own_file", lambda file: False)  # this one is none
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*LINE.split(), "plugin=own.py"])
+    said = capsys.readouterr().err
+    assert stop.value.code == 1 and "experiment.py" in said and "plugin=own.py: " not in said

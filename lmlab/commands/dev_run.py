@@ -8,9 +8,10 @@ from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
+from lmlab import plugins
 from lmlab.config.check import Config
 from lmlab.config.overrides import Asked, key_of
-from lmlab.errors import UserError, memory_errors, reason_of
+from lmlab.errors import OwnCodeError, UserError, memory_errors, reason_of
 from lmlab.notebook import hidden
 from lmlab.registry import importing
 from lmlab.runs.folder import read_metrics
@@ -36,10 +37,13 @@ def try_out(asked: Asked) -> list[str]:
         varied = [text for text in own if key_of(text) in asked.swept and key_of(text) != "seed"]
         label = " ".join(varied) or f"model={config.choices['model']}"
         try:
-            line = tried(config)
+            with plugins.own_errors():
+                line = tried(config)
         except Exception as error:  # whatever it is, the others are tried
             if len(distinct) == 1:
                 raise
+            if isinstance(error, OwnCodeError):
+                error.show()
             faults.append(f"{label}: {reason_of(error)}")
             print(f"error: {faults[-1]}", file=sys.stderr)
             continue

@@ -20,8 +20,8 @@ Command = Callable[[list[str]], object]
 def own_choices(plugin: str | None, config_dir: str | None = None) -> Iterator[None]:
     """A context in which the choices of the plug-ins exist that `plugin` names, and the installed.
 
-    So do the recipes, presets and files of groups in the folder `config_dir`. A sys.exit(…) in them
-    is an error like others. Raises UserError.
+    So do the recipes, presets and files of groups in the folder `config_dir`. An error in the code
+    of a plug-in names it. Raises UserError.
     """
     sources = plugins.sources(plugin)
     with ExitStack() as stack:
@@ -36,7 +36,7 @@ def own_choices(plugin: str | None, config_dir: str | None = None) -> Iterator[N
         if PRESENT:
             check_own_keys()
             check_own_values()
-        with plugins.exits_as_errors():
+        with plugins.own_errors():
             yield
 
 

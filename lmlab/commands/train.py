@@ -51,6 +51,7 @@ from lmlab.config.overrides import (
 from lmlab.config.sweep_files import Line, read_lines
 from lmlab.errors import (
     CALLED,
+    OwnCodeError,
     UserError,
     letting_out,
     memory_errors,
@@ -104,7 +105,7 @@ def call(argv: list[str]) -> Outcome:
     if not CONF.is_dir():
         refuse(f"{CONF}: is missing; this copy of the lab is not whole, install it again")
     args = flag_parser().parse_intermixed_args(argv)
-    with ONE_BY_ONE, variables_kept(), ExitStack() as stack:
+    with ONE_BY_ONE, variables_kept(), one_line_errors(), ExitStack() as stack:
         with one_line_errors():
             refuse_beside_pages(args, argv)
             for argument in args.overrides:
@@ -143,7 +144,7 @@ def obey(args: Namespace, argv: list[str], given: list[str]) -> Outcome:
     """
     command = without_secrets(f"{program('train')} {shlex.join(argv)}".strip())
     flags = [argument for argument in argv if argument not in args.overrides]
-    with one_line_errors():
+    with one_line_errors(), plugins.own_errors():
         refuse_hydras_files(args)
         typed = last_of_each([without_glob(argument) for argument in given])
         continued = resume_or_replay(typed, flags, command)
@@ -390,7 +391,7 @@ class Task:
         overrides = list(job.overrides.task)
         if job.mode == RunMode.MULTIRUN:
             return self.run_cell(overrides)
-        with letting_out(), one_line_errors():
+        with letting_out(), one_line_errors(), plugins.own_errors():
             config, _ = resolved(overrides, in_sweep=False)
             with importing():
                 from lmlab import machine
@@ -408,9 +409,12 @@ class Task:
         from lmlab.sweeps import cells, plan, study
 
         try:
-            config, _ = resolved(overrides)
-            cell = plan.identify(config, overrides, self.sweep)
+            with plugins.own_errors():
+                config, _ = resolved(overrides)
+                cell = plan.identify(config, overrides, self.sweep)
         except UserError as error:
+            if isinstance(error, OwnCodeError):
+                error.show()
             print(f"error: {printable(without_secrets(str(error)))}", file=sys.stderr)
             return None
         with study.watching(cell.trial) as watch:
@@ -423,7 +427,7 @@ def run_sweep(asked: Asked, sweep: Sweep, flags: list[str], overrides: list[str]
 
     Returns whether all cells have ended: finished, diverged or pruned; None if they were only shown.
     """
-    with one_line_errors():
+    with one_line_errors(), plugins.own_errors():
         for folder in (sweep.folder, sweep.own / "locks", sweep.own / "logs"):
             reason = files.obstacle(folder)
             if reason:
@@ -454,7 +458,7 @@ def run_sweep(asked: Asked, sweep: Sweep, flags: list[str], overrides: list[str]
         overrides = [text for text in hydras if key_of(text) != "hydra/sweeper"]
         overrides.append(f"hydra/sweeper={LISTED}")
     overrides = [*without_name(overrides), name, f"hydra.sweep.dir='{hydras_own}'"]
-    with stack, one_line_errors():
+    with stack, one_line_errors(), plugins.own_errors():
         with importing():  # while the server of processes imports
             from lmlab.sweeps import report
 

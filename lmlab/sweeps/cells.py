@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 import shutil
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -17,11 +18,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lmlab import files
+from lmlab import files, plugins
 from lmlab.config.check import Config
 from lmlab.config.keys import marked, neutral_values
 from lmlab.config.overrides import parse
-from lmlab.errors import UserError, reason_of
+from lmlab.errors import OwnCodeError, UserError, reason_of, without_secrets
 from lmlab.markers import ONCE, UNTOUCHING
 from lmlab.runs.code import LIBRARY, UNKNOWN, SameCode, code_of, code_sha256, own_code, short
 from lmlab.runs.folder import (
@@ -326,11 +327,21 @@ def run(cell: Cell, watch: Watch | None = None) -> str:
             raise Busy(path)
         for _ in range(1 + cell.retries):
             try:
-                return attempt(cell, path, watch)
+                with plugins.own_errors():
+                    return attempt(cell, path, watch)
             except Exception as error:
-                traceback.print_exc()
+                tell_error(error)
                 status = fail(cell, reason_of(error.__cause__ or error))
         return status
+
+
+def tell_error(error: Exception) -> None:
+    """Prints why a cell failed: of an error in a plug-in, the frames of that and a line."""
+    if not isinstance(error, OwnCodeError):
+        traceback.print_exception(error)
+        return
+    error.show()
+    print(f"error: {without_secrets(str(error))}", file=sys.stderr)
 
 
 def run_when_free(cell: Cell, watch: Watch | None = None) -> str:

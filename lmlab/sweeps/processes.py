@@ -172,7 +172,8 @@ def send_result(
     leave_terminal()
     end_with_launcher()
     try:
-        result = function(*arguments)
+        with plugins.own_errors():
+            result = function(*arguments)
     except (UserError, OSError) as error:
         result = error
     except Exception:

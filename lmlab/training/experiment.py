@@ -193,7 +193,10 @@ def resolved_on_this_machine(path: Path, config: Config) -> Config:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turns OSErrors, such as a full disk, into UserErrors. Files saved before are intact."""
+    """Turns OSErrors, such as a full disk, into UserErrors. Files saved before are intact.
+
+    Those of a plug-in's own code stay as they are, since they are about files of its own.
+    """
 
     def hook(thread: threading.ExceptHookArgs) -> None:
         """Prints no traceback for an OSError; TensorBoard raises it again at its next call."""
@@ -205,6 +208,8 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if plugins.own_frames(error):
+            raise
         raise UserError(system_error(error, path)) from None
     finally:
         threading.excepthook = hook_before
@@ -399,6 +404,8 @@ def make_steps(
         if isinstance(error, SystemExit | KeyboardInterrupt):  # Lightning makes Ctrl-C an exit(1)
             raise SystemExit(128 + (recorder.stop.number or signal.SIGINT)) from None
         if recorder.started or not resumed or isinstance(error, OSError | UserError):
+            raise
+        if plugins.own_frames(error):  # it is no fault of the checkpoint
             raise
         raise UserError(f"{last}: cannot be restored ({error!r})") from error
 
