@@ -19,7 +19,7 @@ from lmlab.commands import train as cli
 from lmlab.errors import UserError
 from lmlab.runs import checkpoints
 from lmlab.training.callbacks import SkipSpikes
-from tests.conftest import config, history, metrics, refused, weights
+from tests.conftest import config, content, history, metrics, refused, weights
 from tests.test_plugins import plugin
 
 LINE = (
@@ -223,6 +223,20 @@ def test_a_callback_of_ones_own_with_state_and_a_key(train, here, monkeypatch, c
     assert sorted(config(cell)["shift"] for cell in cells) == [0.001, 0.002]
     refused(capsys, lambda: train(f"{LINE} plugin={name} shift=x"), ["shift=x", "a number"])
     refused(capsys, lambda: train(f"{LINE} shift=1"), ["shift=1", "there is no key shift"])
+
+
+@pytest.mark.parametrize("fault", ["1 / 0", "raise SystemExit", "self.steps = state['none']"])
+def test_a_finished_run_stays_so_if_going_on_fails_before_a_step(train, here, capsys, fault):
+    name = plugin(here, STATEFUL.replace('self.steps = state["steps"]', fault))
+    run = train(f"{LINE} plugin={name} max_steps=4")
+    before = content(run)
+    with pytest.raises(SystemExit) as stop:
+        cli.main([f"resume={run}", "max_steps=8", f"plugin={name}"])
+    assert stop.value.code == 2 and "Traceback (most recent" not in capsys.readouterr().out
+    after = content(run)
+    for file in ("config.yaml", "metrics.json", "history.jsonl", "checkpoints/last.ckpt"):
+        assert after[Path(file)] == before[Path(file)]
+    assert metrics(run)["status"] == "finished"
 
 
 def test_a_state_that_no_checkpoint_could_give_back_is_refused_at_the_start(train, here, capsys):

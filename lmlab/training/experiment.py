@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 import pytorch_lightning as pl
 from lightning_fabric.plugins.environments import LightningEnvironment
 
-from lmlab import machine, plugins
+from lmlab import files, machine, plugins
 from lmlab.config.check import Config
 from lmlab.config.keys import switched_on
 from lmlab.data.batches import BatchModule
@@ -25,6 +25,8 @@ from lmlab.register import PRESENT
 from lmlab.runs import checkpoints
 from lmlab.runs.checkpoints import SealedCheckpointIO
 from lmlab.runs.folder import (
+    EVENTS,
+    LIMITS,
     RunDirectory,
     is_complete,
     read_config,
@@ -59,6 +61,7 @@ from lmlab.training.resumption import (
 )
 from lmlab.training.step import LanguageModule
 
+END_BYTES = 2**20  # of files, that a training may write after its last checkpoint
 SAMPLE = 300  # tokens of the sample at the end
 
 STOPPING = "stopping as soon as all is saved; once more stops at once"  # after the first signal
@@ -167,14 +170,49 @@ def resume(path: Path, config: Config, command: str, watch: Watch | None = None)
             parent = load_start(prepared.run.init_from)
             if parent:
                 inherit(prepared.model, parent)
-        directory.metrics = start["metrics"]
-        if config != read_config(path):
-            write_config(path, prepared.saved_config)
-        directory.rewind(start["history_bytes"], start.get("events"))
-        where = f" at step {step} of {config.run.max_steps}" if has_steps else ""
-        changes = note_resumption(directory, prepared.flat_config, provenance(command))
-        directory.say(f"{path}: continues{where}{changes}")
-        return train(directory, prepared, saved, over, watch)
+        with staying_finished(path, metrics, start["history_bytes"]):
+            directory.metrics = start["metrics"]
+            if config != read_config(path):
+                write_config(path, prepared.saved_config)
+            directory.rewind(start["history_bytes"], start.get("events"))
+            where = f" at step {step} of {config.run.max_steps}" if has_steps else ""
+            changes = note_resumption(directory, prepared.flat_config, provenance(command))
+            directory.say(f"{path}: continues{where}{changes}")
+            return train(directory, prepared, saved, over, watch)
+
+
+@contextmanager
+def staying_finished(path: Path, metrics: Mapping[str, Any], rewound: int) -> Iterator[None]:
+    """A context that leaves a finished run as it was if going on fails before anything is trained.
+
+    `rewound` is the length of history.jsonl at the checkpoint, from which the run goes on.
+    """
+    history = path / "history.jsonl"
+    noted = {
+        name: files.read(path / name, LIMITS[name]) for name in ("config.yaml", "metrics.json")
+    }
+    ends = {file: end_of(file) for file in (history, *path.glob(EVENTS))}
+    try:
+        yield
+    except Exception:
+        if metrics.get("status") == "finished" and history.stat().st_size <= rewound:
+            with suppress(UserError, OSError):  # on a full disk
+                for name, content in noted.items():
+                    files.write(path / name, content)
+                for file, (size, end) in ends.items():
+                    cut = size - file.stat().st_size
+                    if 0 < cut <= len(end):
+                        with open(file, "ab") as appended:
+                            appended.write(end[-cut:])
+        raise
+
+
+def end_of(file: Path) -> tuple[int, bytes]:
+    """Returns the size of a file, and its last bytes, which the end of a training has written."""
+    size = file.stat().st_size
+    with open(file, "rb") as opened:
+        opened.seek(max(0, size - END_BYTES))
+        return size, opened.read()
 
 
 def resolved_on_this_machine(path: Path, config: Config) -> Config:
