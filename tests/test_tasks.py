@@ -160,6 +160,19 @@ def test_accuracy_and_loss_are_those_of_a_model_that_is_known():
     assert numbers["accuracy_by_distance/2"] == 2 / 3
 
 
+def test_a_place_is_that_in_a_document_which_is_longer_than_a_window():
+    """Of two documents of 20 tokens the places 9 to 19 are scored; windows have 8."""
+    scored = np.tile(np.arange(20) >= 9, 2)
+    documents = Documents(np.array([0, 20]), scored)
+    numbers = answer_numbers(Oracle([1, 0], 0.7), np.tile([0, 1], 20), 8, "32-true", documents)
+    # place 16 to 19: of the alternating tokens all are right
+    assert {n for n in numbers if "by_place" in n} == {
+        *("accuracy_by_place/8", "accuracy_by_place/16"),
+        *("loss_by_place/8", "loss_by_place/16"),
+    }
+    assert numbers["accuracy_by_place/16"] == 1.0
+
+
 def documents_with_end(documents):
     return Documents(documents.starts, np.append(documents.scored, False))
 

@@ -21,20 +21,20 @@ def answer_numbers(
 ) -> dict[str, float]:
     """Returns the accuracy of a model at the scored tokens, and how it depends on their places.
 
-    Each is predicted from the tokens before it in its document. `accuracy_by_place/8` belongs to
-    places 8 to 15 of a document, counted from 1. `accuracy_by_distance/8` belongs to answers whose
-    question, the token before, stood last 8 to 15 tokens earlier.
+    Each is predicted from the tokens before it in its document, of a longer one from those in its
+    window. `accuracy_by_place/8` belongs to places 8 to 15 of a document; the first that can be
+    predicted has place 1. `accuracy_by_distance/8` belongs to answers whose question, the token
+    before, stood last 8 to 15 tokens earlier in what the model sees.
     """
     ids = torch.from_numpy(tokens.astype(np.int64))
     length = window_length(model, block_size, documents)
     found = []
     with evaluating(model):
-        for idx, targets, scored in scored_windows(ids, length, documents):
+        for idx, targets, scored, places in scored_windows(ids, length, documents):
             with autocast(model.device, precision):
                 logits = model(idx.to(model.device)).float().cpu()
             losses = -scores_of(logits.flatten(0, 1), targets.flatten(), model.gives_log_probs)
             right = logits.argmax(dim=-1) == targets
-            places = torch.arange(1, targets.shape[1] + 1).expand_as(targets)
             distances = torch.from_numpy(distances_of(idx.numpy()))
             columns = places, distances, right, losses.view_as(targets)
             found.append(torch.stack([column[scored].double() for column in columns]))
@@ -55,12 +55,18 @@ def window_length(model: LanguageModel, block_size: int, documents: Documents) -
 
 def scored_windows(
     ids: Tensor, block_size: int, documents: Documents
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yields windows of ids (N,) with their targets, and whether those are scored, (B, T) each."""
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Yields windows of ids (N,): ids, targets, whether those are scored, and their places.
+
+    All are (B, T). A place is counted from the beginning of the document, whose token has place 0.
+    """
     assert documents.scored is not None  # the caller has looked
     is_scored = torch.from_numpy(documents.scored)
-    for places in places_of_windows(documents, block_size, len(ids) - 1):
-        yield ids[places], ids[places + 1], is_scored[places + 1]
+    starts = torch.from_numpy(np.asarray(documents.starts, np.int64))
+    for first in places_of_windows(documents, block_size, len(ids) - 1):
+        target = first + 1
+        begin = starts[torch.searchsorted(starts, target, right=True) - 1]
+        yield ids[first], ids[target], is_scored[target], target - begin
 
 
 def distances_of(rows: Ints) -> Ints:
