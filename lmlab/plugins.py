@@ -382,7 +382,8 @@ def exits_as_errors() -> Iterator[None]:
 def own_errors() -> Iterator[None]:
     """A context in which an error of a person's own code is an OwnCodeError; so is a sys.exit(…).
 
-    An error of the lab itself stays as it is, and so does one of memory, which others explain.
+    An error of the lab itself stays as it is, and so does one of memory, which others explain. Code
+    that a program has registered itself is no plug-in: the program gets its own error.
     """
     try:
         with exits_as_errors():
@@ -391,7 +392,7 @@ def own_errors() -> Iterator[None]:
         raise
     except Exception as error:
         frames = own_frames(error)
-        if not frames or is_out_of_memory(error):
+        if not frames or not active_sources() or is_out_of_memory(error):
             raise
         lines = ["Traceback (most recent call last):\n", *traceback.format_list(frames)]
         lines += traceback.format_exception_only(error)

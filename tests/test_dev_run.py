@@ -81,7 +81,8 @@ def test_of_several_that_raise_each_is_a_line(here, capsys):
         cli.main(line.split())
     out, err = capsys.readouterr()
     assert stop.value.code == 1 and out.count("n_embd=") == 2
-    assert "error: n_embd=8: ZeroDivisionError" in err
+    assert "error: n_embd=8: plugin=lab.py: __init__ failed at lab.py:" in err
+    assert "ZeroDivisionError" in err
 
 
 def test_a_window_and_a_mark_fit_into_what_is_used(here, capsys):

@@ -86,6 +86,7 @@ PLAIN = {
     *("Exception", "IntervalSweep", "KeyboardInterrupt", "MemoryError", "OSError", "QuotedString"),
     "ModuleNotFoundError",
     *("ChoiceSweep", "Glob", "RangeSweep", "SystemExit", "UserError", "None"),
+    "OwnCodeError",
 }
 
 

@@ -138,7 +138,7 @@ def test_what_happens_to_one_cell_happens_to_no_other(here, sweep, capsys):
         "-m model=gpt_nano data=sentence val_fraction=0.2 device=cpu optimizer=sgd grad_clip=0 warmup_steps=0 "
         "eval_interval=1000 log_interval=5 max_steps=10,9000000 lr=0.1,1e39 seed=0,1 name=f "
     )
-    assert sweep(line + "hydra.launcher.time_limit=0.04 hydra.launcher.n_jobs=2") == 1
+    assert sweep(line + "hydra.launcher.time_limit=0.08 hydra.launcher.n_jobs=2") == 1
     killer.join()
     shown = " ".join(capsys.readouterr().out.split())
     found = load_runs("outputs/sweeps/f")
@@ -152,7 +152,7 @@ def test_what_happens_to_one_cell_happens_to_no_other(here, sweep, capsys):
         else:
             expected = (
                 "failed",
-                "killed by SIGKILL" if run["seed"] == 1 else "time limit of 0.04 minutes",
+                "killed by SIGKILL" if run["seed"] == 1 else "time limit of 0.08 minutes",
             )
         assert run["status"] == expected[0] and expected[1] in run["reason"], dict(run)
         assert expected[1] in shown
