@@ -43,6 +43,10 @@ class UserError(Exception):
     def __str__(self) -> str:
         return printable(super().__str__())
 
+    def show(self) -> None:
+        """Prints the line of error to stderr."""
+        print(f"error: {printable(without_secrets(str(self)))}", file=sys.stderr)
+
 
 @contextmanager
 def about(key: str) -> Iterator[None]:
@@ -64,9 +68,14 @@ class OwnCodeError(UserError):
         super().__init__(why)
         self.frames = frames
 
-    def show(self) -> None:
+    def show_frames(self) -> None:
         """Prints the plug-in's own part of the traceback to stderr."""
         print(printable(self.frames), end="", file=sys.stderr)
+
+    def show(self) -> None:
+        """Prints that part, and the line of error."""
+        self.show_frames()
+        super().show()
 
 
 class Refusal(SystemExit):
@@ -136,7 +145,7 @@ def one_line_errors() -> Iterator[None]:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         if isinstance(error, OwnCodeError) and not CALLED.get():
-            error.show()
+            error.show_frames()
         cause = error.__cause__ if isinstance(error, OwnCodeError) else None
         refuse(" ".join(str(error).split()), cause)
     except BrokenPipeError:  # the reader of the output is gone; `run_command` handles it

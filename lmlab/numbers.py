@@ -42,6 +42,11 @@ class Number:
     """Which of two numbers is the better one."""
 
 
+SHARE = Number(
+    in_end_table=True, in_leaderboard=True, in_report=True, is_objective=True, better="higher"
+)
+"""The row of what is better the more of it there is, such as the share of right answers."""
+
 # In the order of the leaderboard's columns.
 NUMBERS = {
     "val/loss": Number(
@@ -66,23 +71,12 @@ NUMBERS = {
     ),
     "train_seconds": Number(in_leaderboard=True),
     "tokens_per_second": Number(is_objective=True, better="higher"),
-    "val/context_gain": Number(
-        in_end_table=True,
-        in_leaderboard=True,
-        in_report=True,
-        is_objective=True,
-        better="higher",
-    ),
+    "val/context_gain": SHARE,
     "val/calibration_error": Number(
         in_end_table=True, in_leaderboard=True, in_report=True, is_objective=True
     ),
-    "val/minimal_pairs": Number(
-        in_end_table=True,
-        in_leaderboard=True,
-        in_report=True,
-        is_objective=True,
-        better="higher",
-    ),
+    "val/minimal_pairs": SHARE,
+    "val/answer_accuracy": SHARE,
     "sample/copied": Number(in_end_table=True, in_leaderboard=True, in_report=True),
     "sample/longest_copy": Number(in_end_table=True, in_leaderboard=True),
     "train/noise_scale": Number(in_end_table=True, in_leaderboard=True, in_report=True),

@@ -394,11 +394,15 @@ def own_errors() -> Iterator[None]:
         frames = own_frames(error)
         if not frames or not active_sources() or is_out_of_memory(error):
             raise
-        lines = ["Traceback (most recent call last):\n", *traceback.format_list(frames)]
-        lines += traceback.format_exception_only(error)
         where = f"{frames[0].name} failed at {Path(frames[-1].filename).name}:{frames[-1].lineno}"
         why = f"{named_in(frames)}{where}: {reason_of(error)}"
-        raise OwnCodeError(why, "".join(lines)) from error
+        raise OwnCodeError(why, traceback_of(error, frames)) from error
+
+
+def traceback_of(error: Exception, frames: list[traceback.FrameSummary]) -> str:
+    """Returns the traceback of an error with some of its frames alone."""
+    lines = ["Traceback (most recent call last):\n", *traceback.format_list(frames)]
+    return "".join([*lines, *traceback.format_exception_only(error)])
 
 
 def own_frames(error: BaseException) -> list[traceback.FrameSummary]:
@@ -428,9 +432,7 @@ def show(error: Exception) -> None:
     own = [frame for frame in frames if not Path(frame.filename).is_relative_to(LIBRARY)]
     while own and own[0].filename.startswith("<frozen importlib"):
         own = own[1:]
-    lines = ["Traceback (most recent call last):\n", *traceback.format_list(own)]
-    lines += traceback.format_exception_only(error)
-    print(printable("".join(lines)), end="", file=sys.stderr)
+    print(printable(traceback_of(error, own)), end="", file=sys.stderr)
 
 
 def show_once(title: str, error: Exception) -> None:

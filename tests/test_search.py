@@ -17,16 +17,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lmlab.catalogue import OWN_EVALUATIONS
 from lmlab.commands import train as cli
 from lmlab.config.overrides import ends, parse
 from lmlab.inference import evaluations
-from lmlab.numbers import METRIC, NUMBERS
+from lmlab.numbers import METRIC, NUMBERS, objectives
 from lmlab.sweeps import load_runs
 from lmlab.sweeps.search import Dimension
 from lmlab.sweeps.study import sampler, watching
 from lmlab.terminal import stop_at_once
 from lmlab.training import experiment
-from tests.conftest import history, metrics, refused
+from tests.conftest import ROOT, history, metrics, refused
 from tests.test_sweep import in_company, linux, lost, sweep  # noqa: F401
 
 LINE = (
@@ -429,3 +430,10 @@ def test_a_dry_run_of_a_search_says_what_all_trials_take(here, sweep, capfd):  #
         sizes[trials] = float(number) * {"k": 1e3, "M": 1e6, "G": 1e9}[unit]
     assert sizes[300] == pytest.approx(100 * sizes[3], rel=0.01)
     assert not (here / "outputs/sweeps/y/study.db").exists()
+
+
+def test_the_comment_of_the_objective_names_all_that_the_lab_has():
+    text = (ROOT / "conf/hydra/sweeper/search.yaml").read_text()
+    comment = re.search(r"^objective: null +# (.*?);", text, re.M)[1]
+    built_in = [name for name in objectives() if name not in OWN_EVALUATIONS]
+    assert comment.split(" | ") == built_in

@@ -96,12 +96,11 @@ def main(argv: list[str]) -> None:
         report.write(runs, out, ", ".join(Path(folder).name for folder in folders))
     except UserError as error:  # but the table is shown in any case
         obstacle = error
-    if comparisons is None:
-        keys, board = tables.varied(runs), tables.leaderboard(runs, options.record)
-    else:
-        keys, board = planned.keys_of(comparisons), comparisons
-    if options.table is not None:
-        write_table(board, keys, loss, options.table)
+    if options.table is not None and comparisons is None:
+        board = tables.leaderboard(runs, options.record)
+        write_table(board, tables.varied(runs), loss, options.table)
+    elif options.table is not None and comparisons is not None:
+        write_table(comparisons, planned.keys_of(comparisons), loss, options.table)
     if figure is not None and options.figure is not None:
         save_picture(figure, options.figure, DOTS)
     if comparisons is None:

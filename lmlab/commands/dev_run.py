@@ -43,7 +43,7 @@ def try_out(asked: Asked) -> list[str]:
             if len(distinct) == 1:
                 raise
             if isinstance(error, OwnCodeError):
-                error.show()
+                error.show_frames()
             faults.append(f"{label}: {reason_of(error)}")
             print(f"error: {faults[-1]}", file=sys.stderr)
             continue

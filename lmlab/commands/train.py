@@ -51,12 +51,10 @@ from lmlab.config.overrides import (
 from lmlab.config.sweep_files import Line, read_lines
 from lmlab.errors import (
     CALLED,
-    OwnCodeError,
     UserError,
     letting_out,
     memory_errors,
     one_line_errors,
-    printable,
     refuse,
     without_secrets,
 )
@@ -413,9 +411,7 @@ class Task:
                 config, _ = resolved(overrides)
                 cell = plan.identify(config, overrides, self.sweep)
         except UserError as error:
-            if isinstance(error, OwnCodeError):
-                error.show()
-            print(f"error: {printable(without_secrets(str(error)))}", file=sys.stderr)
+            error.show()
             return None
         with study.watching(cell.trial) as watch:
             cells.run_when_free(cell, watch)

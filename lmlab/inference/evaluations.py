@@ -330,17 +330,7 @@ def source_loss(subject: Subject) -> dict[str, float]:
     return {"val/loss_source": numbers["val/loss"]}
 
 
-@evaluation(
-    numbers={
-        "val/answer_accuracy": Number(
-            in_end_table=True,
-            in_leaderboard=True,
-            in_report=True,
-            is_objective=True,
-            better="higher",
-        )
-    }
-)
+@evaluation
 def answers(subject: Subject) -> dict[str, float]:
     """Returns val/answer_accuracy and its parts, if the text says which tokens are scored."""
     documents = subject.text.documents.get("val")

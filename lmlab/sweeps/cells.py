@@ -9,7 +9,6 @@ import hashlib
 import json
 import re
 import shutil
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +21,7 @@ from lmlab import files, plugins
 from lmlab.config.check import Config
 from lmlab.config.keys import marked, neutral_values
 from lmlab.config.overrides import parse
-from lmlab.errors import OwnCodeError, UserError, reason_of, without_secrets
+from lmlab.errors import OwnCodeError, UserError, reason_of
 from lmlab.markers import ONCE, UNTOUCHING
 from lmlab.runs.code import LIBRARY, UNKNOWN, SameCode, code_of, code_sha256, own_code, short
 from lmlab.runs.folder import (
@@ -330,18 +329,12 @@ def run(cell: Cell, watch: Watch | None = None) -> str:
                 with plugins.own_errors():
                     return attempt(cell, path, watch)
             except Exception as error:
-                tell_error(error)
+                if isinstance(error, OwnCodeError):
+                    error.show()
+                else:
+                    traceback.print_exception(error)
                 status = fail(cell, reason_of(error.__cause__ or error))
         return status
-
-
-def tell_error(error: Exception) -> None:
-    """Prints why a cell failed: of an error in a plug-in, the frames of that and a line."""
-    if not isinstance(error, OwnCodeError):
-        traceback.print_exception(error)
-        return
-    error.show()
-    print(f"error: {without_secrets(str(error))}", file=sys.stderr)
 
 
 def run_when_free(cell: Cell, watch: Watch | None = None) -> str:

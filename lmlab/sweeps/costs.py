@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -166,7 +166,7 @@ def table(cells: list[Cell], n_jobs: int, n_trials: int | None = None) -> Table:
     estimates = costs(cells)
     statuses = {cell.hash: cell.status() for cell in cells}
     left = [estimates[cell.hash] for cell in cells if not cell.is_done()]
-    takes = f"what is left takes about {expense(left, n_jobs)}"
+    takes = f"what is left takes about {expense(sum_of(left), n_jobs)}"
     by_group: dict[str, list[Cell]] = {}
     for cell in cells:
         by_group.setdefault(cell.group, []).append(cell)
@@ -178,8 +178,10 @@ def table(cells: list[Cell], n_jobs: int, n_trials: int | None = None) -> Table:
         total = "these ends"
         by_cost = sorted(estimates.values(), key=lambda cost: cost.seconds)
         n_cells = n_trials * len(cells) // len(by_group)
-        least = expense([by_cost[0]] * n_cells, n_jobs)
-        most = expense([by_cost[-1]] * n_cells, n_jobs)
+        least, most = (
+            expense(Cost(n_cells * cost.seconds, n_cells * cost.bytes), n_jobs)
+            for cost in (by_cost[0], by_cost[-1])
+        )
         takes = f"all trials take from {least} to {most}, less what is done or pruned"
     result = Table(
         title=f"{cells[0].sweep.folder}: {title}",
@@ -194,7 +196,7 @@ def table(cells: list[Cell], n_jobs: int, n_trials: int | None = None) -> Table:
         result.add_column(name, justify="right", overflow="fold")
     for members in by_group.values():
         first = members[0]
-        costs_of = [estimates[cell.hash] for cell in members]
+        cost = sum_of(estimates[cell.hash] for cell in members)
         label = without_seed(first.label) or first.config.choices["model"]
         result.add_row(
             label,
@@ -203,9 +205,10 @@ def table(cells: list[Cell], n_jobs: int, n_trials: int | None = None) -> Table:
             si(first.n_params),
             si(first.tokens),
             si(first.flops),
-            duration(sum(cost.seconds for cost in costs_of)),
-            f"{si(sum(cost.bytes for cost in costs_of))}B",
+            duration(cost.seconds),
+            f"{si(cost.bytes)}B",
         )
+    all_cells = sum_of(estimates.values())
     result.add_section()
     result.add_row(
         total,
@@ -214,16 +217,21 @@ def table(cells: list[Cell], n_jobs: int, n_trials: int | None = None) -> Table:
         "",
         si(sum(cell.tokens for cell in cells)),
         si(sum(cell.flops for cell in cells)),
-        duration(sum(cost.seconds for cost in estimates.values())),
-        f"{si(sum(cost.bytes for cost in estimates.values()))}B",
+        duration(all_cells.seconds),
+        f"{si(all_cells.bytes)}B",
     )
     return result
 
 
-def expense(costs: Sequence[Cost], n_jobs: int) -> str:
-    """Returns in words the time and the disk space of cells, of which `n_jobs` run at a time."""
-    seconds = sum(cost.seconds for cost in costs) / n_jobs
-    return f"{duration(seconds)} and {si(sum(cost.bytes for cost in costs))}B of disk"
+def sum_of(costs: Iterable[Cost]) -> Cost:
+    """Returns the cost of several cells together."""
+    costs = [*costs]
+    return Cost(sum(cost.seconds for cost in costs), sum(cost.bytes for cost in costs))
+
+
+def expense(cost: Cost, n_jobs: int) -> str:
+    """Returns in words the time and disk space of cells of which `n_jobs` run at a time."""
+    return f"{duration(cost.seconds / n_jobs)} and {si(cost.bytes)}B of disk"
 
 
 def counted(statuses: Iterable[str]) -> str:

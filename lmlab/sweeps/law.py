@@ -59,7 +59,7 @@ class Law:
         """
         product = flops / FLOPS
         total = self.alpha + self.beta
-        ratio = np.log(self.alpha * self.A) - np.log(self.beta * self.B)
+        ratio = np.log(self.alpha) + np.log(self.A) - np.log(self.beta) - np.log(self.B)
         with np.errstate(all="ignore"):
             N = float(np.exp((ratio + self.beta * np.log(product)) / total))
             D = float(np.exp((-ratio + self.alpha * np.log(product)) / total))

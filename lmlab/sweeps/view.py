@@ -71,7 +71,7 @@ class View:
         print(printable(text), file=sys.stderr)
 
     def ended(self, cell: Cell, status: str, how: str) -> None:
-        """Shows that a cell has ended. `how` says who made it if not this job: "already", …"""
+        """Shows that a cell has ended. `how` says so if it was not this job."""
         self.counts[status] += 1
         result = result_of(cell, status, how)
         self.recent.append((self.name(cell), result))
