@@ -11,10 +11,11 @@ import io
 import os
 import secrets
 import shlex
+import signal
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,8 +66,8 @@ def train(*typed: str, verbose: bool = True, **keys: Any) -> Run:
     arguments as they are typed, for names that Python does not have: "--config-dir=mine". With
     `verbose=False` nothing is shown. A run whose loss was not finite is returned as well: its
     `status` is "diverged"; with `fast_dev_run=True` there is no run, and None is returned. Raises
-    UserError, also if `replay=` finds other losses, and KeyboardInterrupt after Ctrl-C, when the run
-    is saved.
+    UserError, also if `replay=` finds other losses. When a signal has stopped the run, which is
+    saved, it raises KeyboardInterrupt after Ctrl-C, else SystemExit.
     """
     check_typed(typed)
     for key, value in keys.items():
@@ -77,7 +78,7 @@ def train(*typed: str, verbose: bool = True, **keys: Any) -> Run:
     outcome = called([*typed, *as_arguments(keys)], verbose)
     if outcome.path is None:
         return NOTHING
-    return Run(outcome.path.absolute(), plugins_of(typed, keys))
+    return Run(outcome.path, plugins_of(typed, keys))
 
 
 def sweep(*typed: str, verbose: bool = True, **keys: Any) -> Comparison:
@@ -86,7 +87,7 @@ def sweep(*typed: str, verbose: bool = True, **keys: Any) -> Comparison:
     Lists are the values that vary: `lmlab.sweep(model=["bigram", "gpt"], seed=[0, 1])`. `typed` are
     arguments as they are typed, such as "hydra/sweeper=search". A cell that failed is in the table
     with its reason. With `fast_dev_run=True` or `dry_run=True` there are no runs, and None is
-    returned. Raises UserError, and KeyboardInterrupt after Ctrl-C.
+    returned. Raises UserError, KeyboardInterrupt after Ctrl-C, and SystemExit after another signal.
     """
     check_typed(typed)
     launcher = [text for text in typed if text.startswith("hydra/launcher=")]
@@ -100,7 +101,7 @@ def sweep(*typed: str, verbose: bool = True, **keys: Any) -> Comparison:
     outcome = called(["-m", *typed, *as_arguments(keys)], verbose)
     if outcome.path is None:
         return NOTHING
-    return Comparison((outcome.path.absolute(),), plugins_of(typed, keys))
+    return Comparison((outcome.path,), plugins_of(typed, keys))
 
 
 def as_plugin(plugin: str | os.PathLike[str] | None) -> str | None:
@@ -153,8 +154,12 @@ def folder_of(path: str | os.PathLike[str]) -> Path:
 
 
 def called(arguments: list[str], verbose: bool) -> Outcome:
-    """Returns the outcome of a command of train.py. Raises UserError or KeyboardInterrupt."""
+    """Returns the outcome of a command of train.py, with a path from the root on.
+
+    Raises UserError; after Ctrl-C KeyboardInterrupt, and after another signal SystemExit.
+    """
     check_working_folder()
+    here = Path.cwd()
     with ONE_BY_ONE, settings_kept(), ExitStack() as stack:
         if not verbose:
             stack.enter_context(hidden())
@@ -164,12 +169,16 @@ def called(arguments: list[str], verbose: bool) -> Outcome:
             with as_exceptions():
                 outcome = call(arguments)
         except SystemExit as stop:
-            if stop.code in (128 + 2, 128 + 15, 128 + 1):
+            if stop.code == 128 + signal.SIGINT:
                 raise KeyboardInterrupt("stopped, and saved") from None
+            if stop.code in (128 + signal.SIGTERM, 128 + signal.SIGHUP):
+                raise
             raise RuntimeError(f"the command ended with exit status {stop.code}") from None
     if outcome.failure:
         raise UserError(outcome.failure)
-    return outcome
+    if outcome.path is None:
+        return outcome
+    return replace(outcome, path=here / outcome.path)
 
 
 @contextmanager

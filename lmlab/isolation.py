@@ -3,19 +3,17 @@
 The import of a plug-in is separated, too.
 """
 
-import os
 import random
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from lmlab.registry import variables_kept
+from lmlab.registry import folder_kept, variables_kept
 
 DEVICES = ("cpu", "cuda")  # those for which a program can switch mixed precision on
 
@@ -27,16 +25,16 @@ def left_as_before() -> Iterator[None]:
     These are torch's settings, gradients and device, the random numbers, the working folder and
     the arguments of the process.
     """
-    folder, arguments, values = Path.cwd(), sys.argv, [*sys.argv]
+    arguments, values = sys.argv, [*sys.argv]
     device = torch.get_default_device()
     with ExitStack() as stack:
         stack.callback(restore_settings, torch_settings())
         stack.callback(torch.set_grad_enabled, torch.is_grad_enabled())
         stack.enter_context(random_numbers_kept())
+        stack.enter_context(folder_kept())
         try:
             yield
         finally:
-            os.chdir(folder)
             sys.argv = arguments
             sys.argv[:] = values
             if torch.get_default_device() != device:
@@ -49,12 +47,14 @@ def isolated() -> Iterator[None]:
 
     A program can have changed them: the default type and device, gradients, mixed precision, the
     precision of matrix products. Afterwards these, the threads, the deterministic mode, the random
-    numbers, the filters of warnings and the environment's variables are as the program left them.
+    numbers, the filters of warnings, the environment's variables and the working folder are as the
+    program left them.
     """
     with ExitStack() as stack:
         stack.callback(restore_settings, torch_settings())
         stack.enter_context(random_numbers_kept())
         stack.enter_context(variables_kept())
+        stack.enter_context(folder_kept())
         stack.enter_context(warnings.catch_warnings())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())

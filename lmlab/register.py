@@ -316,14 +316,14 @@ def defaults_of(config: type, group: str, place: str) -> dict[str, Any]:
     return values
 
 
-def check_decorator(kind: str, name: Any, place: str) -> None:
-    """Raises UserError if a decorator was written without its name in parentheses."""
+def check_decorator(kind: str, name: Any, place: str, prefix: str = "") -> None:
+    """Raises UserError if a decorator was written without its name, with `prefix`, in parentheses."""
     if not isinstance(name, str):
         kind = "corpus" if kind == "data" else kind
         written = getattr(name, "__name__", repr(name))
         raise UserError(
             f"{place}: {kind} {written}: the name is missing; write "
-            f'@lmlab.register.{kind}("{written}")'
+            f'@lmlab.register.{kind}("{prefix}{written}")'
         )
 
 
@@ -421,7 +421,7 @@ def evaluation(
     """
     place = caller()
     for written in names:
-        check_decorator("evaluation", written, place)
+        check_decorator("evaluation", written, place, "val/")
     if better not in ("lower", "higher"):
         raise UserError(f"{place}: evaluation: better={better!r}: allowed are lower, higher")
 

@@ -11,7 +11,7 @@ import os
 import resource
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Any, TypeVar, cast
 
@@ -78,6 +78,23 @@ def variables_kept() -> Iterator[None]:
         for name in {*os.environ} - {*before}:
             del os.environ[name]
         os.environ.update(before)
+
+
+@contextmanager
+def folder_kept() -> Iterator[None]:
+    """A context after which the working folder is as before, unless it is deleted.
+
+    Other people's code may change it.
+    """
+    before = None
+    with suppress(FileNotFoundError):
+        before = os.getcwd()
+    try:
+        yield
+    finally:
+        if before is not None:
+            with suppress(FileNotFoundError):
+                os.chdir(before)
 
 
 def load(builder: str | Callable[..., Any]) -> Any:

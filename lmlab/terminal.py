@@ -156,6 +156,29 @@ def stop_at_once(number: int) -> None:
     raise SystemExit(128 + number)
 
 
+@contextmanager
+def ending_in_order() -> Iterator[None]:
+    """A context in which a signal that would kill this process is SystemExit, as Ctrl-C is its error.
+
+    So temporary folders are removed, and the processes of a sweep ended.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        stop_at_once(number)
+
+    deadly = []
+    if is_main_thread():  # only there Python allows it
+        for number in stopping_signals():
+            if signal.getsignal(number) == signal.SIG_DFL:
+                deadly.append(number)
+                signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in deadly:
+            signal.signal(number, signal.SIG_DFL)
+
+
 class LastingStream:
     """A text stream that goes on after its reader is gone; what is written then is dropped.
 

@@ -253,20 +253,25 @@ def test_an_error_of_ones_own_model_comes_out_as_it_is(here):
             addition.take_out()
 
 
-def test_ctrl_c_saves_and_is_a_keyboard_interrupt(here):
+@pytest.mark.parametrize(
+    ("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+)
+def test_a_signal_saves_and_is_an_exception_of_its_kind(here, number, raised):
     def interrupt():
         while not list(here.rglob("last.ckpt")):
             time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
 
-    handler = signal.getsignal(signal.SIGINT)
+    handler = signal.getsignal(number)
     thread = threading.Thread(target=interrupt)
     thread.start()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(raised) as stop:
         lmlab.train(**SMALL | {"max_steps": 10**6, "eval_interval": 10**5})
     thread.join()
+    if raised is SystemExit:
+        assert stop.value.code == 128 + number  # as a process that the signal has ended
     assert lmlab.load_run("outputs").status == "interrupted"
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert signal.getsignal(number) is handler
 
 
 def test_a_text_of_a_run_cannot_act_as_html(here):

@@ -1,4 +1,5 @@
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -236,22 +237,33 @@ def test_a_text_that_changes_while_it_is_read_is_refused(cache, later):
     assert set((cache / "tokens").iterdir()) == before
 
 
-def test_a_large_text_shows_on_a_terminal_how_far_it_is(monkeypatch):
-    class Terminal(StringIO):
+@pytest.mark.parametrize("is_terminal", [True, False])
+@pytest.mark.parametrize("is_slow", [True, False])
+def test_what_reads_a_text_for_more_than_a_second_says_so(monkeypatch, capfd, is_terminal, is_slow):
+    class Place(StringIO):
         def isatty(self):
-            return True
+            return is_terminal
 
-    for large, place in ((-1, Terminal()), (100, Terminal()), (-1, StringIO())):
-        monkeypatch.setattr(texts, "LARGE", large)
-        monkeypatch.setattr(sys, "stderr", place)
-        monkeypatch.setenv("TERM", "xterm")
-        text = Text(lambda: ["naïve"] * 10)
-        list(text.again())
-        shown = place.getvalue()
-        if large < 0 and place.isatty():
-            assert all(word in shown for word in ("reading", "tokenising", "60/60 bytes"))
-        else:
-            assert not shown
+    timers = []
+
+    def after_a_second(say):  # that is here after the first piece, or never
+        timers.append(say)
+        return nullcontext()
+
+    def slow():
+        yield "naïve"
+        if is_slow:
+            timers[-1]()
+        yield from ["naïve"] * 9
+
+    monkeypatch.setattr(texts, "after_a_second", after_a_second)
+    monkeypatch.setattr(sys, "stderr", Place())
+    monkeypatch.setenv("TERM", "xterm")
+    list(Text(slow, "path=a.txt").again())
+    shown = sys.stderr.getvalue() + capfd.readouterr().err
+    words = ("reading path=a.txt", "tokenising: path=a.txt")
+    assert all(word in shown for word in words) == is_slow
+    assert ("60/60 bytes" in shown) == (is_slow and is_terminal)
 
 
 TWICE = "two at once " * 20_000

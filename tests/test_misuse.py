@@ -13,6 +13,7 @@ from hydra.core.config_store import ConfigStore
 
 import lmlab
 from lmlab import plugins, register
+from lmlab.commands import evaluate
 from lmlab.commands import train as cli
 from lmlab.errors import UserError
 from lmlab.isolation import torch_settings
@@ -246,11 +247,6 @@ MISUSES = {
         "data=own",
         ["data=own", "same each time"],
     ),
-    "an error of the system": (
-        corpus("raise OSError('the disk')"),
-        "data=own",
-        ["data=own: ", "disk"],
-    ),
     "no optimizer": (optimizer("None"), "optimizer=own", ["own returns None"]),
     "a closure": (
         optimizer("torch.optim.LBFGS(weights.matrices + weights.others)"),
@@ -470,20 +466,25 @@ def test_a_plugin_that_ends_the_program_or_registers_nothing_is_refused(here, ca
     assert not (here / "outputs").exists()
 
 
-def test_a_text_that_ends_the_program_is_refused(here, capsys):
+@pytest.mark.parametrize("fault", ["sys.exit(0)", "open('gone.txt')", "len(1)", "{}['key']"])
+def test_an_error_in_a_text_names_the_plugin_whatever_its_kind(here, capsys, fault):
     name = plugin(
         here,
-        """
+        f"""
         import sys
 
         @lmlab.register.corpus("own")
         def own(config):
             yield "some text " * 100
-            sys.exit(0)
+            {fault}
         """,
     )
-    line = f"{LINE} plugin={name} data=own".replace("data=sentence", "")
-    refused(capsys, lambda: cli.main(line.split()), ["data=own: calls sys.exit(0)"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main(f"{LINE} plugin={name} data=own".replace("data=sentence", "").split())
+    *frames, line = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2 and frames[0].startswith("Traceback") and len(frames) < 6
+    assert line.startswith(f"error: plugin={name}: own failed at own.py:8: ")
+    assert not (here / "outputs").exists()
 
 
 @pytest.mark.parametrize("module", ["os", "sys", "math", "xml.dom", "lmlab", "lmlab.register"])
@@ -593,6 +594,68 @@ def test_what_a_plugin_does_when_imported_changes_nothing_else(here):
     with plugins.active(plugins.sources(plugin(here, LEAKING))):
         assert state() == before
     assert state() == before
+
+
+MOVING = """
+    import os
+
+    import torch
+    from pytorch_lightning import Callback
+
+    def move():
+        os.chdir("/")
+
+    @lmlab.register.corpus("moving")
+    def text(config):
+        move()
+        yield "some text " * 100
+        move()
+
+    @lmlab.register.model("mover", lmlab.ModelConfig)
+    class Mover(lmlab.LanguageModel):
+        def __init__(self, config, vocab_size):
+            super().__init__(config)
+            move()
+            self.embed = torch.nn.Embedding(vocab_size, vocab_size)
+
+        def forward(self, idx):
+            move()
+            return self.embed(idx)
+
+    @lmlab.register.evaluation("val/moves")
+    def moves(model, data):
+        move()
+        return {"val/moves": 1.0}
+
+    @lmlab.register.callback("moving")
+    class Moving(Callback):
+        def __init__(self):
+            move()
+
+        def on_train_batch_end(self, *_):
+            move()
+"""
+
+
+@pytest.mark.parametrize("typed", ["", "-m hydra/launcher=basic seed=0,1"])
+def test_code_that_changes_the_working_folder_moves_nothing(here, capsys, typed):
+    name = plugin(here, MOVING)
+    line = LINE.replace("bigram", "mover").replace("sentence", "moving")
+    cli.main(f"{line} plugin={name} {typed}".split())
+    assert Path.cwd() == here
+    runs = [config.parent for config in here.glob("outputs/**/config.yaml")]
+    assert len(runs) == 1 + ("-m" in typed)
+    for run in runs:
+        assert metrics(run)["status"] == "finished"
+        assert history(run, "val/moves") == {0: 1.0, 2: 1.0, 4: 1.0}
+        run = run.relative_to(here)
+        if not typed:
+            cli.main([f"resume={run}", "max_steps=6", f"plugin={name}"])
+            assert metrics(run)["step"] == 6
+        evaluate.main([f"run={run}", f"plugin={name}"])
+        assert (run / "evaluations.jsonl").exists()
+        assert Path.cwd() == here
+    assert "warning" not in capsys.readouterr().err
 
 
 IMPORTS = {

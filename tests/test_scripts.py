@@ -7,8 +7,10 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pandas as pd
@@ -235,6 +237,19 @@ def test_a_command_ends_with_the_status_of_what_stopped_it(capsys, raised, statu
         run_command(main)
     assert stop.value.code == status
     assert capsys.readouterr().err == "error: x=1: is wrong\n" * (status == 2)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_command_that_a_signal_ends_leaves_no_temporary_folder(tmp_path, number):
+    def main(argv):
+        with tempfile.TemporaryDirectory(dir=tmp_path):
+            os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as stop:
+        run_command(main)
+    assert stop.value.code == 128 + number and signal.getsignal(number) is before
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize(

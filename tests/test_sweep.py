@@ -499,6 +499,17 @@ def test_the_folder_for_hydras_notes_is_the_commands_own(here, sweep, monkeypatc
 
 
 @linux
+def test_a_server_of_processes_ends_with_its_command_also_while_it_imports(tmp_path):
+    """It has the command's stdout, so that `train.py | tee` would wait for it."""
+    (tmp_path / "slow.py").write_text("import time\ntime.sleep(600)\n")
+    code = "from lmlab.sweeps import processes; processes.start_server(['slow']); print('ended')"
+    variables = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == "ended\n" and not done.stderr
+
+
 def test_a_server_of_processes_without_memory_is_a_line_and_no_traceback(here):
     line = "-m model=bigram data=sentence val_fraction=0.2 device=cpu max_steps=2 seed=0 name=x"
     command = f"ulimit -v 500000; exec {sys.executable} {ROOT / 'train.py'} {line}"

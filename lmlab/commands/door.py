@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from lmlab.catalogue import CATALOGUE
 from lmlab.errors import UserError, one_line_errors
-from lmlab.terminal import LastingStream
+from lmlab.terminal import LastingStream, ending_in_order
 
 if TYPE_CHECKING:  # a type checker knows no Literal that is computed
     Device = str
@@ -30,7 +30,7 @@ def run_command(main: Callable[[list[str]], object]) -> None:
         if isinstance(stream, TextIOWrapper):  # a caller may have put another object there
             stream.reconfigure(errors="replace")
     try:
-        with one_line_errors():
+        with ending_in_order(), one_line_errors():
             check_working_folder()
             main(sys.argv[1:])
     except KeyboardInterrupt:

@@ -27,7 +27,7 @@ from lmlab.data.tokenizers import (
 )
 from lmlab.errors import UserError, reason_of
 from lmlab.register import is_own
-from lmlab.registry import load
+from lmlab.registry import folder_kept, load
 
 # The largest number of tokens that a part may have while something is only tried; None: any.
 LONGEST: ContextVar[int | None] = ContextVar("longest", default=None)
@@ -129,6 +129,7 @@ class Splits:
     Raises UnknownCharacters if the tokenizer lacks characters that may not be dropped.
     """
 
+    @folder_kept()
     def __init__(
         self,
         choice: str,
@@ -223,18 +224,14 @@ def pieces_of(choice: str, config: CorpusConfig) -> Iterator[str]:
         yield from corpus(config)
         return
     try:
-        for piece in corpus(config):
-            if not isinstance(piece, str):
-                raise UserError(
-                    f"data={choice}: must yield text in pieces, but yields {type(piece).__name__}"
-                )
-            yield piece
-    except SystemExit as error:
-        if not plugins.is_exit_of_own_code(error):
-            raise
-        raise UserError(f"data={choice}: {plugins.exit_of(error)}") from None
-    except (TypeError, OSError) as error:
-        plugins.show_once(f"data={choice}", error)
+        with plugins.own_errors():
+            for piece in corpus(config):
+                if not isinstance(piece, str):
+                    raise UserError(
+                        f"data={choice}: must yield text in pieces, but yields {type(piece).__name__}"
+                    )
+                yield piece
+    except (TypeError, OSError) as error:  # else they would be taken for the lab's, or of a disk
         raise UserError(f"data={choice}: {reason_of(error)}") from None
 
 

@@ -1,4 +1,4 @@
-"""A text of any size, which is read in pieces, with a progress bar if it takes long."""
+"""A text of any size, which is read in pieces, with a word or a progress bar if it takes long."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
@@ -7,10 +7,9 @@ from contextlib import contextmanager
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from lmlab.data.tokenizers import CharTokenizer
-from lmlab.errors import UserError
+from lmlab.errors import UserError, printable
 from lmlab.notebook import plain_console
-
-LARGE = 50_000_000  # bytes of text that take long enough for a progress bar
+from lmlab.terminal import after_a_second, tell
 
 
 class Text:
@@ -35,7 +34,7 @@ class Text:
 
     def first_reading(self) -> Iterator[str]:
         """Yields the pieces, and computes bytes, characters and checksum of the whole text."""
-        with progress_bar("reading") as update:
+        with progress_bar(f"reading {self.name}") as update:
             for piece in self.pieces():
                 content = piece.encode("utf-8", "surrogatepass")
                 self.digest.update(content)
@@ -52,7 +51,7 @@ class Text:
         """
         length = 0
         mark = 0
-        with progress_bar(title, self.size) as update:
+        with progress_bar(f"{title}: {self.name}", self.size) as update:
             for piece in self.pieces():
                 length += len(piece)
                 mark = hash((mark, piece))
@@ -68,26 +67,28 @@ class Text:
 def progress_bar(title: str, total: int | None = None) -> Iterator[Callable[[float], None]]:
     """Returns a context with a function that takes the number of bytes read so far.
 
-    On a terminal a progress bar shows this number, as soon as it is larger than `LARGE`.
+    If it takes longer than a second, a terminal shows this number, and other output the title.
     """
     console = plain_console(stderr=True)
     progress = Progress(
-        TextColumn(title),
+        TextColumn(printable(title), markup=False),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
         console=console,
         transient=True,
-        disable=not console.is_interactive,
     )
     task = progress.add_task("", total=total)
 
-    def update(done: float) -> None:
-        progress.update(task, completed=done)
-        if done > LARGE:
+    def show() -> None:
+        if console.is_interactive:
             progress.start()
+        else:
+            tell(f"{printable(title)} …")
 
     try:
-        yield update
+        with after_a_second(show):
+            yield lambda done: progress.update(task, completed=done)
     finally:
-        progress.stop()
+        if console.is_interactive:  # else it would print an empty line
+            progress.stop()

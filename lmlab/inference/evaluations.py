@@ -33,7 +33,7 @@ from lmlab.isolation import random_numbers_kept
 from lmlab.models.base import LanguageModel
 from lmlab.numbers import NUMBERS, Number
 from lmlab.register import is_own
-from lmlab.registry import load
+from lmlab.registry import folder_kept, load
 
 SAMPLED = 60  # tokens of the sample in an evaluation
 PICTURED = 32  # tokens that the pictures of attention show
@@ -180,7 +180,7 @@ def evaluate(subject: Subject, warn: Callable[[str], object]) -> dict[str, Value
         values |= found
     for title, own in OWN_EVALUATIONS.items():
         try:
-            with plugins.exits_as_errors(), untouched(subject.model) as changed:
+            with plugins.exits_as_errors(), folder_kept(), untouched(subject.model) as changed:
                 found = {name: plain(x) for name, x in dict(own(subject.model, subject)).items()}
             refused = {name: why for name, x in found.items() if (why := why_not(name, x, values))}
         except Exception as error:

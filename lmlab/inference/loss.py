@@ -20,6 +20,7 @@ from lmlab.data.tokenizers import Tokenizer
 from lmlab.errors import UserError
 from lmlab.machine import autocast
 from lmlab.models.base import LanguageModel
+from lmlab.registry import folder_kept
 from lmlab.runs import checkpoints
 from lmlab.runs.folder import read_metrics, text_sha256, to_json
 
@@ -29,6 +30,7 @@ TOKENS_AT_ONCE = 4096  # fixed, since the rounding of a matrix product depends o
 
 
 @torch.inference_mode()
+@folder_kept()
 def log_probs(
     model: LanguageModel,
     tokens: np.ndarray,

@@ -26,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lmlab.catalogue import MODELS, builder_of
 from lmlab.errors import UserError
 from lmlab.models.hugging_face import Foreign
+from lmlab.registry import folder_kept
 
 
 class Cache(Protocol):
@@ -298,6 +299,7 @@ def is_dense(tensor: Tensor) -> bool:
     return tensor.permute(order).is_contiguous()
 
 
+@folder_kept()
 def build_model(config: Any, vocab_size: int) -> LanguageModel:
     """Returns an untrained model for a vocabulary of `vocab_size` tokens.
 

@@ -68,7 +68,8 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         if not (path / "history.jsonl").exists():
             raise UserError(f"{path / 'history.jsonl'}: is missing")
-        self.path = path
+        self.typed = path  # as messages have it
+        self.path = path.absolute()  # a person's own code may change the working folder
         self.opened = ExitStack()
         try:
             # A status check of another process holds the lock for a moment only.
@@ -135,7 +136,7 @@ class RunDirectory:
         """Raises UserError if history.jsonl is shorter than it was at the checkpoint."""
         if history_bytes > os.fstat(self.history.fileno()).st_size:
             raise UserError(
-                f"{self.path / 'history.jsonl'}: is shorter than when the checkpoint was made"
+                f"{self.typed / 'history.jsonl'}: is shorter than when the checkpoint was made"
             )
 
     def say(self, text: str) -> None:
@@ -167,7 +168,7 @@ class RunDirectory:
     def update(self, **values: Any) -> None:
         """Merges `values` into metrics.json. Raises UserError if it cannot be written."""
         if not self.path.is_dir():
-            raise UserError(f"{self.path}: the folder of the run was moved or deleted meanwhile")
+            raise UserError(f"{self.typed}: the folder of the run was moved or deleted meanwhile")
         self.metrics |= values
         files.write(self.path / "metrics.json", to_json(self.metrics, indent=2).encode())
 

@@ -13,6 +13,7 @@ from lmlab.data.batches import check_length, resolved_align, with_align
 from lmlab.data.splits import Splits
 from lmlab.errors import UserError
 from lmlab.models.base import build_model
+from lmlab.registry import folder_kept
 from lmlab.runs import checkpoints
 from lmlab.sweeps import cells
 from lmlab.sweeps.cells import Cell, Sweep
@@ -53,6 +54,7 @@ def source_key(config: Config) -> tuple[object, ...]:
     return config.choices["data"], config.data, tokenizer, cut, run.init_from, run.unknown
 
 
+@folder_kept()
 def identify(config: Config, overrides: list[str], sweep: Sweep, elsewhere: bool = False) -> Cell:
     """Returns the cell of a composed configuration.
 

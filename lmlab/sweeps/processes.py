@@ -4,6 +4,7 @@ A process runs one cell, or answers one question that needs torch. The launcher'
 imports torch.
 """
 
+import atexit
 import multiprocessing
 import os
 import pickle
@@ -14,7 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from multiprocessing import connection, parent_process, util
 from pathlib import Path
@@ -62,7 +63,21 @@ def start_server(preload: list[str]) -> Any:
     with without_main():
         forkserver.ensure_running()
     os.environ["PYTHONSAFEPATH"] = safe_path
+    atexit.register(end_server)
     return context
+
+
+def end_server() -> None:
+    """Ends the server at once, when this process ends.
+
+    By itself it would first import all libraries, and keep a pipe open until then.
+    """
+    from multiprocessing import forkserver
+
+    number = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]  # nothing tells it
+    if number is not None:
+        with suppress(ProcessLookupError):
+            os.kill(number, signal.SIGTERM)
 
 
 @contextmanager

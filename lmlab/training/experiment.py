@@ -22,6 +22,7 @@ from lmlab.inference.evaluations import Subject
 from lmlab.inference.references import references
 from lmlab.isolation import isolated
 from lmlab.register import PRESENT
+from lmlab.registry import folder_kept
 from lmlab.runs import checkpoints
 from lmlab.runs.checkpoints import SealedCheckpointIO
 from lmlab.runs.folder import (
@@ -107,12 +108,13 @@ def run(
             RunDirectory.create(path, prepared.saved_config, prepared.text.tokenizer, facts, source)
         ) as directory,
     ):
-        directory.say(summary.introduction(prepared, directory.path))
+        directory.say(summary.introduction(prepared, directory.typed))
         if prepared.warning:
             directory.warn(prepared.warning)
-        return train(directory, prepared, watch=watch), directory.path
+        return train(directory, prepared, watch=watch), directory.typed
 
 
+@folder_kept()
 def first_facts(prepared: Prepared, command: str) -> dict[str, Any]:
     """Returns the entries of metrics.json before the first step of a run."""
     return {
@@ -170,7 +172,7 @@ def resume(path: Path, config: Config, command: str, watch: Watch | None = None)
             parent = load_start(prepared.run.init_from)
             if parent:
                 inherit(prepared.model, parent)
-        with staying_finished(path, metrics, start["history_bytes"]):
+        with staying_finished(directory.path, metrics, start["history_bytes"]):
             directory.metrics = start["metrics"]
             if config != read_config(path):
                 write_config(path, prepared.saved_config)
@@ -363,7 +365,7 @@ def say_results(
     unit = subject.tokenizer.unit
     directory.say(summary.results(directory.metrics, ending.status, sample, unit))
     directory.say(
-        summary.whereabouts(directory.path, directory.metrics.get("config/out", "outputs"))
+        summary.whereabouts(directory.typed, directory.metrics.get("config/out", "outputs"))
     )
 
 
@@ -415,7 +417,7 @@ def noting_failures(directory: RunDirectory) -> Iterator[None]:
 
 def resume_command(directory: RunDirectory) -> str:
     """Returns the command that resumes the run."""
-    return command_of("train", resume=directory.path)
+    return command_of("train", resume=directory.typed)
 
 
 def make_steps(

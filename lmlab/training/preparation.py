@@ -17,6 +17,7 @@ from lmlab.errors import UserError
 from lmlab.inference.evaluations import Source, untouched
 from lmlab.models.base import LanguageModel, build_model
 from lmlab.register import is_own
+from lmlab.registry import folder_kept
 from lmlab.runs import checkpoints
 from lmlab.runs.folder import RunDirectory, read_config, text_sha256
 from lmlab.training.companions import callbacks
@@ -34,6 +35,7 @@ class Prepared:
     if the text is too short.
     """
 
+    @folder_kept()
     def __init__(
         self, config: Config, tokenizer: Tokenizer | None = None, sha256: str | None = None
     ) -> None:
