@@ -4,6 +4,8 @@ For programs, notebooks and plug-ins it has the names below. Each is imported wh
 used, so `import lmlab` takes no time.
 """
 
+import lmlab.snapshot  # noqa: F401, I001  # before any other file of the lab is imported
+
 import importlib
 import os
 import warnings

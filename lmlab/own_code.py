@@ -20,7 +20,8 @@ from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
-LIBRARY = Path(__file__).parent  # the folder lmlab/ that this process has imported
+from lmlab.snapshot import LAB, LIBRARY
+
 INSTALLED = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
 INSTALLED.append(site.getusersitepackages())
 PLAIN = bool | int | float | complex | str | bytes | None
@@ -28,11 +29,11 @@ PLAIN = bool | int | float | complex | str | bytes | None
 
 @functools.cache
 def sha256_of(*names: str) -> str:
-    """Returns a hash of files of the library, as they were at the first call.
+    """Returns a hash of files of the library, as this process runs them.
 
     It is part of the name of what is kept in the cache, so that other code computes it anew.
     """
-    content = b"".join((LIBRARY / name).read_bytes() for name in names)
+    content = b"".join(LAB.files[str(LIBRARY / name)] for name in names)
     return hashlib.sha256(content).hexdigest()
 
 

@@ -12,6 +12,7 @@ from lmlab.commands import train as cli
 from lmlab.errors import UserError
 from lmlab.runs import code
 from lmlab.runs.code import SameCode, code_of
+from lmlab.snapshot import Snapshot
 from tests.conftest import ROOT, metrics, script
 
 LINE = (
@@ -39,14 +40,13 @@ def board(folder):
         return {row.get("code", ""): row["seeds"] for row in csv.DictReader(file)}
 
 
-def test_the_hash_is_that_of_all_files_and_of_nothing_else(tmp_path, monkeypatch):
+def test_the_hash_is_that_of_all_files_and_of_nothing_else(tmp_path):
     def hash_of(folder):
-        monkeypatch.setattr(code, "LIBRARY", folder)
-        return code.lab_sha256.__wrapped__()
+        return code.hash_of_files(Snapshot("lmlab", folder).files, folder)
 
     copy = shutil.copytree(ROOT / "lmlab", tmp_path / "lmlab")
     original = hash_of(copy)
-    assert original == hash_of(ROOT / "lmlab")
+    assert original == hash_of(ROOT / "lmlab") == code.lab_sha256()
     (copy / "notes.txt").write_text("no code")
     assert hash_of(copy) == original
     seen = {original}
@@ -55,6 +55,36 @@ def test_the_hash_is_that_of_all_files_and_of_nothing_else(tmp_path, monkeypatch
         seen.add(hash_of(copy))
     path.rename(path.with_name("other.py"))
     assert len(seen | {hash_of(copy)}) == 7
+
+
+EDITED = """
+import importlib, sys
+from lmlab.runs.code import lab_sha256  # the hash is asked for before or after the edit
+import lmlab.files
+before = lab_sha256() if {asked_before} else None
+path = sys.argv[1] + "/lmlab/cores.py"
+assert "lmlab.cores" not in sys.modules
+with open(path, "a") as file:
+    file.write("EDITED = True\\n")
+import lmlab.cores
+assert not hasattr(lmlab.cores, "EDITED")
+assert before in (None, lab_sha256())
+was = lab_sha256()
+importlib.reload(lmlab.cores)
+assert lmlab.cores.EDITED and lab_sha256() != was
+print(was)
+"""
+
+
+@pytest.mark.parametrize("asked_before", [True, False])
+def test_a_file_that_is_edited_later_runs_as_it_was_when_it_was_hashed(tmp_path, asked_before):
+    """Unless it is reloaded: then the hash is that of the new code."""
+    shutil.copytree(ROOT / "lmlab", tmp_path / "lmlab")
+    script = EDITED.format(asked_before=asked_before)
+    done = subprocess.run(
+        [sys.executable, "-c", script, tmp_path], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == code.lab_sha256(), done.stderr
 
 
 def test_what_is_run_again_after_an_edit_is_another_row(here, run_by, capsys):

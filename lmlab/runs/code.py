@@ -6,6 +6,7 @@ It also knows which hashes a person calls equal.
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 from lmlab import files, plugins
 from lmlab.errors import UserError
-from lmlab.own_code import LIBRARY
+from lmlab.snapshot import LAB, LIBRARY
 
 LIMIT = 2**20  # bytes of same_code.jsonl
 UNKNOWN = "unknown"  # the code of runs made before version 0.2, which did not write it down
@@ -30,11 +31,19 @@ def code_sha256() -> str:
 
 @cache
 def lab_sha256() -> str:
-    """Returns a hash of all Python files of the lab, as they were at the first call."""
+    """Returns a hash of all Python files of the lab, as this process runs them."""
+    return hash_of_files(LAB.files, LIBRARY)
+
+
+LAB.on_change.append(lab_sha256.cache_clear)
+
+
+def hash_of_files(contents: Mapping[str, bytes], folder: Path) -> str:
+    """Returns a hash of files by their paths, which are below a folder."""
     digest = hashlib.sha256()
-    for path in sorted(LIBRARY.rglob("*.py")):
-        content = path.read_bytes()
-        digest.update(f"{path.relative_to(LIBRARY).as_posix()} {len(content)}\n".encode())
+    for path in sorted(map(Path, contents)):
+        content = contents[str(path)]
+        digest.update(f"{path.relative_to(folder).as_posix()} {len(content)}\n".encode())
         digest.update(content)
     return digest.hexdigest()
 

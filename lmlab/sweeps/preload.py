@@ -12,7 +12,6 @@ import sys  # noqa: E402
 
 from lmlab.errors import UserError  # noqa: E402
 from lmlab.registry import importing  # noqa: E402
-from lmlab.runs.code import lab_sha256  # noqa: E402
 
 MODULES = (
     "lmlab.training.experiment",
@@ -28,7 +27,6 @@ try:
 
         for module in MODULES:
             importlib.import_module(module)
-        lab_sha256()  # of the files as they are now; they may change while the sweep runs
         Image.preinit()  # PIL imports its formats one by one, when they are first needed
 except UserError as error:  # the launcher then says that there is no server
     print(f"error: {error}", file=sys.stderr, flush=True)
