@@ -58,11 +58,22 @@ NAMES = {
 def __getattr__(name: str) -> Any:
     """Returns one of the public names. Raises AttributeError."""
     if name == "register":
-        return importlib.import_module("lmlab.register")
+        return imported("lmlab.register")
     if name in NAMES:
-        with warnings.catch_warnings():  # libraries add filters when they are imported
-            return getattr(importlib.import_module(NAMES[name]), name)
+        return getattr(imported(NAMES[name]), name)
     raise AttributeError(f"module 'lmlab' has no attribute {name!r}")
+
+
+def imported(module: str) -> Any:
+    """Returns a module. Libraries add filters of warnings and draw random numbers when imported."""
+    import random
+
+    state = random.getstate()
+    try:
+        with warnings.catch_warnings():
+            return importlib.import_module(module)
+    finally:
+        random.setstate(state)
 
 
 def __dir__() -> list[str]:

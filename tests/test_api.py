@@ -282,11 +282,13 @@ def test_a_text_of_a_run_cannot_act_as_html(here):
 
 
 STATE = """
-import logging, os, signal, sys, warnings
+import logging, multiprocessing, os, random, signal, sys, warnings
 def state():
+    chance = random.getstate(), multiprocessing.get_start_method(allow_none=True)
     handlers = [signal.getsignal(n) for n in (1, 2, 15)]
     root = logging.getLogger()
-    return list(warnings.filters), dict(os.environ), handlers, list(sys.argv), root.handlers, root.level
+    arguments = list(sys.argv), root.handlers, root.level
+    return list(warnings.filters), dict(os.environ), handlers, *arguments, *chance
 before = state()
 """
 SAME_STATE = """

@@ -20,6 +20,8 @@ from tests.conftest import NANO, ROOT, config, metrics, refused
 
 WRONG = {
     # a key that the chosen model, optimizer or text doesn't take
+    "min_lr=1e-400": ["min_lr=1e-400: 1e-400 is too small"],
+    "lr=1e-3,.5E-500": [".5E-500 is too small"],
     "lr=1 1e-3": ["1e-3: needs the form key=value, without blanks"],
     "model=bigram n_layer=4": ["n_layer=4", "model=bigram", "block_size", "|gpt|"],
     "model=bigram +n_layer=4": ["n_layer=4", "model=bigram", "block_size"],

@@ -174,7 +174,9 @@ def check_nodes(node: yaml.Node | None, shown: str, group: str) -> None:
             check_defaults(value_node, shown, group)
         elif not isinstance(value_node, yaml.ScalarNode):
             raise UserError(f"{place}: needs a plain value, not a list or keys below it")
-        elif value_node.tag in NUMBERS and not re.fullmatch(NUMBER, value_node.value):
+        elif value_node.tag in NUMBERS and (
+            not re.fullmatch(NUMBER, value_node.value) or vanishing(value_node.value)
+        ):
             raise UserError(
                 f"{place}={value_node.value}: YAML reads this as {number_of(value_node)}; write that"
             )
@@ -212,6 +214,14 @@ def check_defaults(node: yaml.Node, shown: str, group: str) -> None:
                 f"{place}: {first}: must be above _self_, or it would overwrite this file"
             )
         seen.add(first)
+
+
+def vanishing(text: str) -> str | None:
+    """Returns a number in a text that is so small that it is read as 0, such as 1e-400, or None."""
+    for number in re.findall(r"(?<![\w.])[-+]?(?:\d+\.?\d*|\.\d+)[eE]-\d+(?![\w.])", text):
+        if re.search("[1-9]", re.split("[eE]", number)[0]) and float(number) == 0:
+            return str(number)
+    return None
 
 
 def number_of(node: yaml.Node) -> Any:

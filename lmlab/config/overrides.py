@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lmlab.config.check import Config, NotTaken, build, check_key, check_value, from_flat
-from lmlab.config.conf_files import ADDED, CONF, names_in
+from lmlab.config.conf_files import ADDED, CONF, names_in, vanishing
 from lmlab.config.keys import (
     CHOICES,
     SETTINGS,
@@ -464,7 +464,7 @@ def parse(text: str) -> Override:
 def parsed(text: str) -> Override:
     """Returns an argument as one of Hydra's overrides. Raises UserError."""
     try:
-        return OverridesParser.create().parse_override(text)
+        override = OverridesParser.create().parse_override(text)
     except (HydraException, ValueError):  # Python reads no number of over 4,300 digits
         pair = re.fullmatch(r"([a-zA-Z_]\w*)\s*[:=]?\s*(\S*)", text)
         if pair and "=" not in text.strip(" ="):
@@ -477,6 +477,12 @@ def parsed(text: str) -> Override:
             f"{text}: needs the form key=value; a value with spaces, commas, quotes or braces is "
             f"quoted twice: {text.partition('=')[0]}=\"'…'\""
         ) from None
+    tiny = vanishing(text)
+    if tiny:
+        raise UserError(
+            f"{text}: {tiny} is too small for a computer's numbers; write 0 if you mean 0"
+        )
+    return override
 
 
 def typed_value(key: str, value: Any) -> str:

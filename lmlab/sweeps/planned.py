@@ -56,6 +56,10 @@ def keys_in(option: str, text: str | None, board: pd.DataFrame) -> list[str]:
     columns = [*board.columns[1 : board.columns.get_loc("n")], *SIZES]
     known = [name for name in columns if name in board and tables.distinct(board[name]) > 1]
     for n, name in enumerate(names):
+        if name == "seed":
+            raise UserError(
+                f"{option}={text}: seeds are what is averaged; allowed are {', '.join(known)}"
+            )
         if name not in known:
             raise UserError(
                 f"{option}={text}: the runs do not differ in {name or 'a key without a name'}"
@@ -260,7 +264,8 @@ def footnote_of(plan: pd.DataFrame, loss: str, best: str | None) -> str:
     sentences = [f"{loss} at the end: mean over n seeds, ± its standard error."]
     n = int(plan["p"].notna().sum())
     if n:
-        sentences += explained(WELCH in set(plan["test"]), f"these {n} comparisons alone")
+        these = "this comparison alone" if n == 1 else f"these {n} comparisons alone"
+        sentences += explained(WELCH in set(plan["test"]), these)
     if best is not None:
         sentences.append(
             f"Each row is the best of up to {plan['of'].max()} in {best}, by these same losses, "

@@ -85,14 +85,17 @@ def without_main() -> Iterator[None]:
     """A context in which multiprocessing does not see the program that calls the lab.
 
     Otherwise each process would run that program once more: all of it, if it is a script that is
-    not protected by `if __name__ == "__main__"`.
+    not protected by `if __name__ == "__main__"`. The program may still choose how its own processes
+    start, which multiprocessing would choose now.
     """
     main = sys.modules["__main__"]
+    method = multiprocessing.get_start_method(allow_none=True)
     sys.modules["__main__"] = ModuleType("__main__")
     try:
         yield
     finally:
         sys.modules["__main__"] = main
+        multiprocessing.set_start_method(method, force=True)
 
 
 def share_library() -> None:

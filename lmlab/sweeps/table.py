@@ -34,6 +34,7 @@ from lmlab.sweeps.claims import (
 from lmlab.sweeps.labels import common_parts, without
 
 BITS = "val/bits_per_byte"
+LARGEST = 1e100  # number, whose square can still be added up
 
 RECORDS = ("config.yaml", "metrics.json")  # a folder with one of them is that of a run
 
@@ -129,12 +130,18 @@ def load_run(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def check_types(path: Path, metrics: dict[str, Any]) -> None:
-    """Raises UserError if a number or text that the table needs has the wrong type."""
+    """Raises UserError if a number or text that the table needs has the wrong type or size."""
     numbers = (*numbers_where("in_leaderboard"), *REFERENCES, *SIZES)
     types = dict.fromkeys(numbers, int | float | None) | dict.fromkeys(TEXTS, str | None)
     for name, kinds in types.items():
-        if not isinstance(metrics.get(name), kinds):
-            raise UserError(f"{path / 'metrics.json'}: {name}={metrics[name]} has the wrong type")
+        value = metrics.get(name)
+        if not isinstance(value, kinds):
+            raise UserError(f"{path / 'metrics.json'}: {name}={value} has the wrong type")
+        if isinstance(value, int | float) and abs(value) > LARGEST:
+            raise UserError(
+                f"{path / 'metrics.json'}: {name}={value}: is too large to be averaged; allowed are "
+                f"numbers up to {LARGEST:g}"
+            )
 
 
 def reason(metrics: dict[str, Any]) -> str:

@@ -86,6 +86,8 @@ def needed(row: Mapping[str, Any], prefix: str = "") -> str:
     if p is None or math.isnan(p) or tells(row, prefix):
         return ""
     seeds = row[f"{prefix}seeds_needed"]
+    if row[f"{prefix}difference"] == 0:
+        return "–"  # as none would
     if seeds is None:
         return f"> {MOST_SEEDS}"
     return str(seeds)
