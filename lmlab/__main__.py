@@ -1,10 +1,10 @@
-"""The command `lmlab` of an installed lab: lmlab train …, lmlab sample …; also python -m lmlab."""
+"""The command `lmlab` of an installed lab: lmlab train …, lmlab sample …; also python -m lmlab.
+
+It imports everything else inside `main`, where Ctrl-C is no traceback.
+"""
 
 import importlib
 from collections.abc import Callable
-
-import lmlab
-from lmlab.errors import UserError, nearest
 
 VERBS = {
     "train": "trains a model, or runs a sweep of many",
@@ -33,13 +33,16 @@ def main() -> None:
 
 def obey(argv: list[str]) -> None:
     """Calls what the first argument names, with the other arguments. Raises UserError."""
+    from lmlab import __version__
+    from lmlab.errors import UserError, nearest
+
     verb, arguments = (argv or ["--help"])[0], argv[1:]
     if verb in ("-h", "--help", "--version") and arguments:
         raise UserError(f"lmlab {verb} {arguments[0]}: allowed is lmlab {verb} alone")
     if verb in ("-h", "--help"):
         print(help_page())
     elif verb == "--version":
-        print(lmlab.__version__)
+        print(__version__)
     elif verb in ("-sc", "--shell-completion"):
         from lmlab.commands import completion
 

@@ -8,6 +8,7 @@ imported because of a file that the lab reads.
 import builtins
 import hashlib
 import importlib
+import signal
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
@@ -350,37 +351,54 @@ def hint(error: Exception, source: Source) -> str:
 
 
 def is_exit_of_own_code(error: BaseException, *importing: Source) -> bool:
-    """Returns whether an error is a sys.exit(…) in a person's own code: of no signal, nor the lab's.
+    """Returns whether a person's own code raised what would end the program, such as sys.exit(…).
 
-    That is also the code of plug-ins that are being imported.
+    It is not the lab's, nor that of a signal. Own code is also that of plug-ins that are being
+    imported.
     """
+    if isinstance(error, Exception | GeneratorExit):
+        return False
+    if isinstance(error, KeyboardInterrupt) and is_handled_by_python(signal.SIGINT):
+        return False
     places = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
-    if not isinstance(error, SystemExit) or Path(places[-1]).is_relative_to(LIBRARY):
+    if Path(places[-1]).is_relative_to(LIBRARY):
         return False
     known = [path for one in (*importing, *active_sources()) for path, _ in one.files]
     return any(is_own_file(place) or place in known for place in places)
 
 
+def is_handled_by_python(number: signal.Signals) -> bool:
+    """Returns whether this signal raises Python's own KeyboardInterrupt, wherever it comes."""
+    return signal.getsignal(number) is signal.default_int_handler
+
+
 def exit_of(error: BaseException) -> str:
-    """Returns the call that ended somebody's own code, in words."""
-    code = getattr(error, "code", None)
+    """Returns what would end the program, in words: a call, or an error that is no Exception."""
+    if not isinstance(error, SystemExit):
+        return f"raises {reason_of(error)}".rstrip(": ")
+    code = error.code
     return f"calls sys.exit({'' if code is None else repr(code)})"
 
 
 @contextmanager
 def exits_as_errors() -> Iterator[None]:
-    """A context in which a sys.exit(…) in a person's own code is an error like any other of it."""
+    """A context in which a sys.exit(…) in a person's own code is an error like any other of it.
+
+    So is an error of its own that is no Exception.
+    """
     try:
         yield
-    except SystemExit as error:
+    except BaseException as error:
         if not is_exit_of_own_code(error):
             raise
         raise RuntimeError(exit_of(error)).with_traceback(error.__traceback__) from None
 
 
 @contextmanager
-def own_errors() -> Iterator[None]:
+def own_errors(about: str = "") -> Iterator[None]:
     """A context in which an error of a person's own code is an OwnCodeError; so is a sys.exit(…).
+
+    Its text begins with what it is `about`, if that is given.
 
     An error of the lab itself stays as it is, and so does one of memory, which others explain. Code
     that a program has registered itself is no plug-in: the program gets its own error.
@@ -396,6 +414,8 @@ def own_errors() -> Iterator[None]:
             raise
         where = f"{frames[0].name} failed at {Path(frames[-1].filename).name}:{frames[-1].lineno}"
         why = f"{named_in(frames)}{where}: {reason_of(error)}"
+        if about:
+            why = f"{about}: {why}"
         raise OwnCodeError(why, traceback_of(error, frames)) from error
 
 

@@ -150,6 +150,7 @@ def test_what_a_folder_holds_and_is_not_read_is_named_once(tmp_path, capfd):
         (b"", "empty"),
         (b"\xef\xbb\xbf", "empty"),
         (b"caf\xe9 and more", "byte 3 is not UTF-8"),
+        ("plain ASCII text, at first sight".encode("utf-16-le"), "as in UTF-16; convert the file"),
         (None, "no file there"),
     ],
 )

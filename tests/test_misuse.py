@@ -704,8 +704,12 @@ ENDING = """
     import sys
     import torch
 
+    class Stop(BaseException):
+        pass
+
     class KeysConfig(lmlab.ModelConfig):
         where: str = "step"
+        how: str = "exit"
 
     @lmlab.register.model("own", KeysConfig)
     class Own(lmlab.LanguageModel):
@@ -716,7 +720,9 @@ ENDING = """
         def forward(self, idx):
             place = {"step": self.training and len(idx) > 1, "first": True}
             if place.get(self.config.where):
-                sys.exit(0)
+                if self.config.how == "exit":
+                    sys.exit(0)
+                raise Stop("it") if self.config.how == "stop" else KeyboardInterrupt
             return self.table(idx)
 
     @lmlab.register.evaluation("val/own")
@@ -727,15 +733,24 @@ ENDING = """
 """
 
 
-@pytest.mark.parametrize("where", ["first", "step"])
-def test_a_sys_exit_in_a_plugin_is_an_error_of_its_own_not_a_stop(here, train, capsys, where):
-    line = f"{LINE.replace('model=bigram', 'model=own')} plugin={plugin(here, ENDING)}"
+ENDINGS = [
+    ("first", "exit", "calls sys.exit(0)"),
+    ("first", "stop", "raises Stop: it"),
+    ("step", "exit", "calls sys.exit(0)"),
+    ("step", "stop", "raises Stop: it"),
+    ("step", "interrupt", "raises KeyboardInterrupt"),  # while the lab handles signals itself
+]
+
+
+@pytest.mark.parametrize(("where", "how", "why"), ENDINGS)
+def test_what_would_end_the_program_is_an_error_of_the_plugin(here, capsys, where, how, why):
+    line = f"{LINE.replace('model=bigram', 'model=own')} plugin={plugin(here, ENDING)} how={how}"
     run = f"{line} where={where}"
     with pytest.raises(SystemExit) as stop:
         cli.main(run.split())
     said = capsys.readouterr()
     assert stop.value.code == 2 and "to continue" not in said.out + said.err
-    assert "own.py" in said.err and "RuntimeError: calls sys.exit(0)" in said.err
+    assert "own.py" in said.err and said.err.endswith(f"RuntimeError: {why}\n")
     folders = [*here.glob("outputs/x/*")]
     assert [metrics(folder)["status"] for folder in folders] == ["failed"] * (where != "first")
     if where == "first":  # no cell can be planned
@@ -752,6 +767,48 @@ def test_an_evaluation_that_calls_sys_exit_is_left_out(here, train, capsys):
     assert "the evaluation own failed and is left out: RuntimeError: calls sys.exit(0)" in (
         " ".join("".join(capsys.readouterr()).split())
     )
+
+
+FAILING = """
+    calls = []
+
+    @lmlab.register.evaluation("val/own")
+    def own(model, data):
+        calls.append(model)
+        if len(calls) % 3 == 0:  # the last of the three of each run
+            raise ZeroDivisionError("boom")
+        return {"val/own": 1.0}
+"""
+
+
+def test_an_evaluation_that_fails_leaves_no_earlier_number_and_is_told_of_below_a_table(
+    here, train, capsys
+):
+    line = f"{LINE} plugin={plugin(here, FAILING)} -m seed=0,1 hydra/launcher=basic"
+    runs = train(line)
+    for run in runs:
+        assert history(run, "val/own") == {0: 1.0, 2: 1.0}
+        assert metrics(run)["val/own"] is None and metrics(run)["best/val/own"] is None
+        assert metrics(run)["warnings"] == (
+            "the evaluation own failed and is left out: ZeroDivisionError: boom"
+        )
+    sentence = f"2 of 2 runs warned: {metrics(run)['warnings']}."
+    assert sentence in " ".join(capsys.readouterr().out.split())
+    for page in ("leaderboard.md", "report.html"):
+        assert sentence in (run.parent / page).read_text(encoding="utf-8")
+
+
+def test_a_search_says_which_trials_have_no_value_and_the_best_of_the_others(here, capsys):
+    search = "hydra/sweeper=search hydra.sweeper.objective=val/own hydra.sweeper.n_trials=3"
+    name = plugin(here, FAILING.replace("% 3 == 0", "> 6"))  # the third trial
+    line = f"{LINE} plugin={name} -m {search} hydra/launcher=basic"
+    cli.main([*line.split(), "lr=tag(log,interval(1e-3,1e-1))"])
+    said = capsys.readouterr().out
+    (best,) = [
+        line for line in said.splitlines() if line.startswith("best val/own: 1.0000, of lr=")
+    ]
+    assert "sorted by another number" in best
+    assert "\n1 of 3 trials finished without val/own" in said
 
 
 def test_a_logger_that_calls_sys_exit_is_left_out(here, train, capsys):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 FLOORS = (  # the lowest first; rooms of one floor do not import each other
-    ("cores", "errors", "markers", "notebook", "terminal"),
+    ("cores", "errors", "markers", "notebook", "snapshot", "terminal"),
     ("registry", "own_code"),
     ("catalogue", "files", "isolation", "numbers"),
     ("register",),
@@ -86,7 +86,7 @@ PLAIN = {
     *("Exception", "IntervalSweep", "KeyboardInterrupt", "MemoryError", "OSError", "QuotedString"),
     "ModuleNotFoundError",
     *("ChoiceSweep", "Glob", "RangeSweep", "SystemExit", "UserError", "None"),
-    "OwnCodeError",
+    *("GeneratorExit", "OwnCodeError"),
 }
 
 

@@ -510,6 +510,11 @@ def test_a_server_of_processes_ends_with_its_command_also_while_it_imports(tmp_p
     assert done.stdout == "ended\n" and not done.stderr
 
 
+def test_a_process_that_ends_without_an_answer_is_a_line(here):
+    with pytest.raises(UserError, match="ended with exit status 3; code of a plug-in may have"):
+        processes.call(os._exit, 3)
+
+
 def test_a_server_of_processes_without_memory_is_a_line_and_no_traceback(here):
     line = "-m model=bigram data=sentence val_fraction=0.2 device=cpu max_steps=2 seed=0 name=x"
     command = f"ulimit -v 500000; exec {sys.executable} {ROOT / 'train.py'} {line}"

@@ -366,6 +366,7 @@ class Task:
         self.path: Path | None = None  # the folder of a single run
         self.status: str | None = None  # of a single run, when it has ended
         self.faults: list[str] = []  # of the sweep, which stand in the folder of no cell
+        self.notes: list[str] = []  # of a search, which are shown below the leaderboard
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns what a job of another machine needs: the person's own choices with it."""
@@ -476,6 +477,8 @@ def run_sweep(asked: Asked, sweep: Sweep, flags: list[str], overrides: list[str]
                 f"{command('compare')} {sweep.folder}, writes it"
             )
             raise
+        for line in task.notes:
+            print(line)
         for line in task.faults:
             print(f"error: {line}", file=sys.stderr)
         return all_ended and not task.faults

@@ -246,6 +246,8 @@ def check_word(key: str, value: Any, allowed: tuple[Any, ...]) -> Any:
         return value
     words = ["null" if word is None else str(word) for word in allowed]
     value = "null" if value is None else value
+    if str(value) in words:  # YAML reads a number in it
+        raise UserError(f"{key}={value}: is read as a number; write {key}=\"'{value}'\"")
     raise UserError(f"{key}={value}: allowed are {', '.join(words)}{nearest(str(value), words)}")
 
 

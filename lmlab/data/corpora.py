@@ -227,10 +227,17 @@ def is_hidden(path: Path) -> bool:
     return any(name.startswith(".") for name in path.parts)
 
 
+def is_utf_16(block: bytes) -> bool:
+    """Returns whether bytes, which may also be UTF-8, are mostly Latin letters in UTF-16."""
+    odd, even = block[1::2].count(0), block[::2].count(0)
+    return len(block) > 15 and min(odd, even) == 0 and max(odd, even) > len(block) / 4
+
+
 def pieces(path: Path) -> Iterator[str]:
     """Yields the text of a file, without a byte-order mark at its beginning.
 
-    Raises UserError if it is not UTF-8 or cannot be read.
+    Raises UserError if it is not UTF-8, also if it is another encoding that could be taken for it,
+    or cannot be read.
     """
     end = 0  # bytes read so far
     decoder = codecs.getincrementaldecoder("utf-8")()
@@ -240,6 +247,10 @@ def pieces(path: Path) -> Iterator[str]:
                 file.seek(0)
             while block := file.read(PIECE):
                 end = file.tell()
+                if is_utf_16(block):
+                    raise UserError(
+                        f"path={path}: every second byte is 0, as in UTF-16; convert the file to UTF-8"
+                    )
                 yield decoder.decode(block)
             decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:

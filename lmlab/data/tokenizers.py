@@ -238,7 +238,12 @@ def named(unknown: Counter[str]) -> str:
     if len(unknown) > 20:
         names += f" and {len(unknown) - 20:,} more"
     characters = "character" if unknown.total() == 1 else "characters"
-    return f"{unknown.total():,} {characters} outside the vocabulary: {names}"
+    hint = ""
+    if sys.getfilesystemencoding() != "utf-8" and any(
+        "\udc80" <= char <= "\udcff" for char in unknown
+    ):
+        hint = " (this locale cannot read what was typed; with LC_ALL=C.UTF-8 it can)"
+    return f"{unknown.total():,} {characters} outside the vocabulary{hint}: {names}"
 
 
 def check_tokenizer(tokenizer: Any, sample: str) -> None:

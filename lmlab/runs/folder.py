@@ -49,6 +49,7 @@ LIMITS = {  # bytes
 }
 
 
+WARNINGS = " | "  # between two of them in metrics.json
 LARGEST = sys.float_info.max  # larger whole numbers are no floats
 ENDINGS = (".yaml", ".json", ".jsonl", ".ckpt", ".log", ".sha256")  # of files, never of folders
 EVENTS = "events.out.tfevents.*"  # TensorBoard's files in the folder of a run
@@ -146,10 +147,16 @@ class RunDirectory:
         self.log.write(text + "\n")
 
     def warn(self, text: str) -> None:
-        """Writes, to stderr and to train.log, that something failed which the run does not need."""
-        text = printable(f"warning: {text}")
-        print(text, file=sys.stderr)
-        self.log.write(text + "\n")
+        """Writes that something failed which the run does not need.
+
+        That is to stderr, to train.log and, each text once, to the next metrics.json.
+        """
+        text = printable(text)
+        print(f"warning: {text}", file=sys.stderr)
+        self.log.write(f"warning: {text}\n")
+        known = warnings_of(self.metrics)
+        if text not in known:
+            self.metrics["warnings"] = WARNINGS.join([*known, text])
 
     def record(self, **values: Any) -> None:
         """Adds a line to history.jsonl."""
@@ -175,6 +182,12 @@ class RunDirectory:
     def close(self) -> None:
         """Closes the files and releases the lock."""
         self.opened.close()
+
+
+def warnings_of(metrics: Mapping[str, Any]) -> list[str]:
+    """Returns what a run has warned of, from its metrics.json."""
+    noted = metrics.get("warnings")
+    return noted.split(WARNINGS) if isinstance(noted, str) else []
 
 
 def remove_if_empty(folder: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from lmlab import machine
+from lmlab import machine, plugins
 from lmlab.config.check import Config
 from lmlab.config.keys import idle_keys
 from lmlab.config.overrides import parse
@@ -111,5 +111,8 @@ def identify_all(
     The texts are read again. Raises UserError for the first cell that cannot be run.
     """
     SOURCES.clear()
-    identified = [identify(config, overrides, sweep, elsewhere) for config, overrides in runs]
+    identified = []
+    for config, overrides in runs:
+        with plugins.own_errors(cells.label(overrides, sweep)):
+            identified.append(identify(config, overrides, sweep, elsewhere))
     return identified, torch.cuda.device_count()

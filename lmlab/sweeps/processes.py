@@ -122,7 +122,10 @@ def choose_short_folder() -> None:
 
 
 def call(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Calls `function` in a separate process and returns its result, or raises its UserError or OSError."""
+    """Calls `function` in a separate process and returns its result.
+
+    Raises its UserError or OSError, and UserError if the process ends without a result.
+    """
     receiver, sender = server().Pipe(duplex=False)
     process = start(send_result, (function, *arguments), sender)
     sender.close()
@@ -130,8 +133,9 @@ def call(function: Callable[..., Any], *arguments: Any) -> Any:
         result = receiver.recv()
     except EOFError:
         process.join()
-        raise RuntimeError(
-            f"{function.__name__}: its process ended with exit status {process.exitcode}"
+        raise UserError(
+            f"the process that prepares the cells ended with exit status {process.exitcode}; code of "
+            "a plug-in may have ended it, or the system, if memory ran out"
         ) from None
     finally:
         receiver.close()

@@ -8,6 +8,7 @@ import math
 import re
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -24,7 +25,7 @@ from lmlab.inference.page import fill_page
 from lmlab.notebook import plain_console
 from lmlab.numbers import NUMBERS, REFERENCES, numbers_where
 from lmlab.runs.code import UNKNOWN, SameCode, own_code
-from lmlab.runs.folder import read_history
+from lmlab.runs.folder import read_history, warnings_of
 from lmlab.sweeps import planned
 from lmlab.sweeps import table as tables
 from lmlab.sweeps.cells import ENDED, Sweep
@@ -45,6 +46,7 @@ from lmlab.sweeps.words import (
 PAGE = Path(__file__).with_name("report.html")
 POINTS = 200  # of a curve, at most
 SAMPLES = 40  # texts, at most
+WARNINGS = 5  # kinds of them, at most
 WIDTH = 160  # characters of the printed leaderboard where there is no terminal
 
 SPARSE = (SEEDS, "not finished")  # columns that are there if they have a text
@@ -252,6 +254,7 @@ def doubts(table: pd.DataFrame, loss: str) -> list[str]:
             f"Different code of the lab made these runs (column code; now {own_code()}); "
             "same_code=true calls all of it equal."
         )
+    sentences += warned(table)
     several = tables.doubled(table, loss)
     if len(several):
         by_seed = several.groupby(["group", "seed"])[loss]
@@ -260,6 +263,20 @@ def doubts(table: pd.DataFrame, loss: str) -> list[str]:
             f"Of several runs of one seed the one that started last counts{differ}; "
             f"left out: {len(several) - len(by_seed)}."
         )
+    return sentences
+
+
+def warned(table: pd.DataFrame) -> list[str]:
+    """Returns sentences about what the runs have warned of, the most frequent first."""
+    runs = [warnings_of(run) for run in tables.records(table)]
+    counts = Counter(text for texts in runs for text in texts)
+    sentences = [
+        f"{n} of {len(runs)} {'run' if len(runs) == 1 else 'runs'} warned: {text}."
+        for text, n in counts.most_common(WARNINGS)
+    ]
+    others = len(counts) - len(sentences)
+    if others:
+        sentences.append(f"Their train.log has {others:,} other warnings.")
     return sentences
 
 

@@ -78,6 +78,7 @@ class SearchSweeper(Sweeper):
         task: Any = task_function
         self.sweep_of: Sweep = task.sweep
         self.faults: list[str] = task.faults
+        self.notes: list[str] = task.notes
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -96,15 +97,37 @@ class SearchSweeper(Sweeper):
                 while any(self.owner(trial) == "other" for trial in self.running()):
                     time.sleep(POLL_SECONDS)  # the other process may die before its trials end
                     self.run_trials()
-            self.check_values()
+            self.conclude()
 
-    def check_values(self) -> None:
-        """Notes as a fault of the search if no trial had a value, so that there is no best one."""
+    def conclude(self) -> None:
+        """Notes what the search has found, where the leaderboard does not say it.
+
+        It is a fault of the search if no trial had a value.
+        """
         trials = self.counted()
-        if trials and not any(trial.value is not None for trial in trials):
+        valued = [(trial.value, trial) for trial in trials if trial.value is not None]
+        if trials and not valued:
             self.faults.append(
                 f"hydra.sweeper.objective={self.objective}: was a number in none of the "
                 f"{len(trials)} trials, so the search has found nothing"
+            )
+        elif valued and not NUMBERS[self.objective].ranks:
+            choose = min if self.direction() == "minimize" else max
+            value, best = choose(valued, key=lambda pair: pair[0])
+            typed_values = " ".join(f"{key}={best.params[key]}" for key in self.space)
+            self.notes.append(
+                f"best {self.objective}: {value:.4f}, of {typed_values}; the table above is sorted by "
+                "another number"
+            )
+        lacking = [
+            trial
+            for trial in trials
+            if trial.value is None and trial.user_attrs.get("status") == "finished"
+        ]
+        if lacking and valued:
+            self.notes.append(
+                f"{len(lacking)} of {len(trials)} trials finished without {self.objective}; their "
+                "warnings are said above, and in their train.log"
             )
 
     def begin(self, overrides: list[Override]) -> None:

@@ -127,9 +127,17 @@ def result_of(cell: Cell, status: str, how: str) -> str:
     result = f"{status} {how}".strip()
     if metrics.get("reason"):
         result += f": {metrics['reason']}"
-    loss = metrics.get("val/loss")
-    if status in ("finished", "pruned") and loss is not None:
-        result += f", val/loss {loss:.4f}"
+    if status not in ("finished", "pruned"):
+        return result
+    shown = ["val/loss"]
+    if cell.trial is not None:
+        shown = list({"val/loss": None, json.loads(cell.trial)["objective"]: None})
+    for name in shown:
+        value = metrics.get(name)
+        if isinstance(value, int | float):
+            result += f", {name} {value:.4f}"
+        elif name != "val/loss":
+            result += f", no {name}"
     return result
 
 

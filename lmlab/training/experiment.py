@@ -442,6 +442,10 @@ def make_steps(
         with suppress(UserError):  # on a full disk nothing can be written
             directory.update(**recorder.meter.totals())
         if isinstance(error, SystemExit | KeyboardInterrupt):  # Lightning makes Ctrl-C an exit(1)
+            raised = error.__context__
+            if isinstance(raised, KeyboardInterrupt) and plugins.is_exit_of_own_code(raised):
+                why = plugins.exit_of(raised)
+                raise RuntimeError(why).with_traceback(raised.__traceback__) from None
             raise SystemExit(128 + (recorder.stop.number or signal.SIGINT)) from None
         if recorder.started or not resumed or isinstance(error, OSError | UserError):
             raise

@@ -75,20 +75,27 @@ class Results:
         self.warn_of_infinite(numbers)
         self.directory.record(step=step, **numbers, **texts)
         self.show(values, step)
-        as_best: dict[str, float] = {}
+        as_best: dict[str, float | None] = {}
         if numbers.get("val/loss", math.inf) < self.best:
             self.best = numbers["val/loss"]
             save_best()
             as_best = {f"best/{name}": value for name, value in numbers.items()}
+            as_best |= self.missing(as_best, "best/")
             as_best["best/step"] = step
         if "val/loss" in numbers:
             self.show({"best/val/loss": self.best}, step)
-        self.directory.update(**totals, **numbers, **as_best)
+        self.directory.update(**totals, **numbers, **self.missing(numbers), **as_best)
         measured = dict(numbers)
         if train_loss is not None:
             measured["train/loss"] = train_loss
         self.directory.say(line(step, measured, texts.get("sample", "")))
         return numbers
+
+    def missing(self, numbers: Mapping[str, float | None], prefix: str = "") -> dict[str, None]:
+        """Returns null for each number that metrics.json has of an earlier evaluation alone."""
+        measured = (f"{prefix}val/", f"{prefix}sample/")
+        earlier = [name for name in self.directory.metrics if name.startswith(measured)]
+        return {name: None for name in earlier if name not in numbers}
 
     def warn_of_infinite(self, numbers: Mapping[str, float]) -> None:
         """Says of each number, at the first time, that it is nan or infinite, and how it is kept."""
