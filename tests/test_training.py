@@ -315,7 +315,8 @@ def test_a_folder_that_is_moved_while_the_run_goes_on_is_not_made_again(here, ca
     monkeypatch.setattr(evaluations, "EVALUATIONS", [*evaluations.EVALUATIONS, move])
     with pytest.raises(SystemExit) as stopped:
         cli.main((BIGRAM + "max_steps=3").split())
-    assert stopped.value.code == 2 and "\nerror: outputs/bigram/" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and f"\nerror: {here}/outputs/bigram/" in said
     assert not list((here / "outputs/bigram").iterdir())
 
 
