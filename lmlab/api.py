@@ -451,7 +451,7 @@ class Comparison:
             unfinished = [
                 (label, f"{status} {why}") for label, status, why in table.unfinished(runs)
             ]
-            where = shlex.join([command("compare"), *map(str, self.folders)])
+            where = f"{command('compare')} {shlex.join(map(str, self.folders))}"
         parts.append(as_table(unfinished))
         if len(runs) <= CURVES:
             parts.append(picture_of(drawable(runs["path"])))

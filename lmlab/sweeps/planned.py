@@ -14,7 +14,7 @@ import pandas as pd
 
 from lmlab.errors import UserError, nearest
 from lmlab.sweeps import table as tables
-from lmlab.sweeps.claims import WELCH, Difference, difference, from_number, half_width
+from lmlab.sweeps.claims import Difference, difference, from_number, half_width
 from lmlab.sweeps.table import Entry
 from lmlab.sweeps.words import (
     SEEDS,
@@ -265,7 +265,7 @@ def footnote_of(plan: pd.DataFrame, loss: str, best: str | None) -> str:
     n = int(plan["p"].notna().sum())
     if n:
         these = "this comparison alone" if n == 1 else f"these {n} comparisons alone"
-        sentences += explained(WELCH in set(plan["test"]), these)
+        sentences += explained(tables.records(plan), these)
     if best is not None:
         sentences.append(
             f"Each row is the best of up to {plan['of'].max()} in {best}, by these same losses, "

@@ -29,7 +29,6 @@ from lmlab.runs.folder import read_history, warnings_of
 from lmlab.sweeps import planned
 from lmlab.sweeps import table as tables
 from lmlab.sweeps.cells import ENDED, Sweep
-from lmlab.sweeps.claims import WELCH
 from lmlab.sweeps.planner import planner
 from lmlab.sweeps.words import (
     SEEDS,
@@ -223,7 +222,7 @@ def footnote(table: pd.DataFrame, board: pd.DataFrame) -> str:
         f"{loss} at the end: mean over n seeds, ± its standard error.",
     ]
     if board["p"].notna().any():
-        sentences += explained(WELCH in set(board["test"]), "all rows")
+        sentences += explained(tables.records(board), "all rows")
     sentences += doubts(table, loss)
     n_ranked = int(board[loss].notna().sum())
     if "test/loss" in board and board["test/loss"].notna().any():

@@ -1,7 +1,7 @@
 """Writes the numbers of a table as texts that a person reads."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -93,13 +93,20 @@ def needed(row: Mapping[str, Any], prefix: str = "") -> str:
     return str(seeds)
 
 
-def explained(is_welch: bool, among: str) -> list[str]:
-    """Returns sentences about the columns of differences; `among` names what was corrected for."""
+def explained(rows: Sequence[Mapping[str, Any]], among: str) -> list[str]:
+    """Returns sentences about the columns of differences of some rows, as far as they have a text.
+
+    `among` names what was corrected for.
+    """
     sentences = [
         "In brackets: the 95 % interval of the mean difference, over the seeds that both have.",
-        f"{TELLS}: they differ (paired t-test, 5 % after Holm's correction for {among}). "
-        f"{SEEDS.capitalize()}: with so many a difference of this size would show in 80 % of cases.",
+        f"{TELLS}: they differ (paired t-test, 5 % after Holm's correction for {among}).",
     ]
-    if is_welch:
+    if any(needed(row) for row in rows):
+        sentences.append(
+            f"{SEEDS.capitalize()}: with so many a difference of this size would show in 80 % of "
+            "cases."
+        )
+    if any(row["test"] == WELCH for row in rows):
         sentences.append("w: fewer than two seeds are common, so Welch's interval, without pairs.")
     return sentences
