@@ -192,6 +192,20 @@ def test_nanochat_has_no_place_for_the_scale_of_the_scores():
     assert same.in_transformers(7).config["model_type"] == "nanochat"
 
 
+@pytest.mark.parametrize("name", ["sample", "evaluate", "explain", "export"])
+@pytest.mark.parametrize("checkpoint", ["best", "last"])
+def test_a_checkpoint_that_is_not_there_is_not_asked_for(gpt2, train, capsys, name, checkpoint):
+    more = {"explain": ["out=x.html"], "export": ["out=x"], "evaluate": ["data=sentence"]}
+    arguments = [f"run={gpt2}", f"checkpoint={checkpoint}", *more.get(name, [])]
+    refused(
+        capsys, lambda: called(name, *arguments), [f"checkpoint={checkpoint}: {gpt2} is a folder"]
+    )
+    if checkpoint == "best":
+        run = train("model=bigram data=sentence val_fraction=0 block_size=8 threads=1 max_steps=2")
+        asked = [f"run={run}", *arguments[1:]]
+        refused(capsys, lambda: called(name, *asked), [f"checkpoint=best: {run} has no best.ckpt"])
+
+
 def test_a_model_that_transformers_lacks_is_written_as_it_is(here, train, capsys):
     for model, needed in (
         ("bigram", "no model of this kind"),

@@ -68,7 +68,7 @@ class Options:
     data: Corpus | None = None
     path: PathText | None = None
     plugin: PathText | None = None
-    checkpoint: Literal["last", "best"] = "last"
+    checkpoint: Literal["last", "best"] | None = None
     device: Device = "auto"
     by_position: bool = False
     calibration: bool = False
@@ -118,7 +118,7 @@ def measured(options: Options) -> tuple[list[Run], Target, dict[str, float]]:
         from lmlab.runs import checkpoints
 
     members = [
-        checkpoints.load(path, options.checkpoint, options.device)
+        checkpoints.load(path, options.checkpoint, options.device, usual="last")
         for path in run_folders(options.run)
     ]
     first = members[0]

@@ -39,7 +39,7 @@ class Options:
     path: PathText | None = None
     out: PathText = "explain.html"
     plugin: PathText | None = None
-    checkpoint: Literal["best", "last"] = "best"
+    checkpoint: Literal["best", "last"] | None = None
     device: Device = "auto"
 
 

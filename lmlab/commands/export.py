@@ -52,7 +52,7 @@ class Options:
     run: PathText = "outputs"
     out: PathText = "export"
     plugin: PathText | None = None
-    checkpoint: Literal["best", "last"] = "best"
+    checkpoint: Literal["best", "last"] | None = None
     sweep: PathText | None = None
     checkpoints: Literal["none", "best", "last", "all"] = "none"
 

@@ -52,7 +52,7 @@ class Options:
     stop: LinesText | None = None
     seed: Annotated[int, "[0, 4294967296)"] | None = None
     plugin: PathText | None = None
-    checkpoint: Literal["best", "last"] = "best"
+    checkpoint: Literal["best", "last"] | None = None
     device: Device = "auto"
 
 

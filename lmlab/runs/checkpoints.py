@@ -285,13 +285,17 @@ class Run:
         return files.sha256(self.file.read_bytes())
 
 
-def load(path: str | Path, checkpoint: str = "best", choice: str = "auto") -> Run:
+def load(
+    path: str | Path, checkpoint: str | None = None, choice: str = "auto", usual: str = "best"
+) -> Run:
     """Returns the newest run at `path`, with its model on the chosen device.
 
-    `checkpoint` is 'last' or 'best'. Without validation there is no best checkpoint, and the last
-    one is used. Raises UserError.
+    `checkpoint` is 'last' or 'best', by default the `usual` one, or the last one where there is no
+    best, for want of validation. Raises UserError.
     """
     path = newest(Path(path))
+    check_asked(path, checkpoint)
+    checkpoint = checkpoint or usual
     device = machine.pick(choice)
     config = read_config(path)
     tokenizer = read_tokenizer(path)
@@ -306,3 +310,19 @@ def load(path: str | Path, checkpoint: str = "best", choice: str = "auto") -> Ru
     if config.device.precision not in machine.precisions(device):
         config = replace(config, device=replace(config.device, precision="32-true"))
     return Run(path, config, tokenizer, model.to(device).eval(), checkpoint)
+
+
+def check_asked(path: Path, checkpoint: str | None) -> None:
+    """Raises UserError if the run at `path` has not the checkpoint that was asked for, if any was."""
+    if checkpoint is None:
+        return
+    if hugging_face.is_foreign(path):
+        raise UserError(
+            f"checkpoint={checkpoint}: {path} is a folder of Hugging Face's, which has one set of "
+            "weights; leave it out"
+        )
+    if checkpoint == "best" and not (path / "checkpoints/best.ckpt").exists():
+        raise UserError(
+            f"checkpoint=best: {path} has no best.ckpt, which a run without validation does not "
+            "write; allowed is last"
+        )
