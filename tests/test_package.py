@@ -10,6 +10,7 @@ import pytest
 
 from lmlab import __version__
 from lmlab.__main__ import VERBS
+from lmlab.runs import typed
 from tests.conftest import ROOT, metrics
 
 IN_PACKAGE = ("lmlab", "conf", "pyproject.toml", "setup.py", "README.md", "LICENSE")
@@ -75,11 +76,15 @@ def test_the_package_trains_sweeps_and_samples_with_a_file_from_anywhere(lmlab, 
     assert (status, out) == (2, "") and "plugin=my_lab.py" in err and err.count("\n") == 1
 
 
+def test_pages_name_every_command_as_it_is_typed():
+    assert {*typed.VERBS.split("|"), "train"} == {*VERBS}
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
         ("", ["lmlab train", "lmlab plot", "--help"]),
-        ("train --help", ["lmlab train model=bigram", "n_layer", "lmlab evaluate split=test"]),
+        ("train --help", ["lmlab train model=bigram", "n_layer", "lmlab evaluate split=test", "checkout"]),
         ("sample --help", ["lmlab sample run="]),
         ("--version", [__version__]),
         ("train --version", [__version__]),

@@ -7,9 +7,8 @@ from pathlib import Path
 from lmlab import plugins
 from lmlab.runs.code import LIBRARY
 
-IN_CHECKOUT = (
-    r"(?:python )?(?:(train)\.py|scripts/(sample|evaluate|explain|export|compare|plot)\.py)"
-)
+VERBS = "sample|evaluate|explain|export|compare|plot|coordinates|scaling"  # beside train
+IN_CHECKOUT = rf"(?:python )?(?:\b(train)\.py|scripts/({VERBS})\.py)"
 TYPED: list[str] = []  # "lmlab", if the person has typed this command
 
 
@@ -21,7 +20,7 @@ def name_the_command() -> None:
 def command(verb: str, **values: str | Path) -> str:
     """Returns a command such as "python scripts/sample.py run=outputs/x".
 
-    `verb` is train, sample, evaluate, explain, compare or plot. The active plug-ins are named, too.
+    `verb` is train or one of `VERBS`. The active plug-ins are named, too.
     """
     words = [program(verb)]
     if plugins.names():
@@ -41,7 +40,13 @@ def program(verb: str) -> str:
 
 
 def as_typed(page: str) -> str:
-    """Returns a text about the programs of a checkout, with what to type in their places."""
+    """Returns a text about the programs of a checkout, with what to type in their places.
+
+    An installed lab has not the files of a checkout that the text names; it says where they are.
+    """
     if program("train") == "python train.py":
         return page
-    return re.sub(IN_CHECKOUT, lambda match: program(match[1] or match[2]), page)
+    page = re.sub(IN_CHECKOUT, lambda match: program(match[1] or match[2]), page)
+    if re.search(r"\bdocs/|\bscripts/", page):
+        page = page.rstrip("\n") + "\n\nThe files in docs/ and scripts/ are in the lab's checkout.\n"
+    return page
