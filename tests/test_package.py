@@ -84,7 +84,10 @@ def test_pages_name_every_command_as_it_is_typed():
     ("line", "words"),
     [
         ("", ["lmlab train", "lmlab plot", "--help"]),
-        ("train --help", ["lmlab train model=bigram", "n_layer", "lmlab evaluate split=test", "checkout"]),
+        (
+            "train --help",
+            ["lmlab train model=bigram", "n_layer", "lmlab evaluate split=test", "checkout"],
+        ),
         ("sample --help", ["lmlab sample run="]),
         ("--version", [__version__]),
         ("train --version", [__version__]),

@@ -48,5 +48,7 @@ def as_typed(page: str) -> str:
         return page
     page = re.sub(IN_CHECKOUT, lambda match: program(match[1] or match[2]), page)
     if re.search(r"\bdocs/|\bscripts/", page):
-        page = page.rstrip("\n") + "\n\nThe files in docs/ and scripts/ are in the lab's checkout.\n"
+        page = (
+            page.rstrip("\n") + "\n\nThe files in docs/ and scripts/ are in the lab's checkout.\n"
+        )
     return page
