@@ -19,7 +19,9 @@ from lmlab.training.step import cross_entropy
 
 COUNTED = 100_000  # tokens that are counted to estimate the time for all
 LARGE_STEP = 1e10  # FLOPs from which a step is scaled up from one sequence
-REPEATS = 5  # of each measurement; the median counts
+REPEATS = 5  # of each measurement, at most; the median counts
+FEWEST = 3  # of those that take long
+LONG = 0.5  # seconds of all
 CHECKPOINT_REST = 2**14  # bytes of a checkpoint other than weights and the optimizer's state
 FOLDER_REST = 2**15  # bytes of a run's folder other than checkpoints and history
 POINT = 150  # bytes of a line of history.jsonl
@@ -137,13 +139,13 @@ def speed_of_steps(cell: Cell) -> Speed:
             weight.grad = gradient  # Muon takes it away
 
     def seconds(action: Callable[[], object]) -> float:
-        measured = []
-        for _ in range(REPEATS):
+        measured: list[float] = []
+        while len(measured) < FEWEST or (len(measured) < REPEATS and sum(measured) < LONG):
             started = time.perf_counter()
             action()
             next(model.parameters()).sum().item()  # waits for a GPU
             measured.append(time.perf_counter() - started)
-        return sorted(measured)[REPEATS // 2]
+        return sorted(measured)[len(measured) // 2]
 
     threads_before = torch.get_num_threads()
     torch.set_num_threads(run.threads or 1)
