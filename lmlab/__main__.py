@@ -64,7 +64,7 @@ def command_of(verb: str) -> Callable[[list[str]], object]:
 
 def help_page() -> str:
     """Returns the text of lmlab --help."""
-    lines = [f"  lmlab {verb:<10}{about}" for verb, about in VERBS.items()]
+    lines = [f"  lmlab {verb:<12}{about}" for verb, about in VERBS.items()]
     return "\n".join(
         [
             "lmlab: a laboratory for small language models",

@@ -1,24 +1,27 @@
 """The code of the lab as this process runs it: its files are read before the first is imported.
 
-A file that is edited later is imported as it was, so that the hash in a run's folder is always that
-of the code which ran. A module that is reloaded is taken as it is then.
+A file that is edited later is imported as it was, and Python's cache of compiled files is used only
+for the same content (Python itself looks at time and size). So the hash in a run's folder is always
+that of the code which ran. A module that is reloaded is taken as it is then.
 """
 
 import os
 import sys
+import zlib
 from collections.abc import Callable, Sequence
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import spec_from_file_location
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 LIBRARY = Path(__file__).parent  # the folder lmlab/ that this process has imported
 PACKAGE = __name__.partition(".")[0]
 
 
-class Snapshot(MetaPathFinder, Loader):
-    """All Python files of a package as they were, by their paths; it finds and loads its modules.
+class Snapshot(MetaPathFinder):
+    """All Python files of a package as they were, by their paths; it finds the package's modules.
 
     `on_change` is called after one of the files was read anew.
     """
@@ -43,26 +46,32 @@ class Snapshot(MetaPathFinder, Loader):
         if spec is None or not os.path.isfile(str(spec.origin)):
             return spec
         assert spec.origin is not None
-        now = content_of(spec.origin)
-        before = self.files.get(spec.origin)
-        if now == before:
-            return spec
-        if before is None or fullname in sys.modules:  # it is new, or reloaded
-            self.files[spec.origin] = now
+        if spec.origin not in self.files or fullname in sys.modules:  # it is new, or reloaded
+            self.files[spec.origin] = content_of(spec.origin)
             for forget in self.on_change:
                 forget()
-            return spec
         return spec_from_file_location(
             fullname,
             spec.origin,
-            loader=self,
+            loader=LoaderOf(self.files[spec.origin], fullname, spec.origin),
             submodule_search_locations=spec.submodule_search_locations,
         )
 
-    def exec_module(self, module: ModuleType) -> None:
-        """Executes a module as its file was."""
-        path = str(module.__file__)
-        exec(compile(self.files[path], path, "exec"), module.__dict__)
+
+class LoaderOf(SourceFileLoader):
+    """Loads the module `name` with a given content, whatever is in its file at `path` by now."""
+
+    def __init__(self, content: bytes, name: str, path: str) -> None:
+        super().__init__(name, path)
+        self.content = content
+
+    def get_data(self, path: str) -> bytes:
+        """Returns the content of the module, or that of another file, such as the compiled one."""
+        return self.content if path == self.path else super().get_data(path)
+
+    def path_stats(self, path: str) -> dict[str, Any]:
+        """Returns a checksum in the place of the time, which Python compares with its cache's."""
+        return {"mtime": zlib.crc32(self.content), "size": len(self.content)}
 
 
 def content_of(path: str) -> bytes:

@@ -151,6 +151,13 @@ def is_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
+def ignore_signals() -> None:
+    """Ignores what asks to stop, in a process that ends anyway; Python would show a traceback."""
+    if is_main_thread():
+        for number in stopping_signals():
+            signal.signal(number, signal.SIG_IGN)
+
+
 def stop_at_once(number: int) -> None:
     """Raises SystemExit with the exit status of a process that the signal has ended."""
     raise SystemExit(128 + number)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -74,6 +75,29 @@ importlib.reload(lmlab.cores)
 assert lmlab.cores.EDITED and lab_sha256() != was
 print(was)
 """
+
+
+def test_a_compiled_file_of_other_code_is_not_used(tmp_path):
+    """Python itself would take it, since the time and the size of the file are the same."""
+    shutil.copytree(ROOT / "lmlab", tmp_path / "lmlab")
+    path = tmp_path / "lmlab/cores.py"
+    script = "import lmlab.cores; from lmlab.runs.code import lab_sha256; print(lmlab.cores.N, lab_sha256())"
+    variables = {name: x for name, x in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    original, said = path.read_text(), []
+    for n in (1, 2, 1):
+        path.write_text(f"{original}\nN = {n}\n")
+        os.utime(path, (10**9, 10**9))
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            cwd=tmp_path,
+            env=variables,
+            capture_output=True,
+            text=True,
+        )
+        said.append(done.stdout.split())
+    assert [n for n, _ in said] == ["1", "2", "1"]
+    assert said[0] == said[2] and said[0][1] != said[1][1]
+    assert [*(tmp_path / "lmlab/__pycache__").glob("cores.*.pyc")]
 
 
 @pytest.mark.parametrize("asked_before", [True, False])

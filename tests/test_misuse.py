@@ -596,6 +596,22 @@ def test_what_a_plugin_does_when_imported_changes_nothing_else(here):
     assert state() == before
 
 
+def test_a_callback_that_freezes_all_weights_is_a_line(here, capsys):
+    name = plugin(
+        here,
+        """
+        from pytorch_lightning import Callback
+
+        @lmlab.register.callback("own")
+        class Own(Callback):
+            def on_train_start(self, trainer, module):
+                module.requires_grad_(False)
+        """,
+    )
+    line = f"{LINE} plugin={name}"
+    refused(capsys, lambda: cli.main(line.split()), ["no weight is left to train", "a callback"])
+
+
 MOVING = """
     import os
 

@@ -268,6 +268,23 @@ def test_text_from_outside_cannot_become_code(sweep, here, tmp_path, monkeypatch
     assert page.count("<script") == 2 and "<img" not in page
 
 
+def test_no_text_of_a_run_can_steer_a_terminal(sweep, here, capsys):
+    shutil.copytree(sweep, here / "s")
+    steering = "\x1b]0;title\x07\x1b[2J\x9b31m"
+    for path in (here / "s").glob("*/metrics.json"):
+        texts = {
+            name: value + steering
+            for name, value in json.loads(path.read_text()).items()
+            if isinstance(value, str) and "sha256" not in name and name != "status"
+        }
+        texts |= {"warnings": f"odd {steering}", "reason": steering}
+        path.write_text(json.dumps(metrics(path.parent) | texts))
+    script("compare").main(["s"])
+    written = [(here / "s" / name).read_text() for name in ("leaderboard.md", "report.html")]
+    for text in ("".join(capsys.readouterr()), *written):
+        assert "31m" in text and not {"\x1b", "\x07", "\x9b"} & {*text}
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

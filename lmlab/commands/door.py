@@ -1,5 +1,6 @@
 """Runs a command: turns its errors into one line, and handles Ctrl-C and closed pipes."""
 
+import atexit
 import os
 import sys
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from lmlab.catalogue import CATALOGUE
 from lmlab.errors import UserError, one_line_errors
-from lmlab.terminal import LastingStream, ending_in_order
+from lmlab.terminal import LastingStream, ending_in_order, ignore_signals
 
 if TYPE_CHECKING:  # a type checker knows no Literal that is computed
     Device = str
@@ -39,6 +40,7 @@ def run_command(main: Callable[[list[str]], object]) -> None:
         pass
     finally:
         LastingStream(sys.stdout).flush()
+        atexit.register(ignore_signals)  # what is registered last is called first
 
 
 def check_working_folder() -> None:

@@ -160,6 +160,10 @@ def filled(options: type, values: Mapping[str, Any]) -> Any:
 def check_known(argument: str, key: str, hints: Mapping[str, Any]) -> None:
     """Raises UserError if there is no key of this name."""
     if key not in hints:
+        plain = key.lstrip("-").replace("-", "_")
+        if key.startswith("-") and plain in hints:
+            value = argument.partition("=")[2]
+            raise UserError(f"{argument}: keys are written without dashes: {plain}={value or '…'}")
         raise UserError(
             f"{argument}: there is no key {key}{suggestion(key, hints)}; keys are "
             f"{', '.join(hints)}"

@@ -284,7 +284,10 @@ def refuse_flags(message: str) -> None:
     if wrong:
         flag, value, choices = wrong.groups()
         refuse(f"{flag} {value}: allowed are {choices}".replace("'", ""))
-    flag = message.removeprefix("unrecognized arguments: ").split(" ")[0]
+    unknown = message.removeprefix("unrecognized arguments: ")
+    flag = unknown.split(" ")[0]
+    if unknown != message and flag.startswith("-"):
+        message = f"unrecognized arguments: {flag}"  # those after it may be right
     hint = ""
     if flag.startswith("--"):
         name, _, value = flag.removeprefix("--").partition("=")

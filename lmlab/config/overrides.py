@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
@@ -16,7 +16,7 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, IntervalSweep, Override
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -51,6 +51,7 @@ EACH_ITS_OWN = (
     "a sweep of both is a file with a line for each, as conf/sweep/vocabulary.yaml is for "
     "sweep=vocabulary"
 )
+MOST = 100_000  # values of a range, and cells of a sweep
 SEARCH_LIMIT = 4096  # of combinations, up to which each that a search may begin with is checked
 
 
@@ -88,7 +89,12 @@ def checked(arguments: list[str], multirun: bool) -> Asked:
     check_settings("launcher", launcher, settings["launcher"])
     check_settings("sweeper", sweeper, settings["sweeper"])
     for override in overrides:
-        with about(override.key_or_group):
+        key = override.key_or_group
+        with about(key):
+            if override.is_sweep_override() and "/" not in key and "." not in key:
+                typed = str(override.input_line).partition("=")[2]
+                with suppress(NotTaken):  # the choice that takes it may be swept
+                    check_key(key, typed, {group: str(choices[group]) for group in CHOICES})
             check_place(override, multirun, sweeper)
         if override.key_or_group == "hydra.sweeper.pruner" and override.value() != "none":
             refuse_pruner(override, swept)
@@ -157,6 +163,8 @@ def all_runs(
     n = math.prod(map(len, values))
     if limit is not None:
         n = min(n, limit)
+    if n > MOST:
+        raise UserError(f"{' '.join(sorted(swept))}: {n:,} cells; allowed are {MOST:,} in a sweep")
     with after_a_second(lambda: tell(f"checking {n} cells …")):
         for cell in combinations(values, limit):
             try:
@@ -168,6 +176,11 @@ def all_runs(
                 raise
             runs.append((config, [text for text in cell if not is_hydras(parse(text))]))
             notices[notice] = None
+    distinct = len({repr(config.flat()) for config, _ in runs})
+    if distinct < len(runs) and not searching:
+        notices[
+            f"{len(runs) - distinct} of {len(runs)} cells are the same as another, and run once"
+        ] = None
     for notice in filter(None, notices):
         print(notice, file=sys.stderr)
     return runs
@@ -405,6 +418,12 @@ def ends(override: Override) -> list[str]:
 def listed(override: Override) -> list[str]:
     """Returns an override for each value of a list, a range or a choice. Raises UserError."""
     key = override.get_key_element()
+    n = values_in(override.value())
+    if n > MOST:
+        raise UserError(
+            f"{override.input_line}: has {n:,.0f} values; allowed are {MOST:,}; a search takes "
+            f"{key}='interval(low,high)'"
+        )
     try:
         texts = [f"{key}={value}" for value in override.sweep_string_iterator()]
     except (ValueError, TypeError, HydraException, OmegaConfBaseException):
@@ -414,6 +433,14 @@ def listed(override: Override) -> list[str]:
             f"{override.input_line}: has no values; a list is {key}=1,2 or {key}='range(1,3)'"
         )
     return texts
+
+
+def values_in(value: Any) -> float:
+    """Returns about how many values a range has, and 0 for anything else."""
+    if not isinstance(value, RangeSweep) or not value.step:
+        return 0
+    assert value.start is not None and value.stop is not None  # the parser needs both
+    return (value.stop - value.start) / value.step
 
 
 def last_of_each(arguments: list[str]) -> list[str]:

@@ -101,7 +101,9 @@ def encoded(text: str, tokenizer: Tokenizer) -> np.ndarray:
     ellipsis = "…" if len(text) > 30 else ""
     typed = f"text={text[:30]}{ellipsis}"
     if not 2 <= len(text) <= LONGEST:
-        raise UserError(f"{typed}: has {len(text):,} characters; allowed are 2 to {LONGEST:,}")
+        raise UserError(
+            f"{typed}: is of length {len(text):,}; allowed are 2 to {LONGEST:,} characters"
+        )
     try:
         ids = tokenizer.encode(text)
     except UserError as error:

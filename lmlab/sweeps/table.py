@@ -16,7 +16,7 @@ import pandas as pd
 from lmlab import files
 from lmlab.config.check import derived
 from lmlab.config.keys import GROUPS, choices_of, idle_keys, marked, token_keys
-from lmlab.errors import UserError
+from lmlab.errors import UserError, printable
 from lmlab.markers import UNTOUCHING
 from lmlab.numbers import REFERENCES, learn_numbers, numbers_where
 from lmlab.runs import hugging_face
@@ -109,7 +109,9 @@ def load_run(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     configuration = config.flat()
     noted = read_metrics(path)
     metrics = {
-        name: value for name, value in noted.items() if not name.startswith(("config/", "resumed/"))
+        name: printable(value) if isinstance(value, str) else value
+        for name, value in noted.items()
+        if not name.startswith(("config/", "resumed/"))
     }
     learn_numbers(metrics)
     check_types(path, metrics)

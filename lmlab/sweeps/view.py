@@ -135,7 +135,7 @@ def result_of(cell: Cell, status: str, how: str) -> str:
     for name in shown:
         value = metrics.get(name)
         if isinstance(value, int | float):
-            result += f", {name} {value:.4f}"
+            result += f", {name} {value:z.4f}"
         elif name != "val/loss":
             result += f", no {name}"
     return result
@@ -148,7 +148,7 @@ def progress_columns(cell: Cell) -> tuple[str, str, str]:
     step = point.get("step") or 0
     shown_loss = ""
     if point.get("train/loss") is not None:
-        shown_loss = f"{point['train/loss']:.4f}"
+        shown_loss = f"{point['train/loss']:z.4f}"
     time_left = ""
     if step and point.get("train_seconds"):
         time_left = f"{(steps - step) * point['train_seconds'] / step:,.0f} s"

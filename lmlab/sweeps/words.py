@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from lmlab.errors import printable
 from lmlab.sweeps.claims import ALONE, LEVEL, MOST_SEEDS, WELCH
 
 TO_BEST = "to the best"
@@ -40,7 +41,7 @@ def plain(x: Any) -> str:
     if x is None:
         return "null"
     if not isinstance(x, float | np.floating):
-        return str(x)
+        return printable(str(x))
     if math.isnan(x):
         return ""
     return f"{x:.6g}"

@@ -116,6 +116,6 @@ class Results:
 
 def line(step: int, numbers: Mapping[str, float], sample: str) -> str:
     """Returns the line that the terminal shows for an evaluation."""
-    pairs = "".join(f"{name} {numbers[name]:.4f}  " for name in losses() if name in numbers)
+    pairs = "".join(f"{name} {numbers[name]:z.4f}  " for name in losses() if name in numbers)
     sample = sample.replace("\n", "↵")
     return f"step {step:>5}  {pairs}{sample}"

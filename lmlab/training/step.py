@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from lmlab.config.keys import RunConfig
 from lmlab.data.batches import IGNORED
+from lmlab.errors import UserError
 from lmlab.machine import autocast
 from lmlab.models.base import LanguageModel
 from lmlab.numbers import NUMBERS
@@ -106,6 +107,11 @@ class LanguageModule(PlainHookName):
         accumulation = self.run.grad_accumulation
         with no_early_end(), autocast(self.device, self.precision):
             loss = self.cross_entropy(self.model, *batch)
+        if not loss.requires_grad:
+            raise UserError(
+                "no weight is left to train: requires_grad is false for all of them, which the model "
+                "or a callback has set"
+            )
         self.manual_backward(loss / accumulation if accumulation > 1 else loss)
         if not self.run.score_after or bool((batch[1] != IGNORED).any()):
             self.loss_sum.add_(loss.detach())

@@ -74,7 +74,7 @@ def number(metrics: Mapping[str, Any], name: str) -> str:
     value = metrics.get(name)
     if not isinstance(value, float):
         return ""
-    return f"{value:.4f}"
+    return f"{value:z.4f}"
 
 
 def whereabouts(path: Path, out: str) -> str:
