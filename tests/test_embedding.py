@@ -150,4 +150,4 @@ def test_names_that_are_not_utf_8_are_as_good_as_others(here, monkeypatch):
             run_command(script(command).main)
     found = load_runs(sweep)
     assert [*found["status"]] == ["finished"] * 2 and [*found["data"]] == [f"file {name}"] * 2
-    assert r"caf\udce9.txt" in (sweep / "report.html").read_text(encoding="utf-8")
+    assert r"caf\\udce9.txt" in (sweep / "report.html").read_text(encoding="utf-8")

@@ -1,5 +1,8 @@
 import json
 import math
+import os
+import signal
+import time
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -142,7 +145,8 @@ def test_after_a_stop_at_the_very_end_nothing_is_counted_twice(train, capsys):
 
 def test_stopped_while_it_counts_it_begins_anew(train, here, monkeypatch):
     def stop(*_):
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
         patch.setattr(NGram, "count", stop)

@@ -253,7 +253,7 @@ def test_without_validation_text_best_is_last(train, capsys):
     run = train("experiment=tiny_lm max_steps=3 eval_interval=2 threads=1")
     assert not [key for key in metrics(run) if "val/" in key]
     assert not (run / "checkpoints/best.ckpt").exists()
-    assert checkpoints.load(run, "best").checkpoint == "last"
+    assert checkpoints.load(run).checkpoint == "last"
     assert "val" not in capsys.readouterr().out.split("step ", 1)[1]
 
 

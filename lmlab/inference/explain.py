@@ -101,8 +101,9 @@ def encoded(text: str, tokenizer: Tokenizer) -> np.ndarray:
     ellipsis = "…" if len(text) > 30 else ""
     typed = f"text={text[:30]}{ellipsis}"
     if not 2 <= len(text) <= LONGEST:
+        plural = "" if len(text) == 1 else "s"
         raise UserError(
-            f"{typed}: is of length {len(text):,}; allowed are 2 to {LONGEST:,} characters"
+            f"{typed}: has {len(text):,} character{plural}; allowed are 2 to {LONGEST:,}"
         )
     try:
         ids = tokenizer.encode(text)
