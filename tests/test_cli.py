@@ -19,13 +19,14 @@ from lmlab.registry import importing
 from tests.conftest import NANO, ROOT, config, metrics, refused
 
 WRONG = {
-    # a key that the chosen model, optimizer or text doesn't take
+    # too many values, too small ones, and what stands in the way of the right word
     "-m seed=range(0,1000000000)": ["has 1,000,000,000 values; allowed are 100,000"],
     "-m seed=range(0,1000) max_steps=range(1,1001)": ["1,000,000 cells; allowed are 100,000"],
     "--device=cpu fast_dev_run=true": ["unrecognized arguments: --device=cpu; keys are written"],
     "temperature=0,8": ["temperature=0,8: there is no key temperature"],
     "min_lr=1e-400": ["min_lr=1e-400: 1e-400 is too small"],
     "lr=1e-3,.5E-500": [".5E-500 is too small"],
+    # a key that the chosen model, optimizer or text doesn't take
     "lr=1 1e-3": ["1e-3: needs the form key=value, without blanks"],
     "model=bigram n_layer=4": ["n_layer=4", "model=bigram", "block_size", "|gpt|"],
     "model=bigram +n_layer=4": ["n_layer=4", "model=bigram", "block_size"],

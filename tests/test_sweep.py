@@ -498,7 +498,6 @@ def test_the_folder_for_hydras_notes_is_the_commands_own(here, sweep, monkeypatc
     ]
 
 
-@linux
 def test_a_server_of_processes_ends_with_its_command_also_while_it_imports(tmp_path):
     """It has the command's stdout, so that `train.py | tee` would wait for it."""
     (tmp_path / "slow.py").write_text("import time\ntime.sleep(600)\n")
@@ -515,6 +514,7 @@ def test_a_process_that_ends_without_an_answer_is_a_line(here):
         processes.call(os._exit, 3)
 
 
+@linux
 def test_a_server_of_processes_without_memory_is_a_line_and_no_traceback(here):
     line = "-m model=bigram data=sentence val_fraction=0.2 device=cpu max_steps=2 seed=0 name=x"
     command = f"ulimit -v 500000; exec {sys.executable} {ROOT / 'train.py'} {line}"

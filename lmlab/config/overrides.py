@@ -176,11 +176,10 @@ def all_runs(
                 raise
             runs.append((config, [text for text in cell if not is_hydras(parse(text))]))
             notices[notice] = None
-    distinct = len({repr(config.flat()) for config, _ in runs})
-    if distinct < len(runs) and not searching:
-        notices[
-            f"{len(runs) - distinct} of {len(runs)} cells are the same as another, and run once"
-        ] = None
+    if not searching:
+        same = len(runs) - len({repr(config.flat()) for config, _ in runs})
+        if same:
+            notices[f"{same} of {len(runs)} cells are the same as another, and run once"] = None
     for notice in filter(None, notices):
         print(notice, file=sys.stderr)
     return runs

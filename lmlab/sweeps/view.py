@@ -129,16 +129,16 @@ def result_of(cell: Cell, status: str, how: str) -> str:
         result += f": {metrics['reason']}"
     if status not in ("finished", "pruned"):
         return result
-    shown = ["val/loss"]
-    if cell.trial is not None:
-        shown = list({"val/loss": None, json.loads(cell.trial)["objective"]: None})
-    for name in shown:
-        value = metrics.get(name)
-        if isinstance(value, int | float):
-            result += f", {name} {value:z.4f}"
-        elif name != "val/loss":
-            result += f", no {name}"
-    return result
+    loss = metrics.get("val/loss")
+    if loss is not None:
+        result += f", val/loss {loss:z.4f}"
+    objective = json.loads(cell.trial)["objective"] if cell.trial else "val/loss"
+    if objective == "val/loss":
+        return result
+    value = metrics.get(objective)
+    if value is None:
+        return f"{result}, no {objective}"
+    return f"{result}, {objective} {value:z.4f}"
 
 
 def progress_columns(cell: Cell) -> tuple[str, str, str]:
