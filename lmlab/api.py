@@ -28,8 +28,8 @@ from lmlab.commands.door import check_working_folder
 from lmlab.commands.options import filled
 from lmlab.commands.own_choices import own_choices, typed_plugin
 from lmlab.commands.train import ONE_BY_ONE, Outcome, call
+from lmlab.config.grammar import typed_value
 from lmlab.config.keys import marked
-from lmlab.config.overrides import typed_value
 from lmlab.errors import UserError, as_exceptions
 from lmlab.markers import ONCE
 from lmlab.notebook import hidden

@@ -23,7 +23,7 @@ import lmlab
 from lmlab import api
 from lmlab.commands import train as cli
 from lmlab.commands.continued import literal
-from lmlab.config.overrides import parse
+from lmlab.config.grammar import parse
 from lmlab.register import PRESENT, unlisted_code
 from tests.conftest import ROOT, metrics, script, weights
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lmlab.commands import continued
 from lmlab.commands import train as cli
-from lmlab.config import overrides
+from lmlab.config import composition, grammar, overrides
 from lmlab.config.keys import GROUPS, SETTINGS, RunConfig, SweepConfig, choices_of, keys_of
 from lmlab.errors import UserError
 from lmlab.registry import importing
@@ -298,7 +298,7 @@ finally:
 def test_the_folder_of_a_run_is_taken_as_it_is_typed(text):
     """Folders of sweeps have Hydra's own signs in their names."""
     if text != "null" and text[0] not in "'\"":
-        assert overrides.parse(continued.literal(f"resume={text}")).value() == text
+        assert grammar.parse(continued.literal(f"resume={text}")).value() == text
 
 
 @given(
@@ -311,7 +311,7 @@ def test_the_folder_of_a_run_is_taken_as_it_is_typed(text):
 def test_a_name_is_text_whatever_it_looks_like(key, text):
     """One of several values is still typed with a comma."""
     if text != "null" and text[0] not in "'\"":
-        override = overrides.parse(continued.literal(f"{key}={text}"))
+        override = grammar.parse(continued.literal(f"{key}={text}"))
         assert override.is_sweep_override() or override.value() == text
 
 
@@ -388,7 +388,7 @@ def test_a_glob_of_choices_is_a_sweep_over_those_that_fit(here, capsys, line, co
         cli.main([*line.split(), "val_fraction=0.2"])
     first = line.split()[0].partition("=")[0]
     assert f"error: {first}=" in (said := capsys.readouterr().err) and said.count(",") >= count
-    arguments = [overrides.without_glob(text) for text in line.split()]
+    arguments = [composition.without_glob(text) for text in line.split()]
     assert len(overrides.checked([*arguments, "val_fraction=0.2"], multirun=True).runs) == count
 
 
@@ -417,8 +417,8 @@ def test_a_run_that_is_out_of_memory_ends_in_one_line_with_what_needs_less(
 
 
 def test_a_glob_is_a_list_for_a_search_too():
-    assert overrides.without_glob("model=glob(gpt_*)") == "model=gpt_baby,gpt_nano"
-    assert overrides.without_glob("lr=1,2") == "lr=1,2"
+    assert composition.without_glob("model=glob(gpt_*)") == "model=gpt_baby,gpt_nano"
+    assert composition.without_glob("lr=1,2") == "lr=1,2"
 
 
 def test_a_copy_without_its_configuration_says_how_it_is_installed(monkeypatch, here, capsys):

@@ -10,7 +10,7 @@ import yaml
 from lmlab import registry
 from lmlab.commands import options
 from lmlab.commands import train as cli
-from lmlab.config import conf_files, overrides, recipes
+from lmlab.config import composition, conf_files, overrides, recipes
 from lmlab.config.keys import CHOICES, GROUPS, choices_of
 from lmlab.data.subwords import ByteTokenizer
 from lmlab.errors import UserError
@@ -69,14 +69,14 @@ def test_it_composes_and_trains_a_step(train, here, short_texts, path):
 
 def test_the_cluster_recipe_composes_where_submitit_is_and_says_what_is_missing_elsewhere():
     if importlib.util.find_spec("submitit"):
-        _, choices, settings = overrides.compose(("hydra/launcher=slurm",))
+        _, choices, settings = composition.compose(("hydra/launcher=slurm",))
         assert choices["hydra/launcher"] == "slurm" and settings["launcher"]["max_num_timeout"] > 0
         assert {*yaml.safe_load((ROOT / "conf/hydra/launcher/slurm.yaml").read_text())} - {
             "defaults"
         } <= {*settings["launcher"]}
     else:
         with pytest.raises(UserError, match="pip install hydra-submitit-launcher"):
-            overrides.compose(("hydra/launcher=slurm",))
+            composition.compose(("hydra/launcher=slurm",))
 
 
 def test_each_choice_has_a_file_and_each_file_a_choice():
@@ -107,7 +107,7 @@ def conf(tmp_path_factory, monkeypatch):
     """A copy of conf/ to which files can be added, and a function that lets the lab look again."""
     folder = tmp_path_factory.mktemp("checkout") / "conf"
     shutil.copytree(ROOT / "conf", folder)
-    for module in (conf_files, overrides, cli, options):
+    for module in (conf_files, composition, cli, options):
         monkeypatch.setattr(module, "CONF", folder)
 
     registry.forget()
@@ -289,7 +289,7 @@ def test_a_recipe_is_read_as_hydra_composes_it(conf, order, own):
         (folder / f"experiment/{name}.yaml").write_text(text)
     look_again()
     recipe = recipes.read_recipe("a")
-    _, chosen, _ = overrides.compose(("experiment=a",))
+    _, chosen, _ = composition.compose(("experiment=a",))
     assert recipe.made_for == {group: chosen[group] for group in ("model", "optimizer", "data")}
     assert {*recipe.values} == {"seed", "lr", "batch_size"}
 

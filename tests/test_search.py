@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from lmlab.catalogue import OWN_EVALUATIONS
 from lmlab.commands import train as cli
-from lmlab.config.overrides import ends, parse
+from lmlab.config.grammar import ends, parse
 from lmlab.inference import evaluations
 from lmlab.numbers import METRIC, NUMBERS, objectives
 from lmlab.sweeps import load_runs

@@ -7,6 +7,8 @@ from hydra.core.override_parser.types import Override
 
 from lmlab import files
 from lmlab.config.check import Config, check_key, check_value, from_flat
+from lmlab.config.effects import check_step_keys
+from lmlab.config.grammar import is_signed, parse, quoted, typed_value
 from lmlab.config.keys import (
     CHOICES,
     SweepConfig,
@@ -16,7 +18,6 @@ from lmlab.config.keys import (
     marked,
     marked_in,
 )
-from lmlab.config.overrides import check_step_keys, is_signed, parse, quoted, typed_value
 from lmlab.errors import UserError
 from lmlab.markers import CHANGEABLE, SHAPELESS, UNTOUCHING, PathText
 from lmlab.runs import hugging_face

@@ -29,8 +29,9 @@ from lmlab.commands.options import parse_script
 from lmlab.commands.own_choices import with_own_choices
 from lmlab.commands.picture import check_picture, new_figure, save_picture
 from lmlab.config.check import Config
+from lmlab.config.grammar import parse
 from lmlab.config.keys import GROUPS, keys_taken
-from lmlab.config.overrides import parse, resolved
+from lmlab.config.overrides import resolved
 from lmlab.errors import UserError
 from lmlab.markers import PathText
 from lmlab.registry import importing

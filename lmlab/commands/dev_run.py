@@ -10,7 +10,8 @@ from pathlib import Path
 
 from lmlab import plugins
 from lmlab.config.check import Config
-from lmlab.config.overrides import Asked, key_of
+from lmlab.config.grammar import key_of
+from lmlab.config.overrides import Asked
 from lmlab.errors import OwnCodeError, UserError, memory_errors, reason_of
 from lmlab.notebook import hidden
 from lmlab.registry import importing

@@ -33,6 +33,7 @@ from lmlab.commands.door import Device
 from lmlab.commands.options import parse_script
 from lmlab.commands.own_choices import with_own_choices
 from lmlab.config.check import build, check_key, check_positions, check_stories
+from lmlab.config.composition import compose
 from lmlab.config.keys import (
     bases_of,
     choices_of,
@@ -41,7 +42,6 @@ from lmlab.config.keys import (
     keys_of,
     switched_on,
 )
-from lmlab.config.overrides import compose
 from lmlab.errors import UserError
 from lmlab.markers import OneOf, PathText
 from lmlab.registry import importing, load

@@ -12,6 +12,7 @@ from lmlab import files
 from lmlab.catalogue import CATALOGUE, VALUES
 from lmlab.config.check import check_value, suggestion
 from lmlab.config.conf_files import CONF, names_in, text_of
+from lmlab.config.grammar import parse
 from lmlab.config.keys import (
     CHOICES,
     companion_keys,
@@ -21,7 +22,6 @@ from lmlab.config.keys import (
     may_be_null,
     plain_kind,
 )
-from lmlab.config.overrides import parse
 from lmlab.errors import UserError
 from lmlab.runs.typed import as_typed
 

@@ -7,8 +7,8 @@ from functools import wraps
 from lmlab import files, plugins
 from lmlab.config.check import check_own_values, check_value
 from lmlab.config.conf_files import add_folders, check_added
+from lmlab.config.grammar import parse
 from lmlab.config.keys import check_own_keys
-from lmlab.config.overrides import parse
 from lmlab.markers import PathText
 from lmlab.register import PRESENT
 from lmlab.registry import importing, variables_kept

@@ -33,21 +33,10 @@ from lmlab.commands.options import check_alone, help_page
 from lmlab.commands.own_choices import own_choices, typed_plugin
 from lmlab.config import conf_files
 from lmlab.config.check import ELSEWHERE
+from lmlab.config.composition import LISTED, primary, without_glob
 from lmlab.config.conf_files import CONF
-from lmlab.config.overrides import (
-    LISTED,
-    Asked,
-    checked,
-    is_hydras,
-    joined,
-    key_of,
-    last_of_each,
-    parse,
-    primary,
-    resolved,
-    typed_value,
-    without_glob,
-)
+from lmlab.config.grammar import is_hydras, key_of, last_of_each, parse, typed_value
+from lmlab.config.overrides import Asked, checked, joined, resolved
 from lmlab.config.sweep_files import Line, read_lines
 from lmlab.errors import (
     CALLED,

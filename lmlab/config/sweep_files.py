@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 import yaml
 
 from lmlab.config.conf_files import decoded, line_of, names_in, path_of, shown_name, yaml_errors
+from lmlab.config.grammar import key_of
 from lmlab.config.keys import marked
-from lmlab.config.overrides import key_of
 from lmlab.errors import UserError, nearest
 from lmlab.markers import ONCE
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from lmlab import files
 from lmlab.catalogue import GPTConfig
 from lmlab.config.check import Config
-from lmlab.config.overrides import resolved, typed_value
+from lmlab.config.grammar import typed_value
+from lmlab.config.overrides import resolved
 from lmlab.data import subwords
 from lmlab.data.tokenizer_json import parsed
 from lmlab.data.tokenizers import Tokenizer

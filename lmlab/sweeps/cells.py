@@ -19,8 +19,8 @@ from typing import Any
 
 from lmlab import files, plugins
 from lmlab.config.check import Config
+from lmlab.config.grammar import parse
 from lmlab.config.keys import marked, neutral_values
-from lmlab.config.overrides import parse
 from lmlab.errors import OwnCodeError, UserError, reason_of
 from lmlab.markers import ONCE, UNTOUCHING
 from lmlab.runs.code import LIBRARY, UNKNOWN, SameCode, code_of, code_sha256, own_code, short

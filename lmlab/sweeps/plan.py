@@ -7,8 +7,8 @@ import torch
 
 from lmlab import machine, plugins
 from lmlab.config.check import Config
+from lmlab.config.grammar import parse
 from lmlab.config.keys import idle_keys
-from lmlab.config.overrides import parse
 from lmlab.data.batches import check_length, resolved_align, with_align
 from lmlab.data.splits import Splits
 from lmlab.errors import UserError

@@ -27,8 +27,9 @@ from omegaconf import DictConfig
 
 from lmlab import files
 from lmlab.config.check import Config, derived
+from lmlab.config.grammar import ends, listed, parse
 from lmlab.config.keys import SearchConfig, kind_of, marked, token_keys
-from lmlab.config.overrides import ends, listed, parse, resolved
+from lmlab.config.overrides import resolved
 from lmlab.errors import UserError, one_line_errors
 from lmlab.markers import UNTOUCHING
 from lmlab.numbers import NUMBERS

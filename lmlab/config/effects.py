@@ -1,0 +1,147 @@
+"""Refuses what a command gives that would have no effect, and settings out of their place."""
+
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+
+from lmlab.config.check import build, check_value
+from lmlab.config.composition import LISTED
+from lmlab.config.grammar import decimal_point, is_hydras, is_signed
+from lmlab.config.keys import (
+    SETTINGS,
+    RunConfig,
+    SweepConfig,
+    bases_of,
+    config_class,
+    idle_keys,
+    keys_of,
+    marked,
+)
+from lmlab.errors import UserError, nearest
+from lmlab.markers import ONCE
+
+COUNTING = ("auto", "cpu")  # the devices of models without steps
+
+
+def check_settings(kind: str, choice: str, values: dict[str, Any]) -> None:
+    """Raises UserError if a setting of one of lmlab's launchers or sweepers is wrong."""
+    if choice not in SETTINGS:
+        return
+    settings = {key: value for key, value in values.items() if key != "_target_"}
+    known = keys_of(SETTINGS[choice])
+    for key, value in settings.items():
+        if key not in known:
+            hint = nearest(key, known)
+            raise UserError(f"hydra.{kind}.{key}={value}: there is no such key{hint}")
+    build(SETTINGS[choice], settings, f"hydra.{kind}.")
+
+
+def check_hydra(override: Override, searching: bool) -> None:
+    """Raises UserError for a setting of Hydra that would have no effect, such as hydra.run.dir."""
+    key = override.key_or_group
+    if override.package is not None:
+        raise UserError(f"{override.input_line}: has no effect here; a key has no @ in it")
+    if key.startswith("hydra.sweeper.") and not searching:
+        raise UserError(
+            f"{override.input_line}: needs hydra/sweeper=search; a grid is written as key=value,value"
+        )
+    if key in ("hydra/launcher", "hydra/sweeper"):
+        check_value(key, override.value(), str)
+    if key == "hydra/sweeper" and override.value() == LISTED:
+        raise UserError(f"{override.input_line}: has no effect here; sweep=… names a file of runs")
+    if key in ("hydra.run.dir", "hydra.sweep.dir"):
+        raise UserError(f"{override.input_line}: has no effect here; out=… says where runs go")
+    used = ("hydra/launcher", "hydra.launcher.", "hydra/sweeper", "hydra.sweeper.")
+    if is_hydras(override) and not key.startswith(used):
+        raise UserError(
+            f"{override.input_line}: has no effect here; of Hydra's settings allowed are "
+            "hydra/launcher, hydra.launcher.…, hydra/sweeper and hydra.sweeper.…"
+        )
+
+
+def check_place(override: Override, multirun: bool, sweeper: str) -> None:
+    """Raises UserError for values or settings of sweeps where they are not allowed."""
+    key = override.key_or_group
+    text = override.input_line
+    if override.is_sweep_override():
+        if not multirun or key in marked(ONCE) or is_hydras(override):
+            once = " ".join(sorted(marked(ONCE)))
+            raise UserError(
+                f"{text}: several values need a sweep (add -m), and a key other than {once}; one "
+                f"value with commas is quoted twice: {key}=\"'…'\"{decimal_point(str(text))}"
+            )
+        if sweeper != "search" and not override.is_discrete_sweep():
+            raise UserError(
+                f"{text}: a sweep needs a list of values; to search in a range, add "
+                "hydra/sweeper=search"
+            )
+        if key == "seed" and not override.is_discrete_sweep():
+            raise UserError(
+                f"{text}: a search takes the mean over seeds, and would choose the luckiest one of a "
+                "range; needs a list: seed=0,1,2"
+            )
+    of_commands = {*keys_of(SweepConfig)} - {"fast_dev_run"}
+    if (key in of_commands or is_hydras(override)) and not multirun:
+        raise UserError(f"{text}: is a key of sweeps; add -m")
+    if key == "trial":
+        raise UserError(f"{text}: only hydra/sweeper=search sets this key")
+
+
+def refuse_pruner(override: Override, swept: list[Override]) -> None:
+    """Raises UserError for a pruner of a search over several seeds, which prunes nothing."""
+    for other in swept:
+        if other.key_or_group == "seed":
+            raise UserError(
+                f"{override.input_line}: has no effect with {other.input_line}, since the mean over "
+                "seeds is known only when all have ended; allowed is none"
+            )
+
+
+def warm_until_the_end(run: RunConfig, asked: int | None) -> str:
+    """Returns a warning if `asked`, the value given for decay_steps, lies within the warm-up, or "".
+
+    It is not refused: a longer run may have to fall where a shorter one did, which was all warm-up.
+    """
+    if asked is None or asked > run.warmup_steps or run.schedule == "constant":
+        return ""
+    return (
+        f"warning: decay_steps={asked} warmup_steps={run.warmup_steps}: the first has no effect; lr "
+        f"rises until step {run.warmup_steps}, and min_lr follows at once"
+    )
+
+
+def check_step_keys(typed: list[Override], choices: dict[str, str]) -> None:
+    """Raises UserError if a key of training by steps is given for a model without steps."""
+    model = choices["model"]
+    for override in typed:
+        if override.key_or_group == "device" and idle_keys(choices):
+            check_counting_device(override, model)
+        elif override.key_or_group in idle_keys(choices):
+            keys = ", ".join(keys_of(config_class("model", model)))
+            raise UserError(
+                f"{override.input_line}: model={model} is trained by counting, without steps; its "
+                f"keys are {keys} and data, name, seed"
+            )
+
+
+def check_counting_device(override: Override, model: str) -> None:
+    """Raises UserError for a device on which nothing is counted.
+
+    Some people type device=cpu with every command, and for a model without steps it is true.
+    """
+    bases = bases_of("device")
+    fitting = [name for name, base in bases.items() if base in COUNTING]
+    if override.value() not in fitting:
+        raise UserError(
+            f"{override.input_line}: model={model} is trained by counting, which the CPU does; "
+            f"allowed are {', '.join(fitting)}"
+        )
+
+
+def check_sign(override: Override) -> None:
+    """Raises UserError if an override adds or removes a key."""
+    if is_signed(override):
+        raise UserError(
+            f"{override.input_line}: keys cannot be added or removed; write "
+            f"{override.key_or_group}=…"
+        )
