@@ -272,16 +272,24 @@ def test_a_logger_that_fails_is_a_warning(train, here, capsys):
     name = plugin(
         here,
         """
-        class Broken:
+        from pytorch_lightning.loggers import CSVLogger
+
+        class Broken(CSVLogger):
             def log_hyperparams(self, values):
                 raise ConnectionError("no server")
 
-        lmlab.register.logger("broken")(lambda path: Broken())
+        lmlab.register.logger("broken")(lambda path: Broken(path))
+        lmlab.register.logger("seven")(lambda path: 7)
         """,
     )
     run = train(f"{LINE} plugin={name} max_steps=2")
     assert metrics(run)["status"] == "finished"
-    assert "warning: the logger broken failed and ends here" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "warning: the logger broken failed and ends here: ConnectionError: no server" in said
+    assert (
+        "warning: the logger seven cannot be made, and is left out: is 7, without log_hyperparams, "
+        "log_metrics, save, finalize; needs one of Lightning's loggers, or None"
+    ) in said
 
 
 def test_the_labs_own_callbacks_are_no_part_of_other_runs(train):

@@ -18,6 +18,7 @@ from lmlab.registry import load
 
 LIGHTNING = ("pytorch_lightning.", "lightning.")
 MEAN = "ema= keeps a mean of the weights, which is evaluated and saved"
+LOGGER = ("log_hyperparams", "log_metrics", "save", "finalize")  # what the lab calls of a logger
 WITHOUT_EFFECT = {  # the classes of Lightning whose work the lab does itself, and how
     "WeightAveraging": MEAN,
     "StochasticWeightAveraging": MEAN,
@@ -109,12 +110,25 @@ def loggers(
         try:
             with plugins.exits_as_errors():
                 logger = load(row.builder)(path, *arguments(row, keys[name]))
+            check_logger(logger)
         except Exception as error:
             warn(f"the logger {name} cannot be made, and is left out: {reason_of(error)}")
             continue
         if logger is not None:
             boards.append(LoggerBoard(name, logger, warn))
     return boards
+
+
+def check_logger(logger: Any) -> None:
+    """Raises UserError if what a builder returned is neither None nor has what Lightning's loggers have.
+
+    Not its class is asked for, since Lightning has two packages with the same loggers.
+    """
+    missing = [name for name in LOGGER if not callable(getattr(logger, name, None))]
+    if logger is not None and missing:
+        raise UserError(
+            f"is {logger!r}, without {', '.join(missing)}; needs one of Lightning's loggers, or None"
+        )
 
 
 class LoggerBoard:
