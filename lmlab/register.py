@@ -31,8 +31,10 @@ from lmlab.catalogue import (
     OWN_EVALUATIONS,
     SCHEDULES,
     VALUES,
+    AnyModelConfig,
     Choice,
     CorpusConfig,
+    OptimizerConfig,
     TokenizerConfig,
 )
 from lmlab.errors import UserError, reason_of
@@ -48,6 +50,12 @@ USUAL: dict[str, dict[str, Any]] = {  # the defaults of keys that the lab's own 
     "tokenizer": {},
     "data": {"val_fraction": 0.1, "test_fraction": 0.0, "holdout_fraction": 0.0},
     "optimizer": {"weight_decay": 0.0},
+}
+BASES: dict[str, type] = {  # what the classes of keys inherit from
+    "model": AnyModelConfig,
+    "tokenizer": TokenizerConfig,
+    "data": CorpusConfig,
+    "optimizer": OptimizerConfig,
 }
 TABLES: dict[str, dict[str, Any]] = {
     **CATALOGUE,
@@ -331,6 +339,11 @@ def choice(group: str, name: str, config: type) -> Callable[[Thing], Thing]:
     """Returns a decorator that registers a choice of a group with its keys."""
     place = caller()
     check_decorator(group, name, place)
+    if not (inspect.isclass(config) and issubclass(config, BASES[group])):
+        raise UserError(
+            f"{place}: {group} {name}: the class of its keys is {config!r}; it must inherit from "
+            f"lmlab.{BASES[group].__name__.removeprefix('Any')}"
+        )
     keys = as_dataclass(config, place)
     values = defaults_of(keys, group, place)
 

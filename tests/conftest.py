@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +35,14 @@ NANO = (
 
 
 @pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory):
+def foreground():
+    """Hears Ctrl-C and a closed terminal, which a suite that was started with & or nohup ignores."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory, foreground):
     """A cache of the tests' own, with a text in the place of tiny-shakespeare."""
     from lmlab.data import corpora  # not above: pytest's own process would import torch, too
 

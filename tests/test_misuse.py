@@ -119,7 +119,20 @@ MISUSES = {
         ["own.py: line 2", '@lmlab.register.corpus("recipes")'],
     ),
     "a name that is a number": ("lmlab.register.model(5, None)", "", ["own.py: line 2", "model"]),
-    "keys that are none": ("lmlab.register.model('a', None)", "", ["None", "class of keys"]),
+    "keys that are none": ("lmlab.register.model('a', None)", "", ["None", "lmlab.ModelConfig"]),
+    **{
+        f"keys of no {kind}": (
+            f"class K:\n    a: int = 1\nlmlab.register.{kind}('own', K)(print)",
+            "",
+            ["own.py: line 4", "own", "K'>", f"inherit from lmlab.{base}"],
+        )
+        for kind, base in {
+            "model": "ModelConfig",
+            "optimizer": "OptimizerConfig",
+            "corpus": "CorpusConfig",
+            "tokenizer": "TokenizerConfig",
+        }.items()
+    },
     "better": (
         "@lmlab.register.evaluation(better='max')\ndef a(model, data): return {}",
         "",
