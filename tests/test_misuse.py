@@ -261,6 +261,18 @@ MISUSES = {
         ["data=own", "same each time"],
     ),
     "no optimizer": (optimizer("None"), "optimizer=own", ["own returns None"]),
+    "an optimizer of foreign weights": (
+        optimizer("torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=config.lr)"),
+        "optimizer=own",
+        ["own returns an optimizer of a tensor (2,)", "weights.matrices"],
+    ),
+    "an optimizer of copies": (
+        optimizer(
+            "torch.optim.SGD([torch.nn.Parameter(w.detach()) for w in weights.matrices], lr=config.lr)"
+        ),
+        "optimizer=own",
+        ["none of the model's weights"],
+    ),
     "a closure": (
         optimizer("torch.optim.LBFGS(weights.matrices + weights.others)"),
         "optimizer=own",
@@ -277,6 +289,11 @@ MISUSES = {
         ["callback own", "is 5"],
     ),
     "wrong lengths": (tokenizer(length="3"), "tokenizer=own", ["tokenizer=own", "byte_lengths"]),
+    "a list of lengths": (
+        tokenizer().replace("np.full(256, 1)", "[1] * 256"),
+        "tokenizer=own",
+        ["tokenizer=own", "byte_lengths must be a numpy array"],
+    ),
     "pieces that are missing": (
         tokenizer(stop="return"),
         "tokenizer=own data=file path=long.txt",

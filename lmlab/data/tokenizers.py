@@ -253,14 +253,16 @@ def check_tokenizer(tokenizer: Any, sample: str) -> None:
     run cannot be sampled.
     """
     kind = tokenizer.kind
-    size, lengths = tokenizer.vocab_size, np.asarray(tokenizer.byte_lengths)
+    size = tokenizer.vocab_size
+    lengths = tokenizer.byte_lengths
     if not isinstance(size, int) or size < 1:
         raise UserError(f"tokenizer={kind}: vocab_size is {size!r}; needs a whole number above 0")
-    whole = np.issubdtype(lengths.dtype, np.integer)
-    if lengths.shape != (size,) or not whole or lengths.min() < 0 or lengths.max() == 0:
+    is_array = isinstance(lengths, np.ndarray) and lengths.shape == (size,)
+    whole = is_array and np.issubdtype(lengths.dtype, np.integer)
+    if not whole or lengths.min() < 0 or lengths.max() == 0:
         raise UserError(
-            f"tokenizer={kind}: byte_lengths must be the number of UTF-8 bytes of each of the {size} "
-            "tokens, as whole numbers"
+            f"tokenizer={kind}: byte_lengths must be a numpy array of whole numbers, ({size},): how many "
+            "UTF-8 bytes each token has"
         )
     ids = checked_ids(tokenizer, tokenizer.encode(sample))
     again = from_json(tokenizer.to_json())

@@ -139,6 +139,14 @@ def built(weights: Weights, config: Any, precision: str) -> torch.optim.Optimize
             f"{type(optimizer).__name__}: computes the loss several times in a step, which the lab "
             "does not do; allowed are optimizers whose step() needs no closure"
         )
+    known = {id(weight) for weight in (*weights.matrices, *weights.others)}
+    for group in optimizer.param_groups:
+        foreign = [weight for weight in group["params"] if id(weight) not in known]
+        if foreign:
+            raise UserError(
+                f"{builder.__name__} returns an optimizer of a tensor {tuple(foreign[0].shape)} that is "
+                "none of the model's weights; it gets them as weights.matrices and weights.others"
+            )
     return optimizer
 
 
