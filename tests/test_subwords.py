@@ -400,6 +400,14 @@ def added(content, i):
     return {"id": i, "content": content} | flags
 
 
+def test_a_tokenizer_without_a_decoder_has_one_for_others(pairs):
+    bare = subwords.PairTokenizer(json.dumps(json.loads(pairs.to_json()) | {"decoder": None}))
+    exported = tokenizers.Tokenizer.from_str(json.dumps(bare.in_hugging_face()))
+    text = "The cats sat, é!"
+    assert exported.decode(exported.encode(text).ids) == text == bare.decode(bare.encode(text))
+    assert "decoder" in bare.to_json() and json.loads(bare.to_json())["decoder"] is None
+
+
 @pytest.mark.parametrize("name", ODD)
 def test_what_is_odd_in_a_tokenizer_json_is_refused(here, pairs, capfd, name):
     """In one line, and nothing of the library's own reaches the terminal."""

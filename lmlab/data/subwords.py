@@ -71,7 +71,14 @@ class ByteLevelTokenizer(Tokenizer):
         return GrowingBytes(self.tokens)
 
     def in_hugging_face(self) -> dict[str, Any] | None:
-        return parsed(self.to_json())
+        """Returns the description, with the decoder that makes texts of tokens again.
+
+        The lab does without it; others would put blanks between the tokens.
+        """
+        description = parsed(self.to_json())
+        if description.get("decoder") is None:
+            description["decoder"] = BYTES["decoder"]
+        return description
 
     def name_of(self, token: int) -> str:
         r"""Returns the text of a token, or, for a part of a character, bytes such as \xe2\x80."""
