@@ -455,8 +455,9 @@ def evaluation(
 def callback(name: str, config: type | None = None) -> Callable[[Thing], Thing]:
     """Registers a class of Lightning's callbacks, which takes part in every run.
 
-    With a class of keys each run has these keys, and the callback is built with their values. Its
-    `state_dict` is part of each checkpoint, and `load_state_dict` is called when a run is resumed.
+    With a class of keys each run has these keys, and the callback is built with their values. A
+    function that returns a callback, or None for none in this run, may stand for the class. What
+    `state_dict` returns is part of each checkpoint; `load_state_dict` gets it in a resumed run.
     """
     return companion("callback", name, config)
 
@@ -465,7 +466,7 @@ def logger(name: str, config: type | None = None) -> Callable[[Thing], Thing]:
     """Registers a function from the folder of a run to one of Lightning's loggers.
 
     The logger gets every number that TensorBoard gets. With a class of keys, the function also
-    takes their values.
+    takes their values. If it returns None, the run is without it.
     """
     return companion("logger", name, config)
 

@@ -73,7 +73,9 @@ def main(argv: list[str]) -> None:
     print(f"| {kind} | parameters | text read | {number} | seeds | seconds of training |")
     print("|---|---|---|---|---|---|")
     for row in rungs.itertuples():
-        loss = f"{row.loss:.3f} ± {row.se:.3f}"
+        loss = f"{row.loss:.3f}"
+        if row.n > 1:
+            loss += f" ± {row.se:.3f}"
         about = f"{row.kind} | {row.n_params:,} | {row.tokens:,}"
         print(f"| {about} | {loss} | {row.n} | {row.seconds:.1f} |")
     print(f"\n{options.out}")
@@ -165,9 +167,7 @@ def summary(runs: pd.DataFrame, kind: str, number: str) -> pd.DataFrame:
         seconds=("train_seconds", "mean"),
     )
     best = groups.groupby("kind")["loss"].transform("min")
-    return (
-        groups.fillna({"se": 0.0}).assign(best=best).sort_values(["best", "loss"], ascending=False)
-    )
+    return groups.assign(best=best).sort_values(["best", "loss"], ascending=False)
 
 
 def curve(members: pd.DataFrame, number: str) -> tuple[list[float], list[float]]:
