@@ -14,6 +14,8 @@ Suites (all of them if none is named):
            runs of its recipe, in turn with ours (on a GPU the first 1,000 steps of its larger recipe, both
            compiled), and the time of shakespeare_fast to its loss against the time of that recipe's steps
   sample   1,000 characters one by one against the same model without a cache. With nanogpt=: against its generate()
+  context  a step of 4,096 characters of a GPT and of an LSTM, each of about 200 thousand parameters, against the
+           length of the context
   sweep    twelve bigram cells of 300 steps: `python train.py -m …` against a shell loop of twelve `python train.py`,
            and against the same sweep under Hydra's basic launcher; a cell's cost beside its training
 
@@ -44,7 +46,7 @@ from lmlab.commands.options import check_file, parse_script
 from lmlab.errors import UserError
 from lmlab.markers import Count, PathText
 
-SUITES = ("startup", "data", "train", "sample", "sweep")
+SUITES = ("startup", "data", "train", "sample", "context", "sweep")
 
 
 @dataclass(frozen=True)
