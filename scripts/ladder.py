@@ -72,10 +72,9 @@ def main(argv: list[str]) -> None:
     save_picture(figure, options.out)
     print(f"| {kind} | parameters | text read | {number} | seeds | seconds of training |")
     print("|---|---|---|---|---|---|")
-    for row in rungs.itertuples():
-        loss = f"{row.loss:.3f}"
-        if row.n > 1:
-            loss += f" ± {row.se:.3f}"
+    errors = rungs["se"].map(" ± {:.3f}".format, na_action="ignore").fillna("")  # one seed has none
+    for row, error in zip(rungs.itertuples(), errors, strict=True):
+        loss = f"{row.loss:.3f}{error}"
         about = f"{row.kind} | {row.n_params:,} | {row.tokens:,}"
         print(f"| {about} | {loss} | {row.n} | {row.seconds:.1f} |")
     print(f"\n{options.out}")
