@@ -63,6 +63,18 @@ def test_rows_are_ranked_by_their_mean_with_the_standard_error_over_seeds():
     assert board["not_finished"].tolist() == ["", "", "1 diverged"]
 
 
+def test_losses_of_different_tokens_are_doubted_where_no_run_was_validated():
+    runs = frame([[None], [None]], tokenizer=["char", "bpe"], status=["finished"] * 2).assign(
+        **{"val/loss": np.nan, "data_sha256": "a", "val_fraction": 0.0, "code": "a", "warnings": None}
+    )
+    (doubt,) = report.doubts(runs, table.objective(runs))
+    assert "The tokenizers differ, and train/loss is that of a token" in doubt
+    runs.loc[0, "val/loss"] = 2.0
+    same = runs.assign(tokenizer="char")
+    (doubt,) = report.doubts(same, table.objective(same))
+    assert doubt.startswith("1 of 2 finished runs have no val/loss: ")
+
+
 def test_what_diverged_never_counts_as_a_success():
     board = table.leaderboard(frame([[None, None], [5.0, 6.0], [None, 5.2]]))
     assert board["group"].tolist() == ["2", "1", "0"]

@@ -248,6 +248,17 @@ def doubts(table: pd.DataFrame, loss: str) -> list[str]:
         sentences.append(
             "The tokenizers differ, so bits per byte are compared: a loss is that of a token."
         )
+    elif tables.differ_in_tokens(table):
+        sentences.append(
+            f"The tokenizers differ, and {loss} is that of a token, so these losses cannot be compared; "
+            "a text with a part for validation has bits per byte, which can."
+        )
+    losses = table.loc[table["status"] == "finished", loss]
+    if losses.isna().any():
+        sentences.append(
+            f"{losses.isna().sum()} of {len(losses)} finished runs have no {loss}: their text has no part "
+            "for validation, or their train.log says why."
+        )
     if table["code"].nunique() > 1:
         sentences.append(
             f"Different code of the lab made these runs (column code; now {own_code()}); "

@@ -395,7 +395,7 @@ def objective(table: pd.DataFrame) -> str:
 
     Losses of different tokens cannot be compared: then it is val/bits_per_byte.
     """
-    if differ_in_tokens(table) and table[BITS].notna().any():
+    if BITS in table and table[BITS].notna().any() and differ_in_tokens(table):
         return BITS
     losses = numbers_where("ranks")
     return next((name for name in losses if table[name].notna().any()), losses[0])
@@ -403,8 +403,6 @@ def objective(table: pd.DataFrame) -> str:
 
 def differ_in_tokens(table: pd.DataFrame) -> bool:
     """Returns whether the runs, or the rows of a leaderboard, have different tokenizers."""
-    if BITS not in table:
-        return False
     return any(distinct(table[key]) > 1 for key in token_keys() if key in table)
 
 
