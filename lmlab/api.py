@@ -35,7 +35,7 @@ from lmlab.markers import ONCE
 from lmlab.notebook import hidden
 from lmlab.register import unlisted
 from lmlab.registry import variables_kept
-from lmlab.runs.folder import newest, read_config, read_history, read_metrics
+from lmlab.runs.folder import WEIGHTS, newest, read_config, read_history, read_metrics
 from lmlab.runs.typed import command
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def load_run(path: str | os.PathLike[str], plugin: str | os.PathLike[str] | None
 
     `plugin` names the plug-ins with which it was made.
     """
-    return Run(newest(folder_of(path)), as_plugin(plugin))
+    return Run(newest(folder_of(path), holding=[*WEIGHTS, "metrics.json"]), as_plugin(plugin))
 
 
 def compare(
@@ -302,7 +302,7 @@ class Run:
         with using(self.plugin):
             from lmlab.runs import checkpoints
 
-            return checkpoints.load(self.path, "last", "cpu").model
+            return checkpoints.load(self.path, choice="cpu", usual="last").model
 
     def sample(self, prompt: str = "", *, seed: int | None = None, **options: Any) -> str:
         """Returns a text that the model continues from the prompt, which it begins with.

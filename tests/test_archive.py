@@ -10,12 +10,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+import lmlab
 from lmlab import files
 from lmlab.commands import export
 from lmlab.errors import UserError
 from lmlab.runs.folder import read_config, write_config
 from lmlab.sweeps import load_runs, table
-from tests.conftest import ROOT, metrics, script
+from tests.conftest import NANO, ROOT, metrics, script
 
 OLD = ROOT / "tests/old_runs/sweeps/grid"
 
@@ -71,6 +72,35 @@ def test_checkpoints_are_packed_as_asked(grid, typed, expected):
     export.main(["sweep=outputs/sweeps/grid", "out=a.zip", *typed])
     packed = {Path(name).name for name in names_in("a.zip") if name.endswith(".ckpt")}
     assert packed - {"previous.ckpt"} == expected
+
+
+@pytest.mark.parametrize("kept, other", [("best", "last"), ("last", "best")])
+def test_what_is_unpacked_can_be_used_by_the_checkpoint_that_it_has(
+    train, here, capsys, kept, other
+):
+    train(f"-m {NANO} data=sentence val_fraction=0.2 block_size=8 name=x seed=0")
+    export.main(["sweep=outputs/sweeps/x", "out=x.zip", f"checkpoints={kept}"])
+    zipfile.ZipFile("x.zip").extractall("elsewhere")
+    line = ["run=elsewhere", "max_tokens=5", "device=cpu"]
+    capsys.readouterr()
+    script("sample").main([*line, f"checkpoint={kept}", "seed=1"])
+    said = capsys.readouterr().out
+    script("sample").main([*line, "seed=1"])
+    assert capsys.readouterr().out == said
+    with pytest.raises(UserError, match=f"checkpoint={other}: .*; allowed is {kept}"):
+        script("sample").main([*line, f"checkpoint={other}"])
+    run = lmlab.load_run("elsewhere")
+    assert run.metrics["step"] == 4 and run.model is not None
+
+
+def test_the_numbers_of_runs_without_checkpoints_can_be_read(grid, here):
+    export.main(["sweep=outputs/sweeps/grid", "out=x.zip"])
+    zipfile.ZipFile("x.zip").extractall("elsewhere")
+    with pytest.raises(UserError, match=r"none of checkpoints/last\.ckpt"):
+        script("sample").main(["run=elsewhere"])
+    assert lmlab.load_run("elsewhere").metrics["status"] == "finished"
+    script("plot").main(["runs=elsewhere", "out=curve.png"])
+    assert (here / "curve.png").exists()
 
 
 def test_the_page_says_what_made_the_runs_and_the_command_to_repeat(grid):

@@ -453,7 +453,7 @@ def test_a_run_whose_checkpoints_are_gone_does_not_start_anew(run, capsys):
     shutil.rmtree(run / "checkpoints")
     before = content(run)
     refused(capsys, lambda: cli.main(["resume=run", "max_steps=30"]), ["last.ckpt", "missing"])
-    refused(capsys, lambda: sample(run), ["no trained run there"])
+    refused(capsys, lambda: sample(run), ["the run there has none of checkpoints/last.ckpt"])
     assert content(run) == before
 
 

@@ -65,7 +65,13 @@ def test_rows_are_ranked_by_their_mean_with_the_standard_error_over_seeds():
 
 def test_losses_of_different_tokens_are_doubted_where_no_run_was_validated():
     runs = frame([[None], [None]], tokenizer=["char", "bpe"], status=["finished"] * 2).assign(
-        **{"val/loss": np.nan, "data_sha256": "a", "val_fraction": 0.0, "code": "a", "warnings": None}
+        **{
+            "val/loss": np.nan,
+            "data_sha256": "a",
+            "val_fraction": 0.0,
+            "code": "a",
+            "warnings": None,
+        }
     )
     (doubt,) = report.doubts(runs, table.objective(runs))
     assert "The tokenizers differ, and train/loss is that of a token" in doubt

@@ -135,7 +135,7 @@ def runs_of(folder: Path) -> list[Path]:
     if hugging_face.is_foreign(folder):
         raise hugging_face.no_run(f"runs={folder}", folder)
     if not (folder / ".sweep").is_dir():
-        return [newest(folder, "runs")]
+        return [newest(folder, "runs", ["history.jsonl"])]
     cells = sorted(history.parent for history in folder.glob("*/history.jsonl"))
     if not cells:
         raise UserError(f"runs={folder}: no cell of the sweep has begun")

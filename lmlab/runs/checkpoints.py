@@ -290,8 +290,8 @@ def load(
 ) -> Run:
     """Returns the newest run at `path`, with its model on the chosen device.
 
-    `checkpoint` is 'last' or 'best', by default the `usual` one, or the last one where there is no
-    best, for want of validation. Raises UserError.
+    `checkpoint` is 'last' or 'best', by default the `usual` one, or the other where it is missing:
+    the best for want of validation, either in an archive with the other. Raises UserError.
     """
     path = newest(Path(path))
     check_asked(path, checkpoint)
@@ -300,7 +300,7 @@ def load(
     config = read_config(path)
     tokenizer = read_tokenizer(path)
     if not (path / f"checkpoints/{checkpoint}.ckpt").exists():
-        checkpoint = "last"
+        checkpoint = "last" if checkpoint == "best" else "best"
     if hugging_face.is_foreign(path):
         weights = hugging_face.read_weights(path, config.model, tokenizer.vocab_size)
     else:
@@ -321,8 +321,11 @@ def check_asked(path: Path, checkpoint: str | None) -> None:
             f"checkpoint={checkpoint}: {path} is a folder of Hugging Face's, which has one set of "
             "weights; leave it out"
         )
-    if checkpoint == "best" and not (path / "checkpoints/best.ckpt").exists():
+    if (path / f"checkpoints/{checkpoint}.ckpt").exists():
+        return
+    if checkpoint == "best":
         raise UserError(
             f"checkpoint=best: {path} has no best.ckpt, which a run without validation does not "
             "write; allowed is last"
         )
+    raise UserError(f"checkpoint=last: {path} has no last.ckpt; allowed is best")

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from datetime import datetime
 from pathlib import Path
@@ -39,6 +39,7 @@ from lmlab.register import is_own
 from lmlab.runs import hugging_face
 from lmlab.runs.typed import command
 
+WEIGHTS = ("checkpoints/last.ckpt", "checkpoints/best.ckpt")
 LIMITS = {  # bytes
     "config.yaml": 2**16,
     "source.yaml": 2**16,
@@ -235,19 +236,26 @@ def write_config(path: Path, noted: Mapping[str, Any], name: str = "config.yaml"
     files.write_sealed(path / name, content.encode())
 
 
-def newest(path: Path, key: str = "run") -> Path:
-    """Returns the newest run, at `path` or in a folder below it, that has a checkpoint.
+def newest(path: Path, key: str = "run", holding: Sequence[str] = WEIGHTS) -> Path:
+    """Returns the newest run, at `path` or in a folder below it, that holds the first of some files.
 
-    The newest is the one that started last, also if others were copied or moved later. Raises
-    UserError if there is none; the message names `key`.
+    If no run holds the first, it is the newest that holds the second, and so on. The newest is the
+    one that started last, also if others were copied or moved later. Raises UserError if there is
+    none; the message names `key`.
     """
     if hugging_face.is_foreign(path):
         return path
     folders = [config.parent for config in files.named_below(path, "config.yaml")]
-    trained = [folder for folder in folders if (folder / "checkpoints/last.ckpt").exists()]
-    if not trained:
-        raise UserError(f"{key}={path}: no trained run there; {command('train')} makes one")
-    return max(trained, key=started_at)
+    for file in holding:
+        complete = [folder for folder in folders if (folder / file).exists()]
+        if complete:
+            return max(complete, key=started_at)
+    if folders:
+        raise UserError(
+            f"{key}={path}: the run there has none of {', '.join(holding)}, as one that never began, or "
+            "one from an archive without checkpoints"
+        )
+    raise UserError(f"{key}={path}: no trained run there; {command('train')} makes one")
 
 
 def started_at(run: Path) -> tuple[int, int]:
