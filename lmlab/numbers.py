@@ -41,6 +41,9 @@ class Number:
     better: Literal["lower", "higher"] = "lower"
     """Which of two numbers is the better one."""
 
+    evaluation: str = ""
+    """The name of somebody's own evaluation that returns it."""
+
 
 SHARE = Number(
     in_end_table=True, in_leaderboard=True, in_report=True, is_objective=True, better="higher"

@@ -443,10 +443,11 @@ def evaluation(
         for number in numbers:
             if not number.startswith("val/"):
                 raise UserError(f"{place}: evaluation {number}: its name must begin with val/")
+        declared = dataclasses.replace(METRIC, better=better, evaluation=function.__name__)
         with all_or_nothing():
             add("evaluation", function.__name__, function, place)
             for number in numbers:
-                add("number", number, dataclasses.replace(METRIC, better=better), place)
+                add("number", number, declared, place)
         return function
 
     return register

@@ -209,6 +209,16 @@ def test_a_cell_that_fails_says_why_and_is_tried_again_as_often_as_asked(here, m
     assert "reason" not in metrics(cell().find())
 
 
+@pytest.mark.parametrize("typed", ["python train.py -m seed=0", "lmlab train -m seed=0"])
+def test_a_cell_tells_what_to_type_as_its_sweep_was_typed(here, monkeypatch, typed):
+    monkeypatch.setattr("lmlab.runs.typed.TYPED", [])
+    one = plan.identify(resolved(SMALL)[0], SMALL, Sweep("x", typed))
+    assert cells.run(one) == "finished"
+    log = (one.find() / "train.log").read_text()
+    assert ("lmlab sample run=" in log) == typed.startswith("lmlab")
+    assert ("python scripts/sample.py run=" in log) == typed.startswith("python")
+
+
 def test_a_cell_that_fails_before_it_has_a_folder_gets_one(here, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(experiment, "Prepared", lambda *_: bytearray(2**60))

@@ -1,6 +1,7 @@
 """What goes wrong in a plug-in is said in one line; what it does cannot harm a run or hide."""
 
 import random
+import re
 import sys
 import textwrap
 from pathlib import Path
@@ -367,6 +368,14 @@ HARMLESS = """
     @lmlab.register.evaluation("val/text")
     def text(model, data):
         return {"val/text": "word"}
+
+    @lmlab.register.evaluation("val/promised")
+    def promised(model, data):
+        return {"val/given": 1.0}
+
+    @lmlab.register.evaluation()
+    def silent(model, data):
+        return {"val/words": "a text of its own"}
 """
 
 
@@ -390,8 +399,11 @@ def test_an_evaluation_of_ones_own_changes_nothing_else(here, train, capsys):
         "val/huge",
         "n_params",
         "val/text",
+        "val/promised",
     ):
         assert f"warning: {name}: " in said.err + said.out
+    assert "val/text: was declared as a number and is str" in said.err
+    assert "val/silent" not in said.err
     assert "warning: the evaluation validation_loss changed weights" in " ".join(said.err.split())
     assert [metrics(own)[f"own/{kind}"] for kind in ("tensor", "numpy", "bool")] == [0.5, 0.5, 1]
     assert said.err.count("return 1 / 0") == 1  # the line of the plug-in, once
@@ -982,7 +994,10 @@ def test_a_cell_whose_plugin_fails_has_the_same_lines_in_its_log(here, capsys):
     assert log.count("  File ") == log.count('own.py"') == 2
     assert log.splitlines()[-1].startswith("error: plugin=own.py: ")
     cell = next((here / "outputs/sweeps/x").glob("*/metrics.json")).parent
-    assert metrics(cell)["reason"] == "ZeroDivisionError: division by zero"
+    why = metrics(cell)["reason"]
+    assert re.fullmatch(
+        r"plugin=own\.py: .* failed at own\.py:\d+: ZeroDivisionError: division by zero", why
+    )
 
 
 def test_in_python_an_error_of_a_plugin_is_the_cause(here, capsys):

@@ -191,6 +191,13 @@ def evaluate(subject: Subject, warn: Callable[[str], object]) -> dict[str, Value
             warn(f"the evaluation {title} changed weights of the model, which are as before again")
         for name, why in refused.items():
             warn(f"{name}: {why}, and is left out")
+        declared = [name for name, row in NUMBERS.items() if row.evaluation == title]
+        others = [name for name, x in found.items() if isinstance(x, int | float)]
+        for name in [name for name in declared if name not in found]:
+            if others:
+                warn(
+                    f"{name}: was declared, but the evaluation {title} returns {', '.join(others)}"
+                )
         values |= {name: value for name, value in found.items() if name not in refused}
     return values
 
@@ -267,7 +274,7 @@ def why_not(name: object, value: object, values: Mapping[str, Value]) -> str:
     if "/" not in name:  # metrics.json has the lab's own facts without one
         return "needs a name with a group and a slash, such as val/accuracy"
     if is_own("number", name) and not isinstance(value, int | float):
-        return "was declared as a number and is none"
+        return f"was declared as a number and is {type(value).__name__}"
     return "" if is_value(value) else NO_VALUE
 
 

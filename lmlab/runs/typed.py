@@ -12,9 +12,10 @@ IN_CHECKOUT = rf"(?:python )?(?:\b(train)\.py|scripts/({VERBS})\.py)"
 TYPED: list[str] = []  # "lmlab", if the person has typed this command
 
 
-def name_the_command() -> None:
-    """Lets messages name the command `lmlab`, with which this process was started."""
-    TYPED.append("lmlab")
+def name_the_command(typed: str = "lmlab ") -> None:
+    """Lets messages name the command `lmlab`, if what was `typed` begins with it."""
+    if typed.startswith("lmlab "):
+        TYPED.append("lmlab")
 
 
 def command(verb: str, **values: str | Path) -> str:

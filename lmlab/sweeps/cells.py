@@ -32,6 +32,7 @@ from lmlab.runs.folder import (
     to_json,
     write_config,
 )
+from lmlab.runs.typed import name_the_command
 
 ENDED = ("finished", "diverged", "pruned")  # statuses after which a cell is not run again
 LABEL = 150  # characters of a label in a folder's name
@@ -318,6 +319,7 @@ def run(cell: Cell, watch: Watch | None = None) -> str:
             f"this process has imported {LIBRARY}, but the sweep was started with "
             f"{cell.sweep.library}; PYTHONPATH={cell.sweep.library.parent} chooses that one"
         )
+    name_the_command(cell.sweep.command)
     with locked(cell):
         path = cell.find()
         if cell.is_done():
@@ -331,9 +333,10 @@ def run(cell: Cell, watch: Watch | None = None) -> str:
             except Exception as error:
                 if isinstance(error, OwnCodeError):
                     error.show()
+                    status = fail(cell, str(error))  # with its place
                 else:
                     traceback.print_exception(error)
-                status = fail(cell, reason_of(error.__cause__ or error))
+                    status = fail(cell, reason_of(error.__cause__ or error))
         return status
 
 
