@@ -14,6 +14,7 @@ standard error. Where tokenizers differ, it draws bits per byte, a line for each
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,9 +73,10 @@ def main(argv: list[str]) -> None:
     save_picture(figure, options.out)
     print(f"| {kind} | parameters | text read | {number} | seeds | seconds of training |")
     print("|---|---|---|---|---|---|")
-    errors = rungs["se"].map(" ± {:.3f}".format, na_action="ignore").fillna("")  # one seed has none
-    for row, error in zip(rungs.itertuples(), errors, strict=True):
-        loss = f"{row.loss:.3f}{error}"
+    for row, error in zip(rungs.itertuples(), rungs["se"], strict=True):
+        loss = f"{row.loss:.3f}"
+        if not math.isnan(error):  # as that of one seed is
+            loss += f" ± {error:.3f}"
         about = f"{row.kind} | {row.n_params:,} | {row.tokens:,}"
         print(f"| {about} | {loss} | {row.n} | {row.seconds:.1f} |")
     print(f"\n{options.out}")

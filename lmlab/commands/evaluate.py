@@ -68,7 +68,7 @@ class Options:
     data: Corpus | None = None
     path: PathText | None = None
     plugin: PathText | None = None
-    checkpoint: Literal["last", "best"] | None = None
+    checkpoint: Literal["best", "last"] | None = None
     device: Device = "auto"
     by_position: bool = False
     calibration: bool = False
