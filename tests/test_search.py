@@ -23,7 +23,7 @@ from lmlab.config.grammar import ends, parse
 from lmlab.inference import evaluations
 from lmlab.numbers import METRIC, NUMBERS, objectives
 from lmlab.sweeps import load_runs
-from lmlab.sweeps.search import Dimension
+from lmlab.sweeps.search import Dimension, SearchSweeper
 from lmlab.sweeps.study import sampler, watching
 from lmlab.terminal import stop_at_once
 from lmlab.training import experiment
@@ -68,6 +68,21 @@ def test_searchers_that_share_a_study_and_are_killed_run_each_trial_once(here, s
             assert trial.value == numbers["val/loss"]
     assert sweep(line + "5") == 0 and len(study("s").trials) == 5
     assert sweep(line + "6") == 0 and len(study("s").trials) == 6
+
+
+def test_a_trial_whose_process_dies_between_two_looks_is_run(here, sweep, monkeypatch):  # noqa: F811
+    line = f"{LINE} max_steps=4 eval_interval=2 lr=interval(0.1,1) name=d hydra.sweeper.n_trials="
+    assert sweep(line + "1") == 0
+    abandoned = study("d").ask()
+    abandoned.set_user_attr("by", "dead")
+    (here / "outputs/sweeps/d/.sweep/searches/dead").touch()  # nobody holds its lock
+    looks = iter(["other"])  # at the first look it is alive
+    owner = SearchSweeper.owner
+    monkeypatch.setattr(
+        SearchSweeper, "owner", lambda self, trial: next(looks, None) or owner(self, trial)
+    )
+    assert sweep(line + "2") == 0
+    assert states("d") == ["COMPLETE", "COMPLETE"]
 
 
 def test_a_trial_that_diverges_is_told_as_failed_and_the_search_goes_on(here, sweep):  # noqa: F811

@@ -95,8 +95,9 @@ class SearchSweeper(Sweeper):
                 self.begin([parse(text) for text in arguments])
             with files.lock(self.searches / self.search_id):  # held as long as this process lives
                 self.run_trials()
-                while any(self.owner(trial) == "other" for trial in self.running()):
-                    time.sleep(POLL_SECONDS)  # the other process may die before its trials end
+                # Another process may die before its trials end, even between two looks at it.
+                while {"other", "nobody"} & {self.owner(trial) for trial in self.running()}:
+                    time.sleep(POLL_SECONDS)
                     self.run_trials()
             self.conclude()
 
