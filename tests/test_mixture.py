@@ -81,7 +81,18 @@ def test_folders_may_have_commas_in_their_names_and_none_is_left_out(members, he
     for text in (f"{named[0]},", f"{named[0]},,{named[1]}", f"{named[0]},nowhere"):
         with pytest.raises(SystemExit) as stopped:
             evaluated(f"run={text}")
-        assert stopped.value.code == 2 and f"run={text}: " in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert stopped.value.code == 2 and f"run={text}: " in said
+    assert "there is no folder nowhere" in said
+
+
+def test_the_checkpoint_of_each_member_is_named(members, here, capsys):
+    named = [shutil.copytree(run, here / name) for run, name in zip(members, "ab", strict=True)]
+    (named[1] / "checkpoints/last.ckpt").unlink()
+    evaluated("run=a,b")
+    assert "last.ckpt, best.ckpt" in capsys.readouterr().err
+    line = json.loads((named[0] / "evaluations.jsonl").read_text().splitlines()[-1])
+    assert line["checkpoint"] == "last, best"
 
 
 def test_a_run_from_other_weights_may_have_read_anything(members, train, capsys):

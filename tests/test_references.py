@@ -53,6 +53,16 @@ def test_they_are_what_counting_by_hand_gives(train, here, capsys, monkeypatch):
     )
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["data=copy val_fraction=0", "data=file path=my.txt score_after=| separator=; val_fraction=0"],
+)
+def test_there_are_none_where_nothing_counts(train, here, capsys, line):
+    (here / "my.txt").write_text("ab|cd;" * 90)
+    train(f"model=bigram block_size=64 max_steps=1 threads=1 device=cpu {line}")
+    assert "no losses of counting" not in capsys.readouterr().err
+
+
 def test_they_are_worked_out_once(some_config, monkeypatch):
     data = Splits.of_run(some_config)
     found = references(data)

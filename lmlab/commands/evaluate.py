@@ -104,7 +104,13 @@ def main(argv: list[str]) -> None:
     first = members[0]
     named = ", ".join(str(member.path) for member in members)
     length = f"{len(target.tokens):,} {first.tokenizer.unit}s"
-    print(f"({named}, {first.file.name}, {target.title}: {length})", file=sys.stderr)
+    weights = all_named([member.file.name for member in members])
+    print(f"({named}, {weights}, {target.title}: {length})", file=sys.stderr)
+
+
+def all_named(names: list[str]) -> str:
+    """Returns the one name that all have, or each one's, in their order."""
+    return names[0] if len({*names}) == 1 else ", ".join(names)
 
 
 def measured(options: Options) -> tuple[list[Run], Target, dict[str, float]]:
@@ -128,7 +134,7 @@ def measured(options: Options) -> tuple[list[Run], Target, dict[str, float]]:
         part_of_own_text(first, options) if options.data is None else other_text(first, options)
     )
     about = {
-        "checkpoint": first.file.stem,
+        "checkpoint": all_named([member.file.stem for member in members]),
         "text": target.title,
         "sha256": target.sha256,
     }
@@ -225,6 +231,8 @@ def run_folders(text: str) -> list[Path]:
         if Path(name).is_dir():
             folders.append(Path(name))
             name = ""
+    if name and folders:
+        raise UserError(f"run={text}: there is no folder {name}")
     return unreadable if name else folders
 
 
@@ -249,8 +257,10 @@ def other_text(run: Run, options: Options) -> Target:
         )
     config = corpus_config(run, choice, options.path)
     text = Splits(bases_of("data")[choice], config, run.tokenizer, run=run.config.run)
-    tokens = part_of(text, "train")
     title = options.path or choice
+    if len(text.train) < 2:
+        raise UserError(f"data={choice}: {title} has fewer than two {text.tokenizer.unit}s")
+    tokens = text.train
     return Target(tokens, text.sha256, title, "text", None, text.documents.get("train"))
 
 

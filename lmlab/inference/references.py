@@ -41,18 +41,21 @@ def references(data: Splits) -> dict[str, float]:
     The keys are `reference/uniform` (all tokens equally likely), `reference/unigram` (frequencies
     of tokens), `reference/bigram` (frequencies of pairs, with one added to each count) and
     `reference/ngram` (the best n-gram; its order is `reference/order`). The result is cached; if
-    the cache cannot be used, a warning says so. Returns an empty dict without validation text.
+    the cache cannot be used, a warning says so. Returns an empty dict without validation text, and
+    where none of its predictions counts.
     """
+    if len(data.val) < 2:
+        return {}
     train = np.concatenate([data.holdout[-COUNTED:], data.train[-COUNTED:]])[-COUNTED:]
     vocab_size = data.tokenizer.vocab_size
     counts = counting(data.documents.get("val"))
+    if counts is not None and not counts.any():
+        return {}
     first = 0
     if counts is not None and not counts[: PREDICTED - 1].any():
         first = int(counts.argmax())  # nothing that counts is nearer to the beginning
         counts = counts[first:]
     val = data.val[first:][:PREDICTED]
-    if len(val) < 2:
-        return {}
     parts = [train.tobytes(), b"/", val.tobytes(), str(vocab_size).encode()]
     parts.append(own_code.sha256_of(*CODE).encode())
     if counts is not None:
