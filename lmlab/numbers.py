@@ -1,10 +1,12 @@
 """Where each measured number is shown, and which of them a search may look for. No torch."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from lmlab.registry import load
+
+HUGE = 1e7  # from here on tables write a number with a power of ten
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,9 @@ class Number:
     better: Literal["lower", "higher"] = "lower"
     """Which of two numbers is the better one."""
 
+    instrument: str = ""
+    """The key that switches it on, if it is measured only then."""
+
     evaluation: str = ""
     """The name of somebody's own evaluation that returns it."""
 
@@ -74,11 +79,15 @@ NUMBERS = {
     ),
     "train_seconds": Number(in_leaderboard=True),
     "tokens_per_second": Number(is_objective=True, better="higher"),
-    "val/context_gain": SHARE,
+    "val/context_gain": replace(SHARE, instrument="by_position"),
     "val/calibration_error": Number(
-        in_end_table=True, in_leaderboard=True, in_report=True, is_objective=True
+        in_end_table=True,
+        in_leaderboard=True,
+        in_report=True,
+        is_objective=True,
+        instrument="calibration",
     ),
-    "val/minimal_pairs": SHARE,
+    "val/minimal_pairs": replace(SHARE, instrument="minimal_pairs"),
     "val/answer_accuracy": SHARE,
     "sample/copied": Number(in_end_table=True, in_leaderboard=True, in_report=True),
     "sample/longest_copy": Number(in_end_table=True, in_leaderboard=True),

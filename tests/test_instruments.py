@@ -406,7 +406,17 @@ REFUSED = {
     "by_position=true model=ngram order=2": ["by_position=true", "at least 2"],
     "noise_scale=true model=ngram": ["noise_scale=true", "by counting"],
     "novelty=yes": ["novelty=yes", "true or false"],
+    "patience=2 data=sentence val_fraction=0": ["patience=2", "val_fraction is 0"],
+    "-m hydra/sweeper=search lr=1e-3,2e-3 hydra.sweeper.objective=val/context_gain": [
+        "objective=val/context_gain",
+        "by_position=true",
+    ],
 }
+
+
+def test_in_a_short_text_there_is_no_share_of_long_copies():
+    numbers = copies(np.array([17, 3, 2]), "text")
+    assert numbers == {"text/longest_copy": 17, "text/mean_copy": pytest.approx(22 / 3)}
 
 
 @pytest.mark.parametrize("keys", REFUSED)

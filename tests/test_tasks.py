@@ -1,5 +1,6 @@
 """The generated texts, solved by programs that know nothing of how they were drawn."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmlab.catalogue import AdditionConfig, BigramConfig, CopyConfig, InductionConfig, RecallConfig
+from lmlab.commands import evaluate
 from lmlab.commands import train as cli
 from lmlab.data import tasks
 from lmlab.data.documents import Documents
@@ -175,6 +177,23 @@ def test_a_place_is_that_in_a_document_which_is_longer_than_a_window():
 
 def documents_with_end(documents):
     return Documents(documents.starts, np.append(documents.scored, False))
+
+
+def test_evaluation_afterwards_has_the_same_answers_and_the_runs_own_examples(train, here, capsys):
+    run = train(
+        "model=bigram block_size=32 data=addition n_digits=2 n_examples=200 val_fraction=0.2 max_steps=2 "
+        "threads=1 device=cpu"
+    )
+    (here / "sums.txt").write_text("12+34=640\n11+22=330\n")
+    for typed in ("", "data=addition", "data=file path=sums.txt"):
+        evaluate.main([f"run={run}", *typed.split()])
+    lines = (run / "evaluations.jsonl").read_text().splitlines()
+    own, other, file = map(json.loads, lines)
+    assert own["val/answer_accuracy"] == metrics(run)["val/answer_accuracy"]
+    assert other["text/answer_accuracy"] == pytest.approx(own["val/answer_accuracy"], abs=0.1)
+    said = capsys.readouterr().err
+    assert "addition: 2,000 characters" in said  # 200 examples of two digits
+    assert "sums.txt: all its characters are scored" in said and "text/answer_accuracy" not in file
 
 
 def test_an_ngram_is_at_chance(train):

@@ -119,6 +119,7 @@ def measured(options: Options) -> tuple[list[Run], Target, dict[str, float]]:
     If they cannot be saved, it says so. Prints the weights of a mixture. Raises UserError.
     """
     with importing():  # torch: after the arguments hold
+        from lmlab.inference.answers import answer_numbers
         from lmlab.inference.evaluations import numbers_of, texts_of
         from lmlab.inference.loss import keep_evaluation, loss_metrics
         from lmlab.runs import checkpoints
@@ -147,6 +148,19 @@ def measured(options: Options) -> tuple[list[Run], Target, dict[str, float]]:
     numbers = loss_metrics(
         log_probs, target.tokens, first.tokenizer, target.prefix, target.documents
     )
+    documents = target.documents
+    if documents is not None and documents.scored is not None and len(members) == 1:
+        config = first.config
+        answers = answer_numbers(
+            first.model, target.tokens, config.model.block_size, config.device.precision, documents
+        )
+        numbers[f"{target.prefix}/answer_accuracy"] = answers["val/answer_accuracy"]
+    elif type(first.config.data).scored is not CorpusConfig.scored and options.data is not None:
+        print(
+            f"warning: {target.title}: all its {first.tokenizer.unit}s are scored, but the run was "
+            "trained on answers alone",
+            file=sys.stderr,
+        )
     if asked:
         values = examined(first, target, asked, options)
         numbers |= numbers_of(values)
@@ -267,10 +281,13 @@ def other_text(run: Run, options: Options) -> Target:
 def corpus_config(run: Run, choice: str, path: str | None) -> CorpusConfig:
     """Returns the keys of another text, with all of it in the part `train`.
 
-    A preset, conf/data/mine.yaml, may name its path. Raises UserError.
+    A preset, conf/data/mine.yaml, may name its path. Of the run's own kind of text it takes the
+    run's keys, such as n_digits, but not the path. Raises UserError.
     """
     composed, _, _ = compose((f"data={choice}",))
     wanted = dict(composed)
+    if choice == run.config.choices["data"]:
+        wanted |= {key: value for key, value in vars(run.config.data).items() if key != "path"}
     if path:
         check_key("path", path, run.config.built_on() | {"data": choice})
         wanted["path"] = path

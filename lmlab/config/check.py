@@ -344,7 +344,7 @@ def check_optimizer(config: Config) -> None:
 
 
 def check_instruments(config: Config) -> None:
-    """Raises UserError if an instrument that is switched on could measure nothing."""
+    """Raises UserError if an instrument that is switched on, or patience, had nothing to measure."""
     run = config.run
     if run.by_position:
         check_positions(config.model.block_size)
@@ -353,6 +353,9 @@ def check_instruments(config: Config) -> None:
     for name in switched_on(run):
         if name != "noise_scale" and config.data.val_fraction == 0:
             raise UserError(f"{name}=true: needs a validation text; val_fraction is 0")
+    patience = config.companions["patience"].patience
+    if patience is not None and config.data.val_fraction == 0:
+        raise UserError(f"patience={patience}: needs a validation text; val_fraction is 0")
 
 
 def check_positions(block_size: int) -> None:

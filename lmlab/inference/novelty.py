@@ -49,14 +49,16 @@ def written(specimen: Specimen) -> str:
 def copies(matches: np.ndarray, name: str) -> dict[str, float]:
     """Returns the longest and the mean match, and which share of `COPY` characters in a row is one.
 
-    `matches` (S,) are those of `longest_matches`.
+    `matches` (S,) are those of `longest_matches`. In a shorter text there is no such share.
     """
-    whole = matches[: max(1, len(matches) - COPY + 1)]  # from later places so many do not follow
-    return {
+    numbers = {
         f"{name}/longest_copy": float(matches.max()),
         f"{name}/mean_copy": float(matches.mean()),
-        f"{name}/copied": float((whole >= COPY).mean()),
     }
+    if len(matches) >= COPY:
+        whole = matches[: len(matches) - COPY + 1]  # from later places so many do not follow
+        numbers[f"{name}/copied"] = float((whole >= COPY).mean())
+    return numbers
 
 
 def codes(text: str) -> np.ndarray:

@@ -152,6 +152,9 @@ class SearchSweeper(Sweeper):
         objective = self.objective = self.chosen_objective()
         if config.data.val_fraction == 0 and "val/" in objective:
             raise UserError(f"hydra.sweeper.objective={objective}: needs val_fraction above 0")
+        instrument = NUMBERS[objective].instrument
+        if instrument and not getattr(config.run, instrument):
+            raise UserError(f"hydra.sweeper.objective={objective}: needs {instrument}=true")
         pruner = "none"
         if NUMBERS[objective].can_prune and len(self.seeds) < 2:  # a mean is known at its end
             pruner = self.settings.pruner
