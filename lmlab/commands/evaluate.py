@@ -119,7 +119,6 @@ def measured(options: Options) -> tuple[list[Run], Target, dict[str, float]]:
     If they cannot be saved, it says so. Prints the weights of a mixture. Raises UserError.
     """
     with importing():  # torch: after the arguments hold
-        from lmlab.inference.answers import answer_numbers
         from lmlab.inference.evaluations import numbers_of, texts_of
         from lmlab.inference.loss import keep_evaluation, loss_metrics
         from lmlab.runs import checkpoints
@@ -148,19 +147,8 @@ def measured(options: Options) -> tuple[list[Run], Target, dict[str, float]]:
     numbers = loss_metrics(
         log_probs, target.tokens, first.tokenizer, target.prefix, target.documents
     )
-    documents = target.documents
-    if documents is not None and documents.scored is not None and len(members) == 1:
-        config = first.config
-        answers = answer_numbers(
-            first.model, target.tokens, config.model.block_size, config.device.precision, documents
-        )
-        numbers[f"{target.prefix}/answer_accuracy"] = answers["val/answer_accuracy"]
-    elif type(first.config.data).scored is not CorpusConfig.scored and options.data is not None:
-        print(
-            f"warning: {target.title}: all its {first.tokenizer.unit}s are scored, but the run was "
-            "trained on answers alone",
-            file=sys.stderr,
-        )
+    if len(members) == 1:
+        numbers |= answered(first, target)
     if asked:
         values = examined(first, target, asked, options)
         numbers |= numbers_of(values)
@@ -171,6 +159,29 @@ def measured(options: Options) -> tuple[list[Run], Target, dict[str, float]]:
         except UserError as error:  # a read-only folder is no reason to lose what was measured
             print(f"warning: {error}", file=sys.stderr)
     return members, target, numbers
+
+
+def answered(run: Run, target: Target) -> dict[str, float]:
+    """Returns the accuracy at answers, if the text says what they are.
+
+    If it does not, and the run was trained on answers alone, it says that all is scored.
+    """
+    from lmlab.inference.answers import answer_numbers
+
+    config = run.config
+    documents = target.documents
+    if documents is not None and documents.scored is not None:
+        numbers = answer_numbers(
+            run.model, target.tokens, config.model.block_size, config.device.precision, documents
+        )
+        return {f"{target.prefix}/answer_accuracy": numbers["val/answer_accuracy"]}
+    if type(config.data).scored is not CorpusConfig.scored:
+        print(
+            f"warning: {target.title}: all its {run.tokenizer.unit}s are scored, but the run was "
+            "trained on answers alone",
+            file=sys.stderr,
+        )
+    return {}
 
 
 def check_instruments(asked: tuple[str, ...], members: list[Run], options: Options) -> None:
