@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import pytest
@@ -248,3 +249,12 @@ def test_what_extends_a_run_changes_nothing_before(train, here, capsys):
     for line in (f"init_from={part}", f"replay={part}"):
         assert "not allowed with resume=" in said(capsys, f"resume={part} {line}")
     assert "outputs" in said(capsys, f"resume={here}")
+
+
+def test_a_replay_whose_first_weights_are_gone_names_their_key(train, here, capsys):
+    first = train(f"{NANO} data=sentence val_fraction=0.2 block_size=8 name=first")
+    second = train(
+        f"{NANO} data=sentence val_fraction=0.2 block_size=8 init_from={first} name=second"
+    )
+    shutil.rmtree(first)
+    refused(capsys, lambda: cli.main([f"replay={second}"]), [f"init_from={first}: no trained run"])

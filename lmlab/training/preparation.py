@@ -19,7 +19,7 @@ from lmlab.models.base import LanguageModel, build_model
 from lmlab.register import is_own
 from lmlab.registry import folder_kept
 from lmlab.runs import checkpoints
-from lmlab.runs.folder import RunDirectory, read_config, text_sha256
+from lmlab.runs.folder import RunDirectory, newest, read_config, text_sha256
 from lmlab.training.companions import callbacks
 from lmlab.training.optimizers import build_optimizer, check_schedule
 
@@ -212,7 +212,7 @@ def load_start(init_from: str | None) -> checkpoints.Run | None:
     """Loads the run whose weights a new run starts from, on the CPU. Raises UserError."""
     if init_from is None:
         return None
-    return checkpoints.load(Path(init_from), choice="cpu")
+    return checkpoints.load(newest(Path(init_from), "init_from"), choice="cpu")
 
 
 def inherit(model: LanguageModel, start: checkpoints.Run) -> None:
