@@ -6,7 +6,14 @@ from typing import Literal
 
 from lmlab.registry import load
 
-HUGE = 1e7  # from here on tables write a number with a power of ten
+HUGE = 1e7  # from here on a number is written with a power of ten
+
+
+def decimal(value: float, digits: int = 4) -> str:
+    """Returns a number as text with `digits` after the point; a zero has no sign."""
+    if abs(value) >= HUGE:
+        return f"{value:.{digits}e}"
+    return f"{value:z.{digits}f}"
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from lmlab.commands import train as cli
 from lmlab.errors import UserError, one_line_errors
 from lmlab.inference import loss
 from lmlab.numbers import REFERENCES
-from lmlab.sweeps import load_runs, report, table
+from lmlab.sweeps import load_runs, report, table, words
 from lmlab.sweeps.labels import common_parts, without
 from tests.conftest import history, metrics, script, working_in
 
@@ -61,6 +61,14 @@ def test_rows_are_ranked_by_their_mean_with_the_standard_error_over_seeds():
     )
     assert board["n"].tolist() == [3, 3, 2] and board["seeds"].tolist() == ["0,1,2", "0,1,2", "0,2"]
     assert board["not_finished"].tolist() == ["", "", "1 diverged"]
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [(1.5, "1.5000"), (-1e-9, "0.0000"), (-3e30, "-3.0000e+30"), (np.nan, ""), (np.inf, "inf")],
+)
+def test_a_huge_number_is_as_short_as_any(value, text):
+    assert words.decimal(value) == text
 
 
 def test_losses_of_different_tokens_are_doubted_where_no_run_was_validated():

@@ -41,16 +41,13 @@ def references(data: Splits) -> dict[str, float]:
     The keys are `reference/uniform` (all tokens equally likely), `reference/unigram` (frequencies
     of tokens), `reference/bigram` (frequencies of pairs, with one added to each count) and
     `reference/ngram` (the best n-gram; its order is `reference/order`). The result is cached; if
-    the cache cannot be used, a warning says so. Returns an empty dict without validation text, and
-    where none of its predictions counts.
+    the cache cannot be used, a warning says so. Returns an empty dict without validation text.
     """
     if len(data.val) < 2:
         return {}
     train = np.concatenate([data.holdout[-COUNTED:], data.train[-COUNTED:]])[-COUNTED:]
     vocab_size = data.tokenizer.vocab_size
     counts = counting(data.documents.get("val"))
-    if counts is not None and not counts.any():
-        return {}
     first = 0
     if counts is not None and not counts[: PREDICTED - 1].any():
         first = int(counts.argmax())  # nothing that counts is nearer to the beginning

@@ -15,7 +15,7 @@ TYPED: list[str] = []  # "lmlab", if the person has typed this command
 def name_the_command(typed: str = "lmlab ") -> None:
     """Lets messages name the command `lmlab`, if what was `typed` begins with it."""
     if typed.startswith("lmlab "):
-        TYPED.append("lmlab")
+        TYPED[:] = ["lmlab"]
 
 
 def command(verb: str, **values: str | Path) -> str:

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from lmlab.errors import printable
 from lmlab.notebook import Display, in_notebook, plain_console
+from lmlab.numbers import decimal
 from lmlab.sweeps.cells import Cell
 from lmlab.sweeps.labels import common_parts, without
 
@@ -131,14 +132,14 @@ def result_of(cell: Cell, status: str, how: str) -> str:
         return result
     loss = metrics.get("val/loss")
     if loss is not None:
-        result += f", val/loss {loss:z.4f}"
+        result += f", val/loss {decimal(loss)}"
     objective = json.loads(cell.trial)["objective"] if cell.trial else "val/loss"
     if objective == "val/loss":
         return result
     value = metrics.get(objective)
     if value is None:
         return f"{result}, no {objective}"
-    return f"{result}, {objective} {value:z.4f}"
+    return f"{result}, {objective} {decimal(value)}"
 
 
 def progress_columns(cell: Cell) -> tuple[str, str, str]:
@@ -148,7 +149,7 @@ def progress_columns(cell: Cell) -> tuple[str, str, str]:
     step = point.get("step") or 0
     shown_loss = ""
     if point.get("train/loss") is not None:
-        shown_loss = f"{point['train/loss']:z.4f}"
+        shown_loss = decimal(point["train/loss"])
     time_left = ""
     if step and point.get("train_seconds"):
         time_left = f"{(steps - step) * point['train_seconds'] / step:,.0f} s"

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from lmlab import numbers
 from lmlab.errors import printable
-from lmlab.numbers import HUGE
 from lmlab.sweeps.claims import ALONE, LEVEL, MOST_SEEDS, WELCH
 
 TO_BEST = "to the best"
@@ -20,9 +20,7 @@ def decimal(x: float | None, digits: int = 4) -> str:
     """Returns a number as text with `digits` after the point, or "" if it is missing."""
     if x is None or math.isnan(x):
         return ""
-    if HUGE <= abs(x) < math.inf:
-        return f"{x:.{digits}e}"
-    return f"{x:.{digits}f}"
+    return numbers.decimal(x, digits)
 
 
 def share(x: float | None) -> str:

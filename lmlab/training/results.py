@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lmlab.inference import evaluations
-from lmlab.numbers import losses
+from lmlab.numbers import decimal, losses
 from lmlab.runs.code import short
 from lmlab.runs.folder import RunDirectory
 
@@ -116,6 +116,6 @@ class Results:
 
 def line(step: int, numbers: Mapping[str, float], sample: str) -> str:
     """Returns the line that the terminal shows for an evaluation."""
-    pairs = "".join(f"{name} {numbers[name]:z.4f}  " for name in losses() if name in numbers)
+    pairs = "".join(f"{name} {decimal(numbers[name])}  " for name in losses() if name in numbers)
     sample = sample.replace("\n", "↵")
     return f"step {step:>5}  {pairs}{sample}"

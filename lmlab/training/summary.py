@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lmlab.data.splits import Splits
-from lmlab.numbers import HUGE, REFERENCES, numbers_where, training_first
+from lmlab.numbers import REFERENCES, decimal, numbers_where, training_first
 from lmlab.runs.typed import command
 from lmlab.training.preparation import Prepared
 
@@ -74,9 +74,7 @@ def number(metrics: Mapping[str, Any], name: str) -> str:
     value = metrics.get(name)
     if not isinstance(value, float):
         return ""
-    if abs(value) >= HUGE:
-        return f"{value:.4e}"
-    return f"{value:z.4f}"
+    return decimal(value)
 
 
 def whereabouts(path: Path, out: str) -> str:
