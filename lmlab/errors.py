@@ -90,14 +90,6 @@ class Refusal(SystemExit):
         self.cause = cause
 
 
-class Escape(BaseException):
-    """Carries any other error of a run past Hydra, which would print it and exit."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(error)
-        self.error = error
-
-
 # Whether a program has called the lab, which gets errors as exceptions and not as lines.
 CALLED: ContextVar[bool] = ContextVar("called", default=False)
 
@@ -110,21 +102,8 @@ def as_exceptions() -> Iterator[None]:
         yield
     except Refusal as refusal:
         raise UserError(refusal.why) from refusal.cause
-    except Escape as escape:
-        raise escape.error from None
     finally:
         CALLED.reset(token)
-
-
-@contextmanager
-def letting_out() -> Iterator[None]:
-    """A context whose errors reach the program that has called the lab, if one has."""
-    try:
-        yield
-    except Exception as error:
-        if not CALLED.get():
-            raise
-        raise Escape(error) from None
 
 
 @contextmanager

@@ -23,7 +23,6 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from lmlab import __version__, files, plugins
@@ -32,7 +31,7 @@ from lmlab.commands.continued import inherited, literal, repeated
 from lmlab.commands.options import check_alone, help_page
 from lmlab.commands.own_choices import own_choices, typed_plugin
 from lmlab.config import conf_files
-from lmlab.config.check import ELSEWHERE
+from lmlab.config.check import ELSEWHERE, Config
 from lmlab.config.composition import LISTED, primary, without_glob
 from lmlab.config.conf_files import CONF
 from lmlab.config.grammar import is_hydras, key_of, last_of_each, parse, typed_value
@@ -41,7 +40,6 @@ from lmlab.config.sweep_files import Line, read_lines
 from lmlab.errors import (
     CALLED,
     UserError,
-    letting_out,
     memory_errors,
     one_line_errors,
     refuse,
@@ -163,14 +161,27 @@ def obey(args: Namespace, argv: list[str], given: list[str]) -> Outcome:
         if all_ended is None:
             return Outcome(None)
         return Outcome(sweep.folder, 0 if all_ended else 1)
-    task = Task(sweep)
     if args.cfg or args.info:
         with redirect_stdout(io.StringIO()) as shown:
-            run_hydra(task, flags, overrides)
+            run_hydra(Task(sweep), flags, overrides)
         print(without_secrets(shown.getvalue()), end="")
         return Outcome(None)
-    run_hydra(task, flags, overrides)
-    return Outcome(task.path, 1 if task.status == "diverged" else 0)
+    return train_one(first, command)
+
+
+@one_line_errors()
+def train_one(config: Config, command: str) -> Outcome:
+    """Trains a single run. Hydra would only compose the same values once more."""
+    with plugins.own_errors():
+        with importing():
+            from lmlab import machine
+            from lmlab.training import experiment, preparation
+        config = machine.resolve(config)
+        start = preparation.load_start(config.run.init_from)
+        path = files.expanded(config.run.out) / config.run.name / timestamp()
+        with memory_errors():
+            status, path = experiment.run(config, path, command, start)
+    return Outcome(path, 1 if status == "diverged" else 0)
 
 
 def lines_of(typed: list[str], multirun: bool) -> list[Line]:
@@ -345,7 +356,7 @@ def resume_or_replay(arguments: list[str], flags: list[str], command: str) -> Ou
 
 
 class Task:
-    """The function that Hydra calls for each run, with attributes for launchers and sweepers.
+    """The function that Hydra calls for each cell, with attributes for launchers and sweepers.
 
     `sweep` holds the facts that all cells share. `survey` holds the cells before they run. Only the
     launcher `local` uses `survey`.
@@ -355,8 +366,6 @@ class Task:
         self.sweep = sweep
         self.survey = survey
         self.listed: list[list[str]] = []  # the cells' overrides, of a sweep that is no search
-        self.path: Path | None = None  # the folder of a single run
-        self.status: str | None = None  # of a single run, when it has ended
         self.faults: list[str] = []  # of the sweep, which stand in the folder of no cell
         self.notes: list[str] = []  # of a search, which are shown below the leaderboard
 
@@ -376,29 +385,12 @@ class Task:
         plugins.activate(sources)
         primary()
 
-    def __call__(self, composed: DictConfig) -> Cell | None:
-        """Trains one run. In a sweep it returns the cell, or None if the cell cannot be run."""
-        job = HydraConfig.get()
-        overrides = list(job.overrides.task)
-        if job.mode == RunMode.MULTIRUN:
-            return self.run_cell(overrides)
-        with letting_out(), one_line_errors(), plugins.own_errors():
-            config, _ = resolved(overrides, in_sweep=False)
-            with importing():
-                from lmlab import machine
-                from lmlab.training import experiment, preparation
-            config = machine.resolve(config)
-            start = preparation.load_start(config.run.init_from)
-            path = files.expanded(config.run.out) / config.run.name / timestamp()
-            with memory_errors():
-                self.status, self.path = experiment.run(config, path, self.sweep.command, start)
-        return None
-
     @one_line_errors()
-    def run_cell(self, overrides: list[str]) -> Cell | None:
+    def __call__(self, composed: DictConfig) -> Cell | None:
         """Runs one cell of a sweep. If it cannot be run, it prints the reason and returns None."""
         from lmlab.sweeps import cells, plan, study
 
+        overrides = list(HydraConfig.get().overrides.task)
         try:
             with plugins.own_errors():
                 config, _ = resolved(overrides)

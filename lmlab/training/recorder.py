@@ -10,8 +10,9 @@ import torch
 from pytorch_lightning import Callback, Trainer
 from torch import Tensor
 
+from lmlab import plugins
 from lmlab.config.keys import RunConfig
-from lmlab.errors import reason_of
+from lmlab.errors import UserError, reason_of
 from lmlab.inference import evaluations
 from lmlab.inference.evaluations import Detail, Subject
 from lmlab.isolation import set_random_state
@@ -174,9 +175,10 @@ class Recorder(Callback):
         trainer.should_stop = self.last or self.pruned or self.stop.came
 
     def on_train_epoch_start(self, trainer: Trainer, module: LanguageModule) -> None:  # type: ignore[override]  # our module
-        """Raises RuntimeError for a second epoch: the batches of the first have no end."""
+        """Raises UserError for a second epoch: the batches of the first have no end."""
         if trainer.current_epoch > 0:
-            raise RuntimeError("a callback has raised StopIteration, which ends Lightning's epoch")
+            place = f"plugin={plugins.names()}: " if plugins.names() else ""
+            raise UserError(f"{place}a callback has raised StopIteration, which ends the epoch")
         if not (self.last or self.pruned or self.stop.came):  # else the wish is the Recorder's own
             self.note_wish(trainer)
 
