@@ -427,7 +427,11 @@ ENDS = """
             "model=own",
             "StopIteration was raised, which Python keeps for iterators",
         ),
-        (ENDS, "", "error: plugin=own.py: a callback has raised StopIteration, which ends the epoch"),
+        (
+            ENDS,
+            "",
+            "error: plugin=own.py: a callback has raised StopIteration, which ends the epoch",
+        ),
     ],
     ids=["forward", "callback"],
 )
