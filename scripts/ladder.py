@@ -51,7 +51,8 @@ def main(argv: list[str]) -> None:
 
     runs = tables.load_runs(options.sweep)
     number = tables.objective(runs)
-    runs = runs[(runs["status"] == "finished") & runs[number].notna()]
+    left_out = tables.left_out(runs, number)
+    runs = tables.counted(runs, number)
     kind = "tokenizer" if number == tables.BITS else "model"
     rungs = summary(runs, kind, number)
     if rungs.empty:
@@ -79,7 +80,7 @@ def main(argv: list[str]) -> None:
             loss += f" ± {error:.3f}"
         about = f"{row.kind} | {row.n_params:,} | {row.tokens:,}"
         print(f"| {about} | {loss} | {row.n} | {row.seconds:.1f} |")
-    print(f"\n{options.out}")
+    print("\n" + "\n".join([*left_out, str(options.out)]))
 
 
 def kinds_of(rungs: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:

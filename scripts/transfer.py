@@ -66,8 +66,8 @@ def main(argv: list[str]) -> None:
     number = tables.objective(runs)
     if not {"n_embd", "lr", *KIND} <= {*runs}:
         raise UserError(f"sweep={options.sweep}: has no runs with n_embd, lr and parametrization")
-    runs = runs[(runs["status"] == "finished") & runs[number].notna()]
-    runs = runs.rename(columns={number: "loss"})
+    left_out = tables.left_out(runs, number)
+    runs = tables.counted(runs, number).rename(columns={number: "loss"})
     kinds = list(runs.groupby(KIND))
     if not kinds:
         raise UserError(f"sweep={options.sweep}: has no finished run of gpt or modern with a loss")
@@ -100,7 +100,7 @@ def main(argv: list[str]) -> None:
     panels[0].set(ylabel=f"{number}, nats", ylim=(lowest - 0.05, highest + 0.25))
     panels[0].legend(frameon=False, title="n_embd", fontsize="small")
     save_picture(figure, options.out)
-    print("\n" + "\n".join(verdicts))
+    print("\n" + "\n".join([*verdicts, *left_out]))
     print(f"\n{options.out}")
 
 

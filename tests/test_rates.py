@@ -240,6 +240,24 @@ def test_activations_grow_with_the_width_in_the_standard_and_not_with_mup(here, 
     assert (here / "coordinates.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_sizes_are_the_same_where_blocks_are_computed_twice():
+    typed = [*SMALL, "model=gpt"]
+    plain, twice = (
+        coordinates.measured("", [[coordinates.configured([*typed, own], 32, 0, None)]], 2)
+        for own in ("recompute=false", "recompute=true")
+    )
+    for activation, sizes in plain.items():
+        np.testing.assert_array_equal(sizes, twice[activation])
+
+
+def test_of_a_training_that_diverged_nothing_is_said():
+    table = {"head": np.array([[1.0, 2.0], [1.0, np.nan]]), "scores": np.ones((2, 2))}
+    growth = coordinates.growth_of(table)
+    assert growth == {"head": (np.inf, 1), "scores": (1.0, 0)}
+    assert "the training diverged (head, after 1 steps)" in coordinates.verdict("mup", growth)
+    coordinates.drawn({"standard": table, "mup": table}, [16, 32])
+
+
 @pytest.mark.parametrize("keys", ["model=gpt optimizer=muon", "model=modern optimizer=muon"])
 def test_so_do_those_of_other_models_and_optimizers(keys):
     typed = [*SMALL, *keys.split()]
@@ -272,7 +290,12 @@ def test_what_is_zero_in_all_steps_is_drawn_as_well():
         ("model=bigram", ["model=bigram: has no parametrization=mup", "gpt, modern"]),
         ("optimizer=sgd", ["optimizer=sgd", "adamw, muon"]),
         ("out=x.txt", ["out=x.txt", ".png"]),
-        ("widht=32,64", ["there is no key widht"]),
+        ("widht=32,64", ["widht=32,64: has several values (did you mean widths?)"]),
+        ("widht=32", ["there is no key widht"]),
+        ("widths=32,64,32", ["widths=32,64,32: 32 is there twice"]),
+        ("n_head=3 widths=32,64", ["n_embd=32 n_head=3"]),
+        ("n_layer=1,2", ["n_layer=1,2: has several values"]),
+        ("model=gpt,modern", ["model=gpt,modern: has several values"]),
     ],
 )
 def test_what_the_check_has_no_use_for_is_refused(here, capsys, line, words):
@@ -331,7 +354,9 @@ def test_a_sweep_over_rates_is_drawn_and_told(here, capsys, monkeypatch):
         )
     ]
     table = pd.concat(tables).rename(columns={"loss": "val/loss"})
-    table = table.assign(model="gpt", optimizer="adamw", status="finished")
+    table = table.assign(model="gpt", optimizer="adamw", status="finished", started=1.0)
+    table["group"] = table.groupby(["parametrization", "n_embd", "lr"]).ngroup()
+    table = pd.concat([table, table.assign(started=0.0)])  # the same again, begun earlier
     diverged = {"lr": 1.6e-2, "val/loss": 0.5, "status": "diverged"}  # at its last step
     table = pd.concat([table, table.assign(**diverged)])
     monkeypatch.setattr("lmlab.sweeps.table.load_runs", lambda folder: table)
@@ -340,6 +365,7 @@ def test_a_sweep_over_rates_is_drawn_and_told(here, capsys, monkeypatch):
     said = capsys.readouterr().out
     assert "| gpt | adamw | standard | 32 | 3.00e-03 | 3.00e-03 to 3.00e-03 | 2.000 | 3 |" in said
     assert "| gpt | adamw | standard | 64 | 1.50e-03 |" in said
+    assert "the one that started last counts; left out: 48." in said
     assert "| gpt | adamw | mup | 64 | not enclosed by its rates" in said
     assert "gpt, adamw, standard: from n_embd=32 to 64 the best rate changes 0.50 times" in said
     assert "gpt, adamw, mup: fewer than two widths have a best rate" in said

@@ -26,7 +26,7 @@ def runs(noise=0.002, sizes=5, lengths=5, seeds=3, **changed):
                 row = {"n_params": N, "tokens": D, "flops": 6 * N * D, "val/loss": loss}
                 row |= {"seed": seed, "group": f"{N} {D}", "status": "finished", "step": 1000}
                 row |= {"schedule": "linear", "warmup_steps": 10, "hold_steps": 700}
-                row |= {"decay_steps": 1000, "data_sha256": "a", "model": "gpt"}
+                row |= {"decay_steps": 1000, "data_sha256": "a", "model": "gpt", "started": 1.0}
                 rows.append(row | changed)
     return pd.DataFrame(rows)
 
@@ -76,12 +76,17 @@ def test_an_interval_of_a_run_holds_what_runs_do_by_chance():
         (runs(seeds=1), "one seed each"),
         (runs(decay_steps=2000), "75 of 75 runs ended before their learning rate had fallen"),
         (runs(flops=1.0), "0.00 times 6 N D"),
+        (runs(schedule="constant"), "75 of 75 runs have schedule=constant"),
+        (
+            pd.concat([runs(), runs(started=2.0)], ignore_index=True),
+            "the one that started last counts; left out: 75",
+        ),
     ],
 )
 def test_what_makes_a_law_hard_to_believe_is_said(typed, table, words):
     out, numbers = typed(table)
     assert f"doubt: {numbers['doubts'][0]}" in out
-    assert any(words in doubt for doubt in numbers["doubts"])
+    assert any(words in doubt for doubt in numbers["doubts"]) and numbers["runs"] <= 75
 
 
 @pytest.mark.parametrize(
@@ -89,8 +94,8 @@ def test_what_makes_a_law_hard_to_believe_is_said(typed, table, words):
     [
         (runs(sizes=2), ["2 different sizes", "needs 3"]),
         (runs(status="failed"), ["0 finished runs"]),
-        (pd.concat([runs(), runs(model="lstm")]), ["model", "gpt, lstm"]),
-        (pd.concat([runs(), runs(data_sha256="b")]), ["data_sha256"]),
+        (pd.concat([runs(), runs(model="lstm", group="other")]), ["model", "gpt, lstm"]),
+        (pd.concat([runs(), runs(data_sha256="b", group="other")]), ["data_sha256"]),
     ],
 )
 def test_runs_that_have_no_law_are_refused(typed, here, table, words):

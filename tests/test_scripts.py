@@ -164,6 +164,8 @@ def test_evaluate_says_what_the_run_said(train, run_script, here):
             "temperature=0,8",
             ["temperature=0,8", "write a decimal point: temperature=0.8"],
         ),
+        ("sample", "temperature=0.5,0.7", ["temperature=0.5,0.7: needs a number"]),
+        ("sample", "seed='range(1,3)'", ["seed=range(1,3): needs a whole number"]),
         ("sample", "seed=1 seed=2", ["seed=2: seed is there twice"]),
         ("sample", "temperature=0 top_k=5", ["top_k=5: has no effect with temperature=0"]),
         ("sample", "temperature=0 top_p=0.5", ["top_p=0.5: has no effect"]),
@@ -431,6 +433,7 @@ def test_the_ladder_has_a_panel_of_text_read_where_that_differs(here, monkeypatc
     rows = [
         {"model": "gpt", "n_params": n, "tokens": tokens, "seed": seed, "val/loss": 2.0 + seed}
         | {"flops": 0, "train_seconds": 1.0, "status": "finished", "group": f"{n} {tokens}"}
+        | {"started": 1.0}
         for n, tokens, seed in [
             (10, 10**6, 0),
             (20, 10**6, 0),

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -28,8 +29,9 @@ import numpy as np
 from lmlab.commands.options import parse_script
 from lmlab.commands.own_choices import with_own_choices
 from lmlab.commands.picture import check_picture, new_figure, save_picture
-from lmlab.config.check import Config
-from lmlab.config.grammar import parse
+from lmlab.config.check import Config, suggestion
+from lmlab.config.composition import chosen, compose
+from lmlab.config.grammar import parse, typed_lines
 from lmlab.config.keys import GROUPS, keys_taken
 from lmlab.config.overrides import resolved
 from lmlab.errors import UserError
@@ -74,7 +76,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"widths={options.widths}: needs two widths or more")
     seeds = whole_numbers("seeds", options.seeds)
     typed = [word for word in argv if word not in mine]
-    check_typed(typed)
+    check_typed(typed, widths[0])
     bases = {"standard": None, "mup": options.base_n_embd or widths[0]}
     configs: dict[str, list[list[Config]]] = {name: [] for name in bases}
     for name, base in bases.items():
@@ -96,22 +98,38 @@ def main(argv: list[str]) -> None:
 def whole_numbers(key: str, text: str) -> list[int]:
     """Returns the whole numbers in a text, with commas between them, in order. Raises UserError."""
     try:
-        return sorted({int(word) for word in text.split(",")})
+        numbers = sorted(int(word) for word in text.split(","))
     except ValueError:
         raise UserError(
             f"{key}={text}: needs whole numbers with commas between them, such as 32,64"
         ) from None
+    for number, next_one in pairwise(numbers):
+        if number == next_one:
+            raise UserError(f"{key}={text}: {number} is there twice")
+    return numbers
 
 
-def check_typed(typed: list[str]) -> None:
-    """Raises UserError for what has no effect on the check, or is wrong in itself."""
-    config, _ = resolved([word for word in typed if parse(word).key_or_group not in SET])
-    if not {*SET} <= keys_taken(config.built_on()):
+def check_typed(typed: list[str], width: int) -> None:
+    """Raises UserError for what has no effect on the check, or is wrong in itself.
+
+    `width` is one of those that are asked for.
+    """
+    overrides = [parse(word) for word in typed]
+    for word, override in zip(typed, overrides, strict=True):
+        if override.is_sweep_override():
+            hint = suggestion(override.key_or_group, ["widths", "seeds"])
+            raise UserError(
+                f"{word}: has several values{hint}; only widths= and seeds= take several"
+            )
+    _, choices, _ = compose(typed_lines(chosen(overrides)))
+    if not {*SET} <= keys_taken(choices):
         raise UserError(
-            f"model={config.choices['model']}: has no parametrization=mup; allowed are gpt, modern "
-            "and what builds on them"
+            f"model={choices['model']}: has no parametrization=mup; allowed are gpt, modern and what "
+            "builds on them"
         )
-    taken = {*TAKEN, *GROUPS, *keys_taken(config.built_on())}
+    of_check = [word for word in typed if parse(word).key_or_group not in SET]
+    resolved([*of_check, f"n_embd={width}"])
+    taken = {*TAKEN, *GROUPS, *keys_taken(choices)}
     for word in typed:
         key = parse(word).key_or_group
         if key in SET:
@@ -155,11 +173,14 @@ def growth_of(table: Table) -> dict[str, tuple[float, int]]:
     """Returns for each activation how many times larger it is at the largest width, and the step.
 
     It is the step in which that is most. What is zero at the start, by zero_init, is left out there.
+    If a size is no finite number at any width, it is called infinitely many times as large.
     """
     growth = {}
     for activation, sizes in table.items():
         smallest, largest = sizes[0], sizes[-1]
-        factors = np.divide(largest, smallest, out=np.zeros_like(largest), where=smallest > 0)
+        counts = (smallest > 0) & np.isfinite(sizes).all(axis=0)
+        factors = np.divide(largest, smallest, out=np.zeros_like(largest), where=counts)
+        factors[~np.isfinite(sizes).all(axis=0)] = np.inf
         growth[activation] = float(factors.max()), int(factors.argmax())
     return growth
 
@@ -168,6 +189,11 @@ def verdict(name: str, growth: dict[str, tuple[float, int]]) -> str:
     """Returns in words whether learning rates can carry over with a parametrization."""
     activation, (factor, step) = max(growth.items(), key=lambda entry: entry[1][0])
     where = f"({activation}, after {step} steps)"
+    if factor == np.inf:
+        return (
+            f"parametrization={name}: the training diverged {where}: it says nothing of other widths; "
+            "needs a lower lr"
+        )
     if factor < STEADY:
         return (
             f"parametrization={name}: no activation grows with the width, at most {factor:.2f} times "

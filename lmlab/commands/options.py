@@ -128,7 +128,9 @@ def parse_script(options: type, page: str, argv: list[str]) -> Any:
         if text == "null" and may_be_null(hints[key]):
             value = None
         elif plain_kind(hints[key]) in (int, float, bool):
-            value = parse(argument).value()
+            override = parse(argument)
+            if not override.is_sweep_override():  # several values are shown as they were typed
+                value = override.value()
             if re.fullmatch(r"-?\d+,\d+", text):
                 raise UserError(f"{argument}: write a decimal point: {argument.replace(',', '.')}")
         values[key] = value

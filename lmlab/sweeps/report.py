@@ -265,15 +265,7 @@ def doubts(table: pd.DataFrame, loss: str) -> list[str]:
             "same_code=true calls all of it equal."
         )
     sentences += warned(table)
-    several = tables.doubled(table, loss)
-    if len(several):
-        by_seed = several.groupby(["group", "seed"])[loss]
-        differ = ", though their losses differ" if (by_seed.nunique() > 1).any() else ""
-        sentences.append(
-            f"Of several runs of one seed the one that started last counts{differ}; "
-            f"left out: {len(several) - len(by_seed)}."
-        )
-    return sentences
+    return [*sentences, *tables.left_out(table, loss)]
 
 
 def warned(table: pd.DataFrame) -> list[str]:
@@ -395,7 +387,7 @@ def curves(members: pd.DataFrame, loss: str) -> dict[str, Any]:
 
     All runs of a configuration have the same tokens and FLOPs at the same step.
     """
-    histories = [history(run) for run in tables.records(tables.finished_seeds(members, loss))]
+    histories = [history(run) for run in tables.records(tables.counted(members, loss))]
     diverged = tables.records(members[members["status"] == "diverged"])
     drawn: dict[str, Any] = {
         "marks": [mark(run) for run in diverged],

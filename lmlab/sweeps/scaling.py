@@ -91,7 +91,7 @@ def scaling_of(table: pd.DataFrame, bootstraps: int, seed: int = 0) -> Scaling:
 
     Raises UserError if they have too few sizes or lengths, or different texts or tokens.
     """
-    runs = table[(table["status"] == "finished") & table["val/loss"].notna()]
+    runs = tables.counted(table, "val/loss")
     runs = runs[(runs["n_params"] > 0) & (runs["tokens"] > 0)]
     check_alike(runs)
     N, D, loss = (runs[name].to_numpy(float) for name in ("n_params", "tokens", "val/loss"))
@@ -110,7 +110,8 @@ def scaling_of(table: pd.DataFrame, bootstraps: int, seed: int = 0) -> Scaling:
             f"sweeps: {bootstraps - len(drawn)} of {bootstraps} laws, each fitted to runs drawn from "
             f"these {len(runs)}, have no end; a law needs more sizes and lengths"
         )
-    return Scaling(points, groups, law, drawn, doubts_of(runs))
+    doubts = [*doubts_of(runs), *tables.left_out(table, "val/loss")]
+    return Scaling(points, groups, law, drawn, doubts)
 
 
 def check_alike(runs: pd.DataFrame) -> None:
@@ -144,6 +145,12 @@ def doubts_of(runs: pd.DataFrame) -> list[str]:
         doubts.append(
             f"{len(cut)} of {len(runs)} runs ended before their learning rate had fallen; a run of "
             "each length needs a fall of its own (decay_steps=null)"
+        )
+    steady = (runs["schedule"] == "constant").sum()
+    if steady:
+        doubts.append(
+            f"{steady} of {len(runs)} runs have schedule=constant: their learning rate never fell, and "
+            "a fall would have given them a lower loss"
         )
     return doubts
 

@@ -345,16 +345,24 @@ def add_differences(
         row |= difference_columns(one, prefix)
 
 
-def finished_seeds(members: pd.DataFrame, loss: str) -> pd.DataFrame:
-    """Returns the finished runs with a loss among `members`, for each seed the one started last."""
-    ordered = finished(members, loss).sort_values("started")
-    return ordered.drop_duplicates("seed", keep="last").sort_index()
+def counted(table: pd.DataFrame, loss: str) -> pd.DataFrame:
+    """Returns the finished runs with a loss, of several of a configuration's seed the newest."""
+    ordered = finished(table, loss).sort_values("started")
+    return ordered.drop_duplicates(["group", "seed"], keep="last").sort_index()
 
 
-def doubled(table: pd.DataFrame, loss: str) -> pd.DataFrame:
-    """Returns the finished runs that `finished_seeds` takes and those that it leaves out for them."""
+def left_out(table: pd.DataFrame, loss: str) -> list[str]:
+    """Returns a sentence about the finished runs that `counted` leaves out, or none."""
     runs = finished(table, loss)
-    return runs[runs.duplicated(["group", "seed"], keep=False)]
+    several = runs[runs.duplicated(["group", "seed"], keep=False)]
+    if several.empty:
+        return []
+    by_seed = several.groupby(["group", "seed"])[loss]
+    differ = ", though their losses differ" if (by_seed.nunique() > 1).any() else ""
+    return [
+        f"Of several runs of one seed the one that started last counts{differ}; "
+        f"left out: {len(several) - len(by_seed)}."
+    ]
 
 
 def finished(table: pd.DataFrame, loss: str) -> pd.DataFrame:
@@ -364,13 +372,13 @@ def finished(table: pd.DataFrame, loss: str) -> pd.DataFrame:
 
 def losses_of(members: pd.DataFrame, loss: str) -> dict[int, float]:
     """Returns the loss of each finished seed of a configuration."""
-    runs = finished_seeds(members, loss)
+    runs = counted(members, loss)
     return dict(zip(runs["seed"], runs[loss], strict=True))
 
 
 def row_of(members: pd.DataFrame, keys: Iterable[str], loss: str) -> dict[str, Any]:
     """Returns the row of a configuration in the leaderboard, without the tests."""
-    runs = finished_seeds(members, loss)
+    runs = counted(members, loss)
     first = members.iloc[0]
     row = {"group": first["group"]}
     unused = unused_keys(members["model"].iloc[0])

@@ -71,7 +71,7 @@ class Sizing(TorchFunctionMode):
         """Notes the scores of each call of attention, and then makes the call as usual."""
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
-            q, k, *_ = args  # (B, H, T, D) each
+            q, k, *_ = (arg.detach() for arg in args)  # (B, H, T, D) each
             scale = kwargs.get("scale") or q.shape[-1] ** -0.5
             seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
             self.note(SCORES, (q @ k.mT * scale)[..., seen])
