@@ -144,7 +144,7 @@ class GPTConfig(TransformerConfig):
     gelu: Annotated[Literal["exact", "tanh"], SHAPELESS, Neutral("exact")] = field(
         default="exact", kw_only=True
     )
-    init: Annotated[Literal["small", "unit"], SHAPELESS, Neutral("small")] = field(
+    init: Annotated[Literal["small", "unit"], Neutral("small")] = field(
         default="small", kw_only=True
     )
 
@@ -190,6 +190,11 @@ class CorpusConfig:
         `codes` (N,) holds the characters as code points. It needs `document_end`.
         """
         return None
+
+    @classmethod
+    def scores_itself(cls) -> bool:
+        """Returns whether the corpus says what is scored."""
+        return cls.scored is not CorpusConfig.scored
 
     def check(self) -> None:
         """Raises UserError if no text is left for training."""

@@ -406,6 +406,10 @@ def own_errors(about: str = "") -> Iterator[None]:
     try:
         with exits_as_errors():
             yield
+    except OwnCodeError as error:
+        if not about:
+            raise
+        raise OwnCodeError(f"{about}: {error}", error.frames) from error.__cause__
     except UserError:
         raise
     except Exception as error:
@@ -464,6 +468,15 @@ def show_once(title: str, error: Exception) -> None:
     if SHOWN.get(title) != text:
         SHOWN[title] = text
         show(error)
+
+
+def explained(title: str, error: Exception) -> str:
+    """Returns the reason of an error with which the run goes on.
+
+    If it comes from a plug-in's own code, its traceback is printed first, once for each `title`.
+    """
+    show_once(title, error)
+    return reason_of(error)
 
 
 def active_sources() -> list[Source]:

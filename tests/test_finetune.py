@@ -83,11 +83,55 @@ def test_unknown_characters_are_counted_and_named_or_left_out(source, train, her
     assert len(list((here / "outputs").glob("*/*"))) == 2
 
 
+def test_before_the_first_evaluation_the_trained_weights_are_the_last(train, here, capfd):
+    """The best of a run that was stopped there are those of step 0."""
+    run = train(NANO + "max_steps=3 eval_interval=3")
+    content = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
+    unevaluated = train(
+        NANO + "max_steps=3 eval_interval=3 name=u lr=100 grad_clip=0 warmup_steps=0"
+    )
+    first = torch.load(unevaluated / "checkpoints/best.ckpt", weights_only=True)
+    assert (content["global_step"], first["global_step"]) == (3, 0)
+    capfd.readouterr()
+    assert checkpoints.load(run).checkpoint == "best" and capfd.readouterr().err == ""
+    loaded = checkpoints.load(unevaluated)
+    assert (
+        "best.ckpt is of step 0, before any training; last.ckpt is used" in capfd.readouterr().err
+    )
+    asked = checkpoints.load(unevaluated, "last")
+    assert loaded.checkpoint == "last" and same_weights(loaded.model, asked.model)
+    untrained = checkpoints.load(unevaluated, "best")
+    assert untrained.checkpoint == "best" and not same_weights(loaded.model, untrained.model)
+    tuned = train(
+        f"init_from={unevaluated} threads=1 device=cpu batch_size=4 max_steps=1 eval_interval=1 lr=1e-30 weight_decay=0"
+    )
+    assert same_weights(checkpoints.load(tuned, "last").model, asked.model)
+    capfd.readouterr()
+    checkpoints.load(tuned)  # its step 0 is of weights that were trained
+    assert capfd.readouterr().err == ""
+
+
+def same_weights(one, other):
+    weights = other.state_dict()
+    return all(torch.equal(weight, weights[name]) for name, weight in one.state_dict().items())
+
+
+def test_examples_need_all_their_characters(train, here, capsys):
+    line = "model=gpt_nano block_size=64 threads=1 device=cpu max_steps=1 n_examples=100 "
+    run = train(line + "data=induction eval_interval=1")
+    needs = said(capsys, f"{line} data=addition init_from={run}")
+    assert f"init_from={run}: needs a run whose vocabulary has them" in needs
+    assert "unknown=drop: leaves characters out of examples" in (
+        said(capsys, f"{line} data=addition init_from={run} unknown=drop")
+    )
+
+
 def test_other_shapes_are_refused(source, capsys):
     other = {
         "n_layer=5": "n_layer=2",
         "model=bigram": "model=gpt_nano",
         "block_size=9": "block_size=32",
+        "init=unit": "init=small",  # which has no effect on weights that are there
     }
     for asked, there in other.items():
         error = said(capsys, f"init_from={source} {NEW} {asked}")

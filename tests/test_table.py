@@ -1,6 +1,7 @@
 """The leaderboard: means, errors and tests against references, from run directories alone."""
 
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -354,6 +355,51 @@ def test_what_cannot_be_read_is_left_out_and_told(sweep, here, capsys):
         shown.count("left out") == 3
         and "config.yaml" in shown
         and "step=20 has the wrong type" in shown
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("status", None),
+        ("status", "odd"),
+        ("status", 5),
+        ("n_params", -5),
+        ("tokens", math.nan),
+        ("val/loss", "low"),
+        ("label", []),
+    ],
+)
+def test_a_run_with_an_odd_record_is_left_out_and_told(sweep, here, capsys, name, value):
+    shutil.copytree(sweep, here / "s")
+    record = next((here / "s").glob("seed=0,lr=1,*")) / "metrics.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {name: value}))
+    for tell in (
+        lambda: report.show(load_runs(here / "s")),
+        lambda: script("ladder").main(["sweep=s", "out=ladder.png"]),
+    ):
+        tell()
+        shown = " ".join(capsys.readouterr().out.split())
+        assert "eft out" in shown and f"metrics.json: {name}={value}" in shown
+
+
+def test_a_record_does_not_change_what_the_configuration_says(sweep, here):
+    shutil.copytree(sweep, here / "s")
+    record = next((here / "s").glob("seed=0,lr=1,*")) / "metrics.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"seed": "x", "lr": 7}))
+    found = load_runs(here / "s")
+    assert len(found) == 9 and {*found["seed"]} == {0, 1, 2} and 7 not in {*found["lr"]}
+
+
+def test_what_does_not_count_for_a_chart_is_said(sweep, here, capsys):
+    shutil.copytree(sweep, here / "s")
+    for seed, status in ((0, "interrupted"), (1, "failed"), (2, "failed")):
+        record = next((here / "s").glob(f"seed={seed},lr=1,*")) / "metrics.json"
+        record.write_text(json.dumps(json.loads(record.read_text()) | {"status": status}))
+    script("ladder").main(["sweep=s", "out=ladder.png"])
+    assert (
+        "6 of 9 runs are not finished and are left out: 3 diverged, 2 failed, 1 interrupted."
+        in (capsys.readouterr().out)
     )
 
 

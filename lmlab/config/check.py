@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from lmlab.catalogue import CorpusConfig, DeviceConfig, OptimizerConfig
+from lmlab.catalogue import DeviceConfig, OptimizerConfig
 from lmlab.config.keys import (
     CHOICES,
     GROUPS,
@@ -387,7 +387,7 @@ def check_documents(config: Config) -> None:
             f"separator={run.separator}: data={config.choices['data']} itself ends each document, "
             f"with {end!r}; leave separator out"
         )
-    scores_itself = type(config.data).scored is not CorpusConfig.scored
+    scores_itself = config.data.scores_itself()
     if scores_itself and run.score_after is not None:
         raise UserError(
             f"score_after={run.score_after}: data={config.choices['data']} itself says what is "

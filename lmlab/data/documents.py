@@ -100,7 +100,7 @@ def scored_by(corpus: CorpusConfig, tokens: np.ndarray, tokenizer: Tokenizer) ->
 
     Each token is a character.
     """
-    if type(corpus).scored is CorpusConfig.scored:
+    if not corpus.scores_itself():
         return None
     characters = [tokenizer.decode([i]) for i in range(tokenizer.vocab_size)]
     codes = np.array([ord(text) if len(text) == 1 else 0 for text in characters], np.uint32)

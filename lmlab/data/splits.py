@@ -207,9 +207,12 @@ class Splits:
                 config.base("data"), config.data, tokenizer, sha256, drop_unknown, config.run, train
             )
         except UnknownCharacters as error:
-            if config.run.init_from:
-                raise UnknownCharacters(f"{error}; unknown=drop leaves them out") from None
-            raise
+            if not config.run.init_from:
+                raise
+            hint = "unknown=drop leaves them out"
+            if config.data.scores_itself():
+                hint = f"init_from={config.run.init_from}: needs a run whose vocabulary has them"
+            raise UnknownCharacters(f"{error}; {hint}") from None
 
     @property
     def parts(self) -> dict[str, np.ndarray]:

@@ -45,7 +45,10 @@ def scored(config: TaskConfig, codes: Codes) -> Mask:
     """Returns which characters (N,) of a text of examples are answers, (N,). Raises UserError."""
     task = task_of(config)
     if len(codes) % (task.length + 1):
-        raise UserError("the examples lack characters; allowed is a vocabulary with all of them")
+        raise UserError(
+            "unknown=drop: leaves characters out of examples, whose answers then cannot be found; "
+            "needs a vocabulary with all of them"
+        )
     rows = codes.reshape(-1, task.length + 1)[:, :-1]
     answers = np.zeros((len(rows), task.length + 1), bool)
     answers[:, :-1] = task.answers(rows)

@@ -303,12 +303,11 @@ def all_checked(tokenizer: Tokenizer, pieces: Iterable[Any]) -> Iterator[np.ndar
 def tokenizer_errors(kind: str) -> Iterator[None]:
     """Turns any other error of somebody's own tokenizer into a UserError with its reason."""
     try:
-        with plugins.exits_as_errors():
+        with plugins.own_errors(f"tokenizer={kind}"):
             yield
     except (UserError, OSError):
         raise
     except Exception as error:
-        plugins.show_once(f"tokenizer={kind}", error)
         raise UserError(f"tokenizer={kind}: {reason_of(error)}") from error
 
 

@@ -23,7 +23,6 @@ from lmlab.catalogue import INSTRUMENTS, OWN_EVALUATIONS
 from lmlab.data.documents import Documents
 from lmlab.data.splits import Splits
 from lmlab.data.tokenizers import Tokenizer
-from lmlab.errors import reason_of
 from lmlab.inference import generate
 from lmlab.inference.answers import answer_numbers
 from lmlab.inference.loss import aligned, log_probs, loss_metrics
@@ -172,7 +171,8 @@ def evaluate(subject: Subject, warn: Callable[[str], object]) -> dict[str, Value
         except Exception as error:
             if function is validation_loss:
                 raise
-            warn(f"the evaluation {function.__name__} failed and is left out: {reason_of(error)}")
+            why = plugins.explained(function.__name__, error)
+            warn(f"the evaluation {function.__name__} failed and is left out: {why}")
             continue
         for name in [name for name, value in found.items() if not is_value(value)]:
             warn(f"{name}: {NO_VALUE}, and is left out")
@@ -184,8 +184,8 @@ def evaluate(subject: Subject, warn: Callable[[str], object]) -> dict[str, Value
                 found = {name: plain(x) for name, x in dict(own(subject.model, subject)).items()}
             refused = {name: why for name, x in found.items() if (why := why_not(name, x, values))}
         except Exception as error:
-            plugins.show_once(title, error)
-            warn(f"the evaluation {title} failed and is left out: {reason_of(error)}")
+            why = plugins.explained(title, error)
+            warn(f"the evaluation {title} failed and is left out: {why}")
             continue
         if changed:
             warn(f"the evaluation {title} changed weights of the model, which are as before again")

@@ -23,6 +23,7 @@ from lmlab.markers import CHANGEABLE
 from lmlab.models.base import LanguageModel, build_model
 from lmlab.runs import hugging_face
 from lmlab.runs.folder import newest, read_config, read_tokenizer
+from lmlab.terminal import tell
 
 LAB_TYPES = {  # what a checkpoint of the lab holds in addition to Lightning's entries
     "config": dict,
@@ -46,6 +47,7 @@ OPTIONAL_TYPES = {  # since version 0.2
 }
 
 
+LAST = "checkpoints/last.ckpt"
 MOST = 2**40  # bytes of a checkpoint, where the model is not known
 PLACES = {"state_dict": "the model's state", "optimizer_states": "the optimizer's state"}
 # What torch reads without executing code, besides what pickle has signs for.
@@ -233,7 +235,7 @@ def latest(
     If last.ckpt is damaged, previous.ckpt replaces it, and `say` is called with a line about it.
     Raises UserError if both are damaged.
     """
-    last = path / "checkpoints/last.ckpt"
+    last = path / LAST
     previous = path / "checkpoints/previous.ckpt"
     if not last.exists() and not previous.exists():
         return None
@@ -291,10 +293,12 @@ def load(
     """Returns the newest run at `path`, with its model on the chosen device.
 
     `checkpoint` is 'last' or 'best', by default the `usual` one, or the other where it is missing:
-    the best for want of validation, either in an archive with the other. Raises UserError.
+    the best for want of validation, either in an archive with the other. A best one of before the
+    first step gives way to a later last one, which is said. Raises UserError.
     """
     path = newest(Path(path))
     check_asked(path, checkpoint)
+    asked = checkpoint
     checkpoint = checkpoint or usual
     device = machine.pick(choice)
     config = read_config(path)
@@ -304,12 +308,23 @@ def load(
     if hugging_face.is_foreign(path):
         weights = hugging_face.read_weights(path, config.model, tokenizer.vocab_size)
     else:
-        weights = weights_of(read_for(path / f"checkpoints/{checkpoint}.ckpt", config, tokenizer))
+        content = read_for(path / f"checkpoints/{checkpoint}.ckpt", config, tokenizer)
+        if asked is None and is_untrained(content, config) and (path / LAST).exists():
+            content = read_for(path / LAST, config, tokenizer)
+            checkpoint = "last"
+            tell(f"{path}: its best.ckpt is of step 0, before any training; last.ckpt is used")
+        weights = weights_of(content)
     model = build_model(config.model, tokenizer.vocab_size)
     model.load_state_dict(weights)
     if config.device.precision not in machine.precisions(device):
         config = replace(config, device=replace(config.device, precision="32-true"))
     return Run(path, config, tokenizer, model.to(device).eval(), checkpoint)
+
+
+def is_untrained(checkpoint: dict[str, Any], config: Config) -> bool:
+    """Returns whether weights that a run trains from nothing are those of before the first step."""
+    has_steps = config.model.has_steps
+    return has_steps and config.run.init_from is None and checkpoint["lmlab"]["step"] == 0
 
 
 def check_asked(path: Path, checkpoint: str | None) -> None:

@@ -253,19 +253,14 @@ def doubts(table: pd.DataFrame, loss: str) -> list[str]:
             f"The tokenizers differ, and {loss} is that of a token, so these losses cannot be compared; "
             "a text with a part for validation has bits per byte, which can."
         )
-    losses = table.loc[table["status"] == "finished", loss]
-    if losses.isna().any():
-        sentences.append(
-            f"{losses.isna().sum()} of {len(losses)} finished runs have no {loss}: their text has no part "
-            "for validation, or their train.log says why."
-        )
+    sentences += tables.without_loss(table, loss)
     if table["code"].nunique() > 1:
         sentences.append(
             f"Different code of the lab made these runs (column code; now {own_code()}); "
             "same_code=true calls all of it equal."
         )
     sentences += warned(table)
-    return [*sentences, *tables.left_out(table, loss)]
+    return [*sentences, *tables.doubled(table, loss)]
 
 
 def warned(table: pd.DataFrame) -> list[str]:

@@ -41,6 +41,8 @@ RECORDS = ("config.yaml", "metrics.json")  # a folder with one of them is that o
 # Numbers and texts of metrics.json that may be missing, but not of another type.
 SIZES = ("step", "tokens", "flops", "n_params", "reference/order")
 TEXTS = ("label", "group", "reason", "status")
+STATUSES = ("running", "interrupted", "finished", "diverged", "pruned", "failed")
+NAMED = 3  # runs that cannot be read, of which the reasons are told
 SOURCES = ("init_sha256", "tokenizer_sha256")  # of a run, beside its text
 
 
@@ -111,7 +113,7 @@ def load_run(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     metrics = {
         name: printable(value) if isinstance(value, str) else value
         for name, value in noted.items()
-        if not name.startswith(("config/", "resumed/"))
+        if not name.startswith(("config/", "resumed/")) and name not in configuration
     }
     learn_numbers(metrics)
     check_types(path, metrics)
@@ -133,17 +135,23 @@ def load_run(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def check_types(path: Path, metrics: dict[str, Any]) -> None:
     """Raises UserError if a number or text that the table needs has the wrong type or size."""
+    place = path / "metrics.json"
     numbers = (*numbers_where("in_leaderboard"), *REFERENCES, *SIZES)
     types = dict.fromkeys(numbers, int | float | None) | dict.fromkeys(TEXTS, str | None)
     for name, kinds in types.items():
         value = metrics.get(name)
         if not isinstance(value, kinds):
-            raise UserError(f"{path / 'metrics.json'}: {name}={value} has the wrong type")
+            raise UserError(f"{place}: {name}={value} has the wrong type")
+        if name in SIZES and value is not None and not value >= 0:
+            raise UserError(f"{place}: {name}={value}: allowed are numbers from 0")
         if isinstance(value, int | float) and abs(value) > LARGEST:
             raise UserError(
-                f"{path / 'metrics.json'}: {name}={value}: is too large to be averaged; allowed are "
-                f"numbers up to {LARGEST:g}"
+                f"{place}: {name}={value}: is too large to be averaged; allowed are numbers up to "
+                f"{LARGEST:g}"
             )
+    status = metrics.get("status")
+    if status not in STATUSES:
+        raise UserError(f"{place}: status={status}: allowed are {', '.join(STATUSES)}")
 
 
 def reason(metrics: dict[str, Any]) -> str:
@@ -352,7 +360,33 @@ def counted(table: pd.DataFrame, loss: str) -> pd.DataFrame:
 
 
 def left_out(table: pd.DataFrame, loss: str) -> list[str]:
-    """Returns a sentence about the finished runs that `counted` leaves out, or none."""
+    """Returns sentences about the runs that `counted` leaves out, and those that cannot be read."""
+    faults = table.attrs.get("faults", [])
+    sentences = [f"Left out: {fault}." for fault in faults[:NAMED]]
+    if len(faults) > NAMED:
+        sentences.append(f"{len(faults) - NAMED:,} others cannot be read either.")
+    counts = table["status"][table["status"] != "finished"].value_counts()
+    if len(counts):
+        named = ", ".join(f"{n} {status}" for status, n in counts.items())
+        sentences.append(
+            f"{counts.sum()} of {len(table)} runs are not finished and are left out: {named}."
+        )
+    return [*sentences, *without_loss(table, loss), *doubled(table, loss)]
+
+
+def without_loss(table: pd.DataFrame, loss: str) -> list[str]:
+    """Returns a sentence about the finished runs that have no loss, or none."""
+    losses = table.loc[table["status"] == "finished", loss]
+    if not losses.isna().any():
+        return []
+    return [
+        f"{losses.isna().sum()} of {len(losses)} finished runs have no {loss}: their text has no part "
+        "for validation, or their train.log says why."
+    ]
+
+
+def doubled(table: pd.DataFrame, loss: str) -> list[str]:
+    """Returns a sentence about the finished runs whose seed another run has as well, or none."""
     runs = finished(table, loss)
     several = runs[runs.duplicated(["group", "seed"], keep=False)]
     if several.empty:

@@ -13,7 +13,7 @@ from pytorch_lightning.loggers import Logger
 
 from lmlab import plugins
 from lmlab.catalogue import CALLBACKS, LOGGERS, Choice
-from lmlab.errors import UserError, reason_of
+from lmlab.errors import UserError
 from lmlab.registry import load
 
 LIGHTNING = ("pytorch_lightning.", "lightning.")
@@ -112,7 +112,8 @@ def loggers(
                 logger = load(row.builder)(path, *arguments(row, keys[name]))
             check_logger(logger)
         except Exception as error:
-            warn(f"the logger {name} cannot be made, and is left out: {reason_of(error)}")
+            why = plugins.explained(name, error)
+            warn(f"the logger {name} cannot be made, and is left out: {why}")
             continue
         if logger is not None:
             boards.append(LoggerBoard(name, logger, warn))
@@ -148,7 +149,8 @@ class LoggerBoard:
                 getattr(self.logger, method)(*values)
         except Exception as error:
             self.logger = None
-            self.warn(f"the logger {self.name} failed and ends here: {reason_of(error)}")
+            why = plugins.explained(self.name, error)
+            self.warn(f"the logger {self.name} failed and ends here: {why}")
 
     def show(self, values: Mapping[str, float | str | np.ndarray], step: int) -> None:
         """Passes the numbers among `values`."""

@@ -375,7 +375,7 @@ def final_sample(directory: RunDirectory, subject: Subject) -> str:
         with plugins.exits_as_errors():
             return evaluations.draw_sample(subject, SAMPLE)
     except Exception as error:
-        directory.warn(f"no sample: {reason_of(error)}")
+        directory.warn(f"no sample: {plugins.explained('sample', error)}")
         return ""
 
 
@@ -385,7 +385,8 @@ def add_references(directory: RunDirectory, subject: Subject) -> None:
         with after_a_second(partial(directory.say, COUNTING)):
             counted = references(subject.text)
     except Exception as error:
-        directory.warn(f"no losses of counting to compare with: {reason_of(error)}")
+        why = plugins.explained("references", error)
+        directory.warn(f"no losses of counting to compare with: {why}")
         return
     directory.update(**counted)
 

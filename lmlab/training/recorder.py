@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lmlab import plugins
 from lmlab.config.keys import RunConfig
-from lmlab.errors import UserError, reason_of
+from lmlab.errors import UserError
 from lmlab.inference import evaluations
 from lmlab.inference.evaluations import Detail, Subject
 from lmlab.isolation import set_random_state
@@ -304,7 +304,8 @@ class Recorder(Callback):
         try:
             return evaluations.update_ratios(subject)
         except Exception as error:
-            self.directory.warn(f"no update_ratio of this step: {reason_of(error)}")
+            why = plugins.explained("update_ratio", error)
+            self.directory.warn(f"no update_ratio of this step: {why}")
             return {}
 
     def save(self, trainer: Trainer, module: LanguageModule) -> None:
@@ -331,7 +332,8 @@ class Recorder(Callback):
             weights = evaluations.matrices(module.model)
             self.before = {name: weight.clone() for name, weight in weights}
         except Exception as error:
-            self.directory.warn(f"no update_ratio of the next step: {reason_of(error)}")
+            why = plugins.explained("update_ratio", error)
+            self.directory.warn(f"no update_ratio of the next step: {why}")
 
     def is_finite(self, module: LanguageModule) -> bool:
         """Returns whether loss and weights are finite. If not, nothing is evaluated or saved.
