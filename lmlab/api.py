@@ -428,8 +428,12 @@ class Comparison:
         """
         from lmlab.commands.error_bars import error_bars
 
+        if x is None:
+            raise UserError("x=None: needs the name of a key")
+        chosen = {"x": x, "hue": hue, "best": best}
+        options: compare_command.Options = filled(compare_command.Options, as_options(chosen))
         with using(self.plugin):
-            drawn, lines = error_bars(self.runs, x, hue, best)
+            drawn, lines = error_bars(self.runs, x, options.hue, options.best)
         for line in lines:
             warnings.warn(line, stacklevel=2)
         return drawn

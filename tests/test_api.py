@@ -78,6 +78,11 @@ def test_a_sweep_is_the_one_that_is_typed(here, capsys):
     means = sweep.runs.groupby("model")["val/loss"].mean()
     assert claims["difference"][1] == pytest.approx(means.max() - means.min())
     (axes,) = sweep.figure("model").axes
+    for wrong in (lambda: sweep.figure(None), lambda: sweep.figure(["model"])):
+        with pytest.raises(lmlab.UserError, match=r"^x=.*: needs "):
+            wrong()
+    with pytest.raises(lmlab.UserError, match=r"^vary=\['model'\]: needs text$"):
+        sweep.claims(["model"])
     assert axes.get_xlabel() == "model"
     with pytest.raises(lmlab.UserError, match="within=model: needs vary="):
         sweep.claims(within="model")

@@ -133,6 +133,8 @@ def test_a_command_of_the_readme_runs(folder, capsys, command):
             small, steps = ["n_examples=500", "dry_run=true"], []
         if "experiment=scaling" in command:
             small = ["dry_run=true", "data=sentence", "val_fraction=0.2"]
+        if "data=copy" in command:
+            small = ["n_examples=500"]
         if "experiment=recall" in command:
             small = ["hold_steps=0", "n_examples=500"]
         cli.main(arguments[1:] if as_it_is else [*arguments[1:], *small, *steps, "threads=1"])

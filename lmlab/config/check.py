@@ -203,8 +203,12 @@ def check_value(key: str, value: Any, hint: Any) -> Any:
             int: f"a whole number{within}",
             float: f"a number{within}",
             bool: "true or false",
-            str: f"text; text that looks like another type is quoted twice: {key}=\"'{typed}'\"",
+            str: "text",
         }
+        if isinstance(value, bool | int | float):
+            needed[str] += (
+                f"; text that looks like another type is quoted twice: {key}=\"'{typed}'\""
+            )
         raise UserError(f"{key}={typed}: needs {needed[hint]}")
     if hint is str and not has_lines and len(value.splitlines()) > 1:
         raise UserError(f"{key}={value}: needs text of one line")
