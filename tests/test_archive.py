@@ -175,6 +175,20 @@ def test_what_cannot_be_packed_is_refused(grid, here, typed, words):
     assert {*here.iterdir()} == before and (here / "there.zip").read_text() == "mine"
 
 
+def test_what_is_missing_is_said(grid, here, capsys):
+    (first, second, *_) = sorted(path.parent for path in grid.glob("*/config.yaml"))
+    (first / "config.yaml").unlink()
+    (second / "tokenizer.json").unlink()
+    (second / "checkpoints/best.ckpt").unlink()
+    export.main(["sweep=outputs/sweeps/grid", "out=a.zip", "checkpoints=best"])
+    told = capsys.readouterr().err
+    assert f"warning: {first.name} has no config.yaml, and is not packed" in told
+    assert (
+        f"{second.name} has no tokenizer.json, checkpoints/best.ckpt, and is packed without" in told
+    )
+    assert told.count("warning:") == 2 and first.name in page_of("a.zip")
+
+
 def test_a_run_that_is_trained_now_is_not_packed_half(grid, here):
     run = next(path.parent for path in grid.glob("*/config.yaml"))
     with files.lock(run / "train.log"), pytest.raises(UserError, match="is being trained"):

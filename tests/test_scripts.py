@@ -130,6 +130,12 @@ def test_the_newest_run_of_a_folder_is_taken(train, run_script):
     assert str(newer.relative_to(newer.parents[2])) in run_script("sample", "max_tokens=1").err
 
 
+@pytest.mark.parametrize("quote", ["'", '"'])
+def test_a_path_may_stand_in_the_quotes_that_train_needs(train, run_script, quote):
+    run = train(NANO + "name=a")
+    assert "val/loss" in run_script("evaluate", f"run=\\{quote}{run}\\{quote}").out
+
+
 def test_evaluate_says_what_the_run_said(train, run_script, here):
     run = train(NANO + "test_fraction=0.1")
     numbers = dict(line.split() for line in run_script("evaluate", f"run={run}").out.splitlines())

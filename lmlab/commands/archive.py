@@ -31,6 +31,7 @@ OF_A_RUN = (
     "source.yaml",
     "train.log",
 )
+OF_A_FINISHED_RUN = ("history.jsonl", "tokenizer.json")  # as each has them, whatever its keys
 OF_A_SWEEP = ("leaderboard.csv", "leaderboard.md", "report.html", "study.db")
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the first time that a zip knows: of all files
 LEVEL = 6  # of the compression
@@ -54,6 +55,7 @@ def write(sweep: Path, out: Path, checkpoints: str) -> None:
         raise UserError(f"out={out}: is there already; needs the name of a new file")
     runs = runs_of(sweep)
     notes, own_code = plugin_files(runs)
+    notes += missing(sweep, runs, checkpoints)
     members: dict[str, Path | bytes] = {}
     for path in runs:
         for file in files_of(path, checkpoints):
@@ -83,6 +85,22 @@ def runs_of(sweep: Path) -> dict[Path, dict[str, Any]]:
         if is_locked(path):
             raise UserError(f"sweep={sweep}: {path.name} is being trained; wait until it has ended")
     return {path: read_metrics(path) for path in paths}
+
+
+def missing(sweep: Path, runs: dict[Path, dict[str, Any]], checkpoints: str) -> list[str]:
+    """Returns notes about runs, and about files of finished ones, that are not there to be packed."""
+    notes = []
+    for path in sorted(file.parent for file in sweep.glob("*/metrics.json")):
+        if path not in runs:
+            notes.append(f"{path.name} has no config.yaml, and is not packed")
+    names = [*OF_A_FINISHED_RUN]
+    if checkpoints in ("best", "last"):
+        names.append(f"checkpoints/{checkpoints}.ckpt")
+    for path, metrics in runs.items():
+        lost = [name for name in names if not (path / name).is_file()]
+        if lost and metrics.get("status") == "finished":
+            notes.append(f"{path.name} has no {', '.join(lost)}, and is packed without")
+    return notes
 
 
 def files_of(run: Path, checkpoints: str) -> Iterator[Path]:

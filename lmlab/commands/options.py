@@ -23,6 +23,7 @@ from lmlab.config.keys import (
     plain_kind,
 )
 from lmlab.errors import UserError
+from lmlab.markers import FILLED
 from lmlab.runs.typed import as_typed
 
 
@@ -128,13 +129,21 @@ def parse_script(options: type, page: str, argv: list[str]) -> Any:
         if text == "null" and may_be_null(hints[key]):
             value = None
         elif plain_kind(hints[key]) in (int, float, bool):
-            override = parse(argument)
-            if not override.is_sweep_override():  # several values are shown as they were typed
-                value = override.value()
+            value = unquoted(argument)
             if re.fullmatch(r"-?\d+,\d+", text):
                 raise UserError(f"{argument}: write a decimal point: {argument.replace(',', '.')}")
+        elif FILLED in markers(hints[key]) and re.fullmatch(r"(['\"]).*\1", text):
+            value = unquoted(argument)  # in the quotes that train.py needs around some paths
         values[key] = value
     return filled(options, values)
+
+
+def unquoted(argument: str) -> Any:
+    """Returns the value of key=value, and several values as they were typed. Raises UserError."""
+    override = parse(argument)
+    if override.is_sweep_override():
+        return argument.partition("=")[2]
+    return override.value()
 
 
 def check_alone(flag: str, argv: list[str], allowed: str = "") -> None:
