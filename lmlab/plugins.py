@@ -432,13 +432,17 @@ def traceback_of(error: Exception, frames: list[traceback.FrameSummary]) -> str:
 def own_frames(error: BaseException) -> list[traceback.FrameSummary]:
     """Returns the part of an error's traceback that lies in a person's own code, if any does.
 
-    Without a plug-in, that is the code of a program that has registered something itself.
+    If none does, it is that of the error's cause: as of a StopIteration, which Python turns into a
+    RuntimeError. Without a plug-in, it is the code of a program that has registered something itself.
     """
     known = [path for source in active_sources() for path, _ in source.files]
     if not known and not register.unlisted():
         return []
     frames = traceback.extract_tb(error.__traceback__)
-    return [frame for frame in frames if frame.filename in known or is_own_file(frame.filename)]
+    own = [frame for frame in frames if frame.filename in known or is_own_file(frame.filename)]
+    if not own and error.__cause__ is not None:
+        return own_frames(error.__cause__)
+    return own
 
 
 def named_in(frames: Iterable[traceback.FrameSummary]) -> str:

@@ -34,6 +34,11 @@ def test_a_full_disk_is_one_line_and_what_was_saved_is_intact(trained, here, cap
             assert not list(run.rglob(".*"))
             for path in run.rglob("*.ckpt"):
                 checkpoints.read(path)
+            if (run / LAST).exists():
+                said = (run / "train.log").read_text()
+                assert (
+                    "failed; to continue from the last checkpoint: python train.py resume=" in said
+                )
             cli.main([f"resume={run}"])
             one, two = (
                 torch.load(r / LAST, weights_only=True)["state_dict"]

@@ -519,7 +519,9 @@ def test_a_plugin_that_ends_the_program_or_registers_nothing_is_refused(here, ca
     assert not (here / "outputs").exists()
 
 
-@pytest.mark.parametrize("fault", ["sys.exit(0)", "open('gone.txt')", "len(1)", "{}['key']"])
+@pytest.mark.parametrize(
+    "fault", ["sys.exit(0)", "open('gone.txt')", "len(1)", "{}['key']", "next(iter([]))"]
+)
 def test_an_error_in_a_text_names_the_plugin_whatever_its_kind(here, capsys, fault):
     name = plugin(
         here,

@@ -380,7 +380,23 @@ def test_a_run_with_an_odd_record_is_left_out_and_told(sweep, here, capsys, name
     ):
         tell()
         shown = " ".join(capsys.readouterr().out.split())
-        assert "eft out" in shown and f"metrics.json: {name}={value}" in shown
+        why = f"{name}={value}" if is_flat(value) else "needs one flat JSON object"
+        assert "eft out" in shown and f"metrics.json: {why}" in shown
+
+
+def is_flat(value):
+    return value != [] and value == value
+
+
+def test_runs_that_ended_before_their_time_are_said(here, capsys):
+    line = "-m model=bigram data=sentence val_fraction=0.2 block_size=8 device=cpu max_steps=40 "
+    cli.main((line + "eval_interval=2 lr=100 patience=1 seed=0,1 name=p").split())
+    steps = sorted(load_runs("outputs/sweeps/p")["step"])
+    assert steps[-1] < 40
+    shown = " ".join(capsys.readouterr().out.split())
+    where = f"at step {steps[0]}" if steps[0] == steps[1] else f"at steps {steps[0]} to {steps[1]}"
+    assert "2 of 2 finished runs ended before max_steps, as max_minutes, patience" in shown
+    assert f"callback asked: {where}." in shown
 
 
 def test_a_record_does_not_change_what_the_configuration_says(sweep, here):

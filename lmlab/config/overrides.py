@@ -122,8 +122,10 @@ def joined(parts: list[Asked]) -> Asked:
         if len({own.get(key) for own in texts}) > 1:
             varied.add(key)
     first = parts[0]
-    runs = list({repr(config.flat()): (config, own) for config, own in runs}.values())
-    return replace(first, runs=runs, swept=tuple(sorted(varied)), sweeper=LISTED)
+    unique = list({repr(config.flat()): (config, own) for config, own in runs}.values())
+    if len(unique) < len(runs):
+        tell_of_equal(len(runs) - len(unique), len(runs))
+    return replace(first, runs=unique, swept=tuple(sorted(varied)), sweeper=LISTED)
 
 
 def all_runs(
@@ -158,13 +160,17 @@ def all_runs(
                 raise
             runs.append((config, [text for text in cell if not is_hydras(parse(text))]))
             notices[notice] = None
-    if not searching:
-        same = len(runs) - len({repr(config.flat()) for config, _ in runs})
-        if same:
-            notices[f"{same} of {len(runs)} cells are the same as another, and run once"] = None
     for notice in filter(None, notices):
         print(notice, file=sys.stderr)
+    same = len(runs) - len({repr(config.flat()) for config, _ in runs})
+    if same and not searching:
+        tell_of_equal(same, len(runs))
     return runs
+
+
+def tell_of_equal(same: int, n: int) -> None:
+    """Prints that some of the cells that were asked for are the same as others."""
+    print(f"{same} of {n} cells are the same as another, and run once", file=sys.stderr)
 
 
 def combinations(values: list[list[str]], limit: int | None) -> Iterable[Sequence[str]]:

@@ -309,7 +309,8 @@ def load(
         weights = hugging_face.read_weights(path, config.model, tokenizer.vocab_size)
     else:
         content = read_for(path / f"checkpoints/{checkpoint}.ckpt", config, tokenizer)
-        if asked is None and is_untrained(content, config) and (path / LAST).exists():
+        is_default = asked is None and checkpoint == "best"
+        if is_default and is_untrained(content, config) and (path / LAST).exists():
             content = read_for(path / LAST, config, tokenizer)
             checkpoint = "last"
             tell(f"{path}: its best.ckpt is of step 0, before any training; last.ckpt is used")
@@ -322,9 +323,12 @@ def load(
 
 
 def is_untrained(checkpoint: dict[str, Any], config: Config) -> bool:
-    """Returns whether weights that a run trains from nothing are those of before the first step."""
-    has_steps = config.model.has_steps
-    return has_steps and config.run.init_from is None and checkpoint["lmlab"]["step"] == 0
+    """Returns whether weights that a run trains from nothing are those of before the first step.
+
+    A model that counts has no steps; its run is over with the first checkpoint.
+    """
+    entry = checkpoint["lmlab"]
+    return config.run.init_from is None and entry["step"] == 0 and not entry["last"]
 
 
 def check_asked(path: Path, checkpoint: str | None) -> None:

@@ -254,6 +254,7 @@ def doubts(table: pd.DataFrame, loss: str) -> list[str]:
             "a text with a part for validation has bits per byte, which can."
         )
     sentences += tables.without_loss(table, loss)
+    sentences += tables.ended_early(table)
     if table["code"].nunique() > 1:
         sentences.append(
             f"Different code of the lab made these runs (column code; now {own_code()}); "

@@ -385,6 +385,24 @@ def without_loss(table: pd.DataFrame, loss: str) -> list[str]:
     ]
 
 
+def ended_early(table: pd.DataFrame) -> list[str]:
+    """Returns a sentence about the finished runs that made fewer steps than max_steps, or none."""
+    runs = table[table["status"] == "finished"]
+    if not {"step", "max_steps"} <= {*table}:
+        return []
+    by_steps = [model for model in runs["model"].unique() if "max_steps" not in unused_keys(model)]
+    runs = runs[runs["model"].isin(by_steps)]
+    early = runs.loc[runs["step"] < runs["max_steps"], "step"]
+    if early.empty:
+        return []
+    first, last = int(early.min()), int(early.max())
+    where = f"at step {first:,}" if first == last else f"at steps {first:,} to {last:,}"
+    return [
+        f"{len(early)} of {len(runs)} finished runs ended before max_steps, as max_minutes, patience or "
+        f"a callback asked: {where}."
+    ]
+
+
 def doubled(table: pd.DataFrame, loss: str) -> list[str]:
     """Returns a sentence about the finished runs whose seed another run has as well, or none."""
     runs = finished(table, loss)
