@@ -311,9 +311,10 @@ def load(
         content = read_for(path / f"checkpoints/{checkpoint}.ckpt", config, tokenizer)
         is_default = asked is None and checkpoint == "best"
         if is_default and is_untrained(content, config) and (path / LAST).exists():
-            content = read_for(path / LAST, config, tokenizer)
-            checkpoint = "last"
-            tell(f"{path}: its best.ckpt is of step 0, before any training; last.ckpt is used")
+            later = read_for(path / LAST, config, tokenizer)
+            if not is_untrained(later, config):
+                content, checkpoint = later, "last"
+                tell(f"{path}: its best.ckpt is of step 0, before any training; last.ckpt is used")
         weights = weights_of(content)
     model = build_model(config.model, tokenizer.vocab_size)
     model.load_state_dict(weights)
