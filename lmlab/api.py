@@ -406,7 +406,8 @@ class Comparison:
     ) -> pd.DataFrame:
         """Returns what `python scripts/compare.py` prints with these options, in full precision.
 
-        With `vary` that is a row for each planned comparison, else the leaderboard. Raises UserError.
+        With `vary` that is a row for each planned comparison, else the leaderboard. A Python warning
+        tells if what is compared differs in keys that no option names. Raises UserError.
         """
         from lmlab.sweeps import planned, table
 
@@ -416,9 +417,12 @@ class Comparison:
         with using(self.plugin):
             if options.vary is None:
                 return table.leaderboard(self.runs, options.record)
-            return planned.comparisons(
+            plan = planned.comparisons(
                 self.runs, options.vary, options.within, options.best, options.record
             )
+        for line in planned.confounded(plan.attrs.get("unnamed", [])):
+            warnings.warn(line, stacklevel=2)
+        return plan
 
     def figure(self, x: str, hue: str | None = None, best: str | None = None) -> Figure:
         """Returns a figure of matplotlib: means over seeds along the key `x`, with error bars.

@@ -173,6 +173,21 @@ def test_a_best_value_at_the_edge_is_told_and_one_beside_what_diverged_is_not(ru
     ]
 
 
+def test_keys_that_no_option_names_are_told_where_they_differ_among_what_is_compared(runs):
+    """As where each width was trained in its own way: the difference may be of the way."""
+    wide = runs["n_embd"] == runs["n_embd"].max()
+    mixed = runs.assign(activation=np.where(wide, "gelu", "relu2"))
+    columns = [*runs.columns]
+    mixed = mixed[["activation", *columns]]
+    plan = planned.comparisons(mixed, "n_embd", "optimizer", "lr")
+    (line, *_) = planned.warnings_of(plan)
+    assert line.startswith("what is compared differs in activation as well, which no option names")
+    alike = planned.comparisons(mixed, "optimizer", "n_embd", "lr")
+    assert not any("as well" in line for line in planned.warnings_of(alike))
+    named = planned.comparisons(mixed, "n_embd,activation", "optimizer", "lr")
+    assert not any("as well" in line for line in planned.warnings_of(named))
+
+
 def test_words_have_no_edge():
     runs = grid([2.0, 2.1, 2.3, 2.2], optimizer=["sgd", "adamw"] * 2, n_layer=[1, 1, 2, 2])
     assert planned.comparisons(runs, "n_layer", best="optimizer")["edge"].tolist() == ["", ""]

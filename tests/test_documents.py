@@ -124,6 +124,18 @@ def test_only_what_follows_the_mark_is_trained(sums, train):
     assert shown[begun:-1] == after[begun:-1]
 
 
+@pytest.mark.parametrize("tokenizer", ["char", "byte"])
+def test_documents_without_the_mark_are_counted_and_said(here, train, capsys, tokenizer):
+    (here / "some.txt").write_text("a=1\nd444\nb=2\n" * 60)
+    line = LINE.replace("sums.txt", "some.txt")
+    train(line + rf"separator='\n' score_after== tokenizer={tokenizer} path=some.txt")
+    assert "of 60 documents without score_after nothing is trained or scored" in (
+        " ".join(capsys.readouterr().out.split())
+    )
+    train(line + rf"separator='\n' path=some.txt tokenizer={tokenizer}")
+    assert "without score_after" not in capsys.readouterr().out
+
+
 def test_losses_of_counting_begin_where_something_is_scored(monkeypatch):
     """As of a text whose first million validation tokens have no answer."""
     monkeypatch.setattr("lmlab.inference.references.PREDICTED", 20)

@@ -23,6 +23,9 @@ class Documents:
     scored: np.ndarray | None
     """For each token whether its prediction counts, (N,) bool; None if all count."""
 
+    unmarked: int = 0
+    """How many documents of the whole text lack the mark of `score_after`, so none of it counts."""
+
     def within(self, start: int, end: int) -> "Documents":
         """Returns the documents of the tokens from `start` to `end`."""
         inside = self.starts[(self.starts > start) & (self.starts < end)]
@@ -81,7 +84,8 @@ def find(
     change = np.zeros(len(tokens) + 1, np.int8)  # where scoring begins and ends
     np.add.at(change, marks[first], 1)
     np.add.at(change, np.append(starts, len(tokens))[documents + 1], -1)
-    return Documents(starts, np.cumsum(change[:-1], dtype=np.int8).astype(bool))
+    scored = np.cumsum(change[:-1], dtype=np.int8).astype(bool)
+    return Documents(starts, scored, len(starts) - len(documents))
 
 
 def check_contained(run: RunConfig, characters: str) -> None:

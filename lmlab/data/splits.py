@@ -83,7 +83,8 @@ class Layout:
             scored = self.documents.scored
             if scored is not None:
                 scored = np.repeat(scored[cuts[:-1]], np.diff(places))
-            moved = Documents(np.unique(place_of(self.documents.starts)), scored)
+            starts = np.unique(place_of(self.documents.starts))
+            moved = Documents(starts, scored, self.documents.unmarked)
         return Layout(place_of(np.array(self.ends)).tolist(), moved)
 
 
@@ -167,6 +168,7 @@ class Splits:
             raise UnknownCharacters(f"data={choice}: {error}") from None
         self.dropped = dropped(text, self.tokenizer, tokens) if drop_unknown else 0
         ends, whole = layout.ends, layout.documents
+        self.unmarked = whole.unmarked if whole is not None else 0
         starts = [0, *ends[:-1]]
         longest = LONGEST.get()
         if longest is not None:

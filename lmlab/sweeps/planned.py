@@ -201,7 +201,34 @@ def comparisons(
     if record is not None:
         to_record = [from_number(one.entry.losses, record) for one in chosen]
         tables.add_differences(rows, to_record, "record_")
-    return tables.as_table(rows)
+    plan = tables.as_table(rows)
+    plan.attrs["unnamed"] = unnamed(families.values(), [*varied, *inside, *chosen_by])
+    return plan
+
+
+def unnamed(compared: Iterable[Sequence[Chosen]], keys: Sequence[str]) -> list[str]:
+    """Returns the keys beside `keys` in which configurations that are compared differ.
+
+    A key that one of two models does not have makes no difference between them.
+    """
+    found: dict[str, None] = {}
+    for members in compared:
+        rows = [one.entry.row for one in members]
+        for key in [*rows[0]][1 : [*rows[0]].index("n")]:
+            values = {plain(row[key]) for row in rows if row[key] is not None}
+            if key not in keys and len(values) > 1:
+                found[key] = None
+    return list(found)
+
+
+def confounded(keys: Sequence[str]) -> list[str]:
+    """Returns a warning that what is compared differs in keys that no option names, or none."""
+    if not keys:
+        return []
+    return [
+        f"what is compared differs in {', '.join(keys)} as well, which no option names: the difference "
+        "may be theirs"
+    ]
 
 
 def typed(**options: str | None) -> str:
@@ -275,9 +302,9 @@ def footnote_of(plan: pd.DataFrame, loss: str, best: str | None) -> str:
 
 
 def warnings_of(plan: pd.DataFrame) -> list[str]:
-    """Returns a warning for each best value at the edge of those tried."""
+    """Returns a warning for each best value at the edge of those tried, and of unnamed keys."""
     levels = keys_of(plan)
-    lines = []
+    lines = confounded(plan.attrs.get("unnamed", []))
     for row in tables.records(plan):
         if row["edge"]:
             where = " ".join(f"{key}={plain(row[key])}" for key in levels)

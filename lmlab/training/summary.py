@@ -44,6 +44,8 @@ def described(text: Splits) -> str:
     if text.dropped:
         kind = "characters" if text.tokenizer.per_character else "bytes"
         line += f"; {text.dropped:,} {kind} that the vocabulary lacks were left out"
+    if text.unmarked:
+        line += f"; of {text.unmarked:,} documents without score_after nothing is trained or scored"
     return line
 
 
