@@ -416,8 +416,7 @@ def own_errors(about: str = "") -> Iterator[None]:
         frames = own_frames(error)
         if not frames or not active_sources() or is_out_of_memory(error):
             raise
-        where = f"{frames[0].name} failed at {Path(frames[-1].filename).name}:{frames[-1].lineno}"
-        why = f"{named_in(frames)}{where}: {reason_of(error)}"
+        why = f"{place_of(frames)}: {reason_of(error)}"
         if about:
             why = f"{about}: {why}"
         raise OwnCodeError(why, traceback_of(error, frames)) from error
@@ -443,6 +442,12 @@ def own_frames(error: BaseException) -> list[traceback.FrameSummary]:
     if not own and error.__cause__ is not None:
         return own_frames(error.__cause__)
     return own
+
+
+def place_of(frames: Sequence[traceback.FrameSummary]) -> str:
+    """Returns which plug-in, which of its functions and which line the frames of an error are of."""
+    first, last = frames[0], frames[-1]
+    return f"{named_in(frames)}{first.name} failed at {Path(last.filename).name}:{last.lineno}"
 
 
 def named_in(frames: Iterable[traceback.FrameSummary]) -> str:
@@ -477,10 +482,14 @@ def show_once(title: str, error: Exception) -> None:
 def explained(title: str, error: Exception) -> str:
     """Returns the reason of an error with which the run goes on.
 
-    If it comes from a plug-in's own code, its traceback is printed first, once for each `title`.
+    If it comes from a plug-in's own code, its traceback is printed first, once for each `title`, and
+    the place is named.
     """
     show_once(title, error)
-    return reason_of(error)
+    frames = own_frames(error)
+    if not frames:
+        return reason_of(error)
+    return f"{reason_of(error)} ({place_of(frames)})"
 
 
 def active_sources() -> list[Source]:

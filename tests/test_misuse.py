@@ -861,7 +861,8 @@ def test_an_evaluation_that_fails_leaves_no_earlier_number_and_is_told_of_below_
         assert history(run, "val/own") == {0: 1.0, 2: 1.0}
         assert metrics(run)["val/own"] is None and metrics(run)["best/val/own"] is None
         assert metrics(run)["warnings"] == (
-            "the evaluation own failed and is left out: ZeroDivisionError: boom"
+            "the evaluation own failed and is left out: ZeroDivisionError: boom "
+            "(plugin=own.py: own failed at own.py:9)"
         )
     sentence = f"2 of 2 runs warned: {metrics(run)['warnings']}."
     assert sentence in " ".join(capsys.readouterr().out.split())

@@ -390,6 +390,7 @@ def test_a_decoder_that_fails_late_harms_the_samples_alone_and_is_shown(here, tr
     assert metrics(run)["status"] == "finished"
     assert "the evaluation sample failed and is left out: ZeroDivisionError" in said
     assert "no sample: ZeroDivisionError" in said
+    assert "(plugin=own.py: decode failed at own.py:" in said or "/own.py: decode failed at" in said
     assert "own.py" in said and "in decode" in said and "experiment.py" not in said
 
 

@@ -4,6 +4,7 @@ import errno
 import itertools
 import math
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -330,6 +331,14 @@ def test_two_runs_of_one_second_get_folders_of_their_own(some_config, here):
     assert [path.path.name for path in paths] == ["now", "now-2", "now-3"]
     for path in paths:
         path.close()
+
+
+def test_the_curves_of_a_copy_are_looked_for_beside_it(here, train, capsys):
+    run = train(NANO + "out=first")
+    assert "tensorboard --logdir first" in capsys.readouterr().out
+    shutil.copytree(run, here / "else where/copy")
+    cli.main(["resume=else where/copy", "max_steps=6"])
+    assert "tensorboard --logdir 'else where'" in capsys.readouterr().out
 
 
 def test_a_crash_leaves_its_status(here, monkeypatch):

@@ -6,6 +6,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from lmlab import files
 from lmlab.data.splits import Splits
 from lmlab.numbers import REFERENCES, decimal, numbers_where, training_first
 from lmlab.runs.typed import command
@@ -80,9 +81,14 @@ def number(metrics: Mapping[str, Any], name: str) -> str:
 
 
 def whereabouts(path: Path, out: str) -> str:
-    """Returns the lines that show the run's folder and the commands to look at the run."""
+    """Returns the lines that show the run's folder and the commands to look at the run.
+
+    `out` is the folder of runs in which it was made; a copy may lie elsewhere.
+    """
+    is_inside = path.resolve().is_relative_to(files.expanded(out).resolve())
+    folder = shlex.quote(out if is_inside else str(path.parent))
     return (
-        f"\nsaved in      {path}\ncurves        tensorboard --logdir {shlex.quote(out)}\n"
+        f"\nsaved in      {path}\ncurves        tensorboard --logdir {folder}\n"
         f"more samples  {command('sample', run=path)}"
     )
 
