@@ -178,9 +178,9 @@ def growth_of(table: Table) -> dict[str, tuple[float, int]]:
     growth = {}
     for activation, sizes in table.items():
         smallest, largest = sizes[0], sizes[-1]
-        counts = (smallest > 0) & np.isfinite(sizes).all(axis=0)
-        factors = np.divide(largest, smallest, out=np.zeros_like(largest), where=counts)
-        factors[~np.isfinite(sizes).all(axis=0)] = np.inf
+        finite = np.isfinite(sizes).all(axis=0)
+        factors = np.where(finite, 0.0, np.inf)
+        np.divide(largest, smallest, out=factors, where=finite & (smallest > 0))
         growth[activation] = float(factors.max()), int(factors.argmax())
     return growth
 

@@ -175,7 +175,7 @@ def answered(run: Run, target: Target) -> dict[str, float]:
             run.model, target.tokens, config.model.block_size, config.device.precision, documents
         )
         return {f"{target.prefix}/answer_accuracy": numbers["val/answer_accuracy"]}
-    if type(config.data).scored is not CorpusConfig.scored:
+    if config.data.scores_itself():
         print(
             f"warning: {target.title}: all its {run.tokenizer.unit}s are scored, but the run was "
             "trained on answers alone",

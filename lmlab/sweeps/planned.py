@@ -112,6 +112,12 @@ def values_of(entry: Entry, keys: Iterable[str]) -> tuple[str, ...]:
     return tuple(plain(entry.row[key]) for key in keys)
 
 
+def columns_of(entry: Entry) -> list[str]:
+    """Returns the keys in which the configurations differ: the columns before those of numbers."""
+    names = [*entry.row]
+    return names[1 : names.index("n")]
+
+
 def refuse_doubles(members: Sequence[Entry], keys: Sequence[str], asked: str) -> None:
     """Raises UserError if two configurations are equal in all these keys."""
     seen: dict[tuple[str, ...], Entry] = {}
@@ -120,8 +126,9 @@ def refuse_doubles(members: Sequence[Entry], keys: Sequence[str], asked: str) ->
         other = seen.setdefault(values, entry)
         if other is entry:
             continue
-        columns = [*entry.row][1 : [*entry.row].index("n")]
-        others = [key for key in columns if plain(entry.row[key]) != plain(other.row[key])]
+        others = [
+            key for key in columns_of(entry) if plain(entry.row[key]) != plain(other.row[key])
+        ]
         same = " ".join(f"{key}={value}" for key, value in zip(keys, values, strict=True))
         hint = "best= takes the best of them"
         if "code" in others:
@@ -214,7 +221,7 @@ def unnamed(compared: Iterable[Sequence[Chosen]], keys: Sequence[str]) -> list[s
     found: dict[str, None] = {}
     for members in compared:
         rows = [one.entry.row for one in members]
-        for key in [*rows[0]][1 : [*rows[0]].index("n")]:
+        for key in columns_of(members[0].entry):
             values = {plain(row[key]) for row in rows if row[key] is not None}
             if key not in keys and len(values) > 1:
                 found[key] = None

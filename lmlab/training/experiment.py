@@ -413,9 +413,9 @@ def noting_failures(directory: RunDirectory) -> Iterator[None]:
         raise
     except BaseException as error:
         note("failed", reason=reason_of(error))
-        of_the_disk = isinstance(error, UserError | OSError) and not plugins.own_frames(error)
+        explained = isinstance(error, UserError | OSError) and not plugins.own_frames(error)
         has_checkpoint = (directory.path / checkpoints.LAST).exists()
-        if of_the_disk and has_checkpoint and "cell" not in directory.metrics:
+        if explained and has_checkpoint and "cell" not in directory.metrics:
             with suppress(UserError, OSError):  # on a full disk train.log cannot be written
                 directory.say(
                     f"failed; to continue from the last checkpoint: {resume_command(directory)}"
