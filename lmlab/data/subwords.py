@@ -9,8 +9,9 @@ scripts/tiny_bpe.py shows in plain Python how pairs are counted, merged, encoded
 """
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -41,10 +42,11 @@ from lmlab.registry import load
 from lmlab.terminal import call_in_thread, showing
 
 if TYPE_CHECKING:
+    from tokenizers import Encoding
     from tokenizers import Tokenizer as Library
 
 LIMIT = 2**26  # bytes of a tokenizer.json; a million tokens of a usual text take 45 MB
-AT_ONCE = 2**22  # characters that are encoded together
+AT_ONCE = 2**21  # characters that are encoded together
 LONGEST_WORD = 1000  # bytes
 
 
@@ -139,21 +141,23 @@ class PairTokenizer(ByteLevelTokenizer):
 
     def encode_pieces(self, pieces: Iterable[str], drop: bool = False) -> Iterator[np.ndarray]:
         smallest_type = np.min_scalar_type(self.vocab_size - 1)
-        for batch in batched(without_halves(pieces, drop)):
-            for piece, ids in zip(batch, self.encode_batch(batch), strict=True):
+        batches = batched(without_halves(pieces, drop))
+        for batch, encodings in one_ahead(self.encode_batch, batches):
+            for piece, encoding in zip(batch, encodings, strict=True):
+                ids = encoding.ids
                 if b"".join(map(self.tokens.__getitem__, ids)) != piece.encode():
                     raise UserError(self.changed(piece, ids))
                 yield np.array(ids, smallest_type)
 
-    def encode_batch(self, batch: list[str]) -> Iterator[list[int]]:
-        """Yields the ids of each text of a batch. Raises UserError if the library gives up.
+    def encode_batch(self, batch: list[str]) -> "list[Encoding]":
+        """Returns the encoding of each text of a batch. Raises UserError if the library gives up.
 
         It does so on a pattern that goes back too often, after lines of its own on stderr. They come
         from its threads and have no end that could be told, so that to hide them would be to hide
         what others write there meanwhile.
         """
         try:
-            encodings = self.library.encode_batch_fast(batch, add_special_tokens=False)
+            return self.library.encode_batch_fast(batch, add_special_tokens=False)
         except BaseException as error:
             if not repr(error).startswith("PanicException"):  # no Exception, and not to be imported
                 raise
@@ -161,8 +165,6 @@ class PairTokenizer(ByteLevelTokenizer):
                 f"{self.origin}: cannot encode the text ({error}); needs a pattern that tries fewer "
                 "ways to match"
             ) from None
-        for encoding in encodings:
-            yield encoding.ids
 
     def changed(self, piece: str, ids: list[int]) -> str:
         """Returns why a tokenizer that does not return a piece of text cannot be used."""
@@ -349,3 +351,21 @@ def batched(pieces: Iterable[str]) -> Iterator[list[str]]:
             batch, length = [], 0
     if batch:
         yield batch
+
+
+def one_ahead(
+    encode: "Callable[[list[str]], list[Encoding]]", batches: Iterable[list[str]]
+) -> "Iterator[tuple[list[str], list[Encoding]]]":
+    """Yields each batch with what `encode` returns for it.
+
+    A thread encodes the next batch while the caller works on this one.
+    """
+    begun: deque[tuple[list[str], Future[list[Encoding]]]] = deque()
+    with ThreadPoolExecutor(1) as thread:
+        for batch in batches:
+            begun.append((batch, thread.submit(encode, batch)))
+            if len(begun) > 1:
+                first, encodings = begun.popleft()
+                yield first, encodings.result()
+        for last, encodings in begun:
+            yield last, encodings.result()
