@@ -407,7 +407,8 @@ class Comparison:
         """Returns what `python scripts/compare.py` prints with these options, in full precision.
 
         With `vary` that is a row for each planned comparison, else the leaderboard. A Python warning
-        tells if what is compared differs in keys that no option names. Raises UserError.
+        tells if what is compared was validated on different text, or differs in keys that no option
+        names. Raises UserError.
         """
         from lmlab.sweeps import planned, table
 
@@ -420,7 +421,8 @@ class Comparison:
             plan = planned.comparisons(
                 self.runs, options.vary, options.within, options.best, options.record
             )
-        for line in planned.confounded(plan.attrs.get("unnamed", [])):
+        doubts = planned.confounded(plan.attrs.get("unnamed", []))
+        for line in [*table.other_texts(self.runs), *doubts]:
             warnings.warn(line, stacklevel=2)
         return plan
 

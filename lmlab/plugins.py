@@ -20,7 +20,7 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec, spec_from_file_location
 from itertools import combinations
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 from lmlab import files, register
@@ -64,6 +64,26 @@ class Source:
             digest.update(f"{name} {len(content)}\n".encode(errors="surrogateescape"))
             digest.update(content)
         return digest.hexdigest()
+
+
+class Watch(MetaPathFinder):
+    """Finds no module, but refuses a file beside a plug-in that the plug-in's own code imports.
+
+    Also by importlib.import_module(…), of which `watched` knows nothing.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> None:
+        """Raises UserError if the plug-in looks for such a module."""
+        if not is_called_by(self.source):
+            return
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is not None and is_file_beside(spec.origin or "", self.source):
+            raise not_noticed(self.source, str(spec.origin))
 
 
 class AsRead(MetaPathFinder, Loader):
@@ -212,9 +232,9 @@ def active(named: Sequence[Source]) -> Iterator[None]:
         for source in named:
             if any(plugin.source == source for plugin in ACTIVE):
                 continue
-            if not source.is_file:
-                finder = AsRead(source)  # also of modules that are imported later
-                sys.meta_path.insert(0, finder)
+            finders = [Watch(source)] if source.is_file else [AsRead(source), Watch(source)]
+            sys.meta_path[:0] = finders  # also for modules that are imported later
+            for finder in finders:
                 undo.callback(sys.meta_path.remove, finder)
             plugin = imported(source)
             for addition in plugin.additions:
@@ -308,18 +328,37 @@ def check_neighbours(source: Source, modules: Iterable[str]) -> None:
     """
     for module in [sys.modules[name] for name in modules if name in sys.modules]:
         if is_beside(module, source):
-            raise UserError(
-                f"plugin={source.typed}: imports {file_of(module)}, whose changes would not be "
-                "noticed; a plug-in of several files is a package, plugin=my_package, with all of "
-                "them in it"
-            )
+            raise not_noticed(source, file_of(module))
+
+
+def not_noticed(source: Source, file: str) -> UserError:
+    """Returns the error about a file that a plug-in imports, and that is no part of its hash."""
+    return UserError(
+        f"plugin={source.typed}: imports {file}, whose changes would not be noticed; a plug-in of "
+        "several files is a package, plugin=my_package, with all of them in it"
+    )
+
+
+def is_called_by(source: Source) -> bool:
+    """Returns whether code of a plug-in is among the functions that are being called just now."""
+    own = [path for path, _ in source.files]
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_filename in own:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def is_beside(module: ModuleType | None, source: Source) -> bool:
     """Returns whether a module is of a file beside the plug-in's own that belongs to no plug-in."""
-    file = file_of(module)
+    return module is not sys.modules.get("__main__") and is_file_beside(file_of(module), source)
+
+
+def is_file_beside(file: str, source: Source) -> bool:
+    """Returns whether a file is beside the plug-in's own, and belongs to no plug-in."""
     known = [path for one in (source, *active_sources()) for path, _ in one.files]
-    if not file or file in known or module is sys.modules.get("__main__"):
+    if not file or file in known:
         return False
     beside = Path(source.files[0][0]).parent, Path.cwd()
     return any(Path(file).is_relative_to(folder) for folder in beside) and is_own_file(file)

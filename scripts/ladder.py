@@ -53,6 +53,7 @@ def main(argv: list[str]) -> None:
     number = tables.objective(runs)
     left_out = tables.left_out(runs, number)
     runs = tables.counted(runs, number)
+    left_out += tables.other_texts(runs)
     kind = "tokenizer" if number == tables.BITS else "model"
     rungs = summary(runs, kind, number)
     if rungs.empty:

@@ -6,7 +6,8 @@ sweep  the folder of a sweep over n_embd, lr and seed (outputs/sweeps/transfer)
 out    the picture, .png, .svg or .pdf (transfer.png)
 
 The best rate of a seed is the lowest point of a parabola, loss over the logarithm of lr, through
-its lowest loss and the two beside it. A width's best rate is the geometric mean over its seeds, with
+its lowest loss and the two beside it. The runs of one width and rate may differ in their seed alone.
+A width's best rate is the geometric mean over its seeds, with
 its 95 % interval (Student's t). A width whose lowest loss is at an end of its rates has none; seeds
 with fewer than three finished rates are left out.
 """
@@ -68,6 +69,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"sweep={options.sweep}: has no runs with n_embd, lr and parametrization")
     left_out = tables.left_out(runs, number)
     runs = tables.counted(runs, number).rename(columns={number: "loss"})
+    check_alike(runs, options.sweep)
     kinds = list(runs.groupby(KIND))
     if not kinds:
         raise UserError(f"sweep={options.sweep}: has no finished run of gpt or modern with a loss")
@@ -100,8 +102,21 @@ def main(argv: list[str]) -> None:
     panels[0].set(ylabel=f"{number}, nats", ylim=(lowest - 0.05, highest + 0.25))
     panels[0].legend(frameon=False, title="n_embd", fontsize="small")
     save_picture(figure, options.out)
-    print("\n" + "\n".join([*verdicts, *left_out]))
+    print("\n" + "\n".join([*verdicts, *tables.other_texts(runs), *left_out]))
     print(f"\n{options.out}")
+
+
+def check_alike(runs: pd.DataFrame, sweep: str) -> None:
+    """Raises UserError if runs of one width and rate differ in more than their seed."""
+    from lmlab.sweeps import table as tables
+
+    for (*_, width, lr), members in runs.groupby([*KIND, "n_embd", "lr"]):
+        if members["group"].nunique() > 1:
+            others = ", ".join(tables.varied(members)) or "the text or the weights they began with"
+            raise UserError(
+                f"sweep={sweep}: the runs with n_embd={width} lr={lr:g} differ in {others}; needs a "
+                "sweep over n_embd, lr and seed"
+            )
 
 
 def run_through(runs: pd.DataFrame) -> pd.DataFrame:

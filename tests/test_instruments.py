@@ -375,6 +375,34 @@ def test_they_are_no_part_of_a_cell_and_a_resumed_run_may_switch_them(runs, here
     assert [*history(here / "run", "val/calibration_error")] == [6]
 
 
+def test_a_sweep_says_which_keys_come_too_late_for_cells_that_are_done(here, capsys):
+    line = (
+        "-m model=bigram data=sentence val_fraction=0.2 block_size=8 device=cpu max_steps=4 name=s "
+    )
+    cli.main([*line.split(), "seed=0,1", "log_interval=2"])
+    for late, said in (
+        ("log_interval=2", []),
+        ("out=outputs data=sentence", []),
+        (
+            "log_interval=2 calibration=true",
+            ["calibration=True: without effect on 2 of those done"],
+        ),
+        (
+            "log_interval=4 gradient_norms=true",
+            [
+                "gradient_norms=True: without effect on 2 of those done",
+                "log_interval=4: without effect on 2 of those done",
+            ],
+        ),
+    ):
+        capsys.readouterr()
+        cli.main([*line.split(), "seed=0,1", *late.split()])
+        shown = capsys.readouterr().out.splitlines()
+        assert [text for text in shown if "without effect" in text] == [
+            f"{text}, which are not run again" for text in said
+        ]
+
+
 def test_afterwards_they_find_what_they_found_in_the_run(runs, capsys, short_texts):
     before = content(runs / "none")
     evaluate.main([f"run={runs / 'none'}", *ON.split()])

@@ -357,13 +357,33 @@ def test_a_plugin_in_a_recipe_is_refused(lab, capsys):
     refused(capsys, lambda: cli.main(line), ["line 3", "plugin", "belongs on the command line"])
 
 
-def test_a_file_beside_a_plugin_is_for_packages(here, capsys):
-    (here / "far").mkdir()
-    (here / "far/helper.py").write_text("")
-    name = plugin(here / "far", "import helper")
-    with pytest.raises(SystemExit):
-        cli.main([f"plugin=far/{name}"])
-    assert "a plug-in of several files is a package" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import helper",
+        "import importlib\nimportlib.import_module('helper')",
+        "@lmlab.register.corpus('own')\ndef f(config):\n  import helper\n  yield 'a text ' * 50",
+        "import importlib\n@lmlab.register.corpus('own')\ndef f(config):\n"
+        "  importlib.import_module('helper')\n  yield 'a text ' * 50",
+        "import runpy\n@lmlab.register.corpus('own')\ndef f(config):\n"
+        "  runpy.run_module('helper')\n  yield 'a text ' * 50",
+    ],
+)
+@pytest.mark.parametrize("folder", ["far", "."])
+def test_a_file_beside_a_plugin_is_for_packages(here, capsys, code, folder, monkeypatch):
+    """However it is imported, and whenever: its edits would not be noticed."""
+    monkeypatch.syspath_prepend(here / folder)
+    (here / folder).mkdir(exist_ok=True)
+    (here / folder / "helper.py").write_text("")
+    name = plugin(here / folder, code)
+    line = (
+        f"plugin={folder}/{name} model=bigram data={'own' if 'own' in code else 'sentence'} {QUICK}"
+    )
+    with pytest.raises(SystemExit) as end:
+        cli.main(line.split())
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert "helper.py, whose changes would not be noticed; a plug-in of several files is a" in said
 
 
 def test_a_folder_whose_plugin_has_a_name_of_odd_bytes_is_one_line(train, here):

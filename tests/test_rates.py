@@ -11,6 +11,7 @@ import torch
 from lmlab.catalogue import AdamWConfig, MuonConfig
 from lmlab.commands import coordinates
 from lmlab.commands import train as cli
+from lmlab.errors import UserError
 from lmlab.models.base import build_model
 from lmlab.training.coordinates import SCORES, Sizing
 from lmlab.training.optimizers import build_optimizer, example_states, set_learning_rate
@@ -356,6 +357,7 @@ def test_a_sweep_over_rates_is_drawn_and_told(here, capsys, monkeypatch):
     table = pd.concat(tables).rename(columns={"loss": "val/loss"})
     table = table.assign(model="gpt", optimizer="adamw", status="finished", started=1.0)
     table["group"] = table.groupby(["parametrization", "n_embd", "lr"]).ngroup()
+    alike = table
     table = pd.concat([table, table.assign(started=0.0)])  # the same again, begun earlier
     diverged = {"lr": 1.6e-2, "val/loss": 0.5, "status": "diverged"}  # at its last step
     table = pd.concat([table, table.assign(**diverged)])
@@ -370,3 +372,12 @@ def test_a_sweep_over_rates_is_drawn_and_told(here, capsys, monkeypatch):
     assert "gpt, adamw, standard: from n_embd=32 to 64 the best rate changes 0.50 times" in said
     assert "gpt, adamw, mup: fewer than two widths have a best rate" in said
     assert (here / "rates.png").exists()
+    others = dict.fromkeys(("data", "tokenizer", "device"), "x")
+    larger = alike.assign(batch_size=32, group=alike["group"] + 1000)
+    table = pd.concat([alike.assign(batch_size=2), larger])
+    table = table.assign(label="", max_steps=9, **others)
+    columns = [name for name in table if name not in ("group", "label", "val/loss")]
+    table = table.assign(reason="")[[*columns, "reason", "group", "label", "val/loss"]]
+    with pytest.raises(UserError, match=r"n_embd=32 lr=0.001 differ in batch_size; needs a sweep"):
+        script("transfer").main(["sweep=x", "out=again.png"])
+    assert not (here / "again.png").exists()

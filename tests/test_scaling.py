@@ -23,10 +23,19 @@ def runs(noise=0.002, sizes=5, lengths=5, seeds=3, **changed):
         for D in np.geomspace(1e5, 1e7, lengths).round():
             for seed in range(seeds):
                 loss = TRUTH.loss(N, D) * np.exp(noise * random.standard_normal())
-                row = {"n_params": N, "tokens": D, "flops": 6 * N * D, "val/loss": loss}
-                row |= {"seed": seed, "group": f"{N} {D}", "status": "finished", "step": 1000}
+                row = dict.fromkeys(("data", "tokenizer", "device", "optimizer"), "x")
+                row |= {"model": "gpt", "n_embd": N, "lr": 0.1, "val_fraction": 0.1, "seed": seed}
+                row |= {
+                    "test_fraction": 0,
+                    "separator": None,
+                    "score_after": None,
+                    "max_steps": 1000,
+                }
                 row |= {"schedule": "linear", "warmup_steps": 10, "hold_steps": 700}
-                row |= {"decay_steps": 1000, "data_sha256": "a", "model": "gpt", "started": 1.0}
+                row |= {"decay_steps": 1000, "reason": "", "label": f"n_embd={N},lr=0.1"}
+                row |= {"n_params": N, "tokens": D, "flops": 6 * N * D, "val/loss": loss}
+                row |= {"group": f"{N} {D}", "status": "finished", "step": 1000}
+                row |= {"data_sha256": "a", "started": 1.0}
                 rows.append(row | changed)
     return pd.DataFrame(rows)
 
@@ -78,6 +87,10 @@ def test_an_interval_of_a_run_holds_what_runs_do_by_chance():
         (runs(flops=1.0), "0.00 times 6 N D"),
         (runs(schedule="constant"), "75 of 75 runs have schedule=constant"),
         (
+            runs().assign(lr=lambda table: 1 / table["n_params"]),
+            "the runs differ in lr as well; what that does is taken for an effect of size",
+        ),
+        (
             pd.concat([runs(), runs(started=2.0)], ignore_index=True),
             "the one that started last counts; left out: 75",
         ),
@@ -96,6 +109,10 @@ def test_what_makes_a_law_hard_to_believe_is_said(typed, table, words):
         (runs(status="failed"), ["0 finished runs"]),
         (pd.concat([runs(), runs(model="lstm", group="other")]), ["model", "gpt, lstm"]),
         (pd.concat([runs(), runs(data_sha256="b", group="other")]), ["data_sha256"]),
+        (pd.concat([runs(), runs(val_fraction=0.3, group="other")]), ["val_fraction", "0.1, 0.3"]),
+        (pd.concat([runs(), runs(test_fraction=0.2, group="other")]), ["test_fraction"]),
+        (pd.concat([runs(), runs(separator="a", group="other")]), ["separator"]),
+        (pd.concat([runs(), runs(score_after="a", group="other")]), ["score_after"]),
     ],
 )
 def test_runs_that_have_no_law_are_refused(typed, here, table, words):

@@ -388,6 +388,36 @@ def is_flat(value):
     return value != [] and value == value
 
 
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("data_sha256", ["a", "b"]),
+        ("val_fraction", [0.1, 0.3]),
+        ("test_fraction", [0, 0.2]),
+        ("separator", [None, "\n"]),
+        ("score_after", [None, "."]),
+    ],
+)
+def test_losses_of_different_validation_texts_are_doubted_by_all_that_compare_them(key, values):
+    columns = {name: [same, same] for name, same in (("data_sha256", "a"), ("val_fraction", 0.1))}
+    runs = frame([[2.0, 2.1], [1.0, 1.1]], **columns | {key: values}).assign(code="")
+    said = f"Not all were validated on the same text, so their losses cannot be compared: the runs differ in {key}."
+    assert table.other_texts(runs) == [said]
+    assert said in report.doubts(runs, "val/loss")
+    assert table.other_texts(runs[runs["group"] == "0"]) == []
+
+
+def test_a_number_that_some_seeds_lack_is_said_to_be_of_the_others():
+    runs = frame([[2.0, 2.1], [1.0, 1.1]]).assign(**{"val/calibration_error": 0.5})
+    assert table.partly_measured(runs, "val/loss") == []
+    lacking = (runs["group"] == "1") & (runs["seed"] == 0)
+    runs["val/calibration_error"] = runs["val/calibration_error"].mask(lacking)
+    (said,) = table.partly_measured(runs, "val/loss")
+    assert said.startswith("Not all seeds of a row have val/calibration_error")
+    runs["val/calibration_error"] = runs["val/calibration_error"].mask(runs["group"] == "1")
+    assert table.partly_measured(runs, "val/loss") == []
+
+
 def test_runs_that_ended_before_their_time_are_said(here, capsys):
     line = "-m model=bigram data=sentence val_fraction=0.2 block_size=8 device=cpu max_steps=40 "
     cli.main((line + "eval_interval=2 lr=100 patience=1 seed=0,1 name=p").split())

@@ -56,7 +56,8 @@ def error_bars(
     with styled():
         figure = PaperFigure(figsize=(WIDTH, HEIGHT), layout="constrained")
         draw(figure.subplots(), drawn, axis[0], hues, tables.objective(table))
-    warnings = planned.confounded(planned.unnamed([points], [*axis, *hues, *chosen_by]))
+    warnings = tables.other_texts(table)
+    warnings += planned.confounded(planned.unnamed([points], [*axis, *hues, *chosen_by]))
     for point in points:
         where = " ".join(f"{key}={plain(value)}" for key, value in point.levels.items())
         warnings += [f"{where}: {edge}; try values beyond it" for edge in point.edges]

@@ -239,11 +239,7 @@ def footnote(table: pd.DataFrame, board: pd.DataFrame) -> str:
 
 def doubts(table: pd.DataFrame, loss: str) -> list[str]:
     """Returns sentences about what makes the losses of a table hard to compare."""
-    sentences = []
-    if table["data_sha256"].nunique() > 1 or table["val_fraction"].nunique() > 1:
-        sentences.append(
-            "Not all were validated on the same text, so their losses cannot be compared."
-        )
+    sentences = tables.other_texts(table)
     if loss == tables.BITS:
         sentences.append(
             "The tokenizers differ, so bits per byte are compared: a loss is that of a token."
@@ -254,6 +250,7 @@ def doubts(table: pd.DataFrame, loss: str) -> list[str]:
             "a text with a part for validation has bits per byte, which can."
         )
     sentences += tables.without_loss(table, loss)
+    sentences += tables.partly_measured(table, loss)
     sentences += tables.ended_early(table)
     if table["code"].nunique() > 1:
         sentences.append(

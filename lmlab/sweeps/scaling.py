@@ -8,13 +8,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from lmlab.config.keys import choices_of, config_class, keys_of, marked_in
 from lmlab.errors import UserError
+from lmlab.markers import SHAPELESS
 from lmlab.sweeps import law as laws
 from lmlab.sweeps import table as tables
 from lmlab.sweeps.law import FLOPS, Floats, Law, Points
 
 FEWEST = 3  # different sizes, and lengths of training, without which there is nothing to fit
 FEW = 5  # below so many sizes or lengths the intervals are hardly to be believed
+LENGTHS = ("max_steps", "warmup_steps", "hold_steps", "decay_steps", "eval_interval")  # of training
 SETTLED = 0.1  # the share of lr at the end, above which a run was cut off in mid-fall
 LOST = 0.025  # the share of the drawn laws, beyond which an interval cannot do without them
 UNCOUNTED = 0.2  # of the operations, that 6 N D may have too few or too many
@@ -118,10 +121,9 @@ def check_alike(runs: pd.DataFrame) -> None:
     """Raises UserError if losses of the runs cannot be compared: of other texts or other tokens."""
     if tables.differ_in_tokens(runs):
         raise UserError("sweeps: the runs have different tokenizers; a law is of one")
-    for key in ("data_sha256", "model"):
-        if key in runs and runs[key].nunique() > 1:
-            named = ", ".join(sorted({str(value)[:8] for value in runs[key]}))
-            raise UserError(f"sweeps: the runs differ in {key} ({named}); a law is of one")
+    for key in tables.differing(runs, (*tables.VALIDATED, "model")):
+        named = ", ".join(sorted({str(value)[:8] for value in runs[key]}))
+        raise UserError(f"sweeps: the runs differ in {key} ({named}); a law is of one")
 
 
 def doubts_of(runs: pd.DataFrame) -> list[str]:
@@ -133,6 +135,12 @@ def doubts_of(runs: pd.DataFrame) -> list[str]:
             doubts.append(f"only {n} different {name}; {FEW} or more make the intervals credible")
     if runs.groupby("group")["seed"].nunique().max() < 2:
         doubts.append("one seed each: what luck does is unknown, and the intervals too narrow")
+    others = keys_beside_size(runs)
+    if others:
+        doubts.append(
+            f"the runs differ in {', '.join(others)} as well; what that does is taken for an effect of "
+            "size or of length"
+        )
     shares = runs["flops"] / (FLOPS * runs["n_params"] * runs["tokens"])
     low, high = shares.min(), shares.max()
     if not 1 - UNCOUNTED < low <= high < 1 + UNCOUNTED:
@@ -153,6 +161,16 @@ def doubts_of(runs: pd.DataFrame) -> list[str]:
             "a fall would have given them a lower loss"
         )
     return doubts
+
+
+def keys_beside_size(runs: pd.DataFrame) -> list[str]:
+    """Returns the keys in which the runs differ, beside those of size and of length of training."""
+    model = runs["model"].iloc[0]
+    if model not in choices_of("model"):  # a preset that is missing here
+        return []
+    kind = config_class("model", model)
+    sizes = {*keys_of(kind)} - marked_in(kind, SHAPELESS) - {"block_size", "parametrization"}
+    return [key for key in tables.varied(runs) if key not in {*sizes, *LENGTHS}]
 
 
 def left_over(run: dict[str, Any]) -> float:

@@ -1,16 +1,21 @@
 """Counts the cells of a sweep, and those already finished, before the first of them runs."""
 
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future
 from functools import cached_property
 
 from lmlab.config.check import Config
+from lmlab.config.grammar import parse
+from lmlab.config.keys import CHOICES, marked
 from lmlab.config.overrides import Asked, resolved
 from lmlab.cores import usable_cores
 from lmlab.errors import UserError
+from lmlab.markers import FILLED, OF_THE_RUN, UNTOUCHING
 from lmlab.notebook import plain_console
 from lmlab.runs.code import UNKNOWN, own_code
+from lmlab.runs.folder import read_config
 from lmlab.sweeps.cells import Cell, Sweep
 from lmlab.sweeps.planner import planner
 from lmlab.terminal import showing, tell
@@ -106,6 +111,27 @@ class Survey:
             done = f", {n_done} of them done already"
         print(f"{self.sweep.folder}: {count}{done}", flush=True)
         self.tell_of_code(list(unique.values()))
+        self.tell_of_watching([cell for cell in unique.values() if cell.is_done()])
+
+    def tell_of_watching(self, done: list[Cell]) -> None:
+        """Prints which of the typed keys come too late for the cells that are done.
+
+        They watch a run as it is made, such as calibration=true, and do not touch what it computes.
+        """
+        typed = {parse(text).key_or_group for _, overrides in self.asked.runs for text in overrides}
+        watching = typed & (marked(UNTOUCHING) - marked(OF_THE_RUN) - marked(FILLED) - {*CHOICES})
+        late: Counter[str] = Counter()
+        for cell in done if watching else ():
+            try:
+                saved = read_config(cell.find()).flat()
+            except UserError:  # the report names it
+                continue
+            asked = cell.config.flat()
+            late.update(
+                f"{key}={asked[key]}" for key in watching if saved.get(key) != asked.get(key)
+            )
+        for key, n in sorted(late.items()):
+            print(f"{key}: without effect on {n} of those done, which are not run again")
 
     def tell_of_code(self, unique: list[Cell]) -> None:
         """Prints which of the cells were made by other code of the lab, or by code not known."""

@@ -42,6 +42,8 @@ RECORDS = ("config.yaml", "metrics.json")  # a folder with one of them is that o
 SIZES = ("step", "tokens", "flops", "n_params", "reference/order")
 TEXTS = ("label", "group", "reason", "status")
 STATUSES = ("running", "interrupted", "finished", "diverged", "pruned", "failed")
+# What decides which tokens val/loss is a mean of.
+VALIDATED = ("data_sha256", "val_fraction", "test_fraction", "separator", "score_after")
 NAMED = 3  # runs that cannot be read, of which the reasons are told
 SOURCES = ("init_sha256", "tokenizer_sha256")  # of a run, beside its text
 
@@ -415,6 +417,33 @@ def doubled(table: pd.DataFrame, loss: str) -> list[str]:
         f"Of several runs of one seed the one that started last counts{differ}; "
         f"left out: {len(several) - len(by_seed)}."
     ]
+
+
+def other_texts(table: pd.DataFrame) -> list[str]:
+    """Returns a sentence if the runs were validated on different text, or none."""
+    keys = differing(table, VALIDATED)
+    if not keys:
+        return []
+    return [
+        "Not all were validated on the same text, so their losses cannot be compared: the runs differ "
+        f"in {', '.join(keys)}."
+    ]
+
+
+def differing(table: pd.DataFrame, keys: Iterable[str]) -> list[str]:
+    """Returns those of `keys` that have several values in a table."""
+    return [key for key in keys if key in table and table[key].nunique(dropna=False) > 1]
+
+
+def partly_measured(table: pd.DataFrame, loss: str) -> list[str]:
+    """Returns a sentence about the numbers that not all finished runs of a row have, or none."""
+    runs = counted(table, loss)
+    names = [name for name in numbers_where("in_leaderboard") if name in runs]
+    shares = runs[names].notna().groupby(runs["group"]).mean()
+    partly = [name for name in names if shares[name].between(0, 1, inclusive="neither").any()]
+    if not partly:
+        return []
+    return [f"Not all seeds of a row have {', '.join(partly)}: the mean is over those that do."]
 
 
 def finished(table: pd.DataFrame, loss: str) -> pd.DataFrame:
