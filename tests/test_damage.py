@@ -602,9 +602,9 @@ def test_a_line_of_evaluations_that_was_cut_is_no_loss_of_the_others(run, kept, 
     added = path.read_bytes()[len(whole) : -1]  # without its end
     path.write_bytes(whole + added[: kept if kept >= 0 else None] + tail)
     is_whole = kept == -1 and not tail
-    assert table.tested(run) == {"test/loss": 2.0 if is_whole else 1.0}
+    assert table.tested(run, {}) == {"test/loss": 2.0 if is_whole else 1.0}
     loss.keep_evaluation(run, about, {"test/loss": 3.0})
-    assert table.tested(run) == {"test/loss": 3.0}
+    assert table.tested(run, {}) == {"test/loss": 3.0}
     assert path.read_bytes().endswith(whole.replace(b"1.0", b"3.0"))
 
 

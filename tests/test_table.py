@@ -13,13 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from lmlab.commands import evaluate
 from lmlab.commands import train as cli
 from lmlab.errors import UserError, one_line_errors
 from lmlab.inference import loss
 from lmlab.numbers import REFERENCES
 from lmlab.sweeps import load_runs, report, table, words
 from lmlab.sweeps.labels import common_parts, without
-from tests.conftest import history, metrics, script, working_in
+from tests.conftest import NANO, history, metrics, script, working_in
 
 
 def frame(losses, **columns):
@@ -453,9 +454,29 @@ def test_a_torn_line_of_evaluations_loses_itself_alone(here):
     loss.keep_evaluation(here, {"checkpoint": "last", "text": "test"}, {"test/loss": 1.5})
     with open(here / "evaluations.jsonl", "a") as file:
         file.write('{"checkpoint": "last", "te')
-    assert table.tested(here) == {"test/loss": 1.5}
+    assert table.tested(here, {}) == {"test/loss": 1.5}
     loss.keep_evaluation(here, {"checkpoint": "last", "text": "test"}, {"test/loss": 1.25})
-    assert table.tested(here) == {"test/loss": 1.25}
+    assert table.tested(here, {}) == {"test/loss": 1.25}
+
+
+def test_a_loss_on_test_text_is_that_of_the_weights_that_the_run_ended_with(here, train):
+    """One of before the run was resumed is none, also if it does not say its step."""
+    line = NANO.replace("max_steps=4", "max_steps=2") + "data=sentence val_fraction=0.2 "
+    run = train(line + "test_fraction=0.2 block_size=8")
+    evaluate.main([f"run={run}", "split=test"])
+    (before,) = table.load_runs(run)["test/loss"]
+    (noted,) = table.evaluations_of(run)
+    assert noted["step"] == 2 and noted["test/loss"] == before
+    unsaid = json.dumps({key: value for key, value in noted.items() if key != "step"})
+    (run / "evaluations.jsonl").write_text(unsaid + "\n")
+    assert [*table.load_runs(run)["test/loss"]] == [before]  # of version 0.1
+    with open(run / "evaluations.jsonl", "a") as file:
+        file.write(json.dumps(noted) + "\n")
+    cli.main([f"resume={run}", "max_steps=4"])
+    assert "test/loss" not in table.load_runs(run)
+    evaluate.main([f"run={run}", "split=test"])
+    (after,) = table.load_runs(run)["test/loss"]
+    assert after not in (before, None)
 
 
 @given(st.lists(st.sets(st.sampled_from("abcdef"), min_size=1), min_size=2, max_size=5))

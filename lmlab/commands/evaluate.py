@@ -133,8 +133,9 @@ def measured(options: Options) -> tuple[list[Run], Target, dict[str, float]]:
     target = (
         part_of_own_text(first, options) if options.data is None else other_text(first, options)
     )
-    about = {
+    about: dict[str, str | int] = {
         "checkpoint": all_named([member.file.stem for member in members]),
+        "step": first.step,
         "text": target.title,
         "sha256": target.sha256,
     }

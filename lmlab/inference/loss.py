@@ -154,8 +154,11 @@ def loss_metrics(
     }
 
 
-def keep_evaluation(path: Path, about: dict[str, str], numbers: dict[str, float]) -> None:
-    """Adds a line to evaluations.jsonl of the run at `path`. Raises UserError."""
+def keep_evaluation(path: Path, about: dict[str, str | int], numbers: dict[str, float]) -> None:
+    """Adds a line to evaluations.jsonl of the run at `path`: which weights, which text, the numbers.
+
+    Raises UserError.
+    """
     name = path / "evaluations.jsonl"
     line = to_json(about | numbers) + "\n"
     try:
@@ -209,6 +212,6 @@ def evaluate_test_split(path: Path) -> None:
     )
     keep_evaluation(
         run.path,
-        {"checkpoint": "last", "text": "test", "sha256": text.sha256},
+        {"checkpoint": "last", "step": run.step, "text": "test", "sha256": text.sha256},
         loss_metrics(found, text.test, run.tokenizer, "test", documents),
     )

@@ -268,6 +268,7 @@ class Run:
     tokenizer: Tokenizer
     model: LanguageModel
     checkpoint: str  # 'best' or 'last'
+    step: int  # after which the weights were written
 
     @property
     def is_foreign(self) -> bool:
@@ -307,6 +308,7 @@ def load(
         checkpoint = "last" if checkpoint == "best" else "best"
     if hugging_face.is_foreign(path):
         weights = hugging_face.read_weights(path, config.model, tokenizer.vocab_size)
+        step = 0
     else:
         content = read_for(path / f"checkpoints/{checkpoint}.ckpt", config, tokenizer)
         is_default = asked is None and checkpoint == "best"
@@ -316,11 +318,12 @@ def load(
                 content, checkpoint = later, "last"
                 tell(f"{path}: its best.ckpt is of step 0, before any training; last.ckpt is used")
         weights = weights_of(content)
+        step = content["lmlab"]["step"]
     model = build_model(config.model, tokenizer.vocab_size)
     model.load_state_dict(weights)
     if config.device.precision not in machine.precisions(device):
         config = replace(config, device=replace(config.device, precision="32-true"))
-    return Run(path, config, tokenizer, model.to(device).eval(), checkpoint)
+    return Run(path, config, tokenizer, model.to(device).eval(), checkpoint, step)
 
 
 def is_untrained(checkpoint: dict[str, Any], config: Config) -> bool:

@@ -127,7 +127,7 @@ def load_run(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if "path" in configuration:  # the column `path` is the folder of the run
         configuration["data"] += f" {configuration.pop('path')}"
     if config.data.test_fraction and (path / "evaluations.jsonl").exists():
-        metrics |= tested(path)
+        metrics |= tested(path, noted)
     defaults = {"reason": reason(metrics)} | dict.fromkeys(numbers_where("ranks"))
     label = metrics.get("label") or f"{path.parent.name}/{path.name}"
     code = SameCode(path.parent / ".sweep").name(code_of(noted))
@@ -168,11 +168,18 @@ def reason(metrics: dict[str, Any]) -> str:
     return reasons.get(metrics.get("status", ""), "")
 
 
-def tested(path: Path) -> dict[str, float]:
-    """Returns the newest test/loss of the run's last weights, which scripts/evaluate.py wrote."""
+def tested(path: Path, metrics: dict[str, Any]) -> dict[str, float]:
+    """Returns the newest test/loss of the run's last weights, which scripts/evaluate.py wrote.
+
+    A run may have been resumed since an evaluation. Those of before version 0.2 do not say their
+    step; of a run that was resumed, they do not count.
+    """
+    has_gone_on = any(name.startswith("resumed/") for name in metrics)
+    unsaid = None if has_gone_on else metrics.get("step")
     losses: dict[str, float] = {}
     for note in evaluations_of(path):
-        is_of_last_weights = (note.get("text"), note.get("checkpoint")) == ("test", "last")
+        weights = note.get("text"), note.get("checkpoint"), note.get("step", unsaid)
+        is_of_last_weights = weights == ("test", "last", metrics.get("step"))
         if is_of_last_weights and isinstance(note.get("test/loss"), float):
             losses["test/loss"] = note["test/loss"]
     return losses
