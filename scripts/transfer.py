@@ -69,7 +69,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"sweep={options.sweep}: has no runs with n_embd, lr and parametrization")
     left_out = tables.left_out(runs, number)
     runs = tables.counted(runs, number).rename(columns={number: "loss"})
-    check_alike(runs, options.sweep)
+    tables.check_alike(runs, [*KIND, "n_embd", "lr"], f"sweep={options.sweep}")
     kinds = list(runs.groupby(KIND))
     if not kinds:
         raise UserError(f"sweep={options.sweep}: has no finished run of gpt or modern with a loss")
@@ -104,19 +104,6 @@ def main(argv: list[str]) -> None:
     save_picture(figure, options.out)
     print("\n" + "\n".join([*verdicts, *tables.other_texts(runs), *left_out]))
     print(f"\n{options.out}")
-
-
-def check_alike(runs: pd.DataFrame, sweep: str) -> None:
-    """Raises UserError if runs of one width and rate differ in more than their seed."""
-    from lmlab.sweeps import table as tables
-
-    for (*_, width, lr), members in runs.groupby([*KIND, "n_embd", "lr"]):
-        if members["group"].nunique() > 1:
-            others = ", ".join(tables.varied(members)) or "the text or the weights they began with"
-            raise UserError(
-                f"sweep={sweep}: the runs with n_embd={width} lr={lr:g} differ in {others}; needs a "
-                "sweep over n_embd, lr and seed"
-            )
 
 
 def run_through(runs: pd.DataFrame) -> pd.DataFrame:

@@ -378,6 +378,6 @@ def test_a_sweep_over_rates_is_drawn_and_told(here, capsys, monkeypatch):
     table = table.assign(label="", max_steps=9, **others)
     columns = [name for name in table if name not in ("group", "label", "val/loss")]
     table = table.assign(reason="")[[*columns, "reason", "group", "label", "val/loss"]]
-    with pytest.raises(UserError, match=r"n_embd=32 lr=0.001 differ in batch_size; needs a sweep"):
+    with pytest.raises(UserError, match=r"n_embd=32 lr=0.001 differ in batch_size; needs runs"):
         script("transfer").main(["sweep=x", "out=again.png"])
     assert not (here / "again.png").exists()

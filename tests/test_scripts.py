@@ -325,7 +325,14 @@ def test_a_picture_that_cannot_be_written_leaves_the_old_one(trained, monkeypatc
 
 @pytest.mark.parametrize(
     "line",
-    ["explain run=run", "plot runs=run", "export run=run", "ladder sweep=.", "compare run"],
+    [
+        "explain run=run",
+        "plot runs=run",
+        "export run=run",
+        "ladder sweep=.",
+        "recall sweep=.",
+        "compare run",
+    ],
 )
 def test_what_is_no_plain_file_is_not_replaced(run, line):
     """A pipe or a device would be lost, and what a link names would stay as it was."""

@@ -14,11 +14,12 @@ from lmlab.commands import evaluate
 from lmlab.commands import train as cli
 from lmlab.data import tasks
 from lmlab.data.documents import Documents
+from lmlab.errors import UserError
 from lmlab.inference.answers import answer_numbers
 from lmlab.models.base import LanguageModel
 from lmlab.runs.folder import read_config
 from lmlab.training.preparation import Prepared
-from tests.conftest import history, metrics, refused, weights
+from tests.conftest import history, metrics, refused, script, weights
 
 PARTS = {"val_fraction": 0.2, "test_fraction": 0.0, "holdout_fraction": 0.0}
 TASK = "n_examples=60 block_size=24 val_fraction=0.2 warmup_steps=1 batch_size=4 eval_interval=2 "
@@ -246,3 +247,63 @@ def test_a_text_of_ones_own_says_what_is_scored_whatever_the_tokens(train, capsy
     refused(capsys, lambda: train("plugin=own.py data=own model=ngram"), ["scored", "bool"])
     Path("own.py").write_text(OWN.format(end=None, wrong=""))
     refused(capsys, lambda: train("plugin=own.py data=own model=ngram"), ["data=own", "separator"])
+
+
+def test_the_figure_of_recall_is_drawn_from_what_the_runs_noted(here, capsys, monkeypatch):
+    line = "-m data=recall n_symbols=16 n_examples=80 example_length=16 block_size=16 val_fraction=0.3 "
+    line += (
+        "max_steps=3 warmup_steps=1 batch_size=4 device=cpu precision=32-true seed=0,1 name=recall "
+    )
+    cli.main([*line.split(), "n_pairs=2,3", "model=bigram,mlp"])
+    cli.main([*line.split(), "n_pairs=2", "model=gpt_nano", "n_layer=1,2"])
+    command = script("recall")
+    drawn = []
+    monkeypatch.setattr(command, "save_picture", lambda figure, _: drawn.append(figure))
+    capsys.readouterr()
+    command.main(["pairs=2"])
+    by_pairs, by_distance = drawn[0].axes
+    names = [bar.get_label() for bar in by_pairs.containers]
+    assert sorted(names) == ["bigram", "gpt_nano, 1 layer", "gpt_nano, 2 layers", "mlp"]
+    runs = {
+        path.parent: metrics(path.parent) for path in here.glob("outputs/*/recall/*/metrics.json")
+    }
+    said = capsys.readouterr().out
+    lines = zip(names, by_pairs.containers, by_distance.containers, strict=True)
+    for name, pairs, distances in lines:
+        model, _, layers = name.partition(", ")
+        mine = [
+            run
+            for run, noted in sorted(runs.items(), key=lambda one: one[1]["seed"])
+            if (noted["config/model"], noted["config/n_pairs"]) == (model, 2)
+            and str(noted.get("config/n_layer", "")) == layers[:1]
+        ]
+        shares = [runs[run]["val/answer_accuracy"] for run in mine]
+        assert len(mine) == 2 and pairs[0].get_ydata()[0] == pytest.approx(np.mean(shares))
+        assert f"| 2 | {shares[0]:.2%}, {shares[1]:.2%} | 0, 1 |" in said
+        for distance, share in zip(*distances[0].get_data(), strict=True):
+            ends = [
+                [*history(run, f"accuracy_by_distance/{distance}").values()][-1] for run in mine
+            ]
+            assert share == pytest.approx(np.mean(ends))
+
+
+def test_what_the_figure_of_recall_cannot_show_is_refused(here):
+    line = (
+        "data=recall n_symbols=16 n_examples=80 example_length=16 block_size=16 val_fraction=0.3 "
+    )
+    line += "model=bigram n_pairs=2 device=cpu precision=32-true max_steps=1 warmup_steps=1 "
+    cli.main(f"{line} name=one".split())
+    cli.main(
+        ["data=sentence", "model=bigram", "block_size=8", "max_steps=1", "name=other", "device=cpu"]
+    )
+    command = script("recall")
+    for words, arguments in (
+        ("pairs=4: the finished runs have 2", ["sweep=outputs/one"]),
+        ("has no run of data=recall", ["sweep=outputs/other"]),
+    ):
+        with pytest.raises(UserError, match=words):
+            command.main(arguments)
+    cli.main(f"{line} name=one batch_size=2".split())
+    with pytest.raises(UserError, match="kind=bigram n_pairs=2 differ in batch_size; needs runs"):
+        command.main(["sweep=outputs/one", "pairs=2"])
+    assert not (here / "recall.png").exists()

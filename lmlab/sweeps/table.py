@@ -6,7 +6,7 @@ The numbers are read from the folders of runs.
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -440,6 +440,21 @@ def other_texts(table: pd.DataFrame) -> list[str]:
 def differing(table: pd.DataFrame, keys: Iterable[str]) -> list[str]:
     """Returns those of `keys` that have several values in a table."""
     return [key for key in keys if key in table and table[key].nunique(dropna=False) > 1]
+
+
+def check_alike(table: pd.DataFrame, keys: Sequence[str], about: str) -> None:
+    """Raises UserError if runs with equal values of `keys` differ in more than their seed.
+
+    `about` names the sweep in the error.
+    """
+    for values, members in table.groupby([*keys], observed=True):
+        if members["group"].nunique() > 1:
+            named = " ".join(f"{key}={value}" for key, value in zip(keys, values, strict=True))
+            others = ", ".join(varied(members)) or "the text or the weights they began with"
+            raise UserError(
+                f"{about}: the runs with {named} differ in {others}; needs runs that differ in "
+                f"{', '.join(keys)} and seed alone"
+            )
 
 
 def partly_measured(table: pd.DataFrame, loss: str) -> list[str]:
