@@ -1,5 +1,6 @@
 """A run's folder: what is written is what is read."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ from lmlab.errors import UserError, printable
 from lmlab.runs import folder as runs
 from lmlab.runs.provenance import differences, git_state, provenance
 from lmlab.sweeps.table import load_runs
-from tests.conftest import ROOT, config, weights
+from tests.conftest import ROOT, config, metrics, weights
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), min_size=1).filter(
     lambda text: (
@@ -124,6 +125,29 @@ def test_the_largest_numbers_that_a_key_takes_can_be_read_again(train):
     line = "model=bigram data=sentence val_fraction=0.2 block_size=8 threads=1 max_steps=2 "
     run = train(line + "grad_clip=1.7976931348623157e308 lr=5e-324 min_lr=0 weight_decay=1e308")
     assert runs.read_metrics(run)["config/grad_clip"] == sys.float_info.max
+
+
+@pytest.mark.parametrize("lost", [(), ("events",), ("started",), ("events", "started")])
+def test_the_newest_run_is_the_one_that_started_last_whatever_it_lost(trained, here, lost):
+    """An archive has no events, an old run did not note its start, and a copy is a new file."""
+    places = ("2026-11-22_10-00-01", "2026-11-22_10-00-00_2")  # the later run is copied first
+    for place, source in zip(places, ("other", "run"), strict=True):
+        path = shutil.copytree(trained / source, here / "outputs" / place)
+        noted = metrics(path) | {"started": 1.5e9 + (source == "other")}
+        if "started" in lost:
+            del noted["started"]
+        (path / "metrics.json").write_text(json.dumps(noted))
+        for events in path.glob("events*"):
+            events.unlink()
+        if "events" not in lost:
+            second = 1_500_000_000 + (source == "other")
+            (path / f"events.out.tfevents.{second}.host.1.0").touch()
+    assert runs.newest(here / "outputs").name == places[0]
+
+
+def test_a_run_notes_when_it_started(trained):
+    noted = [runs.noted_start(trained / name) for name in ("run", "other", "longer")]
+    assert noted == sorted(noted) and noted[0] == metrics(trained / "run")["started"] > 1.7e9
 
 
 def test_runs_behind_links_are_found_each_once(trained, here):

@@ -143,6 +143,28 @@ def test_the_direction_and_the_objective_are_the_studys(here, sweep, capsys):  #
     )
 
 
+def test_a_search_over_what_tokens_are_learned_from_goes_by_bits_and_says_so(here, sweep, capsys):  # noqa: F811
+    (here / "t.txt").write_text("".join(f"the {n} cats and a dog. " for n in range(400)))
+    line = (
+        "-m model=bigram data=file path=t.txt block_size=8 device=cpu max_steps=2 eval_interval=2 "
+        "hydra/sweeper=search hydra.sweeper.n_trials=2 hydra/launcher=basic test_fraction=0,0.3 "
+    )
+    assert sweep(line + "tokenizer=bpe vocab_size=270 name=a") == 0
+    said = capsys.readouterr().out
+    assert "objective val/bits_per_byte: the tokenizers differ" in said
+    assert "the trials are validated on different text (test_fraction), so their losses" in said
+    refused(
+        capsys,
+        lambda: cli.main(
+            (line + "tokenizer=bpe vocab_size=270 name=b hydra.sweeper.objective=val/loss").split()
+        ),
+        ["hydra.sweeper.objective=val/loss", "test_fraction has several values", "bits_per_byte"],
+    )
+    assert sweep(line + "name=c") == 0
+    said = capsys.readouterr().out
+    assert "objective val/bits" not in said and "validated on different text" in said
+
+
 def test_a_trial_that_was_stopped_is_taken_up_again(here, sweep, monkeypatch):  # noqa: F811
     """Also one whose process died before it was said whose it is."""
     line = (

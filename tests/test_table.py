@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from lmlab.commands import evaluate
+from lmlab.commands import evaluate, plot
 from lmlab.commands import train as cli
 from lmlab.errors import UserError, one_line_errors
 from lmlab.inference import loss
 from lmlab.numbers import REFERENCES
-from lmlab.sweeps import load_runs, report, table, words
+from lmlab.sweeps import load_runs, report, scaling, table, words
 from lmlab.sweeps.labels import common_parts, without
 from tests.conftest import NANO, history, metrics, script, working_in
 
@@ -163,6 +163,50 @@ def test_columns_are_what_varies_but_for_what_follows_from_it():
     assert table.varied(varying) == ["lr", "grad_clip"]
     free = frame([[1.0], [2.0]], min_lr=[0.1, 0.02])
     assert table.varied(free) == ["lr", "min_lr"]
+
+
+def test_rows_of_equal_keys_that_read_other_files_are_told_apart_by_a_hash():
+    hashes = {"data_sha256": ["a" * 64, "b" * 64], "tokenizer_sha256": ["c" * 64, "d" * 64]}
+    for name, values in hashes.items():
+        runs = frame([[1.0], [2.0]], tokenizer=["file"] * 2).assign(lr=0.1)
+        assert table.varied(runs) == []
+        runs[name] = [values[int(group)] for group in runs["group"]]
+        assert table.varied(runs) == [name]
+        assert [*table.leaderboard(runs)[name]] == [value[:8] for value in values]
+    runs["path"] = runs["vocab_size"] = [300, 400]  # which tells of the tokens
+    runs = runs[["vocab_size", *(key for key in runs if key != "vocab_size")]]
+    assert table.varied(runs.assign(tokenizer="bpe", label="vocab_size=1")) == ["vocab_size"]
+
+
+def test_tokens_of_another_file_or_learned_from_another_part_are_other_tokens(here):
+    """Whatever the keys say: their losses are those of other tokens."""
+    line = "-m model=bigram data=file path=t.txt block_size=8 max_steps=3 device=cpu seed=0,1 "
+    (here / "t.txt").write_text("".join(f"the {n} cats and a dog. " for n in range(400)))
+    made = [train_bpe(here, size) for size in (260, 280)]
+    for path in made:
+        shutil.copy(path, "tok.json")
+        cli.main(f"{line} tokenizer=file tokenizer_path=tok.json name=files".split())
+    cli.main(f"{line} tokenizer=bpe vocab_size=270 holdout_fraction=0,0.4 name=parts".split())
+    for name in ("files", "parts"):
+        runs = load_runs(f"outputs/sweeps/{name}")
+        assert runs["tokenizer_sha256"].nunique() == 2
+        assert table.objective(runs) == table.BITS and table.differ_in_tokens(runs)
+        board = table.leaderboard(runs)
+        assert len(board) == 2 and table.objective(board) == table.BITS
+        assert "bits per byte are compared" in report.footnote(runs, board)
+        kinds = {plot.tokenizer_of(metrics(Path(path))) for path in runs["path"]}
+        assert len(kinds) == 2
+        with pytest.raises(UserError, match="different tokenizers"):
+            scaling.check_alike(runs)
+
+
+def train_bpe(folder, size):
+    """The tokenizer.json of a run with so many tokens."""
+    cli.main(
+        f"model=bigram data=file path=t.txt block_size=8 max_steps=1 tokenizer=bpe vocab_size={size} "
+        f"device=cpu name=bpe{size}".split()
+    )
+    return next(folder.glob(f"outputs/bpe{size}/*/tokenizer.json"))
 
 
 @pytest.fixture(scope="module")

@@ -150,9 +150,10 @@ def shortened(label: str) -> str:
 
 
 def tokenizer_of(metrics: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """Returns the keys that decide what a token of a run is; by default it is a character."""
+    """Returns what decides what a token of a run is: keys, and a hash; by default a character."""
     keys = {key: metrics.get(f"config/{key}") for key in sorted(token_keys())}
     keys["tokenizer"] = keys["tokenizer"] or "char"
+    keys["tokenizer_sha256"] = metrics.get("tokenizer_sha256")
     return tuple(keys.items())
 
 

@@ -41,6 +41,8 @@ from lmlab.register import PRESENT
 from lmlab.registry import remembered
 
 GROUPS = tuple(CATALOGUE)
+# What decides, beside the text, which tokens val/loss is a mean of.
+VALIDATED = ("val_fraction", "test_fraction", "separator", "score_after")
 CHOICES = tuple(GROUP_MARKERS)  # the groups and the experiment
 
 

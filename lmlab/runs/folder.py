@@ -53,6 +53,7 @@ LIMITS = {  # bytes
 WARNINGS = " | "  # between two of them in metrics.json
 LARGEST = sys.float_info.max  # larger whole numbers are no floats
 ENDINGS = (".yaml", ".json", ".jsonl", ".ckpt", ".log", ".sha256")  # of files, never of folders
+TIME = "%Y-%m-%d_%H-%M-%S"  # in the name of a run's folder
 EVENTS = "events.out.tfevents.*"  # TensorBoard's files in the folder of a run
 
 # A line of config.yaml: no nesting, no reference, no tag, with which a few bytes of YAML can become
@@ -227,7 +228,7 @@ def to_json(values: dict[str, Any], indent: int | None = None) -> str:
 
 def timestamp() -> str:
     """Returns the folder name of a run that starts now."""
-    return datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    return datetime.now().strftime(TIME)
 
 
 def write_config(path: Path, noted: Mapping[str, Any], name: str = "config.yaml") -> None:
@@ -258,13 +259,32 @@ def newest(path: Path, key: str = "run", holding: Sequence[str] = WEIGHTS) -> Pa
     raise UserError(f"{key}={path}: no trained run there; {command('train')} makes one")
 
 
-def started_at(run: Path) -> tuple[int, int]:
-    """Returns when a run started: the second, and the time in ns, which a copy need not keep."""
-    # TensorBoard writes the second of its start into the name of the first events file.
-    names = [path.name.split(".")[3] for path in run.glob(EVENTS)]
-    second = min((int(name) for name in names if name.isdecimal()), default=0)
+def started_at(run: Path) -> tuple[float, int]:
+    """Returns when a run started: in seconds, and the time in ns, which a copy need not keep."""
     tokenizer = run / "tokenizer.json"  # written once, at the start
-    return second, tokenizer.stat().st_mtime_ns if tokenizer.exists() else 0
+    return noted_start(run), tokenizer.stat().st_mtime_ns if tokenizer.exists() else 0
+
+
+def noted_start(run: Path) -> float:
+    """Returns when a run started, in seconds since 1970, or 0 if nothing tells.
+
+    Runs of before version 0.2 did not note it. TensorBoard has the second in the name of its first
+    file; the name of the folder has it in local time.
+    """
+    try:
+        noted = read_metrics(run).get("started")
+    except UserError:
+        noted = None
+    if isinstance(noted, int | float):
+        return noted
+    names = [path.name.split(".")[3] for path in run.glob(EVENTS)]
+    seconds = [int(name) for name in names if name.isdecimal()]
+    if seconds:
+        return min(seconds)
+    try:
+        return datetime.strptime(run.name[: len("2026-11-22_10-00-00")], TIME).timestamp()
+    except ValueError:  # the folder of a cell, or one that was renamed
+        return 0
 
 
 def read_config(path: Path, name: str = "config.yaml") -> Config:

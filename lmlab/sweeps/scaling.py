@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lmlab.config.keys import choices_of, config_class, keys_of, marked_in
+from lmlab.config.keys import VALIDATED, choices_of, config_class, keys_of, marked_in
 from lmlab.errors import UserError
 from lmlab.markers import SHAPELESS
 from lmlab.sweeps import law as laws
@@ -121,7 +121,7 @@ def check_alike(runs: pd.DataFrame) -> None:
     """Raises UserError if losses of the runs cannot be compared: of other texts or other tokens."""
     if tables.differ_in_tokens(runs):
         raise UserError("sweeps: the runs have different tokenizers; a law is of one")
-    for key in tables.differing(runs, (*tables.VALIDATED, "model")):
+    for key in tables.differing(runs, ("data_sha256", *VALIDATED, "model")):
         named = ", ".join(sorted({str(value)[:8] for value in runs[key]}))
         raise UserError(f"sweeps: the runs differ in {key} ({named}); a law is of one")
 

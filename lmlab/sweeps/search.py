@@ -28,7 +28,7 @@ from omegaconf import DictConfig
 from lmlab import files
 from lmlab.config.check import Config, derived
 from lmlab.config.grammar import ends, listed, parse
-from lmlab.config.keys import SearchConfig, kind_of, marked, token_keys
+from lmlab.config.keys import VALIDATED, SearchConfig, keys_of, kind_of, marked, token_keys
 from lmlab.config.overrides import resolved
 from lmlab.errors import UserError, one_line_errors
 from lmlab.markers import UNTOUCHING
@@ -149,7 +149,7 @@ class SearchSweeper(Sweeper):
             )
         first = [ends(override)[0] for override in swept]
         config, _ = resolved([*self.fixed, *first, *self.seeds[:1]])
-        objective = self.objective = self.chosen_objective()
+        objective = self.objective = self.chosen_objective(config)
         if config.data.val_fraction == 0 and "val/" in objective:
             raise UserError(f"hydra.sweeper.objective={objective}: needs val_fraction above 0")
         instrument = NUMBERS[objective].instrument
@@ -184,6 +184,12 @@ class SearchSweeper(Sweeper):
             print(f"objective {objective}: the tokenizers differ, and a loss is that of a token")
         if len(self.seeds) > 1:
             print(f"the value of a trial is the mean over {len(self.seeds)} seeds; none is pruned")
+        texts = sorted({"data", "path", *VALIDATED} & {*self.space})
+        if texts:
+            print(
+                f"the trials are validated on different text ({', '.join(texts)}), so their losses "
+                "cannot be compared"
+            )
         if n_trials:
             print(f"the study has {n_trials} trials; n_trials={self.settings.n_trials} is for all")
 
@@ -218,10 +224,16 @@ class SearchSweeper(Sweeper):
         usual = {"lower": "minimize", "higher": "maximize"}
         return self.settings.direction or usual[NUMBERS[self.objective].better]
 
-    def chosen_objective(self) -> str:
-        """Returns the number to optimize. Raises UserError for a loss of tokens that differ."""
+    def chosen_objective(self, config: Config) -> str:
+        """Returns the number to optimize. Raises UserError for a loss of tokens that differ.
+
+        Tokens that are learned from a text also differ with the part that they are learned from.
+        """
         typed = self.settings.objective
-        different = sorted(token_keys() & {*self.space})
+        deciding = {*token_keys()}
+        if config.base("tokenizer") not in ("char", "byte", "file"):
+            deciding |= {"data", "separator", "score_after", *keys_of(type(config.data))}
+        different = sorted(deciding & {*self.space})
         if not different:
             return typed or "val/loss"
         if typed and typed.endswith("/loss"):

@@ -15,7 +15,7 @@ import pandas as pd
 
 from lmlab import files
 from lmlab.config.check import derived
-from lmlab.config.keys import GROUPS, choices_of, idle_keys, marked, token_keys
+from lmlab.config.keys import GROUPS, VALIDATED, choices_of, idle_keys, marked, token_keys
 from lmlab.errors import UserError, printable
 from lmlab.markers import UNTOUCHING
 from lmlab.numbers import REFERENCES, learn_numbers, numbers_where
@@ -42,10 +42,9 @@ RECORDS = ("config.yaml", "metrics.json")  # a folder with one of them is that o
 SIZES = ("step", "tokens", "flops", "n_params", "reference/order")
 TEXTS = ("label", "group", "reason", "status")
 STATUSES = ("running", "interrupted", "finished", "diverged", "pruned", "failed")
-# What decides which tokens val/loss is a mean of.
-VALIDATED = ("data_sha256", "val_fraction", "test_fraction", "separator", "score_after")
 NAMED = 3  # runs that cannot be read, of which the reasons are told
 SOURCES = ("init_sha256", "tokenizer_sha256")  # of a run, beside its text
+DIGITS = 8  # of such a hash in a row
 
 
 def load_runs(*folders: str | Path, same_code: bool = False) -> pd.DataFrame:
@@ -213,7 +212,8 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
 def varied(table: pd.DataFrame) -> list[str]:
     """Returns the keys, without the seed, in which the runs differ.
 
-    It leaves out keys that nobody typed and whose values other keys determine.
+    It leaves out keys that nobody typed and whose values other keys determine. Where equal keys are
+    of different files, the hash of these is one more.
     """
     hidden = marked(UNTOUCHING) | {"seed"}
     keys = [key for key in configuration_keys(table) if key not in hidden]
@@ -229,7 +229,23 @@ def varied(table: pd.DataFrame) -> list[str]:
             return True
         return not (key in usual or follows_from_choices(table, key))
 
-    return [key for key in keys if is_shown(key)]
+    shown = [key for key in keys if is_shown(key)]
+    for hashed, told_by in (
+        ("tokenizer_sha256", token_keys() & {*shown}),
+        ("data_sha256", shown),
+        ("init_sha256", shown),
+    ):
+        if hashed in table and tells_apart(table, hashed, [*told_by]):
+            shown.append(hashed)
+    return shown
+
+
+def tells_apart(table: pd.DataFrame, key: str, others: list[str]) -> bool:
+    """Returns whether runs with equal values of `others` have different values of a key."""
+    if not others:
+        return table[key].nunique() > 1
+    values = [table[other].map(repr) for other in others]
+    return bool((table.groupby(values)[key].nunique() > 1).any())
 
 
 def used_values(table: pd.DataFrame, key: str) -> pd.Series:
@@ -428,7 +444,7 @@ def doubled(table: pd.DataFrame, loss: str) -> list[str]:
 
 def other_texts(table: pd.DataFrame) -> list[str]:
     """Returns a sentence if the runs were validated on different text, or none."""
-    keys = differing(table, VALIDATED)
+    keys = differing(table, ("data_sha256", *VALIDATED))
     if not keys:
         return []
     return [
@@ -487,6 +503,8 @@ def row_of(members: pd.DataFrame, keys: Iterable[str], loss: str) -> dict[str, A
     unused = unused_keys(members["model"].iloc[0])
     for key in keys:
         row[key] = None if key in unused else first[key]
+        if key in ("data_sha256", *SOURCES):
+            row[key] = str(first[key])[:DIGITS] if pd.notna(first[key]) else None
     row["n"] = len(runs)
     for name in numbers_where("in_leaderboard"):
         if name in members:
@@ -513,7 +531,12 @@ def objective(table: pd.DataFrame) -> str:
 
 
 def differ_in_tokens(table: pd.DataFrame) -> bool:
-    """Returns whether the runs, or the rows of a leaderboard, have different tokenizers."""
+    """Returns whether the runs, or the rows of a leaderboard, have different tokenizers.
+
+    Equal keys may be of different ones: of another file, or learned from another part of the text.
+    """
+    if "tokenizer_sha256" in table and table["tokenizer_sha256"].nunique() > 1:
+        return True
     return any(distinct(table[key]) > 1 for key in token_keys() if key in table)
 
 

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from functools import partial
@@ -119,6 +120,7 @@ def first_facts(prepared: Prepared, command: str) -> dict[str, Any]:
     """Returns the entries of metrics.json before the first step of a run."""
     return {
         "status": "running",
+        "started": time.time(),
         "working_folder": str(Path.cwd()),
         "seed": prepared.run.seed,
         "n_params": sum(weight.numel() for weight in prepared.model.parameters()),
