@@ -143,6 +143,22 @@ def test_the_direction_and_the_objective_are_the_studys(here, sweep, capsys):  #
     )
 
 
+def test_trials_of_a_shared_study_whose_runs_are_in_another_folder_are_said(here, sweep, capsys):  # noqa: F811
+    line = (
+        LINE
+        + f"max_steps=4 eval_interval=2 lr=interval(1,2) name=o hydra/launcher=basic hydra.sweeper.storage=sqlite:///{here}/st.db "
+    )
+    assert sweep(line + "out=x hydra.sweeper.n_trials=2") == 0
+    assert "another folder" not in capsys.readouterr().out
+    assert sweep(line + "out=y hydra.sweeper.n_trials=2") == 0
+    said = capsys.readouterr().out
+    assert "2 of the study's 2 trials have their runs in another folder than y/sweeps/o" in said
+    assert sweep(line + "out=y hydra.sweeper.n_trials=3") == 0
+    said = capsys.readouterr().out
+    assert "2 of the study's 3 trials have their runs in another folder" in said
+    assert len(load_runs("y/sweeps/o")) == 1 and "val/loss" in said
+
+
 def test_a_search_over_what_tokens_are_learned_from_goes_by_bits_and_says_so(here, sweep, capsys):  # noqa: F811
     (here / "t.txt").write_text("".join(f"the {n} cats and a dog. " for n in range(400)))
     line = (

@@ -453,8 +453,10 @@ def run_sweep(asked: Asked, sweep: Sweep, flags: list[str], overrides: list[str]
                 "to see them",
                 file=sys.stderr,
             )
+        all_ended = True
         try:
-            all_ended = report.finish(sweep, asked.launcher)
+            if sweep.cells() or not task.notes:  # else all runs of a search are in other folders
+                all_ended = report.finish(sweep, asked.launcher)
         except KeyboardInterrupt:
             tell(
                 "stopped before the leaderboard was written; the same command, or "

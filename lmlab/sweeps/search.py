@@ -121,6 +121,12 @@ class SearchSweeper(Sweeper):
                 f"best {self.objective}: {value:.4f}, of {typed_values}; the table above is sorted by "
                 "another number"
             )
+        elsewhere = [trial for trial in trials if not self.has_runs_here(trial)]
+        if elsewhere:
+            self.notes.append(
+                f"{len(elsewhere)} of the study's {len(trials)} trials have their runs in another "
+                f"folder than {self.sweep_of.folder}, and are in no table here"
+            )
         lacking = [
             trial
             for trial in trials
@@ -131,6 +137,12 @@ class SearchSweeper(Sweeper):
                 f"{len(lacking)} of {len(trials)} trials finished without {self.objective}; their "
                 "warnings are said above, and in their train.log"
             )
+
+    def has_runs_here(self, trial: "optuna.trial.FrozenTrial") -> bool:
+        """Returns whether the runs of a trial, if it has any, are in the folder of this sweep."""
+        named = trial.user_attrs.get("folder", [])
+        folders = [named] if isinstance(named, str) else named
+        return all((self.sweep_of.folder / folder).is_dir() for folder in folders)
 
     def begin(self, overrides: list[Override]) -> None:
         """Opens the study. Raises UserError, for example if no key has several values."""
