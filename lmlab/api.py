@@ -7,14 +7,13 @@ torch's settings, `sys.argv`, handlers of signals and filters of warnings are as
 from __future__ import annotations
 
 import html
-import io
 import os
 import secrets
 import shlex
 import signal
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -163,8 +162,6 @@ def called(arguments: list[str], verbose: bool) -> Outcome:
     with ONE_BY_ONE, settings_kept(), ExitStack() as stack:
         if not verbose:
             stack.enter_context(hidden())
-            stack.enter_context(redirect_stdout(io.StringIO()))
-            stack.enter_context(redirect_stderr(io.StringIO()))
         try:
             with as_exceptions():
                 outcome = call(arguments)

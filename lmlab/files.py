@@ -268,9 +268,17 @@ def walk(
         yield Path(parent), folders, sorted(names)
 
 
-def named_below(folder: Path, name: str) -> list[Path]:
-    """Returns the files of this name in a folder and below it, also behind links."""
-    return [parent / name for parent, _, names in walk(folder) if name in names]
+def named_below(folder: Path, name: str, left_out: Callable[[str], object]) -> list[Path]:
+    """Returns the files of this name in a folder and below it, also behind links.
+
+    `left_out` gets a sentence about each folder that cannot be read.
+    """
+
+    def unreadable(error: OSError) -> None:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+            left_out(f"{error.filename}: cannot be read ({error.strerror})")
+
+    return [parent / name for parent, _, names in walk(folder, unreadable) if name in names]
 
 
 def remove_leftovers(folder: Path) -> None:

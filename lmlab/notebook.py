@@ -2,11 +2,12 @@
 
 import io
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console, RenderableType
 
@@ -18,12 +19,35 @@ CODE = '<pre style="line-height:normal;font-family:monospace">{code}</pre>'
 HIDDEN: ContextVar[bool] = ContextVar("hidden", default=False)
 
 
+class Hiding(io.TextIOBase):
+    """A stream that drops what the thread that made it writes, and threads begun since then.
+
+    What other threads of the program write goes to `stream`.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self.stream = stream
+        self.others = {thread.ident for thread in threading.enumerate()} - {threading.get_ident()}
+
+    def write(self, text: str) -> int:
+        """Writes the text if another thread calls this. Returns its length."""
+        if self.stream is not None and threading.get_ident() in self.others:
+            return self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flushes the stream if another thread calls this."""
+        if self.stream is not None and threading.get_ident() in self.others:
+            self.stream.flush()
+
+
 @contextmanager
 def hidden() -> Iterator[None]:
-    """A context in which nothing is drawn."""
+    """A context in which nothing is drawn, and nothing that this thread prints is shown."""
     token = HIDDEN.set(True)
     try:
-        yield
+        with redirect_stdout(Hiding(sys.stdout)), redirect_stderr(Hiding(sys.stderr)):
+            yield
     finally:
         HIDDEN.reset(token)
 

@@ -1,6 +1,7 @@
 """The lab in Python: the same runs as the commands make, errors as exceptions, nothing left behind."""
 
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -57,6 +58,32 @@ def test_a_run_is_the_one_that_is_typed(here, capsys):
     for name, weight in run.model.state_dict().items():
         assert torch.equal(weight, weights(typed)[f"model.{name}"])
     assert list(run.history["step"]) == [0, 3] and lmlab.load_run("outputs/a").path == run.path
+
+
+def test_what_other_threads_print_is_shown_whatever_a_run_hides(here, capsys):
+    said = []
+    over = threading.Event()
+
+    def tick():
+        while not over.wait(0.005):
+            said.append(f"tick {len(said)}")
+            print(said[-1])
+            print(said[-1], file=sys.stderr)
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    lmlab.train(**SMALL)
+    over.set()
+    thread.join()
+    shown = capsys.readouterr()
+    assert len(said) > 3 and shown.out.splitlines() == said and shown.err.splitlines() == said
+
+
+def test_a_process_that_may_have_no_children_is_told_how_to_sweep(here, monkeypatch):
+    monkeypatch.setattr(multiprocessing.current_process(), "_config", {"daemon": True})
+    with pytest.raises(lmlab.UserError, match=r"daemonic process.*hydra/launcher=basic"):
+        lmlab.sweep(**SMALL | {"seed": [0, 1]})
+    assert not [*here.iterdir()]
 
 
 def test_without_verbose_nothing_is_shown(here, capfd):

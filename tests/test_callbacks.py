@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import math
+import sys
 import textwrap
 from collections import OrderedDict, defaultdict
 from pathlib import Path
@@ -18,6 +19,7 @@ from lmlab.commands import evaluate
 from lmlab.commands import train as cli
 from lmlab.errors import UserError
 from lmlab.runs import checkpoints
+from lmlab.training import companions
 from lmlab.training.callbacks import SkipSpikes
 from tests.conftest import config, content, history, metrics, refused, weights
 from tests.test_plugins import plugin
@@ -368,3 +370,48 @@ def test_a_state_that_no_callback_of_the_resumed_run_takes_is_refused(train, her
     run = train(f"{LINE} max_steps=5 patience=3")
     cli.main([f"resume={run}", "patience=null", "max_steps=10"])  # which is switched off
     assert metrics(run)["step"] == 10
+
+
+SPY = """
+    import inspect
+    from pytorch_lightning import Callback
+
+    CALLED = []
+
+    def noted(name):
+        def hook(self, *_, **__):
+            CALLED.append(name)
+            return {"a": 1} if name == "state_dict" else None
+        return hook
+
+    HOOKS = [name for name, one in vars(Callback).items() if inspect.isfunction(one) and name[0] != "_"]
+    HOOKS = [name for name in HOOKS if name not in UNCALLED]
+    Spy = type("Spy", (Callback,), {name: noted(name) for name in HOOKS})
+    lmlab.register.callback("spy")(Spy)
+"""
+OTHERS = ("test", "predict", "sanity", "exception")  # in names of hooks for what no run does
+
+
+def test_each_hook_of_lightnings_is_called_or_refused(train, here):
+    name = plugin(here, SPY.replace("UNCALLED", str(companions.NEVER_CALLED)))
+    run = train(f"{LINE} plugin={name} max_steps=5")
+    spy = sys.modules["plugin_own"]
+    called = {*spy.CALLED}
+    spy.CALLED.clear()
+    cli.main([f"resume={run}", "max_steps=7", f"plugin={name}"])
+    called |= {*spy.CALLED}
+    missing = [hook for hook in spy.HOOKS if hook not in called]
+    assert all(any(word in hook for word in OTHERS) for hook in missing), missing
+
+
+@pytest.mark.parametrize("hook", companions.NEVER_CALLED)
+def test_a_hook_that_would_never_be_called_is_refused(here, capsys, hook):
+    text = f"""
+        from pytorch_lightning import Callback
+        lmlab.register.callback("own")(type("Own", (Callback,), {{"{hook}": lambda *_: None}}))
+    """
+    refused(
+        capsys,
+        lambda: cli.main(f"{LINE} plugin={plugin(here, text)} max_steps=5".split()),
+        ["callback own", f"{hook} is never called here", "on_validation_end"],
+    )

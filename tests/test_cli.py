@@ -482,3 +482,11 @@ def test_a_fall_that_would_end_within_the_warm_up_is_told_once(here, capsys, typ
     said = capsys.readouterr().err
     assert said.count("\n") == is_idle
     assert ("warning: decay_steps=" in said and "the first has no effect" in said) == is_idle
+
+
+@pytest.mark.parametrize(("context", "is_longer"), [(8, False), (9, True)])
+def test_a_context_beyond_the_window_is_said_to_be_empty(here, capfd, context, is_longer):
+    line = f"model=mlp data=sentence val_fraction=0.2 block_size=8 max_steps=1 context={context}"
+    cli.main(line.split())
+    said = capfd.readouterr().err
+    assert (f"warning: context={context} block_size=8: a window has no more" in said) == is_longer

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from lmlab.catalogue import LSTMConfig
 from lmlab.commands import evaluate
+from lmlab.commands import train as cli
 from lmlab.data.batches import IGNORED, Batches, place_information
 from lmlab.data.documents import Documents, unescaped
 from lmlab.data.splits import Splits
@@ -239,6 +240,16 @@ def test_the_metrics_of_a_part_count_only_what_is_scored():
 )
 def test_a_text_without_such_documents_is_refused(sums, train, capsys, line, words):
     refused(capsys, lambda: train(LINE + line), words)
+
+
+def test_that_a_document_is_not_divided_is_said_where_nothing_is_left(here, capsys):
+    (here / "texts").mkdir()
+    (here / "texts/a.txt").write_text("The text of a single file. " * 20)
+    line = (
+        "data=folder path=texts model=bigram block_size=8 max_steps=1 device=cpu val_fraction=0.6"
+    )
+    words = ["val_fraction=0.6", "in 1 document, which is not divided, none is left for training"]
+    refused(capsys, lambda: cli.main(line.split()), words)
 
 
 def test_what_is_typed_may_have_escapes():

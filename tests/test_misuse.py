@@ -414,34 +414,34 @@ ENDS = """
 
     @lmlab.register.callback("ends")
     class Ends(pl.Callback):
-        def on_train_batch_end(self, *_):
+        def {hook}(self, *_, **__):
             raise StopIteration
 """
+HOOKS = ("on_fit_start", "on_train_start", "on_train_epoch_start", "on_train_batch_start")
+HOOKS += ("on_before_zero_grad", "on_before_backward", "on_after_backward", "state_dict")
+HOOKS += ("on_before_optimizer_step", "on_train_batch_end", "on_validation_start")
+HOOKS += ("on_validation_end", "on_train_end", "on_fit_end", "setup", "teardown")
 
 
 @pytest.mark.parametrize(
-    ("text", "key", "why"),
+    ("text", "key"),
     [
-        (
-            model(scores="x if not self.training else next(iter([]))"),
-            "model=own",
-            "StopIteration was raised, which Python keeps for iterators",
-        ),
-        (
-            ENDS,
-            "",
-            "error: plugin=own.py: a callback has raised StopIteration, which ends the epoch",
-        ),
+        (model(scores="x if not self.training else next(iter([]))"), "model=own"),
+        (model(scores="x if self.training else next(iter([]))"), "model=own"),
+        *((ENDS.format(hook=hook), "") for hook in HOOKS),
     ],
-    ids=["forward", "callback"],
+    ids=["training", "evaluation", *HOOKS],
 )
-def test_the_end_of_an_iterator_is_no_end_of_the_text(here, capsys, text, key, why):
-    """Lightning would begin again with the first batch."""
+def test_the_end_of_an_iterator_is_no_end_of_the_text(here, capsys, text, key):
+    """Lightning would begin again with the first batch, or go on as if nothing had happened."""
     line = f"{LINE} plugin={plugin(here, text)} {key}"
     with pytest.raises(SystemExit) as stop:
         cli.main(line.split())
-    assert stop.value.code == 2 and capsys.readouterr().err.splitlines()[-1].endswith(why)
-    assert metrics(next(here.glob("outputs/x/*")))["status"] == "failed"
+    said = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert "own.py:" in said.splitlines()[-1] and "StopIteration" in said.splitlines()[-1]
+    for run in here.glob("outputs/x/*"):
+        assert metrics(run)["status"] == "failed"
 
 
 def test_a_loss_of_ones_own_is_not_the_labs_where_there_is_no_validation(here, train):

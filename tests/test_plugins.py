@@ -386,6 +386,25 @@ def test_a_file_beside_a_plugin_is_for_packages(here, capsys, code, folder, monk
     assert "helper.py, whose changes would not be noticed; a plug-in of several files is a" in said
 
 
+def test_a_text_that_says_itself_what_is_scored_is_named_if_that_is_nothing(here, capsys):
+    text = """
+        from dataclasses import dataclass
+        import numpy as np
+
+        @dataclass(frozen=True)
+        class Own(lmlab.CorpusConfig):
+            document_end = "."
+            def scored(self, codes):
+                return np.zeros(len(codes), bool)
+
+        @lmlab.register.corpus("own", Own)
+        def own(config):
+            yield "some text. " * 90
+    """
+    line = f"plugin={plugin(here, text)} model=bigram data=own {QUICK}".split()
+    refused(capsys, lambda: cli.main(line), ["data=own: nothing is scored in the part train"])
+
+
 def test_a_folder_whose_plugin_has_a_name_of_odd_bytes_is_one_line(train, here):
     run = train("model=bigram data=sentence val_fraction=0.2 block_size=8 " + QUICK)
     content = (run / "config.yaml").read_bytes().replace(b"plugin: null", b"plugin: \xff\xfe.py")

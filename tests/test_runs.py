@@ -1,11 +1,14 @@
 """A run's folder: what is written is what is read."""
 
+import errno
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given
@@ -150,6 +153,28 @@ def test_a_run_notes_when_it_started(trained):
     assert noted == sorted(noted) and noted[0] == metrics(trained / "run")["started"] > 1.7e9
 
 
+def test_a_folder_that_cannot_be_read_is_named_by_all_that_look_for_runs(
+    trained, here, monkeypatch, capfd
+):
+    """As of another user; root may read all, so the disk only says that it may not."""
+    shutil.copytree(trained / "run", here / "outputs/a/run")
+    shutil.copytree(trained / "other", here / "outputs/secret/run")
+    list_of = os.scandir
+
+    def scandir(path="."):
+        if Path(path).name == "secret":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return list_of(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    said = f"{here}/outputs/secret: cannot be read (Permission denied)"
+    assert load_runs(here / "outputs").attrs["faults"] == [said]
+    assert runs.newest(here / "outputs") == here / "outputs/a/run"
+    assert f"left out: {said}" in capfd.readouterr().err
+    with pytest.raises(UserError, match="secret: cannot be read"):
+        load_runs(here / "outputs/secret")
+
+
 def test_runs_behind_links_are_found_each_once(trained, here):
     """As someone has them who moved some to a larger disk."""
     big = here / "big"
@@ -159,7 +184,7 @@ def test_runs_behind_links_are_found_each_once(trained, here):
     for name in ("a", "b"):
         (here / "outputs" / name).symlink_to(big / name)
     (here / "outputs/loop").symlink_to(here / "outputs")
-    found = files.named_below(here / "outputs", "config.yaml")
+    found = files.named_below(here / "outputs", "config.yaml", print)
     assert [path.parent.parent.name for path in found] == ["a", "b"]
     assert set(load_runs("outputs")["seed"]) == {0, 1}
     expected = max((trained / "run", trained / "other"), key=runs.started_at)

@@ -22,6 +22,7 @@ from lmlab.errors import UserError
 from lmlab.markers import CHANGEABLE, SHAPELESS, UNTOUCHING, PathText
 from lmlab.runs import hugging_face
 from lmlab.runs.folder import newest, read_config, read_metrics
+from lmlab.terminal import tell
 
 Overrides = dict[str, Override]  # by key
 
@@ -141,7 +142,8 @@ def run_folder(verb: str, value: Any) -> Path:
         return path
     if typed and hugging_face.is_foreign(path):
         raise hugging_face.no_run(f"{verb}={typed}", path)
-    below = [str(config.parent) for config in files.named_below(path, "config.yaml")]
+    found = files.named_below(path, "config.yaml", lambda why: tell(f"left out: {why}"))
+    below = [str(config.parent) for config in found]
     example = max(below, default="outputs/<name>/<time>")
     raise UserError(f"{verb}={typed}: is not the folder of a run, such as {example}")
 

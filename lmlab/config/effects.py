@@ -1,5 +1,6 @@
 """Refuses what a command gives that would have no effect, and settings out of their place."""
 
+from collections.abc import Collection
 from typing import Any
 
 from hydra.core.override_parser.types import Override
@@ -107,6 +108,20 @@ def warm_until_the_end(run: RunConfig, asked: int | None) -> str:
     return (
         f"warning: decay_steps={asked} warmup_steps={run.warmup_steps}: the first has no effect; lr "
         f"rises until step {run.warmup_steps}, and min_lr follows at once"
+    )
+
+
+def unseen_context(values: Any, given: Collection[str]) -> str:
+    """Returns a warning if a typed context is longer than the windows that a model is trained on.
+
+    It is not refused: what is empty there changes no loss, and such runs exist.
+    """
+    context = getattr(values, "context", None)
+    if "context" not in given or context is None or context <= values.block_size:
+        return ""
+    return (
+        f"warning: context={context} block_size={values.block_size}: a window has no more characters "
+        "than block_size, so what lies further back is always empty"
     )
 
 

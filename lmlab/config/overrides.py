@@ -20,6 +20,7 @@ from lmlab.config.effects import (
     check_sign,
     check_step_keys,
     refuse_pruner,
+    unseen_context,
     warm_until_the_end,
 )
 from lmlab.config.grammar import (
@@ -214,4 +215,5 @@ def resolved(cell: Sequence[str], in_sweep: bool = True) -> tuple[Config, str]:
                     f"{key}={given[key]}: has no effect with schedule=constant, which never falls"
                 )
     asked = None if "decay_steps" in idle else values["decay_steps"]
-    return config, " ".join(filter(None, [notice, warm_until_the_end(config.run, asked)]))
+    warnings = warm_until_the_end(config.run, asked), unseen_context(config.model, given)
+    return config, " ".join(filter(None, [notice, *warnings]))

@@ -181,9 +181,11 @@ class Splits:
             for name, start, end in zip(self.parts, starts, ends, strict=True):
                 self.documents[name] = whole.within(start, end)
                 if end > start and not self.documents[name].scores_something():
+                    decided_by = f"score_after={run.score_after}"
+                    if config.scores_itself():
+                        decided_by = as_typed(choice, config)
                     raise UserError(
-                        f"score_after={run.score_after}: nothing is scored in the part {name} of "
-                        "the text"
+                        f"{decided_by}: nothing is scored in the part {name} of the text"
                     )
 
     @classmethod
@@ -276,24 +278,37 @@ def ends_of_parts(n: int, config: CorpusConfig, documents: Documents | None) -> 
     ends = [int(n * fraction + 1e-6) for fraction in fractions]
     if documents is not None:
         ends = [end if end in (0, n) else documents.nearest_start(end) for end in ends]
-    check_parts([*ends, n], config, "characters")
+    n_documents = None if documents is None else len(documents.starts)
+    check_parts([*ends, n], config, "characters", n_documents)
     return [*ends, n]
 
 
-def check_parts(ends: list[int], config: CorpusConfig, unit: str) -> None:
-    """Raises UserError if a part of a text has too few characters or tokens."""
+def check_parts(
+    ends: list[int], config: CorpusConfig, unit: str, n_documents: int | None = None
+) -> None:
+    """Raises UserError if a part of a text has too few characters or tokens.
+
+    `n_documents` is the number of documents that the text is divided into, each of which lies in one
+    part.
+    """
     n = ends[-1]
+    in_documents = ""
+    if n_documents is not None:
+        whole = "1 document, which is not divided,"
+        if n_documents > 1:
+            whole = f"{n_documents:,} documents, which are not divided,"
+        in_documents = f" in {whole}"
     holdout, train, val, test = np.diff([0, *ends]).tolist()
     if train == 0:
         raise UserError(
             f"val_fraction={config.val_fraction} test_fraction={config.test_fraction} "
-            f"holdout_fraction={config.holdout_fraction}: of {n} {unit} none is left for "
+            f"holdout_fraction={config.holdout_fraction}: of {n} {unit}{in_documents} none is left for "
             "training; allowed are smaller shares"
         )
     for name, length in (("holdout", holdout), ("val", val), ("test", test)):
         share = getattr(config, f"{name}_fraction")
         if share and length < 2:
             raise UserError(
-                f"{name}_fraction={share}: that is fewer than two of {n} {unit}; "
-                "allowed are 0 and larger shares"
+                f"{name}_fraction={share}: that is fewer than two of {n} {unit}"
+                f"{in_documents.rstrip(',')}; allowed are 0 and larger shares"
             )

@@ -38,6 +38,7 @@ from lmlab.numbers import numbers_where
 from lmlab.register import is_own
 from lmlab.runs import hugging_face
 from lmlab.runs.typed import command
+from lmlab.terminal import tell
 
 WEIGHTS = ("checkpoints/last.ckpt", "checkpoints/best.ckpt")
 LIMITS = {  # bytes
@@ -246,7 +247,8 @@ def newest(path: Path, key: str = "run", holding: Sequence[str] = WEIGHTS) -> Pa
     """
     if hugging_face.is_foreign(path):
         return path
-    folders = [config.parent for config in files.named_below(path, "config.yaml")]
+    found = files.named_below(path, "config.yaml", lambda why: tell(f"left out: {why}"))
+    folders = [config.parent for config in found]
     for file in holding:
         complete = [folder for folder in folders if (folder / file).exists()]
         if complete:

@@ -45,8 +45,14 @@ def start_server(preload: list[str]) -> Any:
     """Starts the server with these modules if none is running; returns what makes processes.
 
     The server imports torch in the background, for some seconds. On macOS processes cannot be
-    forked, so each process imports everything again.
+    forked, so each process imports everything again. Raises UserError in a process that may have no
+    children.
     """
+    if multiprocessing.current_process().daemon:
+        raise UserError(
+            "hydra/launcher=local: a daemonic process, such as a worker of multiprocessing.Pool, may "
+            "start no other processes; hydra/launcher=basic runs the cells in this one"
+        )
     share_library()
     if sys.platform == "darwin":
         return multiprocessing.get_context("spawn")

@@ -59,14 +59,18 @@ def load_runs(*folders: str | Path, same_code: bool = False) -> pd.DataFrame:
     if not folders:
         raise UserError("load_runs() needs a folder of runs, such as outputs/sweeps/depth")
     runs: dict[Path, tuple[dict[str, Any], dict[str, Any]]] = {}
-    faults = []
+    faults: list[str] = []
     for folder in map(Path, folders):
-        found = [file for name in RECORDS for file in files.named_below(folder, name)]
+        unreadable: dict[str, None] = {}
+        found = []
+        for name in RECORDS:
+            found += files.named_below(folder, name, unreadable.setdefault)
+        faults += unreadable
         paths = sorted({file.parent for file in found})  # a run may have one of the two
         if not paths and hugging_face.is_foreign(folder):
             raise hugging_face.no_run(str(folder), folder)
         if not paths:
-            raise UserError(f"{folder}: no run there")
+            raise UserError(next(iter(unreadable), f"{folder}: no run there"))
         for path in paths:
             try:
                 runs.setdefault(path.resolve(), load_run(path))

@@ -15,10 +15,12 @@ from lmlab import plugins
 from lmlab.catalogue import CALLBACKS, LOGGERS, Choice
 from lmlab.errors import UserError
 from lmlab.registry import load
+from lmlab.training.step import no_early_end
 
 LIGHTNING = ("pytorch_lightning.", "lightning.")
 MEAN = "ema= keeps a mean of the weights, which is evaluated and saved"
 LOGGER = ("log_hyperparams", "log_metrics", "save", "finalize")  # what the lab calls of a logger
+NEVER_CALLED = ("on_validation_batch_start", "on_validation_batch_end")  # hooks
 WITHOUT_EFFECT = {  # the classes of Lightning whose work the lab does itself, and how
     "WeightAveraging": MEAN,
     "StochasticWeightAveraging": MEAN,
@@ -42,9 +44,17 @@ def callbacks(keys: Mapping[str, Any]) -> list[Callback]:
                 f"callback {name}: is {callback!r}; needs a Callback of Lightning's, or None"
             )
         check_effect(name, callback)
+        without_early_end(callback)
         built.append(callback)
     check_state_keys(built)
     return built
+
+
+def without_early_end(callback: Callback) -> None:
+    """Makes StopIteration in a hook of a callback an error like any other."""
+    for name, usual in vars(Callback).items():
+        if inspect.isfunction(usual) and getattr(type(callback), name, usual) is not usual:
+            setattr(callback, name, no_early_end()(getattr(callback, name)))
 
 
 def check_effect(name: str, callback: Any) -> None:
@@ -58,6 +68,13 @@ def check_effect(name: str, callback: Any) -> None:
             f"callback {name}: {type(callback).__name__} has no effect here: "
             f"{WITHOUT_EFFECT[kind.__name__]}"
         )
+    for hook in NEVER_CALLED:
+        owner = next(kind for kind in inspect.getmro(type(callback)) if hook in vars(kind))
+        if not owner.__module__.startswith(LIGHTNING):
+            raise UserError(
+                f"callback {name}: {hook} is never called here, since the lab evaluates by itself; "
+                "on_validation_end has the numbers in trainer.callback_metrics"
+            )
 
 
 def check_state_keys(callbacks: list[Callback]) -> None:
@@ -86,6 +103,7 @@ class Hooks:
         """Says that an evaluation begins."""
         for callback in self.callbacks:
             callback.on_validation_start(trainer, module)
+            callback.on_validation_epoch_start(trainer, module)
 
     def after(self, trainer: Trainer, module: Any, numbers: Mapping[str, float]) -> None:
         """Says that an evaluation has ended, with these numbers."""
@@ -93,6 +111,7 @@ class Hooks:
             {k: torch.tensor(v, dtype=torch.float64) for k, v in numbers.items()}
         )
         for callback in self.callbacks:
+            callback.on_validation_epoch_end(trainer, module)
             callback.on_validation_end(trainer, module)
 
     def broken_off(self, trainer: Trainer, module: Any, error: BaseException) -> None:

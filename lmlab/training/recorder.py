@@ -23,7 +23,7 @@ from lmlab.training import state
 from lmlab.training.companions import Hooks, loggers
 from lmlab.training.meter import Meter
 from lmlab.training.results import Results
-from lmlab.training.step import LanguageModule
+from lmlab.training.step import LanguageModule, no_early_end
 
 PICTURES = 5  # of attention, after the one of step 0
 
@@ -260,6 +260,7 @@ class Recorder(Callback):
         self.results.add_point(self.meter.step, numbers, others)
         self.diverged = has_loss and not math.isfinite(self.meter.train_loss)
 
+    @no_early_end()
     def evaluate(self, trainer: Trainer, module: LanguageModule) -> None:
         """Evaluates the model, writes the values, and saves best.ckpt at the lowest val/loss."""
         if not self.is_finite(module):

@@ -102,10 +102,11 @@ class LanguageModule(PlainHookName):
         self.logged: dict[str, Any] = {}  # numbers of callbacks at this step
         self.end_reason = "a callback ended the run"  # which can say more, if it does so
 
+    @no_early_end()
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Adds a batch's gradients. After `grad_accumulation` batches it makes a gradient step."""
         accumulation = self.run.grad_accumulation
-        with no_early_end(), autocast(self.device, self.precision):
+        with autocast(self.device, self.precision):
             loss = self.cross_entropy(self.model, *batch)
         if not loss.requires_grad:
             raise UserError(
@@ -127,8 +128,9 @@ class LanguageModule(PlainHookName):
         self.grad_norm = nn.utils.clip_grad_norm_(self.weights, largest)  # that before clipping
         lr = learning_rate(self.global_step, self.optimizer_config.lr, self.run)
         set_learning_rate(optimizer, lr)
-        with no_early_end():
-            optimizer.step()
+        optimizer.step()
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]  # Lightning has it
+            callback.on_before_zero_grad(self.trainer, self, optimizer)
         optimizer.zero_grad()
 
     def log(self, name: str, value: Any) -> None:  # type: ignore[override]  # no more is needed
