@@ -148,8 +148,11 @@ def draw_lengths(axes: Axes, rungs: pd.DataFrame, longer: pd.DataFrame) -> None:
 
 
 def bars(rows: pd.DataFrame) -> list[pd.Series]:
-    """Returns how far the best and the worst seed of each row lie from the mean."""
-    return [rows["loss"] - rows["low"], rows["high"] - rows["loss"]]
+    """Returns how far the best and the worst seed of each row lie from the mean.
+
+    The mean of equal numbers may differ from them in its last digit.
+    """
+    return [(rows["loss"] - rows["low"]).clip(0), (rows["high"] - rows["loss"]).clip(0)]
 
 
 def summary(runs: pd.DataFrame, kind: str, number: str) -> pd.DataFrame:

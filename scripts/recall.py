@@ -127,7 +127,7 @@ def draw_distances(axes: Axes, runs: pd.DataFrame, pairs: int) -> None:
 
 def line(axes: Axes, shares: pd.DataFrame, color: str, label: str) -> None:
     """Draws means with bars from the worst to the best."""
-    bars = [shares["mean"] - shares["min"], shares["max"] - shares["mean"]]
+    bars = [(shares["mean"] - shares["min"]).clip(0), (shares["max"] - shares["mean"]).clip(0)]
     axes.errorbar(shares.index, shares["mean"], bars, color=color, marker="o", ms=4, label=label)
 
 

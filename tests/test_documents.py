@@ -131,10 +131,10 @@ def test_documents_without_the_mark_are_counted_and_said(here, train, capsys, to
     line = LINE.replace("sums.txt", "some.txt")
     train(line + rf"separator='\n' score_after== tokenizer={tokenizer} path=some.txt")
     assert "of 60 documents without score_after nothing is trained or scored" in (
-        " ".join(capsys.readouterr().out.split())
+        " ".join(capsys.readouterr().err.split())
     )
     train(line + rf"separator='\n' path=some.txt tokenizer={tokenizer}")
-    assert "without score_after" not in capsys.readouterr().out
+    assert "without score_after" not in capsys.readouterr().err
 
 
 def test_losses_of_counting_begin_where_something_is_scored(monkeypatch):

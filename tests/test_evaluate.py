@@ -9,11 +9,12 @@ from lmlab import machine
 from lmlab.catalogue import GPTConfig
 from lmlab.commands import evaluate, explain
 from lmlab.commands import train as cli
+from lmlab.data.subwords import ByteTokenizer
 from lmlab.data.tokenizers import CharTokenizer
 from lmlab.errors import UserError
 from lmlab.inference import loss
 from lmlab.models.base import build_model
-from tests.conftest import NANO, refused
+from tests.conftest import NANO, config, metrics, refused
 
 V, T = 9, 8
 
@@ -98,6 +99,21 @@ def test_a_runs_text_is_found_from_another_folder_and_at_another_place(
     (here / "wrong.txt").write_text("another text\n" * 40)
     with pytest.raises(UserError, match="is not the one that the run was trained on"):
         evaluate.main([f"run={run}", f"path={here / 'wrong.txt'}"])
+
+
+def test_all_that_a_run_has_read_is_found_from_another_folder(here, train, monkeypatch):
+    (here / "my.txt").write_text("one cat and two dogs\n" * 40)
+    (here / "tok.json").write_text(ByteTokenizer().to_json())
+    line = NANO + "data=file path=my.txt block_size=8 tokenizer=file tokenizer_path=tok.json "
+    first = train(line + "name=m")
+    second = train(f"{line} name=n init_from={first.relative_to(here)}")
+    assert config(second)["init_from"] == str(first.relative_to(here))
+    (here / "elsewhere").mkdir()
+    monkeypatch.chdir(here / "elsewhere")
+    for run in (first, second):
+        cli.main([f"replay={run}"])
+        (again,) = (here / "elsewhere/outputs" / run.parent.name).iterdir()
+        assert metrics(again)["val/loss"] == metrics(run)["val/loss"]
 
 
 def test_a_path_for_a_run_whose_text_is_no_file_is_refused(train):

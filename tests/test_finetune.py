@@ -12,6 +12,8 @@ from lmlab.commands import train as cli
 from lmlab.data.splits import Splits
 from lmlab.inference import loss
 from lmlab.runs import checkpoints
+from lmlab.sweeps import report
+from lmlab.sweeps import table as tables
 from lmlab.training.step import LanguageModule
 from tests.conftest import NANO, config, history, metrics, refused
 
@@ -74,7 +76,11 @@ def test_unknown_characters_are_counted_and_named_or_left_out(source, train, her
         and "unknown=drop" in error
     )
     run = train(line + "unknown=drop")
-    assert "characters that the vocabulary lacks were left out" in capsys.readouterr().out
+    assert "40 characters that the vocabulary lacks were left out" in capsys.readouterr().err
+    assert metrics(run)["left_out"] == 40
+    table = tables.load_runs(source, run)
+    assert "left_out" in " ".join(tables.other_texts(table.assign(data_sha256="")))
+    assert "1 of 2 runs warned: 40 characters that" in " ".join(report.doubts(table, "val/loss"))
     kept = "".join(char for char in (here / "new.txt").read_text() if char not in "i;")
     data = Splits.of_run(checkpoints.load(run).config, checkpoints.load(run).tokenizer)
     assert "".join(data.tokenizer.decode(part) for part in (data.train, data.val)) == kept

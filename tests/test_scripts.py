@@ -19,7 +19,7 @@ import torch
 
 from lmlab import files
 from lmlab.catalogue import CATALOGUE
-from lmlab.commands import plot
+from lmlab.commands import picture, plot
 from lmlab.commands import train as cli
 from lmlab.commands.door import run_command
 from lmlab.data import corpora
@@ -437,6 +437,19 @@ def test_each_of_many_curves_has_a_color_and_a_name_below(run, run_script, n, na
     assert lines == named or (n <= 10 and lines == 2 * named)
     assert axes.get_position().height > 0.3
     assert (f"{n - named} of the runs are drawn without a name" in said.err) == (n > named)
+
+
+def test_bars_of_equal_seeds_have_no_length(here):
+    """Though the mean of three equal numbers is not always that number."""
+    loss = 1.9
+    rows = pd.DataFrame(
+        {"loss": [(loss + loss + loss) / 3, 1.0], "low": [loss, 0.5], "high": [loss, 3]}
+    )
+    assert rows["loss"][0] != loss
+    assert all((bar >= 0).all() for bar in script("ladder").bars(rows))
+    figure = picture.new_figure(width=4)
+    shares = rows.rename(columns={"loss": "mean", "low": "min", "high": "max"})
+    script("recall").line(figure.subplots(), shares, "C0", "x")
 
 
 def test_the_ladder_has_a_panel_of_text_read_where_that_differs(here, monkeypatch, capsys):

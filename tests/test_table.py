@@ -452,6 +452,19 @@ def test_losses_of_different_validation_texts_are_doubted_by_all_that_compare_th
     assert table.other_texts(runs[runs["group"] == "0"]) == []
 
 
+def test_runs_of_other_versions_or_machines_are_said_to_be():
+    columns = {"data_sha256": ["a", "a"], "val_fraction": [0.1, 0.1]}
+    runs = frame([[2.0], [1.0]], **columns).assign(code="", warnings=None)
+    runs = runs.assign(torch="2.13.0", machine="a")
+    assert "Different" not in " ".join(report.doubts(runs, "val/loss"))
+    runs.loc[0, "torch"] = "2.12.0"
+    assert "Different versions of torch made these runs: 2.12.0; 2.13.0." in report.doubts(
+        runs, "val/loss"
+    )
+    runs.loc[1, "machine"] = "b"
+    assert "Different machines made these runs: a; b." in report.doubts(runs, "val/loss")
+
+
 def test_a_number_that_some_seeds_lack_is_said_to_be_of_the_others():
     runs = frame([[2.0, 2.1], [1.0, 1.1]]).assign(**{"val/calibration_error": 0.5})
     assert table.partly_measured(runs, "val/loss") == []

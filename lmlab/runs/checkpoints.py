@@ -22,7 +22,7 @@ from lmlab.errors import UserError
 from lmlab.markers import CHANGEABLE
 from lmlab.models.base import LanguageModel, build_model
 from lmlab.runs import hugging_face
-from lmlab.runs.folder import newest, read_config, read_tokenizer
+from lmlab.runs.folder import READ_PATHS, newest, read_config, read_tokenizer
 from lmlab.terminal import tell
 
 LAB_TYPES = {  # what a checkpoint of the lab holds in addition to Lightning's entries
@@ -204,7 +204,8 @@ def read_for(path: Path, config: Config, tokenizer: Tokenizer) -> dict[str, Any]
         saved_value = saved["config"].get(key, neutral_values().get(key))
         if isinstance(saved_value, str):
             saved_value = os.path.expanduser(saved_value)  # as older versions left it
-        if key not in marked(CHANGEABLE) and repr(saved_value) != repr(value):
+        may_differ = key in READ_PATHS or key in marked(CHANGEABLE)
+        if not may_differ and repr(saved_value) != repr(value):
             raise UserError(
                 f"{path}: belongs to another run ({key}={saved_value} there, "
                 f"{key}={value} in config.yaml)"

@@ -54,6 +54,7 @@ LIMITS = {  # bytes
 WARNINGS = " | "  # between two of them in metrics.json
 LARGEST = sys.float_info.max  # larger whole numbers are no floats
 ENDINGS = (".yaml", ".json", ".jsonl", ".ckpt", ".log", ".sha256")  # of files, never of folders
+READ_PATHS = ("path", "tokenizer_path", "init_from")  # keys with paths that a run has read
 TIME = "%Y-%m-%d_%H-%M-%S"  # in the name of a run's folder
 EVENTS = "events.out.tfevents.*"  # TensorBoard's files in the folder of a run
 
@@ -312,8 +313,9 @@ def read_config(path: Path, name: str = "config.yaml") -> Config:
                 check_value(f"{group}_base", base, Literal[*CATALOGUE[group]])
                 check_value(group, choices[group], str)
                 bases[group] = base
-        if name == "config.yaml" and isinstance(values.get("path"), str):
-            values["path"] = text_path(path, values["path"])
+        for key in READ_PATHS if name == "config.yaml" else ():
+            if isinstance(values.get(key), str):
+                values[key] = place_seen_from_here(path, values[key])
         return from_flat(values, choices, bases)
     except (UserError, ValueError, RecursionError, yaml.YAMLError) as error:
         why = f"{path / name}: {' '.join(str(error).split())}"
@@ -344,8 +346,8 @@ def of_plugin(plugin: str, choices: Mapping[str, Any], missing: set[str]) -> str
     return ""
 
 
-def text_path(run: Path, noted: str) -> str:
-    """Returns the path of a run's text as it is seen from the working folder of this process.
+def place_seen_from_here(run: Path, noted: str) -> str:
+    """Returns a path that a run has read, as it is seen from the working folder of this process.
 
     `noted` may be relative to the folder in which the run was started. If nothing is there, `noted`
     is returned.

@@ -48,6 +48,7 @@ SAMPLES = 40  # texts, at most
 WARNINGS = 5  # kinds of them, at most
 WIDTH = 160  # characters of the printed leaderboard where there is no terminal
 
+NAMED = 3  # of different versions or machines, those that are named
 SPARSE = (SEEDS, "not finished")  # columns that are there if they have a text
 
 Item = TypeVar("Item")
@@ -257,6 +258,11 @@ def doubts(table: pd.DataFrame, loss: str) -> list[str]:
             f"Different code of the lab made these runs (column code; now {own_code()}); "
             "same_code=true calls all of it equal."
         )
+    for name, of in (("torch", "versions of torch"), ("machine", "machines")):
+        if name in table and table[name].nunique() > 1:
+            values = sorted({str(value) for value in table[name].dropna()})
+            more = f" and {len(values) - NAMED} more" if len(values) > NAMED else ""
+            sentences.append(f"Different {of} made these runs: {'; '.join(values[:NAMED])}{more}.")
     sentences += warned(table)
     return [*sentences, *tables.doubled(table, loss)]
 

@@ -44,6 +44,7 @@ TEXTS = ("label", "group", "reason", "status")
 STATUSES = ("running", "interrupted", "finished", "diverged", "pruned", "failed")
 NAMED = 3  # runs that cannot be read, of which the reasons are told
 SOURCES = ("init_sha256", "tokenizer_sha256")  # of a run, beside its text
+LEFT_OUT = "left_out"  # how many characters of the text the vocabulary lacks, or bytes
 DIGITS = 8  # of such a hash in a row
 
 
@@ -448,7 +449,7 @@ def doubled(table: pd.DataFrame, loss: str) -> list[str]:
 
 def other_texts(table: pd.DataFrame) -> list[str]:
     """Returns a sentence if the runs were validated on different text, or none."""
-    keys = differing(table, ("data_sha256", *VALIDATED))
+    keys = differing(table, ("data_sha256", *VALIDATED, LEFT_OUT))
     if not keys:
         return []
     return [

@@ -102,6 +102,8 @@ def run(
             source = start.config.as_saved()
     elif not prepared.text.tokenizer.per_character:
         facts["tokenizer_sha256"] = prepared.text.tokenizer.sha256()
+    if prepared.text.dropped:
+        facts["left_out"] = prepared.text.dropped
     facts |= first_facts(prepared, command)
     with (
         disk_errors(path),
@@ -110,6 +112,8 @@ def run(
         ) as directory,
     ):
         directory.say(summary.introduction(prepared, directory.typed))
+        for line in summary.left_out(prepared.text):
+            directory.warn(line)
         if prepared.warning:
             directory.warn(prepared.warning)
         return train(directory, prepared, watch=watch), directory.typed

@@ -35,19 +35,26 @@ def introduction(prepared: Prepared, path: Path) -> str:
 
 
 def described(text: Splits) -> str:
-    """Returns the sizes of a text and its parts, and how much was left out."""
+    """Returns the sizes of a text and its parts."""
     sizes = ", ".join(
         f"{name} {len(tokens):,}"
         for name, tokens in text.parts.items()
         if len(tokens) > 0 or name != "holdout"
     )
-    line = f"{text.tokenizer.vocab_size} distinct {text.tokenizer.unit}s: {sizes}"
+    return f"{text.tokenizer.vocab_size} distinct {text.tokenizer.unit}s: {sizes}"
+
+
+def left_out(text: Splits) -> list[str]:
+    """Returns what of a text was left out, in words."""
+    lines = []
     if text.dropped:
         kind = "characters" if text.tokenizer.per_character else "bytes"
-        line += f"; {text.dropped:,} {kind} that the vocabulary lacks were left out"
+        lines.append(f"{text.dropped:,} {kind} that the vocabulary lacks were left out")
     if text.unmarked:
-        line += f"; of {text.unmarked:,} documents without score_after nothing is trained or scored"
-    return line
+        lines.append(
+            f"of {text.unmarked:,} documents without score_after nothing is trained or scored"
+        )
+    return lines
 
 
 def results(metrics: Mapping[str, Any], status: str, sample: str, unit: str) -> str:
