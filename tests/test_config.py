@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from lmlab.catalogue import CATALOGUE
 from lmlab.config.check import check_value, from_flat
+from lmlab.config.grammar import parsed
 from lmlab.config.keys import CHOICES, RunConfig, SweepConfig, keys_of
 from lmlab.errors import UserError, printable
 
@@ -52,6 +53,20 @@ def test_whole_numbers_pass_as_fractions_but_not_the_other_way(some_config):
     assert from_flat(values_of(some_config) | {"lr": 1}, some_config.choices).optimizer.lr == 1.0
     with pytest.raises(UserError, match=r"n_layer=2\.0: needs a whole number"):
         from_flat(values_of(some_config) | {"n_layer": 2.0}, some_config.choices)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("max_steps", "10"), ("lr", "1e-3"), ("lr", "-.5"), ("bias", "true")]
+)
+def test_a_number_in_quotes_is_said_to_be_text(some_config, key, value):
+    with pytest.raises(UserError, match=f"{key}={value}: needs .*; in quotes it is text$"):
+        from_flat(values_of(some_config) | {key: value}, some_config.choices)
+
+
+@pytest.mark.parametrize("text", [" lr=0.1", "\tlr=0.1", " --help"])
+def test_a_blank_before_an_argument_is_said(text):
+    with pytest.raises(UserError, match="an argument begins without a blank"):
+        parsed(text)
 
 
 @given(st.text(min_size=1).filter(lambda key: key not in CHOICES))

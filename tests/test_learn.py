@@ -20,6 +20,7 @@ SHAPES = {
     "model=lstm": {"n_embd": 4},
     "model=modern": {"n_embd": 8},
     "data=pydoc": {"n_layer": 1, "n_head": 1, "n_embd": 8},
+    "experiment=recall": {"n_examples": 300, "hold_steps": 0, "n_embd": 8},
 }
 
 
@@ -43,8 +44,8 @@ def cells(words):
     return math.prod(word.count(",") + 1 for word in words)
 
 
-def test_twelve_steps_each_with_one_command_and_one_folded_answer():
-    assert [step.split(".")[0] for step in STEPS] == [str(n) for n in range(1, 13)]
+def test_thirteen_steps_each_with_one_command_and_one_folded_answer():
+    assert [step.split(".")[0] for step in STEPS] == [str(n) for n in range(1, 14)]
     for step in STEPS:
         assert re.findall(r"^```.*$", step, re.M) == ["```sh", "```"]
         assert len(re.findall(r"^<details><summary>.+\?</summary>\n\n", step, re.M)) == 1

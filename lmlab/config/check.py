@@ -209,7 +209,9 @@ def check_value(key: str, value: Any, hint: Any) -> Any:
             needed[str] += (
                 f"; text that looks like another type is quoted twice: {key}=\"'{typed}'\""
             )
-        raise UserError(f"{key}={typed}: needs {needed[hint]}")
+        is_quoted = hint is not str and re.fullmatch(r"[-+.\deE]+|true|false", str(value))
+        note = "; in quotes it is text" if isinstance(value, str) and is_quoted else ""
+        raise UserError(f"{key}={typed}: needs {needed[hint]}{note}")
     if hint is str and not has_lines and len(value.splitlines()) > 1:
         raise UserError(f"{key}={value}: needs text of one line")
     if hint is int and abs(number) > LARGEST:

@@ -122,6 +122,8 @@ def parsed(text: str) -> Override:
     try:
         override = OverridesParser.create().parse_override(text)
     except (HydraException, ValueError):  # Python reads no number of over 4,300 digits
+        if text != text.lstrip():
+            raise UserError(f"{text!r}: an argument begins without a blank") from None
         pair = re.fullmatch(r"([a-zA-Z_]\w*)\s*[:=]?\s*(\S*)", text)
         if pair and "=" not in text.strip(" ="):
             raise UserError(
