@@ -31,7 +31,7 @@ from lmlab.config.grammar import typed_value
 from lmlab.config.keys import marked
 from lmlab.errors import UserError, as_exceptions
 from lmlab.markers import ONCE
-from lmlab.notebook import hidden
+from lmlab.notebook import silent
 from lmlab.register import unlisted
 from lmlab.registry import variables_kept
 from lmlab.runs.folder import WEIGHTS, newest, read_config, read_history, read_metrics
@@ -161,7 +161,7 @@ def called(arguments: list[str], verbose: bool) -> Outcome:
     here = Path.cwd()
     with ONE_BY_ONE, settings_kept(), ExitStack() as stack:
         if not verbose:
-            stack.enter_context(hidden())
+            stack.enter_context(silent())
         try:
             with as_exceptions():
                 outcome = call(arguments)

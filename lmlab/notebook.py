@@ -43,13 +43,19 @@ class Hiding(io.TextIOBase):
 
 @contextmanager
 def hidden() -> Iterator[None]:
-    """A context in which nothing is drawn, and nothing that this thread prints is shown."""
+    """A context in which nothing is drawn."""
     token = HIDDEN.set(True)
     try:
-        with redirect_stdout(Hiding(sys.stdout)), redirect_stderr(Hiding(sys.stderr)):
-            yield
+        yield
     finally:
         HIDDEN.reset(token)
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """A context in which nothing is drawn, and nothing that this thread prints is shown."""
+    with hidden(), redirect_stdout(Hiding(sys.stdout)), redirect_stderr(Hiding(sys.stderr)):
+        yield
 
 
 def in_notebook() -> bool:

@@ -60,7 +60,9 @@ def folder(short_texts, tmp_path_factory):
             cli.main(f"{line} max_steps=1 threads=1".split())
         for name in ("depth", "found", "ladder", "transfer"):
             shutil.copytree(folder / "outputs/gpt", folder / "outputs/sweeps" / name)
-        line = "-m data=recall n_examples=60 model=bigram block_size=64 val_fraction=0.3 max_steps=1"
+        line = (
+            "-m data=recall n_examples=60 model=bigram block_size=64 val_fraction=0.3 max_steps=1"
+        )
         cli.main(f"{line} name=recall hydra/launcher=basic".split())
         copy_rates(folder)
         copy_scaling(folder)

@@ -20,6 +20,7 @@ from lmlab.config import overrides
 from lmlab.data import corpora, encoding, subwords
 from lmlab.data.encoding import between
 from lmlab.data.splits import Splits
+from lmlab.data.tokenizer_json import keeps_every_byte
 from lmlab.data.tokenizers import CharTokenizer, from_json
 from lmlab.errors import UserError
 from lmlab.inference.generate import Sample
@@ -476,6 +477,25 @@ def test_each_byte_must_come_back(here, pairs, change):
     tokenizer = subwords.FileTokenizer.train(None, config)
     with pytest.raises(UserError, match=r"tokenizer_path=t\.json: changes the text"):
         list(tokenizer.encode_pieces(["q\u0307\u0323 \uf900"]))
+
+
+def test_only_a_tokenizer_that_cannot_change_a_text_is_not_looked_at(pairs):
+    assert not pairs.may_change
+    values = json.loads(pairs.to_json())
+    assert keeps_every_byte(values)
+    prefixed = values["pre_tokenizer"] | {"add_prefix_space": True}
+    cut = {"type": "Sequence", "pretokenizers": [values["pre_tokenizer"]]}
+    added = {"id": 0, "content": "<|end|>", "lstrip": True}
+    vocab = {token: i for token, i in values["model"]["vocab"].items() if token != "a"}
+    for change in (
+        {"normalizer": {"type": "NFC"}},
+        {"pre_tokenizer": prefixed},
+        {"pre_tokenizer": cut},
+        {"pre_tokenizer": None},
+        {"added_tokens": [added]},
+        {"model": values["model"] | {"vocab": vocab}},
+    ):
+        assert not keeps_every_byte(values | change)
 
 
 def test_messages_about_a_tokenizer_begin_with_where_it_comes_from(here, pairs, train, capsys):

@@ -26,6 +26,7 @@ from lmlab.data.tokenizer_json import (
     alphabet_in,
     bytes_of_tokens,
     check_description,
+    keeps_every_byte,
     parsed,
 )
 from lmlab.data.tokenizers import (
@@ -132,6 +133,7 @@ class PairTokenizer(ByteLevelTokenizer):
                 f"the tokenizer.json of a run would have {size:,} bytes; allowed are at most {LIMIT:,}"
             )
         self.set_tokens(bytes_of_tokens(values))
+        self.may_change = not keeps_every_byte(values)  # else nobody need look whether it does
         for token in values.get("added_tokens", ()):
             if self.library.token_to_id(token["content"]) != token["id"]:
                 raise UserError(
@@ -145,7 +147,7 @@ class PairTokenizer(ByteLevelTokenizer):
         for batch, encodings in one_ahead(self.encode_batch, batches):
             for piece, encoding in zip(batch, encodings, strict=True):
                 ids = encoding.ids
-                if b"".join(map(self.tokens.__getitem__, ids)) != piece.encode():
+                if self.may_change and b"".join(map(self.tokens.__getitem__, ids)) != piece.encode():
                     raise UserError(self.changed(piece, ids))
                 yield np.array(ids, smallest_type)
 
@@ -331,6 +333,9 @@ def without_halves(pieces: Iterable[str], drop: bool) -> Iterator[str]:
     """
     halves: Counter[str] = Counter()
     for piece in pieces:
+        if piece.isascii():  # which is known without a look at it
+            yield piece
+            continue
         whole = piece.encode("utf-8", "ignore").decode()
         if len(whole) < len(piece) and not drop:
             halves.update(char for char in piece if "\ud800" <= char <= "\udfff")

@@ -96,6 +96,19 @@ def check_description(values: Mapping[str, Any]) -> None:
     check_added(values.get("added_tokens", []), values["model"]["vocab"])
 
 
+def keeps_every_byte(values: Mapping[str, Any]) -> bool:
+    """Returns whether a checked tokenizer.json must return each text as it was.
+
+    It does if it only cuts between bytes, and each byte is a token, so that nothing can be left out.
+    """
+    return (
+        values.get("normalizer") is None
+        and values.get("pre_tokenizer") == BYTE_LEVEL | {"use_regex": True}
+        and not values.get("added_tokens")
+        and BYTE_OF.keys() <= values["model"]["vocab"].keys()
+    )
+
+
 def check_part(name: str, part: Any, allowed: set[str]) -> None:
     """Raises UserError if a part of a tokenizer.json, or a part of it, has another type."""
     if part is None:
