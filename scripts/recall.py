@@ -102,7 +102,7 @@ def draw_pairs(axes: Axes, runs: pd.DataFrame, pairs: list[int]) -> None:
         line(axes, members.groupby("n_pairs")[ACCURACY].agg(["mean", "min", "max"]), color, kind)
     axes.plot(pairs, [1 / n for n in pairs], color="0.5", ls=":", label="a guess among the pairs")
     axes.set(xlabel="pairs in an example", ylabel="share of right answers", xticks=pairs)
-    axes.legend(frameon=False, fontsize="small")
+    axes.figure.legend(loc="outside upper center", ncols=6, frameon=False, fontsize="small")
 
 
 def draw_distances(axes: Axes, runs: pd.DataFrame, pairs: int) -> None:

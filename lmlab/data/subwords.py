@@ -147,7 +147,10 @@ class PairTokenizer(ByteLevelTokenizer):
         for batch, encodings in one_ahead(self.encode_batch, batches):
             for piece, encoding in zip(batch, encodings, strict=True):
                 ids = encoding.ids
-                if self.may_change and b"".join(map(self.tokens.__getitem__, ids)) != piece.encode():
+                if (
+                    self.may_change
+                    and b"".join(map(self.tokens.__getitem__, ids)) != piece.encode()
+                ):
                     raise UserError(self.changed(piece, ids))
                 yield np.array(ids, smallest_type)
 
