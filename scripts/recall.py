@@ -114,9 +114,9 @@ def draw_distances(axes: Axes, runs: pd.DataFrame, pairs: int) -> None:
     for kind, color, members in kinds_of(runs):
         rows = []
         for path in members["path"]:
-            last = [line for line in read_history(Path(path)) if ACCURACY in line][-1]
-            found = {name: value for name, value in last.items() if name.startswith(DISTANCE)}
-            rows += [(int(name.removeprefix(DISTANCE)), value) for name, value in found.items()]
+            for last in [line for line in read_history(Path(path)) if ACCURACY in line][-1:]:
+                found = {name: value for name, value in last.items() if name.startswith(DISTANCE)}
+                rows += [(int(name.removeprefix(DISTANCE)), value) for name, value in found.items()]
         shares = pd.DataFrame(rows, columns=["distance", "share"]).groupby("distance")["share"]
         line(axes, shares.agg(["mean", "min", "max"]), color, kind)
     axes.axhline(1 / pairs, color="0.5", ls=":")
