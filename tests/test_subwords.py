@@ -26,6 +26,8 @@ from lmlab.errors import UserError
 from lmlab.inference.generate import Sample
 from lmlab.inference.loss import log_probs, loss_metrics
 from lmlab.models.base import build_model
+from lmlab.sweeps import load_runs, report
+from lmlab.sweeps.table import leaderboard
 from lmlab.terminal import Interrupted
 from tests.conftest import config, metrics, refused, script
 from tests.test_callbacks import assert_same, resumed
@@ -240,6 +242,11 @@ def test_a_sweep_over_tokenizers_is_ranked_by_bits_per_byte(here, train, capsys)
     assert train(line) == []
     board = (here / "outputs/sweeps/s/leaderboard.md").read_text().split("\n")[0]
     assert "| val/bits_per_byte |" in board and "| best val/loss per token |" in board
+    runs = load_runs("outputs/sweeps/s")
+    data = report.page_data(runs, leaderboard(runs), "s")
+    assert data["unit"] == "bits per byte" and data["references"] == []
+    for row in data["rows"]:
+        assert row["curves"][data["loss"]]["mean"][-1] == pytest.approx(row["loss"])
     train(f"-m {SHORT} tokenizer=byte max_steps=2 seed=0,1 name=t")
     board = (here / "outputs/sweeps/t/leaderboard.md").read_text().split("\n")[0]
     assert "| best val/loss |" in board

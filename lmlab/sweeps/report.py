@@ -322,9 +322,10 @@ def page_data(table: pd.DataFrame, board: pd.DataFrame, title: str) -> dict[str,
         "title": title,
         "made": datetime.now().strftime("%Y-%m-%d %H:%M"),
         "columns": list(texts.columns),
-        "references": references(table),
+        "references": [] if loss == tables.BITS else references(table),
         "keys": keys,
         "loss": loss,
+        "unit": "bits per byte" if loss == tables.BITS else "nats per token",
         "footnote": footnote(table, board),
         "rows": rows,
         "from": origins(table),
@@ -389,10 +390,10 @@ def curves(members: pd.DataFrame, loss: str) -> dict[str, Any]:
     histories = [history(run) for run in tables.records(tables.counted(members, loss))]
     diverged = tables.records(members[members["status"] == "diverged"])
     drawn: dict[str, Any] = {
-        "marks": [mark(run) for run in diverged],
+        "marks": [mark(run, loss) for run in diverged],
         "per_step": {name: per_step(members, name) for name in ("tokens", "flops")},
     }
-    for name in numbers_where("ranks"):
+    for name in dict.fromkeys([*numbers_where("ranks"), loss]):
         drawn[name] = curve(histories, name)
     return drawn
 
@@ -412,13 +413,13 @@ def history(run: dict[str, Any]) -> list[dict[str, Any]]:
         return []
 
 
-def mark(run: dict[str, Any]) -> dict[str, Any]:
-    """Returns the step at which a run diverged, and its last val/loss before that step."""
-    loss = None
+def mark(run: dict[str, Any], loss: str) -> dict[str, Any]:
+    """Returns the step at which a run diverged, and the number `loss` last before that step."""
+    last = None
     for line in history(run):
-        if line.get("val/loss") is not None:
-            loss = line["val/loss"]
-    return {"step": run["step"], "seed": run["seed"], "loss": loss}
+        if line.get(loss) is not None:
+            last = line[loss]
+    return {"step": run["step"], "seed": run["seed"], "loss": last}
 
 
 def per_step(members: pd.DataFrame, name: str) -> float | None:
