@@ -1,15 +1,17 @@
-"""Draws loss against learning rate, a curve for each width, and finds each width's best rate.
+"""Draws loss against learning rate, a curve for each size, and finds each size's best rate.
 
   python scripts/transfer.py sweep=outputs/sweeps/transfer out=transfer.png
+  python scripts/transfer.py sweep=outputs/sweeps/depths over=n_layer
 
-sweep  the folder of a sweep over n_embd, lr and seed (outputs/sweeps/transfer)
+sweep  the folder of a sweep over a size, lr and seed (outputs/sweeps/transfer)
+over   the key whose values are the sizes: n_embd, n_layer or another key of numbers (n_embd)
 out    the picture, .png, .svg or .pdf (transfer.png)
 
 The best rate of a seed is the lowest point of a parabola, loss over the logarithm of lr, through
-its lowest loss and the two beside it. The runs of one width and rate may differ in their seed alone.
-A width's best rate is the geometric mean over its seeds, with
-its 95 % interval (Student's t). A width whose lowest loss is at an end of its rates has none; seeds
-with fewer than three finished rates are left out.
+its lowest loss and the two beside it. The runs of one size and rate may differ in their seed alone.
+A size's best rate is the geometric mean over its seeds, with its 95 % interval (Student's t). A
+size whose lowest loss is at an end of its rates has none; seeds with fewer than three finished
+rates are left out.
 """
 
 from __future__ import annotations
@@ -40,12 +42,13 @@ class Options:
     """The options of the script; --help explains them."""
 
     sweep: PathText = "outputs/sweeps/transfer"
+    over: str = "n_embd"
     out: PathText = "transfer.png"
 
 
 @dataclass(frozen=True)
 class Best:
-    """The best rate of a width, between the ends of its interval, and the loss there.
+    """The best rate of a size, between the ends of its interval, and the loss there.
 
     The ends are nan for a single seed.
     """
@@ -65,45 +68,57 @@ def main(argv: list[str]) -> None:
 
     runs = tables.load_runs(options.sweep)
     number = tables.objective(runs)
-    if not {"n_embd", "lr", *KIND} <= {*runs}:
-        raise UserError(f"sweep={options.sweep}: has no runs with n_embd, lr and parametrization")
+    if not {"lr", *KIND} <= {*runs}:
+        raise UserError(f"sweep={options.sweep}: has no runs with lr and parametrization")
+    check_sizes(runs, options)
     left_out = tables.left_out(runs, number)
     runs = tables.counted(runs, number).rename(columns={number: "loss"})
-    tables.check_alike(runs, [*KIND, "n_embd", "lr"], f"sweep={options.sweep}")
+    tables.check_alike(runs, [*KIND, options.over, "lr"], f"sweep={options.sweep}")
     kinds = list(runs.groupby(KIND))
     if not kinds:
         raise UserError(f"sweep={options.sweep}: has no finished run of gpt or modern with a loss")
     figure = new_figure(width=4 * len(kinds), height=4)
     panels = figure.subplots(1, len(kinds), sharex=True, sharey=True, squeeze=False)[0]
-    print(
-        "| model | optimizer | parametrization | n_embd | best lr | 95 % interval | loss there | seeds |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
+    heads = [*KIND, options.over, "best lr", "95 % interval", "loss there", "seeds"]
+    print(f"| {' | '.join(heads)} |")
+    print("|---" * len(heads) + "|")
     verdicts = []
     lowest = highest = runs["loss"].min()
     for axes, (values, members) in zip(panels, kinds, strict=True):
         kind = [str(value) for value in values]
-        found: dict[int, float] = {}
-        for n, (width, of_width) in enumerate(members.groupby("n_embd")):
-            of_width = run_through(of_width)
-            best = best_of(of_width)
-            draw(axes, of_width, best, f"C{n}", str(width))
-            row = f"| {' | '.join(kind)} | {width} |"
+        found: dict[str, float] = {}
+        for n, (size, of_size) in enumerate(members.groupby(options.over)):
+            of_size = run_through(of_size)
+            best = best_of(of_size)
+            draw(axes, of_size, best, f"C{n}", f"{size:g}")
+            row = f"| {' | '.join(kind)} | {size:g} |"
             if best is None:
                 print(f"{row} not enclosed by its rates | | | |")
                 continue
-            found[int(of_width["n_embd"].iloc[0])] = best.lr
+            found[f"{size:g}"] = best.lr
             highest = max(highest, best.loss)
             interval = "of one seed" if best.seeds == 1 else f"{best.low:.2e} to {best.high:.2e}"
             print(f"{row} {best.lr:.2e} | {interval} | {best.loss:.3f} | {best.seeds} |")
         axes.set(xscale="log", xlabel="lr", title=", ".join(kind))
         axes.grid(alpha=0.3)
-        verdicts.append(f"{', '.join(kind)}: {verdict(found)}")
+        verdicts.append(f"{', '.join(kind)}: {verdict(options.over, found)}")
     panels[0].set(ylabel=f"{number}, nats", ylim=(lowest - 0.05, highest + 0.25))
-    panels[0].legend(frameon=False, title="n_embd", fontsize="small")
+    panels[0].legend(frameon=False, title=options.over, fontsize="small")
     save_picture(figure, options.out)
     print("\n" + "\n".join([*verdicts, *tables.other_texts(runs), *left_out]))
     print(f"\n{options.out}")
+
+
+def check_sizes(runs: pd.DataFrame, options: Options) -> None:
+    """Raises UserError unless `over` names a key of numbers by which the runs can be told apart."""
+    from pandas.api.types import is_numeric_dtype
+
+    from lmlab.sweeps.table import configuration_keys
+
+    numbers = [key for key in configuration_keys(runs) if is_numeric_dtype(runs[key])]
+    allowed = sorted(key for key in {*numbers} - {"lr", "seed"} if runs[key].notna().any())
+    if options.over not in allowed:
+        raise UserError(f"over={options.over}: allowed are {', '.join(allowed)}")
 
 
 def run_through(runs: pd.DataFrame) -> pd.DataFrame:
@@ -113,7 +128,7 @@ def run_through(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def best_of(runs: pd.DataFrame) -> Best | None:
-    """Returns the best rate of the runs of one width, or None if its rates do not enclose it."""
+    """Returns the best rate of the runs of one size, or None if its rates do not enclose it."""
     import numpy as np
     from scipy import stats
 
@@ -145,7 +160,7 @@ def vertex(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 
 
 def draw(axes: Axes, runs: pd.DataFrame, best: Best | None, color: str, label: str) -> None:
-    """Draws the losses of one width, means over its seeds, and marks its best rate."""
+    """Draws the losses of one size, means over its seeds, and marks its best rate."""
     losses = runs.groupby("lr")["loss"].mean()
     axes.plot(losses.index, losses, color=color, marker="o", ms=3, lw=1, label=label)
     if best is not None:
@@ -153,14 +168,14 @@ def draw(axes: Axes, runs: pd.DataFrame, best: Best | None, color: str, label: s
         axes.plot([best.lr], [best.loss], color=color, marker="*", ms=11)
 
 
-def verdict(found: dict[int, float]) -> str:
-    """Returns in words how far the best rate moves over the widths."""
+def verdict(over: str, found: dict[str, float]) -> str:
+    """Returns in words how far the best rate moves over the sizes, which are in ascending order."""
     if len(found) < 2:
-        return "fewer than two widths have a best rate"
+        return f"fewer than two values of {over} have a best rate"
     rates = list(found.values())
-    widths = f"from n_embd={min(found)} to {max(found)}"
+    sizes = list(found)
     return (
-        f"{widths} the best rate changes {rates[-1] / rates[0]:.2f} times; its highest is "
+        f"from {over}={sizes[0]} to {sizes[-1]} the best rate changes {rates[-1] / rates[0]:.2f} times; its highest is "
         f"{max(rates) / min(rates):.2f} times its lowest"
     )
 

@@ -356,6 +356,7 @@ def test_a_sweep_over_rates_is_drawn_and_told(here, capsys, monkeypatch):
     ]
     table = pd.concat(tables).rename(columns={"loss": "val/loss"})
     table = table.assign(model="gpt", optimizer="adamw", status="finished", started=1.0)
+    table["reason"] = ""
     table["group"] = table.groupby(["parametrization", "n_embd", "lr"]).ngroup()
     alike = table
     table = pd.concat([table, table.assign(started=0.0)])  # the same again, begun earlier
@@ -370,14 +371,41 @@ def test_a_sweep_over_rates_is_drawn_and_told(here, capsys, monkeypatch):
     assert "the one that started last counts; left out: 48." in said
     assert "| gpt | adamw | mup | 64 | not enclosed by its rates" in said
     assert "gpt, adamw, standard: from n_embd=32 to 64 the best rate changes 0.50 times" in said
-    assert "gpt, adamw, mup: fewer than two widths have a best rate" in said
+    assert "gpt, adamw, mup: fewer than two values of n_embd have a best rate" in said
     assert (here / "rates.png").exists()
     others = dict.fromkeys(("data", "tokenizer", "device"), "x")
     larger = alike.assign(batch_size=32, group=alike["group"] + 1000)
     table = pd.concat([alike.assign(batch_size=2), larger])
     table = table.assign(label="", max_steps=9, **others)
-    columns = [name for name in table if name not in ("group", "label", "val/loss")]
-    table = table.assign(reason="")[[*columns, "reason", "group", "label", "val/loss"]]
+    columns = [name for name in table if name not in ("reason", "group", "label", "val/loss")]
+    table = table[[*columns, "reason", "group", "label", "val/loss"]]
     with pytest.raises(UserError, match=r"n_embd=32 lr=0.001 differ in batch_size; needs runs"):
         script("transfer").main(["sweep=x", "out=again.png"])
     assert not (here / "again.png").exists()
+
+
+def test_rates_are_compared_over_any_key_of_numbers(here, capsys, monkeypatch):
+    rates = [1e-3, 2e-3, 4e-3, 8e-3]
+    tables = [
+        some_runs([best] * 3, rates).assign(
+            n_layer=depth, group=[f"{depth} {lr}" for lr in rates] * 3
+        )
+        for depth, best in ((2, 2e-3), (16, 4e-3))
+    ]
+    same = {"n_embd": 64, "model": "gpt", "optimizer": "adamw", "parametrization": "standard"}
+    same |= {"data": "x", "tokenizer": "char", "max_steps": 9, "status": "finished", "started": 1.0}
+    table = pd.concat(tables).rename(columns={"loss": "val/loss"}).assign(**same, label="")
+    keys = [
+        name for name in table if name not in ("group", "label", "val/loss", "status", "started")
+    ]
+    table = table.assign(reason="")[[*keys, "reason", *(set(table) - set(keys))]]
+    monkeypatch.setattr("lmlab.sweeps.table.load_runs", lambda folder: table)
+    script("transfer").main(["sweep=x", "over=n_layer"])
+    said = capsys.readouterr().out
+    assert "| gpt | adamw | standard | 16 | 4.00e-03 |" in said
+    assert "from n_layer=2 to 16 the best rate changes 2.00 times" in said
+    for key in ("lr", "seed", "model", "val/loss", "depth"):
+        with pytest.raises(
+            UserError, match=f"^over={key}: allowed are max_steps, n_embd, n_layer$"
+        ):
+            script("transfer").main(["sweep=x", f"over={key}"])
