@@ -249,7 +249,8 @@ def test_seeds_that_are_not_shared_are_told():
 
 def test_a_table_for_latex_is_plain_and_its_names_are_escaped(runs):
     plan = planned.comparisons(runs, "optimizer", "n_embd", "lr", record=2.0)
-    text = latex.tabular(plan, planned.keys_of(plan), "val/loss")
+    text = latex.tabular(plan, planned.keys_of(plan), "val/loss", ["Two\nlines."])
+    assert "\n% Two lines.\n\\begin" in text
     lines = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert len(lines) == 5 and len({line.count("&") for line in lines}) == 1
     (columns,) = re.findall(r"\\begin\{tabular\}\{(\w+)\}", text)

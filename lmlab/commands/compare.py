@@ -98,9 +98,10 @@ def main(argv: list[str]) -> None:
         obstacle = error
     if options.table is not None and comparisons is None:
         board = tables.leaderboard(runs, options.record)
-        write_table(board, tables.varied(runs), loss, options.table)
+        write_table(board, tables.varied(runs), loss, report.doubts(runs, loss), options.table)
     elif options.table is not None and comparisons is not None:
-        write_table(comparisons, planned.keys_of(comparisons), loss, options.table)
+        doubts = report.doubts(runs, loss)
+        write_table(comparisons, planned.keys_of(comparisons), loss, doubts, options.table)
     if figure is not None and options.figure is not None:
         save_picture(figure, options.figure, DOTS)
     if comparisons is None:
@@ -155,13 +156,15 @@ def drawn(runs: pd.DataFrame, options: Options) -> Figure:
     return figure
 
 
-def write_table(table: pd.DataFrame, keys: list[str], loss: str, path: str) -> None:
-    """Writes a table as CSV, in full precision, or for LaTeX. Raises UserError."""
+def write_table(
+    table: pd.DataFrame, keys: list[str], loss: str, doubts: list[str], path: str
+) -> None:
+    """Writes a table as CSV, in full precision, or for LaTeX, with doubts. Raises UserError."""
     from lmlab.sweeps import latex
 
     content = table.to_csv(index=False)
     if Path(path).suffix.lower() == ".tex":
-        content = latex.tabular(table, keys, loss)
+        content = latex.tabular(table, keys, loss, doubts)
     files.write(Path(path), content)
 
 

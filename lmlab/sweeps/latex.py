@@ -29,10 +29,10 @@ def escaped(text: str) -> str:
     return re.sub(r"[\\~^<>|&%$#_{}]", lambda match: ESCAPES[match[0]], text)
 
 
-def tabular(table: pd.DataFrame, keys: Sequence[str], loss: str) -> str:
+def tabular(table: pd.DataFrame, keys: Sequence[str], loss: str, doubts: Sequence[str] = ()) -> str:
     """Returns a leaderboard, or planned comparisons, as a tabular.
 
-    Above it a comment says what the columns are.
+    Above it a comment says what the columns are, and each of `doubts` (report.doubts).
     """
     has_record = "record_difference" in table
     heads = [*map(escaped, keys), escaped(loss), "$n$", "to the best"]
@@ -41,6 +41,7 @@ def tabular(table: pd.DataFrame, keys: Sequence[str], loss: str) -> str:
     lines = [
         "% mean +- half of its 95 % interval over n seeds; differences with their 95 % intervals;",
         "% a star: they differ at 5 % after Holm's correction for the tests of the column",
+        *(f"% {' '.join(doubt.split())}" for doubt in doubts),
         rf"\begin{{tabular}}{{{'l' * len(keys)}rrl{'l' * has_record}}}",
         r"\hline",
         line_of(heads),
