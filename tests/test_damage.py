@@ -513,11 +513,30 @@ def test_a_state_that_cannot_be_restored_is_named(run, capsys, name):
         "optimizer_states": {"optimizer_states": checkpoint["optimizer_states"]},
     }
     sealed(run / LAST, altered(run, **parts[name]))
+    before = contents(run)
     refused(
         capsys,
         lambda: cli.main(["resume=run", "max_steps=30"]),
         ["last.ckpt", "cannot be restored"],
     )
+    assert before.items() <= contents(run).items()  # with its seals: it was finished, and is
+
+
+def contents(run):
+    """The files of a run, without the log, which says what was tried."""
+    paths = [path for path in run.rglob("*") if path.is_file() and path.suffix != ".log"]
+    return {path: path.read_bytes() for path in paths}
+
+
+@pytest.mark.parametrize("content", ["", "{}", None])
+def test_weights_begin_a_run_also_if_their_runs_text_is_not_known(run, train, capsys, content):
+    (run / "metrics.json").unlink()
+    if content is not None:
+        (run / "metrics.json").write_text(content)
+    train("init_from=run data=sentence max_steps=1 name=next threads=1")
+    (found,) = run.parent.glob("outputs/next/*")
+    assert "metrics.json does not say which text that run has read" in capsys.readouterr().err
+    assert metrics(found)["status"] == "finished" and "val/loss_source" not in metrics(found)
 
 
 def test_a_run_that_does_not_say_what_its_text_was_gets_none(run, capsys):

@@ -94,12 +94,16 @@ def run(
     prepared = Prepared(config, tokenizer, sha256)
     facts = dict(cell or {})
     source = None
+    unknown = ""
     if start:
         inherit(prepared.model, start)
         facts["init_sha256"] = start.sha256
         if not start.is_foreign:  # else there is no text to come back to
-            facts["source_sha256"] = text_sha256(read_metrics(start.path), start.path)
-            source = start.config.as_saved()
+            try:
+                facts["source_sha256"] = text_sha256(read_metrics(start.path), start.path)
+                source = start.config.as_saved()
+            except UserError:  # its weights are as good as ever
+                unknown = f"{start.path / 'metrics.json'} does not say which text that run has read"
     elif not prepared.text.tokenizer.per_character:
         facts["tokenizer_sha256"] = prepared.text.tokenizer.sha256()
     if prepared.text.dropped:
@@ -116,6 +120,8 @@ def run(
             directory.warn(line)
         if prepared.warning:
             directory.warn(prepared.warning)
+        if unknown:
+            directory.warn(f"val/loss_source is not tracked: {unknown}")
         return train(directory, prepared, watch=watch), directory.typed
 
 
@@ -196,17 +202,17 @@ def staying_finished(path: Path, metrics: Mapping[str, Any], rewound: int) -> It
     `rewound` is the length of history.jsonl at the checkpoint, from which the run goes on.
     """
     history = path / "history.jsonl"
-    noted = {
-        name: files.read(path / name, LIMITS[name]) for name in ("config.yaml", "metrics.json")
-    }
+    config, noted = (
+        files.read(path / name, LIMITS[name]) for name in ("config.yaml", "metrics.json")
+    )
     ends = {file: end_of(file) for file in (history, *path.glob(EVENTS))}
     try:
         yield
     except Exception:
         if metrics.get("status") == "finished" and history.stat().st_size <= rewound:
             with suppress(UserError, OSError):  # on a full disk
-                for name, content in noted.items():
-                    files.write(path / name, content)
+                files.write_sealed(path / "config.yaml", config)
+                files.write(path / "metrics.json", noted)
                 for file, (size, end) in ends.items():
                     cut = size - file.stat().st_size
                     if 0 < cut <= len(end):
@@ -452,6 +458,7 @@ def make_steps(
             trainer(recorder, prepared, max_steps).fit(
                 module, batches, ckpt_path=last if resumed else None, weights_only=True
             )
+            recorder.check_end()
     except BaseException as error:
         with suppress(UserError):  # on a full disk nothing can be written
             directory.update(**recorder.meter.totals())
