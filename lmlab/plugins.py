@@ -177,6 +177,8 @@ def source_of(typed: str) -> Source:
     if not typed.endswith(".py"):
         return module_source(typed, typed)
     path = files.expanded(typed)
+    if path.name == "__init__.py":
+        raise package_named(typed, path.parent)
     try:
         path = path.resolve()
         content = path.read_bytes()
@@ -198,6 +200,9 @@ def module_source(typed: str, module: str) -> Source:
         raise UserError(
             f"plugin={typed}: is a module of {owner} itself, and registers nothing; {NAMING}"
         )
+    package = files.expanded(typed)
+    if (spec is None or not spec.origin) and (package / "__init__.py").is_file():
+        raise package_named(typed, package)
     if spec is None or not spec.origin:
         raise UserError(f"plugin={typed}: there is no module {module}; {NAMING}")
     paths = [Path(spec.origin)]
@@ -207,6 +212,15 @@ def module_source(typed: str, module: str) -> Source:
         paths = sorted(Path(folder).rglob("*.py"))
     contents = tuple((str(path), path.read_bytes()) for path in paths)
     return Source(typed, module, contents)
+
+
+def package_named(typed: str, folder: Path) -> UserError:
+    """Returns the error for a package of which the folder was typed, or its first file."""
+    place = folder.absolute()
+    return UserError(
+        f"plugin={typed}: a package is named as a module, plugin={place.name}, in the folder "
+        f"{place.parent}, or with that folder in PYTHONPATH"
+    )
 
 
 @contextmanager

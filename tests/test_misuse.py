@@ -371,7 +371,7 @@ HARMLESS = """
 
     @lmlab.register.evaluation("val/promised")
     def promised(model, data):
-        return {"val/given": 1.0}
+        return {"val/given": 1.0, 5: 2.0, None: 3.0}
 
     @lmlab.register.evaluation()
     def silent(model, data):
@@ -442,6 +442,80 @@ def test_the_end_of_an_iterator_is_no_end_of_the_text(here, capsys, text, key):
     assert "own.py:" in said.splitlines()[-1] and "StopIteration" in said.splitlines()[-1]
     for run in here.glob("outputs/x/*"):
         assert metrics(run)["status"] == "failed"
+
+
+LOGS = """
+    import numpy as np
+    import pytorch_lightning as pl
+    import torch
+
+    @lmlab.register.callback("logs")
+    class Logs(pl.Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            module.log({logged})
+"""
+
+
+@pytest.mark.parametrize(
+    ("logged", "words"),
+    [
+        ("'a/b', torch.ones(2)", "a/b: must be one number, and is tensor([1., 1.])"),
+        ("'a/b', torch.ones(1) * 1j", "a/b: must be one number"),
+        ("'a/b', '1'", "a/b: must be one number, and is '1'"),
+        ("'a/b', None", "a/b: must be one number, and is None"),
+        ("'a/b', np.ones(3)", "a/b: must be one number"),
+        ("'a/b', 10**400", "a/b: must be one number"),
+        ("5, 1", "5: the name of a number must be a text"),
+        ("'', 1", "'': the name of a number must be a text"),
+    ],
+)
+def test_what_a_callback_logs_is_a_name_and_one_number(here, capsys, logged, words):
+    line = f"{LINE} plugin={plugin(here, LOGS.format(logged=logged))}"
+    with pytest.raises(SystemExit) as stop:
+        cli.main(line.split())
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 2 and "own.py:" in said and words in said
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [("self", "1"), ("values", "np.float32(1)"), ("a", "torch.ones(1, 1, requires_grad=True)")],
+)
+def test_any_name_and_any_kind_of_number_can_be_logged(here, train, name, number):
+    text = LOGS.format(logged=f"{name!r}, {number}")
+    assert set(history(train(f"{LINE} plugin={plugin(here, text)}"), name).values()) == {1.0}
+
+
+MEDDLES = """
+    import pytorch_lightning as pl
+
+    @lmlab.register.callback("meddles")
+    class Meddles(pl.Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            {at_step}
+        def on_save_checkpoint(self, trainer, module, checkpoint):
+            {at_save}
+"""
+
+
+@pytest.mark.parametrize(
+    ("places", "words"),
+    [
+        (
+            {"at_step": "trainer.fit_loop.epoch_loop.max_steps = 1", "at_save": "pass"},
+            "a callback has ended Lightning's loop after step 1 of",
+        ),
+        (
+            {"at_step": "pass", "at_save": "checkpoint.clear()"},
+            "a callback's on_save_checkpoint has taken state_dict, loops",
+        ),
+    ],
+)
+def test_what_a_callback_takes_from_lightning_is_told(here, capsys, places, words):
+    line = f"{LINE} plugin={plugin(here, MEDDLES.format(**places))}"
+    refused(capsys, lambda: cli.main(line.split()), ["plugin=own.py: ", words])
+    (run,) = here.glob("outputs/x/*")
+    assert metrics(run)["status"] == "failed"
 
 
 def test_a_loss_of_ones_own_is_not_the_labs_where_there_is_no_validation(here, train):

@@ -69,6 +69,17 @@ def test_runs_are_mixed_and_it_is_noted(members, capsys):
     assert line["val/loss"] == pytest.approx(metrics(members[0])["val/loss"], abs=1e-6)
 
 
+def test_a_text_that_was_moved_is_named_for_a_mixture_too(here, train):
+    (here / "a.txt").write_text("one cat and two dogs\n" * 40)
+    line = "data=file path=a.txt model=ngram holdout_fraction=0.1 threads=1 name="
+    runs = [train(f"{line}x order=2"), train(f"{line}y order=3")]
+    evaluated(f"run={runs[0]},{runs[1]}")
+    (here / "a.txt").rename("b.txt")
+    evaluated(f"run={runs[0]},{runs[1]}", "path=b.txt")
+    one, other = map(json.loads, (runs[0] / "evaluations.jsonl").read_text().splitlines())
+    assert one == other
+
+
 def test_folders_may_have_commas_in_their_names_and_none_is_left_out(members, here, capsys):
     named = [
         shutil.copytree(run, here / name)

@@ -1,6 +1,7 @@
 """One file outside of the lab adds models, texts, evaluations and more; nothing else is edited."""
 
 import json
+import re
 import shutil
 import textwrap
 
@@ -276,6 +277,46 @@ def test_a_package_is_a_plugin_too_and_all_of_its_files_are_its_code(here, train
     again = train(RNN.replace("my_lab.py", "mine"))
     assert metrics(again)["plugin_sha256"] != before
     assert weights(run).keys() == weights(again).keys()
+
+
+@pytest.mark.parametrize("typed", ["packages/mine", "packages/mine/", "packages/mine/__init__.py"])
+def test_the_folder_of_a_package_is_answered_by_how_it_is_named(here, capsys, typed):
+    (here / "packages/mine").mkdir(parents=True)
+    (here / "packages/mine/__init__.py").write_text("from . import parts\n")
+    words = [f"plugin={typed}: ", "as a module, plugin=mine", str(here / "packages")]
+    refused(capsys, lambda: cli.main([f"plugin={typed}"]), words)
+
+
+def test_other_code_of_a_plugin_is_told_by_all_that_loads_a_run(lab, train, capfd):
+    """What it computes may be another; the line of an evaluation says which code it was."""
+    run = train(f"{RNN} test_fraction=0.2")
+    command = [f"run={run}", "plugin=my_lab.py"]
+    evaluate.main([*command, "split=test"])
+    assert "other code" not in capfd.readouterr().err
+    with open("my_lab.py", "a") as file:
+        file.write("# edited\n")
+    for asked, more in ((evaluate, ["split=test"]), (sample, ["max_tokens=2"]), (explain, [])):
+        asked.main([*command, *more])
+        assert "was trained with other code of plug-ins" in capfd.readouterr().err
+    lines = (run / "evaluations.jsonl").read_text().splitlines()
+    one, other = (json.loads(line) for line in lines)
+    assert one["plugin_sha256"] == metrics(run)["plugin_sha256"] != other["plugin_sha256"]
+    assert one["code_sha256"] == metrics(run)["code_sha256"] != other["code_sha256"]
+    altered = lines[1].replace('"test/loss":', '"test/loss": 9.5, "other":')
+    (run / "evaluations.jsonl").write_text(f"{lines[0]}\n{altered}\n")
+    with plugins.active(plugins.sources("my_lab.py")):
+        assert load_runs(str(run.parent))["test/loss"].item() == one["test/loss"]
+
+
+def test_a_plugin_that_has_gained_a_key_says_so(lab, train):
+    run = train(RNN)
+    before = (lab / "my_lab.py").read_text()
+    (key,) = re.findall(r"    n_embd: .* = 32\n", before)
+    (lab / "my_lab.py").write_text(before.replace(key, f"{key}    extra: int = 3\n"))
+    words = ["extra: is missing", "the run was made with other code of plugin=my_lab.py"]
+    with pytest.raises(UserError) as error:
+        sample.main([f"run={run}", "plugin=my_lab.py"])
+    assert all(word in str(error.value) for word in words)
 
 
 def test_a_preset_and_a_schedule(here, train):

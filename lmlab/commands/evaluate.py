@@ -142,7 +142,7 @@ def measured(options: Options) -> tuple[list[Run], Target, dict[str, float]]:
     if len(members) == 1:
         log_probs = predictions(first, target.tokens, target.documents)
     else:
-        log_probs, weights = mixed(members, target)
+        log_probs, weights = mixed(members, target, options)
         for member, weight in zip(members, weights, strict=True):
             about[f"weight of {member.path}"] = f"{weight:.6f}"
     numbers = loss_metrics(
@@ -329,7 +329,7 @@ def predictions(run: Run, tokens: np.ndarray, documents: Documents | None) -> Te
     return log_probs(run.model, tokens, config.model.block_size, config.device.precision, within)
 
 
-def mixed(members: list[Run], target: Target) -> tuple[Tensor, list[float]]:
+def mixed(members: list[Run], target: Target, options: Options) -> tuple[Tensor, list[float]]:
     """Returns the log-probabilities of a mixture (N - 1,), and its weights.
 
     Prints each model's weight and loss. Raises UserError if the models cannot be mixed.
@@ -338,10 +338,11 @@ def mixed(members: list[Run], target: Target) -> tuple[Tensor, list[float]]:
 
     from lmlab.data.documents import counting
     from lmlab.inference import mixture
-    from lmlab.inference.loss import loss_metrics, own_text
+    from lmlab.inference.loss import loss_metrics, own_text, with_text_at
 
     mixture.check(members, target.split)
-    text = own_text(members[0])
+    path = options.path if options.data is None else None
+    text = own_text(with_text_at(members[0], path))
     holdout = part_of(text, "holdout")
     documents = text.documents.get("holdout")
     on_holdout = torch.stack([predictions(member, holdout, documents) for member in members])

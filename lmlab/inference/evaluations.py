@@ -192,7 +192,7 @@ def evaluate(subject: Subject, warn: Callable[[str], object]) -> dict[str, Value
         for name, why in refused.items():
             warn(f"{name}: {why}, and is left out")
         declared = [name for name, row in NUMBERS.items() if row.evaluation == title]
-        others = [name for name, x in found.items() if isinstance(x, int | float)]
+        others = [str(name) for name, x in found.items() if isinstance(x, int | float)]
         for name in [name for name in declared if name not in found]:
             if others:
                 warn(

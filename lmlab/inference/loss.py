@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lmlab import plugins
 from lmlab.config.check import check_key
 from lmlab.data.documents import Documents, counting
 from lmlab.data.splits import Splits
@@ -22,6 +23,7 @@ from lmlab.machine import autocast
 from lmlab.models.base import LanguageModel
 from lmlab.registry import folder_kept
 from lmlab.runs import checkpoints
+from lmlab.runs.code import code_sha256
 from lmlab.runs.folder import read_metrics, text_sha256, to_json
 
 PIECE = 2**20  # tokens whose bytes are counted at a time
@@ -155,12 +157,13 @@ def loss_metrics(
 
 
 def keep_evaluation(path: Path, about: dict[str, str | int], numbers: dict[str, float]) -> None:
-    """Adds a line to evaluations.jsonl of the run at `path`: which weights, which text, the numbers.
+    """Adds a line to evaluations.jsonl of the run at `path`.
 
-    Raises UserError.
+    It says which weights, which text, which code, and the numbers. Raises UserError.
     """
     name = path / "evaluations.jsonl"
-    line = to_json(about | numbers) + "\n"
+    code = {"code_sha256": code_sha256(), "plugin_sha256": plugins.sha256()}
+    line = to_json(about | code | numbers) + "\n"
     try:
         before = name.read_bytes() if name.exists() else b""
         if before and not before.endswith(b"\n"):  # a kill cut the last line

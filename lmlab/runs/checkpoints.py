@@ -14,7 +14,7 @@ import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 from torch import Tensor
 
-from lmlab import files, machine
+from lmlab import files, machine, plugins
 from lmlab.config.check import Config
 from lmlab.config.keys import marked, neutral_values
 from lmlab.data.tokenizers import Tokenizer
@@ -22,7 +22,8 @@ from lmlab.errors import UserError
 from lmlab.markers import CHANGEABLE
 from lmlab.models.base import LanguageModel, build_model
 from lmlab.runs import hugging_face
-from lmlab.runs.folder import READ_PATHS, newest, read_config, read_tokenizer
+from lmlab.runs.code import short
+from lmlab.runs.folder import READ_PATHS, newest, read_config, read_metrics, read_tokenizer
 from lmlab.terminal import tell
 
 LAB_TYPES = {  # what a checkpoint of the lab holds in addition to Lightning's entries
@@ -296,7 +297,8 @@ def load(
 
     `checkpoint` is 'last' or 'best', by default the `usual` one, or the other where it is missing:
     the best for want of validation, either in an archive with the other. A best one of before the
-    first step gives way to a later last one, which is said. Raises UserError.
+    first step gives way to a later last one, which is said, and so is other code of plug-ins.
+    Raises UserError.
     """
     path = newest(Path(path))
     check_asked(path, checkpoint)
@@ -311,6 +313,7 @@ def load(
         weights = hugging_face.read_weights(path, config.model, tokenizer.vocab_size)
         step = 0
     else:
+        tell_of_other_plugins(path)
         content = read_for(path / f"checkpoints/{checkpoint}.ckpt", config, tokenizer)
         is_default = asked is None and checkpoint == "best"
         if is_default and is_untrained(content, config) and (path / LAST).exists():
@@ -325,6 +328,21 @@ def load(
     if config.device.precision not in machine.precisions(device):
         config = replace(config, device=replace(config.device, precision="32-true"))
     return Run(path, config, tokenizer, model.to(device).eval(), checkpoint, step)
+
+
+def tell_of_other_plugins(path: Path) -> None:
+    """Prints a line if the plug-ins are others than those with which the run at `path` was trained."""
+    try:
+        metrics = read_metrics(path)
+    except UserError:  # whoever needs its numbers says so
+        return
+    then = metrics.get("resumed/plugin_sha256", metrics.get("plugin_sha256"))
+    now = plugins.sha256()
+    if then and now and then != now:
+        tell(
+            f"{path}: was trained with other code of plug-ins (plugin_sha256 {short(then)}, now "
+            f"{short(now)}); what they take part in may differ"
+        )
 
 
 def is_untrained(checkpoint: dict[str, Any], config: Config) -> bool:

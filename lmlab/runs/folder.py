@@ -162,7 +162,7 @@ class RunDirectory:
         if text not in known:
             self.metrics["warnings"] = WARNINGS.join([*known, text])
 
-    def record(self, **values: Any) -> None:
+    def record(self, /, **values: Any) -> None:
         """Adds a line to history.jsonl."""
         self.history.write(to_json(values) + "\n")
 
@@ -323,12 +323,12 @@ def read_config(path: Path, name: str = "config.yaml") -> Config:
         if named:
             key = error.key if isinstance(error, UserError) else ""
             missing = {key} - {*values}
-            why += of_plugin(named[1].decode(errors="replace"), choices, missing)
+            why += of_plugin(named[1].decode(errors="replace"), choices, missing, path)
         raise UserError(why) from None
 
 
-def of_plugin(plugin: str, choices: Mapping[str, Any], missing: set[str]) -> str:
-    """Returns what to do about a run that cannot be read, and was made with a plug-in.
+def of_plugin(plugin: str, choices: Mapping[str, Any], missing: set[str], path: Path) -> str:
+    """Returns what to do about the run at `path` that cannot be read, and was made with a plug-in.
 
     If a choice of the lab's own has one of the `missing` keys, the plug-in's had the same name.
     """
@@ -343,6 +343,9 @@ def of_plugin(plugin: str, choices: Mapping[str, Any], missing: set[str]) -> str
             )
     if plugins.names() is None:
         return f"; the run was made with plugin={plugin}, name it"
+    with suppress(UserError):
+        if read_metrics(path).get("plugin_sha256") != plugins.sha256():
+            return f"; the run was made with other code of plugin={plugin}"
     return ""
 
 

@@ -176,14 +176,17 @@ def tested(path: Path, metrics: dict[str, Any]) -> dict[str, float]:
     """Returns the newest test/loss of the run's last weights, which scripts/evaluate.py wrote.
 
     A run may have been resumed since an evaluation. Those of before version 0.2 do not say their
-    step; of a run that was resumed, they do not count.
+    step; of a run that was resumed, they do not count. Nor do those of other plug-ins than the run's.
     """
     has_gone_on = any(name.startswith("resumed/") for name in metrics)
     unsaid = None if has_gone_on else metrics.get("step")
+    made_with = metrics.get("resumed/plugin_sha256", metrics.get("plugin_sha256"))
     losses: dict[str, float] = {}
     for note in evaluations_of(path):
         weights = note.get("text"), note.get("checkpoint"), note.get("step", unsaid)
         is_of_last_weights = weights == ("test", "last", metrics.get("step"))
+        if note.get("plugin_sha256", made_with) != made_with:
+            continue
         if is_of_last_weights and isinstance(note.get("test/loss"), float):
             losses["test/loss"] = note["test/loss"]
     return losses

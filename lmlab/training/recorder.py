@@ -26,9 +26,15 @@ from lmlab.training.results import Results
 from lmlab.training.step import LanguageModule, no_early_end
 
 PICTURES = 5  # of attention, after the one of step 0
+LIGHTNINGS = ("state_dict", "loops", "optimizer_states", "callbacks")  # entries of a checkpoint
 
 # From a step and the numbers of its evaluation: whether the run shall continue.
 Watch = Callable[[int, Mapping[str, float]], bool]
+
+
+def named_plugins() -> str:
+    """Returns the active plug-ins as the beginning of a message, or "" without any."""
+    return f"plugin={plugins.names()}: " if plugins.names() else ""
 
 
 @dataclass(frozen=True)
@@ -177,8 +183,9 @@ class Recorder(Callback):
     def on_train_epoch_start(self, trainer: Trainer, module: LanguageModule) -> None:  # type: ignore[override]  # our module
         """Raises UserError for a second epoch: the batches of the first have no end."""
         if trainer.current_epoch > 0:
-            place = f"plugin={plugins.names()}: " if plugins.names() else ""
-            raise UserError(f"{place}a callback has raised StopIteration, which ends the epoch")
+            raise UserError(
+                f"{named_plugins()}a callback has raised StopIteration, which ends the epoch"
+            )
         if not (self.last or self.pruned or self.stop.came):  # else the wish is the Recorder's own
             self.note_wish(trainer)
 
@@ -220,7 +227,16 @@ class Recorder(Callback):
         module: LanguageModule,  # type: ignore[override]  # our module
         checkpoint: dict[str, Any],
     ) -> None:
-        """Adds the state that an exact resume needs and Lightning does not save."""
+        """Adds the state that an exact resume needs and Lightning does not save.
+
+        Raises UserError if a callback has taken out what Lightning saves.
+        """
+        missing = [name for name in LIGHTNINGS if name not in checkpoint]
+        if missing:
+            raise UserError(
+                f"{named_plugins()}a callback's on_save_checkpoint has taken {', '.join(missing)} out of "
+                "the checkpoint, which a run cannot be resumed without"
+            )
         checkpoint["lmlab"] = state.entry(
             self.identity,
             self.directory,
@@ -357,6 +373,15 @@ class Recorder(Callback):
         if self.last and self.waiting is None:
             return "finished"
         return "interrupted"
+
+    def check_end(self) -> None:
+        """Raises UserError if the steps have ended although nothing has asked for it."""
+        asked = self.last or self.diverged or self.pruned or self.stop.came
+        if not asked and self.waiting is None:
+            raise UserError(
+                f"{named_plugins()}a callback has ended Lightning's loop after step {self.meter.step} of "
+                f"{self.schedule.run.max_steps}, and nothing was saved there; trainer.should_stop = True ends a run"
+            )
 
     def ending(self) -> Ending:
         """Returns the status at the end of the run, and the signal that stopped it."""

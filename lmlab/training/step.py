@@ -14,6 +14,7 @@ Lightning also moves the model to the device, writes and reads checkpoints, and 
 """
 
 import math
+import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -68,6 +69,17 @@ def no_early_end() -> Iterator[None]:
     except StopIteration as error:
         # Not "from error": contextlib would raise that again, as if this generator had ended.
         raise RuntimeError(ENDED).with_traceback(error.__traceback__) from None
+
+
+def is_one_number(value: object) -> bool:
+    """Returns whether a value is a real number, also one of numpy's or a tensor of one element."""
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and not value.is_complex()
+    try:
+        float(value)  # type: ignore[arg-type]  # it says whether it can
+    except (TypeError, ValueError, OverflowError):
+        return False
+    return not isinstance(value, str | bytes)
 
 
 class LanguageModule(PlainHookName):
@@ -136,11 +148,16 @@ class LanguageModule(PlainHookName):
     def log(self, name: str, value: Any) -> None:  # type: ignore[override]  # no more is needed
         """Notes a number of this step, for history.jsonl, TensorBoard and loggers.
 
-        Callbacks call it. Raises ValueError for the name of one of the lab's own numbers.
+        Callbacks call it. Raises ValueError for what is no name or no single number, and for the
+        name of one of the lab's own numbers.
         """
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"{name!r}: the name of a number must be a text that is not empty")
+        if not is_one_number(value):
+            raise ValueError(f"{name}: must be one number, and is {reprlib.repr(value)}")
         if name in NUMBERS or name in ("step", "lr", "grad_norm", "steps", "sample"):
             raise ValueError(f"{name}: is a number of the lab; a callback needs another name")
-        self.logged[name] = value
+        self.logged[name] = value.detach() if isinstance(value, Tensor) else value
 
     def log_dict(self, values: Mapping[str, Any]) -> None:  # type: ignore[override]  # no more is needed
         """Notes several numbers of this step, as `log` does."""
