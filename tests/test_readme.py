@@ -58,7 +58,7 @@ def folder(short_texts, tmp_path_factory):
         (folder / "my.txt").write_text("The text of somebody else, long enough. " * 50)
         for line in ("model=bigram", "model=gpt_nano name=gpt", "model=gpt_nano name=pydoc"):
             cli.main(f"{line} max_steps=1 threads=1".split())
-        for name in ("depth", "found", "ladder", "transfer"):
+        for name in ("depth", "depths", "found", "ladder", "transfer"):
             shutil.copytree(folder / "outputs/gpt", folder / "outputs/sweeps" / name)
         line = (
             "-m data=recall n_examples=60 model=bigram block_size=64 val_fraction=0.3 max_steps=1"
@@ -128,6 +128,8 @@ def test_a_command_of_the_readme_runs(folder, capsys, command):
             small = ["dry_run=true"]
         if "ladder" in command:  # all recipes of the ladder are run by tests/test_recipes.py
             small = ["data=sentence", "val_fraction=0.2", "hold_steps=0", "dry_run=true"]
+        if "name=depths" in command:
+            small = ["data=sentence", "val_fraction=0.2", "dry_run=true"]
         if "sweep=transfer" in command:
             small = ["data=sentence", "val_fraction=0.2", "n_embd=16", "lr=1e-3", "dry_run=true"]
         steps = ["max_steps=2"] * ("ngram" not in command)
