@@ -28,7 +28,19 @@ def texts_of(override: Override, searching: bool) -> list[str]:
     """Returns an override for each of its values that is checked. Raises UserError."""
     if not override.is_sweep_override():
         return [str(override.input_line)]
+    check_tags(override, searching)
     return ends(override) if searching else listed(override)
+
+
+def check_tags(override: Override, searching: bool) -> None:
+    """Raises UserError for a tag without effect. A search knows `log`, for intervals and ranges."""
+    value: Any = override.value()
+    has_log = searching and isinstance(value, IntervalSweep | RangeSweep)
+    for tag in sorted(value.tags - ({"log"} if has_log else set())):
+        allowed = (
+            "allowed are log" if has_log else "only an interval or a range of a search has one"
+        )
+        raise UserError(f"{override.input_line}: the tag {tag} has no effect; {allowed}")
 
 
 def decimal_point(text: str) -> str:
