@@ -287,17 +287,17 @@ def test_the_folder_of_a_package_is_answered_by_how_it_is_named(here, capsys, ty
     refused(capsys, lambda: cli.main([f"plugin={typed}"]), words)
 
 
-def test_other_code_of_a_plugin_is_told_by_all_that_loads_a_run(lab, train, capfd):
+def test_other_code_of_a_plugin_is_told_by_all_that_loads_a_run(lab, train, capsys):
     """What it computes may be another; the line of an evaluation says which code it was."""
     run = train(f"{RNN} test_fraction=0.2")
     command = [f"run={run}", "plugin=my_lab.py"]
     evaluate.main([*command, "split=test"])
-    assert "other code" not in capfd.readouterr().err
+    assert "other code" not in capsys.readouterr().err
     with open("my_lab.py", "a") as file:
         file.write("# edited\n")
     for asked, more in ((evaluate, ["split=test"]), (sample, ["max_tokens=2"]), (explain, [])):
         asked.main([*command, *more])
-        assert "was trained with other code of plug-ins" in capfd.readouterr().err
+        assert "was trained with other code of plug-ins" in capsys.readouterr().err
     lines = (run / "evaluations.jsonl").read_text().splitlines()
     one, other = (json.loads(line) for line in lines)
     assert one["plugin_sha256"] == metrics(run)["plugin_sha256"] != other["plugin_sha256"]

@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import sys
 import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
@@ -339,9 +340,10 @@ def tell_of_other_plugins(path: Path) -> None:
     then = metrics.get("resumed/plugin_sha256", metrics.get("plugin_sha256"))
     now = plugins.sha256()
     if then and now and then != now:
-        tell(
-            f"{path}: was trained with other code of plug-ins (plugin_sha256 {short(then)}, now "
-            f"{short(now)}); what they take part in may differ"
+        print(
+            f"warning: {path}: was trained with other code of plug-ins or of what a program registers "
+            f"(plugin_sha256 {short(then)}, now {short(now)}), so what it computes may be another",
+            file=sys.stderr,
         )
 
 
