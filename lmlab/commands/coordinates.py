@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
-from lmlab.commands.options import parse_script
+from lmlab.commands.options import parse_script, with_dashes
 from lmlab.commands.own_choices import with_own_choices
 from lmlab.commands.picture import check_picture, new_figure, save_picture
 from lmlab.config.check import Config, suggestion
@@ -76,6 +76,9 @@ def main(argv: list[str]) -> None:
         raise UserError(f"widths={options.widths}: needs two widths or more")
     seeds = whole_numbers("seeds", options.seeds)
     typed = [word for word in argv if word not in mine]
+    for word in typed:
+        if word.startswith("-"):
+            raise with_dashes(word)
     check_typed(typed, widths[0])
     bases = {"standard": None, "mup": options.base_n_embd or widths[0]}
     configs: dict[str, list[list[Config]]] = {name: [] for name in bases}

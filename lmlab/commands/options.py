@@ -168,13 +168,18 @@ def filled(options: type, values: Mapping[str, Any]) -> Any:
     return options(**checked)
 
 
+def with_dashes(argument: str) -> UserError:
+    """Returns the error for an argument in the form of other programs, --key=value."""
+    key, _, value = argument.lstrip("-").partition("=")
+    plain = key.replace("-", "_")
+    return UserError(f"{argument}: keys are written without dashes: {plain}={value or '…'}")
+
+
 def check_known(argument: str, key: str, hints: Mapping[str, Any]) -> None:
     """Raises UserError if there is no key of this name."""
     if key not in hints:
-        plain = key.lstrip("-").replace("-", "_")
-        if key.startswith("-") and plain in hints:
-            value = argument.partition("=")[2]
-            raise UserError(f"{argument}: keys are written without dashes: {plain}={value or '…'}")
+        if key.lstrip("-").replace("-", "_") in hints:
+            raise with_dashes(argument)
         raise UserError(
             f"{argument}: there is no key {key}{suggestion(key, hints)}; keys are "
             f"{', '.join(hints)}"
