@@ -63,7 +63,7 @@ WRONG = {
     "schedule=step": ["schedule=step", "cosine, linear, constant"],
     "hold_steps=5 schedule=constant": ["hold_steps=5", "cosine or linear"],
     "model=modern n_embd=36 n_head=4": ["n_embd=36 n_head=4", "multiple of twice n_head"],
-    "model=modern bias=true": ["bias=True", "model=modern doesn't take bias"],
+    "model=modern bias=true": ["bias=true: model=modern doesn't take bias"],
     "hold_steps=90 max_steps=100": [
         "hold_steps=90 warmup_steps=50 decay_steps=100",
         "below the third",

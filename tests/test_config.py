@@ -99,7 +99,7 @@ def test_a_value_is_kept_as_it_is_or_refused_by_name(part, value):
         try:
             assert check_value(key, value, hint) == value
         except UserError as error:
-            typed = "null" if value is None else value
+            typed = {"None": "null", "True": "true", "False": "false"}.get(repr(value), value)
             assert str(error).startswith(printable(f"{key}={typed}: "))
         except TypeError:
             pytest.fail(f"{key}={value} is neither kept nor refused")

@@ -161,14 +161,15 @@ def changed(path: Path, overrides: Overrides) -> Config:
         check_key(key, value, saved.built_on())
         if value == values[key]:
             continue
+        typed, before = (f"{key}={typed_value(key, x)}" for x in (value, values[key]))
         if key not in marked(CHANGEABLE):
             raise UserError(
-                f"{key}={value}: the run was started with {key}={values[key]}, which cannot change; "
+                f"{typed}: the run was started with {before}, which cannot change; "
                 f"a new run with another value can start from its weights: init_from={path}"
             )
         if key not in marked(UNTOUCHING) and "cell" in read_metrics(path):
             raise UserError(
-                f"{key}={value}: the run is a cell of a sweep, started with {key}={values[key]}; "
+                f"{typed}: the run is a cell of a sweep, started with {before}; "
                 "repeat the sweep's command with the other value instead"
             )
         values[key] = value

@@ -139,6 +139,13 @@ class NotTaken(UserError):
         self.group = group
 
 
+def spelled(value: Any) -> Any:
+    """Returns a value as YAML spells it, where Python has other words: null, true and false."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else value
+
+
 def check_key(key: str, value: Any, choices: dict[str, str]) -> None:
     """Raises UserError if neither the run nor any of the choices has the key `key`."""
     known = {*CHOICES, *keys_of(RunConfig), *keys_of(SweepConfig), *companion_keys()}
@@ -153,14 +160,14 @@ def check_key(key: str, value: Any, choices: dict[str, str]) -> None:
             taken = ", ".join(keys_of(config_class(group, choices[group]))) or "no keys"
             raise NotTaken(
                 group,
-                f"{key}={value}: {group}={choices[group]} doesn't take {key}, it takes {taken}; "
+                f"{key}={spelled(value)}: {group}={choices[group]} doesn't take {key}, it takes {taken}; "
                 f"{key} is a key of {group}={'|'.join(takers)}",
             )
     if not key:
-        raise UserError(f"={value}: needs a key before the equals sign")
+        raise UserError(f"={spelled(value)}: needs a key before the equals sign")
     if key not in known:
         raise UserError(
-            f"{key}={value}: there is no key {key}{suggestion(key, known)}; --help lists them all"
+            f"{key}={spelled(value)}: there is no key {key}{suggestion(key, known)}; --help lists them all"
         )
 
 
@@ -197,7 +204,7 @@ def check_value(key: str, value: Any, hint: Any) -> Any:
     if hint is float and type(value) is int:
         number = float(str(value))  # by way of text, since the largest integers are no floats
     if type(number) is not hint or number != number:
-        typed = "null" if value is None else value
+        typed = spelled(value)
         within = f" in {interval}" if interval else ""
         needed = {
             int: f"a whole number{within}",
@@ -250,8 +257,8 @@ def check_word(key: str, value: Any, allowed: tuple[Any, ...]) -> Any:
     """Returns `value` if it is one of `allowed`; raises UserError if not."""
     if value in allowed:
         return value
-    words = ["null" if word is None else str(word) for word in allowed]
-    value = "null" if value is None else value
+    words = [str(spelled(word)) for word in allowed]
+    value = spelled(value)
     if str(value) in words:  # YAML reads a number in it
         raise UserError(f"{key}={value}: is read as a number; write {key}=\"'{value}'\"")
     raise UserError(f"{key}={value}: allowed are {', '.join(words)}{nearest(str(value), words)}")
@@ -305,7 +312,9 @@ def from_flat(
         with about(key):
             check_key(key, value, rows)
         if key in keys_of(SweepConfig):
-            raise UserError(f"{key}={value}: there is no key {key} in a run; it is for sweeps")
+            raise UserError(
+                f"{key}={spelled(value)}: there is no key {key} in a run; it is for sweeps"
+            )
         if "${" in str(value):
             raise UserError(f"{key}={value}: interpolation is not allowed; write the value itself")
         if value == "???":

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lmlab.config.check import Config
+from lmlab.config.grammar import typed_value
 from lmlab.config.keys import RunConfig
 from lmlab.data.batches import Batches, check_length, resolved_align, with_align
 from lmlab.data.splits import Splits
@@ -222,7 +223,7 @@ def inherit(model: LanguageModel, start: checkpoints.Run) -> None:
     except RuntimeError:
         raise UserError(
             f"init_from={start.path}: its weights need a model with "
-            + " ".join(f"{key}={value}" for key, value in vars(start.config.model).items())
+            + " ".join(f"{k}={typed_value(k, v)}" for k, v in vars(start.config.model).items())
         ) from None
 
 

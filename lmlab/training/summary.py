@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lmlab import files
+from lmlab.config.grammar import typed_value
 from lmlab.data.splits import Splits
 from lmlab.numbers import REFERENCES, decimal, numbers_where, training_first
 from lmlab.runs.typed import command
@@ -17,12 +18,12 @@ def introduction(prepared: Prepared, path: Path) -> str:
     """Returns the table at the start: model, text, device, length of training, folder."""
     keys = prepared.flat_config
     model = prepared.model
-    model_keys = " ".join(f"{key}={value}" for key, value in vars(model.config).items())
+    typed = [f"{key}={typed_value(key, value)}" for key, value in vars(model.config).items()]
     size = ""
     if model.n_params() > 0:  # an n-gram has no numbers yet
         size = f", {model.size()}"
     rows = [
-        ("model", f"{keys['model']}{size}: {model_keys}"),
+        ("model", f"{keys['model']}{size}: {' '.join(typed)}"),
         ("data", f"{keys['data']}, {described(prepared.text)}"),
         (
             "device",
