@@ -141,6 +141,10 @@ WRONG = {
     "-m lr='tag(log,range(0.1,1,0.3))'": ["the tag log has no effect", "of a search"],
     "-m lr='tag(log,choice(0.1,1))'": ["the tag log has no effect", "of a search"],
     "-m hydra/sweeper=search lr='tag(Log,interval(0.1,1))'": ["the tag Log", "allowed are log"],
+    "-m hydra/sweeper=search lr='interval(1e-2,1e-3)' dry_run=true": ["interval(0.001,0.01)"],
+    "-m hydra/sweeper=search n_embd='tag(log,range(16,64,16))' dry_run=true": ["steps other"],
+    "-m hydra/sweeper=search dropout='tag(log,range(0.1,0.5,0.1))'": ["steps other than 1"],
+    "-m hydra/sweeper=search dropout='tag(log,interval(0,0.5))'": ["must be above 0"],
     "-m hydra/sweeper=search lr='tag(log,x,interval(0.1,1))'": ["the tag x", "allowed are log"],
     "-m hydra/sweeper=search n_layer='tag(log,choice(1,2))'": [
         "the tag log has no effect",

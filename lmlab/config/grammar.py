@@ -29,6 +29,8 @@ def texts_of(override: Override, searching: bool) -> list[str]:
     if not override.is_sweep_override():
         return [str(override.input_line)]
     check_tags(override, searching)
+    if searching:
+        check_interval(override)
     return ends(override) if searching else listed(override)
 
 
@@ -41,6 +43,29 @@ def check_tags(override: Override, searching: bool) -> None:
             "allowed are log" if has_log else "only an interval or a range of a search has one"
         )
         raise UserError(f"{override.input_line}: the tag {tag} has no effect; {allowed}")
+
+
+def check_interval(override: Override) -> None:
+    """Raises UserError for an interval or a range of a search from which nothing can be drawn."""
+    value: Any = override.value()
+    if not isinstance(value, IntervalSweep | RangeSweep):
+        return
+    low = value.start or 0
+    high = value.end if isinstance(value, IntervalSweep) else value.stop
+    if isinstance(value, IntervalSweep) and low > (high or 0):
+        raise UserError(
+            f"{override.input_line}: the smaller end comes first: interval({high},{low})"
+        )
+    if "log" not in value.tags:
+        return
+    if min(low, high or 0) <= 0:
+        raise UserError(f"{override.input_line}: with tag(log,…) all numbers must be above 0")
+    is_whole = kind_of(override.get_key_element()) is int
+    if isinstance(value, RangeSweep) and (abs(value.step) != 1 or not is_whole):
+        raise UserError(
+            f"{override.input_line}: with tag(log,…) steps other than 1 are not possible; "
+            "interval(low,high) has none"
+        )
 
 
 def decimal_point(text: str) -> str:
