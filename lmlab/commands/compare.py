@@ -96,11 +96,11 @@ def main(argv: list[str]) -> None:
         report.write(runs, out, ", ".join(Path(folder).name for folder in folders))
     except UserError as error:  # but the table is shown in any case
         obstacle = error
+    doubts = report.doubts(runs, loss)
     if options.table is not None and comparisons is None:
         board = tables.leaderboard(runs, options.record)
-        write_table(board, tables.varied(runs), loss, report.doubts(runs, loss), options.table)
+        write_table(board, tables.varied(runs), loss, doubts, options.table)
     elif options.table is not None and comparisons is not None:
-        doubts = report.doubts(runs, loss)
         write_table(comparisons, planned.keys_of(comparisons), loss, doubts, options.table)
     if figure is not None and options.figure is not None:
         save_picture(figure, options.figure, DOTS)

@@ -12,6 +12,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from lmlab.config.check import spelled
 from lmlab.config.conf_files import vanishing
 from lmlab.config.keys import kind_of
 from lmlab.errors import UserError, about
@@ -182,10 +183,8 @@ def parsed(text: str) -> Override:
 
 def typed_value(key: str, value: Any) -> str:
     """Returns a value of Python as it would be typed. Raises UserError if it cannot be."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
+    if value is None or isinstance(value, bool):
+        return str(spelled(value))
     try:
         shown = repr(value)[:100]
     except ValueError:  # a number of 5,000 digits

@@ -23,7 +23,7 @@ from lmlab.errors import UserError
 from lmlab.markers import CHANGEABLE
 from lmlab.models.base import LanguageModel, build_model
 from lmlab.runs import hugging_face
-from lmlab.runs.code import short
+from lmlab.runs.code import plugins_of, short
 from lmlab.runs.folder import READ_PATHS, newest, read_config, read_metrics, read_tokenizer
 from lmlab.terminal import tell
 
@@ -337,7 +337,7 @@ def tell_of_other_plugins(path: Path) -> None:
         metrics = read_metrics(path)
     except UserError:  # whoever needs its numbers says so
         return
-    then = metrics.get("resumed/plugin_sha256", metrics.get("plugin_sha256"))
+    then = plugins_of(metrics)
     now = plugins.sha256()
     if then and now and then != now:
         print(

@@ -60,6 +60,11 @@ def code_of(metrics: dict[str, Any]) -> str:
     return f"{made_by}+{resumed_by}"
 
 
+def plugins_of(metrics: Mapping[str, Any]) -> Any:
+    """Returns the hash of the plug-ins with which a run was trained last, or None without any."""
+    return metrics.get("resumed/plugin_sha256", metrics.get("plugin_sha256"))
+
+
 def short(sha256: Any) -> str:
     """Returns the first digits of a hash, or "unknown"."""
     if not isinstance(sha256, str) or not re.fullmatch("[0-9a-f]{64}", sha256):

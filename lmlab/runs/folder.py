@@ -37,6 +37,7 @@ from lmlab.notebook import plain_console
 from lmlab.numbers import numbers_where
 from lmlab.register import is_own
 from lmlab.runs import hugging_face
+from lmlab.runs.code import plugins_of
 from lmlab.runs.typed import command
 from lmlab.terminal import tell
 
@@ -344,7 +345,7 @@ def of_plugin(plugin: str, choices: Mapping[str, Any], missing: set[str], path: 
     if plugins.names() is None:
         return f"; the run was made with plugin={plugin}, name it"
     with suppress(UserError):
-        if read_metrics(path).get("plugin_sha256") != plugins.sha256():
+        if plugins_of(read_metrics(path)) != plugins.sha256():
             return f"; the run was made with other code of plugin={plugin}"
     return ""
 

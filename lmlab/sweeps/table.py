@@ -20,7 +20,7 @@ from lmlab.errors import UserError, printable
 from lmlab.markers import UNTOUCHING
 from lmlab.numbers import REFERENCES, learn_numbers, numbers_where
 from lmlab.runs import hugging_face
-from lmlab.runs.code import SameCode, code_of
+from lmlab.runs.code import SameCode, code_of, plugins_of
 from lmlab.runs.folder import LIMITS, is_locked, read_config, read_metrics, started_at, text_sha256
 from lmlab.sweeps.cells import ENDED, identity
 from lmlab.sweeps.claims import (
@@ -180,7 +180,7 @@ def tested(path: Path, metrics: dict[str, Any]) -> dict[str, float]:
     """
     has_gone_on = any(name.startswith("resumed/") for name in metrics)
     unsaid = None if has_gone_on else metrics.get("step")
-    made_with = metrics.get("resumed/plugin_sha256", metrics.get("plugin_sha256"))
+    made_with = plugins_of(metrics)
     losses: dict[str, float] = {}
     for note in evaluations_of(path):
         weights = note.get("text"), note.get("checkpoint"), note.get("step", unsaid)
