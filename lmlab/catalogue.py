@@ -19,6 +19,7 @@ from lmlab.markers import (
     Follows,
     Marker,
     Neutral,
+    OrWord,
     PathText,
     Positive,
     PositiveOrZero,
@@ -335,6 +336,18 @@ class DeviceConfig:
     """The keys of a run that depend on its device."""
 
     precision: Literal["auto", "32-true", "bf16-mixed"]
+    devices: Annotated[int | str | None, "[1, 1024]", OrWord("auto"), CHANGEABLE, Neutral(1)]
+    nodes: Annotated[int, "[1, 1024]", CHANGEABLE, Neutral(1)]
+
+    @property
+    def processes(self) -> int:
+        """How many processes train a run. Each machine puts its own number in the place of "auto"."""
+        return self.per_node * self.nodes
+
+    @property
+    def per_node(self) -> int:
+        """How many of them are on one machine."""
+        return self.devices if isinstance(self.devices, int) else 1
 
 
 @dataclass(frozen=True)

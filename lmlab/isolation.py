@@ -121,6 +121,17 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.mps.set_rng_state(mps_state)
 
 
+def seed_batch(seed: int, t: int, rank: int) -> None:
+    """Sets all random generators for batch t, so that they are a function of these three numbers.
+
+    So ranks go on alike after a stop, and none needs the states of the others.
+    """
+    number = int(np.random.SeedSequence((seed, t, rank)).generate_state(1)[0])
+    random.seed(number)
+    np.random.seed(number)
+    torch.manual_seed(number)
+
+
 def used_device() -> str:
     """Returns the device whose random numbers a program can have used, besides the CPU's."""
     if torch.cuda.is_initialized():

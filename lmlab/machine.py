@@ -11,6 +11,8 @@ from typing import Literal
 
 import torch
 
+from lmlab import ranks
+from lmlab.catalogue import DeviceConfig
 from lmlab.config.check import Config
 from lmlab.config.conf_files import read_file
 from lmlab.cores import cpu_quota, usable_cores
@@ -93,12 +95,69 @@ def resolve(config: Config) -> Config:
     compiles = config.run.compile
     if compiles is None:
         compiles = usual["compile"]
-    threads = config.run.threads or usual["threads"] or CORES
+    processes = devices_of(config)
+    threads = config.run.threads or usual["threads"] or max(1, CORES // processes.per_node)
     return replace(
         config,
         choices=config.choices | {"device": device.type},
-        device=replace(config.device, precision=pick_precision(device, precision)),
+        device=replace(processes, precision=pick_precision(device, precision)),
         run=replace(config.run, threads=threads, compile=pick_compile(device, compiles)),
+    )
+
+
+def devices_of(config: Config) -> DeviceConfig:
+    """Returns the keys of the device with the number of processes that train a run.
+
+    Raises UserError for more than this machine has, for another number than were started, or if they
+    cannot share a batch equally.
+    """
+    keys = pick_devices(pick(config.base("device")), config.device)
+    check_share(config, keys.processes)
+    return keys
+
+
+def pick_devices(device: torch.device, keys: DeviceConfig) -> DeviceConfig:
+    """Returns the keys of the device with a number in the place of devices=auto and null."""
+    own = ranks.place()
+    started = own.size if own and own.starter == "torchrun" else None
+    number = keys.devices
+    if number == "auto":
+        number = torch.cuda.device_count() if device.type == "cuda" else 1
+    if number is None:
+        number = 1 if started is None else started // keys.nodes
+    keys = replace(keys, devices=number)
+    n = keys.processes
+    typed = f"devices={number}" if keys.nodes == 1 else f"devices={number} nodes={keys.nodes}"
+    if device.type == "mps" and n > 1:
+        raise UserError(f"{typed}: device=mps has one; allowed is 1")
+    if device.type == "cuda" and keys.per_node > torch.cuda.device_count():
+        raise UserError(
+            f"{typed}: this machine has {torch.cuda.device_count()} GPUs; allowed are as many"
+        )
+    if own and (started or n > 1) and own.size != n:
+        raise UserError(
+            f"{typed}: needs {n} processes, and {own.starter} has started {own.size}; both must be equal"
+        )
+    if own is None and keys.nodes > 1:
+        raise UserError(
+            f"{typed}: several machines need torchrun on each of them, or hydra/launcher=slurm "
+            "(docs/scale.md)"
+        )
+    return keys
+
+
+def check_share(config: Config, n: int) -> None:
+    """Raises UserError if a batch cannot be divided equally among `n` processes."""
+    rows = config.run.batch_size
+    if rows % n == 0:
+        return
+    fitting = [size for size in (rows - rows % n, rows - rows % n + n) if size > 0]
+    fewer = max(size for size in range(1, n) if rows % size == 0)
+    more = [size for size in range(n, rows + 1) if rows % size == 0][:1]
+    raise UserError(
+        f"batch_size={rows} devices={n}: each process takes as many rows of a batch; the nearest "
+        f"that fit are batch_size={' or '.join(map(str, fitting))}, and "
+        f"devices={' or '.join(map(str, [fewer, *more]))}"
     )
 
 

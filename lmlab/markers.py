@@ -34,6 +34,13 @@ class OneOf:
 
 
 @dataclass(frozen=True)
+class OrWord:
+    """Marks a key whose value may also be this word."""
+
+    word: str
+
+
+@dataclass(frozen=True)
 class Follows:
     """Marks a key whose default is the value of the key `source`, divided by `divisor`."""
 

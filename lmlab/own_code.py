@@ -220,9 +220,16 @@ def is_own_module(module: ModuleType) -> bool:
 
 def is_own_file(file: str) -> bool:
     """Returns whether a file of code is neither Python's, a library's, nor the lab's."""
-    if not file or file.startswith("<frozen"):
+    if not file or file.startswith("<frozen") or is_installed(file):
         return False
     return not any(Path(file).is_relative_to(folder) for folder in (str(LIBRARY), *INSTALLED))
+
+
+@functools.cache
+def is_installed(file: str) -> bool:
+    """Returns whether a file lies where pip has installed packages, as in a folder of PYTHONPATH."""
+    folders = [Path(folder) for folder in sys.path if folder and Path(file).is_relative_to(folder)]
+    return any(next(folder.glob("*.dist-info"), None) for folder in folders)
 
 
 def without_place(code: CodeType) -> CodeType:

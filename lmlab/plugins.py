@@ -5,6 +5,7 @@ entry point of the group lmlab.plugins. The folder of a run only notes its name:
 imported because of a file that the lab reads.
 """
 
+import atexit
 import builtins
 import hashlib
 import importlib
@@ -129,6 +130,7 @@ IMPORTED: dict[str, Plugin] = {}  # by the name of the module
 ACTIVE: list[Plugin] = []
 SHOWN: dict[str, str] = {}  # the last error of each function whose traceback was shown
 LASTING = ExitStack()  # those that are active until the process ends
+atexit.register(LASTING.close)  # else Python would end it when half of its modules are gone
 
 
 def sources(typed: str | None) -> list[Source]:

@@ -45,7 +45,7 @@ def tell(text: str) -> None:
 class StopSignals:
     """Handles the `stopping_signals` while its `with` block runs.
 
-    The first signal prints `message`, and its number is remembered. A second signal calls `again`
+    The first signal prints `message`, if it is not empty, and its number is remembered. A second signal calls `again`
     with its number; by default it raises SystemExit. Python handles a signal only between two of its
     own instructions; a thread does it in its place if one of them, such as a large product of
     matrices, takes longer than `PATIENCE`: after the second signal it ends the process.
@@ -81,27 +81,26 @@ class StopSignals:
 
     @property
     def came(self) -> bool:
-        """Whether a signal came."""
+        """Whether a signal came, to this process or to another one that has told it so."""
         return self.number is not None
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """Remembers a signal, or calls `again` if it is not the first."""
         self.n_received += 1
         self.received_at = time.monotonic()
-        if self.came:
-            self.number = number
+        self.number = number
+        if self.n_received > 1:
             self.again(number)
             return
-        self.number = number
         self.announce()
         if self.raises:
             raise Interrupted
 
     def announce(self) -> None:
-        """Prints the message, once."""
-        if not self.was_told:
-            self.was_told = True
+        """Prints the message, once, if there is any."""
+        if not self.was_told and self.message:
             tell(f"\n{self.message}")
+        self.was_told = True
 
     def watch(self) -> None:
         """Starts the thread for signals that Python does not handle in time."""

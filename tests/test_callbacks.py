@@ -1,7 +1,6 @@
 """Callbacks and loggers: the lab's own, and those of plug-ins. A resumed run goes on to the bit."""
 
 import csv
-import itertools
 import json
 import math
 import sys
@@ -21,6 +20,7 @@ from lmlab.errors import UserError
 from lmlab.runs import checkpoints
 from lmlab.training import companions
 from lmlab.training.callbacks import SkipSpikes
+from lmlab.training.recorder import Recorder
 from tests.conftest import config, content, history, metrics, refused, weights
 from tests.test_plugins import plugin
 
@@ -31,14 +31,15 @@ LINE = (
 
 
 def stop_after(monkeypatch, steps):
-    """Lets a signal come after so many steps, once."""
-    from lmlab.terminal import StopSignals
+    """Lets a run stop after so many steps, as after a signal."""
+    agree = Recorder.agree
 
-    asked = itertools.count(1)
-    came = StopSignals.came.fget
-    monkeypatch.setattr(
-        StopSignals, "came", property(lambda self: came(self) or next(asked) > 2 * steps)
-    )
+    def agree_to_stop(self, *votes):
+        agreed = agree(self, *votes)
+        self.stopping = self.stopping or self.meter.step >= steps
+        return agreed
+
+    monkeypatch.setattr(Recorder, "agree", agree_to_stop)
 
 
 def resumed(train, monkeypatch, line, steps=20):

@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 FLOORS = (  # the lowest first; rooms of one floor do not import each other
     ("cores", "errors", "markers", "notebook", "snapshot", "terminal"),
-    ("registry", "own_code"),
+    ("registry", "own_code", "ranks"),
     ("catalogue", "files", "isolation", "numbers"),
     ("register",),
     ("plugins",),
@@ -86,7 +86,8 @@ PLAIN = {
     *("Exception", "IntervalSweep", "KeyboardInterrupt", "MemoryError", "OSError", "QuotedString"),
     "ModuleNotFoundError",
     *("ChoiceSweep", "Glob", "RangeSweep", "SystemExit", "UserError", "None"),
-    *("GeneratorExit", "OwnCodeError"),
+    *("GeneratorExit", "OwnCodeError", "RuntimeError"),
+    *("Interrupted", "LostContact", "launch.RankFailed"),
 }
 
 
@@ -144,6 +145,7 @@ def test_no_object_is_asked_for_its_type_or_its_attributes_in_another_way():
         "lmlab/catalogue.py: __class__",  # the class of the keys says which row builds
         "lmlab/config/check.py: type(extra) is str",  # the check of a key's type and range
         "lmlab/config/check.py: type(extra) is OneOf",
+        "lmlab/config/check.py: type(extra) is OrWord",
         "lmlab/config/check.py: type(value) is int",
         "lmlab/config/check.py: type(number) is not hint",
         "lmlab/config/keys.py: type(entry) is str",  # of a YAML

@@ -24,7 +24,7 @@ from lmlab.inference import evaluations
 from lmlab.numbers import METRIC, NUMBERS, objectives
 from lmlab.sweeps import load_runs
 from lmlab.sweeps.search import Dimension, SearchSweeper
-from lmlab.sweeps.study import sampler, watching
+from lmlab.sweeps.study import sampler, watch_of
 from lmlab.terminal import stop_at_once
 from lmlab.training import experiment
 from tests.conftest import ROOT, history, metrics, refused
@@ -441,8 +441,8 @@ def test_a_run_goes_on_if_its_study_cannot_be_asked(capsys, monkeypatch):
 
     monkeypatch.setattr("lmlab.sweeps.study.open_study", lambda about: None)
     monkeypatch.setattr("optuna.trial.Trial", lambda study, number: Lost())
-    with watching('{"pruner": "median", "objective": "val/loss", "trial": 1}') as watch:
-        assert watch(10, {"val/loss": 1.0}) is True
+    watch = watch_of('{"pruner": "median", "objective": "val/loss", "trial": 1}')
+    assert watch(10, {"val/loss": 1.0}) is True
     assert "warning: the study cannot tell whether to prune" in capsys.readouterr().err
 
 

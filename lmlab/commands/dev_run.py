@@ -68,7 +68,7 @@ def tried(config: Config) -> str:
     with importing():
         from lmlab import machine
         from lmlab.data.splits import shortened
-        from lmlab.training import experiment, preparation
+        from lmlab.training import experiment
     started = time.monotonic()
     config = machine.resolve(config)
     run = replace(
@@ -79,12 +79,11 @@ def tried(config: Config) -> str:
         log_interval=1,
         checkpoint_interval=STEPS,
     )
-    start = preparation.load_start(run.init_from)
     with tempfile.TemporaryDirectory(prefix="lmlab-") as folder:
         path = Path(folder) / "run"
         quiet = redirect_stdout(io.StringIO())
         with quiet, hidden(), shortened(longest(config)), memory_errors():
-            status, path = experiment.run(replace(config, run=run), path, "", start)
+            status, path = experiment.run(replace(config, run=run), path, "")
         metrics = read_metrics(path)
     if status == "diverged":
         raise UserError(f"after {metrics['step']} steps the loss or a weight is not finite")

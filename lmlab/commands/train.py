@@ -25,7 +25,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from omegaconf import DictConfig
 
-from lmlab import __version__, files, plugins
+from lmlab import __version__, files, plugins, ranks
 from lmlab.commands import dev_run
 from lmlab.commands.continued import inherited, literal, repeated
 from lmlab.commands.options import check_alone, help_page
@@ -173,14 +173,17 @@ def obey(args: Namespace, argv: list[str], given: list[str]) -> Outcome:
 def train_one(config: Config, command: str) -> Outcome:
     """Trains a single run. Hydra would only compose the same values once more."""
     with plugins.own_errors():
+        if ranks.place():
+            os.environ.setdefault(*ranks.QUIET)
         with importing():
             from lmlab import machine
-            from lmlab.training import experiment, preparation
+            from lmlab.training import distributed, experiment
         config = machine.resolve(config)
-        start = preparation.load_start(config.run.init_from)
         path = files.expanded(config.run.out) / config.run.name / timestamp()
-        with memory_errors():
-            status, path = experiment.run(config, path, command, start)
+        with memory_errors(), distributed.joined(config) as leads:
+            if not leads:
+                return Outcome(None)
+            status, path = experiment.run(config, path, command)
     return Outcome(path, 1 if status == "diverged" else 0)
 
 
@@ -343,8 +346,10 @@ def resume_or_replay(arguments: list[str], flags: list[str], command: str) -> Ou
         return None
     verb, path, config = request
     with importing():
-        from lmlab.training import experiment, replay
-    with memory_errors():
+        from lmlab.training import distributed, experiment, replay
+    with memory_errors(), distributed.joined(config) as leads:
+        if not leads:
+            return Outcome(None)
         if verb == "replay":
             succeeded = replay.replay(path, config, command)
         else:
@@ -389,6 +394,7 @@ class Task:
     def __call__(self, composed: DictConfig) -> Cell | None:
         """Runs one cell of a sweep. If it cannot be run, it prints the reason and returns None."""
         from lmlab.sweeps import cells, plan, study
+        from lmlab.training import distributed
 
         overrides = list(HydraConfig.get().overrides.task)
         try:
@@ -398,8 +404,9 @@ class Task:
         except UserError as error:
             error.show()
             return None
-        with study.watching(cell.trial) as watch:
-            cells.run_when_free(cell, watch)
+        with distributed.joined(cell.config) as leads:
+            if leads:
+                cells.run_when_free(cell, study.watch_of(cell.trial))
         return cell
 
 

@@ -24,7 +24,7 @@ from lmlab.config.keys import (
     switched_on,
 )
 from lmlab.errors import UserError, about, nearest
-from lmlab.markers import FILLED, LINES, OneOf
+from lmlab.markers import FILLED, LINES, OneOf, OrWord
 from lmlab.numbers import learn_numbers
 from lmlab.register import PRESENT
 
@@ -175,11 +175,12 @@ def check_value(key: str, value: Any, hint: Any) -> Any:
     """Returns `value` if it is of the annotated type and in range; raises UserError if not.
 
     A whole number is accepted as float. The annotation holds the range as text, such as "[0, 1)",
-    or `OneOf` with the allowed words. In a path, the home folder takes the place of ~. Other markers
+    or `OneOf` with the allowed words, or `OrWord` with one that is allowed, too. In a path, the home folder takes the place of ~. Other markers
     are ignored.
     """
     interval = None
     has_lines = False
+    word = ""
     while get_origin(hint) is Annotated:
         hint, *extras = get_args(hint)
         interval = next((extra for extra in extras if type(extra) is str), interval)
@@ -189,6 +190,10 @@ def check_value(key: str, value: Any, hint: Any) -> Any:
         if FILLED in extras and isinstance(value, str):
             value = os.path.expanduser(value)
         for extra in extras:
+            if type(extra) is OrWord:
+                word = extra.word
+                if value == word:
+                    return value
             if type(extra) is OneOf:
                 learn_numbers([str(value)])
                 return check_word(key, value, tuple(extra.words()))
@@ -206,6 +211,7 @@ def check_value(key: str, value: Any, hint: Any) -> Any:
     if type(number) is not hint or number != number:
         typed = spelled(value)
         within = f" in {interval}" if interval else ""
+        within += f", or {word}" if word else ""
         needed = {
             int: f"a whole number{within}",
             float: f"a number{within}",
@@ -224,7 +230,8 @@ def check_value(key: str, value: Any, hint: Any) -> Any:
     if hint is int and abs(number) > LARGEST:
         raise UserError(f"{key}={value}: is too large; allowed are numbers up to {LARGEST:,}")
     if interval and not in_interval(number, interval):
-        raise UserError(f"{key}={value}: out of range; allowed is {interval}")
+        allowed = f"{interval}, or {word}" if word else interval
+        raise UserError(f"{key}={value}: out of range; allowed is {allowed}")
     return number
 
 

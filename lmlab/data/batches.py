@@ -29,6 +29,8 @@ ENOUGH = 20  # tokens for each pair of place and token, at least
 
 MOST_PAIRS = 2**26  # of place and token: more would need more than ESTIMATED tokens
 
+ALL_ROWS = slice(None)  # of a batch
+
 IGNORED = -100  # the target of a token whose prediction does not count, as torch names it
 
 Batch = tuple[Tensor, Tensor]  # idx and targets
@@ -102,7 +104,8 @@ class Batches:
     "document" the windows begin where `documents` do, and every T tokens after that; a window may
     end in a later document. A batch may hold windows of two epochs.
 
-    Targets that `documents` does not score are IGNORED.
+    Targets that `documents` does not score are IGNORED. If several processes share each batch,
+    `rows` are those of this one, and B is their number; the batches themselves are the same.
     """
 
     def __init__(
@@ -113,11 +116,14 @@ class Batches:
         seed: int,
         align: str = "epoch",
         documents: Documents | None = None,
+        rows: slice = ALL_ROWS,
     ) -> None:
         check_length(tokens, block_size)
         spare = len(tokens) - block_size
         self.tokens = tokens
         self.batch_size = batch_size
+        self.rows = rows
+        self.n_rows = len(range(batch_size)[rows])
         self.block_size = block_size
         self.seed = seed
         self.align = align
@@ -144,6 +150,7 @@ class Batches:
     def window_starts(self, t: int, n: int) -> np.ndarray:
         """Returns the start positions of the windows of n batches from batch t on, (n B,)."""
         numbers = np.arange(t * self.batch_size, (t + n) * self.batch_size)
+        numbers = numbers.reshape(n, self.batch_size)[:, self.rows].flatten()
         epochs, places = np.divmod(numbers, self.windows)
         return np.concatenate(
             [
@@ -168,13 +175,13 @@ class Batches:
         Tokens that fit into the memory of the device are copied there once. Otherwise a thread
         reads them from the disk in advance. In both cases the CPU does not wait for the GPU.
         """
-        n = max(1, CUT_AT_ONCE // (self.batch_size * (self.block_size + 1)))
+        n = max(1, CUT_AT_ONCE // (self.n_rows * (self.block_size + 1)))
         if len(self.tokens) * self.resident_type().itemsize <= RESIDENT:
             chunks = self.from_device(t, n, device)
         else:
             chunks = ahead(self.from_disk(t, n, device))
         for idx, targets in chunks:
-            yield from zip(idx.split(self.batch_size), targets.split(self.batch_size), strict=True)
+            yield from zip(idx.split(self.n_rows), targets.split(self.n_rows), strict=True)
 
     def resident_type(self) -> np.dtype:
         """Returns the type of tokens on a device: torch cannot index all of numpy's types."""

@@ -10,7 +10,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import wraps
 from typing import overload
 
@@ -25,12 +25,13 @@ from lmlab.data.splits import Splits
 from lmlab.data.tokenizers import Tokenizer
 from lmlab.inference import generate
 from lmlab.inference.answers import answer_numbers
-from lmlab.inference.loss import aligned, log_probs, loss_metrics
+from lmlab.inference.loss import Turns, aligned, log_probs, loss_metrics
 from lmlab.inference.pictures import commonest, pictures_of
 from lmlab.inference.specimen import Specimen
 from lmlab.isolation import random_numbers_kept
 from lmlab.models.base import LanguageModel
 from lmlab.numbers import NUMBERS, Number
+from lmlab.ranks import Ranks
 from lmlab.register import is_own
 from lmlab.registry import folder_kept, load
 
@@ -76,6 +77,9 @@ class Subject:
 
     instruments: tuple[str, ...] = ()
     """The rows of `INSTRUMENTS` that the run has switched on."""
+
+    shared: Mapping[str, Tensor] = field(default_factory=dict)
+    """Log-probabilities that several ranks have computed together, by the name of the text."""
 
     @property
     def tokens(self) -> np.ndarray:
@@ -315,13 +319,12 @@ def validation_loss(subject: Subject) -> dict[str, float]:
     Raises NotFinite if the loss is not finite; without a validation part, if that of the first
     window of the training part is not.
     """
-    tokens = subject.text.val
-    if len(tokens) == 0:
+    if len(subject.text.val) == 0:
         first = subject.text.train[: subject.block_size + 1]
         if not log_probs(subject.model, first, subject.block_size).isfinite().all():
             raise NotFinite
         return {}
-    numbers = loss_on(subject, tokens, subject.text.documents.get("val"), subject.align)
+    numbers = loss_on(subject, "val")
     if not math.isfinite(numbers["val/loss"]):
         raise NotFinite
     return numbers
@@ -332,9 +335,7 @@ def source_loss(subject: Subject) -> dict[str, float]:
     """Returns val/loss_source: the loss on the text of the earlier run that gave the weights."""
     if subject.source is None or len(subject.text.val) == 0:
         return {}
-    source = subject.source
-    numbers = loss_on(subject, source.tokens, source.documents, source.align)
-    return {"val/loss_source": numbers["val/loss"]}
+    return {"val/loss_source": loss_on(subject, "source")["val/loss"]}
 
 
 @evaluation
@@ -389,14 +390,45 @@ def pictures(subject: Subject) -> dict[str, np.ndarray]:
     return dict(pictures_of(subject.model, idx, names, subject.with_attention, kept))
 
 
-def loss_on(
-    subject: Subject, tokens: np.ndarray, documents: Documents | None, align: str
-) -> dict[str, float]:
-    """Returns the numbers of `loss_metrics` for `tokens`, with names that begin with val/."""
-    model = subject.model
-    within = aligned(documents, align)
-    answers = log_probs(model, tokens, subject.block_size, subject.precision, within)
-    return loss_metrics(answers, tokens, subject.text.tokenizer, "val", documents)
+def judged(subject: Subject) -> dict[str, Source]:
+    """Returns the texts on which an evaluation computes the loss, by name, as far as there are any."""
+    val = subject.text.val
+    if len(val) == 0:
+        return {}
+    texts = {"val": Source(val, subject.text.documents.get("val"), subject.align)}
+    if subject.source is not None:
+        texts["source"] = subject.source
+    return texts
+
+
+def loss_on(subject: Subject, name: str) -> dict[str, float]:
+    """Returns the numbers of `loss_metrics` of one of the `judged` texts; names begin with val/."""
+    text = judged(subject)[name]
+    found = subject.shared.get(name)
+    if found is None:
+        found = log_probs_on(subject, text)
+    return loss_metrics(found, text.tokens, subject.text.tokenizer, "val", text.documents)
+
+
+def log_probs_on(subject: Subject, text: Source, turns: Turns | None = None) -> Tensor:
+    """Returns the log-probabilities of a text, (N - 1,); several processes may take turns."""
+    within = aligned(text.documents, text.align)
+    return log_probs(
+        subject.model, text.tokens, subject.block_size, subject.precision, within, turns
+    )
+
+
+def compute_together(
+    subject: Subject, ranks: Ranks, is_asked_to_stop: Callable[[], bool]
+) -> Subject:
+    """Returns the subject with the log-probabilities that all ranks have computed together.
+
+    Raises Interrupted on all of them if a signal has reached one.
+    """
+    shared = {}
+    for name, text in judged(subject).items():
+        shared[name] = log_probs_on(subject, text, Turns(ranks, is_asked_to_stop))
+    return replace(subject, shared=shared)
 
 
 def draw_sample(subject: Subject, length: int) -> str:

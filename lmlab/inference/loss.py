@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -21,14 +21,49 @@ from lmlab.data.tokenizers import Tokenizer
 from lmlab.errors import UserError
 from lmlab.machine import autocast
 from lmlab.models.base import LanguageModel
+from lmlab.ranks import ALONE, Ranks
 from lmlab.registry import folder_kept
 from lmlab.runs import checkpoints
 from lmlab.runs.code import code_sha256
 from lmlab.runs.folder import read_metrics, text_sha256, to_json
+from lmlab.terminal import Interrupted
 
 PIECE = 2**20  # tokens whose bytes are counted at a time
 
 TOKENS_AT_ONCE = 4096  # fixed, since the rounding of a matrix product depends on its size
+
+
+class Turns:
+    """Which batches of windows this process computes, if several share them.
+
+    They take them in turn. `is_asked_to_stop` tells whether a signal has reached this process; all
+    break off together with Interrupted. `ranks` are those that share; a single process does all.
+    """
+
+    def __init__(
+        self, ranks: Ranks = ALONE, is_asked_to_stop: Callable[[], bool] = lambda: False
+    ) -> None:
+        self.ranks = ranks
+        self.is_asked_to_stop = is_asked_to_stop
+        self.n = 0
+
+    def next(self) -> bool:
+        """Returns whether the next batch is this process's. Raises Interrupted."""
+        place = self.n % self.ranks.size
+        self.n += 1
+        if place == 0:
+            self.look_for_signals()
+        return place == self.ranks.rank
+
+    def look_for_signals(self) -> None:
+        """Raises Interrupted if a signal has reached any of the ranks."""
+        (asked,) = self.ranks.agree(int(self.is_asked_to_stop()))
+        if asked:
+            raise Interrupted
+
+    def add_up(self, found: Tensor) -> None:
+        """Fills in what the others have found; a number is 0 where another has computed it."""
+        self.ranks.add_up(found)
 
 
 @torch.inference_mode()
@@ -39,25 +74,30 @@ def log_probs(
     block_size: int,
     precision: str = "32-true",
     documents: Documents | None = None,
+    turns: Turns | None = None,
 ) -> Tensor:
     """Returns the log-probability (nats) of tokens 2 to N, (N - 1,) float32 on the CPU.
 
     Each token is predicted once, from the tokens before it in one of `model.windows`, or, with
-    `documents`, from those of its own document. Nothing is random.
+    `documents`, from those of its own document. Nothing is random. With `turns` several processes
+    share the work, and all get the same numbers, which do not depend on how many they are.
     """
+    turns = turns or Turns()
     # As few bytes as torch allows: int64 would take eight times the text.
     narrow = np.uint8 if tokens.dtype == np.uint8 else np.int32
     ids = torch.from_numpy(tokens.astype(narrow)).to(model.device)
     if documents is not None and not model.gives_log_probs:
-        return of_documents(model, ids, block_size, precision, documents)
+        return of_documents(model, ids, block_size, precision, documents, turns)
     # One tensor from the start: between the logits, many small ones would break memory into pieces.
-    result = torch.empty(len(ids) - 1, device=model.device)
+    result = torch.zeros(len(ids) - 1, device=model.device)
     n = 0
     with evaluating(model):
         for idx, targets in model.windows(ids, block_size, TOKENS_AT_ONCE):
-            found = answers(model, idx, targets, precision)
-            result[n : n + len(found)] = found
-            n += len(found)
+            if turns.next():
+                found = answers(model, idx, targets, precision)
+                result[n : n + len(found)] = found
+            n += targets.numel()
+    turns.add_up(result)
     if n != len(result):
         raise UserError(
             f"{type(model).__name__}.windows predicts {n} of {len(result)} tokens; each must be once"
@@ -66,18 +106,26 @@ def log_probs(
 
 
 def of_documents(
-    model: LanguageModel, ids: Tensor, block_size: int, precision: str, documents: Documents
+    model: LanguageModel,
+    ids: Tensor,
+    block_size: int,
+    precision: str,
+    documents: Documents,
+    turns: Turns | None = None,
 ) -> Tensor:
     """Returns the log-probabilities (N - 1,) of ids (N,), predicted within their documents.
 
     The windows are those of training: they begin with each document, and within it at each multiple
     of `block_size`. The first token of a document is predicted from the window before it.
     """
-    result = torch.empty(len(ids) - 1)
+    turns = turns or Turns()
+    result = torch.zeros(len(ids) - 1)
     with evaluating(model):
         for places in places_of_windows(documents, block_size, len(result)):
-            found = answers(model, ids[places], ids[places + 1], precision)
-            result[places.flatten()] = found.cpu()
+            if turns.next():
+                found = answers(model, ids[places], ids[places + 1], precision)
+                result[places.flatten()] = found.cpu()
+    turns.add_up(result)
     return result
 
 

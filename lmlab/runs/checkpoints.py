@@ -46,6 +46,7 @@ OPTIONAL_TYPES = {  # since version 0.2
     "waiting": dict,
     "events": dict,
     "ended_by_callback": bool,
+    "loss_sums": list,
 }
 
 

@@ -5,6 +5,7 @@ It also knows which hashes a person calls equal.
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from datetime import datetime
@@ -130,3 +131,14 @@ class SameCode:
         before = files.read(self.path, LIMIT).decode().splitlines() if self.sets else []
         files.write(self.path, "\n".join([*before, json.dumps(note)]) + "\n")
         self.sets.append(codes)
+
+
+def share_library() -> None:
+    """Lets processes that are started from this one import the same library, not an installed one.
+
+    They are not told of the folders in which this process looks for modules.
+    """
+    folder = str(LIBRARY.parent)
+    others = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if others[0] != folder:
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [folder, *others]))

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, TextIO, TypeGuard
 
 import yaml
+from rich.console import Console
 
 from lmlab import files, plugins
 from lmlab.catalogue import CATALOGUE
@@ -187,6 +188,37 @@ class RunDirectory:
     def close(self) -> None:
         """Closes the files and releases the lock."""
         self.opened.close()
+
+
+class SilentDirectory:
+    """What a rank other than 0 has in the place of a RunDirectory: it writes nothing anywhere.
+
+    `path` is the run's folder, from which it reads, and `metrics` what metrics.json has.
+    """
+
+    def __init__(self, path: Path, metrics: dict[str, Any]) -> None:
+        self.typed = path
+        self.path = path.absolute()
+        self.metrics = metrics
+        self.console = Console(quiet=True)
+
+    def say(self, text: str) -> None:
+        """Does nothing, as all others."""
+
+    def warn(self, text: str) -> None: ...
+
+    def record(self, /, **values: Any) -> None: ...
+
+    def settle(self) -> dict[str, Any]:
+        """Returns lengths of no files."""
+        return {"history_bytes": 0, "events": {}}
+
+    def update(self, **values: Any) -> None: ...
+
+    def close(self) -> None: ...
+
+
+AnyDirectory = RunDirectory | SilentDirectory
 
 
 def warnings_of(metrics: Mapping[str, Any]) -> list[str]:

@@ -351,7 +351,7 @@ def run_when_free(cell: Cell, watch: Watch | None = None) -> str:
 
 def attempt(cell: Cell, path: Path, watch: Watch | None) -> str:
     """Tries a cell once, from its last checkpoint if it has one, and returns its status."""
-    from lmlab.training import experiment, preparation
+    from lmlab.training import experiment
 
     command = cell.sweep.command
     if any((path / "checkpoints").glob("*.ckpt")):  # previous.ckpt may stand in for the last
@@ -361,10 +361,7 @@ def attempt(cell: Cell, path: Path, watch: Watch | None) -> str:
         return experiment.resume(path, saved, command, watch)
     if path.exists():  # it ended before its first checkpoint
         shutil.rmtree(path)
-    start = preparation.load_start(cell.config.run.init_from)
-    status, _ = experiment.run(
-        cell.config, path, command, start, cell.data_sha256, cell.facts, watch
-    )
+    status, _ = experiment.run(cell.config, path, command, cell.data_sha256, cell.facts, watch)
     return status
 
 

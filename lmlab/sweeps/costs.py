@@ -14,6 +14,7 @@ from lmlab.models.base import build_model
 from lmlab.sweeps.cells import Cell
 from lmlab.sweeps.labels import without_seed
 from lmlab.sweeps.plan import source_key, source_of
+from lmlab.training.memory import memory_of_step
 from lmlab.training.optimizers import build_optimizer, state_bytes
 from lmlab.training.step import cross_entropy
 
@@ -30,18 +31,26 @@ COUNTED_BYTES = 12  # bytes on disk for each token of an n-gram's text
 
 @dataclass(frozen=True)
 class Cost:
-    """The estimated seconds of a cell, and its bytes on disk."""
+    """The estimated seconds of a cell, its bytes on disk, and the most of memory that a step takes.
+
+    `seconds` are those of all processes of a cell together; `memory`, in bytes, is that of each.
+    """
 
     seconds: float
     bytes: int
+    memory: int | None = None
 
 
 @dataclass(frozen=True)
 class Speed:
-    """The seconds of a gradient step, and of evaluating one token. Counting is one step."""
+    """The seconds of a gradient step, and of evaluating one token. Counting is one step.
+
+    `memory` is the most bytes that a process needs for a step, or None if that cannot be computed.
+    """
 
     step: float
     token: float = 0.0
+    memory: int | None = None
 
 
 def costs(cells: list[Cell]) -> dict[str, Cost]:
@@ -91,9 +100,11 @@ def cost_of_steps(cell: Cell, speed: Speed, text: Splits) -> Cost:
     weight_bytes = sum(weight.nbytes for weight in model.parameters())
     checkpoint = weight_bytes + state_bytes(model, cell.config.optimizer) + CHECKPOINT_REST
     history = POINT * run.max_steps // run.log_interval
+    processes = cell.config.device.processes
     return Cost(
-        seconds=run.max_steps * speed.step + evaluations * len(text.val) * speed.token,
+        seconds=processes * run.max_steps * speed.step + evaluations * len(text.val) * speed.token,
         bytes=3 * checkpoint + history + FOLDER_REST,  # last, previous and best
+        memory=speed.memory,
     )
 
 
@@ -110,7 +121,9 @@ def speed_of_counting(cell: Cell, text: Splits) -> Speed:
 def speed_of_steps(cell: Cell) -> Speed:
     """Measures the time of a gradient step and of an evaluation on this machine.
 
-    For a large step it measures one row of the batch and multiplies."""
+    For a large step it measures one row of the batch and multiplies. Of a step that several
+    processes share, it is the part of one; what they tell each other is not in it.
+    """
     config = cell.config
     run = config.run
     device = machine.pick(config.choices["device"])
@@ -118,7 +131,7 @@ def speed_of_steps(cell: Cell) -> Speed:
     model = build_model(config.model, text.tokenizer.vocab_size).to(device)
     optimizer = build_optimizer(model, config.optimizer, config.device.precision)
     steps = run.max_steps * run.grad_accumulation
-    rows = run.batch_size
+    all_rows = rows = run.batch_size // config.device.processes
     if cell.flops / steps >= LARGE_STEP:
         rows = 1
     idx = torch.randint(text.tokenizer.vocab_size, (rows, config.model.block_size), device=device)
@@ -152,8 +165,12 @@ def speed_of_steps(cell: Cell) -> Speed:
     try:
         with torch.no_grad():
             evaluation = seconds(predict) / idx.numel()
-        gradients = seconds(backward) * run.batch_size / rows * run.grad_accumulation
-        return Speed(gradients + seconds(update), evaluation)
+        gradients = seconds(backward) * all_rows / rows * run.grad_accumulation
+        return Speed(
+            gradients + seconds(update),
+            evaluation,
+            memory_of_step(config, text.tokenizer.vocab_size, all_rows),
+        )
     finally:
         torch.set_num_threads(threads_before)
 
@@ -188,13 +205,14 @@ def table(cells: list[Cell], n_jobs: int, n_trials: int | None = None) -> Table:
     result = Table(
         title=f"{cells[0].sweep.folder}: {title}",
         title_justify="left",
-        caption=f"{n_jobs} at a time; {takes}. Tokens and FLOPs are those of a run; time and disk, "
-        f"and the line {total}, those of all seeds.",
+        caption=f"{n_jobs} at a time; {takes}. Tokens and FLOPs are those of a run; memory is the most "
+        "that a process needs for the numbers of a step; time and disk, "
+        f"and the line {total}, are those of all seeds.",
         caption_justify="left",
     )
     for name in ("configuration", "seeds", "state"):
         result.add_column(name, justify="left", overflow="fold")
-    for name in ("parameters", "tokens", "FLOPs", "time", "disk"):
+    for name in ("parameters", "tokens", "FLOPs", "memory", "time", "disk"):
         result.add_column(name, justify="right", overflow="fold")
     for members in by_group.values():
         first = members[0]
@@ -207,10 +225,12 @@ def table(cells: list[Cell], n_jobs: int, n_trials: int | None = None) -> Table:
             si(first.n_params),
             si(first.tokens),
             si(first.flops),
-            duration(cost.seconds),
+            "" if cost.memory is None else f"{si(cost.memory)}B",
+            duration(cost.seconds / first.config.device.processes),
             f"{si(cost.bytes)}B",
         )
     all_cells = sum_of(estimates.values())
+    seconds = sum(estimates[cell.hash].seconds / cell.config.device.processes for cell in cells)
     result.add_section()
     result.add_row(
         total,
@@ -219,7 +239,8 @@ def table(cells: list[Cell], n_jobs: int, n_trials: int | None = None) -> Table:
         "",
         si(sum(cell.tokens for cell in cells)),
         si(sum(cell.flops for cell in cells)),
-        duration(all_cells.seconds),
+        "",
+        duration(seconds),
         f"{si(all_cells.bytes)}B",
     )
     return result
@@ -228,7 +249,8 @@ def table(cells: list[Cell], n_jobs: int, n_trials: int | None = None) -> Table:
 def sum_of(costs: Iterable[Cost]) -> Cost:
     """Returns the cost of several cells together."""
     costs = [*costs]
-    return Cost(sum(cost.seconds for cost in costs), sum(cost.bytes for cost in costs))
+    memory = max((cost.memory for cost in costs if cost.memory is not None), default=None)
+    return Cost(sum(cost.seconds for cost in costs), sum(cost.bytes for cost in costs), memory)
 
 
 def expense(cost: Cost, n_jobs: int) -> str:

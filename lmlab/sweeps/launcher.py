@@ -8,7 +8,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import connection
 from typing import Any
 
@@ -41,10 +41,15 @@ class Job:
     retries: int  # how many times more the cell is tried if it fails
     changed_at: int  # when its metrics.json was last written, as far as the launcher knows
     process: Any = None
-    gpu: str | None = None
+    gpus: list[str] = field(default_factory=list)
     started: float = 0.0
     asked_to_stop: float | None = None  # when
     out_of_time: bool = False
+
+    @property
+    def processes(self) -> int:
+        """How many processes train the cell, on as many cores or GPUs."""
+        return self.cell.config.device.processes
 
 
 def changed_at(cell: Cell) -> int:
@@ -68,6 +73,7 @@ class LocalLauncher(Launcher):
         self.time_limit = time_limit  # minutes
         self.jobs: list[Job] = []
         self.waiting: deque[Job] = deque()
+        self.next_one: Job | None = None  # for which there is no room yet
         self.ended_here: set[str] = set()  # hashes; a search may propose the same values again
 
     def setup(
@@ -129,11 +135,18 @@ class LocalLauncher(Launcher):
             raise SystemExit(128 + self.stop.number)
 
     def run_all(self, next_request: Callable[[], Request | None], n_jobs: int) -> None:
-        """Runs cells until there are no more. After a signal only waits for the running cells."""
+        """Runs cells until there are no more. After a signal only waits for the running cells.
+
+        `n_jobs` processes run at a time. A cell of more processes than that runs alone.
+        """
         while True:
-            while not self.stop.came and len(self.jobs) < n_jobs:
-                job = self.next_job(next_request)
+            while not self.stop.came and self.busy() < n_jobs:
+                job = self.next_one or self.next_job(next_request)
+                self.next_one = None
                 if job is None:
+                    break
+                if self.jobs and self.busy() + job.processes > n_jobs:
+                    self.next_one = job
                     break
                 self.start(job)
             if not self.jobs and (self.stop.came or not self.waiting):
@@ -146,6 +159,10 @@ class LocalLauncher(Launcher):
             running = [job.cell for job in self.jobs]
             elsewhere = [job.cell for job in self.waiting]
             self.view.show(running, elsewhere)
+
+    def busy(self) -> int:
+        """Returns how many processes train cells now."""
+        return sum(job.processes for job in self.jobs)
 
     def next_job(self, next_request: Callable[[], Request | None]) -> Job | None:
         """Returns the next job that can start now. It reports jobs that are already over."""
@@ -179,17 +196,17 @@ class LocalLauncher(Launcher):
         return None
 
     def start(self, job: Job) -> None:
-        """Starts the process of a job, on the GPU with the fewest jobs if it needs one."""
+        """Starts the process of a job, on the GPUs with the fewest jobs if it needs any."""
         if job.cell.config.choices["device"] == "cuda":
             all_gpus = ",".join(str(number) for number in range(self.survey.gpus))
             gpus = os.environ.get("CUDA_VISIBLE_DEVICES", all_gpus).split(",")
-            taken = [other.gpu for other in self.jobs]
-            job.gpu = min(gpus, key=taken.count)
+            taken = [gpu for other in self.jobs for gpu in other.gpus]
+            job.gpus = sorted(gpus, key=taken.count)[: job.processes]
         job.started = time.monotonic()
         job.asked_to_stop = None
         job.out_of_time = False
         job.changed_at = changed_at(job.cell)
-        job.process = processes.start(processes.run_cell, (job.cell, job.gpu))
+        job.process = processes.start(processes.run_cell, (job.cell, job.gpus))
         self.jobs.append(job)
 
     def poll(self, job: Job) -> None:

@@ -63,7 +63,8 @@ def identify(config: Config, overrides: list[str], sweep: Sweep, elsewhere: bool
     """
     # One thread unless more are asked for: so many cells fit, and all launchers agree.
     run = replace(config.run, threads=config.run.threads or 1)
-    config = replace(config, run=run)
+    device = replace(config.device, devices=config.device.devices or 1)
+    config = replace(config, run=run, device=device)
     try:
         config = machine.resolve(config)
     except UserError:

@@ -25,7 +25,7 @@ from typing import Any
 from lmlab import files, plugins
 from lmlab.config import conf_files
 from lmlab.errors import UserError
-from lmlab.runs.code import LIBRARY
+from lmlab.runs.code import share_library
 from lmlab.sweeps.cells import Busy, Cell
 
 EXIT_FAILED = 1  # exit status of a process whose cell has failed
@@ -102,17 +102,6 @@ def without_main() -> Iterator[None]:
     finally:
         sys.modules["__main__"] = main
         multiprocessing.set_start_method(method, force=True)
-
-
-def share_library() -> None:
-    """Lets processes that are started from this one import the same library, not an installed one.
-
-    multiprocessing does not tell its server of the folders in which this process looks for modules.
-    """
-    folder = str(LIBRARY.parent)
-    others = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    if others[0] != folder:
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [folder, *others]))
 
 
 def choose_short_folder() -> None:
@@ -209,8 +198,8 @@ def send_result(
     sender.send(result)
 
 
-def run_cell(cell: Cell, gpu: str | None) -> None:
-    """Runs a cell, on the GPU that `gpu` names, if any. A process does only this.
+def run_cell(cell: Cell, gpus: list[str]) -> None:
+    """Runs a cell, on the GPUs that `gpus` names, if any. A process does only this.
 
     The cell's output goes to its log. The exit status is 0, EXIT_FAILED or EXIT_BUSY.
     """
@@ -219,13 +208,12 @@ def run_cell(cell: Cell, gpu: str | None) -> None:
     leave_terminal()
     redirect_output(os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND))
     end_with_launcher()
-    if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     from lmlab.sweeps import cells, study
 
     try:
-        with study.watching(cell.trial) as watch:
-            status = cells.run(cell, watch)
+        status = cells.run(cell, study.watch_of(cell.trial))
     except Busy:
         raise SystemExit(EXIT_BUSY) from None
     raise SystemExit(EXIT_FAILED if status == "failed" else 0)

@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -97,35 +97,25 @@ def report_state(study: "optuna.Study", trial: "optuna.Trial", state: str) -> No
     study.tell(trial, state=optuna.trial.TrialState[state], skip_if_finished=True)
 
 
-@contextmanager
-def watching(note: str | None) -> Iterator[Callable[[int, Mapping[str, float]], bool] | None]:
-    """Yields a function that reports the numbers of an evaluation, and returns whether to continue.
+class TrialWatch:
+    """Reports the numbers of a cell's evaluations to its trial, and says whether to continue.
 
-    `note` is the value of the key `trial` of a cell. Yields None if the cell belongs to no search,
-    or to a search that does not prune.
+    `note` is the value of the key `trial` of the cell. The study is opened at the first numbers, in
+    the process that has them.
     """
-    if note is None or json.loads(note)["pruner"] == "none":
-        yield None
-        return
-    import optuna
 
-    about = json.loads(note)
-    try:
-        trial = optuna.trial.Trial(open_study(about), about["trial"])
-    except Exception as error:  # the run can do without
-        print(
-            f"warning: the trial is not pruned, its study cannot be opened: {reason_of(error)}",
-            file=sys.stderr,
-        )
-        yield None
-        return
+    def __init__(self, note: str) -> None:
+        self.about: dict[str, Any] = json.loads(note)
+        self.trial: optuna.Trial | None = None
+        self.cannot_open = False
 
-    objective = about["objective"].removeprefix("best/")
-
-    def watch(step: int, numbers: Mapping[str, float]) -> bool:
+    def __call__(self, step: int, numbers: Mapping[str, float]) -> bool:
         """Reports the objective, and returns whether the trial should continue."""
-        value = numbers.get(objective)
+        value = numbers.get(self.about["objective"].removeprefix("best/"))
         if step == 0 or value is None:  # nothing has been learned yet
+            return True
+        trial = self.opened()
+        if trial is None:
             return True
         try:
             with warnings.catch_warnings():
@@ -139,7 +129,30 @@ def watching(note: str | None) -> Iterator[Callable[[int, Mapping[str, float]], 
             )
             return True
 
-    yield watch
+    def opened(self) -> "optuna.Trial | None":
+        """Returns the trial, or None if its study cannot be opened, which is said once."""
+        if self.trial is None and not self.cannot_open:
+            import optuna
+
+            try:
+                self.trial = optuna.trial.Trial(open_study(self.about), self.about["trial"])
+            except Exception as error:  # the run can do without
+                self.cannot_open = True
+                print(
+                    f"warning: the trial is not pruned, its study cannot be opened: {reason_of(error)}",
+                    file=sys.stderr,
+                )
+        return self.trial
+
+
+def watch_of(note: str | None) -> TrialWatch | None:
+    """Returns what watches a cell, or None if it is of no search, or of one that does not prune.
+
+    `note` is the value of its key `trial`.
+    """
+    if note is None or json.loads(note)["pruner"] == "none":
+        return None
+    return TrialWatch(note)
 
 
 @contextmanager

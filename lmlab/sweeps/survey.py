@@ -167,7 +167,7 @@ class Survey:
         self.tell_of_code(list({cell.hash: cell for cell in self.cells.values()}.values()))
 
     def slots(self, n_jobs: int | None) -> int:
-        """Returns how many cells run at a time.
+        """Returns how many cells run at a time; one of several processes counts as so many.
 
         That is `n_jobs` if it is given, else one for each GPU, or as many as the cores allow.
         """

@@ -10,7 +10,7 @@ from lmlab.inference import evaluations
 from lmlab.inference.evaluations import Subject
 from lmlab.runs.board import Board
 from lmlab.runs.checkpoints import SealedCheckpointIO
-from lmlab.runs.folder import RunDirectory
+from lmlab.runs.folder import AnyDirectory
 from lmlab.terminal import Interrupted, StopSignals, after_a_second, call_in_thread
 from lmlab.training import state
 from lmlab.training.companions import loggers
@@ -22,7 +22,7 @@ COUNTING = "counting the text …"
 
 
 def count(
-    directory: RunDirectory,
+    directory: AnyDirectory,
     subject: Subject,
     identity: dict[str, Any],
     stop: StopSignals,

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from lightning_fabric.plugins.environments import LightningEnvironment
 
-from lmlab import files, machine, plugins
+from lmlab import files, machine, plugins, ranks
 from lmlab.config.check import Config
 from lmlab.config.keys import switched_on
 from lmlab.data.batches import BatchModule
@@ -29,21 +28,25 @@ from lmlab.runs.checkpoints import SealedCheckpointIO
 from lmlab.runs.folder import (
     EVENTS,
     LIMITS,
+    AnyDirectory,
     RunDirectory,
+    SilentDirectory,
     is_complete,
     read_config,
     read_metrics,
     read_tokenizer,
     text_sha256,
+    to_json,
     write_config,
 )
 from lmlab.runs.provenance import provenance
 from lmlab.runs.typed import command as command_of
 from lmlab.terminal import Interrupted, StopSignals, after_a_second
-from lmlab.training import state, summary
+from lmlab.training import distributed, launch, state, summary
 from lmlab.training.counting import count
 from lmlab.training.overhead import (
     NoProfiler,
+    leave_signals_alone,
     mute_lightning,
     spare_memory_filling,
 )
@@ -76,7 +79,6 @@ def run(
     config: Config,
     path: Path,
     command: str,
-    start: checkpoints.Run | None = None,
     sha256: str | None = None,
     cell: dict[str, Any] | None = None,
     watch: Watch | None = None,
@@ -85,10 +87,16 @@ def run(
     """Trains a new run; returns its status ('finished', 'diverged', 'pruned') and its folder.
 
     `config` has the device, precision and threads of this machine. The folder is `path`, or, if it
-    exists, `path` with a number. `start` is the run that init_from= names. `sha256` is the checksum
-    that the text must have. `cell` holds facts about the sweep for metrics.json. `tokenizer` is that
-    of the run that is replayed. Raises UserError before it makes a folder.
+    exists, `path` with a number. `sha256` is the checksum that the text must have. `cell` holds facts
+    about the sweep for metrics.json. `tokenizer` is that of the run that is replayed. If the run needs
+    several processes, they are started. Raises UserError before it makes a folder.
     """
+    if launch.is_needed(config.device):
+        arguments = (config, path, command, sha256, cell, watch, tokenizer)
+        with noting_ranks(path, is_cell=cell is not None):
+            status, path = launch.launch(config.device, run, *arguments)
+        return status, path
+    start = load_start(config.run.init_from)
     if start:
         tokenizer = start.tokenizer
     prepared = Prepared(config, tokenizer, sha256)
@@ -148,11 +156,18 @@ def resume(path: Path, config: Config, command: str, watch: Watch | None = None)
 
     `config` is the run's configuration; keys that may change may have new values. Raises UserError.
     """
+    with keeping_device(path):
+        device = machine.devices_of(config)
+    if launch.is_needed(device):
+        with noting_ranks(path):
+            status: str = launch.launch(device, resume, path, config, command, watch)
+        return status
     with disk_errors(path), closing(RunDirectory(path)) as directory:
         tokenizer = read_tokenizer(path)
         metrics = read_metrics(path)
         asked = other_values(path, config)
-        config = resolved_on_this_machine(path, config)
+        with keeping_device(path):
+            config = machine.resolve(config)
         check_plugins(path, metrics)
         checkpoint = checkpoints.latest(path, config, tokenizer, directory.say)
         saved = checkpoint["lmlab"] if checkpoint else None
@@ -196,6 +211,31 @@ def resume(path: Path, config: Config, command: str, watch: Watch | None = None)
 
 
 @contextmanager
+def noting_ranks(path: Path, is_cell: bool = False) -> Iterator[None]:
+    """A context in which the error of a rank is noted in the folder of the run at `path`.
+
+    Rank 0, which writes there, has ended with the others, and did not know which of them was at
+    fault. For a run by itself the error says how it goes on.
+    """
+    try:
+        yield
+    except UserError as error:
+        if not (path / "metrics.json").exists():
+            raise
+        metrics = read_metrics(path)
+        is_fault = not isinstance(error, launch.RankFailed)
+        if metrics.get("status") == "interrupted":
+            metrics |= {"status": "failed" if is_fault else "interrupted", "reason": str(error)}
+            with suppress(UserError):  # on a full disk
+                files.write(path / "metrics.json", to_json(metrics, indent=2).encode())
+        if is_fault or is_cell or not (path / checkpoints.LAST).exists():
+            raise
+        raise UserError(
+            f"{error}; to continue from the last checkpoint: {command_of('train', resume=path)}"
+        ) from None
+
+
+@contextmanager
 def staying_finished(path: Path, metrics: Mapping[str, Any], rewound: int) -> Iterator[None]:
     """A context that leaves a finished run as it was if going on fails before anything is trained.
 
@@ -229,13 +269,11 @@ def end_of(file: Path) -> tuple[int, bytes]:
         return size, opened.read()
 
 
-def resolved_on_this_machine(path: Path, config: Config) -> Config:
-    """Returns the configuration of the run at `path` with values of this machine.
-
-    Raises UserError if the machine has not the run's device.
-    """
+@contextmanager
+def keeping_device(path: Path) -> Iterator[None]:
+    """A context in which the error of a machine without the device says what the run can do."""
     try:
-        return machine.resolve(config)
+        yield
     except UserError as error:
         raise UserError(
             f"{error}. The run at {path} keeps its device; a new run on another one can start from "
@@ -274,25 +312,18 @@ def train(
     over: bool = False,
     watch: Watch | None = None,
 ) -> str:
-    """Trains to the end and returns the status.
+    """Trains to the end and returns the status. Other ranks, if there are any, take part.
 
     `saved` is the entry of the checkpoint to start from. `over` means that the training is complete
     and only the results are missing.
 
     Raises SystemExit(128 + n) after signal n.
     """
-    with StopSignals(STOPPING) as stop:
+    if not over:
+        distributed.lead(directory, prepared, saved)
+    with StopSignals(distributed.message(STOPPING)) as stop:
         with noting_failures(directory), plugins.exits_as_errors():
-            subject = Subject(
-                model=prepared.model,
-                text=prepared.text,
-                block_size=prepared.block_size,
-                precision=prepared.precision,
-                seed=prepared.run.seed,
-                source=source_text(directory, prepared.text.tokenizer),
-                align=prepared.run.align,
-                instruments=switched_on(prepared.run),
-            )
+            subject = subject_of(directory, prepared)
             ending = learn(directory, prepared, subject, stop, saved, over, watch)
             directory.update(status=ending.status, **ending.totals)
         run = prepared.run
@@ -305,8 +336,32 @@ def train(
     return ending.status
 
 
+@isolated()
+@plugins.exits_as_errors()
+def take_part(task: distributed.Task) -> None:
+    """Trains as one of the ranks that rank 0 leads. It writes nothing."""
+    prepared = Prepared(task.config, task.tokenizer, task.sha256)
+    directory = SilentDirectory(task.path, task.metrics)
+    with StopSignals("") as stop, plugins.exits_as_errors():
+        learn(directory, prepared, subject_of(directory, prepared), stop, task.saved, False, None)
+
+
+def subject_of(directory: AnyDirectory, prepared: Prepared) -> Subject:
+    """Returns what all evaluations of a run look at."""
+    return Subject(
+        model=prepared.model,
+        text=prepared.text,
+        block_size=prepared.block_size,
+        precision=prepared.precision,
+        seed=prepared.run.seed,
+        source=source_text(directory, prepared.text.tokenizer),
+        align=prepared.run.align,
+        instruments=switched_on(prepared.run),
+    )
+
+
 def learn(
-    directory: RunDirectory,
+    directory: AnyDirectory,
     prepared: Prepared,
     subject: Subject,
     stop: StopSignals,
@@ -334,18 +389,21 @@ def learn(
         watch,
         prepared.companions,
         prepared.callbacks,
+        ranks.here(),
     )
     if over:
         recorder.close_finished()
     else:
+        first = recorder.meter.step * prepared.run.grad_accumulation
         module = LanguageModule(
             prepared.model,
             prepared.optimizer,
             prepared.run,
             prepared.precision,
             prepared.device,
+            ranks.here(),
+            first,
         )
-        first = recorder.meter.step * prepared.run.grad_accumulation
         batches = BatchModule(prepared.batches, first)
         make_steps(recorder, module, batches, prepared, directory, saved is not None)
     return recorder.ending()
@@ -423,6 +481,9 @@ def noting_failures(directory: RunDirectory) -> Iterator[None]:
     except SystemExit:
         note_stop()
         raise
+    except ranks.LostContact as error:
+        note("interrupted", reason=str(error))
+        raise
     except BaseException as error:
         note("failed", reason=reason_of(error))
         explained = isinstance(error, UserError | OSError) and not plugins.own_frames(error)
@@ -445,7 +506,7 @@ def make_steps(
     module: LanguageModule,
     batches: BatchModule,
     prepared: Prepared,
-    directory: RunDirectory,
+    directory: AnyDirectory,
     resumed: bool,
 ) -> None:
     """Lets Lightning make the steps, starting at the checkpoint if the run is resumed."""
@@ -468,6 +529,8 @@ def make_steps(
                 why = plugins.exit_of(raised)
                 raise RuntimeError(why).with_traceback(raised.__traceback__) from None
             raise SystemExit(128 + (recorder.stop.number or signal.SIGINT)) from None
+        if ranks.is_lost(error) and ranks.here().size > 1:
+            raise ranks.lost_contact(error) from None
         if recorder.started or not resumed or isinstance(error, OSError | UserError):
             raise
         if plugins.own_frames(error):  # it is no fault of the checkpoint
@@ -481,9 +544,13 @@ def trainer(recorder: Recorder, prepared: Prepared, max_steps: int) -> pl.Traine
     spare_memory_filling()
     device = prepared.device
     check = Resumable(prepared) if PRESENT else None
-    return pl.Trainer(
+    keys = prepared.config.device
+    is_one_of_several = ranks.here().size > 1
+    made = pl.Trainer(
         accelerator="gpu" if device == "cuda" else device,
-        devices=1,
+        devices=keys.per_node if is_one_of_several else 1,
+        num_nodes=keys.nodes if is_one_of_several else 1,
+        strategy=distributed.strategy(prepared) if is_one_of_several else "auto",
         callbacks=[*recorder.callbacks, recorder],
         deterministic=device == "cpu",
         max_epochs=-1,
@@ -491,10 +558,12 @@ def trainer(recorder: Recorder, prepared: Prepared, max_steps: int) -> pl.Traine
         profiler=NoProfiler(),
         plugins=[
             SealedCheckpointIO(prepared.model.largest_checkpoint(), check),
-            LightningEnvironment(),  # on Slurm, too: there submitit alone requeues
+            distributed.environment(),
         ],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+    leave_signals_alone(made)
+    return made

@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from lmlab import ranks
 from lmlab.config.check import Config
 from lmlab.config.grammar import typed_value
 from lmlab.config.keys import RunConfig
@@ -20,7 +21,7 @@ from lmlab.models.base import LanguageModel, build_model
 from lmlab.register import is_own
 from lmlab.registry import folder_kept
 from lmlab.runs import checkpoints
-from lmlab.runs.folder import RunDirectory, newest, read_config, text_sha256
+from lmlab.runs.folder import AnyDirectory, newest, read_config, text_sha256
 from lmlab.training.companions import callbacks
 from lmlab.training.optimizers import build_optimizer, check_schedule
 
@@ -59,6 +60,7 @@ class Prepared:
                 run.seed,
                 run.align,
                 self.text.documents.get("train"),
+                ranks.here().rows(run.batch_size),
             )
             rows = run.batch_size * run.grad_accumulation
             self.length = (
@@ -72,6 +74,7 @@ class Prepared:
         else:
             is_checked = False
             config = with_align(config, "epoch")  # without effect
+        self.config = config
         self.run: RunConfig = config.run
         pl.seed_everything(config.run.seed, verbose=False)
         self.model = build_model(config.model, self.text.tokenizer.vocab_size)
@@ -227,7 +230,7 @@ def inherit(model: LanguageModel, start: checkpoints.Run) -> None:
         ) from None
 
 
-def source_text(directory: RunDirectory, tokenizer: Tokenizer) -> Source | None:
+def source_text(directory: AnyDirectory, tokenizer: Tokenizer) -> Source | None:
     """Returns the validation text of the earlier run whose weights this run starts from.
 
     If their text cannot be read, it prints a line and returns None.

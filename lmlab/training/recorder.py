@@ -16,8 +16,9 @@ from lmlab.errors import UserError
 from lmlab.inference import evaluations
 from lmlab.inference.evaluations import Detail, Subject
 from lmlab.isolation import set_random_state
+from lmlab.ranks import ALONE, Ranks
 from lmlab.runs.board import Board
-from lmlab.runs.folder import RunDirectory
+from lmlab.runs.folder import AnyDirectory
 from lmlab.terminal import Interrupted, StopSignals
 from lmlab.training import state
 from lmlab.training.companions import Hooks, loggers
@@ -57,17 +58,19 @@ class Schedule:
         self.picture_interval = every * run.eval_interval
         self.saved_at = time.monotonic()
 
-    def due(self, step: int, seconds: float) -> Due:
-        """Returns the actions that are due after `step` steps and `seconds` of training."""
+    def due(self, step: int, is_late: bool, is_overdue: bool = False) -> Due:
+        """Returns the actions that are due after `step` steps.
+
+        `is_late` says that the time of the run is over, and `is_overdue` that of a checkpoint.
+        """
         run = self.run
-        end = step >= run.max_steps or self.is_out_of_time(seconds)
+        end = step >= run.max_steps or is_late
         evaluation = end or step % run.eval_interval == 0
-        minutes = (time.monotonic() - self.saved_at) / 60
         at_interval = step % run.checkpoint_interval == 0
         return Due(
             point=evaluation or step % run.log_interval == 0,
             evaluation=evaluation,
-            checkpoint=end or at_interval or minutes >= run.checkpoint_minutes,
+            checkpoint=end or at_interval or is_overdue,
             end=end,
         )
 
@@ -75,6 +78,11 @@ class Schedule:
         """Returns whether `max_minutes` of training are over."""
         minutes = self.run.max_minutes
         return minutes is not None and seconds >= 60 * minutes
+
+    def is_overdue(self) -> bool:
+        """Returns whether the last checkpoint was written `checkpoint_minutes` ago."""
+        minutes = (time.monotonic() - self.saved_at) / 60
+        return minutes >= self.run.checkpoint_minutes
 
     def evaluates_after(self, step: int) -> bool:
         """Returns whether an evaluation follows `step`, if this is known in advance."""
@@ -111,12 +119,13 @@ class Recorder(Callback):
     called after an evaluation and returns whether to continue. After a signal that `stop` receives
     the run ends: with the step that is being made, or in the middle of an evaluation, which the
     resumed run then repeats. `companions` are the keys of callbacks and loggers, by their names;
-    `callbacks` are called before the Recorder itself.
+    `callbacks` are called before the Recorder itself. Several `ranks` have a Recorder each, and all
+    decide alike; that of rank 0 writes.
     """
 
     def __init__(
         self,
-        directory: RunDirectory,
+        directory: AnyDirectory,
         run: RunConfig,
         subject: Subject,
         identity: dict[str, Any],
@@ -125,7 +134,9 @@ class Recorder(Callback):
         watch: Watch | None = None,
         companions: Mapping[str, Any] | None = None,
         callbacks: Sequence[Callback] = (),
+        ranks: Ranks = ALONE,
     ) -> None:
+        self.ranks = ranks
         self.callbacks = [*callbacks]
         self.hooks = Hooks(self.callbacks)
         self.directory = directory
@@ -137,8 +148,10 @@ class Recorder(Callback):
         flops_per_token = directory.metrics.get("flops_per_token", 0)
         self.meter = Meter(run, subject.block_size, flops_per_token, directory.console, saved)
         self.stop = stop
-        board = Board(directory.path, directory.warn, state.first_new_step(saved))
-        boards = [board, *loggers(directory.path, companions or {}, directory.warn)]
+        boards: list[Any] = []
+        if ranks.leads:
+            board = Board(directory.path, directory.warn, state.first_new_step(saved))
+            boards = [board, *loggers(directory.path, companions or {}, directory.warn)]
         self.results = Results(directory, boards, (saved or state.UNTRAINED)["best"])
         self.before: dict[str, Tensor] = {}  # the matrices before a step that is measured
         self.waiting: dict[str, float] | None = (saved or {}).get("waiting")  # see `state.entry`
@@ -147,6 +160,7 @@ class Recorder(Callback):
         self.diverged = False
         self.pruned = False
         self.asked_to_end = False  # by a callback
+        self.stopping = False  # after a signal that any rank has received
         self.end_reason = ""
 
     # Lightning calls these
@@ -164,13 +178,14 @@ class Recorder(Callback):
         if self.saved:
             if trainer.global_step != self.meter.step:
                 raise ValueError("its parts are of different steps")
-            module.loss_sum.fill_(self.saved["loss_sum"])
+            module.loss_sum.fill_(self.own_loss_sum(self.saved))
             module.losses = self.saved["losses"]
             set_random_state(self.saved["random_state"])
         else:
             self.results.describe(self.identity["config"])
         if self.waiting is not None:
-            self.last = self.schedule.due(self.meter.step, self.meter.seconds()).end
+            late, _ = self.agree(self.schedule.is_out_of_time(self.meter.seconds()))
+            self.last = self.schedule.due(self.meter.step, late).end
         if self.saved is None or self.waiting is not None:
             self.evaluate(trainer, module)
             self.note_logged(module)
@@ -178,7 +193,29 @@ class Recorder(Callback):
         module.logged = {}  # of a resumed run: what is logged at its start, the whole run would lack
         self.keep_matrices(module)
         self.meter.start()
-        trainer.should_stop = self.last or self.pruned or self.stop.came
+        self.agree()
+        trainer.should_stop = self.last or self.pruned or self.stopping
+
+    def own_loss_sum(self, saved: Mapping[str, Any]) -> float:
+        """Returns the sum of losses with which this rank goes on from a checkpoint."""
+        of_ranks = saved.get("loss_sums", ())
+        if len(of_ranks) == self.ranks.size:
+            return float(of_ranks[self.ranks.rank])
+        return float(saved["loss_sum"])
+
+    def agree(self, is_late: bool = False, is_overdue: bool = False) -> tuple[bool, bool]:
+        """Lets all ranks take the wishes and signals of each for their own.
+
+        `is_late` says that the time of the run is over, and `is_overdue` that of a checkpoint, by the
+        clock of this rank. Returns what is true for all.
+        """
+        votes = (self.asked_to_end, is_late, is_overdue)
+        ended, late, overdue, number = self.ranks.agree(*map(int, votes), self.stop.number or 0)
+        self.asked_to_end = bool(ended)
+        if number:  # else a signal may have come meanwhile
+            self.stopping = True
+            self.stop.number = number
+        return bool(late), bool(overdue)
 
     def on_train_epoch_start(self, trainer: Trainer, module: LanguageModule) -> None:  # type: ignore[override]  # our module
         """Raises UserError for a second epoch: the batches of the first have no end."""
@@ -186,7 +223,7 @@ class Recorder(Callback):
             raise UserError(
                 f"{named_plugins()}a callback has raised StopIteration, which ends the epoch"
             )
-        if not (self.last or self.pruned or self.stop.came):  # else the wish is the Recorder's own
+        if not (self.last or self.pruned or self.stopping):  # else the wish is the Recorder's own
             self.note_wish(trainer)
 
     def note_wish(self, trainer: Trainer) -> None:
@@ -201,25 +238,27 @@ class Recorder(Callback):
             return  # one of several batches of a step
         self.started = True
         self.meter.step = trainer.global_step
-        due = self.schedule.due(self.meter.step, self.meter.seconds())
+        late, overdue = self.agree(
+            self.schedule.is_out_of_time(self.meter.seconds()), self.schedule.is_overdue()
+        )
+        due = self.schedule.due(self.meter.step, late, overdue)
         if self.asked_to_end:
             due = Due(point=True, evaluation=True, checkpoint=True, end=True)
         self.last = due.end
         if due.point:
             self.note_point(trainer, module)
-        stopping = self.stop.came
-        if due.evaluation or due.checkpoint or stopping:
+        if due.evaluation or due.checkpoint or self.stopping:
             with self.meter.paused(module):  # what is done here is no training time
                 if due.evaluation:
                     self.evaluate(trainer, module)
                 self.note_logged(module)
                 # asked once: a signal that comes while saving waits for the next step
-                stopping = self.stop.came
-                if due.checkpoint or stopping or self.last:
+                self.agree()
+                if due.checkpoint or self.stopping or self.last:
                     self.save(trainer, module)
         self.note_logged(module)
         self.keep_matrices(module)
-        trainer.should_stop = self.last or self.diverged or self.pruned or stopping
+        trainer.should_stop = self.last or self.diverged or self.pruned or self.stopping
 
     def on_save_checkpoint(
         self,
@@ -246,11 +285,33 @@ class Recorder(Callback):
             best=self.results.best,
             train_seconds=self.meter.train_seconds,
             train_loss=self.meter.train_loss,
-            loss_sum=module.loss_sum.item(),
+            **self.loss_sums(module),
             losses=module.losses,
             **({} if self.waiting is None else {"waiting": self.waiting}),
             **({"ended_by_callback": True} if self.asked_to_end else {}),
         )
+
+    def loss_sums(self, module: LanguageModule) -> dict[str, Any]:
+        """Returns the sum of losses, and if there are several ranks those of each.
+
+        Raises UserError if their weights are no longer the same.
+        """
+        if self.ranks.size == 1:
+            return {"loss_sum": module.loss_sum.item()}
+        self.check_equal(module)
+        sums = self.ranks.gather(module.loss_sum.item())
+        return {"loss_sum": sum(sums) / len(sums), "loss_sums": sums}
+
+    def check_equal(self, module: LanguageModule) -> None:
+        """Raises UserError unless all ranks have the same weights. It compares their sums."""
+        own = sum(float(weight.detach().double().sum()) for weight in module.parameters())
+        for rank, other in enumerate(self.ranks.gather(own)):
+            if other != own:
+                raise UserError(
+                    f"{named_plugins()}after step {self.meter.step} rank {rank} has other weights than "
+                    f"rank {self.ranks.rank}: all of them must change the weights alike, without random "
+                    "numbers or times of their own"
+                )
 
     def on_load_checkpoint(
         self,
@@ -288,19 +349,17 @@ class Recorder(Callback):
         ratios = self.update_ratios(subject)
         subject = replace(subject, before={})
         self.hooks.before(trainer, module)
-        try:
-            with self.stop.interrupting(), self.meter.evaluating():
-                values = {**evaluations.evaluate(subject, self.directory.warn), **ratios}
-        except Interrupted as error:
-            self.hooks.broken_off(trainer, module, error)
-            self.waiting = {name: float(ratio) for name, ratio in ratios.items()}
-            return
-        except evaluations.NotFinite as error:
-            self.hooks.broken_off(trainer, module, error)
-            self.diverged = True
+        values, fault = self.values_of(subject, ratios)
+        if fault is not None:
+            self.hooks.broken_off(trainer, module, fault)
+            if isinstance(fault, Interrupted):
+                self.waiting = {name: float(ratio) for name, ratio in ratios.items()}
+            else:
+                self.diverged = True
             return
         self.hooks.after(trainer, module, evaluations.numbers_of(values))
-        if trainer.should_stop:
+        (asked,) = self.ranks.agree(int(trainer.should_stop))
+        if asked:
             self.asked_to_end = self.last = True
         values |= {name: Detail(ratio) for name, ratio in (self.waiting or {}).items()}
         self.waiting = None
@@ -315,6 +374,34 @@ class Recorder(Callback):
         )
         if self.watch and not self.last:
             self.pruned = not self.watch(step, numbers)
+        (pruned,) = self.ranks.agree(int(self.pruned))
+        self.pruned = bool(pruned)
+
+    def values_of(
+        self, subject: Subject, ratios: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], BaseException | None]:
+        """Returns the values of an evaluation, or why there are none: Interrupted or NotFinite.
+
+        Several ranks compute the losses together, and rank 0 all else. The others get its numbers.
+        """
+        values: dict[str, Any] = {}
+        fault: BaseException | None = None
+        try:
+            with self.meter.evaluating():
+                if self.ranks.size > 1:
+                    subject = evaluations.compute_together(
+                        subject, self.ranks, lambda: self.stop.came
+                    )
+                if self.ranks.leads:
+                    with self.stop.interrupting():
+                        values = evaluations.evaluate(subject, self.directory.warn)
+        except (Interrupted, evaluations.NotFinite) as error:
+            fault = error
+        if self.ranks.size > 1:
+            of_leader = self.ranks.share((evaluations.numbers_of(values), fault))
+            if not self.ranks.leads:
+                values, fault = of_leader
+        return {**values, **ratios}, fault
 
     def update_ratios(self, subject: Subject) -> Mapping[str, Any]:
         """Returns how much the last step changed each matrix. A failure is only a warning."""
@@ -359,6 +446,8 @@ class Recorder(Callback):
         """
         if not all(torch.isfinite(weight).all() for weight in module.parameters()):
             self.diverged = True
+        (diverged,) = self.ranks.agree(int(self.diverged))
+        self.diverged = bool(diverged)
         return not self.diverged
 
     # How it ends
@@ -376,7 +465,7 @@ class Recorder(Callback):
 
     def check_end(self) -> None:
         """Raises UserError if the steps have ended although nothing has asked for it."""
-        asked = self.last or self.diverged or self.pruned or self.stop.came
+        asked = self.last or self.diverged or self.pruned or self.stopping or self.stop.came
         if not asked and self.waiting is None:
             raise UserError(
                 f"{named_plugins()}a callback has ended Lightning's loop after step {self.meter.step} of "

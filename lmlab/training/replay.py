@@ -14,7 +14,6 @@ from lmlab.runs.folder import (
 )
 from lmlab.runs.provenance import differences
 from lmlab.training import experiment
-from lmlab.training.preparation import load_start
 
 
 def replay(path: Path, config: Config, command: str) -> bool:
@@ -30,9 +29,8 @@ def replay(path: Path, config: Config, command: str) -> bool:
         config = replace(config, run=run)
     new_path = files.expanded(config.run.out) / config.run.name / timestamp()
     config = machine.resolve(config)
-    start = load_start(config.run.init_from)
     tokenizer = read_tokenizer(path)
-    _, new_path = experiment.run(config, new_path, command, start, sha256, tokenizer=tokenizer)
+    _, new_path = experiment.run(config, new_path, command, sha256, tokenizer=tokenizer)
     now = losses(new_path)
     common = sorted({*before} & {*now})
     parted = next((point for point in common if before[point] != now[point]), None)

@@ -7,7 +7,7 @@ from typing import Any
 from lmlab.inference import evaluations
 from lmlab.numbers import decimal, losses
 from lmlab.runs.code import short
-from lmlab.runs.folder import RunDirectory
+from lmlab.runs.folder import AnyDirectory
 
 
 class Results:
@@ -18,7 +18,7 @@ class Results:
     """
 
     def __init__(
-        self, directory: RunDirectory, boards: Sequence[Any], best: float = math.inf
+        self, directory: AnyDirectory, boards: Sequence[Any], best: float = math.inf
     ) -> None:
         self.directory = directory
         self.boards = boards

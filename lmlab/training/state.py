@@ -9,7 +9,7 @@ import torch
 from lmlab.errors import UserError
 from lmlab.isolation import random_state
 from lmlab.models.base import alike
-from lmlab.runs.folder import RunDirectory
+from lmlab.runs.folder import AnyDirectory
 
 # how far a run is before its first checkpoint
 UNTRAINED: dict[str, Any] = {
@@ -23,7 +23,7 @@ UNTRAINED: dict[str, Any] = {
 
 
 def entry(
-    identity: dict[str, Any], directory: RunDirectory, device: str, **progress: Any
+    identity: dict[str, Any], directory: AnyDirectory, device: str, **progress: Any
 ) -> dict[str, Any]:
     """Returns the entry `lmlab` of a checkpoint.
 

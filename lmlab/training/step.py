@@ -16,7 +16,7 @@ Lightning also moves the model to the device, writes and reads checkpoints, and 
 import math
 import reprlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -26,9 +26,11 @@ from torch import Tensor, nn
 from lmlab.config.keys import RunConfig
 from lmlab.data.batches import IGNORED
 from lmlab.errors import UserError
+from lmlab.isolation import seed_batch
 from lmlab.machine import autocast
 from lmlab.models.base import LanguageModel
 from lmlab.numbers import NUMBERS
+from lmlab.ranks import ALONE, Ranks
 from lmlab.training.optimizers import build_optimizer, learning_rate, set_learning_rate
 from lmlab.training.overhead import PlainHookName
 
@@ -44,19 +46,25 @@ def masked_cross_entropy(model: nn.Module, idx: Tensor, targets: Tensor) -> Tens
     """Returns the mean loss over the targets that are not IGNORED, or 0 if all are."""
     logits = model(idx).flatten(0, 1)
     total = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="sum")
-    return total / (targets != IGNORED).sum().clamp(min=1)
+    return total / n_scored(targets).clamp(min=1)
+
+
+def n_scored(targets: Tensor) -> Tensor:
+    """Returns how many targets are not IGNORED."""
+    return (targets != IGNORED).sum()
 
 
 def compiled(
-    loss: Callable[..., Tensor], device: str, grad_accumulation: int
+    loss: Callable[..., Tensor], device: str, is_whole_step: bool
 ) -> Callable[..., Tensor]:
     """Returns the function `loss` compiled for a device.
 
-    On CUDA a step runs as one CUDA graph, in a third of the time. This is not possible with
-    accumulation, since the graph would overwrite the gradients of the batch before.
+    On CUDA a step runs as one CUDA graph, in a third of the time. This is not possible unless it
+    `is_whole_step`: the graph would overwrite the gradients of the batch before, or those that other
+    ranks still read.
     """
     torch.compiler.reset()  # an earlier run of this process would decide what is compiled, and how
-    graphs = device == "cuda" and grad_accumulation == 1
+    graphs = device == "cuda" and is_whole_step
     mode = "reduce-overhead" if graphs else "default"
     return torch.compile(loss, dynamic=False, mode=mode)
 
@@ -86,7 +94,9 @@ class LanguageModule(PlainHookName):
     """Wraps a model from token ids (B, T) to logits (B, T, V) for Lightning's Trainer.
 
     The losses are added on the device, so that no step waits for its loss to be copied to the CPU;
-    `take_loss` reads the sum. `optimizer` holds the optimizer's keys.
+    `take_loss` reads the sum. `optimizer` holds the optimizer's keys. Of several `ranks` each takes
+    its rows of a batch, and their gradients are averaged before a gradient step; `first` is the
+    number of the first batch.
     """
 
     # By hand it takes half as long. The price: Lightning's own clipping, accumulation, schedulers
@@ -94,9 +104,18 @@ class LanguageModule(PlainHookName):
     automatic_optimization = False
 
     loss_sum: Tensor
+    # Each rank adds up its own.
+    _ddp_params_and_buffers_to_ignore = ("loss_sum",)
 
     def __init__(
-        self, model: LanguageModel, optimizer: Any, run: RunConfig, precision: str, device: str
+        self,
+        model: LanguageModel,
+        optimizer: Any,
+        run: RunConfig,
+        precision: str,
+        device: str,
+        ranks: Ranks = ALONE,
+        first: int = 0,
     ) -> None:
         super().__init__()
         self.model = model
@@ -105,11 +124,13 @@ class LanguageModule(PlainHookName):
         self.precision = precision
         self.cross_entropy = masked_cross_entropy if run.score_after else cross_entropy
         if run.compile:
-            self.cross_entropy = compiled(self.cross_entropy, device, run.grad_accumulation)
+            is_whole_step = ranks.size == 1 and run.grad_accumulation == 1
+            self.cross_entropy = compiled(self.cross_entropy, device, is_whole_step)
         self.weights = list(model.parameters())
         self.register_buffer("loss_sum", torch.zeros(()), persistent=False)
         self.losses = 0  # that `loss_sum` adds up
-        self.batches = 0
+        self.ranks = ranks
+        self.batches = first
         self.grad_norm = torch.zeros(())
         self.logged: dict[str, Any] = {}  # numbers of callbacks at this step
         self.end_reason = "a callback ended the run"  # which can say more, if it does so
@@ -117,7 +138,8 @@ class LanguageModule(PlainHookName):
     @no_early_end()
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Adds a batch's gradients. After `grad_accumulation` batches it makes a gradient step."""
-        accumulation = self.run.grad_accumulation
+        if self.ranks.size > 1:
+            seed_batch(self.run.seed, self.batches, self.ranks.rank)
         with autocast(self.device, self.precision):
             loss = self.cross_entropy(self.model, *batch)
         if not loss.requires_grad:
@@ -125,13 +147,43 @@ class LanguageModule(PlainHookName):
                 "no weight is left to train: requires_grad is false for all of them, which the model "
                 "or a callback has set"
             )
-        self.manual_backward(loss / accumulation if accumulation > 1 else loss)
-        if not self.run.score_after or bool((batch[1] != IGNORED).any()):
+        has_targets = True
+        if self.run.score_after:
+            loss, has_targets = self.weighted(loss, batch[1])
+        self.batches += 1
+        is_last = self.batches % self.run.grad_accumulation == 0
+        self.add_gradients(loss, is_last)
+        if has_targets:
             self.loss_sum.add_(loss.detach())
             self.losses += 1
-        self.batches += 1
-        if self.batches % accumulation == 0:
+        if is_last:
             self.gradient_step()
+
+    def weighted(self, loss: Tensor, targets: Tensor) -> tuple[Tensor, bool]:
+        """Returns the loss of this rank's rows, of whose `targets` some do not count.
+
+        It is weighted so that the mean over all ranks is the mean over all targets that count. Also
+        returns whether there are any.
+        """
+        counted = n_scored(targets)
+        if self.ranks.size == 1:
+            return loss, bool(counted > 0)
+        of_all = counted.clone()
+        self.ranks.add_up(of_all)
+        share = counted * self.ranks.size / of_all.clamp(min=1)
+        return loss * share, bool(of_all > 0)
+
+    def add_gradients(self, loss: Tensor, is_last: bool) -> None:
+        """Adds the gradients of a batch. With the last one of a step, ranks take their mean."""
+        accumulation = self.run.grad_accumulation
+        if accumulation > 1:
+            loss = loss / accumulation
+        alone: AbstractContextManager[Any] = nullcontext()
+        if self.ranks.size > 1 and not is_last:
+            wrapped: Any = self.trainer.strategy.model  # DDP's
+            alone = wrapped.no_sync()
+        with alone:
+            self.manual_backward(loss)
 
     def gradient_step(self) -> None:
         """Clips the gradients, sets the learning rate, and changes the weights."""
@@ -167,9 +219,10 @@ class LanguageModule(PlainHookName):
     def take_loss(self, restart: bool) -> float:
         """Returns the mean loss since the last call with `restart`. It waits for the device.
 
-        It is nan if no token of these batches was scored.
+        It is nan if no token of these batches was scored. All ranks get the same mean.
         """
         mean = float(self.loss_sum / self.losses) if self.losses else math.nan
+        mean = sum(self.ranks.gather(mean)) / self.ranks.size
         if restart:
             self.loss_sum.zero_()
             self.losses = 0

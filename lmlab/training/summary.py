@@ -22,12 +22,16 @@ def introduction(prepared: Prepared, path: Path) -> str:
     size = ""
     if model.n_params() > 0:  # an n-gram has no numbers yet
         size = f", {model.size()}"
+    processes = prepared.config.device.processes
+    threads = f"{prepared.run.threads} threads"
+    if processes > 1:
+        threads = f"{processes} processes, each with {threads} and {prepared.run.batch_size // processes} rows of a batch"
     rows = [
         ("model", f"{keys['model']}{size}: {' '.join(typed)}"),
         ("data", f"{keys['data']}, {described(prepared.text)}"),
         (
             "device",
-            f"{prepared.device}, precision {prepared.precision}, {prepared.run.threads} threads",
+            f"{prepared.device}, precision {prepared.precision}, {threads}",
         ),
         ("training", prepared.length),
         ("run", f"{path}\n"),

@@ -1,0 +1,223 @@
+"""The processes that train one run together, and what they tell each other. No torch until they join.
+
+Each is called a rank and has a number, as in torch.distributed. Rank 0 leads: it alone writes files
+and talks to the terminal. The ranks are started by the lab itself (`training/launch.py`), by torchrun
+or by Slurm's srun.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from lmlab.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+QUIET = ("TORCH_CPP_LOG_LEVEL", "ERROR")  # a variable that torch reads: advice on DDP is not shown
+PORTS = range(15_000, 30_000)  # on one of which rank 0 listens, under Slurm
+HANG = timedelta(minutes=10)  # of a rank that does not answer within a step
+PATIENCE = timedelta(days=365)  # for what rank 0 does alone, such as evaluations of a person's own
+LOST_WORDS = ("connection closed", "connection reset", "timed out", "gloo/transport", "broken pipe")
+
+
+class LostContact(UserError):
+    """Another rank has ended, or `hangs`. Which one it is, this process cannot know."""
+
+    def __init__(self, hangs: bool) -> None:
+        how = "does not answer" if hangs else "has ended"
+        super().__init__(f"another process of this run {how}")
+        self.hangs = hangs
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a process stands among those that were started together, and what has started them."""
+
+    rank: int
+    size: int
+    local_rank: int
+    """Its number among those of its machine."""
+
+    starter: str
+    """torchrun or srun; lmlab if the lab itself has started it, in the way of torchrun."""
+
+
+def place() -> Place | None:
+    """Returns the place that torchrun or srun has given this process, or None for a single one."""
+    env = os.environ
+    if "TORCHELASTIC_RUN_ID" in env and "RANK" in env:
+        rank, size, local = (int(env[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        return Place(rank, size, local, "torchrun")
+    if int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "SLURM_PROCID" in env:
+        keys = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+        rank, size, local = (int(env[key]) for key in keys)
+        return Place(rank, size, local, "srun")
+    return None
+
+
+class Ranks:
+    """The ranks of a run, as one of them sees them. A single process has itself alone."""
+
+    rank = 0
+    size = 1
+    tells = True
+    """Whether this process tells the person at the terminal that it stops."""
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is rank 0, which alone writes."""
+        return self.rank == 0
+
+    def rows(self, batch_size: int) -> slice:
+        """Returns which rows of a batch this rank takes. All ranks have as many."""
+        share = batch_size // self.size
+        return slice(self.rank * share, (self.rank + 1) * share)
+
+    def agree(self, *votes: int) -> list[int]:
+        """Returns the largest vote of all ranks on each question."""
+        return [*votes]
+
+    def gather(self, number: float) -> list[float]:
+        """Returns the numbers of all ranks, in their order."""
+        return [number]
+
+    def add_up(self, tensor: "Tensor") -> None:
+        """Puts the sum over all ranks into a tensor."""
+
+    def share(self, value: Any) -> Any:
+        """Returns the value that rank 0 has passed. The others wait for as long as it takes."""
+        return value
+
+
+class ConnectedRanks(Ranks):
+    """Several processes that are connected by torch.distributed."""
+
+    def __init__(self, own: Place) -> None:
+        import torch.distributed as dist
+
+        self.rank = own.rank
+        self.size = own.size
+        self.tells = own.rank == 0 and own.starter != "lmlab"
+        self.dist = dist
+        self.patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+
+    def agree(self, *votes: int) -> list[int]:
+        import torch
+
+        largest = torch.tensor(votes)
+        with talking():
+            self.dist.all_reduce(largest, self.dist.ReduceOp.MAX)
+        return [int(vote) for vote in largest.tolist()]
+
+    def gather(self, number: float) -> list[float]:
+        import torch
+
+        own = torch.tensor([number], dtype=torch.float64)
+        parts = [torch.zeros_like(own) for _ in range(self.size)]
+        with talking():
+            self.dist.all_gather(parts, own)
+        return [part.item() for part in parts]
+
+    def add_up(self, tensor: "Tensor") -> None:
+        with talking():
+            self.dist.all_reduce(tensor)
+
+    def share(self, value: Any) -> Any:
+        values = [value]
+        with talking():
+            self.dist.broadcast_object_list(values, src=0, group=self.patient)
+        return values[0]
+
+
+ALONE = Ranks()
+HERE: list[Ranks] = [ALONE]  # the last one is that of this process
+
+
+def here() -> Ranks:
+    """Returns the ranks of which this process is one."""
+    return HERE[-1]
+
+
+def lost_contact(error: BaseException) -> LostContact:
+    """Returns the error in the lab's words for one of torch's that `is_lost`."""
+    if isinstance(error, LostContact):
+        return error
+    return LostContact("timed out" in str(error).lower())
+
+
+def is_lost(error: BaseException) -> bool:
+    """Returns whether torch raised an error because another rank has ended or does not answer."""
+    text = str(error).lower()
+    is_torchs = isinstance(error, RuntimeError) and any(word in text for word in LOST_WORDS)
+    return isinstance(error, LostContact) or is_torchs
+
+
+@contextmanager
+def talking() -> Iterator[None]:
+    """A context in which torch's error about another rank becomes LostContact."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_lost(error):
+            raise
+        raise lost_contact(error) from None
+
+
+@contextmanager
+def joined(own: Place) -> Iterator[Ranks]:
+    """A context in which this process is connected with the others of its run.
+
+    At its end rank 0 tells the others that nothing else follows.
+    """
+    import torch
+    import torch.distributed as dist
+
+    backend = "gloo"
+    if torch.cuda.is_available():
+        backend = "cpu:gloo,cuda:nccl"
+        torch.cuda.set_device(own.local_rank)
+    if own.starter == "srun":
+        set_place_of_slurm(own)
+    with talking():
+        dist.init_process_group(backend, rank=own.rank, world_size=own.size, timeout=HANG)
+        ranks = ConnectedRanks(own)
+    HERE.append(ranks)
+    try:
+        yield ranks
+        end(ranks)
+    except SystemExit:
+        end(ranks)
+        raise
+    finally:
+        HERE.pop()
+
+
+def end(ranks: Ranks) -> None:
+    """Lets the others end, if this is rank 0, and disconnects."""
+    import torch.distributed as dist
+
+    if ranks.leads:
+        ranks.share(None)
+    dist.destroy_process_group()
+
+
+def set_place_of_slurm(own: Place) -> None:
+    """Writes this process's place, and where rank 0 listens, into the environment, as torchrun does.
+
+    Two steps of Slurm that run on one machine have different ports.
+    """
+    from lightning_fabric.plugins.environments import SLURMEnvironment
+
+    env = os.environ
+    nodes = env.get("SLURM_STEP_NODELIST") or env["SLURM_NODELIST"]
+    job, step = (int(env.get(key, 0)) for key in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    env["MASTER_ADDR"] = SLURMEnvironment.resolve_root_node_address(nodes)
+    env["MASTER_PORT"] = str(PORTS[(7 * job + step) % len(PORTS)])
+    env["RANK"] = str(own.rank)
+    env["WORLD_SIZE"] = str(own.size)
+    env["LOCAL_RANK"] = str(own.local_rank)
+    env["GROUP_RANK"] = env.get("SLURM_NODEID", "0")

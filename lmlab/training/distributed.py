@@ -1,0 +1,117 @@
+"""How several ranks train one run: rank 0 calls the others, and Lightning's DDP averages gradients.
+
+Each rank has the whole model and takes its rows of every batch. Rank 0 prepares the run as a single
+process would; then it passes to the others what they need to do the same steps.
+"""
+
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning_fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    TorchElasticEnvironment,
+)
+from pytorch_lightning.strategies import DDPStrategy
+
+from lmlab import machine, plugins, ranks
+from lmlab.config import conf_files
+from lmlab.config.check import Config
+from lmlab.data.tokenizers import Tokenizer
+from lmlab.register import is_own
+from lmlab.runs.folder import RunDirectory
+from lmlab.training.preparation import Prepared
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the other ranks need to take part in a run, which rank 0 has prepared."""
+
+    config: Config
+    tokenizer: Tokenizer
+    sha256: str
+    """The checksum that the text must have."""
+
+    path: Path
+    """The run's folder, from which they read."""
+
+    metrics: dict[str, Any]
+    saved: dict[str, Any] | None
+    """The entry of the checkpoint to start from."""
+
+
+def lead(directory: RunDirectory, prepared: Prepared, saved: dict[str, Any] | None) -> None:
+    """Lets the other ranks, if there are any, take part in a run that is about to begin."""
+    here = ranks.here()
+    if here.size == 1:
+        return
+    task = Task(
+        config=prepared.config,
+        tokenizer=prepared.text.tokenizer,
+        sha256=prepared.text.sha256,
+        path=directory.path,
+        metrics=directory.metrics,
+        saved=saved,
+    )
+    here.share((plugins.active_sources(), conf_files.ADDED, pickle.dumps(task)))
+
+
+def follow() -> None:
+    """Takes part in all that rank 0 trains, until it ends."""
+    from lmlab.training import experiment
+
+    while (called := ranks.here().share(None)) is not None:
+        sources, folders, content = called
+        conf_files.add_folders(folders)
+        with plugins.active(sources), plugins.own_errors():
+            experiment.take_part(pickle.loads(content))
+
+
+@contextmanager
+def joined(config: Config) -> Iterator[bool]:
+    """A context in which this process is one of the ranks that torchrun or srun has started.
+
+    The context gives whether it leads. If not, it has already done its part, and there is nothing
+    left to do. A process that is none of several leads itself.
+    """
+    own = ranks.place()
+    has_joined = ranks.here().size > 1
+    if own is None or has_joined or machine.devices_of(config).processes == 1:
+        yield True
+        return
+    with ranks.joined(own) as here:
+        if not here.leads:
+            follow()
+        yield here.leads
+
+
+def strategy(prepared: Prepared) -> DDPStrategy:
+    """Returns the strategy by which Lightning averages the gradients of all ranks.
+
+    Torch arranges gradients anew after the first step, in the order in which they came, unless it
+    looks for unused weights. Then a resumed run would add them in another order. Buffers, which
+    models of the lab never change, are passed on for somebody's own.
+    """
+    has_own_model = is_own("model", prepared.config.base("model"))
+    return DDPStrategy(
+        find_unused_parameters=True, broadcast_buffers=has_own_model, timeout=ranks.HANG
+    )
+
+
+def environment() -> ClusterEnvironment:
+    """Returns from where Lightning knows its place among the ranks.
+
+    On Slurm, too, a single process is alone: there submitit alone requeues.
+    """
+    if ranks.here().size == 1:
+        return LightningEnvironment()
+    return TorchElasticEnvironment()
+
+
+def message(text: str) -> str:
+    """Returns what this process says after a signal: nothing if another one says it."""
+    return text if ranks.here().tells else ""

@@ -1,0 +1,489 @@
+"""Several processes train one run: the same batches, the same losses, one writer, one end."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import lmlab
+from lmlab import machine, ranks
+from lmlab.catalogue import DeviceConfig
+from lmlab.commands import train as cli
+from lmlab.data.batches import Batches
+from lmlab.data.documents import Documents
+from lmlab.errors import UserError
+from lmlab.inference.loss import Turns, log_probs
+from lmlab.models.base import build_model
+from lmlab.ranks import Ranks
+from lmlab.sweeps.processes import server
+from lmlab.terminal import Interrupted
+from lmlab.training import launch
+from tests.conftest import ROOT, config, history, metrics, refused, weights
+from tests.victim import child
+
+SMALL = (
+    "data=tales n_layer=2 n_embd=32 n_head=2 block_size=16 batch_size=6 val_fraction=0.02 threads=1 "
+    "device=cpu precision=32-true warmup_steps=5 log_interval=5 max_steps=50 eval_interval=25 name=x "
+)
+
+
+def free_port():
+    with socket.socket() as listening:
+        listening.bind(("localhost", 0))
+        return listening.getsockname()[1]
+
+
+def as_rank(folder, line, rank, size, port, point):
+    """Runs train.py in this process as one of those that torchrun starts."""
+    os.environ |= {
+        "TORCHELASTIC_RUN_ID": "test",
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(port),
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+    }
+    folder.mkdir(exist_ok=True)
+    child(folder, f"{line} out={folder.parent}/outputs", point)
+
+
+class Team:
+    """Processes that torchrun would start for one command; each prints into a folder of its own."""
+
+    def __init__(self, folder, size, line, points=()):
+        self.folder = folder
+        port = free_port()
+        self.processes = []
+        for rank in range(size):
+            point = dict(points).get(rank, "")
+            arguments = (folder / f"rank{rank}", line, rank, size, port, point)
+            self.processes.append(server().Process(target=as_rank, args=arguments))
+            self.processes[-1].start()
+
+    def wait(self):
+        """The exit statuses of all."""
+        for process in self.processes:
+            process.join(60)
+        return [process.exitcode for process in self.processes]
+
+    def run(self):
+        """The run's folder, after all have ended well."""
+        assert {*self.wait()} == {0}, self.printed(0)[-3000:]
+        (path,) = (self.folder / "outputs/x").iterdir()
+        return path
+
+    def printed(self, rank):
+        path = self.folder / f"rank{rank}/out.txt"
+        return path.read_text() if path.exists() else ""
+
+
+@pytest.fixture
+def team(tmp_path):
+    """Starts a team in a folder of its own, and leaves no process behind."""
+    teams = []
+
+    def start(name, size, line, **points):
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        by_rank = {int(key.removeprefix("rank")): point for key, point in points.items()}
+        teams.append(Team(folder, size, line, by_rank))
+        return teams[-1]
+
+    yield start
+    for one in teams:
+        for process in one.processes:
+            process.kill()
+
+
+def losses(run):
+    return {
+        **history(run, "train/loss"),
+        **{(step, 0): v for step, v in history(run, "val/loss").items()},
+    }
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "model=gpt optimizer=adamw grad_accumulation=2",
+        "model=modern optimizer=muon",
+        "model=gpt data=addition",  # some tokens are not scored
+    ],
+)
+def test_two_processes_of_half_the_batch_follow_one(train, team, line):
+    """To 1e-5 in each loss, and a second time to the bit."""
+    line = SMALL.replace("data=tales ", "") + line
+    if "data=" not in line:
+        line += " data=tales"
+    if "data=addition" in line:
+        line = line.replace("val_fraction=0.02 ", "")
+    one = losses(train(line))
+    first, second = (team(name, 2, line).run() for name in ("first", "second"))
+    two = losses(first)
+    assert one.keys() == two.keys() and len(one) > 10
+    assert max(abs(one[step] - two[step]) for step in one) < 1e-5
+    assert two == losses(second)
+    assert all(torch.equal(w, weights(second)[name]) for name, w in weights(first).items())
+    assert config(first)["devices"] == 2  # what torchrun has started
+
+
+DROPPING = SMALL + "model=gpt dropout=0.1 checkpoint_interval=10 "
+
+
+def test_a_signal_to_one_rank_stops_all_after_the_same_step_and_the_run_goes_on(
+    team, tmp_path, monkeypatch
+):
+    """With as many processes to the bit; with another number over the same batches."""
+    whole = team("whole", 3, DROPPING).run()
+    stopped = team("stopped", 3, DROPPING, rank2="wait 14 1")
+    until(lambda: stopped.printed(2).count("batch\n") == 14)
+    os.kill(stopped.processes[2].pid, signal.SIGTERM)
+    assert {*stopped.wait()} <= {0, 128 + signal.SIGTERM}
+    (path,) = (tmp_path / "stopped/outputs/x").iterdir()
+    assert metrics(path)["status"] == "interrupted" and metrics(path)["step"] == 14
+    assert "interrupted at step 14" in stopped.printed(0)
+    assert "stopping" not in stopped.printed(1) + stopped.printed(2)
+    alone = shutil.copytree(path, tmp_path / "alone")
+    resumed = team("again", 3, f"resume={path}")
+    assert {*resumed.wait()} == {0}, resumed.printed(0)
+    assert losses(path) == losses(whole)
+    assert all(torch.equal(w, weights(path)[name]) for name, w in weights(whole).items())
+    monkeypatch.chdir(tmp_path)
+    cli.main([f"resume={alone}", "devices=1"])
+    assert config(alone)["devices"] == 1 and metrics(alone)["status"] == "finished"
+    ours, theirs = losses(alone), losses(whole)
+    assert ours.keys() == theirs.keys()
+    assert ours != theirs  # other numbers are dropped out
+    assert max(abs(ours[step] - theirs[step]) for step in ours) < 0.1
+
+
+def until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@given(
+    st.integers(1, 6), st.integers(1, 4), st.integers(0, 50), st.sampled_from(["epoch", "window"])
+)
+def test_the_rows_of_all_ranks_are_the_batch(share, size, t, align):
+    """Whatever the number of ranks, batch t is the same."""
+    tokens = np.random.default_rng(0).integers(50, size=300).astype(np.uint8)
+    arguments = tokens, share * size, 7, 3, align
+    whole = Batches(*arguments)
+    parts = []
+    for rank in range(size):
+        own = Ranks()
+        own.rank, own.size = rank, size
+        batches = Batches(*arguments, rows=own.rows(share * size))
+        streamed = batches.stream(t, torch.device("cpu"))
+        parts.append(next(streamed))
+        assert all(torch.equal(a, b) for a, b in zip(next(streamed), batches[t + 1], strict=True))
+    for number in (0, 1):
+        assert torch.equal(torch.cat([part[number] for part in parts]), whole[t][number])
+
+
+class Pretended(Ranks):
+    """A rank whose sums are made by hand."""
+
+    def __init__(self, rank, size, asked=False):
+        self.rank, self.size, self.asked = rank, size, asked
+
+    def agree(self, *votes):
+        return [int(self.asked) or vote for vote in votes]
+
+    def add_up(self, tensor):
+        pass
+
+
+@pytest.mark.parametrize("within", [False, True])
+@pytest.mark.parametrize("model", ["bigram", "mlp", "lstm", "gpt", "modern"])
+def test_the_validation_loss_is_the_same_number_for_any_number_of_processes(
+    some_config, model, within
+):
+    """Each token is computed by one of them, in a batch of windows that does not depend on how many."""
+    keys = lmlab.config.overrides.resolved((f"model={model}", "device=cpu", "block_size=16"))[
+        0
+    ].model
+    torch.manual_seed(0)
+    built = build_model(keys, 40)
+    tokens = np.random.default_rng(1).integers(40, size=9_011).astype(np.uint8)
+    documents = Documents(np.arange(0, 9_011, 250), None) if within else None
+    arguments = built, tokens, 16, "32-true", documents
+    expected = log_probs(*arguments)
+    for size in (2, 3, 5):
+        parts = [log_probs(*arguments, Turns(Pretended(rank, size))) for rank in range(size)]
+        assert torch.equal(sum(parts), expected)
+        assert (torch.stack(parts) != 0).sum(0).max() == 1
+
+
+def test_an_evaluation_that_is_shared_ends_with_a_signal_to_any_of_them(some_config):
+    model = build_model(some_config.model, 40)
+    tokens = np.zeros(100, np.uint8)
+    with pytest.raises(Interrupted):
+        log_probs(model, tokens, 16, turns=Turns(Pretended(0, 2, asked=True)))
+
+
+PLUGIN = """
+import os, signal, time
+from datetime import timedelta
+from pytorch_lightning import Callback
+import lmlab
+from lmlab import ranks
+
+class Trouble(Callback):
+    def on_train_batch_end(self, trainer, module, *_):
+        if trainer.global_step == 12 and os.environ["RANK"] == "1":
+            {what}
+
+@lmlab.register.callback("trouble")
+def trouble():
+    return Trouble()
+"""
+
+
+def trouble(folder, what):
+    (folder / "trouble.py").write_text(PLUGIN.replace("{what}", what))
+    return "plugin=trouble.py"
+
+
+HERE = (
+    "data=sentence val_fraction=0.2 model=gpt n_layer=1 n_embd=16 n_head=2 block_size=16 batch_size=4 "
+    "threads=1 device=cpu precision=32-true max_steps=40 eval_interval=20 checkpoint_interval=10 name=x "
+    "devices=2 "
+)
+
+
+def processes_left(folder):
+    """The ranks that have been started from a folder, by their environment."""
+    found = subprocess.run(["pgrep", "-f", "lmlab.training.launch"], capture_output=True, text=True)
+    left = []
+    for pid in found.stdout.split():
+        try:
+            where = os.readlink(f"/proc/{pid}/cwd")
+        except OSError:
+            continue
+        if Path(where) == folder:
+            left.append(pid)
+    return left
+
+
+def test_an_error_in_one_rank_is_shown_once_and_ends_all(here, capfd):
+    """The lab's own launcher, from the command line."""
+    plug = trouble(here, 'raise ValueError("rank one is unhappy")')
+    with pytest.raises(SystemExit) as stop:
+        cli.main((HERE + plug).split())
+    printed = capfd.readouterr()
+    assert stop.value.code == 2
+    assert printed.err.count("Traceback") == 1 and "Traceback" not in printed.out
+    last = printed.err.splitlines()[-1]
+    assert last.startswith("error: rank 1 of 2: plugin=trouble.py: on_train_batch_end failed")
+    (run,) = (here / "outputs/x").iterdir()
+    assert metrics(run)["status"] == "failed" and "rank 1 of 2" in metrics(run)["reason"]
+    assert not processes_left(here)
+
+
+def test_a_rank_that_is_killed_ends_all_and_the_run_goes_on_to_the_bit(here, capfd):
+    """Without the plug-in's trouble it is the same run."""
+    plug = trouble(here, "os.path.exists('once') or (open('once', 'w'), os.kill(os.getpid(), 9))")
+    with pytest.raises(SystemExit) as stop:
+        cli.main((HERE + plug).split())
+    (run,) = (here / "outputs/x").iterdir()
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 2
+    assert (
+        error.startswith("error: rank 1 of 2 was killed by SIGKILL")
+        and f"resume={run.relative_to(here)}" in error
+    )
+    assert metrics(run)["status"] == "interrupted"
+    assert not processes_left(here)
+    cli.main([f"resume={run}", plug])
+    cli.main((HERE + plug).split())
+    (whole,) = {*(here / "outputs/x").iterdir()} - {run}
+    assert losses(run) == losses(whole)
+    assert all(torch.equal(w, weights(whole)[name]) for name, w in weights(run).items())
+
+
+def test_a_rank_that_hangs_is_ended_and_named(here, capfd, monkeypatch):
+    monkeypatch.setattr(launch, "GRACE", 1)
+    plug = trouble(here, "time.sleep(1000)")
+    (here / "trouble.py").write_text(
+        (here / "trouble.py").read_text() + "\nranks.HANG = timedelta(seconds=3)\n"
+    )
+    with pytest.raises(SystemExit) as stop:
+        cli.main((HERE + plug).split())
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 2
+    assert re.match(r"error: rank 1 of 2 did not answer for [\d.]+ minutes, and was ended", error)
+    assert not processes_left(here)
+
+
+def test_ranks_whose_weights_part_are_refused(here, capfd):
+    """What a callback or an optimizer does on one rank alone would never be seen."""
+    plug = trouble(here, "next(module.parameters()).data.add_(1e-3)")
+    with pytest.raises(SystemExit):
+        cli.main((HERE + plug).split())
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert "after step 20 rank 1 has other weights than rank 0" in error
+
+
+def test_a_program_gets_what_the_ranks_print_where_it_wants_it(here, capfd):
+    """Also a sweep has cells of several processes, which count as so many."""
+    keys = [word for word in HERE.split() if not word.startswith("name=")]
+    code = textwrap.dedent(
+        f"""
+        import contextlib, io, lmlab
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            run = lmlab.train(*{keys}, name="x")
+        assert "2 processes, each with 1 threads and 2 rows" in printed.getvalue()
+        assert run.metrics["step"] == 40
+        """
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=here,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_cells_of_several_processes_run_beside_cells_of_one(here, capfd):
+    cli.main(["-m", *HERE.replace("devices=2", "devices=1,2").split()])
+    cells = [*(here / "outputs/sweeps/x").glob("devices=*")]
+    by_devices = {config(cell)["devices"]: history(cell, "val/loss") for cell in cells}
+    assert by_devices.keys() == {1, 2}
+    assert by_devices[1] == pytest.approx(by_devices[2], abs=1e-5)
+    again = capfd.readouterr()
+    cli.main(["-m", *HERE.replace("devices=2", "devices=1,2").split()])
+    assert "2 cells, 2 of them done already" in capfd.readouterr().out, again
+
+
+class Job:
+    def __init__(self, processes):
+        self.processes = processes
+
+
+@given(st.lists(st.integers(1, 4), max_size=12), st.integers(1, 4))
+def test_as_many_cells_run_as_fit(widths, n_jobs):
+    """Each waits for room, in its turn; one that never fits runs alone."""
+    from lmlab.sweeps.launcher import LocalLauncher
+
+    launcher = LocalLauncher(n_jobs, None)
+    launcher.stop = type("Stop", (), {"came": False})
+    launcher.view = type("View", (), {"show": lambda *_: None})
+    left = [Job(width) for width in widths]
+    launcher.next_job = lambda _: left.pop(0) if left else None
+    most = []
+
+    def start(job):
+        launcher.jobs.append(job)
+        job.cell = None
+        job.process = type("P", (), {"sentinel": None})
+        most.append(launcher.busy())
+        assert launcher.busy() <= n_jobs or len(launcher.jobs) == 1
+
+    launcher.start = start
+    launcher.poll = launcher.jobs.remove
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lmlab.sweeps.launcher.connection.wait", lambda *_, **__: None)
+        launcher.run_all(None, n_jobs)
+    assert len(most) == len(widths) and not launcher.jobs
+
+
+def test_a_number_of_processes_that_does_not_fit_is_refused(capsys, here, monkeypatch):
+    line = HERE.replace("batch_size=4", "batch_size=12")
+    words = ["batch_size=12 devices=5", "batch_size=10 or 15", "devices=4 or 6"]
+    refused(capsys, lambda: cli.main(f"{line} devices=5".split()), words)
+    refused(
+        capsys, lambda: cli.main(f"{line} devices=0".split()), ["devices=0", "[1, 1024], or auto"]
+    )
+    refused(capsys, lambda: cli.main(f"{line} devices=many".split()), ["devices=many", "or auto"])
+    refused(capsys, lambda: cli.main(f"{line} nodes=2".split()), ["nodes=2", "torchrun", "slurm"])
+    assert not (here / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("device", "keys", "gpus", "expected"),
+    [
+        ("cpu", {"devices": None}, 0, 1),
+        ("cpu", {"devices": "auto"}, 0, 1),
+        ("cpu", {"devices": 3}, 0, 3),
+        ("cuda", {"devices": "auto"}, 4, 4),
+        ("cuda", {"devices": None}, 4, 1),
+        ("cuda", {"devices": 8}, 4, "this machine has 4 GPUs"),
+        ("mps", {"devices": 2}, 0, "device=mps has one"),
+    ],
+)
+def test_devices_of_a_machine(monkeypatch, device, keys, gpus, expected):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    asked = DeviceConfig(precision="auto", nodes=1, **keys)
+    if isinstance(expected, int):
+        assert machine.pick_devices(torch.device(device), asked).processes == expected
+    else:
+        with pytest.raises(UserError, match=expected):
+            machine.pick_devices(torch.device(device), asked)
+
+
+@pytest.mark.parametrize(
+    ("env", "keys", "expected"),
+    [
+        ({"TORCHELASTIC_RUN_ID": "a", "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}, {}, 2),
+        ({"TORCHELASTIC_RUN_ID": "a", "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}, {"devices": 3}, "torchrun has started 2"),
+        ({"TORCHELASTIC_RUN_ID": "a", "RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4"}, {"nodes": 2}, 4),
+        # A job of several tasks, which without devices= are runs by themselves, as they were before.
+        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, {}, 1),
+        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, {"devices": 2}, 2),
+        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, {"devices": 4}, "srun has started 2"),
+        # What other programs leave in the environment means nothing.
+        ({"RANK": "1", "WORLD_SIZE": "2", "SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, {}, 1),
+    ],
+)  # fmt: skip
+def test_devices_where_torchrun_or_srun_has_started_processes(monkeypatch, env, keys, expected):
+    for key, value in env.items():
+        monkeypatch.setenv(key, value)
+    asked = replace(DeviceConfig(precision="auto", devices=None, nodes=1), **keys)
+    if isinstance(expected, int):
+        assert machine.pick_devices(torch.device("cpu"), asked).processes == expected
+    else:
+        with pytest.raises(UserError, match=expected):
+            machine.pick_devices(torch.device("cpu"), asked)
+
+
+def test_threads_are_divided_among_the_processes_of_a_machine(some_config, monkeypatch):
+    """Two processes with all cores each would be four times slower."""
+    monkeypatch.setattr(machine, "CORES", 8)
+    asked = replace(
+        some_config,
+        device=replace(some_config.device, devices=4),
+        run=replace(some_config.run, threads=None, batch_size=12),
+    )
+    assert machine.resolve(asked).run.threads == 2
+
+
+def test_an_error_about_another_rank_is_told_from_others():
+    for text in ("[gloo/transport/tcp/pair.cc:547] Connection closed by peer", "Timed out waiting"):
+        assert ranks.is_lost(RuntimeError(text))
+    assert not ranks.is_lost(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not ranks.is_lost(ValueError("timed out"))
+    note = launch.note_of_error(RuntimeError("Timed out waiting 1000ms for recv operation"))
+    assert note.is_lost and note.hung and note.error is None
+    assert json.dumps(str(ranks.LostContact(hangs=True)))
