@@ -415,11 +415,27 @@ def is_exit_of_own_code(error: BaseException, *importing: Source) -> bool:
         return False
     if isinstance(error, KeyboardInterrupt) and is_handled_by_python(signal.SIGINT):
         return False
+    if is_of_handler(error):
+        return False
     places = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
     if Path(places[-1]).is_relative_to(LIBRARY):
         return False
     known = [path for one in (*importing, *active_sources()) for path, _ in one.files]
     return any(is_own_file(place) or place in known for place in places)
+
+
+def is_of_handler(error: BaseException) -> bool:
+    """Returns whether a handler of signals has raised an error, such as that of submitit's.
+
+    It runs between two instructions of any code, which has no part in it.
+    """
+    running = {frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)}
+    for number in signal.valid_signals():
+        handler: Any = signal.getsignal(number)
+        function = getattr(handler, "__func__", handler)  # of a method
+        if getattr(function, "__code__", None) in running:
+            return True
+    return False
 
 
 def is_handled_by_python(number: signal.Signals) -> bool:

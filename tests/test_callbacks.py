@@ -416,3 +416,23 @@ def test_a_hook_that_would_never_be_called_is_refused(here, capsys, hook):
         lambda: cli.main(f"{LINE} plugin={plugin(here, text)} max_steps=5".split()),
         ["callback own", f"{hook} is never called here", "on_validation_end"],
     )
+
+
+def test_the_number_of_threads_is_the_runs_own(here, train):
+    """A callback that sets another one is told so, once; what an evaluation sets is set back."""
+    code = """
+        import lmlab, torch
+        from pytorch_lightning import Callback
+        class Threads(Callback):
+            def on_train_batch_end(self, trainer, module, *_):
+                if trainer.global_step == 3:
+                    torch.set_num_threads(2)
+        @lmlab.register.callback("threads_of_ones_own")
+        def threads(): return Threads()
+        """
+    plugin(here, code)
+    run = train(f"{LINE} max_steps=8 plugin=own.py")
+    (warning,) = metrics(run)["warnings"].split(" | ")
+    assert "torch.set_num_threads(2) in a callback: threads=1 stands again after step 3" in warning
+    plain = train(f"{LINE} max_steps=8")
+    assert history(run, "val/loss") == history(plain, "val/loss")

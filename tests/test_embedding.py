@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from lmlab import plugins
+from lmlab import own_code, plugins
 from lmlab.commands import compare, evaluate, explain, plot, sample
 from lmlab.commands import train as cli
 from lmlab.commands.door import run_command
@@ -151,3 +152,31 @@ def test_names_that_are_not_utf_8_are_as_good_as_others(here, monkeypatch):
     found = load_runs(sweep)
     assert [*found["status"]] == ["finished"] * 2 and [*found["data"]] == [f"file {name}"] * 2
     assert r"caf\\udce9.txt" in (sweep / "report.html").read_text(encoding="utf-8")
+
+
+class Deadline(BaseException):
+    """What a program's own handler raises."""
+
+
+def test_what_a_handler_of_signals_raises_ends_the_program(monkeypatch):
+    """It comes between two instructions of any code; a cluster's handler ends a job so."""
+
+    def ring(number, frame):
+        raise Deadline
+
+    before = signal.signal(signal.SIGUSR1, ring)
+    try:
+        with pytest.raises(Deadline), plugins.exits_as_errors():
+            signal.raise_signal(signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    with pytest.raises(RuntimeError, match="raises Deadline"), plugins.exits_as_errors():
+        raise Deadline
+
+
+def test_code_of_packages_on_pythonpath_is_not_the_programs_own(tmp_path, monkeypatch):
+    """Clusters keep theirs in such folders, and so does pip install --target."""
+    monkeypatch.syspath_prepend(tmp_path)
+    assert own_code.is_own_file(str(tmp_path / "idea.py"))
+    (tmp_path / "tool-1.0.dist-info").mkdir()
+    assert not own_code.is_own_file(str(tmp_path / "tool/core.py"))

@@ -25,8 +25,10 @@ from lmlab.errors import UserError
 from lmlab.runs import folder as runs
 from lmlab.runs.code import own_code
 from lmlab.sweeps import cells, costs, load_runs, processes, table
+from lmlab.sweeps.cells import Sweep
+from lmlab.sweeps.listed import submission_errors
 from lmlab.sweeps.processes import server
-from tests.conftest import ROOT, content, history, metrics
+from tests.conftest import ROOT, content, history, metrics, refused
 from tests.victim import child
 
 BIGRAM = "-m model=bigram data=sentence val_fraction=0.2 block_size=8 device=cpu eval_interval=50 log_interval=5 "
@@ -522,3 +524,27 @@ def test_a_server_of_processes_without_memory_is_a_line_and_no_traceback(here):
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "error: no process can be started: the server" in done.stderr
     assert "ulimit -v allows 0.5 GB of memory" in done.stderr
+
+
+def test_a_cluster_that_takes_no_job_is_one_line(capsys):
+    error = type("FailedJobError", (RuntimeError,), {"__module__": "submitit.core.utils"})
+
+    def submit():
+        with submission_errors():
+            raise error("sbatch: error: invalid partition specified: nope\n")
+
+    refused(capsys, submit, ["hydra/launcher", "invalid partition specified: nope"])
+    with pytest.raises(ZeroDivisionError), submission_errors():
+        _ = 1 / 0
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(143), SystemExit(1)])
+@pytest.mark.parametrize("launcher", ["slurm", "local"])
+def test_a_signal_says_that_the_jobs_of_a_cluster_go_on(tmp_path, capfd, launcher, stop):
+    sweep = Sweep("x", "", out=str(tmp_path))
+    for job in ("9", "12"):
+        (sweep.own / ".submitit" / job).mkdir(parents=True)
+    with pytest.raises(type(stop)), cli.telling_of_jobs(sweep, launcher):
+        raise stop
+    is_told = "scancel 12 ends them" in capfd.readouterr().err
+    assert is_told == (launcher == "slurm" and repr(stop) != "SystemExit(1)")

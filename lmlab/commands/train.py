@@ -451,7 +451,8 @@ def run_sweep(asked: Asked, sweep: Sweep, flags: list[str], overrides: list[str]
             from lmlab.sweeps import report
 
         try:
-            run_hydra(task, flags, overrides)
+            with telling_of_jobs(sweep, asked.launcher):
+                run_hydra(task, flags, overrides)
         except SystemExit as stop:
             if asked.launcher in ("local", "basic") or stop.code != 1:
                 raise
@@ -475,6 +476,27 @@ def run_sweep(asked: Asked, sweep: Sweep, flags: list[str], overrides: list[str]
         for line in task.faults:
             print(f"error: {line}", file=sys.stderr)
         return all_ended and not task.faults
+
+
+@contextmanager
+def telling_of_jobs(sweep: Sweep, launcher: str) -> Iterator[None]:
+    """A context that says, if a signal ends it, that the jobs of a cluster go on."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stop:
+        is_signal = not isinstance(stop, SystemExit) or (
+            isinstance(stop.code, int) and stop.code > 128
+        )
+        folders = [
+            path.name for path in (sweep.own / ".submitit").glob("*") if path.name.isdecimal()
+        ]
+        if is_signal and launcher not in ("local", "basic") and folders:
+            job = max(folders, key=int)
+            tell(
+                f"the jobs of the cluster go on; scancel {job} ends them, and each saves; the same command "
+                "waits for them again"
+            )
+        raise
 
 
 def without_name(overrides: list[str]) -> list[str]:

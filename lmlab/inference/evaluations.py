@@ -210,17 +210,20 @@ def evaluate(subject: Subject, warn: Callable[[str], object]) -> dict[str, Value
 def untouched(model: nn.Module) -> Iterator[list[Tensor]]:
     """A context after which a model is as before: dropout, weights, gradients, hooks.
 
-    The states of all random numbers are as before, too, and whether gradients are computed. The
+    The states of all random numbers are as before, too, the number of threads, and whether gradients
+    are computed. The
     context gives a list that afterwards holds the weights and buffers that had changed.
     """
     modes = {module: module.training for module in model.modules()}
     hooks = [(table, dict(table)) for module in modes for table in hooks_of(module)]
     kept = [Kept(weight) for weight in (*model.parameters(), *model.buffers())]
+    threads = torch.get_num_threads()
     changed: list[Tensor] = []
     try:
         with random_numbers_kept(), torch.set_grad_enabled(torch.is_grad_enabled()):
             yield changed
     finally:
+        torch.set_num_threads(threads)
         for module, training in modes.items():
             module.training = training
         for table, before in hooks:

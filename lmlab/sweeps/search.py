@@ -37,6 +37,7 @@ from lmlab.runs.code import SameCode, own_code
 from lmlab.sweeps import study
 from lmlab.sweeps.cells import Cell, Sweep, codes_of
 from lmlab.sweeps.launcher import LocalLauncher
+from lmlab.sweeps.listed import submission_errors
 from lmlab.terminal import after_a_second, showing, tell
 
 if TYPE_CHECKING:
@@ -321,7 +322,8 @@ class SearchSweeper(Sweeper):
         while batch := self.next_cells(size):
             overrides = [overrides for _, overrides in batch]
             (first_trial, _), _ = batch[0]
-            results = self.launcher.launch(overrides, initial_job_idx=first_trial.number)
+            with submission_errors():
+                results = self.launcher.launch(overrides, initial_job_idx=first_trial.number)
             for (handle, _), result in zip(batch, results, strict=True):
                 self.end_cell(handle, result.return_value)
 

@@ -203,7 +203,9 @@ class Crew:
         if rank == 0:
             return error
         why = f"rank {rank} of {self.size}: {error}"
-        return OwnCodeError(why, error.frames) if isinstance(error, OwnCodeError) else UserError(why)
+        return (
+            OwnCodeError(why, error.frames) if isinstance(error, OwnCodeError) else UserError(why)
+        )
 
 
 class Relay:
@@ -267,7 +269,12 @@ def work(folder: Path) -> None:
     conf_files.add_folders(folders)
     note = Note()
     try:
-        with plugins.active(sources), plugins.own_errors(), memory_errors(), ranks.joined(own) as here:
+        with (
+            plugins.active(sources),
+            plugins.own_errors(),
+            memory_errors(),
+            ranks.joined(own) as here,
+        ):
             (folder / f"pid-{own.rank}").write_text(str(os.getpid()))
             note = Note(result=lead_or_follow(here, content))
     except SystemExit as stop:

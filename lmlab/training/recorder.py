@@ -331,11 +331,23 @@ class Recorder(Callback):
 
     def note_point(self, trainer: Trainer, module: LanguageModule) -> None:
         """Writes a point of the training curves, and checks that the loss is finite."""
+        self.keep_threads()
         lr = trainer.optimizers[0].param_groups[0]["lr"]
         has_loss = module.losses > 0
         numbers, others = self.meter.point(module, lr)
         self.results.add_point(self.meter.step, numbers, others)
         self.diverged = has_loss and not math.isfinite(self.meter.train_loss)
+
+    def keep_threads(self) -> None:
+        """Sets the number of threads of the run again, if a callback has set another one."""
+        threads = self.schedule.run.threads
+        found = torch.get_num_threads()
+        if threads and found != threads:
+            torch.set_num_threads(threads)
+            self.directory.warn(
+                f"{named_plugins()}torch.set_num_threads({found}) in a callback: threads={threads} stands "
+                f"again after step {self.meter.step}; the last bits of the losses before it may be others"
+            )
 
     @no_early_end()
     def evaluate(self, trainer: Trainer, module: LanguageModule) -> None:
