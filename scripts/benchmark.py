@@ -16,6 +16,8 @@ Suites (all of them if none is named):
   sample   1,000 characters one by one against the same model without a cache. With nanogpt=: against its generate()
   context  a step of 4,096 characters of a GPT and of an LSTM, each of about 200 thousand parameters, against the
            length of the context
+  ranks    the tokens a second of two processes that share each batch against one with two threads, for the default
+           GPT and a larger one, and the share of time that they spend on each other; on a CPU of two cores at least
   sweep    twelve bigram cells of 300 steps: `python train.py -m …` against a shell loop of twelve `python train.py`,
            and against the same sweep under Hydra's basic launcher; a cell's cost beside its training
 
@@ -46,7 +48,7 @@ from lmlab.commands.options import check_file, parse_script
 from lmlab.errors import UserError
 from lmlab.markers import Count, PathText
 
-SUITES = ("startup", "data", "train", "sample", "context", "sweep")
+SUITES = ("startup", "data", "train", "sample", "context", "ranks", "sweep")
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,16 @@ def test_a_recipe_and_a_preset_of_ones_own_in_a_place_of_ones_own(mine, train, c
     )
 
 
+def test_runs_that_were_made_in_the_folder_are_no_files_to_read(mine, train, monkeypatch, capsys):
+    monkeypatch.chdir(mine)
+    for _ in range(2):  # the second time the first one's config.yaml is there
+        cli.main(["--config-dir=.", "experiment=e"])
+    assert len([*(mine / "outputs/my_preset").iterdir()]) == 2
+    refused(
+        capsys, lambda: cli.main(["--config-dir=", "experiment=e"]), ["--config-dir=: is empty"]
+    )
+
+
 def test_so_do_the_cells_of_a_sweep_and_the_trials_of_a_search(mine, train):
     line = "--config-dir mine -m experiment=e out=disk "
     cells = train(line + "seed=0,1 name=s")

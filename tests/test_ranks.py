@@ -59,7 +59,9 @@ def as_rank(folder, line, rank, size, port, point):
         "TORCH_CPP_LOG_LEVEL": "ERROR",
     }
     folder.mkdir(exist_ok=True)
-    child(folder, f"{line} out={folder.parent}/outputs", point)
+    if not line.startswith("resume="):
+        line = f"{line} out={folder.parent}/outputs"
+    child(folder, line, point)
 
 
 class Team:

@@ -9,6 +9,7 @@ from lmlab.config.check import check_own_values, check_value
 from lmlab.config.conf_files import add_folders, check_added
 from lmlab.config.grammar import parse
 from lmlab.config.keys import check_own_keys
+from lmlab.errors import UserError
 from lmlab.markers import PathText
 from lmlab.register import PRESENT
 from lmlab.registry import importing, variables_kept
@@ -26,6 +27,8 @@ def own_choices(plugin: str | None, config_dir: str | None = None) -> Iterator[N
     sources = plugins.sources(plugin)
     with ExitStack() as stack:
         if config_dir is not None:
+            if not config_dir:
+                raise UserError("--config-dir=: is empty; needs the name of a folder")
             folder = files.expanded(config_dir)
             check_added(folder)
             add_folders([folder.absolute()])

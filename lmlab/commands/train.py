@@ -179,12 +179,23 @@ def train_one(config: Config, command: str) -> Outcome:
             from lmlab import machine
             from lmlab.training import distributed, experiment
         config = machine.resolve(config)
+        tell_of_tasks(config)
         path = files.expanded(config.run.out) / config.run.name / timestamp()
         with memory_errors(), distributed.joined(config) as leads:
             if not leads:
                 return Outcome(None)
             status, path = experiment.run(config, path, command)
     return Outcome(path, 1 if status == "diverged" else 0)
+
+
+def tell_of_tasks(config: Config) -> None:
+    """Says that tasks of srun train a run each, and the same one, unless devices= asks for several."""
+    own = ranks.place()
+    if own and own.starter == "srun" and own.rank == 0 and config.device.processes == 1:
+        tell(
+            f"warning: srun has started {own.size} tasks, and each trains a run of its own; "
+            f"devices={own.size} lets them train one"
+        )
 
 
 def lines_of(typed: list[str], multirun: bool) -> list[Line]:

@@ -133,7 +133,10 @@ def add_folders(folders: list[Path]) -> None:
 
 
 def check_added(folder: Path) -> None:
-    """Raises UserError if a folder of --config-dir has nothing to add, or a file that is not read."""
+    """Raises UserError if a folder of --config-dir has nothing to add, or a file that is not read.
+
+    The runs that were made there are no such files.
+    """
     typed = f"--config-dir={folder}"
     groups = [*GROUP_MARKERS, "sweep", "hydra/launcher", "hydra/sweeper"]
     if not folder.is_dir():
@@ -143,7 +146,8 @@ def check_added(folder: Path) -> None:
     for path in yaml_files(folder):
         name = path.relative_to(folder)
         group = next((group for group in groups if Path(group) in name.parents), None)
-        if group is None:
+        is_of_run = (path.parent / "history.jsonl").exists()
+        if group is None and not is_of_run:
             raise UserError(f"{path}: is not read; files are in the folders {', '.join(groups)}")
         if (CONF / name).exists():
             raise UserError(f"{path}: the lab has a file of this name; it needs another one")
