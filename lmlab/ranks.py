@@ -92,6 +92,9 @@ class Ranks:
         """Returns the value that rank 0 has passed. The others wait for as long as it takes."""
         return value
 
+    def wait(self) -> None:
+        """Waits until all ranks are here, for as long as it takes."""
+
 
 class ConnectedRanks(Ranks):
     """Several processes that are connected by torch.distributed."""
@@ -131,6 +134,10 @@ class ConnectedRanks(Ranks):
         with talking():
             self.dist.broadcast_object_list(values, src=0, group=self.patient)
         return values[0]
+
+    def wait(self) -> None:
+        with talking():
+            self.dist.barrier(self.patient)
 
 
 ALONE = Ranks()

@@ -29,7 +29,7 @@ def test_every_suite_is_there_and_explained(suite):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["speed"], ["speed", "startup, data, train, sample, context, sweep, all"]),
+        (["speed"], ["speed", "startup, data, train, sample, context, ranks, sweep, all"]),
         (["train", "nanogpt=/nowhere"], ["nanogpt=/nowhere", "model.py"]),
         (["sweep", "nanogpt=/nowhere"], ["nanogpt=/nowhere", "train or sample"]),
         (["repeats=0"], ["repeats=0"]),

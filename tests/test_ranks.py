@@ -29,6 +29,7 @@ from lmlab.errors import UserError
 from lmlab.inference.loss import Turns, log_probs
 from lmlab.models.base import build_model
 from lmlab.ranks import Ranks
+from lmlab.register import PRESENT
 from lmlab.sweeps.processes import server
 from lmlab.terminal import Interrupted
 from lmlab.training import launch
@@ -368,6 +369,26 @@ def test_a_program_gets_what_the_ranks_print_where_it_wants_it(here, capfd):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+def test_what_a_program_has_registered_itself_cannot_go_to_other_processes(here):
+    @lmlab.register.callback("of_this_program_alone")
+    def alone():
+        return None
+
+    try:
+        with pytest.raises(
+            UserError, match=r"devices=2: callback of_this_program_alone .* plugin="
+        ):
+            lmlab.train(*HERE.split())
+    finally:
+        for addition in [one for one in PRESENT if not one.of_plugin]:
+            addition.take_out()
+
+
+def test_trying_out_takes_the_beginning_of_the_text_in_all_processes(here, capfd):
+    cli.main(f"{HERE} data=tales val_fraction=0.1 fast_dev_run=true".split())
+    assert "2 steps and an evaluation" in capfd.readouterr().out
+
+
 def test_cells_of_several_processes_run_beside_cells_of_one(here, capfd):
     cli.main(["-m", *HERE.replace("devices=2", "devices=1,2").split()])
     cells = [*(here / "outputs/sweeps/x").glob("devices=*")]
@@ -420,6 +441,15 @@ def test_a_number_of_processes_that_does_not_fit_is_refused(capsys, here, monkey
     )
     refused(capsys, lambda: cli.main(f"{line} devices=many".split()), ["devices=many", "or auto"])
     refused(capsys, lambda: cli.main(f"{line} nodes=2".split()), ["nodes=2", "torchrun", "slurm"])
+    with monkeypatch.context() as patch:
+        for key, value in {
+            "TORCHELASTIC_RUN_ID": "a",
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": "2",
+        }.items():
+            patch.setenv(key, value)
+        refused(capsys, lambda: cli.main(f"-m {HERE}".split()), ["-m", "without torchrun"])
     assert not (here / "outputs").exists()
 
 

@@ -123,7 +123,7 @@ def test_a_command_of_the_readme_runs(folder, capsys, command):
                 re.sub("seed=0,1,2.*", "seed=0,1", a) for a in arguments if a != "model=gpt"
             ]
         if "experiment=gpt2_small" in command:
-            small = ["n_layer=1", "n_head=2", "n_embd=24", "block_size=32", "vocab_size=300"]
+            small = ["n_layer=1", "n_head=2", "n_embd=24", "block_size=32", "vocab_size=260"]
             small += ["data=sentence", "val_fraction=0.2"]
         if "name=pairs" in command:  # tests/test_ranks.py runs such
             small += ["dry_run=true"]

@@ -36,6 +36,8 @@ SMALL = {
     "experiment/tales_bpe": "hold_steps=0 vocab_size=260",
     **{f"experiment/ladder_{name}": "hold_steps=0" for name in ("bigram", "mlp", "lstm")},
     **{f"experiment/ladder_{name}": "hold_steps=0" for name in ("gpt", "modern")},
+    "experiment/gpt2_small": "n_layer=1 n_head=2 n_embd=24 block_size=32 batch_size=2 "
+    "grad_accumulation=1 vocab_size=260 val_fraction=0.1",
     "experiment/finetune_tales": "n_layer=1",
     "data/recall": "model=gpt_nano block_size=64 n_examples=100",
     "data/induction": "model=gpt_nano block_size=64 n_examples=100",

@@ -131,6 +131,11 @@ def obey(args: Namespace, argv: list[str], given: list[str]) -> Outcome:
     flags = [argument for argument in argv if argument not in args.overrides]
     with one_line_errors(), plugins.own_errors():
         refuse_hydras_files(args)
+        own = ranks.place()
+        if own and own.starter == "torchrun" and args.multirun:
+            raise UserError(
+                "-m: a sweep starts the processes of its cells itself; type it without torchrun"
+            )
         typed = last_of_each([without_glob(argument) for argument in given])
         continued = resume_or_replay(typed, flags, command)
         if continued is not None:
@@ -181,9 +186,9 @@ def train_one(config: Config, command: str) -> Outcome:
         config = machine.resolve(config)
         tell_of_tasks(config)
         path = files.expanded(config.run.out) / config.run.name / timestamp()
-        with memory_errors(), distributed.joined(config) as leads:
-            if not leads:
-                return Outcome(None)
+        with memory_errors(), distributed.joined(config) as part:
+            if not part.leads:
+                return Outcome(part.path)
             status, path = experiment.run(config, path, command)
     return Outcome(path, 1 if status == "diverged" else 0)
 
@@ -358,9 +363,9 @@ def resume_or_replay(arguments: list[str], flags: list[str], command: str) -> Ou
     verb, path, config = request
     with importing():
         from lmlab.training import distributed, experiment, replay
-    with memory_errors(), distributed.joined(config) as leads:
-        if not leads:
-            return Outcome(None)
+    with memory_errors(), distributed.joined(config) as part:
+        if not part.leads:
+            return Outcome(part.path)
         if verb == "replay":
             succeeded = replay.replay(path, config, command)
         else:
@@ -415,8 +420,8 @@ class Task:
         except UserError as error:
             error.show()
             return None
-        with distributed.joined(cell.config) as leads:
-            if leads:
+        with distributed.joined(cell.config) as part:
+            if part.leads:
                 cells.run_when_free(cell, study.watch_of(cell.trial))
         return cell
 

@@ -21,6 +21,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from lmlab import machine, plugins, ranks
 from lmlab.config import conf_files
 from lmlab.config.check import Config
+from lmlab.data import splits
 from lmlab.data.tokenizers import Tokenizer
 from lmlab.register import is_own
 from lmlab.runs.folder import RunDirectory
@@ -43,6 +44,9 @@ class Task:
     saved: dict[str, Any] | None
     """The entry of the checkpoint to start from."""
 
+    longest: int | None
+    """How many tokens of each part of the text are used; None: all."""
+
 
 def lead(directory: RunDirectory, prepared: Prepared, saved: dict[str, Any] | None) -> None:
     """Lets the other ranks, if there are any, take part in a run that is about to begin."""
@@ -56,37 +60,47 @@ def lead(directory: RunDirectory, prepared: Prepared, saved: dict[str, Any] | No
         path=directory.path,
         metrics=directory.metrics,
         saved=saved,
+        longest=splits.LONGEST.get(),
     )
-    here.share((plugins.active_sources(), conf_files.ADDED, pickle.dumps(task)))
+    here.share((plugins.active_sources(), conf_files.ADDED, directory.path, pickle.dumps(task)))
+    here.wait()  # the others may have to read the text
 
 
-def follow() -> None:
-    """Takes part in all that rank 0 trains, until it ends."""
+def follow() -> Path | None:
+    """Takes part in all that rank 0 trains, until it ends; returns the folder of the last run."""
     from lmlab.training import experiment
 
+    path = None
     while (called := ranks.here().share(None)) is not None:
-        sources, folders, content = called
+        sources, folders, path, content = called
         conf_files.add_folders(folders)
         with plugins.active(sources), plugins.own_errors():
             experiment.take_part(pickle.loads(content))
+    return path
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which part this process has: it leads, or has taken part in the run at `path`, if there was one."""
+
+    leads: bool
+    path: Path | None = None
 
 
 @contextmanager
-def joined(config: Config) -> Iterator[bool]:
+def joined(config: Config) -> Iterator[Part]:
     """A context in which this process is one of the ranks that torchrun or srun has started.
 
-    The context gives whether it leads. If not, it has already done its part, and there is nothing
-    left to do. A process that is none of several leads itself.
+    If it does not lead, it has already done its part when the context begins. A process that is
+    none of several leads itself.
     """
     own = ranks.place()
     has_joined = ranks.here().size > 1
     if own is None or has_joined or machine.devices_of(config).processes == 1:
-        yield True
+        yield Part(leads=True)
         return
     with ranks.joined(own) as here:
-        if not here.leads:
-            follow()
-        yield here.leads
+        yield Part(leads=True) if here.leads else Part(leads=False, path=follow())
 
 
 def strategy(prepared: Prepared) -> DDPStrategy:

@@ -15,6 +15,7 @@ from lmlab import files, machine, plugins, ranks
 from lmlab.config.check import Config
 from lmlab.config.keys import switched_on
 from lmlab.data.batches import BatchModule
+from lmlab.data.splits import shortened
 from lmlab.data.tokenizers import Tokenizer
 from lmlab.errors import UserError, reason_of, system_error
 from lmlab.inference import evaluations
@@ -340,7 +341,9 @@ def train(
 @plugins.exits_as_errors()
 def take_part(task: distributed.Task) -> None:
     """Trains as one of the ranks that rank 0 leads. It writes nothing."""
-    prepared = Prepared(task.config, task.tokenizer, task.sha256)
+    with shortened(task.longest):
+        prepared = Prepared(task.config, task.tokenizer, task.sha256)
+    ranks.here().wait()
     directory = SilentDirectory(task.path, task.metrics)
     with StopSignals("") as stop, plugins.exits_as_errors():
         learn(directory, prepared, subject_of(directory, prepared), stop, task.saved, False, None)

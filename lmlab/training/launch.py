@@ -23,7 +23,9 @@ from typing import Any, Self
 from lmlab import plugins, ranks
 from lmlab.catalogue import DeviceConfig
 from lmlab.config import conf_files
+from lmlab.data.splits import LONGEST, shortened
 from lmlab.errors import OwnCodeError, UserError, memory_errors, reason_of
+from lmlab.register import unlisted
 from lmlab.runs.code import share_library
 from lmlab.terminal import StopSignals
 
@@ -62,12 +64,18 @@ def is_needed(device: DeviceConfig) -> bool:
 def launch(device: DeviceConfig, function: Callable[..., Any], *arguments: Any) -> Any:
     """Calls `function` in rank 0 of so many new processes, and returns what it returns.
 
-    Raises its UserError, UserError if a rank fails, and SystemExit(128 + n) after signal n.
+    Raises UserError for a model or another part that a program has registered itself, which those
+    processes do not have. Raises the function's UserError, UserError if a rank fails, and SystemExit(128 + n) after signal n.
     """
+    for own in unlisted():
+        raise UserError(
+            f"devices={device.devices}: {own.kind} {own.name} is registered in this process alone "
+            f"({own.place}), and the others do not have it; write it in a file and name that with plugin="
+        )
     with tempfile.TemporaryDirectory(prefix="lmlab-") as name:
         folder = Path(name)
         content = pickle.dumps((function, arguments))
-        task = plugins.active_sources(), conf_files.ADDED, content
+        task = plugins.active_sources(), conf_files.ADDED, LONGEST.get(), content
         (folder / TASK).write_bytes(pickle.dumps(task))
         return Crew(folder, device.processes).run()
 
@@ -265,7 +273,7 @@ def work(folder: Path) -> None:
         pipe = folder / f"stream-{number}"
         if pipe.exists():
             os.dup2(os.open(pipe, os.O_WRONLY), number)
-    sources, folders, content = pickle.loads((folder / TASK).read_bytes())
+    sources, folders, longest, content = pickle.loads((folder / TASK).read_bytes())
     conf_files.add_folders(folders)
     note = Note()
     try:
@@ -276,7 +284,8 @@ def work(folder: Path) -> None:
             ranks.joined(own) as here,
         ):
             (folder / f"pid-{own.rank}").write_text(str(os.getpid()))
-            note = Note(result=lead_or_follow(here, content))
+            with shortened(longest):
+                note = Note(result=lead_or_follow(here, content))
     except SystemExit as stop:
         note = Note(exit_status=stop.code if isinstance(stop.code, int) else 1)
     except BaseException as error:

@@ -11,8 +11,8 @@ from suites.commands import TRAIN
 COMMON = ["device=cpu", "eval_interval=100000", "checkpoint_interval=100000", "val_fraction=0.01"]
 # The default GPT, and one of 10.7 million parameters.
 SIZES = {
-    "default": (12, ["max_steps=400"]),
-    "larger": (8, ["n_layer=6", "n_head=6", "n_embd=384", "block_size=256", "max_steps=12"]),
+    "default": (12, ["max_steps=200"]),
+    "larger": (8, ["n_layer=6", "n_head=6", "n_embd=384", "block_size=256", "max_steps=8"]),
 }
 
 
