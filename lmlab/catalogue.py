@@ -532,3 +532,8 @@ def builder_of(rows: dict[str, Choice], config: Any) -> Any:
     if len(builders) != 1:
         raise ValueError(f"{config.__class__.__name__} belongs to {len(builders)} rows, not to one")
     return load(builders.pop())
+
+
+def name_of(rows: dict[str, Choice], config: Any) -> str:
+    """Returns the name of the row whose keys are those of `config`."""
+    return next(name for name, row in rows.items() if row.config is config.__class__)

@@ -443,6 +443,11 @@ def evaluation(
         for number in numbers:
             if not number.startswith("val/"):
                 raise UserError(f"{place}: evaluation {number}: its name must begin with val/")
+            if not number.isprintable():
+                raise UserError(
+                    f"{place}: evaluation {number!r}: its name may have no line break, nor another "
+                    "character that cannot be shown"
+                )
         declared = dataclasses.replace(METRIC, better=better, evaluation=function.__name__)
         with all_or_nothing():
             add("evaluation", function.__name__, function, place)

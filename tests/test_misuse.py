@@ -89,6 +89,12 @@ def lightnings(written):
     return f"import pytorch_lightning.callbacks as c\nlmlab.register.callback('own')(lambda: c.{written})"
 
 
+def callback(hook):
+    """A callback with one method."""
+    text = "import pytorch_lightning as pl\n@lmlab.register.callback('own')\n"
+    return f"{text}class Own(pl.Callback):\n    {hook}\n"
+
+
 def corpus(body):
     text = '\n@lmlab.register.corpus("own")\ndef own(config):\n' + textwrap.indent(body, "    ")
     return text + "\n"
@@ -254,7 +260,8 @@ MISUSES = {
         ["schedule=own", "returns -1", "[0, 1]"],
     ),
     "bytes": (corpus("yield b'ab'"), "data=own", ["data=own", "yields bytes"]),
-    "a number": (corpus("return 5"), "data=own", ["data=own", "int"]),
+    "a number": (corpus("return 5"), "data=own", ["data=own", "but returns 5"]),
+    "no corpus": (corpus("print"), "data=own", ["data=own: must yield text", "returns None"]),
     "no text": (corpus("yield ''"), "data=own", ["data=own", "empty"]),
     "another text each time": (
         corpus("import random\nyield 'ab' * random.randrange(50, 10**6)"),
@@ -305,6 +312,122 @@ MISUSES = {
         "tokenizer=own",
         ["tokenizer=own", "decode"],
     ),
+    **{
+        f"a tokenizer whose {method} returns nothing": (
+            tokenizer() + f"\n    Own.{method} = lambda *_: None\n",
+            "tokenizer=own",
+            [f"tokenizer=own: {method} returns None; needs a "],
+        )
+        for method in ("train", "to_values", "from_values")
+    },
+    "weights without a size": (
+        model(start="self.table = torch.nn.LazyLinear(vocab_size)"),
+        "model=own",
+        ["model=own: table.weight has no size yet, as in a LazyLinear"],
+    ),
+    "a buffer without a size": (
+        model(start="self.norm = torch.nn.LazyBatchNorm1d(affine=False)"),
+        "model=own",
+        ["model=own: norm.running_mean has no size yet"],
+    ),
+    "weights that are made in forward": (
+        model(scores="setattr(self, 'late', torch.nn.Linear(1, 1)) or x"),
+        "model=own",
+        ["Own.forward makes the weights late.bias, late.weight", "__init__"],
+    ),
+    "targets in forward": (
+        model().replace("idx)", "idx, targets)", 1),
+        "model=own",
+        ["model=own: Own.forward(idx, targets): missing a required", "needs forward(idx)"],
+    ),
+    "no ids in forward": (
+        model().replace("self, idx)", "self)"),
+        "model=own",
+        ["model=own: Own.forward(): too many positional", "needs forward(idx)"],
+    ),
+    "no forward": (
+        model().replace("def forward", "def forwards"),
+        "model=own",
+        ["model=own: Own has no forward; needs forward(idx)"],
+    ),
+    "a model without the vocabulary": (
+        model().replace("config, vocab_size)", "config, vocab_size=9, *, n)", 1),
+        "model=own",
+        ["model=own: Own(config, vocab_size, n): missing", "needs __init__(config, vocab_size)"],
+    ),
+    "a model of torch's": (
+        "import torch\nclass C(lmlab.ModelConfig): pass\n"
+        "lmlab.register.model('own', C)(torch.nn.Linear)",
+        "model=own",
+        ["model=own: TypeError: ", "needs __init__(config, vocab_size)"],
+    ),
+    "a model that does not keep its keys": (
+        model().replace("super().__init__(config)", "torch.nn.Module.__init__(self)"),
+        "model=own",
+        ["model=own: Own.__init__ must call super().__init__(config)"],
+    ),
+    "the name of what is asked of a model": (
+        model(start="self.decoder = torch.nn.Linear(1, 1)"),
+        "model=own",
+        ["model=own: Own.decoder is what the lab asks", "another name"],
+    ),
+    "a number in place of what is asked of a model": (
+        model(start="self.size = 5"),
+        "model=own",
+        ["model=own: Own.size is what the lab asks"],
+    ),
+    "a text in place of the device": (
+        model().replace("def forward", "device = 'x'\n        def forward"),
+        "model=own",
+        ["model=own: Own.device is what the lab asks"],
+    ),
+    "a short builder of an optimizer": (
+        optimizer("None").replace("weights, config, precision", "weights"),
+        "optimizer=own",
+        ["optimizer=own: own(weights): too many", "needs own(weights, config, precision)"],
+    ),
+    "a class of torch's as a builder": (
+        optimizer("None") + "\n    register = lmlab.register.optimizer\n"
+        "    class MoreConfig(OwnConfig): pass\n"
+        "    register('more', MoreConfig)(torch.optim.SGD)",
+        "optimizer=more",
+        ["optimizer=more: TypeError: ", "needs more(weights, config, precision)"],
+    ),
+    "a schedule of two numbers": (
+        "lmlab.register.schedule('own')(lambda step, total: 1.0)",
+        "schedule=own",
+        ["schedule=own: <lambda>(step, total): missing", "needs own(done)"],
+    ),
+    "a schedule that is a number": (
+        "lmlab.register.schedule('own')(5)",
+        "schedule=own",
+        ["schedule=own: 5 is no function; needs own(done)"],
+    ),
+    "a schedule of Python's": (
+        "import time\nlmlab.register.schedule('own')(time.strptime)",
+        "schedule=own",
+        ["schedule=own: TypeError: ", "needs own(done)"],
+    ),
+    "a callback that needs an argument": (
+        callback("def __init__(self, x): pass"),
+        "",
+        ["callback own: Own(x): missing a required argument: 'x'; needs own()"],
+    ),
+    "a hook with too few arguments": (
+        callback("def on_train_batch_end(self): pass"),
+        "",
+        ["callback own: Own.on_train_batch_end(): too many", "(trainer, pl_module, outputs, batch"],
+    ),
+    "a hook that calls its stage otherwise": (
+        callback("def setup(self, trainer, module, phase): pass"),
+        "",
+        ["callback own: Own.setup(trainer, module, phase): missing", "stage=stage)"],
+    ),
+    "a line break in a name": (
+        "lmlab.register.evaluation('val/a\\nb')(print)",
+        "",
+        ["own.py: line 2", r"'val/a\nb'", "no line break"],
+    ),
     "a neighbour": ("from beside import f", "", ["own.py", "beside.py", "package"]),
 }
 
@@ -325,6 +448,61 @@ def test_a_misuse_is_one_line(here, capsys, name):
     assert stop.value.code == 2 and len(said) == 1
     assert all(word in said[0] for word in words), said
     assert not (here / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("when", "words"),
+    [
+        (
+            "self.training",
+            "returns (4, 1, 9) for ids of (4, 16); needs scores of (4, 16, 9), (B, T, V)",
+        ),
+        ("len(idx) == 4", "returns (4, 1, 9) for ids of (4, 16)"),
+        ("idx.shape[1] not in (1, 16)", "returns (1, 1, 9) for ids of (1, 6)"),
+    ],
+)
+def test_scores_of_a_wrong_shape_are_a_line_whenever_they_come(here, capsys, when, words):
+    """In training, in a batch of some size, in the last window of the validation text."""
+    plugin(here, model(scores=f"x[:, -1:] if {when} else x"))
+    line = f"{LINE.replace('model=bigram', 'model=own')} plugin=own.py"
+    refused(capsys, lambda: cli.main(line.split()), ["model=own: its forward", words])
+    assert [metrics(run)["status"] for run in here.glob("outputs/x/*")] == ["failed"]
+
+
+def test_a_model_may_keep_a_mask_that_forward_makes_and_more_arguments_of_its_own(here, train):
+    """What it keeps while the lab tries it without numbers is dropped again."""
+    text = model(
+        start="self.mask = None", scores="x + 0 * self.kept(x) if not hidden else x[:, 0]"
+    ).replace("self, idx)", "self, idx, hidden=False)")
+    text += """
+        def kept(self, x):
+            if self.mask is None:
+                self.mask = torch.ones(x.shape[1], 1)
+            return self.mask[: x.shape[1]]
+
+    @lmlab.register.evaluation("val/own")
+    def own(model, data):
+        return {"val/own": model(torch.zeros(2, 3, dtype=torch.long), hidden=True).numel()}
+    """
+    run = train(f"{LINE.replace('model=bigram', 'model=own')} plugin={plugin(here, text)}")
+    assert metrics(run)["status"] == "finished" and metrics(run)["val/own"] == 18
+
+
+def test_names_of_an_evaluation_are_said_in_short_lines(here, train, capsys):
+    text = """
+    @lmlab.register.evaluation("val/own")
+    def own(model, data):
+        return {"val/a\\nb": 1.0} | {f"{n}": 1.0 for n in range(3000)} | {
+            f"val/{n}": 1.0 for n in range(4000)
+        }
+    """
+    run = train(f"{LINE.replace('max_steps=4', 'max_steps=1')} plugin={plugin(here, text)}")
+    said = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert all(len(line) < 400 for line in said)
+    assert r"warning: 'val/a\nb': has a line break or another character that cannot" in said[0]
+    assert "warning: 2,981 more names of the evaluation own are left out" in said
+    assert any("returns " in line and line.endswith(" and 6,981 more") for line in said), said
+    assert metrics(run)["val/3999"] == 1.0 and "val/a\nb" not in metrics(run)
 
 
 def test_two_files_of_one_name_are_refused(here, capsys):

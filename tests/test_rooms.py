@@ -10,6 +10,7 @@ FLOORS = (  # the lowest first; rooms of one floor do not import each other
     ("catalogue", "files", "isolation", "numbers"),
     ("register",),
     ("plugins",),
+    ("calls",),
     ("config",),
     ("data", "machine", "models"),
     ("runs",),

@@ -1,5 +1,6 @@
 """Divides the tokens of a text into parts: to train on, to validate, to test."""
 
+import reprlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -22,6 +23,7 @@ from lmlab.data.tokenizers import (
     Source,
     Tokenizer,
     UnknownCharacters,
+    check_made,
     check_tokenizer,
     tokenizer_errors,
 )
@@ -203,6 +205,7 @@ class Splits:
                 return kind.train(text, config.tokenizer)
             with tokenizer_errors(name):
                 tokenizer = kind.train(text, config.tokenizer)
+                check_made(tokenizer, name, "train")
                 check_tokenizer(tokenizer, next(iter(text.pieces()), "")[:SAMPLE])
             return tokenizer
 
@@ -232,7 +235,12 @@ def pieces_of(choice: str, config: CorpusConfig) -> Iterator[str]:
         return
     try:
         with plugins.own_errors():
-            for piece in corpus(config):
+            pieces = corpus(config)
+            if getattr(pieces, "__iter__", None) is None:
+                raise UserError(
+                    f"data={choice}: must yield text in pieces, but returns {reprlib.repr(pieces)}"
+                )
+            for piece in pieces:
                 if not isinstance(piece, str):
                     raise UserError(
                         f"data={choice}: must yield text in pieces, but yields {type(piece).__name__}"

@@ -2,6 +2,7 @@
 
 import codecs
 import json
+import reprlib
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -246,6 +247,14 @@ def named(unknown: Counter[str]) -> str:
     return f"{unknown.total():,} {characters} outside the vocabulary{hint}: {names}"
 
 
+def check_made(tokenizer: Any, kind: str, method: str) -> None:
+    """Raises UserError if a method that makes a tokenizer has returned something else."""
+    if not callable(getattr(tokenizer, "encode_pieces", None)):
+        raise UserError(
+            f"tokenizer={kind}: {method} returns {reprlib.repr(tokenizer)}; needs a lmlab.Tokenizer"
+        )
+
+
 def check_tokenizer(tokenizer: Any, sample: str) -> None:
     """Raises UserError if a tokenizer breaks what the lab asks of it, tried with a piece of text.
 
@@ -263,6 +272,11 @@ def check_tokenizer(tokenizer: Any, sample: str) -> None:
         raise UserError(
             f"tokenizer={kind}: byte_lengths must be a numpy array of whole numbers, ({size},): how many "
             "UTF-8 bytes each token has"
+        )
+    values = tokenizer.to_values()
+    if not isinstance(values, dict):
+        raise UserError(
+            f"tokenizer={kind}: to_values returns {reprlib.repr(values)}; needs a dict for JSON"
         )
     ids = checked_ids(tokenizer, tokenizer.encode(sample))
     again = from_json(tokenizer.to_json())
@@ -338,6 +352,7 @@ def from_json(text: str) -> Tokenizer:
     if kind not in TOKENIZERS:
         raise UserError(NO_VOCABULARY)
     tokenizer: Tokenizer = load(TOKENIZERS[kind].builder).from_values(values)
+    check_made(tokenizer, kind, "from_values")
     return tokenizer
 
 

@@ -37,6 +37,8 @@ from lmlab.registry import folder_kept, load
 
 SAMPLED = 60  # tokens of the sample in an evaluation
 PICTURED = 32  # tokens that the pictures of attention show
+NAMED = 20  # names of an evaluation that one warning has
+LONGEST_NAME = 200  # characters that are shown of one
 NO_VALUE = "is no number, text or picture (H, W, 3) of uint8"
 # Groups of names in history.jsonl and metrics.json that somebody's own evaluation may not have.
 LABS_GROUPS = ("train/", "best/", "test/", "reference/", "config/", "resumed/", "update_ratio/")
@@ -193,10 +195,14 @@ def evaluate(subject: Subject, warn: Callable[[str], object]) -> dict[str, Value
             continue
         if changed:
             warn(f"the evaluation {title} changed weights of the model, which are as before again")
-        for name, why in refused.items():
-            warn(f"{name}: {why}, and is left out")
+        for name, why in [*refused.items()][:NAMED]:
+            warn(f"{readable(name)}: {why}, and is left out")
+        if len(refused) > NAMED:
+            warn(f"{len(refused) - NAMED:,} more names of the evaluation {title} are left out")
         declared = [name for name, row in NUMBERS.items() if row.evaluation == title]
-        others = [str(name) for name, x in found.items() if isinstance(x, int | float)]
+        others = [readable(name) for name, x in found.items() if isinstance(x, int | float)]
+        if len(others) > NAMED:
+            others[NAMED:] = [f"and {len(others) - NAMED:,} more"]
         for name in [name for name in declared if name not in found]:
             if others:
                 warn(
@@ -275,6 +281,8 @@ def why_not(name: object, value: object, values: Mapping[str, Value]) -> str:
     """Returns why a value of somebody's own evaluation cannot be kept, or ""."""
     if not isinstance(name, str) or not name:
         return "is no name"
+    if not name.isprintable():
+        return "has a line break or another character that cannot be shown"
     is_labs = name in NUMBERS and not is_own("number", name)
     if is_labs or name in values or name.startswith(LABS_GROUPS):
         return "is the name of a number or text of the lab's own, or there twice"
@@ -283,6 +291,13 @@ def why_not(name: object, value: object, values: Mapping[str, Value]) -> str:
     if is_own("number", name) and not isinstance(value, int | float):
         return f"was declared as a number and is {type(value).__name__}"
     return "" if is_value(value) else NO_VALUE
+
+
+def readable(name: object) -> str:
+    """Returns what somebody's own evaluation has for a name, in one line, shortened."""
+    text = str(name)
+    text = text if text.isprintable() else repr(text)
+    return text if len(text) <= LONGEST_NAME else f"{text[:LONGEST_NAME]}…"
 
 
 def plain(value: Value | np.generic | Tensor) -> Value:

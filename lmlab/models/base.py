@@ -16,6 +16,7 @@ does not fit overrides the method.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -23,9 +24,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lmlab.catalogue import MODELS, builder_of
+from lmlab.calls import check_call, own_call
+from lmlab.catalogue import MODELS, builder_of, name_of
 from lmlab.errors import UserError
+from lmlab.models import own
 from lmlab.models.hugging_face import Foreign
+from lmlab.register import is_own
 from lmlab.registry import folder_kept
 
 
@@ -111,23 +115,31 @@ class LanguageModel(nn.Module):
     def run_once(self, device: torch.device) -> Tensor | None:
         """Returns the scores of one sequence, without dropout, computed on `device`.
 
-        Returns None if the model cannot run on the meta device.
+        Returns None if the model cannot run on the meta device. Raises UserError if `forward` makes
+        weights, which no optimizer would get.
         """
         training = self.training
         self.eval()
+        before = {*self.state_dict()}
         tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
         if device.type == "meta":
             tensors = {name: torch.empty_like(w, device=device) for name, w in tensors.items()}
         idx = torch.zeros(1, self.config.block_size, dtype=torch.long, device=device)
         try:
-            with device, torch.no_grad():
+            with attributes_kept(self), device, torch.no_grad():
                 scores: Tensor = torch.func.functional_call(self, tensors, idx)
+                made = sorted({*self.state_dict()} - before)
         except (RuntimeError, NotImplementedError, TypeError):
             if device.type == "meta":
                 return None
             raise  # the model cannot read a sequence at all
         finally:
             self.train(training)
+        if made:
+            raise UserError(
+                f"{type(self).__name__}.forward makes the weights {', '.join(made)}; all weights are made "
+                "in __init__, before the optimizer gets them"
+            )
         return scores
 
     def n_matrix_weights(self) -> int:
@@ -277,6 +289,25 @@ class LanguageModel(nn.Module):
         return torch.device("cpu")
 
 
+@contextmanager
+def attributes_kept(model: nn.Module) -> Iterator[None]:
+    """A context after which all parts of a model have the attributes that they had before.
+
+    In a forward pass a model may keep a tensor, such as a mask, which would stay on that device.
+    """
+    tables = [
+        (table, dict(table))
+        for module in model.modules()
+        for table in (vars(module), *own.tables_of(module))
+    ]
+    try:
+        yield
+    finally:
+        for table, before in tables:
+            table.clear()
+            table.update(before)
+
+
 def has_matrix(module: nn.Module) -> bool:
     """Returns whether a module itself, not one of its parts, has a matrix."""
     return any(weight.dim() >= 2 for weight in module.parameters(recurse=False))
@@ -306,10 +337,18 @@ def build_model(config: Any, vocab_size: int) -> LanguageModel:
     The catalogue holds the class that is built from the keys `config`.
     """
     builder = builder_of(MODELS, config)
-    model: LanguageModel = builder(config, vocab_size)
+    name = name_of(MODELS, config)
+    if not is_own("model", name):
+        model: LanguageModel = builder(config, vocab_size)
+        return model
+    form = "__init__(config, vocab_size)"
+    check_call(f"model={name}", builder, form)
+    with own_call(f"model={name}", form):
+        model = builder(config, vocab_size)
     if not isinstance(model, LanguageModel):
         raise UserError(
             f"{builder.__name__} is no lmlab.LanguageModel; a model must be a class that inherits "
             "from it"
         )
+    own.prepare(model, LanguageModel, config, name, vocab_size)
     return model

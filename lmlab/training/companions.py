@@ -12,8 +12,10 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import Logger
 
 from lmlab import plugins
+from lmlab.calls import check_call, own_call
 from lmlab.catalogue import CALLBACKS, LOGGERS, Choice
 from lmlab.errors import UserError
+from lmlab.register import is_own
 from lmlab.registry import load
 from lmlab.training.step import no_early_end
 
@@ -36,7 +38,7 @@ def callbacks(keys: Mapping[str, Any]) -> list[Callback]:
     """Returns the callbacks of a run. `keys` are the values of their keys, by their names."""
     built = []
     for name, row in CALLBACKS.items():
-        callback = load(row.builder)(*arguments(row, keys[name]))
+        callback = called(name, row, keys[name])
         if callback is None:
             continue
         if not isinstance(callback, Callback):
@@ -44,17 +46,46 @@ def callbacks(keys: Mapping[str, Any]) -> list[Callback]:
                 f"callback {name}: is {callback!r}; needs a Callback of Lightning's, or None"
             )
         check_effect(name, callback)
+        check_hooks(name, callback)
         without_early_end(callback)
         built.append(callback)
     check_state_keys(built)
     return built
 
 
+def called(name: str, row: Choice, keys: Any) -> Any:
+    """Returns what the builder of a callback returns. Raises UserError if it has no such call."""
+    about = f"callback {name}"
+    form = f"{name}({', '.join('keys' for _ in arguments(row, keys))})"
+    builder = load(row.builder)
+    if not is_own("callback", name):
+        return builder(*arguments(row, keys))
+    check_call(about, builder, form)
+    with own_call(about, form):
+        return builder(*arguments(row, keys))
+
+
+def check_hooks(name: str, callback: Callback) -> None:
+    """Raises UserError if a hook of a callback cannot be called as Lightning calls it."""
+    for hook in own_hooks(callback):
+        taken = [*inspect.signature(getattr(Callback, hook)).parameters][1:]
+        taken = ["stage=stage" if one == "stage" else one for one in taken]
+        check_call(f"callback {name}", getattr(callback, hook), f"{hook}({', '.join(taken)})")
+
+
+def own_hooks(callback: Callback) -> list[str]:
+    """Returns the names of Lightning's hooks that the class of a callback defines anew."""
+    return [
+        name
+        for name, usual in vars(Callback).items()
+        if inspect.isfunction(usual) and getattr(type(callback), name, usual) is not usual
+    ]
+
+
 def without_early_end(callback: Callback) -> None:
     """Makes StopIteration in a hook of a callback an error like any other."""
-    for name, usual in vars(Callback).items():
-        if inspect.isfunction(usual) and getattr(type(callback), name, usual) is not usual:
-            setattr(callback, name, no_early_end()(getattr(callback, name)))
+    for name in own_hooks(callback):
+        setattr(callback, name, no_early_end()(getattr(callback, name)))
 
 
 def check_effect(name: str, callback: Any) -> None:

@@ -13,10 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lmlab.catalogue import OPTIMIZERS, SCHEDULES, AdamWConfig, MuonConfig, SGDConfig, builder_of
+from lmlab.calls import check_call, own_call
+from lmlab.catalogue import (
+    OPTIMIZERS,
+    SCHEDULES,
+    AdamWConfig,
+    MuonConfig,
+    SGDConfig,
+    builder_of,
+    name_of,
+)
 from lmlab.config.keys import RunConfig
 from lmlab.errors import UserError
 from lmlab.models.base import LanguageModel
+from lmlab.register import is_own
 from lmlab.registry import load
 from lmlab.training.muon import Muon
 
@@ -128,7 +138,7 @@ def build_optimizer(
 def built(weights: Weights, config: Any, precision: str) -> torch.optim.Optimizer:
     """Returns the optimizer of weights. Raises UserError if it is none that the lab can use."""
     builder = builder_of(OPTIMIZERS, config)
-    optimizer: torch.optim.Optimizer = builder(weights, config, precision)
+    optimizer: torch.optim.Optimizer = called(builder, weights, config, precision)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise UserError(
             f"{builder.__name__} returns {optimizer!r}; needs one of torch's optimizers"
@@ -148,6 +158,17 @@ def built(weights: Weights, config: Any, precision: str) -> torch.optim.Optimize
                 "none of the model's weights; it gets them as weights.matrices and weights.others"
             )
     return optimizer
+
+
+def called(builder: Any, weights: Weights, config: Any, precision: str) -> Any:
+    """Returns what a builder of optimizers returns. Raises UserError if somebody's own has no such call."""
+    name = name_of(OPTIMIZERS, config)
+    if not is_own("optimizer", name):
+        return builder(weights, config, precision)
+    about, form = f"optimizer={name}", f"{name}(weights, config, precision)"
+    check_call(about, builder, form)
+    with own_call(about, form):
+        return builder(weights, config, precision)
 
 
 def example_states(
@@ -241,8 +262,12 @@ def left_at(done: float, schedule: str) -> float:
 
 def check_schedule(run: RunConfig) -> None:
     """Raises UserError if the schedule of a run does not return shares."""
-    for n in range(101):
-        left_at(n / 100, run.schedule)
+    about, form = f"schedule={run.schedule}", f"{run.schedule}(done)"
+    if is_own("schedule", run.schedule):
+        check_call(about, load(SCHEDULES[run.schedule]), form)
+    with own_call(about, form):
+        for n in range(101):
+            left_at(n / 100, run.schedule)
 
 
 def cosine(done: float) -> float:

@@ -18,6 +18,7 @@ from lmlab.data.tokenizers import Tokenizer
 from lmlab.errors import UserError
 from lmlab.inference.evaluations import Source, untouched
 from lmlab.models.base import LanguageModel, build_model
+from lmlab.models.own import check_scores
 from lmlab.register import is_own
 from lmlab.registry import folder_kept
 from lmlab.runs import checkpoints
@@ -130,12 +131,7 @@ def check_model(model: LanguageModel, name: str, vocab_size: int) -> None:
     if scores is None:
         scores = model.run_once(model.device)
     needed = 1, model.config.block_size, vocab_size
-    found = scores.shape if isinstance(scores, Tensor) else type(scores).__name__
-    if found != needed:
-        raise UserError(
-            f"model={name}: its forward returns {readable(found)} for ids of {readable(needed[:2])}; "
-            f"needs scores of {readable(needed)}, (B, T, V)"
-        )
+    check_scores(name, scores, needed)
     if isinstance(scores, Tensor):
         is_plain = scores.is_floating_point() and scores.layout == torch.strided
         if not is_plain:
@@ -205,11 +201,6 @@ def check_windows(model: LanguageModel, name: str, vocab_size: int) -> None:
         raise UserError(
             f"model={name}: its windows() must predict each token but the first once, in order"
         )
-
-
-def readable(shape: Any) -> str:
-    """Returns a shape as Python writes a tuple, or any other text as it is."""
-    return str(tuple(shape)) if not isinstance(shape, str) else shape
 
 
 def load_start(init_from: str | None) -> checkpoints.Run | None:

@@ -1,0 +1,47 @@
+"""Calls what somebody else has registered, and says how if it cannot be called as the lab does."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from lmlab import plugins
+from lmlab.errors import UserError, is_out_of_memory, reason_of
+
+
+def check_call(about: str, function: Any, form: str) -> None:
+    """Raises UserError if a function cannot be called as `form` says, such as "forward(idx)".
+
+    In "setup(trainer, stage=stage)" the second argument is named. The message begins with `about`. A function whose parameters Python does not know is not checked.
+    """
+    if not callable(function):
+        raise UserError(f"{about}: {function!r} is no function; needs {form}")
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of one that is written in C
+        return
+    arguments = [*filter(None, form.partition("(")[2].removesuffix(")").split(", "))]
+    named = dict(text.split("=") for text in arguments if "=" in text)
+    try:
+        signature.bind(*(text for text in arguments if "=" not in text), **named)
+    except TypeError as error:
+        title = getattr(function, "__qualname__", form.partition("(")[0]).split("<locals>.")[-1]
+        written = f"{title}({', '.join(signature.parameters)})"
+        raise UserError(f"{about}: {written}: {error}; needs {form}") from None
+
+
+@contextmanager
+def own_call(about: str, form: str) -> Iterator[None]:
+    """A context around a call of somebody else's function, which makes an error of it a UserError.
+
+    An error from a line of their own stays as it is, since it is shown with that line; so does one
+    of memory.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if plugins.own_frames(error) or is_out_of_memory(error):
+            raise
+        raise UserError(f"{about}: {reason_of(error)}; needs {form}") from error
