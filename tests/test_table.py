@@ -20,7 +20,7 @@ from lmlab.inference import loss
 from lmlab.numbers import REFERENCES
 from lmlab.sweeps import load_runs, report, scaling, table, words
 from lmlab.sweeps.labels import common_parts, without
-from tests.conftest import NANO, history, metrics, script, working_in
+from tests.conftest import NANO, ROOT, history, metrics, refused, script, working_in
 
 
 def frame(losses, **columns):
@@ -271,6 +271,24 @@ def test_of_several_folders_none_loses_its_own_page(sweep, tmp_path):
     assert (tmp_path / "a/report.html").read_bytes() == before and "a, b" in (
         tmp_path / "report.html"
     ).read_text()
+
+
+@pytest.mark.parametrize("name", ["leaderboard.csv", "leaderboard.md", "report.html"])
+def test_a_file_of_somebody_else_is_not_replaced(sweep, here, capsys, name):
+    """What the lab wrote is, also of an earlier version; and what lies in a sweep's own folder."""
+    for folder in "ab":
+        shutil.copytree(sweep, here / folder)
+    old = ROOT / "tests/old_runs/sweeps/search" / name
+    (here / name).write_text(old.read_text() if old.exists() else (sweep / name).read_text())
+    script("compare").main(["a", "b"])
+    (here / name).write_text("<h1>group, n, se: mine</h1>\n")
+    words = [f"{name}: is there and was not written by lmlab", "out= names another folder"]
+    (here / "b/metrics.json").write_text("damaged")  # which is not even read
+    refused(capsys, one_line_errors()(lambda: script("compare").main(["a", "b"])), words)
+    assert "mine" in (here / name).read_text() and capsys.readouterr().out == ""
+    (here / "a" / name).write_text("mine")
+    script("compare").main(["a"])
+    assert (here / "a" / name).read_text() != "mine"
 
 
 def test_the_page_is_self_contained_and_its_data_is_the_tables(sweep):

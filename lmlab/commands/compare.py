@@ -7,7 +7,7 @@
 Its arguments are folders; it reads every run in them. The options, as key=value:
 
 out  folder for leaderboard.csv, leaderboard.md and report.html (the given folder; for several
-     folders, the one that contains all of them)
+     folders, the one that contains all of them); another's file there is not replaced
 vary       keys whose levels are compared, with commas between them, instead of all rows (null)
 within     keys: they are compared within each level of these (null)
 best       keys of which each level has its best value, such as lr (null)
@@ -82,6 +82,8 @@ def main(argv: list[str]) -> None:
     from lmlab.sweeps import load_runs, planned, report
     from lmlab.sweeps import table as tables
 
+    out = Path(options.out or common_folder(folders))
+    report.check_places(out)
     runs = load_runs(*folders, same_code=options.same_code)
     comparisons = None
     if options.vary is not None:
@@ -90,7 +92,6 @@ def main(argv: list[str]) -> None:
         )
     figure = None if options.figure is None else drawn(runs, options)
     loss = tables.objective(runs)
-    out = Path(options.out or common_folder(folders))
     obstacle = None
     try:  # before anything is shown, which may be cut short
         report.write(runs, out, ", ".join(Path(folder).name for folder in folders))

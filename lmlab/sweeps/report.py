@@ -43,6 +43,11 @@ from lmlab.sweeps.words import (
 )
 
 PAGE = Path(__file__).with_name("report.html")
+MARKS = {  # what every version of the lab has written into each file of `write`
+    "leaderboard.csv": rb"\A[^\n]*\bgroup\b[^\n]*,n,[^\n]*\bse\b",
+    "leaderboard.md": rb" at the end: mean over n seeds, ",
+    "report.html": rb"lmlab</title>",
+}
 POINTS = 200  # of a curve, at most
 SAMPLES = 40  # texts, at most
 WARNINGS = 5  # kinds of them, at most
@@ -287,6 +292,22 @@ def write(table: pd.DataFrame, folder: Path, title: str) -> None:
     files.write(folder / "leaderboard.csv", board.to_csv(index=False))
     files.write(folder / "leaderboard.md", markdown(table, board))
     files.write(folder / "report.html", fill_page(PAGE, title, page_data(table, board, title)))
+
+
+def check_places(folder: Path) -> None:
+    """Raises UserError if `write` would replace a file in `folder` that the lab has not written.
+
+    The folder of a sweep is the lab's own.
+    """
+    if (folder / ".sweep").is_dir():
+        return
+    for name, mark in MARKS.items():
+        path = folder / name
+        if path.is_file() and not re.search(mark, path.read_bytes()):
+            raise UserError(
+                f"{path}: is there and was not written by lmlab; out= names another folder for the "
+                "report"
+            )
 
 
 def show_places(folder: Path) -> None:
