@@ -139,6 +139,13 @@ def test_a_text_and_a_plug_in_of_ones_own_are_named_as_missing_or_packed(grid, h
     assert not any("my_lab" in name for name in names_in("c.zip"))
 
 
+def test_a_plug_in_that_made_none_of_the_runs_is_refused(grid, here):
+    shutil.copy(ROOT / "examples/my_lab.py", here)
+    with pytest.raises(UserError, match=r"plugin=my_lab\.py: none of the runs of sweep="):
+        export.main(["sweep=outputs/sweeps/grid", "out=a.zip", "plugin=my_lab.py"])
+    assert not (here / "a.zip").exists()
+
+
 def test_the_file_of_a_sweep_is_packed(grid):
     for path in grid.glob("*/metrics.json"):
         text = re.sub(
@@ -210,3 +217,13 @@ def test_a_link_in_the_folder_is_not_followed(grid):
     next(grid.glob("*/history.jsonl")).with_name("tokenizer.json.old").symlink_to("/etc/passwd")
     with pytest.raises(UserError, match="is a link"):
         export.main(["sweep=outputs/sweeps/grid", "out=a.zip"])
+
+
+def test_what_submitit_leaves_is_no_part_of_a_sweep(grid):
+    """It has links in it."""
+    notes = grid / ".sweep/.submitit"
+    notes.mkdir(parents=True, exist_ok=True)
+    (notes / ".submission_file_f834.sh").symlink_to("/etc/hostname")
+    (notes / "1_0_log.out").write_text("a job")
+    export.main(["sweep=outputs/sweeps/grid", "out=a.zip"])
+    assert not any("submi" in name or "1_0" in name for name in names_in("a.zip"))

@@ -33,6 +33,7 @@ OF_A_RUN = (
 )
 OF_A_FINISHED_RUN = ("history.jsonl", "tokenizer.json")  # as each has them, whatever its keys
 OF_A_SWEEP = ("leaderboard.csv", "leaderboard.md", "report.html", "study.db")
+SUBMITITS = ".sweep/.submitit"  # its notes about jobs of Slurm, which are no part of a run
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the first time that a zip knows: of all files
 LEVEL = 6  # of the compression
 READABLE = 0o100644  # a plain file, which its owner may write and all may read
@@ -54,6 +55,11 @@ def write(sweep: Path, out: Path, checkpoints: str) -> None:
     if out.exists():
         raise UserError(f"out={out}: is there already; needs the name of a new file")
     runs = runs_of(sweep)
+    named = plugins.names()
+    if named is not None and not plugins_of(runs):
+        raise UserError(
+            f"plugin={named}: none of the runs of sweep={sweep} was made with a plug-in"
+        )
     notes, own_code = plugin_files(runs)
     notes += missing(sweep, runs, checkpoints)
     members: dict[str, Path | bytes] = {}
@@ -80,7 +86,7 @@ def runs_of(sweep: Path) -> dict[Path, dict[str, Any]]:
         raise hugging_face.no_run(f"sweep={sweep}", sweep)
     if not paths:
         raise UserError(f"sweep={sweep}: no run there; needs the folder of a sweep")
-    refuse_links(sweep)
+    refuse_links(sweep, but=sweep / SUBMITITS)
     for path in paths:
         if is_locked(path):
             raise UserError(f"sweep={sweep}: {path.name} is being trained; wait until it has ended")

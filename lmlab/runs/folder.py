@@ -401,9 +401,14 @@ def place_seen_from_here(run: Path, noted: str) -> str:
     return from_there
 
 
-def refuse_links(path: Path) -> None:
-    """Raises UserError if a folder contains a link or a special file, or a folder for a file."""
+def refuse_links(path: Path, but: Path | None = None) -> None:
+    """Raises UserError if a folder contains a link or a special file, or a folder for a file.
+
+    What lies in the folder `but`, which nobody reads, may be anything.
+    """
     for entry in path.rglob("*"):
+        if but is not None and entry.is_relative_to(but):
+            continue
         is_folder = entry.is_dir() and entry.suffix not in ENDINGS
         is_plain = entry.is_file() or is_folder or not entry.exists()  # just removed
         if entry.is_symlink() or not is_plain:
