@@ -93,7 +93,10 @@ def main(argv: list[str]) -> None:
             draw(axes, of_size, best, f"C{n}", f"{size:g}")
             row = f"| {' | '.join(kind)} | {size:g} |"
             if best is None:
-                print(f"{row} not enclosed by its rates | | | |")
+                why = "not enclosed by its rates"
+                if of_size.empty:
+                    why = "fewer than three finished rates"
+                print(f"{row} {why} | | | |")
                 continue
             found[f"{size:g}"] = best.lr
             highest = max(highest, best.loss)

@@ -407,6 +407,10 @@ def test_rates_are_compared_over_any_key_of_numbers(here, capsys, monkeypatch):
     said = capsys.readouterr().out
     assert "| gpt | adamw | standard | 16 | 4.00e-03 |" in said
     assert "from n_layer=2 to 16 the best rate changes 2.00 times" in said
+    few = table[(table["n_layer"] == 2) | (table["lr"] < 4e-3)]
+    monkeypatch.setattr("lmlab.sweeps.table.load_runs", lambda folder: few)
+    script("transfer").main(["sweep=x", "over=n_layer"])
+    assert "| 16 | fewer than three finished rates |" in capsys.readouterr().out
     for key in ("lr", "seed", "model", "val/loss", "depth"):
         with pytest.raises(
             UserError, match=f"^over={key}: allowed are max_steps, n_embd, n_layer$"

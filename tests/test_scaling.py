@@ -107,6 +107,10 @@ def test_what_makes_a_law_hard_to_believe_is_said(typed, table, words):
     [
         (runs(sizes=2), ["2 different sizes", "needs 3"]),
         (runs(status="failed"), ["0 finished runs"]),
+        (
+            runs(sizes=3, lengths=3, seeds=1).assign(**{"val/loss": np.nan}),
+            ["9 finished runs have no val/loss", "val_fraction above 0"],
+        ),
         (pd.concat([runs(), runs(model="lstm", group="other")]), ["model", "gpt, lstm"]),
         (pd.concat([runs(), runs(data_sha256="b", group="other")]), ["data_sha256"]),
         (pd.concat([runs(), runs(val_fraction=0.3, group="other")]), ["val_fraction", "0.1, 0.3"]),

@@ -94,6 +94,7 @@ def scaling_of(table: pd.DataFrame, bootstraps: int, seed: int = 0) -> Scaling:
 
     Raises UserError if they have too few sizes or lengths, or different texts or tokens.
     """
+    check_losses(table)
     runs = tables.counted(table, "val/loss")
     runs = runs[(runs["n_params"] > 0) & (runs["tokens"] > 0)]
     check_alike(runs)
@@ -115,6 +116,16 @@ def scaling_of(table: pd.DataFrame, bootstraps: int, seed: int = 0) -> Scaling:
         )
     doubts = [*doubts_of(runs), *tables.left_out(table, "val/loss")]
     return Scaling(points, groups, law, drawn, doubts)
+
+
+def check_losses(table: pd.DataFrame) -> None:
+    """Raises UserError if finished runs have no val/loss, and no other is there for a law."""
+    finished = table[table["status"] == "finished"]
+    if len(finished) and finished["val/loss"].isna().all():
+        raise UserError(
+            f"sweeps: {len(finished)} finished runs have no val/loss, to which a law is fitted; it "
+            "needs runs with val_fraction above 0"
+        )
 
 
 def check_alike(runs: pd.DataFrame) -> None:
