@@ -308,3 +308,19 @@ def test_a_replay_whose_first_weights_are_gone_names_their_key(train, here, caps
     )
     shutil.rmtree(first)
     refused(capsys, lambda: cli.main([f"replay={second}"]), [f"init_from={first}: no trained run"])
+
+
+@pytest.mark.parametrize("several", ["{0},{1}", "choice({0},{1})", "null,{1}"])
+def test_one_run_gives_the_first_weights_also_in_a_sweep(source, here, capsys, several):
+    other = shutil.copytree(source, here / "other")
+    typed = several.format(source, other)
+    for line in (f"-m init_from={typed} {NEW}", f"init_from={typed} {NEW}", f"resume={typed}"):
+        refused(capsys, lambda line=line: cli.main(line.split()), [f"{typed}: takes one run, also"])
+    refused(capsys, lambda: cli.main(["lr=1,2"]), ["a key other than", " init_from "])
+
+
+def test_the_folder_of_a_run_may_have_commas_in_its_name(source, here, train):
+    (here / "new.txt").write_text("a hat, a mat, at the end. " * 20)
+    source.rename(here / "lr=1,seed=2")
+    run = train(f"init_from={here}/lr=1,seed=2 {NEW}")
+    assert config(run)["init_from"].endswith("lr=1,seed=2")

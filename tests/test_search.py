@@ -34,6 +34,8 @@ LINE = (
     "-m hydra/sweeper=search model=bigram data=sentence val_fraction=0.2 block_size=8 device=cpu log_interval=5 "
     "optimizer=sgd schedule=constant warmup_steps=0 grad_clip=0 "
 )
+IN_MEMORY = ("sqlite://", "sqlite:///", "sqlite+pysqlite:///:memory:", "sqlite:///?timeout=9")
+IN_MEMORY += ("sqlite:///file:x?mode=memory&uri=true",)
 
 
 def study(name, folder="outputs/sweeps"):
@@ -417,6 +419,20 @@ def test_no_other_number_is_an_objective(capsys):
     typed = "hydra.sweeper.objective=grad_norm"
     allowed = "val/loss, best/val/loss, val/bits_per_byte, train/loss, tokens_per_second"
     refused(capsys, lambda: cli.main([*LINE.split(), "lr=1,2", typed]), [typed, allowed])
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("", "is empty; needs the URL of a database, or null"),
+        *((url, "is a database in memory, which ends with the command") for url in IN_MEMORY),
+    ],
+)
+def test_a_study_needs_a_place_that_lasts(here, capsys, url, words):
+    typed = f"hydra.sweeper.storage={url}"
+    line = [*LINE.split(), "lr=interval(1,2)", f"hydra.sweeper.storage='{url}'" if url else typed]
+    refused(capsys, lambda: cli.main(line), [f"{typed}: {words}"])
+    assert not (here / "outputs").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Commands that continue from an earlier run: resume=, replay= and init_from=."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,9 @@ def inherited(arguments: list[str]) -> tuple[list[str], list[str]]:
         start = overrides["init_from"].value()
     if start is None:
         return arguments, []
-    path = newest(Path(check_value("init_from", start, PathText)), "init_from")
+    typed = check_value("init_from", start, PathText)
+    check_one_run("init_from", typed)
+    path = newest(Path(typed), "init_from")
     saved = read_config(path)
     kept: dict[str, Any] = {}
     for group, values in (("model", saved.model), ("tokenizer", saved.tokenizer)):
@@ -99,6 +102,19 @@ def inherited(arguments: list[str]) -> tuple[list[str], list[str]]:
         f"{key}={typed_value(key, value)}" for key, value in kept.items() if key not in overrides
     ]
     return resolved, added
+
+
+def check_one_run(key: str, typed: str) -> None:
+    """Raises UserError if a key that names a run was given several of them.
+
+    The name of a folder may have commas: it is not cut if it is there.
+    """
+    choice = re.fullmatch(r"choice\((.*)\)", typed)
+    names = [name.strip() for name in (choice[1] if choice else typed).split(",")]
+    if Path(typed).exists() or len(names) < 2:
+        return
+    if all(name == "null" or (name and Path(name).exists()) for name in names):
+        raise UserError(f"{key}={typed}: takes one run, also in a sweep; needs a command for each")
 
 
 def repeated(arguments: list[str], flags: list[str]) -> tuple[str, Path, Config] | None:
@@ -137,6 +153,7 @@ def refuse_unfit(verb: str, overrides: Overrides, flags: list[str]) -> None:
 def run_folder(verb: str, value: Any) -> Path:
     """Returns the folder that resume= or replay= names. Raises UserError if it is no run."""
     typed = check_value(verb, value, PathText)
+    check_one_run(verb, typed)
     path = Path(typed)
     if typed and (path / "config.yaml").exists():
         return path

@@ -21,6 +21,7 @@ from lmlab.config.keys import (
 from lmlab.errors import UserError, nearest
 from lmlab.markers import ONCE
 
+RUNS = {"init_from", "resume", "replay"}  # keys that name one run, whose name may have commas
 COUNTING = ("auto", "cpu")  # the devices of models without steps
 
 
@@ -35,6 +36,29 @@ def check_settings(kind: str, choice: str, values: dict[str, Any]) -> None:
             hint = nearest(key, known)
             raise UserError(f"hydra.{kind}.{key}={value}: there is no such key{hint}")
     build(SETTINGS[choice], settings, f"hydra.{kind}.")
+    if settings.get("storage") is not None:
+        check_storage(settings["storage"])
+
+
+def check_storage(url: str) -> None:
+    """Raises UserError for no database, or one that ends with its process, as SQLite's in memory.
+
+    A search is continued by the same command, and shared by several processes.
+    """
+    if not url:
+        raise UserError(
+            "hydra.sweeper.storage=: is empty; needs the URL of a database, or null for study.db in "
+            "the folder of the sweep"
+        )
+    engine, _, place = url.partition("://")
+    is_sqlite = engine.partition("+")[0] == "sqlite"
+    if is_sqlite and (
+        not place.partition("?")[0].strip("/") or ":memory:" in place or "mode=memory" in place
+    ):
+        raise UserError(
+            f"hydra.sweeper.storage={url}: is a database in memory, which ends with the command; needs "
+            "a file, such as sqlite:////home/me/study.db, or another database's URL"
+        )
 
 
 def check_hydra(override: Override, searching: bool) -> None:
@@ -66,7 +90,7 @@ def check_place(override: Override, multirun: bool, sweeper: str) -> None:
     text = override.input_line
     if override.is_sweep_override():
         if not multirun or key in marked(ONCE) or is_hydras(override):
-            once = " ".join(sorted(marked(ONCE)))
+            once = " ".join(sorted(marked(ONCE) | RUNS))
             raise UserError(
                 f"{text}: several values need a sweep (add -m), and a key other than {once}; one "
                 f"value with commas is quoted twice: {key}=\"'…'\"{decimal_point(str(text))}"
