@@ -31,6 +31,15 @@ def mine(here):
     return here / "mine"
 
 
+def test_runs_may_be_made_in_the_folder_itself(mine, train, monkeypatch, capsys):
+    monkeypatch.chdir(mine)
+    line = "--config-dir=. experiment=e"
+    for more in ("", "", " -m seed=0,1 hydra/launcher=basic name=s", ""):
+        train(line + more)
+    (mine / "outputs/mine.yaml").write_text("a: 1\n")
+    refused(capsys, lambda: cli.main(line.split()), ["outputs/mine.yaml: is not read"])
+
+
 def test_a_recipe_and_a_preset_of_ones_own_in_a_place_of_ones_own(mine, train, capsys):
     run = train("--config-dir=mine experiment=e 'out=other disk'")
     assert run.parent == mine.parent / "other disk/my_preset"
@@ -69,6 +78,7 @@ def test_so_do_the_cells_of_a_sweep_and_the_trials_of_a_search(mine, train):
 
 WRONG = {
     "--config-dir=missing": ["--config-dir=missing", "is no folder"],
+    "--config-dir=": ["--config-dir=: is empty; needs a folder"],
     "--config-dir=empty": ["--config-dir=empty", "has none of the folders model, data"],
     "--config-dir=mine experiment=f": ["experiment=f", "allowed are", " e,"],
     "out=": ["out=: is empty"],

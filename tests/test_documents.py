@@ -133,6 +133,10 @@ def test_documents_without_the_mark_are_counted_and_said(here, train, capsys, to
     assert "of 60 documents without score_after nothing is trained or scored" in (
         " ".join(capsys.readouterr().err.split())
     )
+    (run,) = {path.parent for path in here.glob("outputs/*/*/config.yaml")}
+    evaluate.main([f"run={run}", "data=file", "path=some.txt"])
+    warned = "warning: some.txt: of 60 documents without score_after nothing is scored"
+    assert warned in capsys.readouterr().err
     train(line + rf"separator='\n' path=some.txt tokenizer={tokenizer}")
     assert "without score_after" not in capsys.readouterr().err
 

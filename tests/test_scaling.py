@@ -126,6 +126,18 @@ def test_runs_that_have_no_law_are_refused(typed, here, table, words):
     assert not [*here.iterdir()]
 
 
+def test_numbers_of_somebody_else_are_not_replaced(typed, here):
+    """The picture is named, the file beside it is not."""
+    (here / "package.json").write_text('{"name": "mine"}')
+    (here / "folder.json").mkdir()
+    for name, words in (("package", "was not written by lmlab"), ("folder", "is a folder")):
+        with pytest.raises(UserError, match=rf"{name}\.json.*{words}"):
+            command.main([f"out={name}.png"])
+    assert "mine" in (here / "package.json").read_text()
+    for _ in range(2):  # its own are
+        typed(runs(sizes=3, lengths=3, seeds=1))
+
+
 @pytest.mark.parametrize("line", ["predict=1e6", "predict=1e6,-1", "predict=a,b", "budget=0"])
 def test_what_cannot_be_predicted_is_refused(typed, line):
     with pytest.raises(UserError, match=line.partition("=")[0]):

@@ -28,7 +28,7 @@ from lmlab.data.splits import Splits
 from lmlab.errors import UserError, one_line_errors
 from lmlab.runs import checkpoints
 from lmlab.training import preparation
-from tests.conftest import NANO, ROOT, history, metrics, script, working_in
+from tests.conftest import NANO, ROOT, history, metrics, refused, script, working_in
 
 pytestmark = pytest.mark.usefixtures("short_texts")
 
@@ -227,6 +227,30 @@ def test_nothing_is_ignored_beside_help(run_script, capsys, name, line):
     said = capsys.readouterr()
     assert stop.value.code == 2 and said.out == "" and said.err.count("\n") == 1
     assert ": allowed is --help alone" in said.err and said.err.startswith("error: --help ")
+
+
+def test_a_page_that_python_has_left_out_is_a_line(capsys, monkeypatch):
+    """As with python -OO."""
+    command = script("sample")
+    monkeypatch.setattr(sys.modules[command.main.__module__], "__doc__", None)
+    refused(capsys, one_line_errors()(lambda: command.main(["--help"])), ["--help: ", "-OO"])
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "usual"),
+    [("plot", "runs=run", "curves.png"), ("explain", "run=run text=hello", "explain.html")],
+)
+def test_a_file_of_somebody_else_at_the_usual_place_is_kept(trained, here, name, line, usual):
+    """A person has not named it; what a command wrote there before is replaced."""
+    shutil.copytree(trained / "run", here / "run")
+    for _ in range(2):
+        script(name).main(line.split())
+    Path(usual).write_text("mine")
+    with pytest.raises(UserError, match=f"^{usual}: is there and was not written by lmlab; out="):
+        script(name).main(line.split())
+    assert Path(usual).read_text() == "mine"
+    script(name).main([*line.split(), f"out={usual}"])
+    assert Path(usual).read_bytes() != b"mine"
 
 
 def test_no_script_hides_a_module_of_the_standard_library():

@@ -287,6 +287,11 @@ def other_text(run: Run, options: Options) -> Target:
     if len(text.train) < 2:
         raise UserError(f"data={choice}: {title} has fewer than two {text.tokenizer.unit}s")
     tokens = text.train
+    if text.unmarked:
+        print(
+            f"warning: {title}: of {text.unmarked:,} documents without score_after nothing is scored",
+            file=sys.stderr,
+        )
     return Target(tokens, text.sha256, title, "text", None, text.documents.get("train"))
 
 

@@ -26,6 +26,9 @@ from lmlab.errors import UserError
 from lmlab.markers import FILLED
 from lmlab.runs.typed import as_typed
 
+# What the lab's own results have in them, by the ending of the file.
+MADE_HERE = {".png": b"Matplotlib version", ".html": b"lmlab</title>"}
+
 
 def help_page() -> str:
     """Returns the text of --help: conf/help.txt, then the comments of the files in conf/."""
@@ -105,13 +108,17 @@ def keys_in(file: str, title: str, prefix: str = "") -> str:
     return f"\nKeys of {title}\n" + "".join(f"  {prefix}{line}\n" for line in keys)
 
 
-def parse_script(options: type, page: str, argv: list[str]) -> Any:
+def parse_script(options: type, page: str | None, argv: list[str]) -> Any:
     """Returns the dataclass `options`, filled with checked key=value arguments.
 
-    --help prints `page` and ends the program. Raises UserError.
+    --help prints `page`, a docstring, and ends the program. Raises UserError.
     """
     if {"-h", "--help"} & set(argv):
         check_alone("--help", argv)
+        if page is None:
+            raise UserError(
+                "--help: Python has left the page out; needs a call without -OO and PYTHONOPTIMIZE=2"
+            )
         print(as_typed(page.strip()))
         raise SystemExit
     hints = get_type_hints(options, include_extras=True)
@@ -135,7 +142,10 @@ def parse_script(options: type, page: str, argv: list[str]) -> Any:
         elif FILLED in markers(hints[key]) and re.fullmatch(r"(['\"]).*\1", text):
             value = unquoted(argument)  # in the quotes that train.py needs around some paths
         values[key] = value
-    return filled(options, values)
+    result = filled(options, values)
+    if "out" not in values and getattr(result, "out", None):
+        check_unnamed(Path(result.out))
+    return result
 
 
 def unquoted(argument: str) -> Any:
@@ -190,6 +200,13 @@ def check_file(out: str, key: str = "out") -> None:
     """Raises UserError if `out` is a folder, for a command that writes one file."""
     if Path(out).is_dir():
         raise UserError(f"{key}={out}: is a folder; needs the name of a file")
+
+
+def check_unnamed(out: Path) -> None:
+    """Raises UserError if a result's usual place, which nobody typed, has a file of somebody else."""
+    mark = MADE_HERE.get(out.suffix)
+    if mark is not None and out.is_file() and mark not in out.read_bytes():
+        raise UserError(f"{out}: is there and was not written by lmlab; out= names another file")
 
 
 def check_out(out: Path, key: str = "out") -> None:

@@ -26,6 +26,8 @@ def own_choices(plugin: str | None, config_dir: str | None = None) -> Iterator[N
     """
     sources = plugins.sources(plugin)
     with ExitStack() as stack:
+        if config_dir == "":
+            raise UserError("--config-dir=: is empty; needs a folder, such as --config-dir=mine")
         if config_dir is not None:
             if not config_dir:
                 raise UserError("--config-dir=: is empty; needs the name of a folder")

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from lmlab import files
-from lmlab.commands.options import parse_script
+from lmlab.commands.options import check_file, check_out, parse_script
 from lmlab.commands.own_choices import with_own_choices
 from lmlab.commands.picture import check_picture, new_figure, save_picture
 from lmlab.commands.plot import folders_of
@@ -57,6 +57,8 @@ def main(argv: list[str]) -> None:
     options = parse_script(Options, __doc__, argv)
     check_picture(options.out)
     asked = asked_for(options.predict)
+    path = Path(options.out).with_suffix(".json")
+    check_numbers(path)
     from lmlab.sweeps import table as tables
     from lmlab.sweeps.scaling import scaling_of
 
@@ -66,10 +68,26 @@ def main(argv: list[str]) -> None:
     for line in lines_of(scaling, numbers):
         print(line)
     save_picture(figure_of(scaling, options.budget), options.out)
-    path = Path(options.out).with_suffix(".json")
     files.write(path, (json.dumps(numbers, indent=1) + "\n").encode())
     print(options.out)
     print(path)
+
+
+def check_numbers(path: Path) -> None:
+    """Raises UserError if the file of the numbers, which nobody named, is one of somebody else."""
+    check_file(str(path), "the numbers beside out")
+    check_out(path, "the numbers beside out")
+    if not path.exists():
+        return
+    try:
+        written = json.loads(path.read_bytes())
+    except ValueError:
+        written = None
+    if not isinstance(written, dict) or "law" not in written:
+        raise UserError(
+            f"{path}: is there and was not written by lmlab; out= names another picture, beside which "
+            "the numbers go"
+        )
 
 
 def asked_for(text: str | None) -> tuple[float, float] | None:

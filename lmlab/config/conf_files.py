@@ -145,12 +145,22 @@ def check_added(folder: Path) -> None:
         raise UserError(f"{typed}: has none of the folders {', '.join(groups)}")
     for path in yaml_files(folder):
         name = path.relative_to(folder)
+        if is_of_run(path, name):
+            continue
         group = next((group for group in groups if Path(group) in name.parents), None)
         is_of_run = (path.parent / "history.jsonl").exists()
         if group is None and not is_of_run:
             raise UserError(f"{path}: is not read; files are in the folders {', '.join(groups)}")
         if (CONF / name).exists():
             raise UserError(f"{path}: the lab has a file of this name; it needs another one")
+
+
+def is_of_run(path: Path, name: Path) -> bool:
+    """Returns whether a file in a folder of --config-dir is of a run there, or of a sweep's notes.
+
+    `name` is its path in that folder. Runs may be made in it; they write each file with a checksum.
+    """
+    return files.seal(path).exists() or ".sweep" in name.parts
 
 
 def check_nodes(node: yaml.Node | None, shown: str, group: str) -> None:
