@@ -340,6 +340,21 @@ MISUSES = {
         "model=own",
         ["model=own: Own.forward(idx, targets): missing a required", "needs forward(idx)"],
     ),
+    "sparse gradients": (
+        model().replace("vocab_size, vocab_size)", "vocab_size, vocab_size, sparse=True)"),
+        "model=own",
+        ["model=own: the gradient of table.weight is sparse"],
+    ),
+    "complex weights": (
+        model(start="self.c = torch.nn.Parameter(torch.ones(3, dtype=torch.complex64))"),
+        "model=own",
+        ["model=own: the weight c is of torch.complex64"],
+    ),
+    "weights on the meta device": (
+        model(start="self.c = torch.nn.Linear(2, 2, device='meta')"),
+        "model=own",
+        ["model=own: the weight c.weight is on the meta device"],
+    ),
     "no ids in forward": (
         model().replace("self, idx)", "self)"),
         "model=own",

@@ -125,6 +125,11 @@ def check_batch(batch_size: int, block_size: int) -> None:
 def check_model(model: LanguageModel, name: str, vocab_size: int) -> None:
     """Raises UserError if a model's scores have the wrong shape, or a weight is not finite."""
     for weight_name, weight in model.named_parameters():
+        if weight.is_meta or weight.is_complex():
+            kind = "on the meta device, without numbers" if weight.is_meta else f"of {weight.dtype}"
+            raise UserError(
+                f"model={name}: the weight {weight_name} is {kind}; needs real numbers in memory"
+            )
         if not weight.isfinite().all():
             raise UserError(f"model={name}: the weight {weight_name} is not finite at the start")
     scores = model.run_once(torch.device("meta"))
@@ -159,7 +164,10 @@ def check_own_model(model: LanguageModel, name: str, vocab_size: int) -> None:
         one, again, changed = (model(x).float() for x in (given, idx.clone(), other))
         check_windows(model, name, vocab_size)
         with torch.enable_grad():
-            has_gradient = model(idx[:1].clone()).requires_grad
+            scores = model(idx[:1].clone())
+        has_gradient = scores.requires_grad
+        if has_gradient:
+            check_gradients(model, name, scores)
     if one.isnan().any():
         raise UserError(f"model={name}: some of its scores are nan, no numbers")
     if not has_gradient:
@@ -184,6 +192,20 @@ def check_own_model(model: LanguageModel, name: str, vocab_size: int) -> None:
         raise UserError(
             f"model={name}: gives_log_probs is set, but the probabilities do not add up to 1"
         )
+
+
+def check_gradients(model: LanguageModel, name: str, scores: Tensor) -> None:
+    """Raises UserError if a weight has a sparse gradient, which cannot be clipped."""
+    weights = {key: weight for key, weight in model.named_parameters() if weight.requires_grad}
+    gradients = torch.autograd.grad(
+        scores, [*weights.values()], torch.ones_like(scores), allow_unused=True
+    )
+    for key, gradient in zip(weights, gradients, strict=True):
+        if gradient is not None and gradient.layout != torch.strided:
+            raise UserError(
+                f"model={name}: the gradient of {key} is sparse, as of an embedding with sparse=True; "
+                "needs a dense one"
+            )
 
 
 def differ(one: Tensor, two: Tensor) -> bool:
