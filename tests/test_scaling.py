@@ -1,6 +1,8 @@
 """What is said of runs whose law is known, because it was planted."""
 
 import json
+import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -124,6 +126,23 @@ def test_runs_that_have_no_law_are_refused(typed, here, table, words):
         typed(table)
     assert all(word in str(refusal.value) for word in words)
     assert not [*here.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("asked", "lost"),
+    [
+        (lambda scaling: scaling.predicted(1e5, 1e6), replace(TRUTH, E=math.nan)),
+        (lambda scaling: scaling.best(6e11)["loss"], Law(1.0, 1e300, 1e-300, 0.01, 0.01)),
+    ],
+)
+def test_some_drawn_laws_without_a_number_take_no_interval_away(asked, lost):
+    scaling = scaling_of(runs(), 200)
+    _, low, high = asked(scaling)
+    few = replace(scaling, drawn=[lost] * 3 + scaling.drawn[3:])
+    assert asked(few)[1:] == pytest.approx((low, high), rel=0.01)
+    many = replace(scaling, drawn=[lost] * 10 + scaling.drawn[10:])
+    with pytest.raises(UserError, match="10 of 200 laws that fit such runs have no number there"):
+        asked(many)
 
 
 def test_numbers_of_somebody_else_are_not_replaced(typed, here):

@@ -51,6 +51,7 @@ class Scaling:
                 "runs a larger model or more text does not help; it needs more sizes and lengths"
             )
         found = np.array([(*law.best(flops), law.loss(*law.best(flops))) for law in able[1:]])
+        found = self.with_numbers(found, f"budget={flops:g}")
         N, D = self.law.best(flops)
         values = {"N": N, "D": D, "loss": float(self.law.loss(N, D))}
         best = {
@@ -72,12 +73,27 @@ class Scaling:
         n = len(self.points.loss)
         spread = np.sqrt(n / max(1, n - 5))  # five numbers were fitted to the residuals
         ones = generator.choice(self.residuals(), size=len(expected)) * spread
-        loss = float(self.law.loss(N, D)), *laws.interval(expected * np.exp(ones))
+        drawn = self.with_numbers((expected * np.exp(ones))[:, None], f"predict={N:g},{D:g}")
+        loss = float(self.law.loss(N, D)), *laws.interval(drawn[:, 0])
         if not np.isfinite(loss).all():
             raise UserError(
                 f"predict={N:g},{D:g}: lies so far from the runs that it has no interval"
             )
         return loss
+
+    def with_numbers(self, found: Floats, asked: str) -> Floats:
+        """Returns the rows of what drawn laws say, (n, …), without those that are no numbers.
+
+        Raises UserError if an interval of the rest would no longer be one of 95 %.
+        """
+        finite = found[np.isfinite(found).all(1)]
+        lost = len(self.drawn) - len(finite)
+        if lost > LOST * len(self.drawn):
+            raise UserError(
+                f"{asked}: {lost:,} of {len(self.drawn):,} laws that fit such runs have no number there; "
+                "it needs more sizes and lengths, or a place nearer to the runs"
+            )
+        return finite
 
     def residuals(self) -> Floats:
         """Returns ln L of each run, less what the law expects."""
