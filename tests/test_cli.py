@@ -155,7 +155,7 @@ WRONG = {
     "data=file 'path=a,b'": ["path=a,b", "twice", "path=\"'…'\""],
     "lr=0.1,0.2": ["lr=0.1,0.2", "add -m"],
     "name=sweeps": ["name=sweeps", "the folder of sweeps"],
-    "-m name=a,b": ["name=a,b", "a key other than dry_run fast_dev_run name"],
+    "-m name=a,b": ["name=a,b", "a key other than dry_run fast_dev_run init_from name"],
     "-m model=bigram,gpt n_layer=2": [
         "n_layer=2",
         "model=bigram",

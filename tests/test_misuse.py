@@ -340,6 +340,11 @@ MISUSES = {
         "model=own",
         ["model=own: Own.forward(idx, targets): missing a required", "needs forward(idx)"],
     ),
+    "a step that leaves no gradient": (
+        model(scores="x.exp().add_(1)"),
+        "model=own",
+        ["model=own: RuntimeError: ", "needs scores whose gradient can be computed"],
+    ),
     "sparse gradients": (
         model().replace("vocab_size, vocab_size)", "vocab_size, vocab_size, sparse=True)"),
         "model=own",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lmlab import ranks
+from lmlab.calls import own_call
 from lmlab.config.check import Config
 from lmlab.config.grammar import typed_value
 from lmlab.config.keys import RunConfig
@@ -164,10 +165,7 @@ def check_own_model(model: LanguageModel, name: str, vocab_size: int) -> None:
         one, again, changed = (model(x).float() for x in (given, idx.clone(), other))
         check_windows(model, name, vocab_size)
         with torch.enable_grad():
-            scores = model(idx[:1].clone())
-        has_gradient = scores.requires_grad
-        if has_gradient:
-            check_gradients(model, name, scores)
+            has_gradient = model(idx[:1].clone()).requires_grad
     if one.isnan().any():
         raise UserError(f"model={name}: some of its scores are nan, no numbers")
     if not has_gradient:
@@ -192,14 +190,18 @@ def check_own_model(model: LanguageModel, name: str, vocab_size: int) -> None:
         raise UserError(
             f"model={name}: gives_log_probs is set, but the probabilities do not add up to 1"
         )
+    with untouched(model), torch.enable_grad():
+        model.eval()
+        check_gradients(model, name, model(idx[:1].clone()))
 
 
 def check_gradients(model: LanguageModel, name: str, scores: Tensor) -> None:
-    """Raises UserError if a weight has a sparse gradient, which cannot be clipped."""
+    """Raises UserError if scores have no gradient that can be computed, or clipped: a sparse one."""
     weights = {key: weight for key, weight in model.named_parameters() if weight.requires_grad}
-    gradients = torch.autograd.grad(
-        scores, [*weights.values()], torch.ones_like(scores), allow_unused=True
-    )
+    with own_call(f"model={name}", "scores whose gradient can be computed"):
+        gradients = torch.autograd.grad(
+            scores, [*weights.values()], torch.ones_like(scores), allow_unused=True
+        )
     for key, gradient in zip(weights, gradients, strict=True):
         if gradient is not None and gradient.layout != torch.strided:
             raise UserError(
