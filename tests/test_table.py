@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -388,6 +389,15 @@ def test_compare_names_what_is_wrong(here, capsys, arguments, words):
         script("compare").main(arguments)
     stderr = capsys.readouterr().err
     assert stop.value.code == 2 and stderr.count("\n") == 1 and words in stderr
+
+
+def test_reading_many_runs_is_said(sweep, monkeypatch, capfd):
+    load_run = table.load_run
+    monkeypatch.setattr(table, "load_run", lambda path: time.sleep(0.05) or load_run(path))
+    load_runs(sweep)
+    assert capfd.readouterr().err == ""
+    monkeypatch.setattr(table, "SILENT", 0.01)
+    assert f"reading {len(load_runs(sweep))} runs …\n" == capfd.readouterr().err
 
 
 def test_keys_that_only_later_runs_have_are_columns_too(here, monkeypatch):

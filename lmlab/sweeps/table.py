@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from lmlab.sweeps.claims import (
     half_width,
 )
 from lmlab.sweeps.labels import common_parts, without
+from lmlab.terminal import after_a_second, tell
 
 BITS = "val/bits_per_byte"
 LARGEST = 1e100  # number, whose square can still be added up
@@ -45,6 +47,7 @@ STATUSES = ("running", "interrupted", "finished", "diverged", "pruned", "failed"
 NAMED = 3  # runs that cannot be read, of which the reasons are told
 SOURCES = ("init_sha256", "tokenizer_sha256")  # of a run, beside its text
 LEFT_OUT = "left_out"  # how many characters of the text the vocabulary lacks, or bytes
+SILENT = 3  # seconds that reading runs may take without a word
 DIGITS = 8  # of such a hash in a row
 
 
@@ -72,12 +75,13 @@ def load_runs(*folders: str | Path, same_code: bool = False) -> pd.DataFrame:
             raise hugging_face.no_run(str(folder), folder)
         if not paths:
             raise UserError(next(iter(unreadable), f"{folder}: no run there"))
-        for path in paths:
-            try:
-                runs.setdefault(path.resolve(), load_run(path))
-            except UserError as error:
-                if path.exists() and not is_beginning(path):
-                    faults.append(str(error))
+        with after_a_second(partial(tell, f"reading {len(paths):,} runs …"), SILENT):
+            for path in paths:
+                try:
+                    runs.setdefault(path.resolve(), load_run(path))
+                except UserError as error:
+                    if path.exists() and not is_beginning(path):
+                        faults.append(str(error))
     if faults and not runs:
         raise UserError(faults[0])
     if not runs:
