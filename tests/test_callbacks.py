@@ -436,3 +436,20 @@ def test_the_number_of_threads_is_the_runs_own(here, train):
     assert "torch.set_num_threads(2) in a callback: threads=1 stands again after step 3" in warning
     plain = train(f"{LINE} max_steps=8")
     assert history(run, "val/loss") == history(plain, "val/loss")
+
+
+def test_a_callback_that_sets_the_learning_rate_is_told_that_it_has_no_effect(here, train, capsys):
+    code = """
+        from pytorch_lightning import Callback
+        class Rate(Callback):
+            def on_train_batch_end(self, trainer, module, *_):
+                trainer.optimizers[0].param_groups[0]["lr"] = 0.0
+        @lmlab.register.callback("rate_of_ones_own")
+        def rate(): return Rate()
+        """
+    plugin(here, code)
+    run = train(f"{LINE} max_steps=8 plugin=own.py")
+    (warning,) = metrics(run)["warnings"].split(" | ")
+    assert "plugin=own.py: a callback or the optimizer has changed its lr" in warning
+    assert capsys.readouterr().err.count("has changed its lr") == 1
+    assert history(run, "val/loss") == history(train(f"{LINE} max_steps=8"), "val/loss")

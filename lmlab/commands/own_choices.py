@@ -29,8 +29,6 @@ def own_choices(plugin: str | None, config_dir: str | None = None) -> Iterator[N
         if config_dir == "":
             raise UserError("--config-dir=: is empty; needs a folder, such as --config-dir=mine")
         if config_dir is not None:
-            if not config_dir:
-                raise UserError("--config-dir=: is empty; needs the name of a folder")
             folder = files.expanded(config_dir)
             check_added(folder)
             add_folders([folder.absolute()])

@@ -148,8 +148,7 @@ def check_added(folder: Path) -> None:
         if is_of_run(path, name):
             continue
         group = next((group for group in groups if Path(group) in name.parents), None)
-        is_of_run = (path.parent / "history.jsonl").exists()
-        if group is None and not is_of_run:
+        if group is None:
             raise UserError(f"{path}: is not read; files are in the folders {', '.join(groups)}")
         if (CONF / name).exists():
             raise UserError(f"{path}: the lab has a file of this name; it needs another one")

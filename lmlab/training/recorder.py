@@ -26,6 +26,10 @@ from lmlab.training.meter import Meter
 from lmlab.training.results import Results
 from lmlab.training.step import LanguageModule, no_early_end
 
+RATE = (
+    "a callback or the optimizer has changed its lr, which has no effect: schedule= sets it before each "
+    "step, and register.schedule adds one"
+)
 PICTURES = 5  # of attention, after the one of step 0
 LIGHTNINGS = ("state_dict", "loops", "optimizer_states", "callbacks")  # entries of a checkpoint
 
@@ -162,6 +166,7 @@ class Recorder(Callback):
         self.asked_to_end = False  # by a callback
         self.stopping = False  # after a signal that any rank has received
         self.end_reason = ""
+        self.rate_was_told = False  # that changing it has no effect
 
     # Lightning calls these
 
@@ -332,6 +337,9 @@ class Recorder(Callback):
     def note_point(self, trainer: Trainer, module: LanguageModule) -> None:
         """Writes a point of the training curves, and checks that the loss is finite."""
         self.keep_threads()
+        if module.rate_was_changed and not self.rate_was_told:
+            self.rate_was_told = True
+            self.directory.warn(f"{named_plugins()}{RATE}")
         lr = trainer.optimizers[0].param_groups[0]["lr"]
         has_loss = module.losses > 0
         numbers, others = self.meter.point(module, lr)

@@ -132,6 +132,8 @@ class LanguageModule(PlainHookName):
         self.ranks = ranks
         self.batches = first
         self.grad_norm = torch.zeros(())
+        self.rate: float | None = None  # that of the last step, in the first group
+        self.rate_was_changed = False  # by a callback or the optimizer; the next step sets its own
         self.logged: dict[str, Any] = {}  # numbers of callbacks at this step
         self.end_reason = "a callback ended the run"  # which can say more, if it does so
 
@@ -190,8 +192,12 @@ class LanguageModule(PlainHookName):
         optimizer: Any = self.optimizers()  # the only one
         largest = self.run.grad_clip or float("inf")
         self.grad_norm = nn.utils.clip_grad_norm_(self.weights, largest)  # that before clipping
+        first = optimizer.param_groups[0]
+        if self.rate is not None and first["lr"] != self.rate:
+            self.rate_was_changed = True
         lr = learning_rate(self.global_step, self.optimizer_config.lr, self.run)
         set_learning_rate(optimizer, lr)
+        self.rate = first["lr"]
         optimizer.step()
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]  # Lightning has it
             callback.on_before_zero_grad(self.trainer, self, optimizer)
@@ -203,8 +209,10 @@ class LanguageModule(PlainHookName):
         Callbacks call it. Raises ValueError for what is no name or no single number, and for the
         name of one of the lab's own numbers.
         """
-        if not isinstance(name, str) or not name:
-            raise ValueError(f"{name!r}: the name of a number must be a text that is not empty")
+        if not isinstance(name, str) or not name or not name.isprintable():
+            raise ValueError(
+                f"{name!r}: the name of a number must be a text of one line, not empty"
+            )
         if not is_one_number(value):
             raise ValueError(f"{name}: must be one number, and is {reprlib.repr(value)}")
         if name in NUMBERS or name in ("step", "lr", "grad_norm", "steps", "sample"):
