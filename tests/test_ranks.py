@@ -145,6 +145,41 @@ def test_two_processes_of_half_the_batch_follow_one(train, team, line):
     assert config(first)["devices"] == 2  # what torchrun has started
 
 
+EXCHANGES = """
+import torch.distributed as dist
+from pytorch_lightning import Callback
+import lmlab
+
+class Exchanges(Callback):
+    def __init__(self):
+        self.n = 0
+
+    def on_train_start(self, trainer, module):
+        trainer.strategy.model.register_comm_hook(None, self.count)
+
+    def count(self, state, bucket):
+        self.n += 1
+        mean = bucket.buffer().div_(dist.get_world_size())
+        return dist.all_reduce(mean, async_op=True).get_future().then(lambda done: done.value()[0])
+
+    def on_train_end(self, trainer, module):
+        module.log("exchanges", self.n)
+
+@lmlab.register.callback("exchanges")
+def exchanges():
+    return Exchanges()
+"""
+
+
+def test_gradients_are_exchanged_once_a_step(team, tmp_path):
+    """Not with each batch that a step accumulates."""
+    (tmp_path / "exchanges.py").write_text(EXCHANGES)
+    line = SMALL.replace("max_steps=50", "max_steps=5") + "model=bigram grad_accumulation=4"
+    line = re.sub(r"n_\w+=\d+ ", "", line)
+    run = team("team", 2, f"{line} plugin={tmp_path / 'exchanges.py'}").run()
+    assert history(run, "exchanges") == {5: 5}
+
+
 DROPPING = SMALL + "model=gpt dropout=0.1 checkpoint_interval=10 "
 
 
@@ -252,7 +287,7 @@ from lmlab import ranks
 
 class Trouble(Callback):
     def on_train_batch_end(self, trainer, module, *_):
-        if trainer.global_step == 12 and os.environ["RANK"] == "1":
+        if trainer.global_step == 12 and os.environ.get("RANK") == "1":
             {what}
 
 @lmlab.register.callback("trouble")
@@ -316,10 +351,15 @@ def test_a_rank_that_is_killed_ends_all_and_the_run_goes_on_to_the_bit(here, cap
     )
     assert metrics(run)["status"] == "interrupted"
     assert not processes_left(here)
+    alone = shutil.copytree(run, here / "alone")
     cli.main([f"resume={run}", plug])
     cli.main((HERE + plug).split())
     (whole,) = {*(here / "outputs/x").iterdir()} - {run}
     assert losses(run) == losses(whole)
+    cli.main([f"resume={alone}", plug, "devices=1"])
+    by_one, by_two = losses(alone), losses(whole)
+    assert by_one.keys() == by_two.keys()
+    assert max(abs(by_one[step] - by_two[step]) for step in by_one) < 1e-4
     assert all(torch.equal(w, weights(whole)[name]) for name, w in weights(run).items())
 
 
