@@ -4,7 +4,7 @@ import json
 import math
 import re
 import shutil
-import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -234,6 +234,32 @@ def test_load_runs_has_a_row_a_run_with_configuration_and_metrics(sweep):
         load_runs(sweep / ".sweep" / "locks")
 
 
+def test_reading_many_runs_says_so_after_a_second(sweep, monkeypatch, capfd):
+    called = []
+
+    @contextmanager
+    def at_once(say):
+        called.append(say)
+        say()
+        yield
+
+    monkeypatch.setattr(table, "after_a_second", at_once)
+    load_runs(sweep)
+    assert not called  # of nine runs
+    monkeypatch.setattr(table, "MANY", 9)
+    load_runs(sweep)
+    assert capfd.readouterr().err == "reading 9 runs …\n"
+
+
+def test_rows_hold_plain_values():
+    of_numpy = pd.Series([np.float64(2.5), "a", None], dtype=object)
+    frame = pd.DataFrame({"n": [1, 2, 3], "x": [0.5, math.nan, 1.0], "y": of_numpy})
+    rows = table.records(frame.assign(b=[True, False, True]))
+    assert rows[0] == {"n": 1, "x": 0.5, "y": 2.5, "b": True}
+    assert [type(value) for value in rows[0].values()] == [int, float, float, bool]
+    assert rows[2]["y"] is None and table.records(frame.iloc[:0]) == []
+
+
 def test_the_winner_alone_is_measured_on_text_that_chose_nothing(sweep):
     board = table.leaderboard(load_runs(sweep))
     assert board["test/loss"].notna().tolist() == [True, False, False]
@@ -389,15 +415,6 @@ def test_compare_names_what_is_wrong(here, capsys, arguments, words):
         script("compare").main(arguments)
     stderr = capsys.readouterr().err
     assert stop.value.code == 2 and stderr.count("\n") == 1 and words in stderr
-
-
-def test_reading_many_runs_is_said(sweep, monkeypatch, capfd):
-    load_run = table.load_run
-    monkeypatch.setattr(table, "load_run", lambda path: time.sleep(0.05) or load_run(path))
-    load_runs(sweep)
-    assert capfd.readouterr().err == ""
-    monkeypatch.setattr(table, "SILENT", 0.01)
-    assert f"reading {len(load_runs(sweep))} runs …\n" == capfd.readouterr().err
 
 
 def test_keys_that_only_later_runs_have_are_columns_too(here, monkeypatch):

@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from lmlab.catalogue import DeviceConfig, OptimizerConfig
 from lmlab.config.keys import (
-    CHOICES,
     GROUPS,
     RunConfig,
     SweepConfig,
+    all_keys,
     bases_of,
     choices_of,
     companion_keys,
@@ -148,14 +148,9 @@ def spelled(value: Any) -> Any:
 
 def check_key(key: str, value: Any, choices: dict[str, str]) -> None:
     """Raises UserError if neither the run nor any of the choices has the key `key`."""
-    known = {*CHOICES, *keys_of(RunConfig), *keys_of(SweepConfig), *companion_keys()}
     for group in GROUPS:
-        takers = []
-        for choice, row in choices_of(group).items():
-            keys = keys_of(row.config)
-            known.update(keys)
-            if key in keys:
-                takers.append(choice)
+        rows = choices_of(group).items()
+        takers = [choice for choice, row in rows if key in keys_of(row.config)]
         if takers and choices[group] not in takers:
             taken = ", ".join(keys_of(config_class(group, choices[group]))) or "no keys"
             raise NotTaken(
@@ -165,9 +160,9 @@ def check_key(key: str, value: Any, choices: dict[str, str]) -> None:
             )
     if not key:
         raise UserError(f"={spelled(value)}: needs a key before the equals sign")
-    if key not in known:
+    if key not in all_keys():
         raise UserError(
-            f"{key}={spelled(value)}: there is no key {key}{suggestion(key, known)}; --help lists them all"
+            f"{key}={spelled(value)}: there is no key {key}{suggestion(key, all_keys())}; --help lists them all"
         )
 
 

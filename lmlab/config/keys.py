@@ -159,9 +159,20 @@ def config_class(group: str, choice: str) -> type[Any]:
     return choices_of(group)[choice].config
 
 
-def keys_of(config: type) -> list[str]:
+@remembered
+def keys_of(config: type) -> tuple[str, ...]:
     """Returns the names of the keys that a config class defines."""
-    return [field.name for field in fields(config)]
+    return tuple(field.name for field in fields(config))
+
+
+@remembered
+def all_keys() -> frozenset[str]:
+    """Returns the groups, and all keys of runs, of sweeps and of every choice."""
+    known = {*CHOICES, *keys_of(RunConfig), *keys_of(SweepConfig), *companion_keys()}
+    for group in GROUPS:
+        for row in choices_of(group).values():
+            known.update(keys_of(row.config))
+    return frozenset(known)
 
 
 @remembered

@@ -63,6 +63,7 @@ EVENTS = "events.out.tfevents.*"  # TensorBoard's files in the folder of a run
 # A line of config.yaml: no nesting, no reference, no tag, with which a few bytes of YAML can become
 # many, or take hours to parse.
 PLAIN_LINE = r"\w+: [^ \t\[{&*!|>%@`].*"
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the fast one, where PyYAML has it
 
 
 class RunDirectory:
@@ -428,7 +429,7 @@ def parse_plain_yaml(content: bytes) -> dict[str, Any]:
             raise UserError(f"line {n}: {key}: is there twice")
         seen.add(key)
     try:
-        values = yaml.safe_load(content) or {}
+        values = yaml.load(content, Loader=LOADER) or {}
     except ValueError as error:  # such as a day that no month has
         raise UserError(f"{faulty_line(content.decode())}: {error}") from None
     for key, value in values.items():
