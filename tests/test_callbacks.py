@@ -18,6 +18,7 @@ from lmlab.commands import evaluate
 from lmlab.commands import train as cli
 from lmlab.errors import UserError
 from lmlab.runs import checkpoints
+from lmlab.sweeps import load_runs, table
 from lmlab.training import companions
 from lmlab.training.callbacks import SkipSpikes
 from lmlab.training.recorder import Recorder
@@ -69,6 +70,23 @@ def assert_same(whole, parted, *names):
 def test_a_resumed_run_goes_on_to_the_bit(train, monkeypatch, keys):
     whole, parted = resumed(train, monkeypatch, f"{LINE} lr=0.03 {keys}", steps=40)
     assert_same(whole, parted, *["skipped_steps"] * ("skip" in keys))
+
+
+def test_how_many_steps_were_left_out_is_said_at_the_end(train, capsys, monkeypatch):
+    whole, parted = resumed(train, monkeypatch, f"{LINE} lr=0.03 skip_spikes=1.05", steps=40)
+    n = metrics(whole)["skipped_steps"]
+    assert 0 < n == history(whole, "skipped_steps")[40] == metrics(parted)["skipped_steps"]
+    said = f"skip_spikes=1.05: {n} of 40 steps were left out\n"
+    assert capsys.readouterr().out.count(said) == 2
+    runs = load_runs(whole.parent)
+    assert f"skip_spikes left out steps, at most {n} of 40." in table.ended_early(runs)[0]
+    with monkeypatch.context() as patch:  # its losses of counting are missing, and are added
+        patch.setattr("lmlab.training.experiment.is_complete", lambda *_: False)
+        cli.main([f"resume={whole}"])
+    assert metrics(whole)["skipped_steps"] == n and said in capsys.readouterr().out
+    none = train(f"{LINE} max_steps=5 skip_spikes=9")
+    assert metrics(none)["skipped_steps"] == 0 and "left out" not in capsys.readouterr().out
+    assert "skipped_steps" not in metrics(train(f"{LINE} max_steps=2"))
 
 
 def test_the_averaged_weights_are_evaluated_kept_and_sampled(train, capsys):

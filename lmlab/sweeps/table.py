@@ -43,7 +43,7 @@ LARGEST = 1e100  # number, whose square can still be added up
 RECORDS = ("config.yaml", "metrics.json")  # a folder with one of them is that of a run
 
 # Numbers and texts of metrics.json that may be missing, but not of another type.
-SIZES = ("step", "tokens", "flops", "n_params", "reference/order")
+SIZES = ("step", "tokens", "flops", "n_params", "reference/order", "skipped_steps")
 TEXTS = ("label", "group", "reason", "status")
 STATUSES = ("running", "interrupted", "finished", "diverged", "pruned", "failed")
 MANY = 100  # runs, which may take a moment to read
@@ -439,7 +439,12 @@ def without_loss(table: pd.DataFrame, loss: str) -> list[str]:
 
 
 def ended_early(table: pd.DataFrame) -> list[str]:
-    """Returns a sentence about the finished runs that made fewer steps than max_steps, or none."""
+    """Returns sentences about the finished runs that made fewer steps than asked for, or none."""
+    return [*stopped(table), *skipped(table)]
+
+
+def stopped(table: pd.DataFrame) -> list[str]:
+    """Returns a sentence about the finished runs that ended before max_steps, or none."""
     runs = table[table["status"] == "finished"]
     if not {"step", "max_steps"} <= {*table}:
         return []
@@ -453,6 +458,21 @@ def ended_early(table: pd.DataFrame) -> list[str]:
     return [
         f"{len(early)} of {len(runs)} finished runs ended before max_steps, as max_minutes, patience or "
         f"a callback asked: {where}."
+    ]
+
+
+def skipped(table: pd.DataFrame) -> list[str]:
+    """Returns a sentence about the finished runs of which skip_spikes= left out steps, or none."""
+    if "skipped_steps" not in table:
+        return []
+    runs = table[table["status"] == "finished"]
+    some = runs[runs["skipped_steps"] > 0]
+    if some.empty:
+        return []
+    most = max(records(some), key=lambda run: run["skipped_steps"])
+    return [
+        f"Of {len(some)} of {len(runs)} finished runs skip_spikes left out steps, at most "
+        f"{int(most['skipped_steps']):,} of {int(most['step']):,}."
     ]
 
 

@@ -525,7 +525,7 @@ def make_steps(
             recorder.check_end()
     except BaseException as error:
         with suppress(UserError):  # on a full disk nothing can be written
-            directory.update(**recorder.meter.totals())
+            directory.update(**recorder.totals())
         if isinstance(error, SystemExit | KeyboardInterrupt):  # Lightning makes Ctrl-C an exit(1)
             raised = error.__context__
             if isinstance(raised, KeyboardInterrupt) and plugins.is_exit_of_own_code(raised):

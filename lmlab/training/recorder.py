@@ -388,7 +388,7 @@ class Recorder(Callback):
         numbers = self.results.add_evaluation(
             step,
             values,
-            self.meter.totals(),
+            self.totals(),
             train_loss=None if step == 0 else self.meter.train_loss,
             save_best=lambda: trainer.save_checkpoint(best_path),
         )
@@ -436,7 +436,7 @@ class Recorder(Callback):
         """Saves last.ckpt, from which the run can resume without any difference."""
         if not self.is_finite(module):
             return
-        self.directory.update(**self.meter.totals())
+        self.directory.update(**self.totals())
         self.results.flush()
         trainer.save_checkpoint(self.directory.path / "checkpoints/last.ckpt")
         self.schedule.checkpoint_saved()
@@ -447,6 +447,17 @@ class Recorder(Callback):
             numbers = {name: float(value) for name, value in module.logged.items()}
             module.logged = {}
             self.results.add_point(self.meter.step, numbers, {})
+
+    def totals(self) -> dict[str, float]:
+        """Returns what metrics.json says of all steps together.
+
+        Before the first step the counts of a resumed run's callbacks stand there already.
+        """
+        totals = self.meter.totals()
+        if self.started:
+            for callback in self.callbacks:
+                totals |= getattr(callback, "run_totals", dict)()
+        return totals
 
     def keep_matrices(self, module: LanguageModule) -> None:
         """Copies the matrices if an evaluation, which measures their change, comes next."""
@@ -495,7 +506,7 @@ class Recorder(Callback):
     def ending(self) -> Ending:
         """Returns the status at the end of the run, and the signal that stopped it."""
         return Ending(
-            self.status, self.meter.step, self.meter.totals(), self.stop.number, self.end_reason
+            self.status, self.meter.step, self.totals(), self.stop.number, self.end_reason
         )
 
     def on_train_end(self, trainer: Trainer, module: LanguageModule) -> None:  # type: ignore[override]  # our module

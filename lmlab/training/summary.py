@@ -81,7 +81,16 @@ def results(metrics: Mapping[str, Any], status: str, sample: str, unit: str) -> 
             rows.append((name, *(number(metrics, prefix + name) for _, prefix in columns)))
     seconds = f"{metrics['train_seconds']:.1f} s"
     rows.append(("training", seconds, f"{metrics['tokens_per_second']:,.0f} tokens/s"))
-    return f"\n{table(rows)}\n{compared(metrics, unit)}\n\n{sample}"
+    return f"\n{table(rows)}\n{skipped(metrics)}{compared(metrics, unit)}\n\n{sample}"
+
+
+def skipped(metrics: Mapping[str, Any]) -> str:
+    """Returns the line with the number of steps that skip_spikes= has left out, or ""."""
+    n = metrics.get("skipped_steps", 0)
+    if not n:
+        return ""
+    factor = typed_value("skip_spikes", metrics.get("config/skip_spikes"))
+    return f"skip_spikes={factor}: {n:,} of {metrics['step']:,} steps were left out\n"
 
 
 def number(metrics: Mapping[str, Any], name: str) -> str:
