@@ -4,8 +4,7 @@ A callback is one of Lightning's. A function registers it: from the values of it
 callback, or None for a run in which it takes no part. The lab calls Lightning's hooks of training
 and of saving, and around each evaluation `on_validation_start` and `on_validation_end`; between
 them `trainer.callback_metrics` gets the numbers of the evaluation. `module.log(name, number)`
-writes a number at this step. What `state_dict` returns is part of each checkpoint, and what
-`run_totals` returns, if there is such a method, is part of metrics.json.
+writes a number at this step. What `state_dict` returns is part of each checkpoint.
 """
 
 from typing import Any
@@ -88,8 +87,8 @@ class SkipSpikes(Callback):
         if (trainer.global_step + 1) % module.run.log_interval == 0:
             module.log("skipped_steps", self.skipped)
 
-    def run_totals(self) -> dict[str, float]:
-        """Returns how many steps were left out, for metrics.json."""
+    def lmlab_totals(self) -> dict[str, float]:
+        """Returns how many steps were left out, for metrics.json. The Recorder asks the lab's own."""
         return {"skipped_steps": self.skipped}
 
     def state_dict(self) -> dict[str, Any]:

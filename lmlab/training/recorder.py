@@ -456,7 +456,7 @@ class Recorder(Callback):
         totals = self.meter.totals()
         if self.started:
             for callback in self.callbacks:
-                totals |= getattr(callback, "run_totals", dict)()
+                totals |= getattr(callback, "lmlab_totals", dict)()
         return totals
 
     def keep_matrices(self, module: LanguageModule) -> None:
