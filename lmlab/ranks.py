@@ -88,6 +88,9 @@ class Ranks:
     def add_up(self, tensor: "Tensor") -> None:
         """Puts the sum over all ranks into a tensor."""
 
+    def copy_first(self, tensor: "Tensor") -> None:
+        """Puts the numbers of rank 0 into a tensor."""
+
     def share(self, value: Any) -> Any:
         """Returns the value that rank 0 has passed. The others wait for as long as it takes."""
         return value
@@ -128,6 +131,14 @@ class ConnectedRanks(Ranks):
     def add_up(self, tensor: "Tensor") -> None:
         with talking():
             self.dist.all_reduce(tensor)
+
+    def copy_first(self, tensor: "Tensor") -> None:
+        import torch
+
+        content = tensor.detach().reshape(-1).contiguous().view(torch.uint8)  # gloo takes no bool
+        with talking():
+            self.dist.broadcast(content, src=0)
+        tensor.copy_(content.view(tensor.dtype).view_as(tensor))
 
     def share(self, value: Any) -> Any:
         values = [value]

@@ -180,6 +180,42 @@ def test_gradients_are_exchanged_once_a_step(team, tmp_path):
     assert history(run, "exchanges") == {5: 5}
 
 
+MEANS = """
+from dataclasses import dataclass
+import torch
+import lmlab
+
+@dataclass(frozen=True)
+class MeansConfig(lmlab.ModelConfig):
+    block_size: int = 16
+
+@lmlab.register.model("means", MeansConfig)
+class Means(lmlab.LanguageModel):
+    def __init__(self, config, vocab_size):
+        super().__init__(config)
+        self.embedding = torch.nn.Embedding(vocab_size, 16)
+        self.output = torch.nn.Linear(16, vocab_size)
+        self.idle = torch.nn.Linear(2, 2)  # weights that get no gradient
+        self.register_buffer("mean", torch.zeros(16))
+        self.register_buffer("mask", torch.ones(2, 2).bool())
+
+    def forward(self, idx):
+        x = self.embedding(idx)
+        if self.training and not x.is_meta:
+            self.mean.lerp_(x.detach().mean((0, 1)), 0.1)
+        return self.output(x - self.mean)
+"""
+
+
+def test_what_is_evaluated_is_what_is_saved_also_if_training_changes_buffers(team, tmp_path):
+    """Each rank has seen rows of its own."""
+    (tmp_path / "means.py").write_text(MEANS)
+    line = re.sub(r"n_\w+=\d+ ", "", SMALL.replace("max_steps=50", "max_steps=10"))
+    run = team("team", 2, f"{line} model=means lr=0.01 plugin={tmp_path / 'means.py'}").run()
+    found = lmlab.load_run(run, plugin=str(tmp_path / "means.py")).evaluate(checkpoint="last")
+    assert found["val/loss"] == metrics(run)["val/loss"]
+
+
 DROPPING = SMALL + "model=gpt dropout=0.1 checkpoint_interval=10 "
 
 

@@ -5,7 +5,7 @@ process would; then it passes to the others what they need to do the same steps.
 """
 
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,8 +48,13 @@ class Task:
     """How many tokens of each part of the text are used; None: all."""
 
 
-def lead(directory: RunDirectory, prepared: Prepared, saved: dict[str, Any] | None) -> None:
-    """Lets the other ranks, if there are any, take part in a run that is about to begin."""
+def lead(
+    directory: RunDirectory,
+    prepared: Prepared,
+    saved: dict[str, Any] | None,
+    take_part: Callable[[Task], None],
+) -> None:
+    """Lets the other ranks, if there are any, call `take_part` for a run that is about to begin."""
     here = ranks.here()
     if here.size == 1:
         return
@@ -62,20 +67,20 @@ def lead(directory: RunDirectory, prepared: Prepared, saved: dict[str, Any] | No
         saved=saved,
         longest=splits.LONGEST.get(),
     )
-    here.share((plugins.active_sources(), conf_files.ADDED, directory.path, pickle.dumps(task)))
+    content = pickle.dumps((take_part, task))
+    here.share((plugins.active_sources(), conf_files.ADDED, directory.path, content))
     here.wait()  # the others may have to read the text
 
 
 def follow() -> Path | None:
     """Takes part in all that rank 0 trains, until it ends; returns the folder of the last run."""
-    from lmlab.training import experiment
-
     path = None
     while (called := ranks.here().share(None)) is not None:
         sources, folders, path, content = called
         conf_files.add_folders(folders)
         with plugins.active(sources), plugins.own_errors():
-            experiment.take_part(pickle.loads(content))
+            take_part, task = pickle.loads(content)
+            take_part(task)
     return path
 
 

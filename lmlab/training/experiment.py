@@ -321,7 +321,7 @@ def train(
     Raises SystemExit(128 + n) after signal n.
     """
     if not over:
-        distributed.lead(directory, prepared, saved)
+        distributed.lead(directory, prepared, saved, take_part)
     with StopSignals(distributed.message(STOPPING)) as stop:
         with noting_failures(directory), plugins.exits_as_errors():
             subject = subject_of(directory, prepared)

@@ -8,6 +8,7 @@ temporary folder.
 import logging
 import os
 import pickle
+import shutil
 import signal
 import sys
 import tempfile
@@ -28,6 +29,7 @@ from lmlab.errors import OwnCodeError, UserError, memory_errors, reason_of
 from lmlab.register import unlisted
 from lmlab.runs.code import share_library
 from lmlab.terminal import StopSignals
+from lmlab.training import distributed
 
 STOPPING = "stopping as soon as all is saved; once more stops at once"
 POLL = 0.1  # seconds between two looks at the ranks
@@ -139,7 +141,7 @@ class Crew:
         )
         share_library()
         os.environ.setdefault(*ranks.QUIET)
-        command = ("-P", "-m", "lmlab.training.launch", str(self.folder))
+        command = ("-P", "-m", "lmlab.training.launch", str(self.folder), str(os.getpid()))
         try:
             elastic_launch(config, sys.executable)(*command)
         except ChildFailedError as error:
@@ -263,12 +265,15 @@ def mute_agent() -> None:
             logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 
-def work(folder: Path) -> None:
-    """Does what a rank has to do: rank 0 calls the function of the task, the others follow it."""
+def work(folder: Path, starter: int) -> None:
+    """Does what a rank has to do: rank 0 calls the function of the task, the others follow it.
+
+    `starter` is the number of the process that has started it.
+    """
     own = ranks.place()
     assert own is not None  # the agent has said so in the environment
     own = replace(own, starter="lmlab")
-    end_with(os.getppid())
+    end_with(starter, folder)
     for number in (1, 2):
         pipe = folder / f"stream-{number}"
         if pipe.exists():
@@ -290,15 +295,16 @@ def work(folder: Path) -> None:
         note = Note(exit_status=stop.code if isinstance(stop.code, int) else 1)
     except BaseException as error:
         note = note_of_error(error)
-    leave(folder / f"note-{own.rank}", note)
+    if os.getppid() == starter:
+        leave(folder / f"note-{own.rank}", note)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
     if note.error is not None or note.is_lost:
         os._exit(1)  # the end of torch's threads would wait for the other ranks
 
 
 def lead_or_follow(here: ranks.Ranks, content: bytes) -> Any:
     """Returns what the function of the task returns, in rank 0; the others return None."""
-    from lmlab.training import distributed
-
     if not here.leads:
         distributed.follow()
         return None
@@ -325,20 +331,27 @@ def leave(path: Path, note: Note) -> None:
     unfinished.rename(path)
 
 
-def end_with(starter: int) -> None:
-    """Watches the process that has started this one. If it is killed, this one saves and ends."""
+def end_with(starter: int, folder: Path) -> None:
+    """Watches the process that has started this one. If it is killed, this one saves and ends.
+
+    Then nobody else removes the folder of the ranks.
+    """
 
     def watch() -> None:
         while os.getppid() == starter:
             time.sleep(POLL)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(GRACE)
+        shutil.rmtree(folder, ignore_errors=True)
         os.kill(os.getpid(), signal.SIGKILL)
 
+    if os.getppid() != starter:  # it was killed while this one imported
+        shutil.rmtree(folder, ignore_errors=True)
+        os._exit(128 + signal.SIGTERM)
     threading.Thread(target=watch, daemon=True).start()
 
 
 if __name__ == "__main__":
     from lmlab.training.launch import work as work_of_module
 
-    work_of_module(Path(sys.argv[1]))
+    work_of_module(Path(sys.argv[1]), int(sys.argv[2]))

@@ -362,6 +362,8 @@ class Recorder(Callback):
         """Evaluates the model, writes the values, and saves best.ckpt at the lowest val/loss."""
         if not self.is_finite(module):
             return
+        for buffer in module.model.buffers():  # training may change those of a person's own model
+            self.ranks.copy_first(buffer)
         step = self.meter.step
         slow = self.last or self.schedule.draws_attention(step)
         subject = replace(self.subject, step=step, before=self.before, with_attention=slow)
