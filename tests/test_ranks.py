@@ -445,6 +445,17 @@ def test_a_program_gets_what_the_ranks_print_where_it_wants_it(here, capfd):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+def test_a_reader_of_the_output_that_is_gone_stops_no_rank(here):
+    """As after | head -1, or a connection that is lost."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, str(ROOT / "train.py"), *HERE.split()]
+    done = subprocess.run(command, cwd=here, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    (run,) = (here / "outputs/x").iterdir()
+    assert (done.returncode, done.stderr) == (0, "") and metrics(run)["status"] == "finished"
+
+
 def test_what_a_program_has_registered_itself_cannot_go_to_other_processes(here):
     @lmlab.register.callback("of_this_program_alone")
     def alone():

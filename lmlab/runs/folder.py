@@ -63,7 +63,7 @@ EVENTS = "events.out.tfevents.*"  # TensorBoard's files in the folder of a run
 # A line of config.yaml: no nesting, no reference, no tag, with which a few bytes of YAML can become
 # many, or take hours to parse.
 PLAIN_LINE = r"\w+: [^ \t\[{&*!|>%@`].*"
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the fast one, where PyYAML has it
+FAST = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # where PyYAML has it
 
 
 class RunDirectory:
@@ -429,13 +429,24 @@ def parse_plain_yaml(content: bytes) -> dict[str, Any]:
             raise UserError(f"line {n}: {key}: is there twice")
         seen.add(key)
     try:
-        values = yaml.load(content, Loader=LOADER) or {}
+        values = loaded(content) or {}
     except ValueError as error:  # such as a day that no month has
         raise UserError(f"{faulty_line(content.decode())}: {error}") from None
     for key, value in values.items():
         if not isinstance(value, str | int | float | None):
             raise UserError(f"{key}: needs a plain value, not {type(value).__name__}")
     return values
+
+
+def loaded(content: bytes) -> Any:
+    """Returns what a YAML file holds, read by the faster loader, where that one can read it.
+
+    It refuses halves of characters, which names of files may have.
+    """
+    try:
+        return yaml.load(content, Loader=FAST)
+    except yaml.YAMLError:
+        return yaml.safe_load(content)
 
 
 def faulty_line(text: str) -> str:

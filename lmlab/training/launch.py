@@ -28,7 +28,7 @@ from lmlab.data.splits import LONGEST, shortened
 from lmlab.errors import OwnCodeError, UserError, memory_errors, reason_of
 from lmlab.register import unlisted
 from lmlab.runs.code import share_library
-from lmlab.terminal import StopSignals
+from lmlab.terminal import StopSignals, lasting_output
 from lmlab.training import distributed
 
 STOPPING = "stopping as soon as all is saved; once more stops at once"
@@ -283,6 +283,7 @@ def work(folder: Path, starter: int) -> None:
     note = Note()
     try:
         with (
+            lasting_output(),
             plugins.active(sources),
             plugins.own_errors(),
             memory_errors(),
