@@ -185,6 +185,43 @@ def ending_in_order() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
+@contextmanager
+def saving_before_requeue() -> Iterator[None]:
+    """A context in which the signal of a cluster, that a job's time is over, lets a run save first.
+
+    submitit has set a handler, which requeues the job and ends the process at once. It is called when
+    the run has ended, or at once if no run could hear the signal.
+    """
+    numbers = (signal.SIGUSR1, signal.SIGUSR2)
+    handlers: dict[int, Any] = {}
+    if is_main_thread():  # only there Python allows it
+        handlers = {n: signal.getsignal(n) for n in numbers if callable(signal.getsignal(n))}
+    came: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        listening = signal.getsignal(signal.SIGTERM)
+        if getattr(listening, "__func__", None) is StopSignals.receive:
+            came.append(number)
+            signal.raise_signal(signal.SIGTERM)
+        else:
+            requeue(number, frame)
+
+    def requeue(number: int, frame: FrameType | None = None) -> None:
+        handlers[number](number, frame)
+
+    for number in handlers:
+        signal.signal(number, stop)
+    try:
+        yield
+    except SystemExit:
+        if came:
+            requeue(came[0])
+        raise
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
 class LastingStream:
     """A text stream that goes on after its reader is gone; what is written then is dropped.
 

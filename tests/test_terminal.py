@@ -22,6 +22,7 @@ from lmlab.terminal import (
     after_a_second,
     call_in_thread,
     lasting_output,
+    saving_before_requeue,
     showing,
     stopping_signals,
     tell,
@@ -271,3 +272,29 @@ def test_a_console_whose_reader_is_gone_says_so_and_does_not_exit():
 def test_a_line_about_a_name_that_is_no_utf_8_is_told(capfd):
     tell("caf\udce9.txt")
     assert capfd.readouterr().err == "caf\\udce9.txt\n"
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+def test_a_job_whose_time_is_over_saves_before_it_is_requeued(is_training, capfd):
+    """The cluster's own handler is called when the run has ended, or at once if none is there."""
+    order = []
+
+    def requeue(number, frame):
+        order.append("requeued")
+        raise SystemExit(-1)
+
+    before = signal.signal(signal.SIGUSR2, requeue)
+    try:
+        with pytest.raises(SystemExit) as end, saving_before_requeue():
+            if is_training:
+                with StopSignals("stopping") as stop:
+                    signal.raise_signal(signal.SIGUSR2)
+                    assert stop.came
+                    order.append("saved")
+                raise SystemExit(143)
+            signal.raise_signal(signal.SIGUSR2)
+        assert end.value.code == -1
+        assert order == ["saved", "requeued"][not is_training :]
+        assert signal.getsignal(signal.SIGUSR2) is requeue
+    finally:
+        signal.signal(signal.SIGUSR2, before)

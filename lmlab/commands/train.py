@@ -49,7 +49,7 @@ from lmlab.registry import importing, variables_kept
 from lmlab.runs.folder import timestamp
 from lmlab.runs.typed import command, program
 from lmlab.sweeps.cells import Cell, Sweep, call_codes_equal
-from lmlab.terminal import lasting_output, tell
+from lmlab.terminal import lasting_output, saving_before_requeue, tell
 
 ONE_BY_ONE = threading.RLock()  # Hydra, sys.argv and sys.stdout are the whole process's
 NO_NAME = r"[^\w.,=+-]"  # characters that the name of a sweep may not have
@@ -420,7 +420,7 @@ class Task:
         except UserError as error:
             error.show()
             return None
-        with distributed.joined(cell.config) as part:
+        with saving_before_requeue(), distributed.joined(cell.config) as part:
             if part.leads:
                 cells.run_when_free(cell, study.watch_of(cell.trial))
         return cell
