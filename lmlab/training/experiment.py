@@ -70,7 +70,6 @@ from lmlab.training.step import LanguageModule
 END_BYTES = 2**20  # of files, that a training may write after its last checkpoint
 SAMPLE = 300  # tokens of the sample at the end
 
-STOPPING = "stopping as soon as all is saved; once more stops at once"  # after the first signal
 COUNTING = "counting the text, for the losses of simple models …"
 
 
@@ -322,7 +321,7 @@ def train(
     """
     if not over:
         distributed.lead(directory, prepared, saved, take_part)
-    with StopSignals(distributed.message(STOPPING)) as stop:
+    with StopSignals(distributed.message(launch.STOPPING)) as stop:
         with noting_failures(directory), plugins.exits_as_errors():
             subject = subject_of(directory, prepared)
             ending = learn(directory, prepared, subject, stop, saved, over, watch)
@@ -532,7 +531,8 @@ def make_steps(
                 why = plugins.exit_of(raised)
                 raise RuntimeError(why).with_traceback(raised.__traceback__) from None
             raise SystemExit(128 + (recorder.stop.number or signal.SIGINT)) from None
-        if ranks.is_lost(error) and ranks.here().size > 1:
+        is_of_ranks = ranks.here().size > 1 and not plugins.own_frames(error)
+        if is_of_ranks and ranks.is_lost(error):
             raise ranks.lost_contact(error) from None
         if recorder.started or not resumed or isinstance(error, OSError | UserError):
             raise

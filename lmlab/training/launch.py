@@ -31,7 +31,7 @@ from lmlab.runs.code import share_library
 from lmlab.terminal import StopSignals, lasting_output
 from lmlab.training import distributed
 
-STOPPING = "stopping as soon as all is saved; once more stops at once"
+STOPPING = "stopping as soon as all is saved; once more stops at once"  # after the first signal
 POLL = 0.1  # seconds between two looks at the ranks
 GRACE = 10  # seconds in which a rank ends after another has failed, or its starter was killed
 TASK = "task"  # the file of what the ranks are to do
@@ -67,7 +67,8 @@ def launch(device: DeviceConfig, function: Callable[..., Any], *arguments: Any) 
     """Calls `function` in rank 0 of so many new processes, and returns what it returns.
 
     Raises UserError for a model or another part that a program has registered itself, which those
-    processes do not have. Raises the function's UserError, UserError if a rank fails, and SystemExit(128 + n) after signal n.
+    processes do not have. Raises the function's UserError, UserError if a rank fails, and
+    SystemExit(128 + n) after signal n.
     """
     for own in unlisted():
         raise UserError(
@@ -102,8 +103,9 @@ class Crew:
             while agent.is_alive():
                 agent.join(POLL)
                 relay.pass_on()
-                if stop.came and not is_told:
-                    is_told = self.send(stop.number or signal.SIGTERM)
+                if stop.came and not is_told and self.all_listen():
+                    is_told = True
+                    self.send(stop.number or signal.SIGTERM)
                 if failed_at is None and self.has_failed():
                     failed_at = time.monotonic()
                 if failed_at is not None and time.monotonic() - failed_at > GRACE:
@@ -162,23 +164,19 @@ class Crew:
         notes = [self.note_of(rank) for rank in range(self.size)]
         return any(note and (note.error or note.is_lost) for note in notes)
 
-    def send(self, number: int) -> bool:
-        """Sends a signal to each rank that runs; returns whether all had begun to listen."""
-        paths = [self.folder / f"pid-{rank}" for rank in range(self.size)]
-        if not all(path.exists() for path in paths):
-            return False
-        for path in paths:
+    def all_listen(self) -> bool:
+        """Returns whether each rank has begun to listen to signals, and noted its process."""
+        return len([*self.folder.glob("pid-*")]) == self.size
+
+    def send(self, number: int) -> None:
+        """Sends a signal to each rank that has noted its process."""
+        for path in self.folder.glob("pid-*"):
             with suppress(ProcessLookupError):
                 os.kill(int(path.read_text()), number)
-        return True
 
     def stop_at_once(self, number: int) -> None:
         """Ends all ranks after a second signal."""
-        for rank in range(self.size):
-            path = self.folder / f"pid-{rank}"
-            if path.exists():
-                with suppress(ProcessLookupError):
-                    os.kill(int(path.read_text()), signal.SIGKILL)
+        self.send(signal.SIGKILL)
         raise SystemExit(128 + number)
 
     def why(self) -> UserError:
@@ -289,7 +287,7 @@ def work(folder: Path, starter: int) -> None:
             memory_errors(),
             ranks.joined(own) as here,
         ):
-            (folder / f"pid-{own.rank}").write_text(str(os.getpid()))
+            note_process(folder, own.rank)
             with shortened(longest):
                 note = Note(result=lead_or_follow(here, content))
     except SystemExit as stop:
@@ -302,6 +300,13 @@ def work(folder: Path, starter: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     if note.error is not None or note.is_lost:
         os._exit(1)  # the end of torch's threads would wait for the other ranks
+
+
+def note_process(folder: Path, rank: int) -> None:
+    """Writes the number of this process where its starter looks for it, whole or not at all."""
+    unfinished = folder / f"unfinished-{rank}"
+    unfinished.write_text(str(os.getpid()))
+    unfinished.rename(folder / f"pid-{rank}")
 
 
 def lead_or_follow(here: ranks.Ranks, content: bytes) -> Any:
