@@ -15,8 +15,8 @@ from lmlab.data.tokenizers import Tokenizer
 from lmlab.errors import UserError
 from lmlab.inference.attention_maps import Recording
 from lmlab.inference.loss import TOKENS_AT_ONCE, own_text
-from lmlab.inference.page import fill_page
 from lmlab.inference.pictures import commonest
+from lmlab.inference.template import fill_page
 from lmlab.models.base import LanguageModel
 from lmlab.runs.checkpoints import Run
 from lmlab.runs.folder import read_metrics

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from lmlab import files
 from lmlab.errors import UserError, reason_of
-from lmlab.inference.page import fill_page
+from lmlab.inference.template import fill_page
 from lmlab.notebook import plain_console
 from lmlab.numbers import NUMBERS, REFERENCES, numbers_where
 from lmlab.runs.code import UNKNOWN, SameCode, own_code
