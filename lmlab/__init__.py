@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # for editors, which complete these names
     from lmlab.errors import UserError as UserError
     from lmlab.inference.evaluations import Subject as Subject
     from lmlab.models.base import LanguageModel as LanguageModel
+    from lmlab.models.page import PageModel as PageModel
     from lmlab.training.optimizers import Weights as Weights
 
 __version__ = "0.2.0"
@@ -44,6 +45,7 @@ NAMES = {
     "Run": "lmlab.api",
     "Comparison": "lmlab.api",
     "LanguageModel": "lmlab.models.base",
+    "PageModel": "lmlab.models.page",
     "ModelConfig": "lmlab.catalogue",
     "CorpusConfig": "lmlab.catalogue",
     "OptimizerConfig": "lmlab.catalogue",

@@ -11,6 +11,7 @@ VERBS = {
     "sample": "lets a trained model write",
     "evaluate": "measures how good a trained model is",
     "explain": "writes a page that shows what a trained model expects",
+    "page": "writes a page with a trained model in it, which writes in any browser",
     "export": "writes a trained model for the library transformers, or a sweep as one archive",
     "compare": "ranks the runs of a sweep, and says what can be claimed",
     "plot": "draws the curves of runs",

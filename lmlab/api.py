@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lmlab.commands import compare as compare_command
-from lmlab.commands import evaluate, plot, sample
+from lmlab.commands import evaluate, page, plot, sample
 from lmlab.commands.continued import literal
 from lmlab.commands.door import check_working_folder
 from lmlab.commands.options import filled
@@ -332,6 +332,19 @@ class Run:
         with using(self.plugin):
             _, _, numbers = evaluate.measured(chosen)
         return numbers
+
+    def page(self, out: str | os.PathLike[str] = "model.html", **options: Any) -> Path:
+        """Writes a page in which the model writes in any browser, and returns its path.
+
+        `options` are those of `python scripts/page.py`: prompt, before, weights, checkpoint. Raises
+        UserError.
+        """
+        refuse_others(options, ("run", "plugin", "out"))
+        values = {**options, "run": str(self.path), "out": os.fspath(out)}
+        chosen = filled(page.Options, as_options(values))
+        with using(self.plugin):
+            page.written(chosen)
+        return Path(out)
 
     def resume(self, *, verbose: bool = True, **keys: Any) -> Run:
         """Continues the run, longer if `max_steps` is larger, and returns it."""

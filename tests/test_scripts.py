@@ -205,7 +205,7 @@ def test_wrong_arguments_are_answered_by_one_line(
     assert all(word in stderr for word in words), stderr
 
 
-@pytest.mark.parametrize("name", ["sample", "evaluate", "plot", "explain", "coordinates"])
+@pytest.mark.parametrize("name", ["sample", "evaluate", "plot", "explain", "page", "coordinates"])
 def test_help_names_every_argument(run_script, capsys, name):
     with pytest.raises(SystemExit) as stop:
         run_script(name, "--help")
@@ -218,7 +218,7 @@ def test_help_names_every_argument(run_script, capsys, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["sample", "evaluate", "plot", "explain", "export", "compare", "coordinates"]
+    "name", ["sample", "evaluate", "plot", "explain", "page", "export", "compare", "coordinates"]
 )
 @pytest.mark.parametrize("line", ["--help foo", "out=x --help", "foo -h"])
 def test_nothing_is_ignored_beside_help(run_script, capsys, name, line):
@@ -238,7 +238,11 @@ def test_a_page_that_python_has_left_out_is_a_line(capsys, monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "line", "usual"),
-    [("plot", "runs=run", "curves.png"), ("explain", "run=run text=hello", "explain.html")],
+    [
+        ("plot", "runs=run", "curves.png"),
+        ("explain", "run=run text=hello", "explain.html"),
+        ("page", "run=run", "model.html"),
+    ],
 )
 def test_a_file_of_somebody_else_at_the_usual_place_is_kept(trained, here, name, line, usual):
     """A person has not named it; what a command wrote there before is replaced."""
@@ -319,7 +323,7 @@ def test_output_that_cannot_be_written_is_no_traceback(here, output, expected):
     assert (done.stderr, (here / "status").read_text().strip()) == expected
 
 
-@pytest.mark.parametrize("name", ["sample", "evaluate", "explain", "plot", "compare"])
+@pytest.mark.parametrize("name", ["sample", "evaluate", "explain", "page", "plot", "compare"])
 def test_a_script_imports_the_library_beside_it(tmp_path, name):
     """As with two checkouts and one environment, in which the other one is installed."""
     for path in ("scripts", "lmlab/commands"):
@@ -351,6 +355,7 @@ def test_a_picture_that_cannot_be_written_leaves_the_old_one(trained, monkeypatc
     "line",
     [
         "explain run=run",
+        "page run=run",
         "plot runs=run",
         "export run=run",
         "ladder sweep=.",

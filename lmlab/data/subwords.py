@@ -26,6 +26,7 @@ from lmlab.data.tokenizer_json import (
     alphabet_in,
     bytes_of_tokens,
     check_description,
+    in_page,
     keeps_every_byte,
     parsed,
 )
@@ -108,6 +109,9 @@ class ByteTokenizer(ByteLevelTokenizer):
         for piece in without_halves(pieces, drop):
             yield np.frombuffer(piece.encode(), np.uint8)
 
+    def in_page(self) -> dict[str, Any]:
+        return {"kind": "byte"}
+
     def to_json(self) -> str:
         return json.dumps(BYTES, ensure_ascii=False)
 
@@ -181,6 +185,9 @@ class PairTokenizer(ByteLevelTokenizer):
             f"{self.origin}: changes the text: {piece[part]!r} comes back as {again[part]!r}; it "
             "needs to return each byte"
         )
+
+    def in_page(self) -> dict[str, Any]:
+        return {"kind": "bpe"} | in_page(parsed(self.description))
 
     def to_json(self) -> str:
         return self.description

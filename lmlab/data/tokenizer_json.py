@@ -212,6 +212,54 @@ def bytes_of_tokens(values: Mapping[str, Any]) -> list[bytes]:
     return [by_id.get(i, b"") for i in range(max(by_id) + 1)]
 
 
+# The form in which a page of HTML encodes texts.
+
+
+def in_page(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns tokens, merges and cuts of a checked tokenizer.json. Raises UserError.
+
+    `cuts` are patterns, one after the other; None stands for that of GPT-2.
+    """
+    model = values["model"]
+    vocab = model["vocab"]
+    by_id = {i: token for token, i in vocab.items()}
+    added = {token["content"]: token["id"] for token in values.get("added_tokens", ())}
+    for token in values.get("added_tokens", ()):
+        if token["single_word"] or token["lstrip"] or token["rstrip"]:
+            raise UserError(
+                f"added_tokens: {token['content']!r}: a page cannot encode texts with single_word, "
+                "lstrip or rstrip"
+            )
+    size = max([*by_id, *added.values()]) + 1
+    pairs = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    cutting = values["pre_tokenizer"]
+    parts = cutting["pretokenizers"] if cutting["type"] == "Sequence" else [cutting]
+    cuts = [cut for part in parts for cut in cuts_of(part)]
+    normalizer = values.get("normalizer")
+    return {
+        "tokens": [by_id.get(i, "") for i in range(size)],
+        "merges": pairs,
+        "cuts": cuts,
+        "added": added,
+        "normalize": None if normalizer is None else normalizer["type"],
+        "whole_words": bool(model.get("ignore_merges")),
+    }
+
+
+def cuts_of(part: Mapping[str, Any]) -> list[str | None]:
+    """Returns the patterns at which a part of a pre_tokenizer cuts. Raises UserError."""
+    kind = part["type"]
+    if kind == "ByteLevel" and not part.get("add_prefix_space"):
+        return [None] if part.get("use_regex", True) else []
+    if kind == "Digits":
+        return [r"\p{N}" if part.get("individual_digits") else r"\p{N}+"]
+    pattern = part.get("pattern")
+    is_plain = part.get("behavior") == "Isolated" and not part.get("invert")
+    if kind == "Split" and is_plain and isinstance(pattern, dict) and "Regex" in pattern:
+        return [pattern["Regex"]]
+    raise UserError(f"pre_tokenizer: a page cannot encode texts with {shown(part)}")
+
+
 # Characters in Hugging Face's form, as export writes them.
 
 CHARACTER = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated"}

@@ -108,6 +108,13 @@ class Tokenizer:
         """Returns the content of a tokenizer.json of Hugging Face's; None if it has no such form."""
         return None
 
+    def in_page(self) -> dict[str, Any]:
+        """Returns what a page of HTML needs to encode texts; lmlab/inference/page.js reads it.
+
+        Raises UserError if there is no JavaScript that does so.
+        """
+        raise UserError(f"tokenizer={self.kind}: a page cannot encode texts as it does")
+
     def encode(self, text: str) -> np.ndarray:
         """Returns the ids of `text`, (N,). Raises UnknownCharacters."""
         return np.concatenate(list(self.encode_pieces([text])))
@@ -224,6 +231,9 @@ class CharTokenizer(Tokenizer):
             return None
         values: dict[str, Any] = load("lmlab.data.tokenizer_json:of_characters")(self.chars)
         return values
+
+    def in_page(self) -> dict[str, Any]:
+        return {"kind": "char", "chars": list(self.chars)}
 
     @classmethod
     def from_values(cls, values: dict[str, Any]) -> Self:

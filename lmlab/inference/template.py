@@ -9,15 +9,18 @@ from typing import Any
 import numpy as np
 
 
-def fill_page(template: Path, title: str, data: dict[str, Any], unit: str = "") -> bytes:
+def fill_page(
+    template: Path, title: str, data: dict[str, Any], unit: str = "", code: str = ""
+) -> bytes:
     """Returns `template` with the title and the data, escaped so that they cannot act as HTML.
 
-    `unit` is what the page calls a token.
+    `unit` is what the page calls a token. `code` is JavaScript that the page takes as it is.
     """
     content = json.dumps(plain(data), allow_nan=False)
     content = content.replace("<", "\\u003c")  # so the data cannot hold the mark of the title
     page = template.read_text(encoding="utf-8")
     page = page.replace("<!--unit-->", unit).replace("<!--Unit-->", unit.capitalize())
+    page = page.replace("/*code*/", code)
     page = page.replace("/*data*/", content)
     page = page.replace("<!--title-->", html.escape(title))
     return page.encode(errors="xmlcharrefreplace")  # a name may hold half a character

@@ -29,6 +29,7 @@ from lmlab.catalogue import MODELS, builder_of, name_of
 from lmlab.errors import UserError
 from lmlab.models import own
 from lmlab.models.hugging_face import Foreign
+from lmlab.models.page import PageModel
 from lmlab.register import is_own
 from lmlab.registry import folder_kept
 
@@ -217,6 +218,15 @@ class LanguageModel(nn.Module):
         Raises UserError if transformers has no such model.
         """
         raise UserError("transformers has no model of this kind")
+
+    def in_page(self, vocab_size: int) -> PageModel:
+        """Returns the model in the form of a page of HTML, in which it writes in a browser.
+
+        Raises UserError if there is no JavaScript that computes it.
+        """
+        raise UserError(
+            f"{type(self).__name__} has no in_page(), which says how a page computes it"
+        )
 
     # How it is evaluated
 

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from lmlab.catalogue import BigramConfig
 from lmlab.models.base import LanguageModel
+from lmlab.models.page import PageModel
 
 
 class Bigram(LanguageModel):
@@ -22,3 +23,6 @@ class Bigram(LanguageModel):
 
     def pair_scores(self) -> Tensor:
         return self.table.weight
+
+    def in_page(self, vocab_size: int) -> PageModel:
+        return PageModel("bigram", {"vocab_size": vocab_size}, {"table": self.table.weight})

@@ -23,6 +23,7 @@ from lmlab.models.attention import KVCache, attend, attention_flops
 from lmlab.models.base import LanguageModel
 from lmlab.models.decoder import NumpyDecoder, decoder_of_gpt
 from lmlab.models.hugging_face import Foreign, gpt2_of
+from lmlab.models.page import PageModel, gpt_in_page
 
 
 class CausalSelfAttention(nn.Module):
@@ -152,3 +153,6 @@ class GPT(LanguageModel):
 
     def in_transformers(self, vocab_size: int) -> Foreign:
         return gpt2_of(self, vocab_size)
+
+    def in_page(self, vocab_size: int) -> PageModel:
+        return gpt_in_page(self, vocab_size)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lmlab.catalogue import LSTMConfig
 from lmlab.models.base import LanguageModel
+from lmlab.models.page import PageModel, lstm_in_page
 
 
 @dataclass
@@ -74,6 +75,9 @@ class LSTM(LanguageModel):
 
     def flops_per_token(self) -> int:
         return 6 * self.n_matrix_weights()
+
+    def in_page(self, vocab_size: int) -> PageModel:
+        return lstm_in_page(self)
 
     def forward(self, idx: Tensor, caches: list[Memory] | None = None) -> Tensor:
         """Logits (B, T, V) of the tokens idx (B, T), which follow those in the memories, if any."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lmlab.catalogue import MLPConfig
 from lmlab.models.base import LanguageModel
+from lmlab.models.page import PageModel, embeddings_named
 
 
 class MLP(LanguageModel):
@@ -35,3 +36,7 @@ class MLP(LanguageModel):
         x = torch.cat(last_few, dim=2)  # (B, T, K C)
         x = torch.tanh(self.hidden(x))  # (B, T, H)
         return self.head(F.dropout(x, self.dropout, self.training))  # (B, T, V)
+
+    def in_page(self, vocab_size: int) -> PageModel:
+        sizes = {"context": self.context, "n_embd": self.config.n_embd}
+        return PageModel("mlp", sizes, embeddings_named(self.state_dict()))

@@ -30,6 +30,7 @@ from lmlab.models.attention import KVCache, attend, attention_flops
 from lmlab.models.base import LanguageModel
 from lmlab.models.decoder import NumpyDecoder, decoder_of_modern
 from lmlab.models.hugging_face import Foreign, nanochat_of
+from lmlab.models.page import PageModel, modern_in_page
 
 NORMS = {
     "rms": lambda x: F.rms_norm(x, x.shape[-1:]),
@@ -175,3 +176,6 @@ class Modern(LanguageModel):
 
     def in_transformers(self, vocab_size: int) -> Foreign:
         return nanochat_of(self, vocab_size)
+
+    def in_page(self, vocab_size: int) -> PageModel:
+        return modern_in_page(self, vocab_size)

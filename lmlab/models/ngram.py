@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lmlab.catalogue import NGramConfig
 from lmlab.models.base import LanguageModel, alike
+from lmlab.models.page import PageModel
 
 
 @dataclass
@@ -29,6 +30,7 @@ class Level:
     pairs: np.ndarray  # number of the context * V + a token that follows it, sorted
     shares: np.ndarray  # their discounted counts as a share of all of the context's
     rest: np.ndarray  # what is left for the next shorter context, (contexts,)
+    discounts: np.ndarray  # what is taken off a count of 1, of 2, and of 3 or more, (3,)
 
     def find(self, shorter: np.ndarray, token: np.ndarray, V: int) -> np.ndarray:
         """Returns the number of each place's context, (N,); -1 for one that was never seen.
@@ -162,6 +164,11 @@ class NGram(LanguageModel):
     def largest_checkpoint(self) -> int:
         return 2**34
 
+    def in_page(self, vocab_size: int) -> PageModel:
+        discounts = [level.discounts.tolist() for level in self.levels]
+        sizes = {"vocab_size": vocab_size, "discounts": discounts}
+        return PageModel("ngram", sizes, {"text": self.text})
+
     def windows(
         self, ids: Tensor, block_size: int, tokens_at_once: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -194,4 +201,5 @@ def level(contexts: np.ndarray, pairs: np.ndarray, counts: np.ndarray, V: int) -
         pairs=pairs,
         shares=(counts - taken) / totals[rows],
         rest=rest,
+        discounts=discounts,
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from lmlab import plugins
 from lmlab.runs.code import LIBRARY
 
-VERBS = "sample|evaluate|explain|export|compare|plot|coordinates|scaling"  # beside train
+VERBS = "sample|evaluate|explain|page|export|compare|plot|coordinates|scaling"  # beside train
 IN_CHECKOUT = rf"(?:python )?(?:\b(train)\.py|scripts/({VERBS})\.py)"
 TYPED: list[str] = []  # "lmlab", if the person has typed this command
 

@@ -1,0 +1,207 @@
+"""Writes a page with trained models in it, which write in any browser: page.html and page.js."""
+
+import base64
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning_fabric import seed_everything
+from torch import Tensor
+
+from lmlab import files
+from lmlab.errors import UserError
+from lmlab.inference.loss import aligned, log_probs, loss_metrics, own_text
+from lmlab.inference.template import fill_page
+from lmlab.isolation import random_numbers_kept
+from lmlab.models.base import LanguageModel, build_model
+from lmlab.models.page import PageModel
+from lmlab.runs.checkpoints import Run
+
+TEMPLATE = Path(__file__).with_name("page.html")
+CODE = Path(__file__).with_name("page.js")
+
+Weights = Literal["float16", "int8"]
+
+LARGEST = 2**28  # bytes of a page; browsers refuse texts of half a gigabyte
+JUDGED = 2**16  # tokens of the validation text on which rounded weights are judged
+HIGHEST = float(np.finfo(np.float16).max)
+
+
+def write(runs: list[Run], weights: Weights, before: bool, prompt: str, out: Path) -> list[str]:
+    """Writes the page to `out`, and returns a line about each model in it. Raises UserError.
+
+    With `before`, the page also has the first model as it was before its training.
+    """
+    if before:
+        runs = [before_training(runs[0]), *runs]
+    names = list(dict.fromkeys(run.config.run.name for run in runs))
+    data: dict[str, Any] = {"title": " and ".join(names), "prompt": prompt, "models": []}
+    code = [CODE.read_text(encoding="utf-8")]
+    for run in runs:
+        model = in_page(run)
+        check_size(run, model, weights)
+        data["models"].append(model_data(run, model, weights))
+        if model.script and model.script not in code:
+            code.append(model.script)
+    files.write(out, fill_page(TEMPLATE, data["title"], data, code="\n".join(code)))
+    return [f"{model['about']}: {model['loss']}" for model in data["models"]]
+
+
+def before_training(run: Run) -> Run:
+    """Returns a run with the weights with which it began. Raises UserError if there are none."""
+    if run.is_foreign or run.config.run.init_from:
+        source = run.config.run.init_from or run.path
+        raise UserError(
+            f"before=true: {run.path} began with the weights of {source}; a page of both has "
+            f"run={source},{run.path}"
+        )
+    if not learns_in_steps(run.model):
+        raise UserError(
+            f"before=true: model={run.config.choices['model']} is trained by counting, and has no "
+            "weights before it"
+        )
+    with random_numbers_kept():
+        seed_everything(run.config.run.seed, verbose=False)
+        model = build_model(run.config.model, run.tokenizer.vocab_size)
+    return replace(run, model=model.eval(), step=0)
+
+
+def learns_in_steps(model: LanguageModel) -> bool:
+    """Returns whether gradients change any of a model's weights."""
+    return any(weight.requires_grad for weight in model.parameters())
+
+
+def in_page(run: Run) -> PageModel:
+    """Returns the model of a run in the form of a page. Raises UserError."""
+    try:
+        model = run.model.in_page(run.tokenizer.vocab_size)
+    except UserError as error:
+        raise UserError(f"run={run.path}: model={run.config.choices['model']}: {error}") from None
+    if "</script" in model.script.lower():
+        raise UserError(
+            f"run={run.path}: the script of {type(run.model).__name__}.in_page holds </script, which "
+            "would end it"
+        )
+    return model
+
+
+def check_size(run: Run, model: PageModel, weights: Weights) -> None:
+    """Raises UserError if a page would be larger than browsers take."""
+    numbers = sum(array.numel() for array in model.arrays.values())
+    size = numbers * (1 if weights == "int8" else 2) * 4 // 3  # four letters for three bytes
+    if size > LARGEST:
+        hint = ", weights=int8 halves it" if weights == "float16" else ""
+        raise UserError(
+            f"run={run.path}: its {numbers:,} weights would make a page of {size:,} bytes; allowed "
+            f"are {LARGEST:,}{hint}"
+        )
+
+
+def model_data(run: Run, model: PageModel, weights: Weights) -> dict[str, Any]:
+    """Returns all that the page needs of a run. Raises UserError."""
+    about = [run.config.choices["model"], run.model.size()]
+    if run.step == 0 and learns_in_steps(run.model) and not run.is_foreign:
+        about.append("before training")
+    return {
+        "name": f"{run.config.run.name} / {run.path.name}",
+        "about": ", ".join(about),
+        "loss": losses(run, weights),
+        "unit": run.tokenizer.unit,
+        "start": run.tokenizer.encode(run.tokenizer.default_prompt()),
+        "block_size": run.config.model.block_size,
+        "tokenizer": run.tokenizer.in_page(),
+        "kind": model.kind,
+        "sizes": model.sizes,
+        "arrays": {name: packed(array, weights) for name, array in model.arrays.items()},
+    }
+
+
+def losses(run: Run, weights: Weights) -> str:
+    """Returns the loss of the rounded model beside that of the original, as a sentence."""
+    if run.is_foreign:
+        return "the text that it was trained on is not known, so its loss here neither"
+    try:
+        text = own_text(run)
+    except UserError as error:
+        return f"its loss here is not known: {error}"
+    tokens = text.val[:JUDGED]
+    if len(tokens) < 2:
+        return "its loss here is not known, since the run has no validation text"
+    documents = text.documents.get("val")
+    if documents is not None:
+        documents = documents.within(0, len(tokens))
+        if not documents.scores_something():
+            return "its loss here is not known: its validation text begins with nothing scored"
+    found = []
+    for model in (rounded(run.model, weights), run.model):
+        probs = log_probs(
+            model,
+            tokens,
+            run.config.model.block_size,
+            documents=aligned(documents, run.config.run.align),
+        )
+        numbers = loss_metrics(probs, tokens, run.tokenizer, "val", documents)
+        found.append(numbers["val/loss"])
+    part = "its" if len(tokens) == len(text.val) else "the beginning of its"
+    return (
+        f"loss here {found[0]:.4f}, of the original {found[1]:.4f} "
+        f"({len(tokens):,} {run.tokenizer.unit}s, {part} validation text)"
+    )
+
+
+def rounded(model: LanguageModel, weights: Weights) -> LanguageModel:
+    """Returns a copy of a model that has the weights of a page."""
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.is_floating_point():
+                weight.copy_(unpacked(weight, weights))
+    return model
+
+
+def unpacked(weight: Tensor, weights: Weights) -> Tensor:
+    """Returns a weight as a page has it: rounded."""
+    if weights == "int8" and weight.dim() > 1:
+        scales = scales_of(weight)
+        return (weight / scales).round() * scales
+    return weight.half().float() if fits_half(weight) else weight
+
+
+def fits_half(weight: Tensor) -> bool:
+    """Returns whether no number of a weight is too large for float16."""
+    return weight.numel() == 0 or weight.abs().max().item() <= HIGHEST
+
+
+def scales_of(weight: Tensor) -> Tensor:
+    """Returns what the whole numbers from -127 to 127 of each row stand for, (…, 1)."""
+    return weight.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / 127
+
+
+def packed(array: Tensor, weights: Weights) -> dict[str, Any]:
+    """Returns the numbers of an array in base64, with their type; a row of int8 has a scale."""
+    array = array.detach().cpu()
+    if not array.is_floating_point():
+        numbers = array.numpy()
+        kind = np.min_scalar_type(int(numbers.max(initial=0)))
+        name = {"uint8": "uint8", "uint16": "uint16"}.get(kind.name, "int32")
+        return {"type": name, "data": in_base64(numbers.astype(name))}
+    array = array.float()
+    if weights == "int8" and array.dim() > 1:
+        scales = scales_of(array)
+        return {
+            "type": "int8",
+            "data": in_base64((array / scales).round().to(torch.int8).numpy()),
+            "scales": in_base64(scales.flatten().numpy()),
+        }
+    if fits_half(array):
+        return {"type": "float16", "data": in_base64(array.half().numpy())}
+    return {"type": "float32", "data": in_base64(array.numpy())}
+
+
+def in_base64(numbers: np.ndarray) -> str:
+    """Returns the bytes of an array, little-endian, as letters."""
+    swapped = numbers.astype(numbers.dtype.newbyteorder("<"))
+    return base64.b64encode(swapped.tobytes()).decode()
