@@ -343,17 +343,29 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.w
 PROBE = """
 <script>
 addEventListener("load", () => {
+  const [writer] = writers, texts = [], written = () => writer.places.map(place => place.text).join("");
+  const next = () => {
+    if (writing) return setTimeout(next, 20);
+    texts.push(written());
+    if (texts.length === 1) {
+      writer.choose(7);
+      const bar = [...writer.bars.children].find(bar => !bar.className.includes("true"));
+      taken = bar.querySelector("code").textContent;
+      bar.click();
+      return next();
+    }
+    document.documentElement.dataset.result = JSON.stringify({texts, taken, rows: writer.bars.children.length});
+  };
+  let taken;
   $("pace").value = "1e9";
-  const wait = () => writing ? setTimeout(wait, 20) : document.documentElement.dataset.result =
-    JSON.stringify({text: writers[0].places.map(place => place.text).join(""), rows: document.querySelectorAll(".bar").length});
-  wait();
+  next();
 });
 </script>
 """
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-def test_a_browser_writes_what_sample_writes(run, here, capsys):
+def test_a_browser_writes_what_sample_writes_and_takes_another_way(run, here, capsys):
     command.main(["run=run", "out=page.html", "prompt=he "])
     page_file = Path("page.html")
     content = page_file.read_text(encoding="utf-8")
@@ -367,5 +379,9 @@ def test_a_browser_writes_what_sample_writes(run, here, capsys):
     result = json.loads(found[1].replace("&quot;", '"').replace("&amp;", "&"))
     capsys.readouterr()
     sample.main(["run=run", "prompt=he ", "seed=0", "max_tokens=300", "device=cpu"])
-    assert result["text"] == capsys.readouterr().out.removesuffix("\n")
+    first, second = result["texts"]
+    assert first == capsys.readouterr().out.removesuffix("\n")
     assert result["rows"] == 9  # chances, of all its characters
+    assert second[:7] == first[:7] and second[7] != first[7]
+    assert second[7] == {"␣": " ", "↵": "\n"}.get(result["taken"], result["taken"])
+    assert len(second) == len(first)
