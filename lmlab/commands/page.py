@@ -9,8 +9,8 @@ run         the folder of a run, or a folder of runs, whose newest run is used (
 out         the page (model.html)
 prompt      how the text on the page begins; whoever reads it can type another ("": a new line)
 before      true shows the model beside itself as it was before its training (false)
-weights     float16 | int8: how weights are rounded; int8 makes half the page, and a larger loss
-            (float16)
+weights     int16 | int8: how weights are rounded; int8 makes half the page, with a larger error
+            (int16)
 plugin      the files or modules with which the run was made, as for train.py (null)
 checkpoint  best | last (best)
 
@@ -43,7 +43,7 @@ class Options:
     out: PathText = "model.html"
     prompt: LinesText = ""
     before: bool = False
-    weights: Literal["float16", "int8"] = "float16"
+    weights: Literal["int16", "int8"] = "int16"
     plugin: PathText | None = None
     checkpoint: Literal["best", "last"] | None = None
 

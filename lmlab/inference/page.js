@@ -11,23 +11,16 @@ function bytesIn(base64) {
   return bytes;
 }
 
-function fromHalf(bits) {  // a float16 as a number
-  const sign = bits & 0x8000 ? -1 : 1, exponent = bits >> 10 & 31, fraction = bits & 1023;
-  if (exponent === 0) return sign * fraction * 2 ** -24;
-  if (exponent === 31) return fraction ? NaN : sign * Infinity;
-  return sign * (1 + fraction / 1024) * 2 ** (exponent - 15);
-}
-
 const READERS = {  // by the name of a type: bytes -> numbers
   float32: bytes => new Float32Array(bytes.buffer),
-  float16: bytes => Float32Array.from(new Uint16Array(bytes.buffer), fromHalf),
+  int16: bytes => Float32Array.from(new Int16Array(bytes.buffer)),
   int8: bytes => Float32Array.from(new Int8Array(bytes.buffer)),
   uint8: bytes => bytes,
   uint16: bytes => new Uint16Array(bytes.buffer),
   int32: bytes => new Int32Array(bytes.buffer),
 };
 
-function arrayIn({type, data, scales}) {  // scales: what each row of int8 is multiplied by
+function arrayIn({type, data, scales}) {  // scales: what each row of whole numbers is multiplied by
   const numbers = READERS[type](bytesIn(data));
   if (!scales) return numbers;
   const factors = READERS.float32(bytesIn(scales)), width = numbers.length / factors.length;

@@ -23,11 +23,11 @@ from lmlab.runs.checkpoints import Run
 TEMPLATE = Path(__file__).with_name("page.html")
 CODE = Path(__file__).with_name("page.js")
 
-Weights = Literal["float16", "int8"]
+Weights = Literal["int16", "int8"]  # whole numbers, with a factor for each row of a matrix
+TYPES = {"int16": torch.int16, "int8": torch.int8}
 
 LARGEST = 2**28  # bytes of a page; browsers refuse texts of half a gigabyte
 JUDGED = 2**16  # tokens of the validation text on which rounded weights are judged
-HIGHEST = float(np.finfo(np.float16).max)
 
 
 def write(runs: list[Run], weights: Weights, before: bool, prompt: str, out: Path) -> list[str]:
@@ -93,7 +93,7 @@ def check_size(run: Run, model: PageModel, weights: Weights) -> None:
     numbers = sum(array.numel() for array in model.arrays.values())
     size = numbers * (1 if weights == "int8" else 2) * 4 // 3  # four letters for three bytes
     if size > LARGEST:
-        hint = ", weights=int8 halves it" if weights == "float16" else ""
+        hint = ", weights=int8 halves it" if weights == "int16" else ""
         raise UserError(
             f"run={run.path}: its {numbers:,} weights would make a page of {size:,} bytes; allowed "
             f"are {LARGEST:,}{hint}"
@@ -163,42 +163,39 @@ def rounded(model: LanguageModel, weights: Weights) -> LanguageModel:
 
 
 def unpacked(weight: Tensor, weights: Weights) -> Tensor:
-    """Returns a weight as a page has it: rounded."""
-    if weights == "int8" and weight.dim() > 1:
-        scales = scales_of(weight)
-        return (weight / scales).round() * scales
-    return weight.half().float() if fits_half(weight) else weight
+    """Returns a weight as a page has it: whole numbers times the scale of their row."""
+    if weight.dim() < 2:
+        return weight
+    scales = scales_of(weight, weights)
+    return (weight / scales).round() * scales
 
 
-def fits_half(weight: Tensor) -> bool:
-    """Returns whether no number of a weight is too large for float16."""
-    return weight.numel() == 0 or weight.abs().max().item() <= HIGHEST
-
-
-def scales_of(weight: Tensor) -> Tensor:
-    """Returns what the whole numbers from -127 to 127 of each row stand for, (…, 1)."""
-    return weight.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / 127
+def scales_of(weight: Tensor, weights: Weights) -> Tensor:
+    """Returns what a step of the whole numbers in each row of a weight stands for, (…, 1)."""
+    largest = weight.abs().amax(-1, keepdim=True) / torch.iinfo(TYPES[weights]).max
+    return largest.clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def packed(array: Tensor, weights: Weights) -> dict[str, Any]:
-    """Returns the numbers of an array in base64, with their type; a row of int8 has a scale."""
+    """Returns the numbers of an array in base64, with their type, and the scale of each row.
+
+    Vectors stay in float32, and whole numbers are as they are.
+    """
     array = array.detach().cpu()
     if not array.is_floating_point():
         numbers = array.numpy()
-        kind = np.min_scalar_type(int(numbers.max(initial=0)))
-        name = {"uint8": "uint8", "uint16": "uint16"}.get(kind.name, "int32")
+        smallest = np.min_scalar_type(int(numbers.max(initial=0))).name
+        name = smallest if smallest in ("uint8", "uint16") else "int32"
         return {"type": name, "data": in_base64(numbers.astype(name))}
     array = array.float()
-    if weights == "int8" and array.dim() > 1:
-        scales = scales_of(array)
-        return {
-            "type": "int8",
-            "data": in_base64((array / scales).round().to(torch.int8).numpy()),
-            "scales": in_base64(scales.flatten().numpy()),
-        }
-    if fits_half(array):
-        return {"type": "float16", "data": in_base64(array.half().numpy())}
-    return {"type": "float32", "data": in_base64(array.numpy())}
+    if array.dim() < 2:
+        return {"type": "float32", "data": in_base64(array.numpy())}
+    scales = scales_of(array, weights)
+    return {
+        "type": weights,
+        "data": in_base64((array / scales).round().to(TYPES[weights]).numpy()),
+        "scales": in_base64(scales.flatten().numpy()),
+    }
 
 
 def in_base64(numbers: np.ndarray) -> str:
