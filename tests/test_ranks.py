@@ -372,12 +372,30 @@ def test_an_error_in_one_rank_is_shown_once_and_ends_all(here, capfd):
     assert not processes_left(here)
 
 
+OTHERS = '{"status": "interrupted"}'
+
+
+def runs_of_the_next_minutes(folder):
+    """Makes a run of another command for each second that comes, so that a new one is numbered."""
+    names = [
+        time.strftime("%Y-%m-%d_%H-%M-%S", time.localtime(time.time() + s)) for s in range(120)
+    ]
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        (folder / name / "metrics.json").write_text(OTHERS)
+    return {folder / name for name in names}
+
+
 def test_a_rank_that_is_killed_ends_all_and_the_run_goes_on_to_the_bit(here, capfd):
     """Without the plug-in's trouble it is the same run."""
     plug = trouble(here, "os.path.exists('once') or (open('once', 'w'), os.kill(os.getpid(), 9))")
+    others = runs_of_the_next_minutes(here / "outputs/x")
     with pytest.raises(SystemExit) as stop:
         cli.main((HERE + plug).split())
-    (run,) = (here / "outputs/x").iterdir()
+    (run,) = {*(here / "outputs/x").iterdir()} - others
+    assert {(other / "metrics.json").read_text() for other in others} == {OTHERS}
+    for other in others:
+        shutil.rmtree(other)
     error = capfd.readouterr().err.splitlines()[-1]
     assert stop.value.code == 2
     assert (

@@ -4,9 +4,11 @@ Each rank has the whole model and takes its rows of every batch. Rank 0 prepares
 process would; then it passes to the others what they need to do the same steps.
 """
 
+import os
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,9 @@ from lmlab.data.tokenizers import Tokenizer
 from lmlab.register import is_own
 from lmlab.runs.folder import RunDirectory
 from lmlab.training.preparation import Prepared
+
+# Where rank 0 notes the folder of a new run.
+FILE: ContextVar[Path | None] = ContextVar("file", default=None)
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,23 @@ def lead(
     content = pickle.dumps((take_part, task))
     here.share((plugins.active_sources(), conf_files.ADDED, directory.path, content))
     here.wait()  # the others may have to read the text
+
+
+@contextmanager
+def noting_folder(file: Path) -> Iterator[None]:
+    """A context in which the folder of a new run is written into a file."""
+    before = FILE.set(file)
+    try:
+        yield
+    finally:
+        FILE.reset(before)
+
+
+def note_folder(path: Path) -> None:
+    """Tells the process that has started the ranks, if one has, which folder a new run got."""
+    file = FILE.get()
+    if file is not None:
+        file.write_bytes(os.fsencode(path))
 
 
 def follow() -> Path | None:

@@ -93,8 +93,8 @@ def run(
     """
     if launch.is_needed(config.device):
         arguments = (config, path, command, sha256, cell, watch, tokenizer)
-        with noting_ranks(path, is_cell=cell is not None):
-            status, path = launch.launch(config.device, run, *arguments)
+        with noting_ranks(is_cell=cell is not None) as notice:
+            status, path = launch.launch(config.device, run, *arguments, notice=notice)
         return status, path
     start = load_start(config.run.init_from)
     if start:
@@ -123,6 +123,7 @@ def run(
             RunDirectory.create(path, prepared.saved_config, prepared.text.tokenizer, facts, source)
         ) as directory,
     ):
+        distributed.note_folder(directory.typed)
         directory.say(summary.introduction(prepared, directory.typed))
         for line in summary.left_out(prepared.text):
             directory.warn(line)
@@ -211,16 +212,19 @@ def resume(path: Path, config: Config, command: str, watch: Watch | None = None)
 
 
 @contextmanager
-def noting_ranks(path: Path, is_cell: bool = False) -> Iterator[None]:
+def noting_ranks(path: Path | None = None, is_cell: bool = False) -> Iterator[launch.Notice]:
     """A context in which the error of a rank is noted in the folder of the run at `path`.
 
     Rank 0, which writes there, has ended with the others, and did not know which of them was at
-    fault. For a run by itself the error says how it goes on.
+    fault. A new run tells its folder by the notice. For a run by itself the error says how it goes
+    on.
     """
+    notice = launch.Notice(path)
     try:
-        yield
+        yield notice
     except UserError as error:
-        if not (path / "metrics.json").exists():
+        path = notice.folder
+        if path is None or not (path / "metrics.json").exists():
             raise
         metrics = read_metrics(path)
         is_fault = not isinstance(error, launch.RankFailed)

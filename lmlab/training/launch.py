@@ -35,10 +35,18 @@ STOPPING = "stopping as soon as all is saved; once more stops at once"  # after 
 POLL = 0.1  # seconds between two looks at the ranks
 GRACE = 10  # seconds in which a rank ends after another has failed, or its starter was killed
 TASK = "task"  # the file of what the ranks are to do
+RUN = "run"  # that of the folder of a new run
 
 
 class RankFailed(UserError):
     """A rank was killed or hangs, which is no fault of the run itself."""
+
+
+@dataclass
+class Notice:
+    """Which folder the run of the ranks has; None as long as it has none."""
+
+    folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -63,8 +71,15 @@ def is_needed(device: DeviceConfig) -> bool:
     return device.processes > 1 and ranks.here().size == 1
 
 
-def launch(device: DeviceConfig, function: Callable[..., Any], *arguments: Any) -> Any:
+def launch(
+    device: DeviceConfig,
+    function: Callable[..., Any],
+    *arguments: Any,
+    notice: Notice | None = None,
+) -> Any:
     """Calls `function` in rank 0 of so many new processes, and returns what it returns.
+
+    The folder that a new run gets is noted in `notice`, also if a rank fails.
 
     Raises UserError for a model or another part that a program has registered itself, which those
     processes do not have. Raises the function's UserError, UserError if a rank fails, and
@@ -80,7 +95,11 @@ def launch(device: DeviceConfig, function: Callable[..., Any], *arguments: Any) 
         content = pickle.dumps((function, arguments))
         task = plugins.active_sources(), conf_files.ADDED, LONGEST.get(), content
         (folder / TASK).write_bytes(pickle.dumps(task))
-        return Crew(folder, device.processes).run()
+        try:
+            return Crew(folder, device.processes).run()
+        finally:
+            if notice is not None and (folder / RUN).exists():
+                notice.folder = Path(os.fsdecode((folder / RUN).read_bytes()))
 
 
 class Crew:
@@ -288,7 +307,7 @@ def work(folder: Path, starter: int) -> None:
             ranks.joined(own) as here,
         ):
             note_process(folder, own.rank)
-            with shortened(longest):
+            with shortened(longest), distributed.noting_folder(folder / RUN):
                 note = Note(result=lead_or_follow(here, content))
     except SystemExit as stop:
         note = Note(exit_status=stop.code if isinstance(stop.code, int) else 1)
