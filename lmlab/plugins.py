@@ -584,3 +584,8 @@ def names() -> str | None:
     """Returns the active plug-ins that were typed, as plugin= takes them, or None without any."""
     typed = [plugin.source.typed for plugin in ACTIVE if not plugin.source.is_installed]
     return ",".join(typed) or None
+
+
+def named_plugins() -> str:
+    """Returns the active plug-ins as the beginning of a message, or "" without any."""
+    return f"plugin={names()}: " if names() else ""

@@ -707,6 +707,10 @@ MEDDLES = """
             {"at_step": "pass", "at_save": "checkpoint.clear()"},
             "a callback's on_save_checkpoint has taken state_dict, loops",
         ),
+        (
+            {"at_step": "pass", "at_save": "checkpoint['optimizer_states'] = []"},
+            "a callback's on_save_checkpoint has changed the optimizer's state: its form could not be",
+        ),
     ],
 )
 def test_what_a_callback_takes_from_lightning_is_told(here, capsys, places, words):
@@ -1186,9 +1190,18 @@ def test_a_number_that_is_not_finite_is_said_once(here, capsys):
         def odd(model, data):
             return {"val/odd": float("nan"), "val/even": float("inf")}
     """
+    code += """
+        import pytorch_lightning as pl
+
+        @lmlab.register.callback("logging")
+        class Logging(pl.Callback):
+            def on_train_batch_end(self, trainer, module, *_):
+                module.log("logged", float("nan"))
+    """
     plugin(here, code)
     cli.main(f"{LINE} plugin=own.py eval_interval=1 max_steps=3 name=odd".split())
     err = capsys.readouterr().err
+    assert err.count("logged is nan, which history.jsonl keeps as null") == 1
     assert err.count("val/odd is nan, which history.jsonl keeps as null") == 1
     assert err.count("val/even is inf") == 1
     (run,) = (here / "outputs/odd").iterdir()

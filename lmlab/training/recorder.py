@@ -37,11 +37,6 @@ LIGHTNINGS = ("state_dict", "loops", "optimizer_states", "callbacks")  # entries
 Watch = Callable[[int, Mapping[str, float]], bool]
 
 
-def named_plugins() -> str:
-    """Returns the active plug-ins as the beginning of a message, or "" without any."""
-    return f"plugin={plugins.names()}: " if plugins.names() else ""
-
-
 @dataclass(frozen=True)
 class Due:
     """The actions that are due after a step."""
@@ -226,7 +221,7 @@ class Recorder(Callback):
         """Raises UserError for a second epoch: the batches of the first have no end."""
         if trainer.current_epoch > 0:
             raise UserError(
-                f"{named_plugins()}a callback has raised StopIteration, which ends the epoch"
+                f"{plugins.named_plugins()}a callback has raised StopIteration, which ends the epoch"
             )
         if not (self.last or self.pruned or self.stopping):  # else the wish is the Recorder's own
             self.note_wish(trainer)
@@ -278,7 +273,7 @@ class Recorder(Callback):
         missing = [name for name in LIGHTNINGS if name not in checkpoint]
         if missing:
             raise UserError(
-                f"{named_plugins()}a callback's on_save_checkpoint has taken {', '.join(missing)} out of "
+                f"{plugins.named_plugins()}a callback's on_save_checkpoint has taken {', '.join(missing)} out of "
                 "the checkpoint, which a run cannot be resumed without"
             )
         checkpoint["lmlab"] = state.entry(
@@ -313,7 +308,7 @@ class Recorder(Callback):
         for rank, other in enumerate(self.ranks.gather(own)):
             if other != own:
                 raise UserError(
-                    f"{named_plugins()}after step {self.meter.step} rank {rank} has other weights than "
+                    f"{plugins.named_plugins()}after step {self.meter.step} rank {rank} has other weights than "
                     f"rank {self.ranks.rank}: all of them must change the weights alike, without random "
                     "numbers or times of their own"
                 )
@@ -339,7 +334,7 @@ class Recorder(Callback):
         self.keep_threads()
         if module.rate_was_changed and not self.rate_was_told:
             self.rate_was_told = True
-            self.directory.warn(f"{named_plugins()}{RATE}")
+            self.directory.warn(f"{plugins.named_plugins()}{RATE}")
         lr = trainer.optimizers[0].param_groups[0]["lr"]
         has_loss = module.losses > 0
         numbers, others = self.meter.point(module, lr)
@@ -353,7 +348,7 @@ class Recorder(Callback):
         if threads and found != threads:
             torch.set_num_threads(threads)
             self.directory.warn(
-                f"{named_plugins()}torch.set_num_threads({found}) in a callback: threads={threads} stands "
+                f"{plugins.named_plugins()}torch.set_num_threads({found}) in a callback: threads={threads} stands "
                 f"again after step {self.meter.step}; the last bits of the losses before it may be others"
             )
 
@@ -448,6 +443,7 @@ class Recorder(Callback):
         if module.logged:
             numbers = {name: float(value) for name, value in module.logged.items()}
             module.logged = {}
+            self.results.warn_of_infinite(numbers)
             self.results.add_point(self.meter.step, numbers, {})
 
     def totals(self) -> dict[str, float]:
@@ -501,7 +497,7 @@ class Recorder(Callback):
         asked = self.last or self.diverged or self.pruned or self.stopping or self.stop.came
         if not asked and self.waiting is None:
             raise UserError(
-                f"{named_plugins()}a callback has ended Lightning's loop after step {self.meter.step} of "
+                f"{plugins.named_plugins()}a callback has ended Lightning's loop after step {self.meter.step} of "
                 f"{self.schedule.run.max_steps}, and nothing was saved there; trainer.should_stop = True ends a run"
             )
 

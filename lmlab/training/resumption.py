@@ -4,6 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 
 from lmlab import plugins
@@ -155,10 +156,16 @@ class Resumable:
         self.example: tuple[torch.optim.Optimizer, list[dict[str, Any]]] | None = None
 
     def __call__(self, checkpoint: dict[str, Any]) -> None:
-        """Checks the weights of a checkpoint, and the state of somebody's own optimizer."""
+        """Checks a checkpoint's weights and the state of an optimizer that own code may change."""
         self.check_weights(weights_of(checkpoint))
-        if self.prepared.has_own_optimizer:
+        if self.prepared.has_own_optimizer or self.is_changed_by_callbacks:
             self.check_optimizer(checkpoint)
+
+    @property
+    def is_changed_by_callbacks(self) -> bool:
+        """Whether a callback has a hook that gets each checkpoint before it is written."""
+        usual = pl.Callback.on_save_checkpoint
+        return any(type(one).on_save_checkpoint is not usual for one in self.prepared.callbacks)
 
     def check_weights(self, weights: dict[str, Any]) -> None:
         """Raises UserError if weights do not fit a new model of this configuration."""
@@ -181,7 +188,13 @@ class Resumable:
             with random_numbers_kept():
                 self.example = build_optimizer(*parts), example_states(*parts)
         optimizer, states = self.example
-        found = state.misfit(checkpoint, optimizer, states, is_own=True)
+        is_own = self.prepared.has_own_optimizer
+        found = state.misfit(checkpoint, optimizer, states, is_own)
+        if found and not is_own:
+            raise UserError(
+                f"{plugins.named_plugins()}a callback's on_save_checkpoint has changed the optimizer's state: {found} "
+                "could not be given back to a resumed run"
+            )
         if found:
             raise UserError(
                 f"{type(optimizer).__name__}: {found} of its state could not be given back to a "
