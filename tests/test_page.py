@@ -276,9 +276,10 @@ def test_two_models_and_before_stand_side_by_side(trained, run, here):
     assert uniform in models[0]["loss"]
 
 
-def test_text_in_a_page_is_no_code(run, here):
+def test_text_in_a_page_is_no_code(run, here, monkeypatch):
     """Neither a prompt nor a name, whatever it holds; and the page may fetch nothing."""
     hostile = "</script><img src=x onerror=alert(1)><!--title-->/*data*/"
+    monkeypatch.setattr(page, "check_prompt", lambda prompt, run: None)
     command.main(["run=run", "out=page.html", f"prompt={hostile}"])
     content = Path("page.html").read_text(encoding="utf-8")
     assert content.count("<script") == content.count("</script>") == 3
@@ -298,6 +299,7 @@ def test_what_cannot_be_made_into_a_page_is_refused(run, here, capsys):
         ("run=run weights=int4", ["weights=int4", "int16, int8"]),
         ("run=run,run,run,run before=true", ["5 models", "at most 4"]),
         ("run=nowhere", ["nowhere"]),
+        ("run=run prompt=Q", ["prompt=Q: ", "'Q'", "known are"]),
     ):
         refused(capsys, lambda words=words: refusing(words.split()), message)
     assert not list(here.glob("*.html"))

@@ -41,6 +41,7 @@ def write(runs: list[Run], weights: Weights, before: bool, prompt: str, out: Pat
     data: dict[str, Any] = {"title": " and ".join(names), "prompt": prompt, "models": []}
     code = [CODE.read_text(encoding="utf-8")]
     for run in runs:
+        check_prompt(prompt, run)
         model = in_page(run)
         check_size(run, model, weights)
         data["models"].append(model_data(run, model, weights))
@@ -48,6 +49,14 @@ def write(runs: list[Run], weights: Weights, before: bool, prompt: str, out: Pat
             code.append(model.script)
     files.write(out, fill_page(TEMPLATE, data["title"], data, code="\n".join(code)))
     return [f"{model['about']}: {model['loss']}" for model in data["models"]]
+
+
+def check_prompt(prompt: str, run: Run) -> None:
+    """Raises UserError if a prompt has characters that a run's vocabulary lacks."""
+    try:
+        run.tokenizer.encode(prompt)
+    except UserError as error:
+        raise UserError(f"prompt={prompt}: {error}") from None
 
 
 def before_training(run: Run) -> Run:
