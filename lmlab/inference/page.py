@@ -38,7 +38,7 @@ def write(runs: list[Run], weights: Weights, before: bool, prompt: str, out: Pat
     if before:
         runs = [before_training(runs[0]), *runs]
     names = list(dict.fromkeys(run.config.run.name for run in runs))
-    data: dict[str, Any] = {"title": " and ".join(names), "prompt": prompt, "models": []}
+    data: dict[str, Any] = {"title": ", ".join(names), "prompt": prompt, "models": []}
     code = [CODE.read_text(encoding="utf-8")]
     for run in runs:
         check_prompt(prompt, run)
@@ -144,7 +144,7 @@ def losses(run: Run, weights: Weights) -> str:
         documents = documents.within(0, len(tokens))
         if not documents.scores_something():
             return "its loss here is not known: its validation text begins with nothing scored"
-    found = []
+    found: list[dict[str, float]] = []
     for model in (rounded(run.model, weights), run.model):
         probs = log_probs(
             model,
@@ -153,10 +153,12 @@ def losses(run: Run, weights: Weights) -> str:
             documents=aligned(documents, run.config.run.align),
         )
         numbers = loss_metrics(probs, tokens, run.tokenizer, "val", documents)
-        found.append(numbers["val/loss"])
+        found.append(numbers)
+    here, original = found
     part = "its" if len(tokens) == len(text.val) else "the beginning of its"
     return (
-        f"loss here {found[0]:.4f}, of the original {found[1]:.4f} "
+        f"loss here {here['val/loss']:.4f} ({here['val/bits_per_byte']:.3f} bits a byte), of the "
+        f"original {original['val/loss']:.4f} "
         f"({len(tokens):,} {run.tokenizer.unit}s, {part} validation text)"
     )
 
