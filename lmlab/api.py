@@ -105,7 +105,12 @@ def sweep(*typed: str, verbose: bool = True, **keys: Any) -> Comparison:
 
 def as_plugin(plugin: str | os.PathLike[str] | None) -> str | None:
     """Returns the name of a plug-in as it is typed."""
-    return None if plugin is None else os.fspath(plugin)
+    if plugin is None:
+        return None
+    name = os.fspath(plugin)
+    if isinstance(name, bytes):
+        raise UserError(f"plugin={plugin!r}: needs text or a path")
+    return name
 
 
 def load_run(path: str | os.PathLike[str], plugin: str | os.PathLike[str] | None = None) -> Run:
@@ -147,7 +152,7 @@ def folder_of(path: str | os.PathLike[str]) -> Path:
         name = os.fspath(path)
     except TypeError:
         name = ""
-    if not name:
+    if not name or isinstance(name, bytes):
         raise UserError(f"{path!r}: needs the name of a folder of runs")
     return Path(name).absolute()
 

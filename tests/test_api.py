@@ -211,6 +211,8 @@ def test_a_run_that_diverged_is_returned_with_its_status(here):
         (lambda: lmlab.load_runs(""), ["'': needs the name of a folder"]),
         (lambda: lmlab.compare("", "x"), ["'': needs the name of a folder"]),
         (lambda: lmlab.load_run(None), ["None: needs the name of a folder"]),
+        (lambda: lmlab.load_runs(b"x"), ["b'x': needs the name of a folder"]),
+        (lambda: lmlab.compare(".", plugin=b"x"), ["plugin=b'x': needs text"]),
         (lambda: lmlab.compare(["x"]), ["['x']: needs the name of a folder"]),
         (lambda: lmlab.train("--frob"), ["--frob: not allowed here"]),
         (lambda: lmlab.train("--cfg=job", model="bigram"), ["--cfg=job: not allowed here"]),

@@ -406,6 +406,14 @@ def test_any_prefix_of_a_checkpoint_is_refused(trained, tmp_path_factory, data):
         checkpoints.read(path)
 
 
+def test_a_best_checkpoint_is_recommended_only_where_there_is_one(run, capsys):
+    for name in ("last", "previous"):
+        flip(run / f"checkpoints/{name}.ckpt")
+    refused(capsys, lambda: cli.main(["resume=run"]), ["best.ckpt: init_from=run"])
+    (run / "checkpoints/best.ckpt").unlink()
+    refused(capsys, lambda: cli.main(["resume=run"]), ["previous.ckpt: is damaged\n"])
+
+
 @pytest.mark.parametrize(
     "damage", [flip, lambda path: os.truncate(path, 77), lambda path: path.unlink()]
 )

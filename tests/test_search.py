@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from lmlab.catalogue import OWN_EVALUATIONS
 from lmlab.commands import train as cli
 from lmlab.config.grammar import ends, parse
+from lmlab.errors import UserError
 from lmlab.inference import evaluations
 from lmlab.numbers import METRIC, NUMBERS, objectives
 from lmlab.sweeps import load_runs
@@ -242,6 +243,15 @@ def test_a_trial_of_several_seeds_that_was_stopped_goes_on_where_it_was(here, sw
     assert sweep(line + "v") == 0
     for one, other in zip(study("u").trials, study("v").trials, strict=True):
         assert (one.params, one.value) == (other.params, other.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["lr=range(1e-3,1e-2)", "lr=interval(0.001,0.001)", "lr=1e-3,1e-3", "n_layer=range(2,3)"],
+)
+def test_a_search_over_one_value_is_refused(text):
+    with pytest.raises(UserError, match=r"has one value, (0\.001|1e-3|2(\.0)?); .*interval"):
+        Dimension(parse(text))
 
 
 @given(st.floats(1e-6, 1e3), st.floats(1.01, 1e3), st.booleans(), st.integers(0, 100))

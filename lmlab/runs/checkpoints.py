@@ -253,9 +253,10 @@ def latest(
         try:
             checkpoint = read_for(previous, config, tokenizer)
         except UserError as other:
-            raise UserError(
-                f"{fault}; {other}; a new run can start from its best.ckpt: init_from={path}"
-            ) from None
+            hint = ""
+            if (path / "checkpoints/best.ckpt").exists():
+                hint = f"; a new run can start from its best.ckpt: init_from={path}"
+            raise UserError(f"{fault}; {other}{hint}") from None
         say(f"{fault}; continues from previous.ckpt")
         files.copy_sealed(previous, last)
         return checkpoint

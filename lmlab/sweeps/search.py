@@ -459,7 +459,7 @@ class Range:
 class Dimension:
     """The values that a search may try for one key: a list, or a range of numbers.
 
-    Raises UserError if it has no value.
+    Raises UserError if it has no value, or only one.
     """
 
     def __init__(self, override: Override) -> None:
@@ -485,6 +485,16 @@ class Dimension:
             self.distribution = self.optunas_distribution()
         except ValueError as error:
             raise UserError(f"{self.typed}: {error}") from None
+        if self.distribution.single():
+            only = (
+                next(iter(override.sweep_string_iterator()))
+                if self.range is None
+                else self.range.low
+            )
+            raise UserError(
+                f"{self.typed}: has one value, {only}; a search needs several, as in "
+                f"{self.key}=interval(1e-4,1e-2) or {self.key}=1,2; without a choice it is {self.key}={only}"
+            )
 
     def optunas_distribution(self) -> "Distribution":
         """Returns Optuna's distribution of the values. Raises ValueError if they have none."""
