@@ -411,7 +411,7 @@ def test_a_best_checkpoint_is_recommended_only_where_there_is_one(run, capsys):
         flip(run / f"checkpoints/{name}.ckpt")
     refused(capsys, lambda: cli.main(["resume=run"]), ["best.ckpt: init_from=run"])
     (run / "checkpoints/best.ckpt").unlink()
-    refused(capsys, lambda: cli.main(["resume=run"]), ["previous.ckpt: is damaged\n"])
+    refused(capsys, lambda: cli.main(["resume=run"]), ["match previous.ckpt.sha256\n"])
 
 
 @pytest.mark.parametrize(
