@@ -332,8 +332,9 @@ def test_the_page_is_self_contained_and_its_data_is_the_tables(sweep):
     best = load_runs(sweep)[
         lambda runs: (runs["group"] == board["group"][0]) & (runs["seed"] == 0)
     ]["path"].iloc[0]
-    assert data["samples"]["seed"] == 0
-    assert [(line["step"], line["loss"], line["text"]) for line in data["samples"]["lines"]] == [
+    samples = data["rows"][0]["samples"]
+    assert samples["seed"] == 0
+    assert [(line["step"], line["loss"], line["text"]) for line in samples["lines"]] == [
         (step, pytest.approx(history(Path(best), "val/loss")[step], rel=1e-5), text)
         for step, text in history(Path(best), "sample").items()
     ]
@@ -367,7 +368,8 @@ def test_runs_without_samples_have_a_page_without_them(sweep, here):
             )
         )
     found = load_runs(here / "s")
-    assert report.page_data(found, table.leaderboard(found), "s")["samples"] is None
+    data = report.page_data(found, table.leaderboard(found), "s", report.Curves())
+    assert [row["samples"] for row in data["rows"]] == [None] * 3
 
 
 def test_text_from_outside_cannot_become_code(sweep, here, tmp_path, monkeypatch):

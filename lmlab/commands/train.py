@@ -464,10 +464,10 @@ def run_sweep(asked: Asked, sweep: Sweep, flags: list[str], overrides: list[str]
     overrides = [*without_name(overrides), name, f"hydra.sweep.dir='{hydras_own}'"]
     with stack, one_line_errors(), plugins.own_errors():
         with importing():  # while the server of processes imports
-            from lmlab.sweeps import report
+            from lmlab.sweeps import live, report
 
         try:
-            with telling_of_jobs(sweep, asked.launcher):
+            with telling_of_jobs(sweep, asked.launcher), live.LivePage(survey):
                 run_hydra(task, flags, overrides)
         except SystemExit as stop:
             if asked.launcher in ("local", "basic") or stop.code != 1:

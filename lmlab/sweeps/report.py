@@ -10,7 +10,9 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lmlab import files
+from lmlab.config.check import derived
 from lmlab.errors import UserError, reason_of
 from lmlab.inference.template import fill_page
 from lmlab.notebook import plain_console
@@ -45,16 +48,19 @@ from lmlab.sweeps.words import (
 PAGE = Path(__file__).with_name("report.html")
 MARKS = {  # what every version of the lab has written into each file of `write`
     "leaderboard.csv": rb"\A[^\n]*\bgroup\b[^\n]*,n,[^\n]*\bse\b",
-    "leaderboard.md": rb" at the end: mean over n seeds, ",
+    "leaderboard.md": rb" at the end(: mean over n seeds|, of one seed each)",
     "report.html": rb"lmlab</title>",
 }
 POINTS = 200  # of a curve, at most
-SAMPLES = 40  # texts, at most
+ALL_POINTS = 30_000  # of the curves of one kind, so that a page of many rows opens fast
+FEW_POINTS = 20  # that a curve has in any case
+SAMPLES = 40  # texts of a row, at most
+SAMPLED = 8  # rows that have texts, the best
 WARNINGS = 5  # kinds of them, at most
 WIDTH = 160  # characters of the printed leaderboard where there is no terminal
 
 NAMED = 3  # of different versions or machines, those that are named
-SPARSE = (SEEDS, "not finished")  # columns that are there if they have a text
+SPARSE = ("±", SEEDS, "not finished")  # columns that are there if they have a text
 
 Item = TypeVar("Item")
 
@@ -224,9 +230,9 @@ def place(loss: float, n: int) -> str:
 def footnote(table: pd.DataFrame, board: pd.DataFrame) -> str:
     """Returns the explanation of the columns of the leaderboard."""
     loss = tables.objective(board)
-    sentences = [
-        f"{loss} at the end: mean over n seeds, ± its standard error.",
-    ]
+    sentences = [f"{loss} at the end: mean over n seeds, ± its standard error."]
+    if board["n"].max() <= 1:
+        sentences = [f"{loss} at the end, of one seed each."]
     if board["p"].notna().any():
         sentences += explained(tables.records(board), "all rows")
     sentences += doubts(table, loss)
@@ -291,7 +297,22 @@ def write(table: pd.DataFrame, folder: Path, title: str) -> None:
     board = tables.leaderboard(table)
     files.write(folder / "leaderboard.csv", board.to_csv(index=False))
     files.write(folder / "leaderboard.md", markdown(table, board))
-    files.write(folder / "report.html", fill_page(PAGE, title, page_data(table, board, title)))
+    curves = Curves()
+    files.write(folder / "report.html", page(table, board, title, curves))
+    for fault in curves.faults:
+        print(f"warning: a curve is left out: {fault}", file=sys.stderr)
+
+
+def page(
+    table: pd.DataFrame,
+    board: pd.DataFrame,
+    title: str,
+    curves: "Curves",
+    progress: dict[str, Any] | None = None,
+) -> bytes:
+    """Returns report.html. `progress` says how far the sweep is, if it still runs."""
+    data = page_data(table, board, title, curves) | {"progress": progress}
+    return fill_page(PAGE, title, data)
 
 
 def check_places(folder: Path) -> None:
@@ -330,57 +351,96 @@ def markdown(table: pd.DataFrame, board: pd.DataFrame) -> str:
     return "\n".join([*lines, ""])
 
 
-def page_data(table: pd.DataFrame, board: pd.DataFrame, title: str) -> dict[str, Any]:
+def page_data(
+    table: pd.DataFrame, board: pd.DataFrame, title: str, curves: "Curves"
+) -> dict[str, Any]:
     """Returns all data that the script of the page draws."""
     keys = tables.varied(table)
     loss = tables.objective(table)
     texts = columns(board, keys)
+    names = [name for name in texts.columns if name not in keys]
+    texts = texts[[*names[:2], *keys, *names[2:]]]  # what tells the rows apart is seen on a phone
+    members = tables.by_group(table)
+    counts = tables.by_group(tables.counted(table, loss))
+    curves.limit = max(FEW_POINTS, min(POINTS, ALL_POINTS // len(board)))
+    configs = [used_keys(members[group][0], table) for group in board["group"]]
+    shared = common_items(configs)
     rows = []
-    for row, cells in zip(tables.records(board), texts.itertuples(index=False), strict=True):
-        members = table[table["group"] == row["group"]]
-        rows.append(page_row(row, list(cells), members, keys, loss))
+    for n, (row, cells) in enumerate(
+        zip(tables.records(board), texts.itertuples(index=False), strict=True)
+    ):
+        group = row["group"]
+        drawn = page_row(row, list(cells), members[group], keys, loss)
+        drawn["config"] = {key: text for key, text in configs[n].items() if key not in shared}
+        drawn["curves"] = curves.of(group, members[group], counts.get(group, []), loss)
+        drawn["samples"] = curves.samples_of(members[group]) if n < SAMPLED else None
+        rows.append(drawn)
+    now = datetime.now().astimezone()
     return {
         "title": title,
-        "made": datetime.now().strftime("%Y-%m-%d %H:%M"),
+        "made": now.strftime("%Y-%m-%d %H:%M:%S"),
+        "made_at": int(now.timestamp()),
         "columns": list(texts.columns),
         "references": [] if loss == tables.BITS else references(table),
         "keys": keys,
         "loss": loss,
         "unit": "bits per byte" if loss == tables.BITS else "nats per token",
         "footnote": footnote(table, board),
+        "config": shared,
         "rows": rows,
         "from": origins(table),
-        "samples": samples(table[table["group"] == board["group"][0]]),
         "unfinished": list(tables.unfinished(table)),
     }
 
 
 def page_row(
-    row: dict[str, Any], texts: list[str], members: pd.DataFrame, keys: Sequence[str], loss: str
+    row: dict[str, Any],
+    texts: list[str],
+    members: Sequence[dict[str, Any]],
+    keys: Sequence[str],
+    loss: str,
 ) -> dict[str, Any]:
-    """Returns the data that the page shows for one configuration.
+    """Returns the data that the page shows for one configuration, without its curves.
 
     `texts` holds the text of each column in its row of the table."""
-    runs = tables.records(members)
-    shown_keys = [key for key in tables.configuration_keys(members) if key not in ("seed", "name")]
-    name = ", ".join(f"{key}={plain(row[key])}" for key in keys)
+    model = str(members[0]["model"])
+    unused = tables.unused_keys(model)
+    named = [f"{key}={plain(row[key])}" for key in keys if key not in unused and plain(row[key])]
     return {
-        "name": name or str(runs[0]["model"]),
+        "id": row["group"],
+        "name": ", ".join(named) or model,
         "cells": texts,
-        "values": {key: row[key] for key in keys},
+        "values": {key: None if key in unused else row[key] for key in keys},
         "loss": row[loss],
-        "se": row["se"],
-        "like_best": row["like_best"],
-        "config": {key: plain(runs[0][key]) for key in shown_keys},
-        "curves": curves(members, loss),
-        "runs": [dot(run, loss) for run in runs],
+        "runs": [dot(run, loss) for run in members],
     }
 
 
-def dot(run: dict[str, Any], loss: str) -> dict[str, Any]:
-    """Returns the data that the page shows for one run. Only a finished run has a loss."""
-    value = run[loss] if run["status"] == "finished" else None
-    return {"seed": run["seed"], "status": run["status"], "loss": value, "label": run["label"]}
+def dot(run: dict[str, Any], loss: str) -> list[Any]:
+    """Returns the seed, status and loss of a run. Only a finished run has a loss."""
+    return [run["seed"], run["status"], run[loss] if run["status"] == "finished" else None]
+
+
+def used_keys(run: dict[str, Any], table: pd.DataFrame) -> dict[str, str]:
+    """Returns the configuration of a run as texts, without what follows from other keys."""
+    usual = derived(run)
+    unused = tables.unused_keys(str(run["model"]))
+    texts = {}
+    for key in tables.configuration_keys(table):
+        follows = key in usual and run[key] == usual[key]
+        if key in ("seed", "name") or key in unused or follows:
+            continue
+        text = plain(run[key])
+        if text:
+            texts[key] = text
+    return texts
+
+
+def common_items(configs: Sequence[dict[str, str]]) -> dict[str, str]:
+    """Returns the keys that have the same value in all of `configs`, with that value."""
+    if not configs:
+        return {}
+    return dict(set.intersection(*(set(config.items()) for config in configs)))
 
 
 def origins(table: pd.DataFrame) -> dict[str, list[str]]:
@@ -403,76 +463,117 @@ def references(table: pd.DataFrame) -> list[list[Any]]:
     ]
 
 
-def curves(members: pd.DataFrame, loss: str) -> dict[str, Any]:
-    """Returns the curves of a configuration: means over its finished seeds, and diverged runs.
+@dataclass
+class Curves:
+    """Reads the curves and samples of configurations, each configuration once.
 
-    All runs of a configuration have the same tokens and FLOPs at the same step.
+    What was read is kept as long as the same runs of it have ended. `limit` is the number of points
+    of a curve, and `faults` are the errors of histories that could not be read.
     """
-    histories = [history(run) for run in tables.records(tables.counted(members, loss))]
-    diverged = tables.records(members[members["status"] == "diverged"])
-    drawn: dict[str, Any] = {
-        "marks": [mark(run, loss) for run in diverged],
-        "per_step": {name: per_step(members, name) for name in ("tokens", "flops")},
-    }
-    for name in dict.fromkeys([*numbers_where("ranks"), loss]):
-        drawn[name] = curve(histories, name)
-    return drawn
+
+    limit: int = POINTS
+    faults: list[str] = field(default_factory=list)
+    known: dict[str, tuple[Any, dict[str, Any]]] = field(default_factory=dict)
+    known_samples: dict[str, dict[str, Any] | None] = field(default_factory=dict)
+
+    def of(
+        self,
+        group: str,
+        members: Sequence[dict[str, Any]],
+        counted: Sequence[dict[str, Any]],
+        loss: str,
+    ) -> dict[str, Any]:
+        """Returns the curves of a configuration: means over seeds that count, and what diverged.
+
+        All runs of a configuration have the same tokens and FLOPs at the same step.
+        """
+        diverged = [run for run in members if run["status"] == "diverged"]
+        signature = loss, self.limit, [(run["path"], run["step"]) for run in (*counted, *diverged)]
+        noted, drawn = self.known.get(group, (None, {}))
+        if noted != signature:
+            drawn = self.read(members, counted, diverged, loss)
+            self.known[group] = signature, drawn
+        return drawn
+
+    def read(
+        self,
+        members: Sequence[dict[str, Any]],
+        counted: Sequence[dict[str, Any]],
+        diverged: Sequence[dict[str, Any]],
+        loss: str,
+    ) -> dict[str, Any]:
+        """Returns the curves of a configuration, from the histories of its runs."""
+        histories = [self.history(run) for run in counted]
+        drawn: dict[str, Any] = {
+            "marks": [self.mark(run, loss) for run in diverged],
+            "per_step": {name: per_step(members, name) for name in ("tokens", "flops")},
+        }
+        for name in dict.fromkeys([*numbers_where("ranks"), loss]):
+            drawn[name] = curve(histories, name, self.limit)
+        return drawn
+
+    def history(self, run: dict[str, Any]) -> list[dict[str, Any]]:
+        """Returns the lines of a run's history.jsonl, or none if it is missing or unreadable."""
+        path = Path(run["path"])
+        if not (path / "history.jsonl").exists():
+            return []
+        try:
+            return read_history(path)
+        except UserError as error:
+            if str(error) not in self.faults:
+                self.faults.append(str(error))
+            return []
+
+    def mark(self, run: dict[str, Any], loss: str) -> dict[str, Any]:
+        """Returns the step at which a run diverged, and the last number `loss` before that step."""
+        last = None
+        for line in self.history(run):
+            if line.get(loss) is not None:
+                last = line[loss]
+        return {"step": run["step"], "seed": run["seed"], "loss": last}
+
+    def samples_of(self, members: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+        """Returns the samples of the first finished seed, by step, or None without samples."""
+        finished = [run for run in members if run["status"] == "finished"]
+        for run in sorted(finished, key=itemgetter("seed")):
+            if run["path"] not in self.known_samples:
+                self.known_samples[run["path"]] = samples(self.history(run), run["seed"])
+            found = self.known_samples[run["path"]]
+            if found is not None:
+                return found
+        return None
 
 
-def history(run: dict[str, Any]) -> list[dict[str, Any]]:
-    """Returns the lines of a run's history.jsonl, or none if the file is missing.
-
-    If it cannot be read, a warning says so.
-    """
-    path = Path(run["path"])
-    if not (path / "history.jsonl").exists():
-        return []
-    try:
-        return read_history(path)
-    except UserError as error:
-        print(f"warning: its curve is left out: {error}", file=sys.stderr)
-        return []
-
-
-def mark(run: dict[str, Any], loss: str) -> dict[str, Any]:
-    """Returns the step at which a run diverged, and the number `loss` last before that step."""
-    last = None
-    for line in history(run):
-        if line.get(loss) is not None:
-            last = line[loss]
-    return {"step": run["step"], "seed": run["seed"], "loss": last}
-
-
-def per_step(members: pd.DataFrame, name: str) -> float | None:
+def per_step(runs: Sequence[dict[str, Any]], name: str) -> float | None:
     """Returns the tokens or FLOPs of a step, or None if no run has them."""
-    if name not in members:
-        return None
-    runs = tables.records(members[(members["step"] > 0) & members[name].notna()])
-    if not runs:
-        return None
-    return runs[0][name] / runs[0]["step"]
+    for run in runs:
+        total = run.get(name)
+        if run["step"] > 0 and total is not None and not math.isnan(total):
+            return float(total / run["step"])
+    return None
 
 
-def curve(histories: list[list[dict[str, Any]]], name: str) -> dict[str, Any]:
+def curve(histories: list[list[dict[str, Any]]], name: str, limit: int) -> dict[str, Any]:
     """Returns the mean and standard error of a number over seeds, at the steps that all seeds have.
 
-    `seconds` is the mean training time until each step.
+    `seconds` is the mean training time until each step. There is no standard error for one seed.
     """
     by_step = [values_by_step(lines, name) for lines in histories]
     steps: list[int] = []
     if by_step:
-        steps = thinned(sorted(set.intersection(*map(set, by_step))), POINTS)
+        steps = thinned(sorted(set.intersection(*map(set, by_step))), limit)
     if not steps:
-        return {"step": [], "mean": [], "se": [], "seconds": []}
+        return {"step": [], "mean": [], "se": None, "seconds": []}
     values = np.array([list(map(run.__getitem__, steps)) for run in by_step])
-    spread = np.zeros(len(steps))
+    spread = None
     if len(values) > 1:
-        spread = values.std(axis=0, ddof=1) / math.sqrt(len(values))
+        spread = [float(f"{se:.2g}") for se in values.std(axis=0, ddof=1) / math.sqrt(len(values))]
+    seconds = np.mean([seconds_at(steps, lines) for lines in histories], axis=0)
     return {
         "step": steps,
         "mean": values.mean(axis=0),
         "se": spread,
-        "seconds": np.mean([seconds_at(steps, lines) for lines in histories], axis=0),
+        "seconds": [float(f"{second:.4g}") for second in seconds],
     }
 
 
@@ -489,22 +590,16 @@ def seconds_at(steps: list[int], lines: list[dict[str, Any]]) -> np.ndarray:
     return np.interp(steps, known_steps, known_seconds)
 
 
-def samples(members: pd.DataFrame) -> dict[str, Any] | None:
-    """Returns the samples of the first finished seed, by step, or None without samples."""
-    finished = members[members["status"] == "finished"].sort_values("seed")
-    for run in tables.records(finished):
-        lines = [line for line in history(run) if "sample" in line]
-        if lines:
-            texts = [
-                {
-                    "step": line["step"],
-                    "loss": line.get("val/loss"),
-                    "text": str(line["sample"]),
-                }
-                for line in thinned(lines, SAMPLES)
-            ]
-            return {"seed": run["seed"], "lines": texts}
-    return None
+def samples(lines: list[dict[str, Any]], seed: int) -> dict[str, Any] | None:
+    """Returns the samples in the lines of a history, by step, or None without samples."""
+    sampled = [line for line in lines if "sample" in line]
+    if not sampled:
+        return None
+    texts = []
+    for line in thinned(sampled, SAMPLES):
+        text = str(line["sample"])
+        texts.append({"step": line["step"], "loss": line.get("val/loss"), "text": text})
+    return {"seed": seed, "lines": texts}
 
 
 def thinned(items: Sequence[Item], limit: int) -> list[Item]:

@@ -6,7 +6,8 @@ The numbers are read from the folders of runs.
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -49,22 +50,29 @@ STATUSES = ("running", "interrupted", "finished", "diverged", "pruned", "failed"
 MANY = 100  # runs, which may take a moment to read
 NAMED = 3  # runs that cannot be read, of which the reasons are told
 SOURCES = ("init_sha256", "tokenizer_sha256")  # of a run, beside its text
+Row = tuple[dict[str, Any], dict[str, Any]]  # the configuration of a run, and its other values
+Reader = Callable[[Path], Row]
+
 LEFT_OUT = "left_out"  # how many characters of the text the vocabulary lacks, or bytes
 DIGITS = 8  # of such a hash in a row
 
 
-def load_runs(*folders: str | Path, same_code: bool = False) -> pd.DataFrame:
+def load_runs(
+    *folders: str | Path, same_code: bool = False, read: Reader | None = None
+) -> pd.DataFrame:
     """Returns a table with a row for each run below the folders.
 
     Its columns are the configuration (keys as typed), `reason` (why the run is not finished),
     metrics.json, `path`, `group` (equal for runs that differ only in seed), `label` and `code` (a
     hash of the lab's files that made the run). Runs of different code are in different groups,
     unless `same_code` says that the difference does not matter. Runs that cannot be read are left
-    out, and `.attrs["faults"]` holds their errors. Raises UserError if there is no run.
+    out, and `.attrs["faults"]` holds their errors. `read` is called in the place of `load_run`.
+    Raises UserError if there is no run.
     """
+    read = read or load_run
     if not folders:
         raise UserError("load_runs() needs a folder of runs, such as outputs/sweeps/depth")
-    runs: dict[Path, tuple[dict[str, Any], dict[str, Any]]] = {}
+    runs: dict[Path, Row] = {}
     faults: list[str] = []
     for folder in map(Path, folders):
         unreadable: dict[str, None] = {}
@@ -77,10 +85,10 @@ def load_runs(*folders: str | Path, same_code: bool = False) -> pd.DataFrame:
             raise hugging_face.no_run(str(folder), folder)
         if not paths:
             raise UserError(next(iter(unreadable), f"{folder}: no run there"))
-        with telling_of_many(paths):
+        with telling_of_many(paths if read is load_run else []):
             for path in paths:
                 try:
-                    runs.setdefault(path.resolve(), load_run(path))
+                    runs.setdefault(path.resolve(), read(path))
                 except UserError as error:
                     if path.exists() and not is_beginning(path):
                         faults.append(str(error))
@@ -124,7 +132,7 @@ def split_groups(table: pd.DataFrame) -> None:
     table["group"] = table["group"].where(codes == 1, split)
 
 
-def load_run(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def load_run(path: Path) -> Row:
     """Returns the configuration of a run, and all other values of its row.
 
     Raises UserError if the run cannot be read.
@@ -279,7 +287,8 @@ def tells_apart(table: pd.DataFrame, key: str, others: list[str]) -> bool:
 
 def used_values(table: pd.DataFrame, key: str) -> pd.Series:
     """Returns the values of a key in all runs whose model uses the key."""
-    return table[key][[key not in unused_keys(model) for model in table["model"]]]
+    idle = [model for model in table["model"].unique() if key in unused_keys(model)]
+    return table[key][~table["model"].isin(idle)]
 
 
 def unused_keys(model: str) -> frozenset[str]:
@@ -333,12 +342,19 @@ def configurations(table: pd.DataFrame) -> list[Entry]:
     """
     loss = objective(table)
     keys = varied(table)
+    runs = counted(table, loss)
+    names = [name for name in numbers_where("in_leaderboard") if name in table]
+    means = runs.groupby("group")[names].mean()
+    means["se"] = runs.groupby("group")[loss].sem()
+    means_by_group = dict(zip(means.index, records(means), strict=True))
+    runs_by_group = by_group(runs)
+    missing = dict.fromkeys([*names, "se"], math.nan)
     entries = []
-    for _, members in table.groupby("group", sort=False):
-        runs = counted(members, loss)
-        losses = dict(zip(runs["seed"], runs[loss], strict=True))
-        ended = bool(members["status"].isin(ENDED).any())
-        entries.append(Entry(row_of(members, runs, keys, loss), losses, ended))
+    for group, members in by_group(table).items():
+        losses = {run["seed"]: run[loss] for run in runs_by_group.get(group, [])}
+        ended = any(run["status"] in ENDED for run in members)
+        row = row_of(members, list(losses), means_by_group.get(group, missing), keys)
+        entries.append(Entry(row, losses, ended))
     entries.sort(key=lambda entry: entry.rank(loss))
     return entries
 
@@ -537,31 +553,39 @@ def finished(table: pd.DataFrame, loss: str) -> pd.DataFrame:
     return table[(table["status"] == "finished") & table[loss].notna()]
 
 
+def by_group(table: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
+    """Returns the runs of each configuration, in the order of the table."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for run in records(table):
+        groups.setdefault(run["group"], []).append(run)
+    return groups
+
+
 def row_of(
-    members: pd.DataFrame, runs: pd.DataFrame, keys: Iterable[str], loss: str
+    members: Sequence[Mapping[str, Any]],
+    seeds: Sequence[int],
+    means: Mapping[str, float],
+    keys: Iterable[str],
 ) -> dict[str, Any]:
     """Returns the row of a configuration in the leaderboard, without the tests.
 
-    `runs` are those of its `members` that count.
+    `seeds` are those of its `members` that count, `means` the means over them.
     """
-    first = members.iloc[0]
+    first = members[0]
     row = {"group": first["group"]}
-    unused = unused_keys(members["model"].iloc[0])
+    unused = unused_keys(first["model"])
     for key in keys:
         row[key] = None if key in unused else first[key]
         if key in ("data_sha256", *SOURCES):
             row[key] = str(first[key])[:DIGITS] if pd.notna(first[key]) else None
-    row["n"] = len(runs)
-    for name in numbers_where("in_leaderboard"):
-        if name in members:
-            row[name] = runs[name].mean()
-    row["se"] = runs[loss].sem()
+    row["n"] = len(seeds)
+    row |= means
     for name in ("n_params", "tokens"):
-        if name in members and pd.notna(first[name]):
+        if pd.notna(first.get(name)):
             row[name] = int(first[name])
-    row["seeds"] = ",".join(map(str, sorted(runs["seed"])))
-    counts = members["status"][members["status"] != "finished"].value_counts()
-    row["not_finished"] = ", ".join(f"{n} {status}" for status, n in counts.items())
+    row["seeds"] = ",".join(map(str, sorted(seeds)))
+    counts = Counter(run["status"] for run in members if run["status"] != "finished")
+    row["not_finished"] = ", ".join(f"{n} {status}" for status, n in counts.most_common())
     return row
 
 
