@@ -22,16 +22,19 @@ import lmlab
 from lmlab import machine, ranks
 from lmlab.catalogue import DeviceConfig
 from lmlab.commands import train as cli
+from lmlab.config.keys import marked
 from lmlab.data.batches import Batches
 from lmlab.data.documents import Documents
 from lmlab.errors import UserError
 from lmlab.inference.loss import Turns, log_probs
+from lmlab.markers import CHANGEABLE, UNTOUCHING
 from lmlab.models.base import build_model
 from lmlab.ranks import Ranks
 from lmlab.register import PRESENT
 from lmlab.sweeps.processes import server
 from lmlab.terminal import Interrupted
 from lmlab.training import launch
+from lmlab.training.resumption import COMPUTING
 from tests.conftest import ROOT, config, history, metrics, refused, weights
 from tests.victim import child
 
@@ -410,10 +413,19 @@ def test_a_rank_that_is_killed_ends_all_and_the_run_goes_on_to_the_bit(here, cap
     (whole,) = {*(here / "outputs/x").iterdir()} - {run}
     assert losses(run) == losses(whole)
     cli.main([f"resume={alone}", plug, "devices=1"])
+    assert re.fullmatch(r"until step \d+ it had devices=2", metrics(alone)["changed"])
+    assert "changed" not in metrics(run)
     by_one, by_two = losses(alone), losses(whole)
     assert by_one.keys() == by_two.keys()
     assert max(abs(by_one[step] - by_two[step]) for step in by_one) < 1e-4
     assert all(torch.equal(w, weights(whole)[name]) for name, w in weights(run).items())
+
+
+def test_each_key_that_a_resumed_run_may_change_touches_no_bit_or_is_noted():
+    """Or it says how long a run goes on, and what of it is looked at."""
+    how_long = {"max_steps", "max_minutes", "patience", "eval_interval"}
+    touching = marked(CHANGEABLE) - marked(UNTOUCHING)
+    assert touching - how_long == {*COMPUTING}
 
 
 def test_a_rank_that_hangs_is_ended_and_named(here, capfd, monkeypatch):

@@ -206,7 +206,7 @@ def resume(path: Path, config: Config, command: str, watch: Watch | None = None)
                 write_config(path, prepared.saved_config)
             directory.rewind(start["history_bytes"], start.get("events"))
             where = f" at step {step} of {config.run.max_steps}" if has_steps else ""
-            changes = note_resumption(directory, prepared.flat_config, provenance(command))
+            changes = note_resumption(directory, prepared.flat_config, provenance(command), step)
             directory.say(f"{path}: continues{where}{changes}")
             return train(directory, prepared, saved, over, watch)
 

@@ -47,7 +47,10 @@ def replay(path: Path, config: Config, command: str) -> bool:
             verdict += f"; {more} more cannot be compared, since that run was changed when resumed"
     else:
         verdict = "that run has no losses to compare"
-    changes = differences(read_metrics(path), read_metrics(new_path))
+    metrics = read_metrics(path)
+    if parted and "changed" in metrics:
+        verdict += f"; that run was changed when it was resumed: {metrics['changed']}"
+    changes = differences(metrics, read_metrics(new_path))
     if changes:
         verdict += f"; not as it was then: {'; '.join(changes)}"
     print(f"\nreplay of {path}: {verdict}")

@@ -219,13 +219,25 @@ def empty_model(prepared: Prepared) -> LanguageModel:
         ) from None
 
 
-def note_resumption(directory: RunDirectory, config: dict[str, Any], now: dict[str, Any]) -> str:
-    """Writes the provenance of a resumed run; returns its changes as text, or "".
+# Keys of which a resumed run may have another value, and with which the last bits come out otherwise.
+COMPUTING = ("devices", "nodes", "compile")
+
+
+def note_resumption(
+    directory: RunDirectory, config: dict[str, Any], now: dict[str, Any], step: int
+) -> str:
+    """Writes the provenance of a run that is resumed after `step`; returns its changes, or "".
 
     `now` is the provenance of the process.
     """
     directory.metrics.pop("reason", None)
     changes = differences(directory.metrics, now)
+    before = {key: directory.metrics.get(f"config/{key}", config.get(key)) for key in COMPUTING}
+    other = [f"{key}={before[key]}" for key in COMPUTING if before[key] != config.get(key)]
+    if other:
+        earlier = [directory.metrics["changed"]] if "changed" in directory.metrics else []
+        changed = "; ".join([*earlier, f"until step {step} it had {' '.join(other)}"])
+        directory.metrics["changed"] = changed
     directory.update(
         status="running", **with_prefix("config/", config), **with_prefix("resumed/", now)
     )
