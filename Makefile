@@ -9,6 +9,7 @@ install: .venv/installed  ## make .venv with the tested versions
 # transformers stands apart, for tests/test_hugging_face.py alone: torchmetrics would import it in every process, which
 # takes a second.
 .venv/installed: pyproject.toml constraints.txt
+	@echo 'It installs into .venv: some minutes, two gigabytes.'
 	$(PYTHON) -m venv $(ANEW) .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[sweeps,tokens,dev]'
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps --upgrade --target .venv/transformers transformers
@@ -25,6 +26,7 @@ endif
 
 train: install  ## train the default mini-GPT and print a sample
 	$(BIN)/python train.py
+	@echo 'to go on      . .venv/bin/activate (once a terminal), then python train.py --help'
 
 test: install  ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -5,10 +5,10 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent))  # the library beside this script
-    try:
+    from lmlab.environment import imports
+
+    with imports():
         from lmlab.commands.door import run_command
         from lmlab.commands.train import main
 
-        run_command(main)
-    except KeyboardInterrupt:  # during the imports, when there is nothing to save
-        raise SystemExit(130) from None
+    run_command(main)

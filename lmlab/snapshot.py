@@ -5,6 +5,9 @@ for the same content (Python itself looks at time and size). So the hash in a ru
 that of the code which ran. A module that is reloaded is taken as it is then.
 """
 
+# A Python that is too old reads this file before environment.py, which says so.
+from __future__ import annotations
+
 import os
 import sys
 import zlib

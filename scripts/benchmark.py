@@ -42,11 +42,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the library beside this script
 
-from lmlab import files
-from lmlab.commands.door import run_command
-from lmlab.commands.options import check_file, parse_script
-from lmlab.errors import UserError
-from lmlab.markers import Count, PathText
+from lmlab.environment import imports
+
+with imports():
+    from lmlab import files
+    from lmlab.commands.door import run_command
+    from lmlab.commands.options import check_file, parse_script
+    from lmlab.errors import UserError
+    from lmlab.markers import Count, PathText
 
 SUITES = ("startup", "data", "train", "sample", "context", "ranks", "sweep")
 

@@ -7,7 +7,7 @@ Run it: python scripts/nanogpt_mini.py
 import time
 from argparse import ArgumentParser
 
-import torch
+import torch  # not found? type: . .venv/bin/activate (after make install)
 import torch.nn.functional as F
 from torch import nn
 

@@ -17,9 +17,12 @@ from typing import Annotated
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the library beside this script
 
-from lmlab.commands import evaluate, train
-from lmlab.commands.door import run_command
-from lmlab.commands.options import parse_script
+from lmlab.environment import imports
+
+with imports():
+    from lmlab.commands import evaluate, train
+    from lmlab.commands.door import run_command
+    from lmlab.commands.options import parse_script
 
 MEMBERS = {
     "shakespeare_3min": ["experiment=shakespeare_3min"],

@@ -6,7 +6,7 @@ Run it: python scripts/tiny_lm.py
 
 from argparse import ArgumentParser
 
-import numpy as np
+import numpy as np  # not found? type: . .venv/bin/activate (after make install)
 
 # The data: text, and for every character of it the character that follows.
 text = "hello world\n" * 16

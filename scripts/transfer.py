@@ -23,11 +23,14 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the library beside this script
 
-from lmlab.commands.door import run_command
-from lmlab.commands.options import parse_script
-from lmlab.commands.picture import check_picture, new_figure, save_picture
-from lmlab.errors import UserError
-from lmlab.markers import PathText
+from lmlab.environment import imports
+
+with imports():
+    from lmlab.commands.door import run_command
+    from lmlab.commands.options import parse_script
+    from lmlab.commands.picture import check_picture, new_figure, save_picture
+    from lmlab.errors import UserError
+    from lmlab.markers import PathText
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,6 +8,7 @@ from io import TextIOWrapper
 from typing import TYPE_CHECKING, Literal
 
 from lmlab.catalogue import CATALOGUE
+from lmlab.environment import libraries
 from lmlab.errors import UserError, one_line_errors
 from lmlab.terminal import LastingStream, ending_in_order, ignore_signals
 
@@ -31,7 +32,7 @@ def run_command(main: Callable[[list[str]], object]) -> None:
         if isinstance(stream, TextIOWrapper):  # a caller may have put another object there
             stream.reconfigure(errors="replace")
     try:
-        with ending_in_order(), one_line_errors():
+        with ending_in_order(), libraries(), one_line_errors():
             check_working_folder()
             main(sys.argv[1:])
     except KeyboardInterrupt:

@@ -1,0 +1,89 @@
+"""Without the lab's libraries, or with a Python that is too old, a program says what to type."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+from lmlab import environment
+from tests.conftest import ROOT, refused
+
+ALONE = {"tiny_lm", "tiny_bpe", "nanogpt_mini"}  # files to read, which do not import the lab
+PROGRAMS = [ROOT / "train.py", *sorted((ROOT / "scripts").glob("*.py"))]
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.name)
+def test_a_program_that_misses_a_library_says_what_to_type(program, tmp_path):
+    """Python's -S leaves out the folder in which libraries are installed."""
+    command = [sys.executable, "-S", str(program), "--help"]
+    ended = subprocess.run(command, cwd=tmp_path, env={}, capture_output=True, text=True)
+    if program.stem == "tiny_bpe":  # needs Python alone
+        assert ended.returncode == 0
+        return
+    assert "activate" in ended.stderr or "make" in ended.stderr
+    if program.stem not in ALONE:
+        assert ended.returncode == 2 and ended.stdout == "" and ended.stderr.count("\n") == 1
+        assert ended.stderr.startswith("error: this Python has no library ")
+
+
+@pytest.fixture
+def checkout(here, monkeypatch):
+    """A checkout without an environment, in which one stands."""
+    (here / "Makefile").touch()
+    monkeypatch.setattr(environment, "CHECKOUT", here)
+    return here
+
+
+def make_environment(checkout):
+    (checkout / ".venv").mkdir()
+    (checkout / ".venv/installed").touch()
+
+
+def test_what_to_type_depends_on_what_is_there(checkout, monkeypatch):
+    assert environment.cure() == "make install && . .venv/bin/activate"
+    make_environment(checkout)
+    assert environment.cure() == ". .venv/bin/activate"
+    monkeypatch.chdir("/")
+    assert environment.cure() == f". {checkout}/.venv/bin/activate"
+    monkeypatch.setattr(sys, "prefix", str(checkout / ".venv"))
+    assert environment.cure() == f"make -C {checkout} clean install"
+
+
+def test_a_python_that_is_too_old_is_named(checkout, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "version_info", (3, 9, 18, "final", 0))
+
+    def start():
+        with environment.imports():
+            raise AssertionError("it tried the imports")
+
+    words = ["Python 3.9", "3.11 or newer", sys.executable]
+    refused(capsys, start, [*words, "make PYTHON=python3.11 install && . .venv/bin/activate"])
+    make_environment(checkout)
+    refused(capsys, start, [*words, "type: . .venv/bin/activate"])
+
+
+@pytest.mark.parametrize("name", ["environment", "snapshot", "__init__"])
+def test_such_a_python_can_read_what_tells_it(name):
+    text = (ROOT / f"lmlab/{name}.py").read_text()
+    tree = ast.parse(text, feature_version=(3, 9))
+    unions = [node for node in ast.walk(tree) if isinstance(node, ast.BinOp)]
+    late = "from __future__ import annotations" in text
+    assert late or not any(isinstance(node.op, ast.BitOr) for node in unions)
+
+
+def test_ctrl_c_during_the_imports_is_silent_and_other_errors_pass(checkout, capsys):
+    with pytest.raises(SystemExit) as stop, environment.imports():
+        raise KeyboardInterrupt
+    assert stop.value.code == 130 and capsys.readouterr() == ("", "")
+    for name in ("lmlab.nothing", "somebody"):
+        with pytest.raises(ModuleNotFoundError), environment.imports():
+            raise ModuleNotFoundError(name=name)
+
+
+def test_a_library_that_is_missing_later_is_a_line_too(checkout, capsys):
+    def imports_late():
+        with environment.libraries():
+            raise ModuleNotFoundError(name="torch.nn")
+
+    refused(capsys, imports_late, ["library torch", "make install"])
