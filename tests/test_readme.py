@@ -111,7 +111,13 @@ def test_a_command_of_the_readme_runs(folder, capsys, command):
         verbs = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M)
         assert program != "make" or arguments[0] in verbs
         return
+    if program == "cp":
+        shutil.copy(ROOT / arguments[0], arguments[1])
+        return
     assert program == "python"
+    if arguments[0].startswith("examples/exercises/"):  # tests/test_exercises.py runs it
+        assert (ROOT / arguments[0]).exists()
+        return
     if arguments[0] == "train.py":
         as_it_is = any(word in command for word in ("--help", "replay=", "resume="))
         small = [] if "model=" in command or "experiment=" in command else ["model=gpt_nano"]
