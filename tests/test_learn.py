@@ -1,15 +1,22 @@
-"""LEARN.md: each of its commands works, after the ones before it."""
+"""LEARN.md, its notebook and its words: commands work in their order, and code is where it is said to be."""
 
 import math
 import re
 import runpy
 import shlex
 
+import nbformat
+import pytest
+
 from lmlab.commands import train as cli
+from lmlab.errors import UserError
 from tests.conftest import ROOT, metrics, script
 
 PAGE = (ROOT / "LEARN.md").read_text()
-STEPS = re.split(r"^## ", PAGE, flags=re.M)[1:]
+STEPS = re.split(r"^## (?=\d)", PAGE.split("## Which")[0], flags=re.M)[1:]
+BETTER = PAGE.split("## Which")[1]
+GLOSSARY = (ROOT / "docs/glossary.md").read_text()
+WORDS = re.findall(r"^- \*\*(.+?)\*\*: ", GLOSSARY, re.M)
 COMMANDS = [
     line
     for block in re.findall(r"^```sh\n(.*?)^```", PAGE, re.M | re.S)
@@ -44,14 +51,76 @@ def cells(words):
     return math.prod(word.count(",") + 1 for word in words)
 
 
-def test_thirteen_steps_each_with_one_command_and_one_folded_answer():
+def test_thirteen_steps_each_with_a_command_some_code_and_one_folded_answer():
     assert [step.split(".")[0] for step in STEPS] == [str(n) for n in range(1, 14)]
     for step in STEPS:
-        assert re.findall(r"^```.*$", step, re.M) == ["```sh", "```"]
+        assert re.findall(r"^```.*$", step, re.M) == ["```sh", "```", "```python", "```"]
         assert len(re.findall(r"^<details><summary>.+\?</summary>\n\n", step, re.M)) == 1
         assert step.count("<details>") == len(re.findall(r"^</details>$", step, re.M)) == 1
-    assert len(COMMANDS) == len(STEPS)
+        assert len(re.findall(r"^Now open `", step, re.M)) == 1
+    assert re.findall(r"^```.*$", BETTER, re.M) == ["```sh", "```"]
     assert max(map(len, PAGE.splitlines())) <= 120
+
+
+OPENED = r"^Now open `(\S+?)`.*? at `(\w+)`.*?^```python\n(.*?)^```"
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.split(".")[0])
+def test_the_code_that_a_step_shows_stands_where_it_says(step):
+    path, name, lines = re.search(OPENED, step, re.M | re.S).groups()
+    code = (ROOT / path).read_text()
+    (part,) = re.findall(rf"^(?:def|class) {name}\b.*?(?=^[^\s)]|\Z)", code, re.M | re.S)
+    assert lines in part, f"{path} has no longer in {name}:\n{lines}"
+
+
+def test_a_bold_word_is_in_the_glossary():
+    bold = {word.lower() for word in re.findall(r"\*\*(.+?)\*\*", PAGE)} - {"bold"}
+    known = [word.lower() for word in WORDS]
+    assert {word.replace("heads", "head") for word in bold} <= {*known}
+    assert known == sorted(known)
+
+
+def test_each_line_of_code_is_where_the_glossary_says():
+    """To bring it up to date: python scripts/glossary.py."""
+    numbered = script("glossary").numbered
+    assert numbered(GLOSSARY, ROOT / "docs").splitlines() == GLOSSARY.splitlines()
+    assert len(re.findall("#L", GLOSSARY)) == len(WORDS) - 1  # one word only names another
+    with pytest.raises(UserError, match=r"train\.py: `def nothing` stands in 0 of its lines"):
+        numbered("[`def nothing`](../train.py#L1)", ROOT / "docs")
+    assert numbered("[`import sys`](../train.py#L99)", ROOT / "docs").endswith("train.py#L3)")
+
+
+COURSE = (
+    "language model, loss, cross-entropy, gradient descent, self-attention, causal mask, token embedding, "
+    "position embedding, residual connection, layer norm, MLP, nanoGPT, perplexity, token, fine-tuning, scaling"
+)
+
+
+def test_the_words_of_the_course_are_explained():
+    assert {*COURSE.split(", ")} <= {*WORDS}
+
+
+def test_the_notebook_is_what_the_page_makes(tmp_path):
+    """To bring it up to date: python scripts/learn_notebook.py."""
+    committed = ROOT / "examples/learn.ipynb"
+    made = script("learn_notebook").notebook(PAGE, ROOT / "LEARN.md", ROOT / "examples")
+    assert committed.read_text() == made
+    notebook = nbformat.reads(made, 4)
+    nbformat.validate(notebook)
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    typed = [line.removeprefix("!") for cell in code[1:] for line in cell.splitlines()]
+    assert typed == COMMANDS
+    words = "".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    assert words.count("<details>") == words.count("</details>") == len(STEPS)
+    for link in re.findall(r"\]\((?!http)([^)#]+)", words):
+        assert (ROOT / "examples" / link).exists(), link
+
+
+def test_the_pictures_are_small_and_described():
+    pictures = re.findall(r"!\[([^]]*)\]\(([^)]+)\)", PAGE)
+    assert len(pictures) >= 3
+    for words, path in pictures:
+        assert len(words) > 50 and (ROOT / path).stat().st_size < 60_000
 
 
 def test_every_command_works_after_those_before_it(here, short_texts, capsys):
@@ -66,12 +135,17 @@ def test_every_command_works_after_those_before_it(here, short_texts, capsys):
         capsys.readouterr()
         if program == "train.py":
             run_train(here, words, values["name"])
+        elif program == "scripts/compare.py":
+            script("compare").main(words)
+            assert "to the best" in capsys.readouterr().out
         elif program == "scripts/tiny_bpe.py":
             runpy.run_path(str(ROOT / program), run_name="__main__")
             assert "the longest:" in capsys.readouterr().out
         else:
             script(program.removeprefix("scripts/").removesuffix(".py")).main(words)
-            if "out" in values:
+            if values.get("out", "").endswith(".png"):
+                assert (here / values["out"]).read_bytes().startswith(b"\x89PNG")
+            elif "out" in values:
                 assert "</html>" in (here / values["out"]).read_text()
             else:
                 assert len(capsys.readouterr().out) > len(values["prompt"]) + 100
