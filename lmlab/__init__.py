@@ -35,6 +35,8 @@ __version__ = "0.2.0"
 
 # Where numpy isn't loaded yet: its threads and torch's would wait for each other.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# Threads that wait sleep. Spinning costs several times the speed where other programs use the cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 NAMES = {
     "train": "lmlab.api",
