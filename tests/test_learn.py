@@ -14,7 +14,7 @@ from tests.conftest import ROOT, metrics, script
 
 PAGE = (ROOT / "LEARN.md").read_text()
 STEPS = re.split(r"^## (?=\d)", PAGE.split("## Which")[0], flags=re.M)[1:]
-BETTER = PAGE.split("## Which")[1]
+BETTER, SHOWN = PAGE.split("## Which")[1].split("## Let it write")
 GLOSSARY = (ROOT / "docs/glossary.md").read_text()
 WORDS = re.findall(r"^- \*\*(.+?)\*\*: ", GLOSSARY, re.M)
 COMMANDS = [
@@ -59,6 +59,7 @@ def test_thirteen_steps_each_with_a_command_some_code_and_one_folded_answer():
         assert step.count("<details>") == len(re.findall(r"^</details>$", step, re.M)) == 1
         assert len(re.findall(r"^Now open `", step, re.M)) == 1
     assert re.findall(r"^```.*$", BETTER, re.M) == ["```sh", "```"]
+    assert re.findall(r"^```.*$", SHOWN, re.M) == ["```sh", "```", "```js", "```"]
     assert max(map(len, PAGE.splitlines())) <= 120
 
 
@@ -71,6 +72,12 @@ def test_the_code_that_a_step_shows_stands_where_it_says(step):
     code = (ROOT / path).read_text()
     (part,) = re.findall(rf"^(?:def|class) {name}\b.*?(?=^[^\s)]|\Z)", code, re.M | re.S)
     assert lines in part, f"{path} has no longer in {name}:\n{lines}"
+
+
+def test_the_code_of_the_page_stands_where_it_says():
+    path, name, lines = re.search(OPENED.replace("python", "js"), SHOWN, re.M | re.S).groups()
+    (part,) = re.findall(rf"^function {name}\(.*?^}}", (ROOT / path).read_text(), re.M | re.S)
+    assert lines in part
 
 
 def test_a_bold_word_is_in_the_glossary():
@@ -129,9 +136,10 @@ def test_every_command_works_after_those_before_it(here, short_texts, capsys):
         values = dict(word.split("=", 1) for word in words if "=" in word)
         assert python == "python" and (ROOT / program).is_file()
         for key in {"run", "init_from"} & {*values}:
-            assert [*(here / values[key]).glob("*/metrics.json")], (
-                f"{command}: {key} names what nobody has made"
-            )
+            for folder in values[key].split(","):
+                assert [*(here / folder).glob("*/metrics.json")], (
+                    f"{command}: {key} names what nobody has made"
+                )
         capsys.readouterr()
         if program == "train.py":
             run_train(here, words, values["name"])
