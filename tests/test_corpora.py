@@ -149,8 +149,11 @@ def test_what_a_folder_holds_and_is_not_read_is_named_once(tmp_path, capfd):
     [
         (b"", "empty"),
         (b"\xef\xbb\xbf", "empty"),
-        (b"caf\xe9 and more", "byte 3 is not UTF-8"),
-        ("plain ASCII text, at first sight".encode("utf-16-le"), "as in UTF-16; convert the file"),
+        (b"caf\xe9 and more", "byte 3 is not UTF-8 .*iconv -f LATIN1 -t UTF-8 .*x.txt > "),
+        (
+            "plain ASCII text, at first sight".encode("utf-16-le"),
+            "as in UTF-16; convert .*iconv -f UTF-16 ",
+        ),
         (None, "no file there"),
     ],
 )

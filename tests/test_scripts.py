@@ -181,6 +181,7 @@ def test_evaluate_says_what_the_run_said(train, run_script, here):
         ("sample", r"stop=\\n", [r"stop=\n: can never be written", r"$'\n' is a newline"]),
         ("explain", "text=cat path=x", ["path=x: has no effect with text=…"]),
         ("evaluate", "data=nosuch", ["data=nosuch: allowed are sentence, tales"]),
+        ("evaluate", "data=my.txt", ["data=my.txt: ", "is data=file path=my.txt"]),
         ("sample", "max_new_tokens=5", ["max_new_tokens", "did you mean max_tokens?"]),
         ("explain", "out=", ["out=: is empty"]),
         ("evaluate", "run=", ["run=: is empty"]),

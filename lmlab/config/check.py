@@ -263,7 +263,10 @@ def check_word(key: str, value: Any, allowed: tuple[Any, ...]) -> Any:
     value = spelled(value)
     if str(value) in words:  # YAML reads a number in it
         raise UserError(f"{key}={value}: is read as a number; write {key}=\"'{value}'\"")
-    raise UserError(f"{key}={value}: allowed are {', '.join(words)}{nearest(str(value), words)}")
+    hint = nearest(str(value), words)
+    if key == "data" and ("." in str(value) or "/" in str(value)):
+        hint = f"; a text of your own is data=file path={value}"
+    raise UserError(f"{key}={value}: allowed are {', '.join(words)}{hint}")
 
 
 def in_interval(number: float, interval: str) -> bool:

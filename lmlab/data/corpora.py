@@ -3,6 +3,7 @@
 import codecs
 import glob
 import os
+import shlex
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -249,13 +250,21 @@ def pieces(path: Path) -> Iterator[str]:
                 end = file.tell()
                 if is_utf_16(block):
                     raise UserError(
-                        f"path={path}: every second byte is 0, as in UTF-16; convert the file to UTF-8"
+                        f"path={path}: every second byte is 0, as in UTF-16; {converted('UTF-16', path)}"
                     )
                 yield decoder.decode(block)
             decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
         # `error.object` begins with the bytes that were left over from the piece before.
         start = end - len(error.object) + error.start
-        raise UserError(f"path={path}: byte {start} is not UTF-8 text; convert the file") from None
+        raise UserError(
+            f"path={path}: byte {start} is not UTF-8 text; {converted('LATIN1', path)}"
+        ) from None
     except OSError as error:
         raise UserError(f"path={path}: cannot be read ({error.strerror})") from None
+
+
+def converted(encoding: str, path: Path) -> str:
+    """Returns what to type so that a file becomes UTF-8, as the end of a message."""
+    name = shlex.quote(str(path))
+    return f"convert the file, as in: iconv -f {encoding} -t UTF-8 {name} > utf8.txt"

@@ -45,9 +45,10 @@ class Meter:
             console=console,
             refresh_per_second=1,
             disable=not console.is_terminal,
+            speed_estimate_period=math.inf,  # the time left by the mean speed, since steps may be slow
             redirect_stderr=sys.stderr.isatty(),  # a file gets its own lines
         )
-        self.task = self.bar.add_task("", total=run.max_steps)
+        self.task = self.bar.add_task("", total=run.max_steps, completed=self.step)
         self.display = Display() if in_notebook() else None
 
     def start(self) -> None:

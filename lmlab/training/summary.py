@@ -50,7 +50,7 @@ def described(text: Splits) -> str:
 
 
 def left_out(text: Splits) -> list[str]:
-    """Returns what of a text was left out, in words."""
+    """Returns what of a text was left out, or may not be meant to be there, in words."""
     lines = []
     if text.dropped:
         kind = "characters" if text.tokenizer.per_character else "bytes"
@@ -58,6 +58,12 @@ def left_out(text: Splits) -> list[str]:
     if text.unmarked:
         lines.append(
             f"of {text.unmarked:,} documents without score_after nothing is trained or scored"
+        )
+    tokenizer = text.tokenizer
+    if tokenizer.per_character and "\r" in tokenizer.names():
+        lines.append(
+            "the text has line ends of Windows, so \\r is one of its characters; without it: "
+            "tr -d '\\r' < your.txt > unix.txt"
         )
     return lines
 
