@@ -1,5 +1,6 @@
 """Chooses device, precision, threads and compilation for this machine."""
 
+import os
 import sys
 import sysconfig
 from contextlib import AbstractContextManager
@@ -187,3 +188,8 @@ def pick_compile(device: torch.device, choice: bool) -> bool:
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
     """Returns the context for every forward pass, in training and in evaluation."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16-mixed")
+
+
+def memory() -> int:
+    """Returns the bytes of memory of this machine."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

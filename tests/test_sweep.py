@@ -280,6 +280,24 @@ def test_the_launcher_stays_as_it_is_however_many_cells_it_runs(here, sweep):
     assert workers(here) == {}
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("model=gpt n_embd=100000 n_head=1000 n_layer=1000 block_size=64", "GB of memory"),
+        (
+            "model=mlp n_hidden=1000000 n_embd=10000",
+            "a step needs 320 GB of memory, and there are",
+        ),
+        ("model=bigram batch_size=1000000000000", "the tokens of a batch take"),
+    ],
+)
+def test_a_dry_run_of_what_is_too_large_for_the_machine_is_a_line(sweep, capfd, line, words):
+    assert sweep(f"-m {line} data=sentence val_fraction=0.2 device=cpu dry_run=true") == 2
+    (error,) = capfd.readouterr().err.splitlines()
+    assert error.startswith("error: model=") and "its time cannot be measured" in error
+    assert words in error
+
+
 def test_dry_run_lists_the_cells_and_runs_none(here, sweep, capsys):
     line = "-m model=bigram,gpt_nano data=sentence val_fraction=0.2 device=cpu max_steps=2 seed=0,1 name=d "
     assert sweep(line + "dry_run=true") == 0

@@ -2,7 +2,8 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -10,12 +11,14 @@ from rich.table import Table
 
 from lmlab import machine
 from lmlab.data.splits import Splits
+from lmlab.errors import UserError, memory_errors
 from lmlab.models.base import build_model
 from lmlab.sweeps.cells import Cell
 from lmlab.sweeps.labels import without_seed
 from lmlab.sweeps.plan import source_key, source_of
 from lmlab.training.memory import memory_of_step
 from lmlab.training.optimizers import build_optimizer, state_bytes
+from lmlab.training.preparation import check_batch
 from lmlab.training.step import cross_entropy
 
 COUNTED = 100_000  # tokens that are counted to estimate the time for all
@@ -62,7 +65,8 @@ def costs(cells: list[Cell]) -> dict[str, Cost]:
         text = source_of(cell.config).text
         if cell.config.model.has_steps:
             if shape not in speeds:
-                speeds[shape] = speed_of_steps(cell)
+                with measuring(cell):
+                    speeds[shape] = speed_of_steps(cell)
             estimates[cell.hash] = cost_of_steps(cell, speeds[shape], text)
         else:
             if shape not in speeds:
@@ -70,6 +74,27 @@ def costs(cells: list[Cell]) -> dict[str, Cost]:
             size = COUNTED_BYTES * cell.tokens + FOLDER_REST
             estimates[cell.hash] = Cost(speeds[shape].step, size)
     return estimates
+
+
+@contextmanager
+def measuring(cell: Cell) -> Iterator[None]:
+    """A context in which a step is measured that may need more memory than there is."""
+    try:
+        with memory_errors():
+            yield
+    except UserError as error:
+        raise UserError(
+            f"{cell.label}: its time cannot be measured on this machine: {error}"
+        ) from None
+
+
+def check_memory(needed: int | None, device: torch.device) -> None:
+    """Raises UserError if a step on the CPU would need more bytes than the machine has."""
+    if device.type == "cpu" and needed is not None and needed > machine.memory():
+        raise UserError(
+            f"a step needs {needed / 1e9:,.0f} GB of memory, and there are {machine.memory() / 1e9:,.0f}; "
+            "a smaller batch_size, block_size or model needs less"
+        )
 
 
 def shape_of(cell: Cell) -> tuple[object, ...]:
@@ -128,12 +153,15 @@ def speed_of_steps(cell: Cell) -> Speed:
     run = config.run
     device = machine.pick(config.choices["device"])
     text = source_of(config).text
-    model = build_model(config.model, text.tokenizer.vocab_size).to(device)
-    optimizer = build_optimizer(model, config.optimizer, config.device.precision)
     steps = run.max_steps * run.grad_accumulation
     all_rows = rows = run.batch_size // config.device.processes
     if cell.flops / steps >= LARGE_STEP:
         rows = 1
+    check_batch(all_rows, config.model.block_size)
+    check_memory(4 * cell.n_params, device)  # of the weights alone, which is known at once
+    check_memory(memory_of_step(config, text.tokenizer.vocab_size, rows), device)
+    model = build_model(config.model, text.tokenizer.vocab_size).to(device)
+    optimizer = build_optimizer(model, config.optimizer, config.device.precision)
     idx = torch.randint(text.tokenizer.vocab_size, (rows, config.model.block_size), device=device)
 
     def predict() -> torch.Tensor:

@@ -1,6 +1,5 @@
 """Prepares a run: reads its text, builds its model, cuts its batches. Nothing is trained yet."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from lmlab import ranks
+from lmlab import machine, ranks
 from lmlab.calls import own_call
 from lmlab.config.check import Config
 from lmlab.config.grammar import typed_value
@@ -114,7 +113,7 @@ def untrained(model: LanguageModel, optimizer: torch.optim.Optimizer, name: str)
 
 def check_batch(batch_size: int, block_size: int) -> None:
     """Raises UserError if the tokens of a batch alone would fill the memory of the machine."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory = machine.memory()
     needed = 2 * 8 * batch_size * block_size  # idx and targets, as whole numbers of eight bytes
     if needed > memory:
         raise UserError(
