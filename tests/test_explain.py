@@ -69,12 +69,38 @@ def test_attention_maps_change_nothing_and_there_are_none_of_a_bigram():
 
 def test_the_picture_has_a_square_a_head_black_where_all_of_the_attention_is():
     maps = torch.eye(4).expand(2, 3, 4, 4)
-    picture = pictures.attention_picture(maps)  # 6 pixels a token, 14 between squares
-    assert picture.shape == (2 * 38 + 14, 3 * 38 + 14, 3) and picture.dtype == np.uint8
-    for layer, head in itertools.product(range(2), range(3)):
-        y, x = 14 + 38 * layer, 14 + 38 * head
-        square = picture[y : y + 24, x : x + 24].reshape(4, 6, 4, 6, 3)[:, 3, :, 3]
-        assert (square == 255 * (1 - np.eye(4))[..., None]).all()
+    picture = pictures.attention_picture(maps, ["a", " b", "\n", "é"])
+    assert picture.dtype == np.uint8 and picture.shape[2] == 3
+    side = 4 * pictures.LARGEST
+    wanted = 255 * (1 - np.kron(np.eye(4), np.ones((pictures.LARGEST,) * 2)))
+    dark = (picture == 0).all(-1)
+    found = []
+    for y, x in itertools.product(*(range(n - side + 1) for n in dark.shape)):
+        corners = dark[y, x] and dark[y + side - 1, x + side - 1]
+        if corners and (picture[y : y + side, x : x + side] == wanted[..., None]).all():
+            found.append((y, x))
+    assert len(found) == 2 * 3 and len({y for y, _ in found}) == 2
+
+
+def test_the_words_of_a_picture_fit_in_it_and_labels_show_what_is_invisible():
+    assert pictures.label_of(" a\n\t") == "␣a↵⇥" and len(pictures.label_of("x" * 99)) == 12
+    font = pictures.font(20)
+    lines = pictures.wrapped("Row: the token that looks.", font, 120)
+    assert " ".join(lines) == "Row: the token that looks." and len(lines) > 1
+    assert all(font.getlength(line) <= 120 for line in lines)
+
+
+def test_the_picture_of_changes_has_a_dot_for_each_matrix_where_its_ratio_is():
+    ratios = {"a": 1e-6, "b": 1e-3, "c": 1.0, "d": float("nan")}
+    picture = pictures.changes_picture(ratios)
+    dark = (picture == 0).all(-1)  # a dot is 13 pixels wide, no stroke of a letter is as thick
+    squares = np.lib.stride_tricks.sliding_window_view(dark, (7, 7)).all((-2, -1))
+    rows, places = np.nonzero(squares)
+    lines = rows // 26  # pixels of a line
+    first, second, third = (places[lines == line].mean() for line in np.unique(lines))
+    assert second - first == third - second > 100
+    many = pictures.changes_picture({f"m{n}": 10.0**-n for n in range(200)})
+    assert many.shape[0] < 2 * pictures.MATRICES * 26
 
 
 def test_a_model_is_drawn_by_what_it_has_not_by_its_type():

@@ -36,13 +36,13 @@ from lmlab.register import is_own
 from lmlab.registry import folder_kept, load
 
 SAMPLED = 60  # tokens of the sample in an evaluation
-PICTURED = 32  # tokens that the pictures of attention show
+PICTURED = 16  # tokens that the pictures of attention show
 NAMED = 20  # names of an evaluation that one warning has
 LONGEST_NAME = 200  # characters that are shown of one
 NO_VALUE = "is no number, text or picture (H, W, 3) of uint8"
 # Groups of names in history.jsonl and metrics.json that somebody's own evaluation may not have.
 LABS_GROUPS = ("train/", "best/", "test/", "reference/", "config/", "resumed/", "update_ratio/")
-IN_TABLE = 100  # tokens that the picture of a bigram shows: the commonest
+IN_TABLE = 30  # tokens that the picture of a bigram shows: the commonest
 COUNTED = 2**20  # tokens of the training text that tell which these are
 
 
@@ -99,7 +99,7 @@ class NotFinite(Exception):
 
 
 class Detail(float):
-    """A number that is written only to TensorBoard."""
+    """A number that is written only to TensorBoard; those of `update_ratio/` to history.jsonl."""
 
 
 Value = float | str | np.ndarray  # a number, a text, or a picture (H, W, 3) of uint8

@@ -1,6 +1,9 @@
-"""Draws pictures of a model for TensorBoard: arrays (H, W, 3) of uint8."""
+"""Draws pictures of a model for TensorBoard: arrays (H, W, 3) of uint8, with words that explain."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +11,13 @@ from torch import Tensor
 
 from lmlab.inference.attention_maps import attention_maps
 from lmlab.models.base import LanguageModel
+
+WIDTH = 1600  # pixels of a picture of attention, about
+ASPECT = 2.5  # of width to height, about: TensorBoard's cards are 360 pixels wide and 200 high
+SMALLEST = 9  # pixels of a square that has room for the name of a token
+LARGEST = 40  # pixels of a square
+LONGEST = 12  # characters of a name of a token
+MATRICES = 40  # that a picture of their changes names
 
 
 def pictures_of(
@@ -33,7 +43,7 @@ def pictures_of(
     if with_attention:
         maps = attention_maps(model, idx)
         if maps is not None:
-            yield "attention", attention_picture(maps)
+            yield "attention", attention_picture(maps, [names[i] for i in idx.tolist()])
 
 
 def commonest(frequencies: np.ndarray, n: int) -> np.ndarray:
@@ -46,45 +56,188 @@ def table_picture(scores: Tensor, names: Sequence[str], kept: np.ndarray) -> np.
 
     In the row of a token, the cells of likely next tokens are dark.
     """
+    cell = cell_of(len(kept), 1)
+    labels = [label_of(names[token]) for token in kept.tolist()]
+    words = ["Row: the token before. Column: the token that follows. Darker: likelier."]
+    if len(kept) < len(names):
+        words.append(f"The {len(kept)} commonest of {len(names):,} tokens.")
+    shares = scores.detach()[kept].cpu().softmax(-1)[:, kept]
+    return framed([[("", shares)]], labels, cell, words)
+
+
+def attention_picture(maps: Tensor, names: Sequence[str]) -> np.ndarray:
+    """Returns attention (n_layer, H, T, T) as an image (H, W, 3), with a square for each head.
+
+    A row has the squares of a layer, or of more. In a square, row t shows how much token t attends
+    to each token s: darker means more. `names` are those of the T tokens.
+    """
+    labels = [label_of(name) for name in names]
+    words = [
+        "Row: the token that looks. Column: the token it looks at. Darker: more.",
+        f"The text: {''.join(labels)}",
+    ]
+    squares = [
+        (f"layer {layer}, head {n}", head)
+        for layer, heads in enumerate(maps.cpu(), start=1)
+        for n, head in enumerate(heads, start=1)
+    ]
+    across = across_of(*maps.shape[:3])
+    rows = [squares[start : start + across] for start in range(0, len(squares), across)]
+    return framed(rows, labels, cell_of(len(names), across), words)
+
+
+def across_of(n_layer: int, n_head: int, n: int) -> int:
+    """Returns how many squares of `n` tokens a row has, so that the picture is rather wide.
+
+    They are those of whole layers. There are more than one only if tokens can still be labelled.
+    """
+    fitting = [1] + [k for k in range(2, n_layer + 1) if cell_of(n, k * n_head) >= SMALLEST]
+    layers = min(fitting, key=lambda k: abs(math.log(k * n_head / math.ceil(n_layer / k) / ASPECT)))
+    return layers * n_head
+
+
+def cell_of(n: int, across: int) -> int:
+    """Returns the pixels of a cell of tables that have `n` cells a side, with `across` in a row."""
+    return max(1, min(LARGEST, WIDTH // (across * (n + 2))))
+
+
+def framed(
+    rows: Sequence[Sequence[tuple[str, Tensor]]],
+    labels: Sequence[str],
+    cell: int,
+    words: Sequence[str],
+) -> np.ndarray:
+    """Returns rows of titled tables (N, N) as an image (H, W, 3), below some lines of words.
+
+    The rows and columns of each table have the same labels, if a cell has room for them.
+    """
     from PIL import Image, ImageDraw  # takes time, and no training step needs it
 
-    cell = max(1, min(14, 1400 // len(kept)))  # pixels
-    size = cell * len(kept)
-    squares = Image.fromarray(shaded(scores.detach()[kept].cpu().softmax(-1)[:, kept]))
-    picture = Image.new("RGB", (size + cell, size + cell), "white")
-    picture.paste(squares.resize((size, size), Image.Resampling.NEAREST), (cell, cell))
+    side = cell * len(labels)
+    titled = font(max(10, min(30, side // 9)))
+    small = font(max(6, cell * 3 // 4))
+    has_labels = cell >= SMALLEST
+    margin = 8 + (max(map(width_in(small), labels)) if has_labels else 0)  # before each table
+    above = margin + (line_of(titled) if rows[0][0][0] else 0)
+    width = max(len(row) for row in rows) * (margin + side) + cell + 8
+    large = font(max(12, min(40, width // 34)))
+    lines = [line for text in words for line in wrapped(text, large, width - 16)]
+    top = 8 + len(lines) * line_of(large)
+    picture = Image.new("RGB", (width, top + len(rows) * (above + side) + 8), "white")
     pen = ImageDraw.Draw(picture)
-    for i, token in enumerate(kept.tolist(), start=1):
-        name = names[token]
-        label = repr(name)[1:-1] if name.isascii() else "?"  # PIL's font has ASCII alone
-        pen.text((3, i * cell), label, fill="black")
-        pen.text((i * cell + 3, 0), label, fill="black")
+    for n, line in enumerate(lines):
+        pen.text((8, 4 + n * line_of(large)), line, font=large, fill="black")
+    for down, row in enumerate(rows):
+        for across, (title, shares) in enumerate(row):
+            x = margin + across * (margin + side)
+            y = top + above + down * (above + side)
+            squares = Image.fromarray(shaded(shares))
+            picture.paste(squares.resize((side, side), Image.Resampling.NEAREST), (x, y))
+            pen.rectangle((x - 1, y - 1, x + side, y + side), outline="darkgray")
+            pen.text((x, y - above), title, font=titled, fill="black")
+            for n, label in enumerate(labels if has_labels else []):
+                middle = (n + 0.5) * cell
+                pen.text((x - 4, y + middle), label, font=small, fill="black", anchor="rm")
+                write_upwards(picture, label, small, (round(x + middle), y - 3))
     return np.asarray(picture)
 
 
-def attention_picture(maps: Tensor) -> np.ndarray:
-    """Returns attention (n_layer, H, T, T) as an image (H, W, 3), with a square for each head.
+def write_upwards(picture: Any, label: str, small: Any, place: tuple[int, int]) -> None:
+    """Writes a label that ends above a column, from the bottom to the top if it is long."""
+    from PIL import Image, ImageDraw
 
-    Each layer is a row of squares. In a square, row t shows how much token t attends to each
-    token s: darker means more.
+    width, height = max(1, width_in(small)(label)), line_of(small)
+    name = Image.new("RGB", (width, height), "white")
+    ImageDraw.Draw(name).text((0, 0), label, font=small, fill="black")
+    if len(label) > 1:
+        name = name.rotate(90, expand=True)
+    picture.paste(name, (place[0] - name.width // 2, place[1] - name.height))
+
+
+def font(size: int) -> Any:
+    """Returns a font of PIL's: matplotlib's, if that is installed, since PIL's own has ASCII alone."""
+    from PIL import ImageFont
+
+    found = find_spec("matplotlib")
+    if found and found.origin:
+        file = Path(found.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf"
+        if file.exists():
+            return ImageFont.truetype(str(file), size)
+    return ImageFont.load_default(size)
+
+
+def line_of(font: Any) -> int:
+    """Returns the height of a line in pixels."""
+    return round(font.size * 1.3)
+
+
+def width_in(font: Any) -> Any:
+    """Returns a function that gives the width of a text in pixels."""
+    return lambda text: math.ceil(font.getlength(text))
+
+
+def wrapped(text: str, font: Any, width: int) -> list[str]:
+    """Returns a text as lines of at most `width` pixels, if its words are not longer."""
+    lines = [""]
+    for word in text.split(" "):
+        longer = f"{lines[-1]} {word}".lstrip(" ") if lines[-1] else word
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
+
+
+def label_of(name: str) -> str:
+    """Returns the name of a token as a picture shows it: blanks and line ends are visible."""
+    name = name.replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥")
+    name = "".join(char if char.isprintable() else "�" for char in name)
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+
+
+def changes_picture(ratios: Mapping[str, float]) -> np.ndarray:
+    """Returns how much a step changed each matrix as an image (H, W, 3): a dot on a line for each.
+
+    `ratios` has the norm of the change over the norm of the matrix, by the name of the matrix.
     """
     from PIL import Image, ImageDraw
 
-    n_layer, n_head, T, _ = maps.shape
-    gap = 14  # pixels above a square, for its name
-    cell = max(1, min(6, 1400 // (n_head * T)))
-    side = cell * T
-    step = side + gap
-    picture = Image.new("RGB", (n_head * step + gap, n_layer * step + gap), "white")
+    finite = {name: ratio for name, ratio in ratios.items() if math.isfinite(ratio)}
+    words = ["How much the last step changed each matrix: the norm of the change,"]
+    words += ["divided by that of the matrix. Often healthy: about 0.001."]
+    shown = [*finite]
+    if len(finite) > MATRICES:
+        ordered = sorted(finite, key=finite.__getitem__)
+        shown = ordered[: MATRICES // 2] + ordered[-MATRICES // 2 :]
+        words.append(f"The {MATRICES // 2} smallest and largest of {len(finite)}.")
+    large, small = font(26), font(20)
+    line = line_of(small)
+    left = 24 + max([width_in(small)(name) for name in shown], default=0)
+    scale = 560  # pixels from 1e-6 to 1
+    top = 20 + len(words) * line_of(large) + line
+    width = max(left + scale + 130, 16 + max(map(width_in(large), words)))
+    picture = Image.new("RGB", (width, top + line * len(shown) + 16), "white")
     pen = ImageDraw.Draw(picture)
-    for layer in range(n_layer):
-        for head in range(n_head):
-            x = head * step + gap
-            y = layer * step + gap
-            square = Image.fromarray(shaded(maps[layer, head].cpu()))
-            picture.paste(square.resize((side, side), Image.Resampling.NEAREST), (x, y))
-            pen.rectangle((x - 1, y - 1, x + side, y + side), outline="lightgray")
-            pen.text((x, y - 13), f"{layer + 1}.{head + 1}", fill="black")
+    for n, text in enumerate(words):
+        pen.text((8, 6 + n * line_of(large)), text, font=large, fill="black")
+    for power in range(-6, 1):
+        x = left + scale * (power + 6) / 6
+        color = "darkgray" if power == -3 else "lightgray"
+        pen.line((x, top, x, picture.height - 8), fill=color, width=3 if power == -3 else 1)
+        pen.text((x, top - line / 2), f"{10.0**power:g}", font=small, fill="black", anchor="mm")
+    for n, name in enumerate(shown):
+        middle = top + (n + 0.5) * line
+        x = left + scale * (math.log10(min(1.0, max(1e-6, finite[name]))) + 6) / 6
+        pen.text((left - 10, middle), name, font=small, fill="black", anchor="rm")
+        pen.line((left, middle, left + scale, middle), fill="whitesmoke")
+        pen.ellipse((x - 6, middle - 6, x + 6, middle + 6), fill="black")
+        pen.text(
+            (left + scale + 16, middle),
+            f"{finite[name]:.1e}",
+            font=small,
+            fill="black",
+            anchor="lm",
+        )
     return np.asarray(picture)
 
 

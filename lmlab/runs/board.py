@@ -16,10 +16,11 @@ from torch.utils.tensorboard import SummaryWriter
 from lmlab.config.keys import marked
 from lmlab.errors import reason_of
 from lmlab.markers import OF_THE_RUN
+from lmlab.runs.tags import charts, tag_of
 
 
 class Board:
-    """Writes TensorBoard's events file of the run at `path`.
+    """Writes TensorBoard's events file of the run at `path`. Tags are those of `tag_of`.
 
     A resumed run gives its first new step as `purge_step`. TensorBoard then forgets the points from
     this step on; they were written after the checkpoint and will be written again. If the file
@@ -31,6 +32,8 @@ class Board:
         self.writer: Any = None  # None: nothing is written, because an error came
         with self.harmless():
             self.writer = SummaryWriter(path, purge_step=purge_step)
+            if purge_step == 0:
+                self.writer._get_file_writer().add_summary(Summary(value=[charts()]), 0)
 
     @contextmanager
     def harmless(self) -> Iterator[None]:
@@ -47,19 +50,22 @@ class Board:
             return
         with self.harmless():
             for name, value in values.items():
+                tag = tag_of(name)
+                if tag is None:
+                    continue
                 if isinstance(value, str):
-                    self.writer.add_text(name, f"```\n{encodable(value)}\n```", step)
+                    self.writer.add_text(tag, f"```\n{encodable(value)}\n```", step)
                 elif isinstance(value, np.ndarray):
-                    self.writer.add_image(name, value, step, dataformats="HWC")
+                    self.writer.add_image(tag, value, step, dataformats="HWC")
                 else:
-                    self.writer.add_scalar(name, value, step)
+                    self.writer.add_scalar(tag, value, step)
 
     def show_table(self, name: str, values: Mapping[str, Any]) -> None:
-        """Writes keys and values as a table among the texts of step 0."""
+        """Writes keys and values as a table among the texts of step 0, below the samples."""
         rows = "".join(f"|{key}|{encodable(str(value))}|\n" for key, value in values.items())
         if self.writer is not None:
             with self.harmless():
-                self.writer.add_text(name, f"|key|value|\n|-|-|\n{rows}", 0)
+                self.writer.add_text(f"setup/{name}", f"|key|value|\n|-|-|\n{rows}", 0)
 
     def show_hparams(
         self, group: str, values: Mapping[str, str | float | None], status: str, step: int

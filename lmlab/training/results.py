@@ -4,10 +4,16 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from lmlab.errors import reason_of
 from lmlab.inference import evaluations
+from lmlab.inference.pictures import changes_picture
 from lmlab.numbers import decimal, losses
 from lmlab.runs.code import short
 from lmlab.runs.folder import AnyDirectory
+
+RATIO = "update_ratio/"  # before the name of a matrix
 
 
 class Results:
@@ -72,9 +78,11 @@ class Results:
         """
         numbers = evaluations.numbers_of(values)
         texts = evaluations.texts_of(values)
+        ratios = {name: float(value) for name, value in values.items() if name.startswith(RATIO)}
         self.warn_of_infinite(numbers)
-        self.directory.record(step=step, **numbers, **texts)
+        self.directory.record(step=step, **numbers, **texts, **ratios)
         self.show(values, step)
+        self.show(self.picture_of(ratios), step)
         as_best: dict[str, float | None] = {}
         if numbers.get("val/loss", math.inf) < self.best:
             self.best = numbers["val/loss"]
@@ -91,6 +99,17 @@ class Results:
         self.directory.say(line(step, measured, texts.get("sample", "")))
         return numbers
 
+    def picture_of(self, ratios: Mapping[str, float]) -> dict[str, np.ndarray]:
+        """Returns the picture of how much each matrix changed. A failure is only a warning."""
+        if not ratios or not self.boards:
+            return {}
+        try:
+            named = {name.removeprefix(RATIO): ratio for name, ratio in ratios.items()}
+            return {"update_ratio": changes_picture(named)}
+        except Exception as error:
+            self.directory.warn(f"no picture of update_ratio: {reason_of(error)}")
+            return {}
+
     def missing(self, numbers: Mapping[str, float | None], prefix: str = "") -> dict[str, None]:
         """Returns null for each number that metrics.json has of an earlier evaluation alone."""
         measured = (f"{prefix}val/", f"{prefix}sample/")
@@ -105,12 +124,19 @@ class Results:
                 self.directory.warn(f"{name} is {value}, which history.jsonl keeps as null")
 
     def end(self, status: str, keys: Mapping[str, Any], step: int) -> None:
-        """Writes the hyper-parameters of a cell that has ended, and closes TensorBoard's file."""
+        """Writes the hyper-parameters of a run that has ended, and closes TensorBoard's file.
+
+        Cells of a sweep that differ in their seed alone are one group of TensorBoard's.
+        """
         group = self.directory.metrics.get("group")  # only a sweep's cell has one
-        if group is not None and status != "interrupted":
-            code = short(self.directory.metrics.get("code_sha256"))
+        if group is None:
+            path = self.directory.path
+            name = f"{path.parent.name} {path.name}"
+        else:
+            name = f"{group} {short(self.directory.metrics.get('code_sha256'))}"
+        if status != "interrupted":
             for board in self.boards:
-                board.show_hparams(f"{group} {code}", keys, status, step)
+                board.show_hparams(name, keys, status, step)
         self.close()
 
 
