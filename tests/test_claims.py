@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
@@ -236,6 +237,20 @@ def test_a_narrow_terminal_leaves_columns_out_and_says_so(runs, capsys, monkeypa
         said = capsys.readouterr().out
         assert max(map(len, said.splitlines())) <= width
         assert ("Not shown" in said) == bool(left_out) and left_out in " ".join(said.split())
+
+
+def test_on_a_very_narrow_terminal_one_column_has_all_keys_and_the_page_is_named(
+    runs, capsys, monkeypatch
+):
+    monkeypatch.setattr(report, "WIDTH", 60)
+    report.show(runs)
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= 60
+    assert "report.html has a column for each key." in " ".join(said.split())
+    assert " which" in said
+    texts = pd.DataFrame({"": ["1"], "lr": ["0.1"], "n_layer": [""], "n": ["2"]})
+    (row,) = table.records(report.with_keys_together(texts, ["lr", "n_layer"]))
+    assert row == {"": "1", "which": "lr=0.1", "n": "2"}
 
 
 def test_seeds_that_are_not_shared_are_told():

@@ -233,10 +233,9 @@ def test_the_bigrams_table_stands_beside_the_counts_of_its_own_text(nano, monkey
     some = np.arange(len(counts))[::2]  # the others are left out
     counted = explain.count_pairs(train, some, len(counts))
     assert (counted == counts[np.ix_(some, some)]).all()
-    probs = np.frombuffer(base64.b64decode(data["table"]["probs"]), np.uint8).reshape(counts.shape)
-    np.testing.assert_allclose(
-        (probs / 255) ** 2, run.model.table.weight.detach().softmax(-1), atol=0.005
-    )
+    packed = base64.b64decode(data["table"]["probs"])
+    probs = np.frombuffer(packed, "<u2").reshape(counts.shape) / 65535
+    np.testing.assert_allclose(probs**2, run.model.table.weight.detach().softmax(-1), atol=2e-5)
     assert data["attention"] is None and data["embedding"] is None
 
 

@@ -146,11 +146,11 @@ def about(run: Run, bits: float) -> dict[str, str]:
     best = "best/" if run.checkpoint == "best" else ""
     loss = None if run.is_foreign else read_metrics(run.path).get(f"{best}val/loss")
     model_keys = run.config.flat()
-    shape = [
-        f"{model_keys[key]} {word}"
-        for key, word in (("n_layer", "layers"), ("n_head", "heads"))
-        if model_keys.get(key)
-    ]
+    shape = []
+    for key, word in (("n_layer", "layer"), ("n_head", "head")):
+        n = model_keys.get(key)
+        if n:
+            shape.append(f"{n} {word}" if n == 1 else f"{n} {word}s")
     return {
         "run": f"{run.config.run.name} / {run.path.name}",
         "model": ", ".join([run.config.choices["model"], *shape, run.model.size()]),
@@ -216,6 +216,11 @@ def as_bytes(shares: Tensor) -> bytes:
     return (255 * shares.sqrt()).round().to(torch.uint8).numpy().tobytes()
 
 
+def as_pairs(shares: Tensor) -> bytes:
+    """Returns two bytes for each number from 0 to 1, the lower first: its square root, times 65535."""
+    return (65535 * shares.double().sqrt()).round().numpy().astype("<u2").tobytes()
+
+
 def pair_table(
     scores: Tensor, train: np.ndarray | None, ids: np.ndarray, tokenizer: Tokenizer
 ) -> dict[str, Any]:
@@ -231,7 +236,7 @@ def pair_table(
     return {
         "chars": [tokenizer.name_of(i) for i in kept.tolist()],
         "all": tokenizer.vocab_size,
-        "probs": base64.b64encode(as_bytes(probs)).decode(),
+        "probs": base64.b64encode(as_pairs(probs)).decode(),
         "counts": None if train is None else count_pairs(train, kept, tokenizer.vocab_size),
         "totals": None if train is None else frequencies[kept],
     }

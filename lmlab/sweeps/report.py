@@ -60,6 +60,7 @@ WARNINGS = 5  # kinds of them, at most
 WIDTH = 160  # characters of the printed leaderboard where there is no terminal
 
 NAMED = 3  # of different versions or machines, those that are named
+TOGETHER = "which"  # the column of all keys, where they have no room of their own
 SPARSE = ("±", SEEDS, "not finished")  # columns that are there if they have a text
 
 Item = TypeVar("Item")
@@ -141,18 +142,39 @@ def show_others(console: Console, table: pd.DataFrame) -> None:
 
 
 def fitted(console: Console, texts: pd.DataFrame, keys: Sequence[str], caption: str) -> Table:
-    """Returns a table of texts for the terminal, without its least columns if it is too wide."""
+    """Returns a table of texts for the terminal, without its least columns if it is too wide.
+
+    If that is not enough, one column holds the values of all keys, in several lines.
+    """
     left_out: list[str] = []
     bests = [name for name in texts.columns if name.startswith("best ")]
     least = [name for name in ("seconds", "parameters", *bests, "p", "±", SEEDS) if name in texts]
-    printed = printed_board(texts, keys, caption)
+    notes = [caption]
+    shown = texts
+    printed = printed_board(shown, keys, caption)
     for name in least:
         if width_of(printed) <= console.width:
             break
         left_out.append(name)
-        note = f"Not shown, for want of width: {', '.join(left_out)}."
-        printed = printed_board(texts.drop(columns=left_out), keys, f"{caption} {note}")
+        notes = [caption, f"Not shown, for want of width: {', '.join(left_out)}."]
+        shown = texts.drop(columns=left_out)
+        printed = printed_board(shown, keys, " ".join(notes))
+    if width_of(printed) > console.width and len(keys) > 1:
+        notes.append("report.html has a column for each key.")
+        printed = printed_board(with_keys_together(shown, keys), [TOGETHER], " ".join(notes))
     return printed
+
+
+def with_keys_together(texts: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """Returns a table of texts in which one column has what those of `keys` had, with their names."""
+    named = []
+    for row in tables.records(texts):
+        named.append(", ".join(f"{key}={row[key]}" for key in keys if row[key]))
+    others = [name for name in texts.columns if name not in keys]
+    place = list(texts.columns).index(keys[0])
+    without = texts[others]
+    without.insert(min(place, len(others)), TOGETHER, named)
+    return without
 
 
 def width_of(printed: Table) -> int:
