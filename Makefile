@@ -46,8 +46,15 @@ format: install  ## write the code in the format that lint checks
 board: install  ## look at all runs in TensorBoard
 	$(BIN)/tensorboard --logdir outputs --host localhost
 
+docs: .venv/docs  ## build these pages as a site, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+.venv/docs: .venv/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
 clean:  ## remove .venv and caches; outputs stay
-	rm -rf .venv *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv site *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help install train test quick lint format board clean
+.PHONY: help install train test quick lint format board docs clean

@@ -1,0 +1,78 @@
+"""The site of the pages (make docs): nothing is missing in it, and each page can be tried or looked at."""
+
+import json
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+import yaml
+
+from scripts import site_pages
+from tests.conftest import ROOT
+
+SITE = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+
+
+def pages(nav):
+    """The pages of the navigation, in order."""
+    for entry in nav:
+        for value in entry.values():
+            yield from pages(value) if isinstance(value, list) else [value]
+
+
+NAV = list(pages(SITE["nav"]))
+AT_THE_TOP = {place: name for name, place in site_pages.PAGES.items()}
+
+
+def source(page):
+    """The file of a page."""
+    return ROOT / AT_THE_TOP[page] if page in AT_THE_TOP else ROOT / "docs" / page
+
+
+def test_every_page_is_in_the_navigation_once():
+    assert len(NAV) == len(set(NAV)) and NAV[0] == "index.md"
+    assert {*NAV} == {*AT_THE_TOP, *(path.name for path in (ROOT / "docs").glob("*.md"))}
+
+
+@pytest.mark.parametrize("page", [page for page in NAV if page != "CHANGELOG.md"])
+def test_a_page_has_a_command_that_is_tested_or_something_to_look_at(page):
+    text = source(page).read_text(encoding="utf-8")
+    assert re.search(r"^```(sh|python)$|!\[|^\|[ :-]*---", text, re.M)
+
+
+def test_what_contributing_says_to_type_is_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```sh\n(.*?)```", text, re.S)
+    verbs = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M)
+    assert {*re.findall(r"^make (\w+)", block, re.M)} <= {*verbs}
+    for path in re.findall(r"-m pytest (\S+)", block):
+        assert (ROOT / path).is_file()
+
+
+def test_links_of_the_code_host_lead_to_pages_of_the_site():
+    text = (
+        "[a](docs/x.md) [b](../LEARN.md#one) ![c](docs/x.png) [d](../README.md) <details><summary>"
+    )
+    assert site_pages.for_the_site(text) == (
+        "[a](x.md) [b](LEARN.md#one) ![c](x.png) [d](index.md) <details markdown><summary>"
+    )
+
+
+@pytest.mark.skipif(find_spec("mkdocs") is None, reason="make docs installs mkdocs")
+def test_the_site_is_built_without_a_warning_has_a_search_and_loads_nothing_from_elsewhere(
+    tmp_path,
+):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(tmp_path)]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert built.returncode == 0, built.stderr
+    found = json.loads((tmp_path / "search/search_index.json").read_text())["docs"]
+    texts = {place["location"]: place["text"] for place in found}
+    assert any(place.startswith("api.html#lmlab.api.load_run") for place in texts)
+    assert any("Holm" in text for text in texts.values())
+    for page in tmp_path.glob("*.html"):
+        loaded = re.findall(
+            r'<(?:script|img|link)[^>]*(?:src|href)="(https?:[^"]*)"', page.read_text()
+        )
+        assert not loaded, page
