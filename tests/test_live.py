@@ -1,6 +1,7 @@
 """The page of a sweep while it runs, and of a thousand cells."""
 
 import json
+import math
 import re
 import shutil
 from types import SimpleNamespace
@@ -130,3 +131,18 @@ def test_a_page_of_many_rows_has_few_points_a_curve_and_each_key_once(finished):
     curves.of = lambda *_: {}
     page = report.page(many, table.leaderboard(many), "s", curves)
     assert curves.limit == report.FEW_POINTS and len(page) < 1_000_000
+
+
+def test_a_row_is_named_by_the_keys_that_its_model_uses():
+    row = {
+        "group": "g",
+        "model": "ngram",
+        "max_steps": 60,
+        "n_embd": math.nan,
+        "order": 3,
+        "loss": 1.0,
+    }
+    run = {"model": "ngram", "seed": 0, "status": "finished", "loss": 1.0}
+    drawn = report.page_row(row, [], [run], ["model", "max_steps", "n_embd", "order"], "loss")
+    assert drawn["name"] == "model=ngram, order=3" and drawn["values"]["max_steps"] is None
+    assert drawn["id"] == "g" and drawn["runs"] == [[0, "finished", 1.0]]
