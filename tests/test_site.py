@@ -39,7 +39,8 @@ def test_every_page_is_in_the_navigation_once():
 @pytest.mark.parametrize("page", [page for page in NAV if page != "CHANGELOG.md"])
 def test_a_page_has_a_command_that_is_tested_or_something_to_look_at(page):
     text = source(page).read_text(encoding="utf-8")
-    assert re.search(r"^```(sh|python)$|!\[|^\|[ :-]*---", text, re.M)
+    lines_of_code = r"#L\d+\)"  # tests/test_learn.py looks them up
+    assert re.search(rf"^```(sh|python)$|!\[|^\|[ :-]*---|{lines_of_code}", text, re.M)
 
 
 def test_what_contributing_says_to_type_is_there():
