@@ -44,7 +44,7 @@ format: install  ## write the code in the format that lint checks
 	$(BIN)/ruff format .
 
 board: install  ## look at all runs in TensorBoard
-	$(BIN)/tensorboard --logdir outputs --host localhost
+	$(BIN)/python scripts/board.py
 
 docs: .venv/docs  ## build these pages as a site, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict

@@ -15,6 +15,7 @@ VERBS = {
     "export": "writes a trained model for the library transformers, or a sweep as one archive",
     "compare": "ranks the runs of a sweep, and says what can be claimed",
     "plot": "draws the curves of runs",
+    "board": "shows runs in TensorBoard, while they train and afterwards",
     "coordinates": "checks whether learning rates carry over to other widths",
     "scaling": "fits the law of scaling to runs, and predicts others",
 }

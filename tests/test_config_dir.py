@@ -45,7 +45,7 @@ def test_a_recipe_and_a_preset_of_ones_own_in_a_place_of_ones_own(mine, train, c
     assert run.parent == mine.parent / "other disk/my_preset"
     assert (config(run)["n_embd"], config(run)["model_base"]) == (8, "gpt")
     said = capsys.readouterr().out
-    assert "tensorboard --logdir 'other disk'" in said
+    assert "scripts/board.py runs='other disk/" in said
     assert "my_preset" not in choices_of("model")
     sample.main([f"run={run}", "max_tokens=5"])
     cli.main([f"resume={run}", "max_steps=4"])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lmlab.commands import board, options
 from lmlab.commands import train as cli
 from lmlab.commands.options import help_page
 from lmlab.config.overrides import resolved
@@ -157,6 +158,9 @@ def test_a_command_of_the_readme_runs(folder, capsys, command):
         if "experiment=recall" in command:
             small = ["hold_steps=0", "n_examples=500"]
         cli.main(arguments[1:] if as_it_is else [*arguments[1:], *small, *steps, "threads=1"])
+        return
+    if arguments[0] == "scripts/board.py":  # it does not end; see tests/test_board.py
+        options.parse_script(board.Options, board.__doc__, arguments[1:])
         return
     name = arguments[0].removeprefix("scripts/").removesuffix(".py")
     module = script(name)

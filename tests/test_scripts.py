@@ -206,7 +206,9 @@ def test_wrong_arguments_are_answered_by_one_line(
     assert all(word in stderr for word in words), stderr
 
 
-@pytest.mark.parametrize("name", ["sample", "evaluate", "plot", "explain", "page", "coordinates"])
+@pytest.mark.parametrize(
+    "name", ["sample", "evaluate", "plot", "explain", "page", "board", "coordinates"]
+)
 def test_help_names_every_argument(run_script, capsys, name):
     with pytest.raises(SystemExit) as stop:
         run_script(name, "--help")

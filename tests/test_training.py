@@ -146,7 +146,11 @@ def test_a_run_directory_holds_what_the_design_says(train):
         digest = files.sha256((run / f"checkpoints/{name}.ckpt").read_bytes())
         assert (run / f"checkpoints/{name}.ckpt.sha256").read_text() == digest
     log = (run / "train.log").read_text()
-    assert str(run.name) in log and "scripts/sample.py" in log and "tensorboard" in log
+    assert (
+        str(run.name) in log
+        and "scripts/sample.py" in log
+        and "scripts/board.py runs=outputs" in log
+    )
 
 
 def test_best_is_where_validation_was_lowest(train):
@@ -334,12 +338,13 @@ def test_two_runs_of_one_second_get_folders_of_their_own(some_config, here):
         path.close()
 
 
-def test_the_curves_of_a_copy_are_looked_for_beside_it(here, train, capsys):
+def test_the_command_for_the_curves_names_the_run_also_of_a_copy(here, train, capsys):
     run = train(NANO + "out=first")
-    assert "tensorboard --logdir first" in capsys.readouterr().out
+    shown = run.relative_to(here)
+    assert f"curves        python scripts/board.py runs={shown}\n" in capsys.readouterr().out
     shutil.copytree(run, here / "else where/copy")
     cli.main(["resume=else where/copy", "max_steps=6"])
-    assert "tensorboard --logdir 'else where'" in capsys.readouterr().out
+    assert "scripts/board.py runs='else where/copy'\n" in capsys.readouterr().out
 
 
 def test_a_crash_leaves_its_status(here, monkeypatch):

@@ -7,7 +7,7 @@ from pathlib import Path
 from lmlab import plugins
 from lmlab.runs.code import LIBRARY
 
-VERBS = "sample|evaluate|explain|page|export|compare|plot|coordinates|scaling"  # beside train
+VERBS = "sample|evaluate|explain|page|export|compare|plot|board|coordinates|scaling"  # beside train
 IN_CHECKOUT = rf"(?:python )?(?:\b(train)\.py|scripts/({VERBS})\.py)"
 TYPED: list[str] = []  # "lmlab", if the person has typed this command
 
@@ -28,6 +28,11 @@ def command(verb: str, **values: str | Path) -> str:
         values["plugin"] = str(plugins.names())
     words += [f"{key}={shlex.quote(str(value))}" for key, value in values.items()]
     return " ".join(words)
+
+
+def board_command(path: Path) -> str:
+    """Returns the command that shows a run, or a folder of runs, in TensorBoard."""
+    return f"{program('board')} runs={shlex.quote(str(path))}"  # it needs no plug-in
 
 
 def program(verb: str) -> str:

@@ -6,7 +6,6 @@ The page, report.html, needs no other file.
 import io
 import math
 import re
-import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -29,6 +28,7 @@ from lmlab.notebook import plain_console
 from lmlab.numbers import NUMBERS, REFERENCES, numbers_where
 from lmlab.runs.code import UNKNOWN, SameCode, own_code
 from lmlab.runs.folder import read_history, warnings_of
+from lmlab.runs.typed import board_command
 from lmlab.sweeps import planned
 from lmlab.sweeps import table as tables
 from lmlab.sweeps.cells import ENDED, Sweep
@@ -356,7 +356,7 @@ def check_places(folder: Path) -> None:
 def show_places(folder: Path) -> None:
     """Prints where the files of `write` are, and the command that shows the curves."""
     print(f"\nreport        {folder / 'report.html'}")
-    print(f"curves        tensorboard --logdir {shlex.quote(str(folder))}")
+    print(f"curves        {board_command(folder)}")
 
 
 def markdown(table: pd.DataFrame, board: pd.DataFrame) -> str:

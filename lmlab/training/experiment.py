@@ -440,9 +440,7 @@ def say_results(
         )
     unit = subject.tokenizer.unit
     directory.say(summary.results(directory.metrics, ending.status, sample, unit))
-    directory.say(
-        summary.whereabouts(directory.typed, directory.metrics.get("config/out", "outputs"))
-    )
+    directory.say(summary.whereabouts(directory.typed))
 
 
 def final_sample(directory: RunDirectory, subject: Subject) -> str:

@@ -1,16 +1,14 @@
 """The tables that a run prints at its start and at its end."""
 
-import shlex
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from lmlab import files
 from lmlab.config.grammar import typed_value
 from lmlab.data.splits import Splits
 from lmlab.numbers import REFERENCES, decimal, numbers_where, training_first
-from lmlab.runs.typed import command
+from lmlab.runs.typed import board_command, command
 from lmlab.training.preparation import Prepared
 
 
@@ -107,15 +105,10 @@ def number(metrics: Mapping[str, Any], name: str) -> str:
     return decimal(value)
 
 
-def whereabouts(path: Path, out: str) -> str:
-    """Returns the lines that show the run's folder and the commands to look at the run.
-
-    `out` is the folder of runs in which it was made; a copy may lie elsewhere.
-    """
-    is_inside = path.resolve().is_relative_to(files.expanded(out).resolve())
-    folder = shlex.quote(out if is_inside else str(path.parent))
+def whereabouts(path: Path) -> str:
+    """Returns the lines that show the run's folder and the commands to look at the run."""
     return (
-        f"\nsaved in      {path}\ncurves        tensorboard --logdir {folder}\n"
+        f"\nsaved in      {path}\ncurves        {board_command(path)}\n"
         f"more samples  {command('sample', run=path)}"
     )
 
