@@ -84,7 +84,8 @@ def test_runs_of_several_folders_and_odd_names_are_each_there_once(tmp_path):
     single(tmp_path / "x/now", "'prompt=a/b", 1)  # a command that cannot be taken apart
     made(tmp_path / "broken/now")
     (tmp_path / "broken/now/metrics.json").write_text("{")
-    assert {*names(tmp_path)} == {"a/lr=1", "a/lr=2", "a/lr=2'", "b/b", "x now"}
+    made(tmp_path / "y/now", label=7, command=None, started="never", status=0)
+    assert {*names(tmp_path)} == {"a/lr=1", "a/lr=2", "a/lr=2'", "b/b", "x now", "y now"}
 
 
 def content(links, name):

@@ -21,7 +21,7 @@ import tempfile
 import threading
 import webbrowser
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -106,7 +106,8 @@ def every(seconds: float, work: Callable[[], object]) -> Iterator[None]:
 
     def repeat() -> None:
         while not ended.wait(seconds):
-            work()
+            with suppress(OSError):  # a run may be moved meanwhile; the next time is soon
+                work()
 
     thread = threading.Thread(target=repeat, daemon=True)
     thread.start()

@@ -57,6 +57,12 @@ class Listed:
         return str(self.path.parent) if self.is_cell else ""
 
     @property
+    def started(self) -> float:
+        """When the run started, in seconds since 1970, or 0 if it does not say."""
+        noted = self.metrics.get("started")
+        return noted if isinstance(noted, int | float) else 0
+
+    @property
     def typed(self) -> dict[str, str]:
         """The values that a person or a sweep gave to keys, but for names and places."""
         if self.is_cell:
@@ -121,7 +127,7 @@ def named(runs: Sequence[Listed]) -> dict[str, Listed]:
     found: dict[str, Listed] = {}
     for place in sorted(places):
         here = [run for run in runs if run.place == place]
-        here.sort(key=lambda run: (run.metrics.get("started") or 0, str(run.path)))
+        here.sort(key=lambda run: (run.started, str(run.path)))
         keys = varied(here)
         names = [name_of(run, keys, times) for run in here]
         needs_numbers = len(here) > 1 and max(map(len, names)) > SHORT
@@ -288,7 +294,7 @@ def records(run: Listed, columns: api_pb2.Experiment, group: str) -> bytes:
         is_number = column.type == api_pb2.DATA_TYPE_FLOAT64
         values[column.name] = value if is_number else text_of(value)
     summaries = [
-        summary_v2.hparams_pb(values, group, start_time_secs=run.metrics.get("started") or 0),
+        summary_v2.hparams_pb(values, group, start_time_secs=run.started),
         experiment(columns),
         Summary(value=[charts()]),
     ]
