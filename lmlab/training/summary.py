@@ -109,7 +109,8 @@ def whereabouts(path: Path) -> str:
     """Returns the lines that show the run's folder and the commands to look at the run."""
     return (
         f"\nsaved in      {path}\ncurves        {board_command(path)}\n"
-        f"more samples  {command('sample', run=path)}"
+        f"more samples  {command('sample', run=path)}\n"
+        f"in a page     {command('page', run=path)}"
     )
 
 
