@@ -83,10 +83,10 @@ def main(argv: list[str]) -> None:
         url = server.get_url()
         n = len(links.written)
         print(f"{n} run{'s' * (n != 1)} in TensorBoard {program.version.VERSION}: {url}")
-        print("Ctrl-C ends it", flush=True)
         if options.open:
             webbrowser.open(url)
-        with every(REFRESH, links.refresh):
+        with suppress(KeyboardInterrupt), every(REFRESH, links.refresh):
+            print("Ctrl-C ends it", flush=True)
             server.serve_forever()
 
 
