@@ -280,7 +280,7 @@ def test_text_from_outside_cannot_become_code(nano, tmp_path):
     config = replace(run.config, run=replace(run.config.run, name=evil))
     explain.write(replace(run, config=config, tokenizer=tokenizer), evil, tmp_path / "x.html")
     page = (tmp_path / "x.html").read_text()
-    assert page.count("<script") == page.count("</script") == 2 and "<img" not in page
+    assert page.count("<script") == page.count("</script") == 3 and "<img" not in page
     data = page_data(page)
     assert "".join(token["text"] for token in data["tokens"]) == evil and data["title"].startswith(
         evil

@@ -282,7 +282,7 @@ def test_text_in_a_page_is_no_code(run, here, monkeypatch):
     monkeypatch.setattr(page, "check_prompt", lambda prompt, run: None)
     command.main(["run=run", "out=page.html", f"prompt={hostile}"])
     content = Path("page.html").read_text(encoding="utf-8")
-    assert content.count("<script") == content.count("</script>") == 3
+    assert content.count("<script") == content.count("</script>") == 4
     assert data_of(content)["prompt"] == hostile
     assert "<img" not in content and "default-src 'none'" in content
     assert not re.search(r"(src|href)=.?http|@import|fetch\(|XMLHttp|innerHTML|eval\(", content)

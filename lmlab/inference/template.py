@@ -8,6 +8,12 @@ from typing import Any
 
 import numpy as np
 
+# What the pages of the lab have in common.
+SHARED = {
+    name: Path(__file__).with_name(name).read_text(encoding="utf-8").rstrip()
+    for name in ("look.css", "signs.js")
+}
+
 
 def fill_page(
     template: Path, title: str, data: dict[str, Any], unit: str = "", code: str = ""
@@ -20,6 +26,7 @@ def fill_page(
     content = content.replace("<", "\\u003c")  # so the data cannot hold the mark of the title
     page = template.read_text(encoding="utf-8")
     page = page.replace("<!--unit-->", unit).replace("<!--Unit-->", unit.capitalize())
+    page = page.replace("/*look*/", SHARED["look.css"]).replace("/*signs*/", SHARED["signs.js"])
     page = page.replace("/*code*/", code)
     page = page.replace("/*data*/", content)
     page = page.replace("<!--title-->", html.escape(title))
