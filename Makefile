@@ -47,7 +47,8 @@ board: install  ## look at all runs in TensorBoard
 	$(BIN)/python scripts/board.py
 
 docs: .venv/docs  ## build these pages as a site, in site/
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo 'to read it, with its search: python -m http.server --directory site, and open http://localhost:8000'
 
 .venv/docs: .venv/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'

@@ -137,10 +137,18 @@ def test_a_near_miss_is_told_what_it_lacks(tmp_path, number, changes, word):
 
 
 def test_what_is_no_exercise_or_no_file_is_one_line(capsys):
-    for words in (["11", __file__], ["1", "nobody.py"], ["1"]):
+    for words, line in (
+        (["11", __file__], "type the number of an exercise"),
+        (["1"], "type the number of an exercise"),
+        (["1", "nobody.py"], "nobody.py: no file there"),
+        (
+            ["6", str(ROOT / "scripts/tiny_lm.py")],
+            "exercise 6 needs a copy of scripts/nanogpt_mini",
+        ),
+    ):
         assert check.main(words) == 2
         said = capsys.readouterr()
-        assert said.err.startswith("error: type the number") and said.err.count("\n") == 1
+        assert said.err.startswith(f"error: {line}") and said.err.count("\n") == 1
         assert not said.out
 
 

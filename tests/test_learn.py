@@ -98,8 +98,8 @@ def test_each_line_of_code_is_where_the_glossary_says():
 
 
 COURSE = (
-    "language model, loss, cross-entropy, gradient descent, self-attention, causal mask, token embedding, "
-    "position embedding, residual connection, layer norm, MLP, nanoGPT, perplexity, token, fine-tuning, scaling"
+    "language model, loss, cross-entropy, gradient descent, self-attention, causal masking, token embedding, "
+    "position embedding, residual connection, layer norm, MLP, nanoGPT, perplexity, token, fine-tuning, scale"
 )
 
 

@@ -490,12 +490,11 @@ def test_trials_that_failed_are_tried_again_by_the_same_command(here, sweep, cap
 
 
 def test_values_that_are_proposed_twice_are_said_to_be(here, sweep, capfd):  # noqa: F811
-    line = LINE + "max_steps=4 eval_interval=2 lr=0.1,0.1000 name=t hydra.sweeper.n_trials=4"
+    line = LINE + "max_steps=4 eval_interval=2 lr=0.1,0.2 name=t hydra.sweeper.n_trials=5"
     line += " hydra.launcher.n_jobs=1"
     assert sweep(line) == 0
     out = capfd.readouterr().out
     assert out.count("finished with another trial") == 3 and "another process" not in out
-    assert out.count("lr=0.1") >= 4
 
 
 def test_a_dry_run_of_a_search_says_what_all_trials_take(here, sweep, capfd):  # noqa: F811

@@ -243,7 +243,7 @@ def test_a_sweep_over_tokenizers_is_ranked_by_bits_per_byte(here, train, capsys)
     board = (here / "outputs/sweeps/s/leaderboard.md").read_text().split("\n")[0]
     assert "| val/bits_per_byte |" in board and "| best val/loss per token |" in board
     runs = load_runs("outputs/sweeps/s")
-    data = report.page_data(runs, leaderboard(runs), "s")
+    data = report.page_data(runs, leaderboard(runs), "s", report.Curves())
     assert data["unit"] == "bits per byte" and data["references"] == []
     for row in data["rows"]:
         assert row["curves"][data["loss"]]["mean"][-1] == pytest.approx(row["loss"])

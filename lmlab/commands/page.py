@@ -54,6 +54,7 @@ def main(argv: list[str]) -> None:
     options: Options = parse_script(Options, __doc__, argv)
     for line in written(options):
         print(printable(line), file=sys.stderr)
+    print("open it in any browser, or send it to somebody:", file=sys.stderr)
     print(options.out)
 
 
