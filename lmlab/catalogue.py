@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from lmlab.errors import UserError
 from lmlab.markers import (
     CHANGEABLE,
+    LAST_BITS,
     OF_THE_RUN,
     SHAPELESS,
     STEPWISE,
@@ -336,8 +337,10 @@ class DeviceConfig:
     """The keys of a run that depend on its device."""
 
     precision: Literal["auto", "32-true", "bf16-mixed"]
-    devices: Annotated[int | str | None, "[1, 1024]", OrWord("auto"), CHANGEABLE, Neutral(1)]
-    nodes: Annotated[int, "[1, 1024]", CHANGEABLE, Neutral(1)]
+    devices: Annotated[
+        int | str | None, "[1, 1024]", OrWord("auto"), CHANGEABLE, LAST_BITS, Neutral(1)
+    ]
+    nodes: Annotated[int, "[1, 1024]", CHANGEABLE, LAST_BITS, Neutral(1)]
 
     @property
     def processes(self) -> int:

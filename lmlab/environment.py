@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-OLDEST = (3, 11)  # the versions of Python that the lab runs on begin here
+OLDEST = (3, 11)  # the oldest Python that the lab runs on
 LIBRARIES = (
     "hydra",
     "numpy",
@@ -41,7 +41,7 @@ def imports() -> Iterator[None]:
 
 @contextmanager
 def libraries() -> Iterator[None]:
-    """A context that ends the program with one line if a library is missing without which nothing works."""
+    """A context that ends the program with one line if one of LIBRARIES is missing."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -57,6 +57,7 @@ class Follows:
 
 CHANGEABLE = Marker("a resumed run may have another value")
 UNTOUCHING = Marker("the key names, places or watches a run, and does not touch what it computes")
+LAST_BITS = Marker("with another value the last bits of a run come out otherwise")
 STEPWISE = Marker("the key belongs to training by steps: an n-gram has no use for it")
 OF_THE_RUN = Marker("the key belongs to a single run, and is no column of hyper-parameters")
 ONCE = Marker("a sweep has one value of the key")

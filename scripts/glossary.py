@@ -36,7 +36,10 @@ class Options:
 def main(argv: list[str]) -> None:
     """Writes the page and prints its path. Raises UserError."""
     page = Path(parse_script(Options, __doc__, argv).page)
-    text = files.read(page, 2**24).decode()
+    try:
+        text = files.read(page, 2**24).decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"page={page}: byte {error.start} is not UTF-8 text") from None
     files.write(page, numbered(text, page.parent).encode())
     print(page)
 

@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
     check_picture(options.out)
     run = newest(Path(options.run), "run", ["history.jsonl"])
     history = read_history(run)
-    evaluations = [point for point in history if "val/loss" in point and "sample" in point]
+    evaluations = [point for point in history if can_be_shown(point)]
     if len(evaluations) < 2:
         raise UserError(f"{run}/history.jsonl: has fewer than two evaluations with a sample")
     figure = new_figure(width=9.2, height=3.4)
@@ -56,6 +56,11 @@ def main(argv: list[str]) -> None:
     write_samples(texts, spread(evaluations, options.rows))
     save_picture(figure, options.out, dpi=100)
     print(options.out)
+
+
+def can_be_shown(point: dict[str, Any]) -> bool:
+    """Returns whether a line of history is an evaluation with a loss and a text."""
+    return isinstance(point.get("val/loss"), float) and isinstance(point.get("sample"), str)
 
 
 def spread(points: list[dict[str, Any]], n: int) -> list[dict[str, Any]]:
@@ -69,7 +74,11 @@ def draw_curve(
     axes: Axes, history: list[dict[str, Any]], evaluations: list[dict[str, Any]]
 ) -> None:
     """Draws the loss on the text that is learnt from, and on the text that is kept apart."""
-    learnt = [(point["step"], point["train/loss"]) for point in history if "train/loss" in point]
+    learnt = [
+        (point["step"], point["train/loss"])
+        for point in history
+        if isinstance(point.get("train/loss"), float)
+    ]
     judged = [(point["step"], point["val/loss"]) for point in evaluations]
     if learnt:
         axes.plot(*zip(*learnt, strict=True), color="C0", alpha=0.35, lw=1, label="train/loss")

@@ -27,7 +27,8 @@ from lmlab.environment import imports
 with imports():
     from lmlab import files
     from lmlab.commands.door import run_command
-    from lmlab.commands.options import parse_script
+    from lmlab.commands.options import check_file, parse_script
+    from lmlab.errors import UserError
     from lmlab.markers import PathText
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,9 +41,8 @@ if not os.path.exists("train.py"):
 os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]"""
 
 COMMANDS = re.compile(r"^```sh\n(.*?)^```\n", re.M | re.S)
-LINK = re.compile(
-    r"\]\((?!\w+:|#)([^)]+)\)"
-)  # to a file; not to an address, nor to a place in the page
+# A link to a file: not to an address, nor to a place in the page.
+LINK = re.compile(r"\]\((?!\w+:|#)([^)]+)\)")
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,24 @@ class Options:
 def main(argv: list[str]) -> None:
     """Writes the notebook and prints its path. Raises UserError."""
     options = parse_script(Options, __doc__, argv)
-    text = files.read(Path(options.page), 2**24).decode()
+    check_file(options.out)
+    if Path(options.out).suffix != ".ipynb":
+        raise UserError(f"out={options.out}: needs the name of a notebook, such as learn.ipynb")
+    text = text_of_page(Path(options.page))
     page, out = Path(options.page).resolve(), Path(options.out).resolve()
     files.write(out, notebook(text, page, out.parent).encode())
     print(options.out)
+
+
+def text_of_page(page: Path) -> str:
+    """Returns the text of a page that has a title. Raises UserError."""
+    try:
+        text = files.read(page, 2**24).decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"page={page}: byte {error.start} is not UTF-8 text") from None
+    if "\n\n" not in text:
+        raise UserError(f"page={page}: needs a title, an empty line, and more")
+    return text
 
 
 def notebook(text: str, page: Path, folder: Path) -> str:

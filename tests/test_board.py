@@ -88,6 +88,17 @@ def test_runs_of_several_folders_and_odd_names_are_each_there_once(tmp_path):
     assert {*names(tmp_path)} == {"a/lr=1", "a/lr=2", "a/lr=2'", "b/b", "x now", "y now"}
 
 
+def test_names_in_any_alphabet_and_encoding_fit_into_a_file_system(tmp_path):
+    folder = tmp_path / "runs"
+    for n, path in enumerate(["语" * 100, "b"]):
+        single(folder / f"r/{n}", f"data=file path={path}.txt", n)
+    for n in range(2):  # of equal labels, in folders whose names are not UTF-8
+        cell(folder / os.fsdecode(b"\xff%d" % n), "model=gpt", n, group=os.fsdecode(b"\xfe"))
+    found = names(folder)
+    assert len(found) == 4
+    assert all(len(part.encode()) <= 255 for name in found for part in name.split("/"))
+
+
 def content(links, name):
     """What is added to a run, by kind: its group and values, and the columns."""
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader

@@ -152,6 +152,13 @@ def test_what_is_no_exercise_or_no_file_is_one_line(capsys):
         assert not said.out
 
 
+def test_a_copy_that_ends_the_program_is_not_right(tmp_path, capsys):
+    copy = tmp_path / "copy.py"
+    copy.write_text("raise SystemExit(0)")
+    assert check.main(["1", str(copy)]) == 1
+    assert f"line 1 of {copy} raises SystemExit" in capsys.readouterr().out
+
+
 def test_the_page_has_each_exercise_with_its_file():
     sections = re.split(r"^## (\d+)\. ", PAGE, flags=re.M)[1:]
     found = dict(zip(sections[::2], sections[1::2], strict=True))

@@ -52,3 +52,13 @@ def test_a_picture_is_written_and_a_run_without_evaluations_is_refused(run):
     (run / "history.jsonl").write_text("\n".join([*first, ""]))
     with pytest.raises(UserError, match="fewer than two evaluations"):
         command.main(["run=run"])
+
+
+def test_an_evaluation_whose_loss_was_no_number_is_left_out(run, texts):
+    """history.jsonl keeps such a number as null."""
+    with open(run / "history.jsonl", "a", encoding="utf-8") as history_file:
+        for line in ({"val/loss": None, "sample": "abc"}, {"val/loss": 1.0, "sample": None}):
+            history_file.write(json.dumps({"step": 99} | line) + "\n")
+    written, points = texts("run=run")
+    assert len(points) == len(history(run, "sample")) - 1  # both have one step
+    assert not any("step 99" in line for line in written)

@@ -4,6 +4,7 @@ import math
 import re
 import runpy
 import shlex
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -121,6 +122,21 @@ def test_the_notebook_is_what_the_page_makes(tmp_path):
     assert words.count("<details>") == words.count("</details>") == len(STEPS)
     for link in re.findall(r"\]\((?!http)([^)#]+)", words):
         assert (ROOT / "examples" / link).exists(), link
+
+
+def test_a_page_is_not_replaced_by_its_notebook(here):
+    Path("page.md").write_bytes(b"# t\n\nwords\n")
+    Path("title.md").write_bytes(b"# t")
+    Path("latin.md").write_bytes(b"\xff")
+    make = script("learn_notebook").main
+    for words, fault in (
+        ("page=page.md out=page.md", "out=page.md: needs the name of a notebook"),
+        ("page=title.md out=a.ipynb", "page=title.md: needs a title"),
+        ("page=latin.md out=a.ipynb", "page=latin.md: byte 0 is not UTF-8"),
+    ):
+        with pytest.raises(UserError, match=fault):
+            make(words.split())
+    assert Path("page.md").read_bytes() == b"# t\n\nwords\n" and not Path("a.ipynb").exists()
 
 
 def test_the_pictures_are_small_and_described():

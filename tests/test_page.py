@@ -27,6 +27,7 @@ from lmlab.errors import UserError, one_line_errors
 from lmlab.inference import generate, page
 from lmlab.inference.attention_maps import attention_maps
 from lmlab.models.base import LanguageModel, build_model
+from lmlab.models.page import PageModel
 from tests.conftest import ROOT, metrics, refused
 from tests.test_models import CONFIGS, T, V
 
@@ -341,6 +342,44 @@ def test_a_model_without_code_for_a_page_is_named(monkeypatch, run, here, capsys
         lambda: refusing(["run=run"]),
         ["model=bigram", "Bigram has no in_page()"],
     )
+
+
+FAULTS = {
+    "None": (None, "is NoneType; it needs to be lmlab.PageModel"),
+    "no script": (PageModel("toy", {}, {}), "needs a script with MODELS.toy = class"),
+    "another kind": (PageModel(3, {}, {}), "has a kind or a script that is no text"),
+    "the end": (PageModel("bigram", {}, {}, "</script>"), "would end it"),
+    "sizes": (PageModel("bigram", {"n": torch.tensor(3)}, {}), "no plain values"),
+    "nan": (PageModel("bigram", {}, {"a": torch.tensor([math.nan])}), "arrays['a']"),
+    "list": (PageModel("bigram", {}, {"a": [1.0]}), "arrays['a']"),
+    "empty": (PageModel("bigram", {}, {"a": torch.zeros(3, 0)}), "arrays['a']"),
+    "large": (PageModel("bigram", {}, {"a": torch.tensor([2**40])}), "arrays['a']"),
+    "complex": (PageModel("bigram", {}, {"a": torch.zeros(1, dtype=torch.cfloat)}), "arrays['a']"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_an_own_in_page_returns_is_checked(name, monkeypatch, run, here, capsys):
+    from lmlab.models.bigram import Bigram
+
+    returned, words = FAULTS[name]
+    monkeypatch.setattr(Bigram, "in_page", lambda self, vocab_size: returned)
+    refused(capsys, lambda: refusing(["run=run"]), ["what Bigram.in_page returns ", words])
+
+
+def test_whole_numbers_are_kept_as_they_are(browser):
+    for numbers in ([0, 255], [0, 256], [-1, 5], [2**31 - 1, -(2**31)]):
+        packed = json.dumps(page.packed(torch.tensor(numbers), "int8"))
+        assert browser(f"return [...arrayIn({packed})];") == numbers
+
+
+def test_the_size_of_a_page_is_known_before_it_is_made():
+    for name in ALL:
+        model = some_model(name).in_page(V)
+        for weights in ("int16", "int8"):
+            packed = [page.packed(array, weights)["data"] for array in model.arrays.values()]
+            size = sum(map(len, packed))
+            assert size - 4 * len(packed) <= page.size_in_page(model, weights) <= size
 
 
 # In a browser, if there is one

@@ -27,14 +27,13 @@ from lmlab.data.batches import Batches
 from lmlab.data.documents import Documents
 from lmlab.errors import UserError
 from lmlab.inference.loss import Turns, log_probs
-from lmlab.markers import CHANGEABLE, UNTOUCHING
+from lmlab.markers import CHANGEABLE, LAST_BITS, UNTOUCHING
 from lmlab.models.base import build_model
 from lmlab.ranks import Ranks
 from lmlab.register import PRESENT
 from lmlab.sweeps.processes import server
 from lmlab.terminal import Interrupted
 from lmlab.training import launch
-from lmlab.training.resumption import COMPUTING
 from tests.conftest import ROOT, config, history, metrics, refused, weights
 from tests.victim import child
 
@@ -425,7 +424,7 @@ def test_each_key_that_a_resumed_run_may_change_touches_no_bit_or_is_noted():
     """Or it says how long a run goes on, and what of it is looked at."""
     how_long = {"max_steps", "max_minutes", "patience", "eval_interval"}
     touching = marked(CHANGEABLE) - marked(UNTOUCHING)
-    assert touching - how_long == {*COMPUTING}
+    assert touching - how_long == marked(LAST_BITS)
 
 
 def test_a_rank_that_hangs_is_ended_and_named(here, capfd, monkeypatch):

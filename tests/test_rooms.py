@@ -117,6 +117,7 @@ def test_no_type_of_a_model_an_optimizer_or_a_configuration_is_asked_for():
             "lmlab/own_code.py: PLAIN",
             "lmlab/models/base.py: LanguageModel",  # of what somebody else registered
             "lmlab/training/companions.py: Callback",
+            "lmlab/inference/page.py: PageModel",
             "lmlab/training/optimizers.py: torch.optim.Optimizer",
             "lmlab/inference/evaluations.py: Detail",  # a number with a mark
             "lmlab/models/base.py: nn.Embedding",  # torch's; the base class looks for the embedding

@@ -354,7 +354,7 @@ def main(argv: list[str]) -> int:
     except NotYet as why:
         print(f"not yet: {why}.")
         return 1
-    except Exception as error:  # of the code of the learner, whatever it is
+    except (Exception, SystemExit) as error:  # of the code of the learner, whatever it is
         print(f"not yet: {place_of(error, path)}{type(error).__name__}: {error}")
         return 1
     if not hasattr(mine, MARKS[name]):

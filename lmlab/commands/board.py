@@ -29,18 +29,19 @@ from urllib.parse import quote
 
 from lmlab.commands.options import parse_script
 from lmlab.commands.plot import folders_of
-from lmlab.errors import UserError
+from lmlab.errors import UserError, reason_of
 from lmlab.markers import PathText
 from lmlab.registry import importing
+from lmlab.terminal import tell
 
 RELOAD = 5  # seconds after which TensorBoard looks for new points
 REFRESH = 12  # seconds after which new runs are linked: TensorBoard has seen what went before
 TICKED = 40  # runs up to which its older tabs show all
-EXPERIMENT = "defaultExperimentId"  # what TensorBoard calls the one folder that it shows
+EXPERIMENT_ID = "defaultExperimentId"  # what TensorBoard calls the one folder that it shows
 
 # What the bare address shows for a moment. TensorBoard's settings are what the browser keeps: those
 # that nobody has set are set here, since curves lose their ends if outliers are ignored.
-LEADING = """<!doctype html>
+REDIRECT = """<!doctype html>
 <meta charset="utf-8"><title>TensorBoard</title>
 <script>
 const kept = JSON.parse(localStorage.getItem("_tb_global_settings") || "{}");
@@ -105,9 +106,16 @@ def every(seconds: float, work: Callable[[], object]) -> Iterator[None]:
     ended = threading.Event()
 
     def repeat() -> None:
+        said = ""
         while not ended.wait(seconds):
-            with suppress(OSError):  # a run may be moved meanwhile; the next time is soon
+            try:
                 work()
+            except OSError:  # a run may be moved meanwhile; the next time is soon
+                continue
+            except Exception as error:
+                if reason_of(error) != said:
+                    said = reason_of(error)
+                    tell(f"warning: what is new is not shown: {said}")
 
     thread = threading.Thread(target=repeat, daemon=True)
     thread.start()
@@ -147,6 +155,7 @@ def server_of(view: Path, port: int | None, names: Callable[[], Sequence[str]]) 
     except server_ingester.NoDataServerError:
         typed.append("--load_fast=false")
     board.configure(argv=["board", *typed])
+    # What TensorBoard's own launch() does, but in this thread, which is to hear Ctrl-C.
     board._fix_mime_types()
     try:
         return board._make_server()
@@ -155,11 +164,11 @@ def server_of(view: Path, port: int | None, names: Callable[[], Sequence[str]]) 
 
 
 def with_first_page(app: Any, names: Callable[[], Sequence[str]]) -> Any:
-    """Returns a web application that answers its bare address with `LEADING`."""
+    """Returns a web application that answers its bare address with `REDIRECT`."""
 
     def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         if environ.get("PATH_INFO") == "/" and not environ.get("QUERY_STRING"):
-            page = LEADING.replace("ADDRESS", json.dumps(first_page(names()))).encode()
+            page = REDIRECT.replace("ADDRESS", json.dumps(first_page(names()))).encode()
             kind = ("Content-Type", "text/html; charset=utf-8")
             start_response("200 OK", [kind, ("Content-Length", str(len(page)))])
             return [page]
@@ -179,7 +188,7 @@ def first_page(names: Sequence[str]) -> str:
 
     pins: list[dict[str, Any]] = [{"plugin": "scalars", "tag": tag} for tag in PINNED]
     if len(names) == 1:
-        run = f"{EXPERIMENT}/{names[0]}"
+        run = f"{EXPERIMENT_ID}/{names[0]}"
         pins += [{"plugin": "images", "tag": tag, "runId": run, "sample": 0} for tag in PICTURED]
     page = f"/?smoothing=0&pinnedCards={quote(json.dumps(pins))}#timeseries&_smoothingWeight=0"
     if len(names) > TICKED:

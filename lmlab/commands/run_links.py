@@ -34,7 +34,7 @@ from lmlab.runs.tags import GROUPED, charts
 LOSSES = ("val/loss", "best/val/loss", "train/loss", "val/bits_per_byte")  # columns of HParams
 WORSE = ("diverged", "pruned", "failed")  # what a run that did not finish may have come to
 SHORT = 16  # characters of a name that a card of TensorBoard shows
-LONGEST = 120  # characters of a name
+LONGEST = 200  # bytes of a name; a file system takes 255
 ADDED = "events.out.tfevents.0000000000.lmlab"  # read before the events of the run itself
 BEFORE_ALL = -1  # step of what is added; a resumed run takes back only later ones
 
@@ -135,13 +135,19 @@ def named(runs: Sequence[Listed]) -> dict[str, Listed]:
         for n, (run, name) in enumerate(zip(here, names, strict=True), start=1):
             if needs_numbers:
                 name = f"{n:0{digits}} {name}"
-            name = re.sub(r"[/\0]", "_", printable(name))[:LONGEST].strip(". ") or run.path.name
+            name = as_file_name(name) or "run"
             if len(places) > 1 and run.is_cell:
-                name = f"{run.path.parent.name}/{name}"
+                name = f"{as_file_name(run.path.parent.name) or 'sweep'}/{name}"
             while name in found:
                 name += "'"
             found[name] = run
     return found
+
+
+def as_file_name(name: str) -> str:
+    """Returns a name that any file system takes, "" if nothing of it can be kept."""
+    plain = re.sub(r"[/\0]", "_", printable(name)).encode()[:LONGEST]
+    return plain.decode(errors="ignore").strip(". ")
 
 
 class RunLinks:
@@ -156,8 +162,8 @@ class RunLinks:
     def refresh(self) -> None:
         """Adds links to new runs and events, and removes those to runs that are gone.
 
-        TensorBoard reads what is added to a run once. So a run of which something else is to be
-        said, such as another name, is away until the next call, and then there as a new one.
+        TensorBoard reads the added file once. If it must change, the links are removed now, and made
+        anew at the next call.
         """
         runs = named([run for path in self.paths() if (run := self.listed(path))])
         columns = columns_of([*runs.values()])
@@ -279,6 +285,7 @@ def group_names(
             shown = " ".join(parts_of(run, keys)) or run.path.parent.name
         if shown in found.values():
             shown += f" {run.group[0]} {short(run.group[1])}"
+        shown = printable(shown)
         found[run.group] = shown
     return found
 

@@ -22,6 +22,7 @@ from lmlab.config.conf_files import names_in, read_file
 from lmlab.errors import UserError
 from lmlab.markers import (
     CHANGEABLE,
+    LAST_BITS,
     OF_THE_RUN,
     ONCE,
     STEPWISE,
@@ -57,7 +58,7 @@ class RunConfig:
     out: Annotated[PathText, UNTOUCHING, OF_THE_RUN, ONCE, Neutral("outputs")]
     seed: Annotated[int, "[0, 4294967296)", OF_THE_RUN]
     threads: Annotated[int, "[1, 1024]"] | None
-    compile: Annotated[bool | None, CHANGEABLE, STEPWISE, Neutral(False)]
+    compile: Annotated[bool | None, CHANGEABLE, LAST_BITS, STEPWISE, Neutral(False)]
     max_steps: Annotated[Count, CHANGEABLE, STEPWISE]
     max_minutes: Annotated[Positive | None, CHANGEABLE, STEPWISE]
     batch_size: Annotated[Count, STEPWISE]

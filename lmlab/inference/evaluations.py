@@ -99,7 +99,10 @@ class NotFinite(Exception):
 
 
 class Detail(float):
-    """A number that is written only to TensorBoard; those of `update_ratio/` to history.jsonl."""
+    """A number that metrics.json does not keep.
+
+    Those of `update_ratio/` go to history.jsonl, the others to TensorBoard.
+    """
 
 
 Value = float | str | np.ndarray  # a number, a text, or a picture (H, W, 3) of uint8

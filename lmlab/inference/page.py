@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,8 @@ from lightning_fabric import seed_everything
 from torch import Tensor
 
 from lmlab import files
-from lmlab.errors import UserError
+from lmlab.data.documents import Documents
+from lmlab.errors import UserError, reason_of
 from lmlab.inference.loss import aligned, log_probs, loss_metrics, own_text
 from lmlab.inference.template import fill_page
 from lmlab.isolation import random_numbers_kept
@@ -26,6 +28,8 @@ CODE = Path(__file__).with_name("page.js")
 Weights = Literal["int16", "int8"]  # whole numbers, with a factor for each row of a matrix
 TYPES = {"int16": torch.int16, "int8": torch.int8}
 
+KINDS = ("bigram", "mlp", "lstm", "transformer", "ngram")  # classes of page.js
+HIGHEST = torch.finfo(torch.float32).max
 LARGEST = 2**28  # bytes of a page; browsers refuse texts of half a gigabyte
 JUDGED = 2**16  # tokens of the validation text on which rounded weights are judged
 
@@ -42,13 +46,13 @@ def write(runs: list[Run], weights: Weights, before: bool, prompt: str, out: Pat
     code = [CODE.read_text(encoding="utf-8")]
     for run in runs:
         check_prompt(prompt, run)
-        model = in_page(run)
+        model = checked_model(run)
         check_size(run, model, weights)
         data["models"].append(model_data(run, model, weights))
         if model.script and model.script not in code:
             code.append(model.script)
     files.write(out, fill_page(TEMPLATE, data["title"], data, code="\n".join(code)))
-    return [f"{model['about']}: {model['loss']}" for model in data["models"]]
+    return [f"{model['name']}: {model['about']}: {model['loss']}" for model in data["models"]]
 
 
 def check_prompt(prompt: str, run: Run) -> None:
@@ -83,30 +87,77 @@ def learns_in_steps(model: LanguageModel) -> bool:
     return any(weight.requires_grad for weight in model.parameters())
 
 
-def in_page(run: Run) -> PageModel:
+def checked_model(run: Run) -> PageModel:
     """Returns the model of a run in the form of a page. Raises UserError."""
+    about = f"run={run.path}: model={run.config.choices['model']}"
     try:
         model = run.model.in_page(run.tokenizer.vocab_size)
     except UserError as error:
-        raise UserError(f"run={run.path}: model={run.config.choices['model']}: {error}") from None
-    if "</script" in model.script.lower():
-        raise UserError(
-            f"run={run.path}: the script of {type(run.model).__name__}.in_page holds </script, which "
-            "would end it"
-        )
+        raise UserError(f"{about}: {error}") from None
+    fault = fault_of(model)
+    if fault:
+        raise UserError(f"{about}: what {type(run.model).__name__}.in_page returns {fault}")
     return model
+
+
+def fault_of(model: Any) -> str:
+    """Returns why a page cannot hold what `in_page` of a model has returned, or ""."""
+    if not isinstance(model, PageModel):  # of somebody's own
+        return f"is {type(model).__name__}; it needs to be lmlab.PageModel"
+    if not isinstance(model.kind, str) or not isinstance(model.script, str):
+        return "has a kind or a script that is no text"
+    if "</script" in model.script.lower():
+        return "has a script with </script in it, which would end it"
+    if model.kind not in KINDS and f"MODELS.{model.kind} =" not in model.script:
+        return (
+            f"has kind={model.kind}; it needs a script with MODELS.{model.kind} = class …, or one of "
+            f"{', '.join(KINDS)}"
+        )
+    try:
+        json.dumps(model.sizes, allow_nan=False)
+        names = {*model.arrays}
+    except (TypeError, ValueError, RecursionError) as error:
+        return f"has sizes or arrays that are no plain values ({reason_of(error)})"
+    for name in names:
+        if not isinstance(name, str) or not is_plain(model.arrays[name]):
+            return (
+                f"has arrays[{name!r}] of another kind; it needs a dense tensor of real, finite numbers, "
+                "and at least one"
+            )
+    return ""
+
+
+def is_plain(array: Any) -> bool:
+    """Returns whether an array is a dense tensor of finite numbers that fit into a page."""
+    if not isinstance(array, Tensor) or array.layout != torch.strided:  # of somebody's own
+        return False
+    if array.is_meta or array.is_complex() or array.numel() == 0:
+        return False
+    if array.is_floating_point():
+        return bool(array.isfinite().all()) and bool(array.abs().max() <= HIGHEST)
+    limits = torch.iinfo(torch.int32)
+    return limits.min <= int(array.min()) and int(array.max()) <= limits.max
 
 
 def check_size(run: Run, model: PageModel, weights: Weights) -> None:
     """Raises UserError if a page would be larger than browsers take."""
-    numbers = sum(array.numel() for array in model.arrays.values())
-    size = numbers * (1 if weights == "int8" else 2) * 4 // 3  # four letters for three bytes
+    size = size_in_page(model, weights)
     if size > LARGEST:
-        hint = ", weights=int8 halves it" if weights == "int16" else ""
+        smaller = size_in_page(model, "int8")
+        hint = f", weights=int8 makes {smaller:,}" if smaller < size else ""
         raise UserError(
-            f"run={run.path}: its {numbers:,} weights would make a page of {size:,} bytes; allowed "
-            f"are {LARGEST:,}{hint}"
+            f"run={run.path}: its weights would make a page of {size:,} bytes; allowed are "
+            f"{LARGEST:,}{hint}"
         )
+
+
+def size_in_page(model: PageModel, weights: Weights) -> int:
+    """Returns the bytes of all arrays as text: four letters for three bytes."""
+    sizes = [
+        array.numel() * np.dtype(type_of(array, weights)).itemsize
+        for array in model.arrays.values()
+    ]
+    return sum(sizes) * 4 // 3
 
 
 def model_data(run: Run, model: PageModel, weights: Weights) -> dict[str, Any]:
@@ -131,36 +182,36 @@ def model_data(run: Run, model: PageModel, weights: Weights) -> dict[str, Any]:
 def losses(run: Run, weights: Weights) -> str:
     """Returns the loss of the rounded model beside that of the original, as a sentence."""
     if run.is_foreign:
-        return "the text that it was trained on is not known, so its loss here neither"
+        return "the text that it was trained on is not known, and so neither is its loss here"
     try:
         text = own_text(run)
     except UserError as error:
         return f"its loss here is not known: {error}"
     tokens = text.val[:JUDGED]
-    if len(tokens) < 2:
-        return "its loss here is not known, since the run has no validation text"
     documents = text.documents.get("val")
-    if documents is not None:
+    if documents is not None and len(tokens) > 1:
         documents = documents.within(0, len(tokens))
-        if not documents.scores_something():
-            return "its loss here is not known: its validation text begins with nothing scored"
-    found: list[dict[str, float]] = []
-    for model in (rounded(run.model, weights), run.model):
-        probs = log_probs(
-            model,
-            tokens,
-            run.config.model.block_size,
-            documents=aligned(documents, run.config.run.align),
+    if len(tokens) < 2 or (documents is not None and not documents.scores_something()):
+        return (
+            "its loss here is not known, since the run has no validation text with something scored"
         )
-        numbers = loss_metrics(probs, tokens, run.tokenizer, "val", documents)
-        found.append(numbers)
-    here, original = found
+    here = measured(run, rounded(run.model, weights), tokens, documents)
+    original = measured(run, run.model, tokens, documents)
     part = "its" if len(tokens) == len(text.val) else "the beginning of its"
     return (
         f"loss here {here['val/loss']:.4f} ({here['val/bits_per_byte']:.3f} bits a byte), of the "
-        f"original {original['val/loss']:.4f} "
-        f"({len(tokens):,} {run.tokenizer.unit}s, {part} validation text)"
+        f"original {original['val/loss']:.4f} ({len(tokens):,} {run.tokenizer.unit}s, {part} "
+        "validation text)"
     )
+
+
+def measured(
+    run: Run, model: LanguageModel, tokens: np.ndarray, documents: Documents | None
+) -> dict[str, float]:
+    """Returns the losses of a model on tokens of a run's validation text."""
+    within = aligned(documents, run.config.run.align)
+    probs = log_probs(model, tokens, run.config.model.block_size, documents=within)
+    return loss_metrics(probs, tokens, run.tokenizer, "val", documents)
 
 
 def rounded(model: LanguageModel, weights: Weights) -> LanguageModel:
@@ -187,23 +238,24 @@ def scales_of(weight: Tensor, weights: Weights) -> Tensor:
     return largest.clamp_min(torch.finfo(torch.float32).tiny)
 
 
-def packed(array: Tensor, weights: Weights) -> dict[str, Any]:
-    """Returns the numbers of an array in base64, with their type, and the scale of each row.
+def type_of(array: Tensor, weights: Weights) -> str:
+    """Returns the type of an array's numbers in a page. Vectors stay in float32."""
+    if array.is_floating_point():
+        return weights if array.dim() > 1 else "float32"
+    smallest = np.min_scalar_type(int(array.max())).name if int(array.min()) >= 0 else ""
+    return smallest if smallest in ("uint8", "uint16") else "int32"
 
-    Vectors stay in float32, and whole numbers are as they are.
-    """
+
+def packed(array: Tensor, weights: Weights) -> dict[str, Any]:
+    """Returns the numbers of an array in base64, with their type, and the scale of each row."""
     array = array.detach().cpu()
-    if not array.is_floating_point():
-        numbers = array.numpy()
-        smallest = np.min_scalar_type(int(numbers.max(initial=0))).name
-        name = smallest if smallest in ("uint8", "uint16") else "int32"
-        return {"type": name, "data": in_base64(numbers.astype(name))}
+    kind = type_of(array, weights)
+    if kind != weights:
+        return {"type": kind, "data": in_base64(array.numpy().astype(kind))}
     array = array.float()
-    if array.dim() < 2:
-        return {"type": "float32", "data": in_base64(array.numpy())}
     scales = scales_of(array, weights)
     return {
-        "type": weights,
+        "type": kind,
         "data": in_base64((array / scales).round().to(TYPES[weights]).numpy()),
         "scales": in_base64(scales.flatten().numpy()),
     }

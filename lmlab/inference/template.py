@@ -3,6 +3,7 @@
 import html
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import numpy as np
 
 # What the pages of the lab have in common.
 SHARED = {
-    name: Path(__file__).with_name(name).read_text(encoding="utf-8").rstrip()
-    for name in ("look.css", "signs.js")
+    name: Path(__file__).with_name(file).read_text(encoding="utf-8").rstrip()
+    for name, file in (("look", "look.css"), ("signs", "signs.js"))
 }
+MARK = re.compile(r"/\*(look|signs|code|data)\*/|<!--(title|unit|Unit)-->")
 
 
 def fill_page(
@@ -23,13 +25,17 @@ def fill_page(
     `unit` is what the page calls a token. `code` is JavaScript that the page takes as it is.
     """
     content = json.dumps(plain(data), allow_nan=False)
-    content = content.replace("<", "\\u003c")  # so the data cannot hold the mark of the title
+    content = content.replace("<", "\\u003c")  # so the data cannot end its element
+    parts = SHARED | {
+        "data": content,
+        "code": code,
+        "title": html.escape(title),
+        "unit": unit,
+        "Unit": unit.capitalize(),
+    }
     page = template.read_text(encoding="utf-8")
-    page = page.replace("<!--unit-->", unit).replace("<!--Unit-->", unit.capitalize())
-    page = page.replace("/*look*/", SHARED["look.css"]).replace("/*signs*/", SHARED["signs.js"])
-    page = page.replace("/*code*/", code)
-    page = page.replace("/*data*/", content)
-    page = page.replace("<!--title-->", html.escape(title))
+    # In one go, so that nothing that is filled in can hold a mark.
+    page = MARK.sub(lambda mark: parts[mark[1] or mark[2]], page)
     return page.encode(errors="xmlcharrefreplace")  # a name may hold half a character
 
 

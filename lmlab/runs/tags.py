@@ -20,7 +20,7 @@ GROUPED = {
     "picture": "view/picture",
     "update_ratio": "view/update_ratio",
 }
-# Above all other cards. Of the last two names of the speed runs have one, older ones the last.
+# Above all other cards. A run has one of the two names of the speed; older runs have the last.
 PINNED = ("val/loss", "train/loss", "train/tokens_per_second", "tokens_per_second")
 PICTURED = ("view/bigram", "view/attention")  # above them, too, if only one run is shown
 LEFT_OUT = "update_ratio/"  # would be a card for each matrix of a model; a picture has them all

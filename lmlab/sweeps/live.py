@@ -16,7 +16,7 @@ from lmlab.sweeps.cells import ENDED
 from lmlab.sweeps.survey import Survey
 
 SECONDS = 3.0  # between two looks at the folders of the cells
-SHARE = 20  # how much longer than a writing took the next one waits: 5 % of one core at most
+PATIENCE = 20  # the pause is as many times as long as the writing: 5 % of a core at most
 
 
 class LivePage:
@@ -53,7 +53,7 @@ class LivePage:
         while not self.is_over.wait(pause):
             began = time.thread_time()
             self.renew()
-            pause = max(SECONDS, SHARE * (time.thread_time() - began))
+            pause = max(SECONDS, PATIENCE * (time.thread_time() - began))
 
     def renew(self, stopped: bool = False) -> None:
         """Writes the page if a cell has started or ended since it was written, or on `stopped`."""

@@ -9,8 +9,10 @@ import torch
 
 from lmlab import plugins
 from lmlab.config.check import Config
+from lmlab.config.keys import marked
 from lmlab.errors import UserError, reason_of
 from lmlab.isolation import random_numbers_kept
+from lmlab.markers import LAST_BITS
 from lmlab.models.base import LanguageModel, alike, build_model
 from lmlab.runs.checkpoints import weights_of
 from lmlab.runs.folder import RunDirectory, read_config
@@ -219,10 +221,6 @@ def empty_model(prepared: Prepared) -> LanguageModel:
         ) from None
 
 
-# Keys of which a resumed run may have another value, and with which the last bits come out otherwise.
-COMPUTING = ("devices", "nodes", "compile")
-
-
 def note_resumption(
     directory: RunDirectory, config: dict[str, Any], now: dict[str, Any], step: int
 ) -> str:
@@ -232,8 +230,9 @@ def note_resumption(
     """
     directory.metrics.pop("reason", None)
     changes = differences(directory.metrics, now)
-    before = {key: directory.metrics.get(f"config/{key}", config.get(key)) for key in COMPUTING}
-    other = [f"{key}={before[key]}" for key in COMPUTING if before[key] != config.get(key)]
+    keys = sorted(marked(LAST_BITS))
+    before = {key: directory.metrics.get(f"config/{key}", config.get(key)) for key in keys}
+    other = [f"{key}={before[key]}" for key in keys if before[key] != config.get(key)]
     if other:
         earlier = [directory.metrics["changed"]] if "changed" in directory.metrics else []
         changed = "; ".join([*earlier, f"until step {step} it had {' '.join(other)}"])
