@@ -517,3 +517,13 @@ def test_the_ladder_has_a_panel_of_text_read_where_that_differs(here, monkeypatc
     said = capsys.readouterr().out
     assert "| gpt | 20 | 4,000,000 | 2.500 ± 0.500 | 2 |" in said
     assert "| gpt | 10 | 1,000,000 | 2.000 | 1 |" in said  # one seed has no error
+
+
+def test_single_runs_are_called_by_what_was_typed_for_them():
+    from lmlab.commands.plot import label_of
+
+    run = Path("outputs/gpt/10-00-00")
+    typed = {"command": "python train.py model=gpt lr=0.1 name=x out=y"}
+    assert label_of(run, typed) == "gpt/10-00-00,model=gpt,lr=0.1"
+    assert label_of(run, typed | {"label": "seed=0"}) == "seed=0"
+    assert label_of(run, {"command": "python 'x"}) == label_of(run, {}) == "gpt/10-00-00"

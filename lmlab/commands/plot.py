@@ -24,7 +24,7 @@ from lmlab.markers import PathText
 from lmlab.registry import importing, variables_kept
 from lmlab.runs import hugging_face
 from lmlab.runs.folder import newest, read_history, read_metrics
-from lmlab.sweeps.labels import common_parts, without
+from lmlab.sweeps.labels import common_parts, typed_values, without, words_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,10 +69,7 @@ def curves(runs: list[Path]) -> Figure:
     figure = new_figure(height=4.5 + LINE * n_rows)
     axes = figure.subplots()
     noted = [read_metrics(run) for run in runs]
-    labels = [
-        printable(str(metrics.get("label") or f"{run.parent.name}/{run.name}"))
-        for run, metrics in zip(runs, noted, strict=True)
-    ]
+    labels = [label_of(run, metrics) for run, metrics in zip(runs, noted, strict=True)]
     common = common_parts(labels)
     tokenizers = {tokenizer_of(metrics) for metrics in noted}
     styles = STYLES if len(tokenizers) == 1 else BITS
@@ -90,6 +87,15 @@ def curves(runs: list[Path]) -> Figure:
     else:
         name_below(axes, ", ".join(f"{key}: {WORDS[key]}" for key in styles))
     return figure
+
+
+def label_of(run: Path, metrics: Mapping[str, Any]) -> str:
+    """Returns what a run is called: the label of a cell, or folder, time and what was typed."""
+    typed = typed_values(words_of(str(metrics.get("command", ""))))
+    values = (f"{key}={value}" for key, value in typed.items())
+    return printable(
+        str(metrics.get("label") or ",".join([f"{run.parent.name}/{run.name}", *values]))
+    )
 
 
 def name_below(axes: Axes, title: str) -> None:

@@ -7,7 +7,6 @@ file with what HParams and Custom Scalars need: columns for what was varied, and
 import io
 import math
 import re
-import shlex
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -23,13 +22,12 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from lmlab import files
 from lmlab.config.grammar import typed_value
-from lmlab.config.keys import marked
 from lmlab.errors import UserError, printable
-from lmlab.markers import OF_THE_RUN, ONCE
 from lmlab.numbers import objectives
 from lmlab.runs.code import short
 from lmlab.runs.folder import EVENTS, read_metrics
 from lmlab.runs.tags import GROUPED, charts
+from lmlab.sweeps.labels import typed_values, words_of
 
 LOSSES = ("val/loss", "best/val/loss", "train/loss", "val/bits_per_byte")  # columns of HParams
 WORSE = ("diverged", "pruned", "failed")  # what a run that did not finish may have come to
@@ -69,23 +67,13 @@ class Listed:
             words = re.split(r",(?=[\w./@]+=)", str(self.metrics.get("label", "")))
         else:
             words = words_of(str(self.metrics.get("command", "")))
-        pairs = [word.partition("=") for word in words if "=" in word]
-        hidden = (marked(ONCE) | marked(OF_THE_RUN)) - {"seed"}
-        return {key: value for key, _, value in pairs if key not in hidden and "-" not in key}
+        return typed_values(words)
 
     @property
     def group(self) -> tuple[str, str]:
         """What is equal for runs that differ in their seed alone."""
         group = self.metrics.get("group") or str(self.path)
         return str(group), str(self.metrics.get("code_sha256"))
-
-
-def words_of(command: str) -> list[str]:
-    """Returns the words of a command, or none of one that cannot be taken apart."""
-    try:
-        return shlex.split(command)
-    except ValueError:
-        return []
 
 
 def varied(runs: Sequence[Listed]) -> list[str]:

@@ -1,9 +1,13 @@
-"""Shortens the labels of cells: leaves out the overrides that all labels have.
+"""What runs are called: the overrides that were typed for them, without those that all have.
 
 A label holds overrides, with commas between them.
 """
 
+import shlex
 from collections.abc import Collection, Iterable
+
+from lmlab.config.keys import marked
+from lmlab.markers import OF_THE_RUN, ONCE
 
 
 def common_parts(labels: Iterable[str]) -> set[str]:
@@ -23,3 +27,18 @@ def without(label: str, common: Collection[str]) -> str:
 def without_seed(label: str) -> str:
     """Returns the label without the override of the seed, or "" if nothing remains."""
     return ",".join(part for part in label.split(",") if not part.startswith("seed="))
+
+
+def typed_values(words: Iterable[str]) -> dict[str, str]:
+    """Returns the values that the words of a command give to keys, but for names and places."""
+    pairs = [word.partition("=") for word in words if "=" in word]
+    hidden = (marked(ONCE) | marked(OF_THE_RUN)) - {"seed"}
+    return {key: value for key, _, value in pairs if key not in hidden and "-" not in key}
+
+
+def words_of(command: str) -> list[str]:
+    """Returns the words of a command, or none of one that cannot be taken apart."""
+    try:
+        return shlex.split(command)
+    except ValueError:
+        return []
