@@ -43,24 +43,31 @@ def write(runs: list[Run], weights: Weights, before: bool, prompt: str, out: Pat
         runs = [before_training(runs[0]), *runs]
     names = list(dict.fromkeys(run.config.run.name for run in runs))
     data: dict[str, Any] = {"title": ", ".join(names), "prompt": prompt, "models": []}
-    code = [CODE.read_text(encoding="utf-8")]
-    for run in runs:
-        check_prompt(prompt, run)
-        model = checked_model(run)
+    models = [checked_model(run) for run in runs]
+    tokenizers = [checked_tokenizer(run, prompt) for run in runs]
+    for run, model in zip(runs, models, strict=True):
         check_size(run, model, weights)
-        data["models"].append(model_data(run, model, weights))
-        if model.script and model.script not in code:
-            code.append(model.script)
-    files.write(out, fill_page(TEMPLATE, data["title"], data, code="\n".join(code)))
+    for run, model, tokenizer in zip(runs, models, tokenizers, strict=True):
+        data["models"].append(model_data(run, model, weights) | {"tokenizer": tokenizer})
+    scripts = dict.fromkeys(model.script for model in models)  # each once
+    code = "\n".join([CODE.read_text(encoding="utf-8"), *scripts])
+    files.write(out, fill_page(TEMPLATE, data["title"], data, code=code))
     return [f"{model['name']}: {model['about']}: {model['loss']}" for model in data["models"]]
 
 
-def check_prompt(prompt: str, run: Run) -> None:
-    """Raises UserError if a prompt has characters that a run's vocabulary lacks."""
+def checked_tokenizer(run: Run, prompt: str) -> dict[str, Any]:
+    """Returns the tokenizer of a run in the form of a page.
+
+    Raises UserError if there is none, or if the prompt has characters that the vocabulary lacks.
+    """
     try:
         run.tokenizer.encode(prompt)
     except UserError as error:
         raise UserError(f"prompt={prompt}: {error}") from None
+    try:
+        return run.tokenizer.in_page()
+    except UserError as error:
+        raise UserError(f"run={run.path}: {error}") from None
 
 
 def before_training(run: Run) -> Run:
@@ -172,7 +179,6 @@ def model_data(run: Run, model: PageModel, weights: Weights) -> dict[str, Any]:
         "unit": run.tokenizer.unit,
         "start": run.tokenizer.encode(run.tokenizer.default_prompt()),
         "block_size": run.config.model.block_size,
-        "tokenizer": run.tokenizer.in_page(),
         "kind": model.kind,
         "sizes": model.sizes,
         "arrays": {name: packed(array, weights) for name, array in model.arrays.items()},
@@ -195,8 +201,10 @@ def losses(run: Run, weights: Weights) -> str:
         return (
             "its loss here is not known, since the run has no validation text with something scored"
         )
-    here = measured(run, rounded(run.model, weights), tokens, documents)
     original = measured(run, run.model, tokens, documents)
+    here = original
+    if learns_in_steps(run.model):  # what has counted is not rounded
+        here = measured(run, rounded(run.model, weights), tokens, documents)
     part = "its" if len(tokens) == len(text.val) else "the beginning of its"
     return (
         f"loss here {here['val/loss']:.4f} ({here['val/bits_per_byte']:.3f} bits a byte), of the "

@@ -228,6 +228,11 @@ class LanguageModel(nn.Module):
             f"{type(self).__name__} has no in_page(), which says how a page computes it"
         )
 
+    @property
+    def has_page(self) -> bool:
+        """Whether there is JavaScript that computes the model: `in_page` is overridden."""
+        return type(self).in_page is not LanguageModel.in_page
+
     # How it is evaluated
 
     def windows(

@@ -159,7 +159,11 @@ def speed_of_steps(cell: Cell) -> Speed:
         rows = 1
     check_batch(all_rows, config.model.block_size)
     check_memory(4 * cell.n_params, device)  # of the weights alone, which is known at once
-    check_memory(memory_of_step(config, text.tokenizer.vocab_size, rows), device)
+    memory = memory_of_step(config, text.tokenizer.vocab_size, all_rows)
+    if rows == all_rows:
+        check_memory(memory, device)
+    else:
+        check_memory(memory_of_step(config, text.tokenizer.vocab_size, rows), device)
     model = build_model(config.model, text.tokenizer.vocab_size).to(device)
     optimizer = build_optimizer(model, config.optimizer, config.device.precision)
     idx = torch.randint(text.tokenizer.vocab_size, (rows, config.model.block_size), device=device)
@@ -194,11 +198,7 @@ def speed_of_steps(cell: Cell) -> Speed:
         with torch.no_grad():
             evaluation = seconds(predict) / idx.numel()
         gradients = seconds(backward) * all_rows / rows * run.grad_accumulation
-        return Speed(
-            gradients + seconds(update),
-            evaluation,
-            memory_of_step(config, text.tokenizer.vocab_size, all_rows),
-        )
+        return Speed(gradients + seconds(update), evaluation, memory)
     finally:
         torch.set_num_threads(threads_before)
 

@@ -58,9 +58,10 @@ class LivePage:
     def renew(self, stopped: bool = False) -> None:
         """Writes the page if a cell has started or ended since it was written, or on `stopped`."""
         try:
-            if (self.state(), stopped) != self.shown:
+            now = self.state(), stopped  # before the page: what changes meanwhile comes next time
+            if now != self.shown:
                 self.write(stopped)
-                self.shown = self.state(), stopped
+                self.shown = now
         except Exception:  # a cell may just be writing; the next time, or the end, shows it
             self.shown = None
 

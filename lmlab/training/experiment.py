@@ -440,7 +440,7 @@ def say_results(
         )
     unit = subject.tokenizer.unit
     directory.say(summary.results(directory.metrics, ending.status, sample, unit))
-    directory.say(summary.whereabouts(directory.typed))
+    directory.say(summary.whereabouts(directory.typed, subject.model.has_page))
 
 
 def final_sample(directory: RunDirectory, subject: Subject) -> str:

@@ -105,13 +105,19 @@ def number(metrics: Mapping[str, Any], name: str) -> str:
     return decimal(value)
 
 
-def whereabouts(path: Path) -> str:
-    """Returns the lines that show the run's folder and the commands to look at the run."""
-    return (
-        f"\nsaved in      {path}\ncurves        {board_command(path)}\n"
-        f"more samples  {command('sample', run=path)}\n"
-        f"in a page     {command('page', run=path)}"
-    )
+def whereabouts(path: Path, has_page: bool) -> str:
+    """Returns the lines that show the run's folder and the commands to look at the run.
+
+    `has_page` says whether a page of HTML can hold the model.
+    """
+    lines = [
+        f"\nsaved in      {path}",
+        f"curves        {board_command(path)}",
+        f"more samples  {command('sample', run=path)}",
+    ]
+    if has_page:
+        lines.append(f"in a page     {command('page', run=path)}")
+    return "\n".join(lines)
 
 
 def compared(final: Mapping[str, Any], unit: str) -> str:
