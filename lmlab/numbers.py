@@ -57,6 +57,8 @@ class Number:
     """The name of somebody's own evaluation that returns it."""
 
 
+UPDATE_RATIO = "update_ratio/"  # before the name of a matrix: by what share a step changes it
+
 SHARE = Number(
     in_end_table=True, in_leaderboard=True, in_report=True, is_objective=True, better="higher"
 )

@@ -251,7 +251,7 @@ def test_a_page_encodes_as_the_library(name, browser):
 )
 def test_a_tokenizer_that_a_page_cannot_follow_is_refused(parts, word):
     with pytest.raises(UserError, match=word):
-        tokenizer_json.in_page(parsed(changed(**parts)))
+        tokenizer_json.pairs_in_page(parsed(changed(**parts)))
 
 
 # The command

@@ -27,7 +27,7 @@ from lmlab.numbers import objectives
 from lmlab.runs.code import short
 from lmlab.runs.folder import EVENTS, read_metrics
 from lmlab.runs.tags import GROUPED, charts
-from lmlab.sweeps.labels import typed_values, words_of
+from lmlab.sweeps.labels import parts_of, typed_values, words_of
 
 LOSSES = ("val/loss", "best/val/loss", "train/loss", "val/bits_per_byte")  # columns of HParams
 WORSE = ("diverged", "pruned", "failed")  # what a run that did not finish may have come to
@@ -64,7 +64,7 @@ class Listed:
     def typed(self) -> dict[str, str]:
         """The values that a person or a sweep gave to keys, but for names and places."""
         if self.is_cell:
-            words = re.split(r",(?=[\w./@]+=)", str(self.metrics.get("label", "")))
+            words = parts_of(str(self.metrics.get("label", "")))
         else:
             words = words_of(str(self.metrics.get("command", "")))
         return typed_values(words)
@@ -85,7 +85,7 @@ def varied(runs: Sequence[Listed]) -> list[str]:
     return sorted(differing, key=lambda key: key == "seed")
 
 
-def parts_of(run: Listed, keys: Iterable[str]) -> list[str]:
+def values_of(run: Listed, keys: Iterable[str]) -> list[str]:
     """Returns the values of some keys as they were typed, the name of a model without its key."""
     return [f"{key}={run.typed[key]}".removeprefix("model=") for key in keys if key in run.typed]
 
@@ -95,7 +95,7 @@ def name_of(run: Listed, keys: Iterable[str], times: Sequence[str]) -> str:
 
     `times` are the names of the folders of all single runs, of which the common day is left out.
     """
-    parts = parts_of(run, keys)
+    parts = values_of(run, keys)
     if run.is_cell:
         return " ".join(parts) or run.path.parent.name
     folder, time = run.path.parent.name, run.path.name
@@ -270,7 +270,7 @@ def group_names(
             continue
         shown = name
         if run.is_cell:
-            shown = " ".join(parts_of(run, keys)) or run.path.parent.name
+            shown = " ".join(values_of(run, keys)) or run.path.parent.name
         if shown in found.values():
             shown += f" {run.group[0]} {short(run.group[1])}"
         shown = printable(shown)

@@ -26,8 +26,8 @@ from lmlab.data.tokenizer_json import (
     alphabet_in,
     bytes_of_tokens,
     check_description,
-    in_page,
     keeps_every_byte,
+    pairs_in_page,
     parsed,
 )
 from lmlab.data.tokenizers import (
@@ -187,7 +187,7 @@ class PairTokenizer(ByteLevelTokenizer):
         )
 
     def in_page(self) -> dict[str, Any]:
-        return {"kind": "bpe"} | in_page(parsed(self.description))
+        return {"kind": "bpe"} | pairs_in_page(parsed(self.description))
 
     def to_json(self) -> str:
         return self.description

@@ -215,7 +215,7 @@ def bytes_of_tokens(values: Mapping[str, Any]) -> list[bytes]:
 # The form in which a page of HTML encodes texts.
 
 
-def in_page(values: Mapping[str, Any]) -> dict[str, Any]:
+def pairs_in_page(values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns tokens, merges and cuts of a checked tokenizer.json. Raises UserError.
 
     `cuts` are patterns, one after the other; None stands for that of GPT-2.

@@ -30,7 +30,7 @@ from lmlab.inference.pictures import commonest, pictures_of
 from lmlab.inference.specimen import Specimen
 from lmlab.isolation import random_numbers_kept
 from lmlab.models.base import LanguageModel
-from lmlab.numbers import NUMBERS, Number
+from lmlab.numbers import NUMBERS, UPDATE_RATIO, Number
 from lmlab.ranks import Ranks
 from lmlab.register import is_own
 from lmlab.registry import folder_kept, load
@@ -41,7 +41,7 @@ NAMED = 20  # names of an evaluation that one warning has
 LONGEST_NAME = 200  # characters that are shown of one
 NO_VALUE = "is no number, text or picture (H, W, 3) of uint8"
 # Groups of names in history.jsonl and metrics.json that somebody's own evaluation may not have.
-LABS_GROUPS = ("train/", "best/", "test/", "reference/", "config/", "resumed/", "update_ratio/")
+LABS_GROUPS = ("train/", "best/", "test/", "reference/", "config/", "resumed/", UPDATE_RATIO)
 IN_TABLE = 30  # tokens that the picture of a bigram shows: the commonest
 COUNTED = 2**20  # tokens of the training text that tell which these are
 
@@ -391,7 +391,8 @@ def update_ratios(subject: Subject) -> dict[str, Detail]:
     }
     numbers = torch.stack([*ratios.values()]).tolist()  # waits for a GPU once, not for each matrix
     return {
-        f"update_ratio/{name}": Detail(number) for name, number in zip(ratios, numbers, strict=True)
+        f"{UPDATE_RATIO}{name}": Detail(number)
+        for name, number in zip(ratios, numbers, strict=True)
     }
 
 

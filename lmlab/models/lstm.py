@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lmlab.catalogue import LSTMConfig
 from lmlab.models.base import LanguageModel
-from lmlab.models.page import PageModel, lstm_in_page
+from lmlab.models.page import PageModel, embeddings_named
 
 
 @dataclass
@@ -77,7 +77,10 @@ class LSTM(LanguageModel):
         return 6 * self.n_matrix_weights()
 
     def in_page(self, vocab_size: int) -> PageModel:
-        return lstm_in_page(self)
+        weights = embeddings_named(self.state_dict())
+        arrays = {name.removeprefix("layers."): weight for name, weight in weights.items()}
+        sizes = {"n_layer": self.config.n_layer, "n_embd": self.config.n_embd}
+        return PageModel("lstm", sizes, arrays)
 
     def forward(self, idx: Tensor, caches: list[Memory] | None = None) -> Tensor:
         """Logits (B, T, V) of the tokens idx (B, T), which follow those in the memories, if any."""

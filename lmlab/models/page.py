@@ -13,7 +13,7 @@ from torch import Tensor
 from lmlab.models.decoder import EPS
 
 if TYPE_CHECKING:  # they import this module
-    from lmlab.models import gpt, lstm, modern
+    from lmlab.models import gpt, modern
 
 
 @dataclass(frozen=True)
@@ -80,16 +80,6 @@ def transformer_sizes(keys: Any, vocab_size: int) -> dict[str, Any]:
         "scale": (keys.n_embd // keys.n_head * keys.width_ratio) ** -0.5,
         "head_scale": 1 / keys.width_ratio,
     }
-
-
-def lstm_in_page(model: lstm.LSTM) -> PageModel:
-    """Returns an LSTM."""
-    arrays = {
-        name.removeprefix("layers."): weight
-        for name, weight in embeddings_named(model.state_dict()).items()
-    }
-    sizes = {"n_layer": model.config.n_layer, "n_embd": model.config.n_embd}
-    return PageModel("lstm", sizes, arrays)
 
 
 def embeddings_named(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -8,6 +8,8 @@ from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.plugins.custom_scalar import layout_pb2, metadata
 
+from lmlab.numbers import UPDATE_RATIO
+
 # Numbers and pictures without a group, and the tags that give them one.
 GROUPED = {
     "lr": "train/lr",
@@ -23,7 +25,6 @@ GROUPED = {
 # Above all other cards. A run has one of the two names of the speed; older runs have the last.
 PINNED = ("val/loss", "train/loss", "train/tokens_per_second", "tokens_per_second")
 PICTURED = ("view/bigram", "view/attention")  # above them, too, if only one run is shown
-LEFT_OUT = "update_ratio/"  # would be a card for each matrix of a model; a picture has them all
 
 # Charts of several numbers, by category and title. Older runs have tags without a group.
 CHARTS = {
@@ -41,7 +42,7 @@ CHARTS = {
 
 def tag_of(name: str) -> str | None:
     """Returns the tag of a number, text or picture, or None if it is not shown."""
-    if name.startswith(LEFT_OUT):
+    if name.startswith(UPDATE_RATIO):  # a card for each matrix; a picture has them all
         return None
     return GROUPED.get(name, name)
 

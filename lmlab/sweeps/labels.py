@@ -3,6 +3,7 @@
 A label holds overrides, with commas between them.
 """
 
+import re
 import shlex
 from collections.abc import Collection, Iterable
 
@@ -10,9 +11,14 @@ from lmlab.config.keys import marked
 from lmlab.markers import OF_THE_RUN, ONCE
 
 
+def parts_of(label: str) -> list[str]:
+    """Returns the overrides of a label; their values may have commas, too."""
+    return re.split(r",(?=[\w./@]+=)", label)
+
+
 def common_parts(labels: Iterable[str]) -> set[str]:
     """Returns the overrides that all labels have, or none if there is only one label."""
-    parts = [set(label.split(",")) for label in labels]
+    parts = [set(parts_of(label)) for label in labels]
     if len(parts) < 2:
         return set()
     return set.intersection(*parts)
@@ -20,13 +26,13 @@ def common_parts(labels: Iterable[str]) -> set[str]:
 
 def without(label: str, common: Collection[str]) -> str:
     """Returns the label without the overrides in `common`, or all of it if nothing remains."""
-    varying = [part for part in label.split(",") if part not in common]
+    varying = [part for part in parts_of(label) if part not in common]
     return ",".join(varying) or label
 
 
 def without_seed(label: str) -> str:
     """Returns the label without the override of the seed, or "" if nothing remains."""
-    return ",".join(part for part in label.split(",") if not part.startswith("seed="))
+    return ",".join(part for part in parts_of(label) if not part.startswith("seed="))
 
 
 def typed_values(words: Iterable[str]) -> dict[str, str]:

@@ -9,11 +9,9 @@ import numpy as np
 from lmlab.errors import reason_of
 from lmlab.inference import evaluations
 from lmlab.inference.pictures import changes_picture
-from lmlab.numbers import decimal, losses
+from lmlab.numbers import UPDATE_RATIO, decimal, losses
 from lmlab.runs.code import short
 from lmlab.runs.folder import AnyDirectory
-
-RATIO = "update_ratio/"  # before the name of a matrix
 
 
 class Results:
@@ -78,7 +76,9 @@ class Results:
         """
         numbers = evaluations.numbers_of(values)
         texts = evaluations.texts_of(values)
-        ratios = {name: float(value) for name, value in values.items() if name.startswith(RATIO)}
+        ratios = {
+            name: float(value) for name, value in values.items() if name.startswith(UPDATE_RATIO)
+        }
         self.warn_of_infinite(numbers)
         self.directory.record(step=step, **numbers, **texts, **ratios)
         self.show(values, step)
@@ -104,7 +104,7 @@ class Results:
         if not ratios or not self.boards:
             return {}
         try:
-            named = {name.removeprefix(RATIO): ratio for name, ratio in ratios.items()}
+            named = {name.removeprefix(UPDATE_RATIO): ratio for name, ratio in ratios.items()}
             return {"update_ratio": changes_picture(named)}
         except Exception as error:
             self.directory.warn(f"no picture of update_ratio: {reason_of(error)}")
