@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import pytest
 
 from lmlab.commands import train as cli
-from lmlab.sweeps import live, load_runs, report, table
+from lmlab.sweeps import curves, live, load_runs, report, table
 from lmlab.sweeps.cells import Sweep
+from lmlab.sweeps.curves import POINTS, Curves, curve
 from tests.conftest import working_in
 
 LINE = (
@@ -90,9 +91,9 @@ def test_what_has_ended_is_read_once(sweep, monkeypatch):
         table, "load_run", lambda path, load=table.load_run: read.append(path) or load(path)
     )
     monkeypatch.setattr(
-        report,
+        curves,
         "read_history",
-        lambda path, load=report.read_history: read.append(path) or load(path),
+        lambda path, load=curves.read_history: read.append(path) or load(path),
     )
     sweep.renew()
     assert len(read) == 6  # of two cells: the row, the curves, the samples
@@ -121,16 +122,16 @@ def test_a_stopped_sweep_leaves_a_page_that_says_so(sweep):
 
 def test_a_page_of_many_rows_has_few_points_a_curve_and_each_key_once(finished):
     runs = load_runs(finished)
-    curves = report.Curves()
-    data = report.page_data(runs, table.leaderboard(runs), "s", curves)
-    assert curves.limit == report.POINTS
+    read = Curves()
+    data = report.page_data(runs, table.leaderboard(runs), "s", read)
+    assert read.limit == POINTS
     assert data["config"]["model"] == "bigram" and "seed" not in data["config"]
     assert [row["config"] for row in data["rows"]] == [{"lr": "2"}, {"lr": "1"}]
-    assert report.curve([[{"step": n, "x": 1.0} for n in range(500)]], "x", 30)["step"][-1] == 499
+    assert curve([[{"step": n, "x": 1.0} for n in range(500)]], "x", 30)["step"][-1] == 499
     many = runs.loc[runs.index.repeat(1000)].assign(group=[str(n) for n in range(2000)])
-    curves.of = lambda *_: {}
-    page = report.page(many, table.leaderboard(many), "s", curves)
-    assert curves.limit == report.FEW_POINTS and len(page) < 1_000_000
+    read.of = lambda *_: {}
+    page = report.page(many, table.leaderboard(many), "s", read)
+    assert read.limit == report.FEW_POINTS and len(page) < 1_000_000
 
 
 def test_a_row_is_named_by_the_keys_that_its_model_uses():

@@ -27,6 +27,7 @@ from lmlab.inference.generate import Sample
 from lmlab.inference.loss import log_probs, loss_metrics
 from lmlab.models.base import build_model
 from lmlab.sweeps import load_runs, report
+from lmlab.sweeps.curves import Curves
 from lmlab.sweeps.table import leaderboard
 from lmlab.terminal import Interrupted
 from tests.conftest import config, metrics, refused, script
@@ -243,7 +244,7 @@ def test_a_sweep_over_tokenizers_is_ranked_by_bits_per_byte(here, train, capsys)
     board = (here / "outputs/sweeps/s/leaderboard.md").read_text().split("\n")[0]
     assert "| val/bits_per_byte |" in board and "| best val/loss per token |" in board
     runs = load_runs("outputs/sweeps/s")
-    data = report.page_data(runs, leaderboard(runs), "s", report.Curves())
+    data = report.page_data(runs, leaderboard(runs), "s", Curves())
     assert data["unit"] == "bits per byte" and data["references"] == []
     for row in data["rows"]:
         assert row["curves"][data["loss"]]["mean"][-1] == pytest.approx(row["loss"])

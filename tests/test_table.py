@@ -20,6 +20,7 @@ from lmlab.errors import UserError, one_line_errors
 from lmlab.inference import loss
 from lmlab.numbers import REFERENCES
 from lmlab.sweeps import load_runs, report, scaling, table, words
+from lmlab.sweeps.curves import Curves
 from lmlab.sweeps.labels import common_parts, without
 from tests.conftest import NANO, ROOT, history, metrics, refused, script, working_in
 
@@ -368,7 +369,7 @@ def test_runs_without_samples_have_a_page_without_them(sweep, here):
             )
         )
     found = load_runs(here / "s")
-    data = report.page_data(found, table.leaderboard(found), "s", report.Curves())
+    data = report.page_data(found, table.leaderboard(found), "s", Curves())
     assert [row["samples"] for row in data["rows"]] == [None] * 3
 
 

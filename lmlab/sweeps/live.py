@@ -13,6 +13,7 @@ from lmlab import files
 from lmlab.sweeps import report
 from lmlab.sweeps import table as tables
 from lmlab.sweeps.cells import ENDED
+from lmlab.sweeps.curves import Curves
 from lmlab.sweeps.survey import Survey
 
 SECONDS = 3.0  # between two looks at the folders of the cells
@@ -30,7 +31,7 @@ class LivePage:
     def __init__(self, survey: Survey) -> None:
         self.survey = survey
         self.sweep = survey.sweep
-        self.curves = report.Curves()
+        self.curves = Curves()
         self.ended: dict[Path, tuple[int, tables.Row]] = {}  # when its metrics changed; its row
         self.shown: Any = None  # the state of the cells that the page shows
         self.is_over = threading.Event()
