@@ -500,6 +500,26 @@ def test_losses_of_different_validation_texts_are_doubted_by_all_that_compare_th
     assert table.other_texts(runs[runs["group"] == "0"]) == []
 
 
+def test_each_validation_text_has_a_ranking_of_its_own():
+    losses = [[2.0, 2.1], [1.0, 1.1], [1.9, 2.1], [1.2, 1.4], [], []]
+    texts = ["a", "b", "a", "b", "a", "b"]
+    runs = frame([one or [None] for one in losses], data_sha256=texts).assign(code="")
+    board = table.leaderboard(runs)
+    assert [*board["group"]] == ["1", "3", "2", "0", "5", "4"]
+    assert [*table.are_best(board)] == [True, False, True, False, False, False]
+    alone = {
+        text: table.leaderboard(runs[runs["data_sha256"] == text].reset_index(drop=True))
+        for text in "ab"
+    }
+    for row in board.to_dict("records"):
+        its = alone[texts[int(row["group"])]].set_index("group").loc[row["group"]]
+        for name in ("difference", "difference_low", "difference_high"):
+            assert row[name] == pytest.approx(its[name], nan_ok=True)
+    shown = report.columns(board, ["data_sha256"])
+    assert [*shown[""]] == ["1", "2", "1", "2", "–", "–"]
+    assert [*shown["to the best"][::2]] == ["best", "best", ""]
+
+
 def test_runs_of_other_versions_or_machines_are_said_to_be():
     columns = {"data_sha256": ["a", "a"], "val_fraction": [0.1, 0.1]}
     runs = frame([[2.0], [1.0]], **columns).assign(code="", warnings=None)

@@ -68,8 +68,9 @@ def finish(sweep: Sweep, launcher: str) -> bool:
     validation split was used to choose it and is partly luck.
     """
     table = tables.load_runs(sweep.folder)
-    best = tables.leaderboard(table)["group"][0]
-    winner = table[(table["group"] == best) & (table["status"] == "finished")]
+    board = tables.leaderboard(table)
+    bests = board["group"][tables.are_best(board)]
+    winner = table[table["group"].isin(bests) & (table["status"] == "finished")]
     winner = winner[winner["test_fraction"] > 0]
     untested = [path for path in winner["path"] if not is_tested(path)]
     if untested:
@@ -203,7 +204,9 @@ def columns(board: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     means = [name for name in numbers_where("in_report") if name in board]
     means = [name for name in means if board[name].notna().any()]
     rows = []
-    for n, row in enumerate(tables.records(board)):
+    n = 0  # of a row among those of its text
+    for row, is_best in zip(tables.records(board), tables.are_best(board), strict=True):
+        n = 1 if is_best else n + 1
         texts = {
             "": place(row[loss], n),
             loss: decimal(row[loss]),
@@ -212,7 +215,7 @@ def columns(board: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
             TO_BEST: interval(row),
             SEEDS: needed(row),
         }
-        if n == 0 and not math.isnan(row[loss]):
+        if is_best:
             texts[TO_BEST] = "best"
         if "record_difference" in row:
             texts[TO_RECORD] = interval(row, "record_")
@@ -237,10 +240,10 @@ def heading(name: str, loss: str) -> str:
 
 
 def place(loss: float, n: int) -> str:
-    """Returns the rank n + 1 as text, or a dash if the row has no loss."""
+    """Returns the rank n as text, or a dash if the row has no loss."""
     if math.isnan(loss):
         return "–"
-    return str(n + 1)
+    return str(n)
 
 
 def footnote(table: pd.DataFrame, board: pd.DataFrame) -> str:
@@ -252,6 +255,8 @@ def footnote(table: pd.DataFrame, board: pd.DataFrame) -> str:
     if board["p"].notna().any():
         sentences += explained(tables.records(board), "all rows")
     sentences += doubts(table, loss)
+    if tables.are_best(board).sum() > 1:
+        sentences.append("So each text has a ranking of its own.")
     n_ranked = int(board[loss].notna().sum())
     if "test/loss" in board and board["test/loss"].notna().any():
         sentences.append(

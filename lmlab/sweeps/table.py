@@ -55,6 +55,8 @@ Reader = Callable[[Path], Row]
 
 LEFT_OUT = "left_out"  # how many characters of the text the vocabulary lacks, or bytes
 DIGITS = 8  # of such a hash in a row
+# What tells validation texts from each other; losses on different ones cannot be compared.
+TEXT_KEYS = ("data_sha256", *VALIDATED, LEFT_OUT)
 
 
 def load_runs(
@@ -322,12 +324,14 @@ def follows_from_choices(table: pd.DataFrame, key: str) -> bool:
 class Entry:
     """A configuration in the leaderboard: its row, and the loss of each of its finished seeds.
 
-    `ended` says whether a run of it came to an end of its own, finished or not.
+    `ended` says whether a run of it came to an end of its own, finished or not. `text` tells the
+    validation text from others.
     """
 
     row: dict[str, Any]
     losses: dict[int, float]
     ended: bool
+    text: tuple[str, ...] = ()
 
     def rank(self, loss: str) -> tuple[bool, float]:
         """Returns the sort key of an entry: its mean loss, or infinity without one."""
@@ -354,7 +358,7 @@ def configurations(table: pd.DataFrame) -> list[Entry]:
         losses = {run["seed"]: run[loss] for run in runs_by_group.get(group, [])}
         ended = any(run["status"] in ENDED for run in members)
         row = row_of(members, list(losses), means_by_group.get(group, missing), keys)
-        entries.append(Entry(row, losses, ended))
+        entries.append(Entry(row, losses, ended, text_of(members[0])))
     entries.sort(key=lambda entry: entry.rank(loss))
     return entries
 
@@ -362,19 +366,28 @@ def configurations(table: pd.DataFrame) -> list[Entry]:
 def leaderboard(table: pd.DataFrame, record: float | None = None) -> pd.DataFrame:
     """Returns a table with a row for each configuration, best first, as `configurations` ranks them.
 
+    If they were validated on several texts, each text has its own best: the rows of a text follow
+    each other, and what is said of the best is said of the first of them.
+
     `se` is the standard error of the mean, and `ci95` half of its 95 % interval; both are nan for
-    one seed. `difference` is that to the first row over the seeds that both have, with its interval
+    one seed. `difference` is that to the best over the seeds that both have, with its interval
     (`difference_low`, `difference_high`), by Student's t-test, or by Welch's if they have fewer than
     two in common (`test`). `p` is that of the test after the correction of Holm (1979) for all rows.
     `like_best` is true if p is at least 5 %, and None without a test. With a `record`, the columns
     `record_…` say the same of the difference to this number.
     """
-    entries = configurations(table)
-    best = entries[0]
-    for entry in entries[1:]:
-        if "test/loss" in entry.row:  # earlier winners have been tested, too
+    by_text: dict[tuple[str, ...], list[Entry]] = {}
+    for entry in configurations(table):
+        by_text.setdefault(entry.text, []).append(entry)
+    entries = [entry for members in by_text.values() for entry in members]
+    entries.sort(key=lambda entry: not entry.losses)
+    bests = {text: members[0] for text, members in by_text.items()}
+    to_best: list[Difference | None] = []
+    for entry in entries:
+        best = bests[entry.text]
+        to_best.append(None if entry is best else difference(entry.losses, best.losses))
+        if entry is not best and "test/loss" in entry.row:  # earlier winners have been tested, too
             entry.row["test/loss"] = math.nan
-    to_best = [None, *(difference(entry.losses, best.losses) for entry in entries[1:])]
     rows = [entry.row for entry in entries]
     for row in rows:
         row |= {"p": None, "like_best": None}  # before the columns that came after version 0.1
@@ -383,11 +396,20 @@ def leaderboard(table: pd.DataFrame, record: float | None = None) -> pd.DataFram
         p = entry.row["p"]
         entry.row["like_best"] = None if p is None else p >= LEVEL
         entry.row["ci95"] = half_width([*entry.losses.values()])
-    if best.losses:
-        best.row["like_best"] = True
+    for best in bests.values():
+        if best.losses:
+            best.row["like_best"] = True
     if record is not None:
         add_differences(rows, [from_number(entry.losses, record) for entry in entries], "record_")
     return as_table(rows)
+
+
+def are_best(board: pd.DataFrame) -> pd.Series:
+    """Returns for each row of a leaderboard whether it is the best of its text, (rows,).
+
+    Such a row has seeds that count and no difference to the best.
+    """
+    return (board["n"] > 0) & board["difference"].isna()
 
 
 def as_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
@@ -506,9 +528,14 @@ def doubled(table: pd.DataFrame, loss: str) -> list[str]:
     ]
 
 
+def text_of(run: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns what tells the validation text of a run from others, as texts."""
+    return tuple(repr(run.get(key)) for key in TEXT_KEYS)
+
+
 def other_texts(table: pd.DataFrame) -> list[str]:
     """Returns a sentence if the runs were validated on different text, or none."""
-    keys = differing(table, ("data_sha256", *VALIDATED, LEFT_OUT))
+    keys = differing(table, TEXT_KEYS)
     if not keys:
         return []
     return [
