@@ -107,6 +107,10 @@ METRIC = Number(
 )
 """The row of most metrics: in all tables, and an objective of searches, by which they may prune."""
 
+EXCERPT_LOSS = "val/loss_excerpt"  # of the last evaluation: the loss on what earlier ones looked at
+EXCERPT_TOKENS = "val/tokens"  # that were predicted; it is there if val/loss is that of an excerpt
+OF_EXCERPTS = (EXCERPT_LOSS, EXCERPT_TOKENS)  # numbers that no board shows
+
 # What simple models reach on the same text, best first, in words. `order` is reference/order, and
 # `unit` is what a token is called.
 REFERENCES = {

@@ -21,6 +21,7 @@ from lmlab.commands.picture import check_picture, new_figure, save_picture
 from lmlab.config.keys import token_keys
 from lmlab.errors import UserError, printable
 from lmlab.markers import PathText
+from lmlab.numbers import EXCERPT_TOKENS
 from lmlab.registry import importing, variables_kept
 from lmlab.runs import hugging_face
 from lmlab.runs.folder import newest, read_history, read_metrics
@@ -166,8 +167,11 @@ def tokenizer_of(metrics: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
 def draw(axes: Axes, run: Path, label: str, styles: dict[str, dict[str, Any]], color: str) -> None:
     """Draws the curves of one run, one for each number in `styles` that its history has."""
     lines = read_history(run)
+    excerpts = {line[EXCERPT_TOKENS] for line in lines if line.get(EXCERPT_TOKENS)}
     for key, style in styles.items():
         points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
         if points:
             name = f"{label}  {key}"
+            if excerpts and key.startswith("val/"):
+                name += f" (before the end on {max(excerpts):,} tokens)"
             axes.plot(*zip(*points, strict=True), color=color, label=name, **style)

@@ -74,6 +74,7 @@ class RunConfig:
     min_lr: Annotated[PositiveOrZero, STEPWISE, Follows("lr", divisor=10)]
     log_interval: Annotated[Count, CHANGEABLE, UNTOUCHING, STEPWISE]
     eval_interval: Annotated[Count, CHANGEABLE, STEPWISE]
+    eval_tokens: Annotated[Count | None, UNTOUCHING, STEPWISE, Neutral(None)]
     checkpoint_interval: Annotated[Count, CHANGEABLE, UNTOUCHING, STEPWISE]
     checkpoint_minutes: Annotated[Positive, CHANGEABLE, UNTOUCHING, STEPWISE]
     # What lies at init_from enters by its sha256.

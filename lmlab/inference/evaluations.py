@@ -25,12 +25,13 @@ from lmlab.data.splits import Splits
 from lmlab.data.tokenizers import Tokenizer
 from lmlab.inference import generate
 from lmlab.inference.answers import answer_numbers
-from lmlab.inference.loss import Turns, aligned, log_probs, loss_metrics
+from lmlab.inference.excerpt import excerpt
+from lmlab.inference.loss import Turns, aligned, counting, log_probs, loss_metrics
 from lmlab.inference.pictures import commonest, pictures_of
 from lmlab.inference.specimen import Specimen
 from lmlab.isolation import random_numbers_kept
 from lmlab.models.base import LanguageModel
-from lmlab.numbers import NUMBERS, UPDATE_RATIO, Number
+from lmlab.numbers import EXCERPT_LOSS, EXCERPT_TOKENS, NUMBERS, UPDATE_RATIO, Number
 from lmlab.ranks import Ranks
 from lmlab.register import is_own
 from lmlab.registry import folder_kept, load
@@ -48,11 +49,12 @@ COUNTED = 2**20  # tokens of the training text that tell which these are
 
 @dataclass(frozen=True)
 class Source:
-    """The validation text of an earlier run, with its documents and its key `align`."""
+    """A text that is evaluated, with its documents and the key `align` of its run."""
 
     tokens: np.ndarray
     documents: Documents | None
     align: str
+    is_excerpt: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,12 @@ class Subject:
 
     with_attention: bool = True
     """Whether the pictures that take long are due, too."""
+
+    eval_tokens: int | None = None
+    """The run's key `eval_tokens`: how much of a text the evaluations before the last one see."""
+
+    is_last: bool = True
+    """Whether no evaluation follows in this run, so that the loss is that of the whole text."""
 
     instruments: tuple[str, ...] = ()
     """The rows of `INSTRUMENTS` that the run has switched on."""
@@ -337,6 +345,9 @@ def texts_of(values: Mapping[str, Value]) -> dict[str, str]:
 def validation_loss(subject: Subject) -> dict[str, float]:
     """Returns val/loss (nats per token), val/perplexity and val/bits_per_byte.
 
+    Before the end of a run they are those of an excerpt if the text is long, and `EXCERPT_TOKENS`
+    says of how many tokens. At the end `EXCERPT_LOSS` is there to compare with those.
+
     Raises NotFinite if the loss is not finite; without a validation part, if that of the first
     window of the training part is not.
     """
@@ -348,6 +359,12 @@ def validation_loss(subject: Subject) -> dict[str, float]:
     numbers = loss_on(subject, "val")
     if not math.isfinite(numbers["val/loss"]):
         raise NotFinite
+    texts = judged(subject)
+    if texts["val"].is_excerpt:
+        counts = counting(texts["val"].documents)
+        numbers[EXCERPT_TOKENS] = 0 if counts is None else int(counts.sum())
+    if "excerpt" in texts:
+        numbers[EXCERPT_LOSS] = loss_on(subject, "excerpt")["val/loss"]
     return numbers
 
 
@@ -413,14 +430,39 @@ def pictures(subject: Subject) -> dict[str, np.ndarray]:
 
 
 def judged(subject: Subject) -> dict[str, Source]:
-    """Returns the texts on which an evaluation computes the loss, by name, as far as there are any."""
+    """Returns the texts on which an evaluation computes the loss, by name, as far as there are any.
+
+    Before the end of a run long ones are excerpts. At the end "excerpt" is that of "val".
+    """
     val = subject.text.val
     if len(val) == 0:
         return {}
     texts = {"val": Source(val, subject.text.documents.get("val"), subject.align)}
     if subject.source is not None:
         texts["source"] = subject.source
-    return texts
+    excerpts = {name: excerpt_of(text, subject) for name, text in texts.items()}
+    if subject.is_last:
+        excerpts = {"excerpt": excerpts["val"]}
+    return texts | {name: text for name, text in excerpts.items() if text is not None}
+
+
+def excerpt_of(text: Source, subject: Subject) -> Source | None:
+    """Returns the excerpt of a text that the subject's run looks at, or None if it has none."""
+    if subject.eval_tokens is None or not has_excerpts(subject.model):
+        return None
+    is_aligned = aligned(text.documents, text.align) is not None
+    taken = excerpt(
+        text.tokens, subject.block_size, subject.eval_tokens, text.documents, is_aligned
+    )
+    return None if taken is None else Source(*taken, align="document", is_excerpt=True)
+
+
+def has_excerpts(model: LanguageModel) -> bool:
+    """Returns whether a model can be evaluated on excerpts.
+
+    One with windows of its own cannot, since in other windows its loss would be another.
+    """
+    return type(model).windows is LanguageModel.windows
 
 
 def loss_on(subject: Subject, name: str) -> dict[str, float]:

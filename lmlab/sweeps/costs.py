@@ -119,7 +119,9 @@ def shape_of(cell: Cell) -> tuple[object, ...]:
 def cost_of_steps(cell: Cell, speed: Speed, text: Splits) -> Cost:
     """Returns the cost of all steps, evaluations and files of a cell."""
     run = cell.config.run
-    evaluations = 2 + run.max_steps // run.eval_interval
+    whole = len(text.val)
+    seen = min(whole, run.eval_tokens or whole)
+    evaluated = (1 + run.max_steps // run.eval_interval) * seen + whole
     with torch.device("meta"):
         model = build_model(cell.config.model, text.tokenizer.vocab_size)
     weight_bytes = sum(weight.nbytes for weight in model.parameters())
@@ -127,7 +129,7 @@ def cost_of_steps(cell: Cell, speed: Speed, text: Splits) -> Cost:
     history = POINT * run.max_steps // run.log_interval
     processes = cell.config.device.processes
     return Cost(
-        seconds=processes * run.max_steps * speed.step + evaluations * len(text.val) * speed.token,
+        seconds=processes * run.max_steps * speed.step + evaluated * speed.token,
         bytes=3 * checkpoint + history + FOLDER_REST,  # last, previous and best
         memory=speed.memory,
     )

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from lmlab.errors import UserError
-from lmlab.numbers import numbers_where
+from lmlab.numbers import EXCERPT_TOKENS, numbers_where
 from lmlab.runs.folder import read_history
 
 POINTS = 200  # of a curve, at most
@@ -64,6 +64,7 @@ class Curves:
             "marks": [self.mark(run, loss) for run in diverged],
             "per_step": {name: per_step(members, name) for name in ("tokens", "flops")},
         }
+        drawn["excerpt"] = excerpt_of(histories)
         for name in dict.fromkeys([*numbers_where("ranks"), loss]):
             drawn[name] = curve(histories, name, self.limit)
         return drawn
@@ -107,6 +108,12 @@ def per_step(runs: Sequence[dict[str, Any]], name: str) -> float | None:
         if run["step"] > 0 and total is not None and not math.isnan(total):
             return float(total / run["step"])
     return None
+
+
+def excerpt_of(histories: list[list[dict[str, Any]]]) -> int | None:
+    """Returns of how many tokens val/loss is before the end of the runs, or None if of all."""
+    seen = [line.get(EXCERPT_TOKENS) for lines in histories for line in lines]
+    return max(filter(None, seen), default=None)
 
 
 def curve(histories: list[list[dict[str, Any]]], name: str, limit: int) -> dict[str, Any]:

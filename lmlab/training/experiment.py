@@ -362,6 +362,7 @@ def subject_of(directory: AnyDirectory, prepared: Prepared) -> Subject:
         seed=prepared.run.seed,
         source=source_text(directory, prepared.text.tokenizer),
         align=prepared.run.align,
+        eval_tokens=prepared.run.eval_tokens,
         instruments=switched_on(prepared.run),
     )
 

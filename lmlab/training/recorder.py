@@ -16,7 +16,9 @@ from lmlab.errors import UserError
 from lmlab.inference import evaluations
 from lmlab.inference.evaluations import Detail, Subject
 from lmlab.isolation import set_random_state
+from lmlab.numbers import EXCERPT_LOSS, EXCERPT_TOKENS
 from lmlab.ranks import ALONE, Ranks
+from lmlab.runs import checkpoints
 from lmlab.runs.board import Board
 from lmlab.runs.folder import AnyDirectory
 from lmlab.terminal import Interrupted, StopSignals
@@ -158,7 +160,8 @@ class Recorder(Callback):
         self.last = False  # whether the step was the run's last
         self.diverged = False
         self.pruned = False
-        self.asked_to_end = False  # by a callback
+        # By a callback. Of a resumed run: if that was to end after one step more.
+        self.asked_to_end = bool(saved and saved.get("ended_by_callback") and not saved["last"])
         self.stopping = False  # after a signal that any rank has received
         self.end_reason = ""
         self.rate_was_told = False  # that changing it has no effect
@@ -361,7 +364,9 @@ class Recorder(Callback):
             self.ranks.copy_first(buffer)
         step = self.meter.step
         slow = self.last or self.schedule.draws_attention(step)
-        subject = replace(self.subject, step=step, before=self.before, with_attention=slow)
+        subject = replace(
+            self.subject, step=step, before=self.before, with_attention=slow, is_last=self.last
+        )
         # Of the weights that were trained; a callback may let other weights be evaluated.
         ratios = self.update_ratios(subject)
         subject = replace(subject, before={})
@@ -376,8 +381,9 @@ class Recorder(Callback):
             return
         self.hooks.after(trainer, module, evaluations.numbers_of(values))
         (asked,) = self.ranks.agree(int(trainer.should_stop))
-        if asked:
-            self.asked_to_end = self.last = True
+        if asked:  # after one step more if this evaluation was one of an excerpt
+            self.asked_to_end = True
+            self.last = EXCERPT_TOKENS not in values
         values |= {name: Detail(ratio) for name, ratio in (self.waiting or {}).items()}
         self.waiting = None
         self.before = {}
@@ -412,6 +418,7 @@ class Recorder(Callback):
                 if self.ranks.leads:
                     with self.stop.interrupting():
                         values = evaluations.evaluate(subject, self.directory.warn)
+                        values |= self.whole_loss_of_best(subject, values)
         except (Interrupted, evaluations.NotFinite) as error:
             fault = error
         if self.ranks.size > 1:
@@ -419,6 +426,25 @@ class Recorder(Callback):
             if not self.ranks.leads:
                 values, fault = of_leader
         return {**values, **ratios}, fault
+
+    def whole_loss_of_best(
+        self, subject: Subject, values: Mapping[str, Any]
+    ) -> Mapping[str, float]:
+        """Returns best/val/loss and its like on the whole text, at the end of a run.
+
+        They are there if they are known of an excerpt alone. A failure is only a warning.
+        """
+        known = self.directory.metrics.get(f"best/{EXCERPT_TOKENS}")
+        if not known or values.get(EXCERPT_LOSS, -math.inf) < self.results.best:
+            return {}
+        try:
+            best = checkpoints.load(self.directory.path, "best", choice=subject.model.device.type)
+            numbers = evaluations.loss_on(replace(subject, model=best.model), "val")
+        except Exception as error:
+            why = plugins.explained("best.ckpt", error)
+            self.directory.warn(f"best/val/loss is that of {known:,} tokens: {why}")
+            return {}
+        return {f"best/{name}": value for name, value in numbers.items()}
 
     def update_ratios(self, subject: Subject) -> Mapping[str, Any]:
         """Returns how much the last step changed each matrix. A failure is only a warning."""

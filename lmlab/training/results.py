@@ -9,16 +9,19 @@ import numpy as np
 from lmlab.errors import reason_of
 from lmlab.inference import evaluations
 from lmlab.inference.pictures import changes_picture
-from lmlab.numbers import UPDATE_RATIO, decimal, losses
+from lmlab.numbers import EXCERPT_LOSS, EXCERPT_TOKENS, OF_EXCERPTS, UPDATE_RATIO, decimal, losses
 from lmlab.runs.code import short
 from lmlab.runs.folder import AnyDirectory
+
+BEST = "best/"  # before the names of the numbers of the best evaluation
 
 
 class Results:
     """Writes the points, evaluations and hyper-parameters of a run.
 
     `boards` are TensorBoard's `Board` and whatever else has its methods.
-    `best` is the lowest val/loss so far, infinity before the first evaluation.
+    `best` is the lowest val/loss so far, of the excerpt if there is one, infinity before the first
+    evaluation.
     """
 
     def __init__(
@@ -71,27 +74,34 @@ class Results:
     ) -> dict[str, float]:
         """Writes the values of an evaluation, and returns the numbers among them.
 
-        `save_best` is called if val/loss is the lowest so far. `train_loss` is None before the
-        first step.
+        `save_best` is called if val/loss is the lowest so far, on the same tokens: at the end that
+        is EXCERPT_LOSS, if there is one. `train_loss` is None before the first step. Names of `values`
+        that begin with best/ are for metrics.json alone.
         """
         numbers = evaluations.numbers_of(values)
+        best_on_whole = {name: numbers.pop(name) for name in [*numbers] if name.startswith(BEST)}
         texts = evaluations.texts_of(values)
         ratios = {
             name: float(value) for name, value in values.items() if name.startswith(UPDATE_RATIO)
         }
         self.warn_of_infinite(numbers)
         self.directory.record(step=step, **numbers, **texts, **ratios)
-        self.show(values, step)
+        hidden = {*OF_EXCERPTS, *best_on_whole}
+        self.show({name: value for name, value in values.items() if name not in hidden}, step)
         self.show(self.picture_of(ratios), step)
-        as_best: dict[str, float | None] = {}
-        if numbers.get("val/loss", math.inf) < self.best:
-            self.best = numbers["val/loss"]
+        as_best: dict[str, float | None] = {**best_on_whole}
+        if best_on_whole:
+            as_best[f"{BEST}{EXCERPT_TOKENS}"] = None
+        judged = numbers.get(EXCERPT_LOSS, numbers.get("val/loss", math.inf))
+        if judged < self.best:
+            self.best = judged
             save_best()
-            as_best = {f"best/{name}": value for name, value in numbers.items()}
-            as_best |= self.missing(as_best, "best/")
-            as_best["best/step"] = step
+            as_best = {f"{BEST}{name}": value for name, value in numbers.items()}
+            as_best |= self.missing(as_best, BEST)
+            as_best[f"{BEST}step"] = step
         if "val/loss" in numbers:
-            self.show({"best/val/loss": self.best}, step)
+            best = self.directory.metrics | as_best
+            self.show({"best/val/loss": best.get("best/val/loss", self.best)}, step)
         self.directory.update(**totals, **numbers, **self.missing(numbers), **as_best)
         measured = dict(numbers)
         if train_loss is not None:

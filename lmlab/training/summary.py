@@ -7,6 +7,7 @@ from typing import Any
 
 from lmlab.config.grammar import typed_value
 from lmlab.data.splits import Splits
+from lmlab.inference.evaluations import has_excerpts
 from lmlab.numbers import REFERENCES, decimal, numbers_where, training_first
 from lmlab.runs.typed import board_command, command
 from lmlab.training.preparation import Prepared
@@ -31,10 +32,20 @@ def introduction(prepared: Prepared, path: Path) -> str:
             "device",
             f"{prepared.device}, precision {prepared.precision}, {threads}",
         ),
+        *evaluated(prepared),
         ("training", prepared.length),
         ("run", f"{path}\n"),
     ]
     return table(rows)
+
+
+def evaluated(prepared: Prepared) -> list[tuple[str, str]]:
+    """Returns the row that says of what val/loss is before the end, or none if of all tokens."""
+    seen = prepared.run.eval_tokens
+    whole = len(prepared.text.val)
+    if seen is None or whole - 1 <= seen or not has_excerpts(prepared.model):
+        return []
+    return [("val/loss", f"before the end on {seen:,} tokens, at the end on all {whole:,}")]
 
 
 def described(text: Splits) -> str:
