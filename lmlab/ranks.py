@@ -21,7 +21,16 @@ QUIET = ("TORCH_CPP_LOG_LEVEL", "ERROR")  # a variable that torch reads: advice 
 PORTS = range(15_000, 30_000)  # on one of which rank 0 listens, under Slurm
 HANG = timedelta(minutes=10)  # of a rank that does not answer within a step
 PATIENCE = timedelta(days=365)  # for what rank 0 does alone, such as evaluations of a person's own
-LOST_WORDS = ("connection closed", "connection reset", "timed out", "gloo/transport", "broken pipe")
+LATE_WORDS = ("timed out", "timeout")  # what torch and gloo say of a rank that does not answer
+LOST_WORDS = (
+    *LATE_WORDS,
+    "connection closed",
+    "connection reset",
+    "socket closed",
+    "pair closure",
+    "gloo/transport",
+    "broken pipe",
+)
 
 
 class LostContact(UserError):
@@ -164,14 +173,17 @@ def lost_contact(error: BaseException) -> LostContact:
     """Returns the error in the lab's words for one of torch's that `is_lost`."""
     if isinstance(error, LostContact):
         return error
-    return LostContact("timed out" in str(error).lower())
+    return LostContact(any(word in str(error).lower() for word in LATE_WORDS))
 
 
 def is_lost(error: BaseException) -> bool:
     """Returns whether torch raised an error because another rank has ended or does not answer."""
+    import torch.distributed as dist
+
+    if isinstance(error, LostContact | dist.DistError):
+        return True
     text = str(error).lower()
-    is_torchs = isinstance(error, RuntimeError) and any(word in text for word in LOST_WORDS)
-    return isinstance(error, LostContact) or is_torchs
+    return isinstance(error, RuntimeError) and any(word in text for word in LOST_WORDS)
 
 
 @contextmanager

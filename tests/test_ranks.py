@@ -627,8 +627,16 @@ def test_threads_are_divided_among_the_processes_of_a_machine(some_config, monke
 
 
 def test_an_error_about_another_rank_is_told_from_others():
-    for text in ("[gloo/transport/tcp/pair.cc:547] Connection closed by peer", "Timed out waiting"):
-        assert ranks.is_lost(RuntimeError(text))
+    ended = ["[gloo/transport/tcp/pair.cc:547] Connection closed by peer", "Socket closed"]
+    late = [
+        "Timed out waiting 600000ms",
+        "Application timeout caused pair closure",
+        "Connect timeout",
+    ]
+    for text in (*ended, *late):
+        error = RuntimeError(text)
+        assert ranks.is_lost(error) and ranks.lost_contact(error).hangs == (text in late)
+    assert ranks.is_lost(torch.distributed.DistBackendError("remote process exited"))
     assert not ranks.is_lost(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert not ranks.is_lost(ValueError("timed out"))
     note = launch.note_of_error(RuntimeError("Timed out waiting 1000ms for recv operation"))
