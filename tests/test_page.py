@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -254,6 +255,59 @@ def test_a_tokenizer_that_a_page_cannot_follow_is_refused(parts, word):
         tokenizer_json.pairs_in_page(parsed(changed(**parts)))
 
 
+def cut_by(pattern):
+    """The parts of a tokenizer.json that cuts texts by a pattern alone."""
+    parts = [SPLIT | {"pattern": {"Regex": pattern}}, BYTE_LEVEL | {"use_regex": False}]
+    return {"pre_tokenizer": {"type": "Sequence", "pretokenizers": parts}}
+
+
+PATTERNS = [
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",  # GPT-2's
+    r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s",
+    r"[\s\S]",
+    r"\d+|\D",
+    r"[a-c\-é]{2,}?|[^\]\\'|.-]+",
+    r"\p{Lu}?[\p{Ll}\p{M}]*?é|(?:a|bb?)+|(?=ab)a",
+    r"[\P{L}e-]+|/",
+]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_page_cuts_by_a_pattern_as_the_library(pattern, browser):
+    text = changed(**cut_by(pattern))
+    library = tokenizers.Tokenizer.from_str(text).pre_tokenizer
+    values = json.dumps(PairTokenizer(text).in_page())
+    browser(f"globalThis.cut = tokenizerIn({values}); return 0;")
+
+    @settings(max_examples=100, deadline=None, database=None)
+    @given(TEXTS)
+    def check(text):
+        found = browser(f"return cut.words({json.dumps(text)}).map(word => word.join(''));")
+        assert found == [word for word, _ in library.pre_tokenize_str(text)]
+
+    check()
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"\w+", r"\h+", r"[[:alpha:]]+", r"(?x)a", r"^.+$", r"a++", r"a?+", r"(?i:'s)", r"(?<=a)b",
+        r"[a&&b]", r"(?!a)+", r"a{3}?", r"\p{Han}+", r"\p{^L}", r"[\d-a]*\b", r"(?<a>b)", r"[a-\d]",
+        r"\x41", r"a{,3}", r"(a)\1", r"\A", r"\R",
+    ],
+)  # fmt: skip
+def test_a_pattern_that_may_mean_another_thing_in_a_page_is_refused(pattern):
+    r"""\w has other letters there, ++ would be a fault, and . and ^ go by other line ends."""
+    with pytest.raises(UserError, match="a page cannot encode texts with"):
+        tokenizer_json.cuts_of(SPLIT | {"pattern": {"Regex": pattern}})
+
+
+def test_what_cuts_after_the_bytes_is_refused():
+    parts = {"type": "Sequence", "pretokenizers": [BYTE_LEVEL, SPLIT]}
+    with pytest.raises(UserError, match="Split after ByteLevel"):
+        tokenizer_json.pairs_in_page(parsed(changed(pre_tokenizer=parts)))
+
+
 # The command
 
 
@@ -353,7 +407,9 @@ FAULTS = {
     "None": (None, "is NoneType; it needs to be lmlab.PageModel"),
     "no script": (PageModel("toy", {}, {}), "needs a script with MODELS.toy = class"),
     "another kind": (PageModel(3, {}, {}), "has a kind or a script that is no text"),
-    "the end": (PageModel("bigram", {}, {}, "</script>"), "would end it"),
+    "the end": (PageModel("bigram", {}, {}, "</script>"), "has a script with </script in it"),
+    "comment": (PageModel("bigram", {}, {}, "// <!-- a"), "has a script with <!-- in it"),
+    "beginning": (PageModel("bigram", {}, {}, "'<Script'"), "has a script with <Script in it"),
     "sizes": (PageModel("bigram", {"n": torch.tensor(3)}, {}), "no plain values"),
     "nan": (PageModel("bigram", {}, {"a": torch.tensor([math.nan])}), "arrays['a']"),
     "list": (PageModel("bigram", {}, {"a": [1.0]}), "arrays['a']"),
@@ -370,6 +426,27 @@ def test_what_an_own_in_page_returns_is_checked(name, monkeypatch, run, here, ca
     returned, words = FAULTS[name]
     monkeypatch.setattr(Bigram, "in_page", lambda self, vocab_size: returned)
     refused(capsys, lambda: refusing(["run=run"]), ["what Bigram.in_page returns ", words])
+
+
+def test_each_model_is_computed_by_its_own_script(trained, run, here, monkeypatch):
+    """Even if the scripts name their class alike, or as one of the lab's, or as a name of the page."""
+    from lmlab.models.bigram import Bigram
+
+    script = "const data = {n}; MODELS.bigram = class {{ after() {{ return [data]; }} }};  // the last line"
+    made = [PageModel("bigram", {}, {}, script.format(n=n)) for n in (7, 8)]
+    made.append(PageModel("bigram", {}, {"table": torch.eye(3)}))
+    returned = iter(made)
+    monkeypatch.setattr(Bigram, "in_page", lambda self, vocab_size: next(returned))
+    shutil.copytree(trained / "other", here / "other")
+    command.main(["run=run,other", "before=true", "out=page.html"])
+    content = Path("page.html").read_text(encoding="utf-8")
+    engine = mini_racer.MiniRacer()
+    engine.eval(ATOB + page.CODE.read_text(encoding="utf-8"))
+    engine.eval("".join(re.findall(r"OWN\.push.*?return MODELS; }\);", content, re.S)))
+    first, second, last = map(json.dumps, data_of(content)["models"])
+    assert engine.eval(f"modelIn({first}).after([0])[0]") == 7
+    assert engine.eval(f"modelIn({second}).after([0])[0]") == 8
+    assert engine.eval(f"modelIn({last}) instanceof Bigram")
 
 
 def test_whole_numbers_are_kept_as_they_are(browser):

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from lmlab.data.patterns import in_javascript
 from lmlab.errors import UserError, shown
 
 MOST = 2**20  # tokens of a vocabulary
@@ -218,7 +219,7 @@ def bytes_of_tokens(values: Mapping[str, Any]) -> list[bytes]:
 def pairs_in_page(values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns tokens, merges and cuts of a checked tokenizer.json. Raises UserError.
 
-    `cuts` are patterns, one after the other; None stands for that of GPT-2.
+    `cuts` are patterns of JavaScript, one after the other; None stands for that of GPT-2.
     """
     model = values["model"]
     vocab = model["vocab"]
@@ -234,6 +235,11 @@ def pairs_in_page(values: Mapping[str, Any]) -> dict[str, Any]:
     pairs = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     cutting = values["pre_tokenizer"]
     parts = cutting["pretokenizers"] if cutting["type"] == "Sequence" else [cutting]
+    kinds = [part["type"] for part in parts]
+    if "ByteLevel" in kinds[:-1]:  # what comes after it cuts letters that stand for bytes
+        raise UserError(
+            f"pre_tokenizer: a page cannot encode texts with {kinds[-1]} after ByteLevel"
+        )
     cuts = [cut for part in parts for cut in cuts_of(part)]
     normalizer = values.get("normalizer")
     return {
@@ -256,7 +262,10 @@ def cuts_of(part: Mapping[str, Any]) -> list[str | None]:
     pattern = part.get("pattern")
     is_plain = part.get("behavior") == "Isolated" and not part.get("invert")
     if kind == "Split" and is_plain and isinstance(pattern, dict) and "Regex" in pattern:
-        return [pattern["Regex"]]
+        try:
+            return [in_javascript(pattern["Regex"])]
+        except UserError as error:
+            raise UserError(f"pre_tokenizer: a page cannot encode texts with {error}") from None
     raise UserError(f"pre_tokenizer: a page cannot encode texts with {shown(part)}")
 
 

@@ -272,10 +272,13 @@ class NGram {  // lmlab/models/ngram.py explains it; here counts are looked up i
 
 const MODELS = {bigram: Bigram, mlp: MLP, lstm: LSTM, transformer: Transformer, ngram: NGram};
 
-function modelIn({kind, sizes, arrays}) {
+const OWN = [];  // scripts of a person's own models; each adds its class to those that it gets
+
+function modelIn({kind, sizes, arrays, own}) {
+  const classes = own === undefined ? MODELS : OWN[own]({...MODELS});
   const numbers = {};
   for (const [name, array] of Object.entries(arrays)) numbers[name] = arrayIn(array);
-  return new MODELS[kind](sizes, numbers);
+  return new classes[kind](sizes, numbers);
 }
 
 // Reading a text as the library's generate.py does: at most `block_size` tokens at once. A model with a memory, once that

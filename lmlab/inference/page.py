@@ -3,6 +3,7 @@
 import base64
 import copy
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -47,10 +48,15 @@ def write(runs: list[Run], weights: Weights, before: bool, prompt: str, out: Pat
     tokenizers = [checked_tokenizer(run, prompt) for run in runs]
     for run, model in zip(runs, models, strict=True):
         check_size(run, model, weights)
+    scripts = [*dict.fromkeys(model.script for model in models if model.script)]
     for run, model, tokenizer in zip(runs, models, tokenizers, strict=True):
-        data["models"].append(model_data(run, model, weights) | {"tokenizer": tokenizer})
-    scripts = dict.fromkeys(model.script for model in models)  # each once
-    code = "\n".join([CODE.read_text(encoding="utf-8"), *scripts])
+        values = model_data(run, model, weights) | {"tokenizer": tokenizer}
+        if model.script:
+            values["own"] = scripts.index(model.script)
+        data["models"].append(values)
+    # Each in a function, so that no name of it is one of another's or of the page.
+    own = [f"OWN.push(MODELS => {{\n{script}\nreturn MODELS; }});" for script in scripts]
+    code = "\n".join([CODE.read_text(encoding="utf-8"), *own])
     files.write(out, fill_page(TEMPLATE, data["title"], data, code=code))
     return [f"{model['name']}: {model['about']}: {model['loss']}" for model in data["models"]]
 
@@ -113,8 +119,9 @@ def fault_of(model: Any) -> str:
         return f"is {type(model).__name__}; it needs to be lmlab.PageModel"
     if not isinstance(model.kind, str) or not isinstance(model.script, str):
         return "has a kind or a script that is no text"
-    if "</script" in model.script.lower():
-        return "has a script with </script in it, which would end it"
+    mark = re.search(r"<(!--|/?script)", model.script, re.IGNORECASE)
+    if mark:
+        return f"has a script with {mark[0]} in it, which HTML would take for its own"
     if model.kind not in KINDS and f"MODELS.{model.kind} =" not in model.script:
         return (
             f"has kind={model.kind}; it needs a script with MODELS.{model.kind} = class …, or one of "

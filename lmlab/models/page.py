@@ -30,7 +30,7 @@ class PageModel:
     """Its weights by name; the class gets each as one array of numbers, row after row."""
 
     script: str = ""
-    """JavaScript that adds a class to `MODELS`: `MODELS.rnn = class { … };`."""
+    """JavaScript that adds a class to `MODELS`: `MODELS.rnn = class { … };`. No other model sees it."""
 
 
 def gpt_in_page(model: gpt.GPT, vocab_size: int) -> PageModel:
