@@ -255,7 +255,7 @@ def refuse_beside_pages(args: Namespace, argv: list[str]) -> None:
 
     A plug-in and a folder of files of a person's own stand on the page of --help.
     """
-    flags = [name for name in ("help", "version", "hydra_help") if getattr(args, name)]
+    flags = [name for name in ("help", "version") if getattr(args, name)]
     if not flags:
         return
     flag = f"--{flags[0].replace('_', '-')}"
@@ -282,7 +282,11 @@ def refuse_hydras_files(args: Namespace) -> None:
                 f"--{flag}={value}: has no effect here; a recipe is a file in conf/experiment, or in "
                 "the folder experiment/ of --config-dir"
             )
-    shown = [flag for flag in ("run", "cfg", "info", "hydra_help") if getattr(args, flag)]
+    if args.hydra_help:
+        raise UserError("--hydra-help: has no effect here; --help shows all keys")
+    shown = [flag for flag in ("run", "cfg", "info") if getattr(args, flag)]
+    if args.run and args.multirun:
+        shown.append("multirun")
     if len(shown) > 1:
         first, second = (f"--{flag.replace('_', '-')}" for flag in shown[:2])
         raise UserError(f"{first} {second}: allowed is one of them")
@@ -318,9 +322,11 @@ def refuse_flags(message: str) -> None:
 def check_completion(args: Namespace) -> None:
     """Raises UserError for words that Hydra's completion does not know."""
     typed = [word for word in args.overrides if not word.startswith("plugin=")]
-    asked = [word for word in typed if re.fullmatch(r"(install|uninstall|query)=\w+", word)]
+    known = r"(install|uninstall|query)=(bash|fish|zsh)"
+    asked = [word for word in typed if re.fullmatch(known, word)]
     if len(asked) != 1 or asked != typed:
-        raise UserError(f"-sc {' '.join(typed)}: allowed is -sc install=bash")
+        typed_flag = " ".join(["-sc", *typed])
+        raise UserError(f"{typed_flag}: allowed is -sc install=bash, or fish or zsh for bash")
     if asked[0].startswith("query=") and "COMP_LINE" not in os.environ:
         raise UserError(f"-sc {asked[0]}: bash calls it, with its line in COMP_LINE")
 

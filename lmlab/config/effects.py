@@ -71,6 +71,8 @@ def check_hydra(override: Override, searching: bool) -> None:
             f"{override.input_line}: needs hydra/sweeper=search; a grid is written as key=value,value"
         )
     if key in ("hydra/launcher", "hydra/sweeper"):
+        if override.is_sweep_override():
+            raise UserError(f"{override.input_line}: needs one value, for the whole sweep")
         check_value(key, override.value(), str)
     if key == "hydra/sweeper" and override.value() == LISTED:
         raise UserError(f"{override.input_line}: has no effect here; sweep=… names a file of runs")
