@@ -20,6 +20,8 @@ Suites (all of them if none is named):
            GPT and a larger one, and the share of time that they spend on each other; on a CPU of two cores at least
   sweep    twelve bigram cells of 300 steps: `python train.py -m …` against a shell loop of twelve `python train.py`,
            and against the same sweep under Hydra's basic launcher; a cell's cost beside its training
+  scale    how time and memory grow: with the text (1 to 1,000 MB), a sweep's cells (10 to 10,000), the vocabulary
+           (50 to 50,000), and the context (64 to 1,024)
 
 nanogpt  a clone of github.com/karpathy/nanoGPT whose data/shakespeare_char/prepare.py was run
          (null: left out)
@@ -50,8 +52,9 @@ with imports():
     from lmlab.commands.options import check_file, parse_script
     from lmlab.errors import UserError
     from lmlab.markers import Count, PathText
+    from suites.commands import tell
 
-SUITES = ("startup", "data", "train", "sample", "context", "ranks", "sweep")
+SUITES = ("startup", "data", "train", "sample", "context", "ranks", "sweep", "scale")
 
 
 @dataclass(frozen=True)
@@ -76,11 +79,13 @@ def main(argv: list[str]) -> None:
             raise UserError(f"{suite}: unknown suite; allowed are {allowed}, all")
     clone = clone_of_nanogpt(options.nanogpt, wanted)
     suites = wanted if wanted and "all" not in wanted else SUITES
-    if "train" in suites:  # before anything is measured, which takes minutes
-        importlib.import_module("suites.train").check(clone)
+    given = {"repeats": options.repeats, "nanogpt": clone}
+    for suite in suites:  # before anything is measured, which takes minutes
+        call(suite, "check", given)
     figures = {}
     for suite in suites:
-        figures[suite] = measure(suite, {"repeats": options.repeats, "nanogpt": clone})
+        tell(f"{suite}: {options.repeats} times")
+        figures[suite] = call(suite, "measure", given)
         print(f"{suite}, medians of {options.repeats}")
         for name, figure in figures[suite].items():
             print(f"  {name:<56}{figure:12,.3f}", flush=True)
@@ -99,9 +104,11 @@ def clone_of_nanogpt(path: str | None, wanted: list[str]) -> Path | None:
     return Path(path)
 
 
-def measure(suite: str, options: dict[str, Any]) -> dict[str, float]:
-    """Returns the figures of a suite, and passes it the options that it takes."""
-    function = importlib.import_module(f"suites.{suite}").measure
+def call(suite: str, name: str, options: dict[str, Any]) -> Any:
+    """Calls a function of a suite with the options that it takes, if the suite has it."""
+    function = getattr(importlib.import_module(f"suites.{suite}"), name, None)
+    if function is None:
+        return None
     return function(**{key: options[key] for key in inspect.signature(function).parameters})
 
 

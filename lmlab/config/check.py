@@ -3,7 +3,8 @@
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from functools import cache
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -27,6 +28,7 @@ from lmlab.errors import UserError, about, nearest
 from lmlab.markers import FILLED, LINES, OneOf, OrWord
 from lmlab.numbers import learn_numbers
 from lmlab.register import PRESENT
+from lmlab.registry import remembered
 
 LARGEST = 10**12  # of whole numbers: larger ones do not fit into what is made of them
 LONGEST_NAME = 200  # file systems allow 255 bytes, and a number may follow
@@ -67,7 +69,7 @@ class Config:
         flat: dict[str, Any] = dict(self.choices)
         parts = (self.run, self.model, self.data, self.tokenizer, self.device, self.optimizer)
         for config in (*parts, *self.companions.values()):
-            flat |= asdict(config)
+            flat |= {key: getattr(config, key) for key in keys_of(type(config))}
         return flat
 
     def as_saved(self) -> dict[str, Any]:
@@ -149,8 +151,7 @@ def spelled(value: Any) -> Any:
 def check_key(key: str, value: Any, choices: dict[str, str]) -> None:
     """Raises UserError if neither the run nor any of the choices has the key `key`."""
     for group in GROUPS:
-        rows = choices_of(group).items()
-        takers = [choice for choice, row in rows if key in keys_of(row.config)]
+        takers = takers_of(group, key)
         if takers and choices[group] not in takers:
             taken = ", ".join(keys_of(config_class(group, choices[group]))) or "no keys"
             raise NotTaken(
@@ -164,6 +165,18 @@ def check_key(key: str, value: Any, choices: dict[str, str]) -> None:
         raise UserError(
             f"{key}={spelled(value)}: there is no key {key}{suggestion(key, all_keys())}; --help lists them all"
         )
+
+
+@remembered
+def takers_of(group: str, key: str) -> list[str]:
+    """Returns the choices of a group that have a key."""
+    return [choice for choice, row in choices_of(group).items() if key in keys_of(row.config)]
+
+
+@cache
+def hints_of(config: type) -> dict[str, Any]:
+    """Returns the annotations of a class by key. A sweep of thousands asks for them for each cell."""
+    return get_type_hints(config, include_extras=True)
 
 
 def check_value(key: str, value: Any, hint: Any) -> Any:
@@ -284,7 +297,7 @@ def build(config: type, values: dict[str, Any], prefix: str = "") -> Any:
 
     The errors name the keys with `prefix`. Raises UserError.
     """
-    hints = get_type_hints(config, include_extras=True)
+    hints = hints_of(config)
     values = neutral_values() | values  # a file of a person's own may not know newer keys
     checked = {}
     for key in keys_of(config):

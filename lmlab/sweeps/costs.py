@@ -59,6 +59,7 @@ class Speed:
 def costs(cells: list[Cell]) -> dict[str, Cost]:
     """Returns the estimated cost of each cell, by hash. Cells of equal speed are measured once."""
     speeds: dict[tuple[object, ...], Speed] = {}
+    checkpoints: dict[tuple[object, ...], int] = {}
     estimates = {}
     for cell in cells:
         shape = shape_of(cell)
@@ -67,7 +68,11 @@ def costs(cells: list[Cell]) -> dict[str, Cost]:
             if shape not in speeds:
                 with measuring(cell):
                     speeds[shape] = speed_of_steps(cell)
-            estimates[cell.hash] = cost_of_steps(cell, speeds[shape], text)
+            vocab_size = text.tokenizer.vocab_size
+            kept = repr(cell.config.model), repr(cell.config.optimizer), vocab_size
+            if kept not in checkpoints:
+                checkpoints[kept] = checkpoint_bytes(cell, vocab_size)
+            estimates[cell.hash] = cost_of_steps(cell, speeds[shape], text, checkpoints[kept])
         else:
             if shape not in speeds:
                 speeds[shape] = speed_of_counting(cell, text)
@@ -116,16 +121,23 @@ def shape_of(cell: Cell) -> tuple[object, ...]:
     )
 
 
-def cost_of_steps(cell: Cell, speed: Speed, text: Splits) -> Cost:
-    """Returns the cost of all steps, evaluations and files of a cell."""
+def checkpoint_bytes(cell: Cell, vocab_size: int) -> int:
+    """Returns the size of a cell's checkpoint: weights, and the state of the optimizer."""
+    with torch.device("meta"):
+        model = build_model(cell.config.model, vocab_size)
+    weights = sum(weight.nbytes for weight in model.parameters())
+    return weights + state_bytes(model, cell.config.optimizer) + CHECKPOINT_REST
+
+
+def cost_of_steps(cell: Cell, speed: Speed, text: Splits, checkpoint: int) -> Cost:
+    """Returns the cost of all steps, evaluations and files of a cell.
+
+    `checkpoint` is the size of one, in bytes.
+    """
     run = cell.config.run
     whole = len(text.val)
     seen = min(whole, run.eval_tokens or whole)
     evaluated = (1 + run.max_steps // run.eval_interval) * seen + whole
-    with torch.device("meta"):
-        model = build_model(cell.config.model, text.tokenizer.vocab_size)
-    weight_bytes = sum(weight.nbytes for weight in model.parameters())
-    checkpoint = weight_bytes + state_bytes(model, cell.config.optimizer) + CHECKPOINT_REST
     history = POINT * run.max_steps // run.log_interval
     processes = cell.config.device.processes
     return Cost(

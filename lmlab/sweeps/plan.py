@@ -29,6 +29,7 @@ class Source:
 
 
 SOURCES: dict[tuple[object, ...], Source] = {}  # each is read once for all cells
+SIZES: dict[tuple[object, ...], tuple[int, int]] = {}  # each model is built once for all cells
 
 
 def source_of(config: Config) -> Source:
@@ -44,6 +45,17 @@ def source_of(config: Config) -> Source:
             text = Splits.of_run(config, start.tokenizer)
             SOURCES[key] = Source(text, str(start.path), start.sha256)
     return SOURCES[key]
+
+
+def sizes_of(config: Config, vocab_size: int) -> tuple[int, int]:
+    """Returns the parameters of a configuration's model, and its FLOPs a token."""
+    key = config.choices["model"], repr(config.model), vocab_size
+    if key not in SIZES:
+        with torch.device("meta"):
+            model = build_model(config.model, vocab_size)
+        n_params = sum(weight.numel() for weight in model.parameters())
+        SIZES[key] = n_params, model.flops_per_token()
+    return SIZES[key]
 
 
 def source_key(config: Config) -> tuple[object, ...]:
@@ -80,8 +92,7 @@ def identify(config: Config, overrides: list[str], sweep: Sweep, elsewhere: bool
     else:
         config = with_align(config, "epoch")  # it has no windows; the value that changes no hash
         tokens = len(text.train)
-    with torch.device("meta"):
-        model = build_model(config.model, text.tokenizer.vocab_size)
+    n_params, flops = sizes_of(config, text.tokenizer.vocab_size)
     used = [text for text in overrides if parse(text).key_or_group not in idle_keys(config.choices)]
     sources = {"data_sha256": text.sha256}
     if source.init_sha256:
@@ -97,9 +108,9 @@ def identify(config: Config, overrides: list[str], sweep: Sweep, elsewhere: bool
         hash=cell_hash,
         group=group,
         data_sha256=text.sha256,
-        n_params=sum(weight.numel() for weight in model.parameters()),
+        n_params=n_params,
         tokens=tokens,
-        flops=tokens * model.flops_per_token(),
+        flops=tokens * flops,
         beside=beside,
     )
 
@@ -112,6 +123,7 @@ def identify_all(
     The texts are read again. Raises UserError for the first cell that cannot be run.
     """
     SOURCES.clear()
+    SIZES.clear()
     identified = []
     for config, overrides in runs:
         with plugins.own_errors(cells.label(overrides, sweep)):

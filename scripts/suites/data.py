@@ -61,6 +61,13 @@ def measure(repeats: int) -> dict[str, float]:
     return figures
 
 
+def check() -> None:
+    """Raises UserError if the disk has no room for the largest text."""
+    from suites import scale
+
+    scale.check()
+
+
 def fill(path: Path, text: str, size: int) -> Path:
     """Writes the text repeatedly until the file has `size` bytes, and returns its path."""
     content = text.encode()
