@@ -246,7 +246,10 @@ def write_cached(path: Path, content: bytes | Iterable[bytes]) -> None:
         with lock(path.parent / IN_USE, wait=math.inf, shared=True):
             write_sealed(path, content)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); LMLAB_CACHE=… names another folder for the "
+            "cache"
+        ) from None
 
 
 def walk(

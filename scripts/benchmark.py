@@ -47,12 +47,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the library beside this sc
 from lmlab.environment import imports
 
 with imports():
+    from suites.commands import tell
+
     from lmlab import files
     from lmlab.commands.door import run_command
     from lmlab.commands.options import check_file, parse_script
     from lmlab.errors import UserError
     from lmlab.markers import Count, PathText
-    from suites.commands import tell
 
 SUITES = ("startup", "data", "train", "sample", "context", "ranks", "sweep", "scale")
 

@@ -1,6 +1,7 @@
 """A sweep's archive: all of it or nothing, the same bytes again, and the same table from it."""
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -227,3 +228,16 @@ def test_what_submitit_leaves_is_no_part_of_a_sweep(grid):
     (notes / "1_0_log.out").write_text("a job")
     export.main(["sweep=outputs/sweeps/grid", "out=a.zip"])
     assert not any("submi" in name or "1_0" in name for name in names_in("a.zip"))
+
+
+def test_a_name_that_is_not_utf8_is_written_in_the_page_and_the_card(grid, here):
+    odd = "caf\udce9"
+    (run,) = sorted(grid.glob("*/config.yaml"))[:1]
+    shutil.move(grid, here / odd)
+    noted = metrics(here / odd / run.parent.name) | {"command": f"train.py out={odd}"}
+    for path in (here / odd).glob("*/metrics.json"):
+        path.write_text(json.dumps(noted | metrics(path.parent)))
+    export.main([f"sweep={odd}", "out=a.zip"])
+    assert any(name.endswith("README.md") for name in names_in("a.zip"))
+    export.main([f"run={odd}/{run.parent.name}", "out=exported"])
+    assert r"caf\udce9" in Path("exported/README.md").read_text(encoding="utf-8")

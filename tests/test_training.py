@@ -18,6 +18,7 @@ from lmlab.commands import train as cli
 from lmlab.data.batches import Batches
 from lmlab.data.splits import Splits
 from lmlab.data.tokenizers import CharTokenizer
+from lmlab.errors import UserError
 from lmlab.inference import evaluations, loss
 from lmlab.runs import checkpoints
 from lmlab.runs import folder as runs
@@ -478,3 +479,17 @@ def test_a_scalar_in_the_state_of_an_optimizer_is_resumed(train, monkeypatch):
     state = torch.load(stopped / "checkpoints/last.ckpt", weights_only=True)["optimizer_states"]
     assert state[0]["state"][0]["mu_product"].shape == ()
     assert all(weight.equal(weights(stopped)[name]) for name, weight in weights(straight).items())
+
+
+def test_what_torch_compile_cannot_do_is_told_in_one_line():
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    from lmlab.training.step import compile_errors
+
+    full = BackendCompilerFailed(print, OSError(28, "No space left on device"), None)
+    refusal = pytest.raises(UserError, match=r"^compile=true: .*No space left on device")
+    with refusal as raised, compile_errors():
+        raise full
+    assert "\n" not in str(raised.value) and "TORCHDYNAMO" not in str(raised.value)
+    with pytest.raises(RuntimeError, match="another"), compile_errors():
+        raise RuntimeError("another")

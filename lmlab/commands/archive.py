@@ -70,7 +70,7 @@ def write(sweep: Path, out: Path, checkpoints: str) -> None:
         members[file.relative_to(sweep).as_posix()] = file
     members |= own_code | sweep_files(runs)
     page = readme(sweep.absolute().name, runs, notes, checkpoints, [*members])
-    members["README.md"] = page.encode()
+    members["README.md"] = page.encode(errors=files.HALVES)
     pack(out, sweep.absolute().name, members)
     for note in notes:
         print(f"warning: {note}", file=sys.stderr)
@@ -185,7 +185,9 @@ def sweep_files(runs: dict[Path, dict[str, Any]]) -> dict[str, Path | bytes]:
     for command in commands_of(runs):
         for name in re.findall(r"(?<=\s)sweep=([\w-]+)", command):
             if name in conf_files.names_in("sweep"):
-                found[f"conf/sweep/{name}.yaml"] = conf_files.text_of("sweep", name).encode()
+                found[f"conf/sweep/{name}.yaml"] = conf_files.text_of("sweep", name).encode(
+                    errors=files.HALVES
+                )
     return found
 
 
@@ -278,7 +280,8 @@ def pack(out: Path, name: str, members: dict[str, Path | bytes]) -> None:
         temporary.parent.mkdir(parents=True, exist_ok=True)
         with zipfile.ZipFile(temporary, "x", zipfile.ZIP_DEFLATED, compresslevel=LEVEL) as packed:
             for member in sorted(members):
-                info = zipfile.ZipInfo(f"{name}/{member}", EPOCH)
+                whole = re.sub(r"[\ud800-\udfff]", "_", f"{name}/{member}")  # a name in UTF-8
+                info = zipfile.ZipInfo(whole, EPOCH)
                 info.compress_type = zipfile.ZIP_DEFLATED
                 info.create_system = 3  # Unix, whatever packs it: the rights below are its
                 info.external_attr = READABLE << 16

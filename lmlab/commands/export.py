@@ -135,7 +135,7 @@ def contents(run: Run, model: Foreign) -> dict[str, bytes]:
     content = {
         "config.json": as_json(config),
         "model.safetensors": save(weights, {"format": "pt"}),
-        "README.md": card(run, model.config["model_type"]).encode(),
+        "README.md": card(run, model.config["model_type"]).encode(errors=files.HALVES),
     }
     if described is None:
         content["lmlab_tokenizer.json"] = run.tokenizer.to_json().encode()
@@ -150,7 +150,7 @@ def contents(run: Run, model: Foreign) -> dict[str, bytes]:
 
 def as_json(values: dict[str, Any]) -> bytes:
     """Returns values as the text of a JSON file."""
-    return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode(errors=files.HALVES)
 
 
 def card(run: Run, model_type: str) -> str:

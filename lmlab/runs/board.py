@@ -30,6 +30,9 @@ class Board:
     def __init__(self, path: Path, warn: Callable[[str], object], purge_step: int = 0) -> None:
         self.warn = warn
         self.writer: Any = None  # None: nothing is written, because an error came
+        if encodable(str(path)) != str(path):
+            warn("TensorBoard has no curves of this run: it takes only folders with names in UTF-8")
+            return
         with self.harmless():
             self.writer = SummaryWriter(path, purge_step=purge_step)
             if purge_step == 0:

@@ -15,6 +15,8 @@ Lightning also moves the model to the device, writes and reads checkpoints, and 
 
 import math
 import reprlib
+import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -25,7 +27,7 @@ from torch import Tensor, nn
 
 from lmlab.config.keys import RunConfig
 from lmlab.data.batches import IGNORED
-from lmlab.errors import UserError
+from lmlab.errors import UserError, reason_of
 from lmlab.isolation import seed_batch
 from lmlab.machine import autocast
 from lmlab.models.base import LanguageModel
@@ -67,6 +69,22 @@ def compiled(
     graphs = device == "cuda" and is_whole_step
     mode = "reduce-overhead" if graphs else "default"
     return torch.compile(loss, dynamic=False, mode=mode)
+
+
+@contextmanager
+def compile_errors() -> Iterator[None]:
+    """A context in which an error of torch.compile, such as of a full disk, becomes a UserError."""
+    try:
+        yield
+    except RuntimeError as error:
+        dynamo: Any = sys.modules.get("torch._dynamo.exc")  # to import it would take a second
+        if dynamo is None or not isinstance(error, dynamo.TorchDynamoException):
+            raise
+        why = reason_of(getattr(error, "inner_exception", error))
+        raise UserError(
+            f"compile=true: torch cannot compile the step ({why}); it needs room in {tempfile.gettempdir()}, "
+            "or in the folder that TORCHINDUCTOR_CACHE_DIR names; compile=false does without"
+        ) from error
 
 
 @contextmanager
@@ -140,6 +158,11 @@ class LanguageModule(PlainHookName):
     @no_early_end()
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Adds a batch's gradients. After `grad_accumulation` batches it makes a gradient step."""
+        with compile_errors() if self.run.compile else nullcontext():
+            self.add_batch(batch)
+
+    def add_batch(self, batch: tuple[Tensor, Tensor]) -> None:
+        """Adds a batch's gradients, and makes a gradient step if it is the last of one."""
         if self.ranks.size > 1:
             seed_batch(self.run.seed, self.batches, self.ranks.rank)
         with autocast(self.device, self.precision):
