@@ -234,9 +234,8 @@ def test_a_name_that_is_not_utf8_is_written_in_the_page_and_the_card(grid, here)
     odd = "caf\udce9"
     (run,) = sorted(grid.glob("*/config.yaml"))[:1]
     shutil.move(grid, here / odd)
-    noted = metrics(here / odd / run.parent.name) | {"command": f"train.py out={odd}"}
     for path in (here / odd).glob("*/metrics.json"):
-        path.write_text(json.dumps(noted | metrics(path.parent)))
+        path.write_text(json.dumps(metrics(path.parent) | {"command": f"train.py out={odd}"}))
     export.main([f"sweep={odd}", "out=a.zip"])
     assert any(name.endswith("README.md") for name in names_in("a.zip"))
     export.main([f"run={odd}/{run.parent.name}", "out=exported"])
