@@ -269,6 +269,20 @@ class LastingStream:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
 
+def open_streams() -> None:
+    """Opens the null device in the place of stdin, stdout and stderr, as far as they are closed.
+
+    Else the next file or socket of this process, or of one that it starts, would be in that place, and
+    be written to, or closed, as a stream.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)  # the lowest free number: this one
+            os.set_inheritable(number, True)
+
+
 @contextmanager
 def lasting_output() -> Iterator[None]:
     """A context in which stdout and stderr may lose their reader, and the program goes on.

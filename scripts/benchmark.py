@@ -100,8 +100,11 @@ def clone_of_nanogpt(path: str | None, wanted: list[str]) -> Path | None:
         return None
     if wanted and not {"train", "sample", "all"} & {*wanted}:
         raise UserError(f"nanogpt={path}: needs the suite train or sample")
-    if not (Path(path) / "model.py").exists():
+    model = Path(path) / "model.py"
+    if not model.exists():
         raise UserError(f"nanogpt={path}: is not a clone of nanoGPT: it has no model.py")
+    if "class GPT(" not in model.read_text(encoding="utf-8", errors="replace"):
+        raise UserError(f"nanogpt={path}: is not a clone of nanoGPT: its model.py has no class GPT")
     return Path(path)
 
 

@@ -29,7 +29,7 @@ def test_every_suite_is_there_and_explained(suite):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["speed"], ["speed", "startup, data, train, sample, context, ranks, sweep, all"]),
+        (["speed"], ["speed", "startup, data, train, sample, context, ranks, sweep, scale, all"]),
         (["train", "nanogpt=/nowhere"], ["nanogpt=/nowhere", "model.py"]),
         (["sweep", "nanogpt=/nowhere"], ["nanogpt=/nowhere", "train or sample"]),
         (["repeats=0"], ["repeats=0"]),
@@ -48,7 +48,7 @@ def test_wrong_input_is_answered_by_one_line(capsys, arguments, words):
 def test_a_clone_without_its_text_is_named_before_anything_is_measured(
     capsys, here, suite, monkeypatch
 ):
-    (here / "model.py").touch()
+    (here / "model.py").write_text("x = 1")
     benchmark = script("benchmark")
 
     def with_one_line():
@@ -56,6 +56,8 @@ def test_a_clone_without_its_text_is_named_before_anything_is_measured(
             benchmark.main([f"nanogpt={here}"])
 
     suite("train")
+    refused(capsys, with_one_line, ["nanogpt=", "its model.py has no class GPT"])
+    (here / "model.py").write_text("class GPT(nn.Module):")
     refused(capsys, with_one_line, ["nanogpt=", "prepare.py"])
     (here / "data/shakespeare_char").mkdir(parents=True)
     (here / "data/shakespeare_char/train.bin").touch()

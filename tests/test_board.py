@@ -155,6 +155,21 @@ def test_new_runs_get_links_and_a_run_that_is_named_anew_comes_as_a_new_one(tmp_
     assert "gpt seed=0" not in shown()
 
 
+def test_a_run_that_goes_on_is_read_again_and_what_cannot_be_read_is_named(tmp_path, capfd):
+    failed = cell(tmp_path / "s", "seed=0", status="failed")
+    damaged = cell(tmp_path / "s", "seed=1", n=1)
+    (damaged / "metrics.json").write_text("{")
+    links = run_links.RunLinks([tmp_path], tmp_path / "view")
+    for _ in range(2):
+        assert [links.listed(path).metrics["status"] for path in [failed]] == ["failed"]
+        assert links.listed(damaged) is None
+    assert capfd.readouterr().err.count(f"left out      {damaged}") == 1
+    noted = json.loads((failed / "metrics.json").read_text())
+    (failed / "metrics.json").write_text(json.dumps(noted | {"status": "finished"}))
+    os.utime(failed / "metrics.json", ns=(1, 1))
+    assert links.listed(failed).metrics["status"] == "finished"
+
+
 @pytest.mark.parametrize("number", [-7.5, -1, 0, 0.003, 1, 40])
 def test_the_range_of_a_column_holds_its_values_and_seldom_changes(number):
     assert -run_links.rounded_up(-number) <= number <= run_links.rounded_up(number)

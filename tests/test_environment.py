@@ -28,6 +28,15 @@ def test_a_program_that_misses_a_library_says_what_to_type(program, tmp_path):
         assert ended.stderr.startswith("error: this Python has no library ")
 
 
+DOORS = [path for path in PROGRAMS if path.stem not in ALONE]
+
+
+@pytest.mark.parametrize("program", [*DOORS, ROOT / "examples/exercises/check.py"], ids=str)
+def test_a_program_is_run_as_a_command(program):
+    """So Ctrl-C is quiet, a closed pipe too, and what a terminal cannot show is replaced."""
+    assert "    run_command(" in program.read_text(encoding="utf-8")
+
+
 @pytest.fixture
 def checkout(here, monkeypatch):
     """A checkout without an environment, in which one stands."""

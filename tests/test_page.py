@@ -185,10 +185,10 @@ def test_each_row_is_rounded_by_its_own_largest_number(browser):
 
 # Tokenizers
 
-TEXTS = st.text(max_size=60) | st.text("ab 'sétn\n\t1２ \u3000\u0085<|>", max_size=60)
+TEXTS = st.text(max_size=60) | st.text("ab 'sétn\n\t1２ \u3000\u0085<|->", max_size=60)
 PAIRS = learned(["She's said: the cat's the cats'  42 times, été\n\n then 'll do"] * 9, 300)
 SPECIAL = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-SPECIAL |= {"special": True, "id": len(parsed(PAIRS)["model"]["vocab"]), "content": "<|>"}
+SPECIAL |= {"special": True, "id": len(parsed(PAIRS)["model"]["vocab"]), "content": "<|->"}
 DIGITS = {"type": "Digits", "individual_digits": True}
 SPLIT = {
     "type": "Split",
@@ -442,11 +442,17 @@ def test_each_model_is_computed_by_its_own_script(trained, run, here, monkeypatc
     content = Path("page.html").read_text(encoding="utf-8")
     engine = mini_racer.MiniRacer()
     engine.eval(ATOB + page.CODE.read_text(encoding="utf-8"))
-    engine.eval("".join(re.findall(r"OWN\.push.*?return MODELS; }\);", content, re.S)))
+    engine.eval("".join(re.findall(r"OWN\[\d\] = .*?return MODELS; };", content, re.S)))
     first, second, last = map(json.dumps, data_of(content)["models"])
     assert engine.eval(f"modelIn({first}).after([0])[0]") == 7
     assert engine.eval(f"modelIn({second}).after([0])[0]") == 8
     assert engine.eval(f"modelIn({last}) instanceof Bigram")
+    engine.eval("OWN.length = 0;")  # as if a fault of syntax had ended each script
+    with pytest.raises(
+        mini_racer.JSEvalException, match="the script of the model bigram cannot be"
+    ):
+        engine.eval(f"modelIn({first})")
+    assert content.count("<script") == content.count("</script>") == 6  # an element for each
 
 
 def test_whole_numbers_are_kept_as_they_are(browser):

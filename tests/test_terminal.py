@@ -298,3 +298,17 @@ def test_a_job_whose_time_is_over_saves_before_it_is_requeued(is_training, capfd
         assert signal.getsignal(signal.SIGUSR2) is requeue
     finally:
         signal.signal(signal.SIGUSR2, before)
+
+
+def test_what_is_opened_next_is_never_taken_for_a_closed_stream():
+    """Neither here nor in a process that is started: the null device is in its place."""
+    code = (
+        "import os, subprocess, sys; from lmlab.terminal import open_streams; open_streams(); "
+        "opened = os.open('/dev/null', os.O_RDONLY); "
+        "child = subprocess.run([sys.executable, '-c', 'import os; [os.fstat(n) for n in range(3)]']); "
+        "os._exit(opened if child.returncode == 0 else 1)"
+    )
+    for closed in ("<&-", ">&- 2>&-", "<&- >&- 2>&-"):
+        line = f'exec "$0" -c "$1" {closed}'
+        ended = subprocess.run(["sh", "-c", line, sys.executable, code], check=False)
+        assert ended.returncode >= 3, closed

@@ -27,6 +27,8 @@ with imports():
     import torch
     import torch.nn.functional as F
 
+    from lmlab.commands.door import run_command
+
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 
@@ -395,5 +397,10 @@ def place_of(error: BaseException, path: Path) -> str:
     return f"line {lines[-1]} of {path} raises " if lines else ""
 
 
+def check(argv: list[str]) -> None:
+    """Ends the program with the exit status of `main`."""
+    raise SystemExit(main(argv))
+
+
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    run_command(check)

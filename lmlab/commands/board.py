@@ -17,6 +17,7 @@ from __future__ import annotations
 import base64
 import json
 import socket
+import sys
 import tempfile
 import threading
 import webbrowser
@@ -142,6 +143,11 @@ def server_of(view: Path, port: int | None, names: Callable[[], Sequence[str]]) 
 
         def __init__(self, wsgi_app: Any, flags: Any) -> None:
             super().__init__(with_first_page(wsgi_app, names), flags)
+
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            """Says nothing of a connection that a browser, or the end of this program, has closed."""
+            if not isinstance(sys.exc_info()[1], OSError | ValueError):
+                super().handle_error(request, client_address)
 
     board = program.TensorBoard(
         plugins=default.get_plugins(), server_class=program.with_port_scanning(Server)

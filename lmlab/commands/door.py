@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from lmlab.catalogue import CATALOGUE
 from lmlab.environment import libraries
 from lmlab.errors import UserError, one_line_errors
-from lmlab.terminal import LastingStream, ending_in_order, ignore_signals
+from lmlab.terminal import LastingStream, ending_in_order, ignore_signals, open_streams
 
 if TYPE_CHECKING:  # a type checker knows no Literal that is computed
     Device = str
@@ -26,6 +26,7 @@ def run_command(main: Callable[[list[str]], object]) -> None:
     A character that the terminal cannot show is replaced. Without stdout or stderr, or if their
     reader (such as `head`) goes away, the rest of the output is dropped.
     """
+    open_streams()
     sys.stdout = sys.stdout or open(os.devnull, "w")
     sys.stderr = sys.stderr or open(os.devnull, "w")
     for stream in (sys.stdout, sys.stderr):

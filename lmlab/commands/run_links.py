@@ -22,12 +22,13 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from lmlab import files
 from lmlab.config.grammar import typed_value
-from lmlab.errors import UserError, printable
+from lmlab.errors import UserError, printable, reason_of
 from lmlab.numbers import objectives
 from lmlab.runs.code import short
 from lmlab.runs.folder import EVENTS, read_metrics
 from lmlab.runs.tags import GROUPED, charts
 from lmlab.sweeps.labels import parts_of, typed_values, words_of
+from lmlab.terminal import tell
 
 LOSSES = ("val/loss", "best/val/loss", "train/loss", "val/bits_per_byte")  # columns of HParams
 WORSE = ("diverged", "pruned", "failed")  # what a run that did not finish may have come to
@@ -145,7 +146,8 @@ class RunLinks:
         self.folders = folders
         self.view = view
         self.written: dict[str, tuple[Path, bytes]] = {}  # by name: a run, and what was added to it
-        self.ended: dict[Path, Listed] = {}
+        self.ended: dict[Path, tuple[int, Listed]] = {}  # with the time of metrics.json
+        self.said: set[str] = set()  # what is left out, and why
 
     def refresh(self) -> None:
         """Adds links to new runs and events, and removes those to runs that are gone.
@@ -183,22 +185,34 @@ class RunLinks:
         found = {
             config.parent
             for folder in self.folders
-            for config in files.named_below(folder, "config.yaml", lambda why: None)
+            for config in files.named_below(folder, "config.yaml", self.leave_out)
             if next(config.parent.glob(EVENTS), None)
         }
         return sorted(found)
 
     def listed(self, path: Path) -> Listed | None:
-        """Returns a run; None if its metrics.json cannot be read. One that has ended is read once."""
-        if path in self.ended:
-            return self.ended[path]
+        """Returns a run; None if its metrics.json cannot be read, which is said once.
+
+        One that has ended is read again if it was written since: it may go on.
+        """
         try:
+            written = (path / "metrics.json").stat().st_mtime_ns
+            ended = self.ended.get(path)
+            if ended and ended[0] == written:
+                return ended[1]
             run = Listed(path, read_metrics(path))
-        except UserError:
+        except (UserError, OSError) as error:
+            self.leave_out(f"{path}: {reason_of(error)}")
             return None
         if run.metrics.get("status") in ("finished", *WORSE):
-            self.ended[path] = run
+            self.ended[path] = written, run
         return run
+
+    def leave_out(self, why: object) -> None:
+        """Says once that a run or a folder is left out, and why."""
+        if str(why) not in self.said:
+            self.said.add(str(why))
+            tell(f"left out      {why}")
 
 
 def columns_of(runs: Sequence[Listed]) -> api_pb2.Experiment:

@@ -275,7 +275,9 @@ const MODELS = {bigram: Bigram, mlp: MLP, lstm: LSTM, transformer: Transformer, 
 const OWN = [];  // scripts of a person's own models; each adds its class to those that it gets
 
 function modelIn({kind, sizes, arrays, own}) {
+  if (own !== undefined && !OWN[own]) throw new Error(`the script of the model ${kind} cannot be read`);
   const classes = own === undefined ? MODELS : OWN[own]({...MODELS});
+  if (!classes[kind]) throw new Error(`the script of the model has made no class MODELS.${kind}`);
   const numbers = {};
   for (const [name, array] of Object.entries(arrays)) numbers[name] = arrayIn(array);
   return new classes[kind](sizes, numbers);
@@ -403,7 +405,7 @@ class Pairs {  // pairs of bytes, merged (Sennrich et al. 2016; bytes: Radford e
     this.cuts = cuts.map(cut => new RegExp(cut ?? WORDS, "gu"));
     this.added = new Map(Object.entries(added));  // texts that are tokens by themselves
     for (const [text, id] of this.added) this.tokens[id] = [...utf8(text)].map(byte => this.letters[byte]).join("");
-    const escaped = [...this.added.keys()].sort((a, b) => b.length - a.length).map(text => text.replace(/[\\^$.*+?()[\]{}|/-]/g, "\\$&"));
+    const escaped = [...this.added.keys()].sort((a, b) => b.length - a.length).map(text => text.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&"));
     this.border = added && escaped.length ? new RegExp(`(${escaped.join("|")})`, "u") : null;
   }
   static letters() {  // GPT-2's printable letter for each byte

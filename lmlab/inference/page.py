@@ -54,9 +54,12 @@ def write(runs: list[Run], weights: Weights, before: bool, prompt: str, out: Pat
         if model.script:
             values["own"] = scripts.index(model.script)
         data["models"].append(values)
-    # Each in a function, so that no name of it is one of another's or of the page.
-    own = [f"OWN.push(MODELS => {{\n{script}\nreturn MODELS; }});" for script in scripts]
-    code = "\n".join([CODE.read_text(encoding="utf-8"), *own])
+    # Each in a function, so that no name of it is one of another's or of the page, and in an element,
+    # so that the page can say that it cannot be read.
+    own = [
+        f"OWN[{n}] = MODELS => {{\n{script}\nreturn MODELS; }};" for n, script in enumerate(scripts)
+    ]
+    code = "\n</script>\n<script>\n".join([CODE.read_text(encoding="utf-8"), *own])
     files.write(out, fill_page(TEMPLATE, data["title"], data, code=code))
     return [f"{model['name']}: {model['about']}: {model['loss']}" for model in data["models"]]
 
@@ -214,8 +217,8 @@ def losses(run: Run, weights: Weights) -> str:
         here = measured(run, rounded(run.model, weights), tokens, documents)
     part = "its" if len(tokens) == len(text.val) else "the beginning of its"
     return (
-        f"loss here {here['val/loss']:.4f} ({here['val/bits_per_byte']:.3f} bits a byte), of the "
-        f"original {original['val/loss']:.4f} ({len(tokens):,} {run.tokenizer.unit}s, {part} "
+        f"loss here {here['val/loss']:z.4f} ({here['val/bits_per_byte']:z.3f} bits a byte), of the "
+        f"original {original['val/loss']:z.4f} ({len(tokens):,} {run.tokenizer.unit}s, {part} "
         "validation text)"
     )
 

@@ -27,6 +27,7 @@ from lmlab.config import conf_files
 from lmlab.errors import UserError
 from lmlab.runs.code import share_library
 from lmlab.sweeps.cells import Busy, Cell
+from lmlab.terminal import open_streams
 
 EXIT_FAILED = 1  # exit status of a process whose cell has failed
 EXIT_BUSY = 75  # exit status of a process whose cell is being run by another process
@@ -60,6 +61,7 @@ def start_server(preload: list[str]) -> Any:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from multiprocessing import forkserver
 
+    open_streams()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(preload)
     choose_short_folder()

@@ -5,6 +5,8 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
+from lmlab.cores import usable_cores
+from lmlab.errors import UserError
 from lmlab.runs.folder import read_metrics
 from suites.commands import TRAIN
 
@@ -14,6 +16,12 @@ SIZES = {
     "default": (12, ["max_steps=200"]),
     "larger": (8, ["n_layer=6", "n_head=6", "n_embd=384", "block_size=256", "max_steps=8"]),
 }
+
+
+def check() -> None:
+    """Raises UserError if this process may use one core only."""
+    if usable_cores() < 2:
+        raise UserError("ranks: needs two cores, and there is one for this process")
 
 
 def measure(repeats: int) -> dict[str, float]:
