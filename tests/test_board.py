@@ -19,7 +19,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from lmlab.commands import board, run_links
 from lmlab.errors import one_line_errors
 from lmlab.runs.folder import EVENTS
-from tests.conftest import ROOT, refused, script
+from tests.conftest import ROOT, SMALL_RUN, refused, script
 
 
 def made(folder, **metrics):
@@ -268,3 +268,13 @@ def test_ctrl_c_ends_it_quietly_and_nothing_is_left_behind(shown):
     out, err = process.communicate(timeout=30)
     assert process.returncode == 0 and err == "" and out == ""
     assert not [path for path in Path(temporary).iterdir() if "lmlab" in path.name]
+
+
+def test_a_run_in_a_folder_whose_name_is_not_utf8_has_curves(train, here):
+    run = train(f"{SMALL_RUN} out='caf\udce9'")
+    assert next(run.glob(EVENTS)).stat().st_size > 1000
+    links = run_links.RunLinks([here], here / "view")
+    links.refresh()
+    assert len(links.written) == 1
+    log = (run / "train.log").read_text(encoding="utf-8")
+    assert "TensorBoard" not in log

@@ -1,5 +1,6 @@
 """Writes TensorBoard's events of a run: curves, texts, pictures, hyper-parameters."""
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,10 +31,11 @@ class Board:
     def __init__(self, path: Path, warn: Callable[[str], object], purge_step: int = 0) -> None:
         self.warn = warn
         self.writer: Any = None  # None: nothing is written, because an error came
-        if encodable(str(path)) != str(path):
-            warn("TensorBoard has no curves of this run: it takes only folders with names in UTF-8")
-            return
+        self.opened: int | None = None  # the folder, if it was opened
         with self.harmless():
+            if encodable(str(path)) != str(path):  # TensorBoard takes only names in UTF-8
+                self.opened = os.open(path, os.O_RDONLY)
+                path = Path(f"/proc/self/fd/{self.opened}")
             self.writer = SummaryWriter(path, purge_step=purge_step)
             if purge_step == 0:
                 self.writer._get_file_writer().add_summary(Summary(value=[charts()]), 0)
@@ -111,6 +113,9 @@ class Board:
         if self.writer is not None:
             with self.harmless():
                 self.writer.close()
+        if self.opened is not None:
+            os.close(self.opened)
+            self.opened = None
 
 
 def as_hparam(value: str | float | None) -> str | float:
