@@ -47,13 +47,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the library beside this sc
 from lmlab.environment import imports
 
 with imports():
-    from suites.commands import tell
-
     from lmlab import files
     from lmlab.commands.door import run_command
     from lmlab.commands.options import check_file, parse_script
     from lmlab.errors import UserError
     from lmlab.markers import Count, PathText
+    from lmlab.terminal import tell
 
 SUITES = ("startup", "data", "train", "sample", "context", "ranks", "sweep", "scale")
 
@@ -85,7 +84,7 @@ def main(argv: list[str]) -> None:
         call(suite, "check", given)
     figures = {}
     for suite in suites:
-        tell(f"{suite}: {options.repeats} times")
+        tell(f"… {suite}: {options.repeats} times")
         figures[suite] = call(suite, "measure", given)
         print(f"{suite}, medians of {options.repeats}")
         for name, figure in figures[suite].items():

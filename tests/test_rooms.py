@@ -109,6 +109,9 @@ def test_no_type_of_a_model_an_optimizer_or_a_configuration_is_asked_for():
             "lmlab/config/sweep_files.py: yaml.MappingNode",
             "lmlab/config/sweep_files.py: yaml.SequenceNode",
             "lmlab/config/sweep_files.py: yaml.ScalarNode",
+            "lmlab/ranks.py: dist.DistError",  # errors
+            "lmlab/training/step.py: dynamo.TorchDynamoException",
+            "lmlab/commands/board.py: ValueError",
             "lmlab/own_code.py: functools.partial",
             "lmlab/own_code.py: kind",  # an array or a tensor, whose library need not be imported
             "lmlab/own_code.py: frozenset",  # of what a program wrote: plain values, and their containers

@@ -23,11 +23,6 @@ NANOGPT = {
 }
 
 
-def tell(text: str) -> None:
-    """Says on stderr what is measured now."""
-    print(f"… {text}", file=sys.stderr, flush=True)
-
-
 def clock() -> float:
     """Waits until a GPU has finished its work, and returns the time in seconds."""
     if torch.cuda.is_available():

@@ -49,13 +49,13 @@ def check() -> None:
 
 def measure(repeats: int) -> dict[str, float]:
     """Returns the figures above, medians of `repeats` measurements."""
-    from suites.commands import tell
+    from lmlab.terminal import tell
 
     figures: dict[str, float] = {}
 
     def note(name: str, unit: str, *arguments: str) -> None:
         """Measures one thing several times."""
-        tell(f"scale: {name}")
+        tell(f"… scale: {name}")
         found = [in_a_process(*arguments) for _ in range(repeats)]
         factor = 1000 if unit.startswith("ms") else 1
         figures[f"{unit}, {name}"] = factor * median(seconds for seconds, _ in found)
