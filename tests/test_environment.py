@@ -99,10 +99,14 @@ def test_a_library_that_is_missing_later_is_a_line_too(checkout, capsys):
     refused(capsys, imports_late, ["library torch", "make install"])
 
 
-def test_threads_that_wait_sleep_unless_a_person_says_otherwise(tmp_path):
+def test_threads_that_wait_sleep_soon_unless_a_person_says_otherwise(tmp_path):
     """torch's threads read it when torch is imported, which the lab does later."""
-    code = "import lmlab, os, sys; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
-    for given, seen in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
+    code = "import lmlab, os, sys; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    for given, seen in (
+        ({}, "5000"),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "None"),
+    ):
         variables = {"PYTHONPATH": str(ROOT), **given}
         said = subprocess.run(
             [sys.executable, "-c", code], env=variables, capture_output=True, text=True
