@@ -168,10 +168,13 @@ def draw(axes: Axes, run: Path, label: str, styles: dict[str, dict[str, Any]], c
     """Draws the curves of one run, one for each number in `styles` that its history has."""
     lines = read_history(run)
     excerpts = {line[EXCERPT_TOKENS] for line in lines if line.get(EXCERPT_TOKENS)}
+    if excerpts:
+        print(
+            f"{run}: before the end val/loss is that of {max(excerpts):,} tokens, at the end of all",
+            file=sys.stderr,
+        )
     for key, style in styles.items():
         points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
         if points:
             name = f"{label}  {key}"
-            if excerpts and key.startswith("val/"):
-                name += f" (before the end on {max(excerpts):,} tokens)"
             axes.plot(*zip(*points, strict=True), color=color, label=name, **style)

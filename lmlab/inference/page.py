@@ -180,10 +180,12 @@ def size_in_page(model: PageModel, weights: Weights) -> int:
 def model_data(run: Run, model: PageModel, weights: Weights) -> dict[str, Any]:
     """Returns all that the page needs of a run. Raises UserError."""
     about = [run.config.choices["model"], run.model.size()]
+    name = f"{run.config.run.name} / {run.path.name}"
     if run.step == 0 and learns_in_steps(run.model) and not run.is_foreign:
         about.append("before training")
+        name += ", before training"
     return {
-        "name": f"{run.config.run.name} / {run.path.name}",
+        "name": name,
         "about": ", ".join(about),
         "loss": losses(run, weights),
         "unit": run.tokenizer.unit,
