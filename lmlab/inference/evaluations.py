@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import wraps
+from functools import cached_property, wraps
 from typing import overload
 
 import numpy as np
@@ -95,6 +95,11 @@ class Subject:
     def tokens(self) -> np.ndarray:
         """The token ids of the validation text, (N,)."""
         return self.text.val
+
+    @cached_property
+    def judged(self) -> dict[str, Source]:
+        """The texts on which an evaluation computes the loss, by name."""
+        return judged_texts(self)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -359,7 +364,7 @@ def validation_loss(subject: Subject) -> dict[str, float]:
     numbers = loss_on(subject, "val")
     if not math.isfinite(numbers["val/loss"]):
         raise NotFinite
-    texts = judged(subject)
+    texts = subject.judged
     if texts["val"].is_excerpt:
         counts = counting(texts["val"].documents)
         numbers[EXCERPT_TOKENS] = 0 if counts is None else int(counts.sum())
@@ -429,7 +434,7 @@ def pictures(subject: Subject) -> dict[str, np.ndarray]:
     return dict(pictures_of(subject.model, idx, names, subject.with_attention, kept))
 
 
-def judged(subject: Subject) -> dict[str, Source]:
+def judged_texts(subject: Subject) -> dict[str, Source]:
     """Returns the texts on which an evaluation computes the loss, by name, as far as there are any.
 
     Before the end of a run long ones are excerpts. At the end "excerpt" is that of "val".
@@ -467,7 +472,7 @@ def has_excerpts(model: LanguageModel) -> bool:
 
 def loss_on(subject: Subject, name: str) -> dict[str, float]:
     """Returns the numbers of `loss_metrics` of one of the `judged` texts; names begin with val/."""
-    text = judged(subject)[name]
+    text = subject.judged[name]
     found = subject.shared.get(name)
     if found is None:
         found = log_probs_on(subject, text)
@@ -490,7 +495,7 @@ def compute_together(
     Raises Interrupted on all of them if a signal has reached one.
     """
     shared = {}
-    for name, text in judged(subject).items():
+    for name, text in subject.judged.items():
         shared[name] = log_probs_on(subject, text, Turns(ranks, is_asked_to_stop))
     return replace(subject, shared=shared)
 

@@ -22,17 +22,17 @@ MODELS = {"gpt": "n_layer=4 n_head=4 n_embd=64", "lstm": "n_layer=1 n_embd=152"}
 
 
 class Steps:
-    """Makes training steps of a model of 200 thousand parameters on random ids."""
+    """Makes training steps of a model on random ids. `keys` are those of train.py."""
 
-    def __init__(self, model: str, length: int) -> None:
-        arguments = f"model={model} {MODELS[model]} block_size={length}".split()
+    def __init__(self, keys: str, length: int, vocab_size: int = V, tokens: int = TOKENS) -> None:
+        arguments = f"{keys} block_size={length}".split()
         config = machine.resolve(overrides.resolved(arguments)[0])
         place = machine.pick(config.choices["device"])
         self.precision = config.device.precision
         self.place = place
-        self.model = build_model(config.model, V).to(place)
+        self.model = build_model(config.model, vocab_size).to(place)
         self.optimizer = build_optimizer(self.model, config.optimizer, self.precision)
-        self.ids = torch.randint(V, (TOKENS // length, length + 1), device=place)
+        self.ids = torch.randint(vocab_size, (tokens // length, length + 1), device=place)
 
     def seconds(self) -> float:
         """Makes one step, and returns how long it took."""
@@ -50,7 +50,7 @@ def measure(repeats: int) -> dict[str, float]:
     """Returns medians: milliseconds of each model's step, and ratios of the LSTM's to the GPT's."""
     figures = {}
     for length in LENGTHS:
-        steps = {model: Steps(model, length) for model in MODELS}
+        steps = {model: Steps(f"model={model} {keys}", length) for model, keys in MODELS.items()}
         seconds: dict[str, list[float]] = {model: [] for model in MODELS}
         for turn in range(5 * repeats + 1):
             for model, one in steps.items():

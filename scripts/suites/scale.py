@@ -42,7 +42,7 @@ def check() -> None:
     free = shutil.disk_usage(folder).free
     if free < NEEDED:
         raise UserError(
-            f"scale: {folder} has {free // MB:,} MB free; needs {NEEDED // MB:,}, and TMPDIR names "
+            f"{folder}: has {free // MB:,} MB free; needs {NEEDED // MB:,}, and TMPDIR names "
             "another folder"
         )
 
@@ -114,31 +114,10 @@ def cells(n: str) -> float:
 
 def step(vocab_size: str, block_size: str) -> float:
     """Returns the median seconds of a training step of the default GPT on random tokens."""
-    import torch
-    import torch.nn.functional as F
+    from suites.context import Steps
 
-    from lmlab import machine
-    from lmlab.config import overrides
-    from lmlab.models.base import build_model
-    from lmlab.training.optimizers import build_optimizer
-    from suites.commands import clock
-
-    config = machine.resolve(overrides.resolved([f"block_size={block_size}"])[0])
-    place = machine.pick(config.choices["device"])
-    precision = config.device.precision
-    model = build_model(config.model, int(vocab_size)).to(place)
-    optimizer = build_optimizer(model, config.optimizer, precision)
-    length = int(block_size)
-    ids = torch.randint(int(vocab_size), (TOKENS // length, length + 1), device=place)
-    seconds = []
-    for _ in range(STEPS + 1):
-        begun = clock()
-        with machine.autocast(place, precision):
-            loss = F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        seconds.append(clock() - begun)
+    steps = Steps("model=gpt", int(block_size), int(vocab_size), TOKENS)
+    seconds = [steps.seconds() for _ in range(STEPS + 1)]
     return median(seconds[1:])
 
 
