@@ -9,6 +9,7 @@ import torch
 from lmlab.catalogue import AdamWConfig, BigramConfig, MuonConfig, SGDConfig
 from lmlab.errors import UserError
 from lmlab.models.base import LanguageModel, build_model
+from lmlab.sweeps.costs import state_key
 from lmlab.training import optimizers
 from lmlab.training.optimizers import (
     build_optimizer,
@@ -161,3 +162,15 @@ def test_muon_keeps_one_number_for_a_hidden_matrix_and_two_for_the_rest():
     weights = list(model.parameters())
     numbers = 2 * sum(weight.numel() for weight in weights) - hidden + len(weights)  # and the steps
     assert state_bytes(model, config) == 4 * numbers
+
+
+def test_optimizers_of_one_key_keep_states_of_one_size():
+    model = build_model(CONFIGS["modern"], 11)
+    sizes = {}
+    for momentum, lr, weight_decay in itertools.product((0.0, 0.5, 0.9), (0.1, 0.2), (0.0, 0.1)):
+        config = SGDConfig(lr=lr, momentum=momentum, weight_decay=weight_decay)
+        sizes.setdefault(state_key(config), set()).add(state_bytes(model, config))
+    assert all(len(found) == 1 for found in sizes.values())
+    assert (
+        len({size for found in sizes.values() for size in found}) == 2
+    )  # without momentum, and with

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from rich.table import Table
@@ -69,7 +70,7 @@ def costs(cells: list[Cell]) -> dict[str, Cost]:
                 with measuring(cell):
                     speeds[shape] = speed_of_steps(cell)
             vocab_size = text.tokenizer.vocab_size
-            kept = repr(cell.config.model), repr(cell.config.optimizer), vocab_size
+            kept = repr(cell.config.model), *state_key(cell.config.optimizer), vocab_size
             if kept not in checkpoints:
                 checkpoints[kept] = checkpoint_bytes(cell, vocab_size)
             estimates[cell.hash] = cost_of_steps(cell, speeds[shape], text, checkpoints[kept])
@@ -119,6 +120,13 @@ def shape_of(cell: Cell) -> tuple[object, ...]:
         config.choices["device"],
         *source_key(config),
     )
+
+
+def state_key(optimizer: Any) -> tuple[object, ...]:
+    """Returns what the size of an optimizer's state depends on: of a rate, whether it is 0."""
+    values = vars(optimizer).items()
+    kept = [(key, bool(value) if isinstance(value, float) else value) for key, value in values]
+    return type(optimizer), *kept
 
 
 def checkpoint_bytes(cell: Cell, vocab_size: int) -> int:

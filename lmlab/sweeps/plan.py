@@ -8,7 +8,7 @@ import torch
 from lmlab import machine, plugins
 from lmlab.config.check import Config
 from lmlab.config.grammar import parse
-from lmlab.config.keys import idle_keys
+from lmlab.config.keys import Align, idle_keys
 from lmlab.data.batches import check_length, resolved_align, with_align
 from lmlab.data.splits import Splits
 from lmlab.errors import UserError
@@ -30,6 +30,7 @@ class Source:
 
 SOURCES: dict[tuple[object, ...], Source] = {}  # each is read once for all cells
 SIZES: dict[tuple[object, ...], tuple[int, int]] = {}  # each model is built once for all cells
+ALIGNS: dict[tuple[object, ...], Align] = {}  # each text is looked at once for all cells
 
 
 def source_of(config: Config) -> Source:
@@ -56,6 +57,14 @@ def sizes_of(config: Config, vocab_size: int) -> tuple[int, int]:
         n_params = sum(weight.numel() for weight in model.parameters())
         SIZES[key] = n_params, model.flops_per_token()
     return SIZES[key]
+
+
+def align_of(config: Config, text: Splits) -> Align:
+    """Returns the value of `align` that a configuration has, or that stands for "auto"."""
+    key = source_key(config), config.run.align, config.model.block_size
+    if key not in ALIGNS:
+        ALIGNS[key] = resolved_align(config, text.train).run.align
+    return ALIGNS[key]
 
 
 def source_key(config: Config) -> tuple[object, ...]:
@@ -87,7 +96,7 @@ def identify(config: Config, overrides: list[str], sweep: Sweep, elsewhere: bool
     config = replace(config, run=replace(config.run, init_from=source.init_from))
     if config.model.has_steps:
         check_length(text.train, config.model.block_size, text.tokenizer.unit)
-        config = resolved_align(config, text.train)
+        config = with_align(config, align_of(config, text))
         tokens = run.max_steps * run.batch_size * run.grad_accumulation * config.model.block_size
     else:
         config = with_align(config, "epoch")  # it has no windows; the value that changes no hash
@@ -124,6 +133,7 @@ def identify_all(
     """
     SOURCES.clear()
     SIZES.clear()
+    ALIGNS.clear()
     identified = []
     for config, overrides in runs:
         with plugins.own_errors(cells.label(overrides, sweep)):
