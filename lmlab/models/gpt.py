@@ -22,6 +22,7 @@ from lmlab.catalogue import GPTConfig
 from lmlab.models.attention import KVCache, attend, attention_flops
 from lmlab.models.base import LanguageModel
 from lmlab.models.decoder import NumpyDecoder, decoder_of_gpt
+from lmlab.models.dropout import drop
 from lmlab.models.hugging_face import Foreign, gpt2_of
 from lmlab.models.page import PageModel, gpt_in_page
 
@@ -51,7 +52,7 @@ class CausalSelfAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         y = attend(q, k, v, dropout, self.width_ratio)  # softmax(q k^T / sqrt(m C/H)) v
         y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side
-        return F.dropout(self.proj(y), self.dropout, self.training)  # (B, T, C)
+        return drop(self.proj(y), self.dropout, self.training)  # (B, T, C)
 
 
 class MLP(nn.Module):
@@ -66,7 +67,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.gelu(self.widen(x), approximate=self.approximate)  # (B, T, 4C)
-        return F.dropout(self.proj(x), self.dropout, self.training)  # (B, T, C)
+        return drop(self.proj(x), self.dropout, self.training)  # (B, T, C)
 
 
 class Block(nn.Module):
@@ -136,7 +137,7 @@ class GPT(LanguageModel):
         end = start + idx.shape[1]  # at most block_size
         positions = torch.arange(start, end, device=idx.device)  # (T,)
         x = self.token_embedding(idx) + self.position_embedding(positions)  # (B, T, C) + (T, C)
-        x = F.dropout(x, self.dropout, self.training)
+        x = drop(x, self.dropout, self.training)
         layer_caches: Sequence[KVCache | None] = caches or [None] * len(self.blocks)
         for block, cache in zip(self.blocks, layer_caches, strict=True):
             if self.config.recompute and self.training:

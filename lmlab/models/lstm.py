@@ -11,11 +11,11 @@ between. The memory is written to and erased through gates, so that gradients pa
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmlab.catalogue import LSTMConfig
 from lmlab.models.base import LanguageModel
+from lmlab.models.dropout import drop
 from lmlab.models.page import PageModel, embeddings_named
 
 
@@ -87,5 +87,5 @@ class LSTM(LanguageModel):
         x = self.token_embedding(idx)  # (B, T, C)
         for layer, memory in zip(self.layers, caches or self.caches(), strict=True):
             # Between layers alone (Zaremba et al. 2014).
-            x = layer(F.dropout(x, self.dropout, self.training), memory)
-        return self.head(F.dropout(x, self.dropout, self.training))  # (B, T, V)
+            x = layer(drop(x, self.dropout, self.training), memory)
+        return self.head(drop(x, self.dropout, self.training))  # (B, T, V)

@@ -8,11 +8,11 @@ than a bigram, but nothing beyond K tokens, and each place has weights of its ow
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmlab.catalogue import MLPConfig
 from lmlab.models.base import LanguageModel
+from lmlab.models.dropout import drop
 from lmlab.models.page import PageModel, embeddings_named
 
 
@@ -35,7 +35,7 @@ class MLP(LanguageModel):
         last_few = [x[:, k : k + T] for k in range(self.context)]  # the oldest first
         x = torch.cat(last_few, dim=2)  # (B, T, K C)
         x = torch.tanh(self.hidden(x))  # (B, T, H)
-        return self.head(F.dropout(x, self.dropout, self.training))  # (B, T, V)
+        return self.head(drop(x, self.dropout, self.training))  # (B, T, V)
 
     def in_page(self, vocab_size: int) -> PageModel:
         sizes = {"context": self.context, "n_embd": self.config.n_embd}

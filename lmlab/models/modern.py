@@ -29,6 +29,7 @@ from lmlab.catalogue import ModernConfig
 from lmlab.models.attention import KVCache, attend, attention_flops
 from lmlab.models.base import LanguageModel
 from lmlab.models.decoder import NumpyDecoder, decoder_of_modern
+from lmlab.models.dropout import drop
 from lmlab.models.hugging_face import Foreign, nanochat_of
 from lmlab.models.page import PageModel, modern_in_page
 
@@ -82,7 +83,7 @@ class CausalSelfAttention(nn.Module):
             k, v = cache.extend(k, v)
         y = attend(q, k, v, self.dropout if self.training else 0.0, self.width_ratio)
         y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side
-        return F.dropout(self.proj(y), self.dropout, self.training)  # (B, T, C)
+        return drop(self.proj(y), self.dropout, self.training)  # (B, T, C)
 
 
 class MLP(nn.Module):
@@ -95,7 +96,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.activation(self.widen(x))  # (B, T, 4C)
-        return F.dropout(self.proj(x), self.dropout, self.training)  # (B, T, C)
+        return drop(self.proj(x), self.dropout, self.training)  # (B, T, C)
 
 
 class Block(nn.Module):
@@ -159,7 +160,7 @@ class Modern(LanguageModel):
             rotation = self.cos[places], self.sin[places]
         if self.config.embedding_norm:
             x = self.norm(x)
-        x = F.dropout(x, self.config.dropout, self.training)
+        x = drop(x, self.config.dropout, self.training)
         layer_caches: Sequence[KVCache | None] = caches or [None] * len(self.blocks)
         for block, cache in zip(self.blocks, layer_caches, strict=True):
             if self.config.recompute and self.training:
