@@ -1,7 +1,6 @@
 """Cuts the tokens of a text into batches: B windows of T tokens, and the tokens that follow."""
 
-import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
@@ -16,7 +15,7 @@ from lmlab.config.keys import Align
 from lmlab.data.documents import Documents
 from lmlab.errors import UserError
 
-CUT_AT_ONCE = 2**16  # tokens: many batches of a small run, one of a large
+CUT_AT_ONCE = 2**16  # tokens at most: many batches of a small run, one of a large
 
 RESIDENT = 2**28  # bytes of tokens that may lie on the device
 
@@ -175,26 +174,40 @@ class Batches:
         Tokens that fit into the memory of the device are copied there once. Otherwise a thread
         reads them from the disk in advance. In both cases the CPU does not wait for the GPU.
         """
-        n = max(1, CUT_AT_ONCE // (self.n_rows * (self.block_size + 1)))
         if len(self.tokens) * self.resident_type().itemsize <= RESIDENT:
-            chunks = self.from_device(t, n, device)
+            chunks = self.from_device(self.cuts(t), device)
         else:
-            chunks = ahead(self.from_disk(t, n, device))
+            chunks = ahead(self.from_disk(self.cuts(t), device))
         for idx, targets in chunks:
             yield from zip(idx.split(self.n_rows), targets.split(self.n_rows), strict=True)
+
+    def cuts(self, t: int) -> Iterator[tuple[int, int]]:
+        """Yields the first batch, and the number of batches, of what is cut at once, from batch t on.
+
+        The number starts at 1 and doubles: a short run needs few, a long one should be cut in few
+        operations.
+        """
+        most = max(1, CUT_AT_ONCE // (self.n_rows * (self.block_size + 1)))
+        n = 1
+        while True:
+            yield t, n
+            t += n
+            n = min(2 * n, most)
 
     def resident_type(self) -> np.dtype:
         """Returns the type of tokens on a device: torch cannot index all of numpy's types."""
         return np.dtype(np.uint8 if self.tokens.dtype == np.uint8 else np.int32)
 
-    def from_device(self, t: int, n: int, device: torch.device) -> Iterator[Batch]:
-        """Yields the windows of n batches at a time, beginning with batch t, made on the device."""
+    def from_device(
+        self, cuts: Iterable[tuple[int, int]], device: torch.device
+    ) -> Iterator[Batch]:
+        """Yields the windows of the batches of each cut, made on the device."""
         tokens = torch.from_numpy(self.tokens.astype(self.resident_type())).to(device)
         unscored = None
         if self.scored is not None:
             unscored = torch.from_numpy(~self.scored).to(device)
         window = torch.arange(self.block_size + 1, device=device)
-        for first in itertools.count(t, n):
+        for first, n in cuts:
             starts = send(torch.from_numpy(self.window_starts(first, n)), device)
             places = starts[:, None] + window
             sequences = tokens[places].long()
@@ -203,9 +216,9 @@ class Batches:
                 targets = targets.masked_fill(unscored[places[:, 1:]], IGNORED)
             yield sequences[:, :-1], targets
 
-    def from_disk(self, t: int, n: int, device: torch.device) -> Iterator[Batch]:
-        """Yields the windows of n batches at a time, beginning with batch t, read from the disk."""
-        for first in itertools.count(t, n):
+    def from_disk(self, cuts: Iterable[tuple[int, int]], device: torch.device) -> Iterator[Batch]:
+        """Yields the windows of the batches of each cut, read from the disk."""
+        for first, n in cuts:
             idx, targets = self.windows_at(self.window_starts(first, n))
             yield send(idx, device), send(targets, device)
 
