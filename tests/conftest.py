@@ -8,6 +8,7 @@ import shlex
 import shutil
 import signal
 import sys
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,6 +29,8 @@ settings.load_profile("lab")
 # Two tests run at once, and more threads than cores are far slower. torch reads it when imported.
 os.environ["OMP_NUM_THREADS"] = "1"
 ROOT = Path(__file__).parent.parent
+MEMORY = Path("/dev/shm")  # Linux's file system in memory
+ROOM = 2**32  # bytes that it must have; all tests together write half of that
 NANO = (
     "model=gpt_nano threads=1 batch_size=4 max_steps=4 eval_interval=2 log_interval=1 device=cpu "
     "precision=32-true "
@@ -209,6 +212,22 @@ def pytest_addoption(parser):
         default=1,
         help="how many kills at random moments (tests/test_resume.py)",
     )
+
+
+def pytest_configure(config):
+    """Puts the tests' folders into memory, where it has room: the lab calls fsync for each file, which
+    takes half of a short run's time on a disk. With PYTEST_DEBUG_TEMPROOT they are there, and stay.
+    """
+    if "PYTEST_DEBUG_TEMPROOT" in os.environ or not has_room(MEMORY):
+        return
+    folder = tempfile.mkdtemp(prefix="lmlab-tests-", dir=MEMORY)
+    os.environ["PYTEST_DEBUG_TEMPROOT"] = folder  # for the workers of pytest-xdist, too
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+def has_room(folder):
+    """Whether it is there, and can take what the tests write."""
+    return os.access(folder, os.W_OK) and shutil.disk_usage(folder).free > ROOM
 
 
 def pytest_collection_modifyitems(items):

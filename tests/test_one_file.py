@@ -386,7 +386,7 @@ LATE = """Words.calls = getattr(Words, "calls", 0) + 1
 def test_a_decoder_that_fails_late_harms_the_samples_alone_and_is_shown(here, train, capsys):
     last = 'return "".join(self.words[i]'
     name = plugin(here, WORDS.replace(last, LATE + last))
-    (here / "text.txt").write_text("It was late when the words came. " * 40)
+    (here / "text.txt").write_text("It was late when the words came.\n" * 40)
     line = LINE.replace("data=sentence", "data=file path=text.txt")
     run = train(f"{line} plugin={name} tokenizer=words most=20 model=bigram")
     said = capsys.readouterr().err

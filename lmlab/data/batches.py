@@ -198,9 +198,7 @@ class Batches:
         """Returns the type of tokens on a device: torch cannot index all of numpy's types."""
         return np.dtype(np.uint8 if self.tokens.dtype == np.uint8 else np.int32)
 
-    def from_device(
-        self, cuts: Iterable[tuple[int, int]], device: torch.device
-    ) -> Iterator[Batch]:
+    def from_device(self, cuts: Iterable[tuple[int, int]], device: torch.device) -> Iterator[Batch]:
         """Yields the windows of the batches of each cut, made on the device."""
         tokens = torch.from_numpy(self.tokens.astype(self.resident_type())).to(device)
         unscored = None
