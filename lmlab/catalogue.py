@@ -28,6 +28,9 @@ from lmlab.markers import (
 )
 from lmlab.registry import load
 
+# How a CPU draws what dropout drops; "torch" is as it was before the key.
+DropoutMasks = Annotated[Literal["fast", "torch"], SHAPELESS, UNTOUCHING, Neutral("torch")]
+
 
 class AnyModelConfig:
     """What the lab asks of the keys of every model."""
@@ -83,6 +86,7 @@ class MLPConfig(ModelConfig):
     n_embd: Annotated[int, "[1, 100000]"]
     n_hidden: Annotated[int, "[1, 1000000]"]
     dropout: Annotated[Share, SHAPELESS]
+    dropout_masks: DropoutMasks = field(default="torch", kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,7 @@ class LSTMConfig(ModelConfig):
     n_layer: Annotated[int, "[1, 1000]"]
     n_embd: Annotated[int, "[1, 100000]"]
     dropout: Annotated[Share, SHAPELESS]
+    dropout_masks: DropoutMasks = field(default="torch", kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,7 @@ class TransformerConfig(ModelConfig):
     n_head: Annotated[int, "[1, 1000]"]
     n_embd: Annotated[int, "[1, 100000]"]
     dropout: Annotated[Share, SHAPELESS]
+    dropout_masks: DropoutMasks = field(default="torch", kw_only=True)
     recompute: Annotated[bool, SHAPELESS, CHANGEABLE, UNTOUCHING, Neutral(False)] = field(
         default=False, kw_only=True
     )

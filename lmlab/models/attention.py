@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lmlab.catalogue import TransformerConfig
-from lmlab.models.dropout import drop
+from lmlab.models.dropout import Dropout
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, width_ratio: float = 1.0
+    q: Tensor, k: Tensor, v: Tensor, dropout: Dropout | None = None, width_ratio: float = 1.0
 ) -> Tensor:
     """Returns softmax(q k^T / sqrt(D)) v (B, H, T, D) (Vaswani et al. 2017, section 3.2.1).
 
@@ -23,33 +23,30 @@ def attend(
     """
     T, S, D = q.shape[2], k.shape[2], q.shape[3]
     scale = 1 / math.sqrt(D * width_ratio)
-    if q.device.type == "cpu" and (v.dtype == torch.bfloat16 or dropout > 0):
+    share = 0.0 if dropout is None else dropout.share
+    is_slow = v.dtype == torch.bfloat16 or (dropout is not None and dropout.is_fast and share > 0)
+    if q.device.type == "cpu" and is_slow:
         return attend_openly(q, k, v, dropout, scale)
     if T in (1, S):
         return F.scaled_dot_product_attention(
-            q, k, v, is_causal=T > 1, dropout_p=dropout, scale=scale
+            q, k, v, is_causal=T > 1, dropout_p=share, scale=scale
         )
     visible = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=visible, dropout_p=dropout, scale=scale
-    )
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=share, scale=scale)
 
 
-def attend_openly(q: Tensor, k: Tensor, v: Tensor, dropout: float, scale: float) -> Tensor:
+def attend_openly(q: Tensor, k: Tensor, v: Tensor, dropout: Dropout | None, scale: float) -> Tensor:
     """Does what `attend` does, with all scores at once.
 
-    On a CPU torch's own kernel takes three times as long in bfloat16, and with dropout it draws the
-    random numbers one by one.
+    On a CPU torch's own kernel takes three times as long in bfloat16, and with dropout it does the
+    same, but draws the masks as torch does.
     """
     T, S = q.shape[2], k.shape[2]
     later = torch.full((T, S), float("-inf"), dtype=v.dtype).triu(S - T + 1)
-    if v.dtype == torch.bfloat16:
-        scores = (q * scale) @ k.mT + later
-    else:  # to the bit what torch's own does with dropout
-        root = math.sqrt(scale)
-        scores = (q * root) @ (k.mT * root) + later
-    weights = scores.softmax(-1, dtype=v.dtype)  # (B, H, T, S)
-    return drop(weights, dropout, training=True) @ v
+    weights = ((q * scale) @ k.mT + later).softmax(-1, dtype=v.dtype)  # (B, H, T, S)
+    if dropout is not None:
+        weights = dropout(weights)
+    return weights @ v
 
 
 def attention_flops(config: TransformerConfig) -> int:

@@ -1,54 +1,63 @@
-"""Dropout: in training some activations are left out, so that no other learns to rely on them.
+"""Dropout: in training some numbers are left out, so that no other learns to rely on them."""
 
-The numbers are those of torch's own function. On a CPU torch draws them one by one, which can take
-more than half of a step; here they are drawn as an array.
-"""
-
-import math
-from functools import lru_cache
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-DIGITS = 53  # bits of the 64 that torch draws for a number between 0 and 1
-AT_ONCE = 2**20  # numbers, eight bytes each
+SHARES = 2**16  # of which one number of 16 random bits tells
 
 
-def drop(x: Tensor, p: float, training: bool) -> Tensor:
-    """Returns x with each number zero with probability p, else divided by 1 - p (Srivastava et al.
-    2014).
+class DropoutKeys(Protocol):
+    """The keys of a model that has dropout."""
 
-    Outside of training it returns x.
+    @property
+    def dropout(self) -> float:
+        """The probability."""
+
+    @property
+    def dropout_masks(self) -> str:
+        """The way: fast or torch."""
+
+
+class Dropout(nn.Module):
+    """Makes each number zero with probability p, and divides the others by 1 - p (Srivastava et al.
+    2014). Outside of training all stay as they are.
+
+    torch draws 64 random bits for each number, one after the other, which on a CPU takes half of a
+    small model's step. With `dropout_masks=fast` a CPU draws 16 bits for each number, so that p is a
+    multiple of 1/65536, and at least that.
     """
-    if p == 0 or not training:
-        return x
-    if x.device.type != "cpu" or not x.is_contiguous() or torch.compiler.is_compiling():
-        return F.dropout(x, p)
-    if not draws_alike():
-        return F.dropout(x, p)
-    kept = draw_kept(x.numel(), 1 - p).view(x.shape)
-    return x * kept.to(x.dtype).div_(1 - p)
+
+    def __init__(self, config: DropoutKeys) -> None:
+        super().__init__()
+        self.p = config.dropout
+        self.is_fast = config.dropout_masks == "fast"
+
+    @property
+    def share(self) -> float:
+        """The probability with which a number is dropped now."""
+        return self.p if self.training else 0.0
+
+    def draws_itself(self, x: Tensor) -> bool:
+        """Returns whether the fast way is used for x: on a CPU, if torch does not compile it."""
+        return self.is_fast and x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns x, of any shape, with some of its numbers dropped."""
+        if self.share == 0:
+            return x
+        if not self.draws_itself(x):
+            return F.dropout(x, self.p)
+        dropped = min(max(round(self.p * SHARES), 1), SHARES - 1)
+        kept = 1 - dropped / SHARES
+        return x * draw_kept(x.shape, dropped).to(x.dtype).div_(kept)
 
 
-def draw_kept(n: int, q: float, generator: torch.Generator | None = None) -> Tensor:
-    """Returns n bools, each true with probability q, as torch's bernoulli_ draws them."""
-    below = math.ceil(q * 2**DIGITS)
-    kept = torch.empty(n, dtype=torch.bool)
-    for part in kept.split(AT_ONCE):
-        drawn = torch.empty(len(part), dtype=torch.int64)
-        drawn.random_(-(2**63), None, generator=generator)  # all 64 bits
-        torch.lt(drawn.bitwise_and_(2**DIGITS - 1), below, out=part)
-    return kept
-
-
-@lru_cache
-def draws_alike() -> bool:
-    """Returns whether `draw_kept` is what torch does on this machine.
-
-    On processors of Intel's torch draws with MKL, which is fast, and gives other numbers.
-    """
-    ours, theirs = (torch.Generator().manual_seed(0) for _ in range(2))
-    wanted = torch.empty(100).bernoulli_(0.7, generator=theirs)
-    same = draw_kept(100, 0.7, ours).equal(wanted.bool())
-    return same and ours.get_state().equal(theirs.get_state())
+def draw_kept(shape: torch.Size, dropped: int) -> Tensor:
+    """Returns bools, each of them false with probability `dropped` / SHARES, of torch's generator."""
+    n = shape.numel()
+    drawn = torch.empty((n + 3) // 4, dtype=torch.int64).random_(-(2**63), None)  # all 64 bits
+    numbers = drawn.view(torch.int16)[:n]  # from -SHARES / 2
+    return (numbers >= dropped - SHARES // 2).view(shape)

@@ -22,7 +22,7 @@ from lmlab.catalogue import GPTConfig
 from lmlab.models.attention import KVCache, attend, attention_flops
 from lmlab.models.base import LanguageModel
 from lmlab.models.decoder import NumpyDecoder, decoder_of_gpt
-from lmlab.models.dropout import drop
+from lmlab.models.dropout import Dropout
 from lmlab.models.hugging_face import Foreign, gpt2_of
 from lmlab.models.page import PageModel, gpt_in_page
 
@@ -38,7 +38,7 @@ class CausalSelfAttention(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.n_head = config.n_head
-        self.dropout = config.dropout
+        self.dropout = Dropout(config)
         self.width_ratio = config.width_ratio
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
@@ -49,10 +49,9 @@ class CausalSelfAttention(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, T, C/H) each
         if cache is not None:  # when sampling: x are the tokens since the last call
             k, v = cache.extend(k, v)
-        dropout = self.dropout if self.training else 0.0
-        y = attend(q, k, v, dropout, self.width_ratio)  # softmax(q k^T / sqrt(m C/H)) v
+        y = attend(q, k, v, self.dropout, self.width_ratio)  # softmax(q k^T / sqrt(m C/H)) v
         y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side
-        return drop(self.proj(y), self.dropout, self.training)  # (B, T, C)
+        return self.dropout(self.proj(y))  # (B, T, C)
 
 
 class MLP(nn.Module):
@@ -60,14 +59,14 @@ class MLP(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.dropout = config.dropout
+        self.dropout = Dropout(config)
         self.approximate = "tanh" if config.gelu == "tanh" else "none"
         self.widen = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
         self.proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.gelu(self.widen(x), approximate=self.approximate)  # (B, T, 4C)
-        return drop(self.proj(x), self.dropout, self.training)  # (B, T, C)
+        return self.dropout(self.proj(x))  # (B, T, C)
 
 
 class Block(nn.Module):
@@ -94,7 +93,7 @@ class GPT(LanguageModel):
 
     def __init__(self, config: GPTConfig, vocab_size: int) -> None:
         super().__init__(config)
-        self.dropout = config.dropout
+        self.dropout = Dropout(config)
         self.width_ratio = config.width_ratio
         self.token_embedding = nn.Embedding(vocab_size, config.n_embd)
         self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
@@ -137,7 +136,7 @@ class GPT(LanguageModel):
         end = start + idx.shape[1]  # at most block_size
         positions = torch.arange(start, end, device=idx.device)  # (T,)
         x = self.token_embedding(idx) + self.position_embedding(positions)  # (B, T, C) + (T, C)
-        x = drop(x, self.dropout, self.training)
+        x = self.dropout(x)
         layer_caches: Sequence[KVCache | None] = caches or [None] * len(self.blocks)
         for block, cache in zip(self.blocks, layer_caches, strict=True):
             if self.config.recompute and self.training:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lmlab.catalogue import LSTMConfig
 from lmlab.models.base import LanguageModel
-from lmlab.models.dropout import drop
+from lmlab.models.dropout import Dropout
 from lmlab.models.page import PageModel, embeddings_named
 
 
@@ -63,7 +63,7 @@ class Layer(nn.Module):
 class LSTM(LanguageModel):
     def __init__(self, config: LSTMConfig, vocab_size: int) -> None:
         super().__init__(config)
-        self.dropout = config.dropout
+        self.dropout = Dropout(config)
         self.token_embedding = nn.Embedding(vocab_size, config.n_embd)
         self.layers = nn.ModuleList(Layer(config.n_embd) for _ in range(config.n_layer))
         self.head = nn.Linear(config.n_embd, vocab_size)
@@ -87,5 +87,5 @@ class LSTM(LanguageModel):
         x = self.token_embedding(idx)  # (B, T, C)
         for layer, memory in zip(self.layers, caches or self.caches(), strict=True):
             # Between layers alone (Zaremba et al. 2014).
-            x = layer(drop(x, self.dropout, self.training), memory)
-        return self.head(drop(x, self.dropout, self.training))  # (B, T, V)
+            x = layer(self.dropout(x), memory)
+        return self.head(self.dropout(x))  # (B, T, V)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lmlab.catalogue import MLPConfig
 from lmlab.models.base import LanguageModel
-from lmlab.models.dropout import drop
+from lmlab.models.dropout import Dropout
 from lmlab.models.page import PageModel, embeddings_named
 
 
@@ -20,7 +20,7 @@ class MLP(LanguageModel):
     def __init__(self, config: MLPConfig, vocab_size: int) -> None:
         super().__init__(config)
         self.context = config.context
-        self.dropout = config.dropout
+        self.dropout = Dropout(config)
         self.token_embedding = nn.Embedding(vocab_size, config.n_embd)
         self.nothing = nn.Parameter(torch.zeros(config.n_embd))  # where no token has been yet
         self.hidden = nn.Linear(config.context * config.n_embd, config.n_hidden)
@@ -35,7 +35,7 @@ class MLP(LanguageModel):
         last_few = [x[:, k : k + T] for k in range(self.context)]  # the oldest first
         x = torch.cat(last_few, dim=2)  # (B, T, K C)
         x = torch.tanh(self.hidden(x))  # (B, T, H)
-        return self.head(drop(x, self.dropout, self.training))  # (B, T, V)
+        return self.head(self.dropout(x))  # (B, T, V)
 
     def in_page(self, vocab_size: int) -> PageModel:
         sizes = {"context": self.context, "n_embd": self.config.n_embd}

@@ -29,7 +29,7 @@ from lmlab.catalogue import ModernConfig
 from lmlab.models.attention import KVCache, attend, attention_flops
 from lmlab.models.base import LanguageModel
 from lmlab.models.decoder import NumpyDecoder, decoder_of_modern
-from lmlab.models.dropout import drop
+from lmlab.models.dropout import Dropout
 from lmlab.models.hugging_face import Foreign, nanochat_of
 from lmlab.models.page import PageModel, modern_in_page
 
@@ -60,7 +60,7 @@ class CausalSelfAttention(nn.Module):
     def __init__(self, config: ModernConfig) -> None:
         super().__init__()
         self.n_head = config.n_head
-        self.dropout = config.dropout
+        self.dropout = Dropout(config)
         self.width_ratio = config.width_ratio
         self.norm = NORMS[config.norm] if config.qk_norm else None
         # Three matrices in one product.
@@ -81,22 +81,22 @@ class CausalSelfAttention(nn.Module):
             k = turned(k, *rotation)
         if cache is not None:
             k, v = cache.extend(k, v)
-        y = attend(q, k, v, self.dropout if self.training else 0.0, self.width_ratio)
+        y = attend(q, k, v, self.dropout, self.width_ratio)
         y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side
-        return drop(self.proj(y), self.dropout, self.training)  # (B, T, C)
+        return self.dropout(self.proj(y))  # (B, T, C)
 
 
 class MLP(nn.Module):
     def __init__(self, config: ModernConfig) -> None:
         super().__init__()
-        self.dropout = config.dropout
+        self.dropout = Dropout(config)
         self.activation = ACTIVATIONS[config.activation]
         self.widen = nn.Linear(config.n_embd, 4 * config.n_embd, bias=False)
         self.proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.activation(self.widen(x))  # (B, T, 4C)
-        return drop(self.proj(x), self.dropout, self.training)  # (B, T, C)
+        return self.dropout(self.proj(x))  # (B, T, C)
 
 
 class Block(nn.Module):
@@ -119,6 +119,7 @@ class Modern(LanguageModel):
 
     def __init__(self, config: ModernConfig, vocab_size: int) -> None:
         super().__init__(config)
+        self.dropout = Dropout(config)
         self.width_ratio = config.width_ratio
         self.norm = NORMS[config.norm]
         self.token_embedding = nn.Embedding(vocab_size, config.n_embd)
@@ -160,7 +161,7 @@ class Modern(LanguageModel):
             rotation = self.cos[places], self.sin[places]
         if self.config.embedding_norm:
             x = self.norm(x)
-        x = drop(x, self.config.dropout, self.training)
+        x = self.dropout(x)
         layer_caches: Sequence[KVCache | None] = caches or [None] * len(self.blocks)
         for block, cache in zip(self.blocks, layer_caches, strict=True):
             if self.config.recompute and self.training:
