@@ -10,6 +10,9 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import io
+import multiprocessing
+import numbers
+import reprlib
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -28,7 +31,9 @@ with imports():
     import torch.nn.functional as F
 
     from lmlab.commands.door import run_command
+    from lmlab.errors import reason_of
 
+LIMIT = 300  # seconds in which a copy must have been looked at; two or three are usual
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 
@@ -42,13 +47,23 @@ def expect(holds: bool, why: str) -> None:
         raise NotYet(why)
 
 
-def takes(function: Callable[..., Any], name: str, default: object) -> None:
-    """Raises NotYet unless a function has a parameter with this name and default."""
+def function(module: ModuleType, name: str) -> Callable[..., Any]:
+    """Returns a function of a copy. Raises NotYet if there is none with this name."""
+    found = getattr(module, name, None)
+    expect(found is not None, f"there is no function {name}() yet")
+    expect(callable(found), f"{name} is {reprlib.repr(found)}, not a function")
+    called: Callable[..., Any] = found
+    return called
+
+
+def takes(function: Callable[..., Any], name: str, usual: str) -> None:
+    """Raises NotYet unless a function can be called with and without a parameter of this name."""
     parameter = inspect.signature(function).parameters.get(name)
-    signature = f"{function.__qualname__.removesuffix('.__init__')}(…, {name}={default})"
+    signature = f"{function.__qualname__.removesuffix('.__init__')}(…, {name}={usual})"
     expect(parameter is not None, f"write {signature}: it has no parameter {name} yet")
     assert parameter is not None
-    expect(parameter.default == default, f"write {signature}: without {name} all is as before")
+    has_default = parameter.default is not inspect.Parameter.empty
+    expect(has_default, f"write {signature}: without {name} all is as before")
 
 
 def close(one: Any, two: Any) -> bool:
@@ -74,7 +89,7 @@ def same_weights(mine: Any, original: Any, absent: tuple[str, ...] = ()) -> None
 
 def temperature(mine: ModuleType, original: ModuleType) -> None:
     """Exercise 1."""
-    takes(mine.generate, "temperature", 1.0)
+    takes(function(mine, "generate"), "temperature", "1.0")
     mine.W[:] = np.random.default_rng(0).normal(size=mine.W.shape)
     original.W[:] = mine.W
     expect(
@@ -102,19 +117,35 @@ def temperature(mine: ModuleType, original: ModuleType) -> None:
 
 def perplexity(mine: ModuleType, original: ModuleType) -> None:
     """Exercise 2."""
-    expect(hasattr(mine, "perplexity"), "there is no function perplexity() yet")
+    perplexity = function(mine, "perplexity")
+    yours = number(perplexity(), "perplexity()")
     expect(
-        close(mine.perplexity(), mine.V),
+        close(yours, mine.V),
         f"before training all {mine.V} characters are equally likely, so it is {mine.V}; yours is "
-        f"{mine.perplexity():.3f}",
+        f"{yours:.3f}",
     )
-    before = np.exp(mine.train(30)[-1])
-    wanted = np.exp(last_loss(original, mine.W))
+    expect(not mine.W.any(), "perplexity() changes the table W; it only looks at it")
+    losses_before = mine.train(30)
+    W = mine.W.copy()
+    wanted = np.exp(last_loss(original, W))
+    yours = number(perplexity(), "perplexity()")
     expect(
-        close(mine.perplexity(), wanted),
+        close(yours, wanted),
         f"after 30 steps it is e to the mean loss of the table as it is then, {wanted:.3f}; yours "
-        f"is {mine.perplexity():.3f} (before the last step it was {before:.3f})",
+        f"is {yours:.3f} (before the last step it was {np.exp(losses_before[-1]):.3f})",
     )
+    expect(close(mine.W, W), "perplexity() changes the table W; it only looks at it")
+
+
+def number(value: Any, name: str) -> float:
+    """Returns what a function of a copy has returned. Raises NotYet if it is no number."""
+    if isinstance(value, np.ndarray | torch.Tensor) and value.ndim == 0:
+        value = value.item()
+    expect(
+        isinstance(value, numbers.Real | np.number),
+        f"{name} returns {reprlib.repr(value)}, which is not a number",
+    )
+    return float(value)
 
 
 def last_loss(original: ModuleType, W: np.ndarray) -> float:
@@ -125,22 +156,31 @@ def last_loss(original: ModuleType, W: np.ndarray) -> float:
 
 def momentum(mine: ModuleType, original: ModuleType) -> None:
     """Exercise 3."""
-    takes(mine.train, "momentum", 0.0)
-    original.train(5, 1.0)
-    mine.train(5, 1.0)
+    takes(function(mine, "train"), "momentum", "0.0")
+    losses, found = original.train(5, 1.0), mine.train(5, 1.0)
     expect(close(mine.W, original.W), "with momentum=0 the table is another one than before")
-    for value in (0.5, 0.9):
+    expect(
+        close_lists(found, losses),
+        "train() does not return the losses of its steps any more, as it did before",
+    )
+    for value, lr in ((0.5, 1.0), (0.9, 1.0), (0.9, 0.25)):
         wanted, velocity = np.zeros_like(mine.W), np.zeros_like(mine.W)
         for _ in range(4):
             velocity = value * velocity + gradient(original, wanted)
-            wanted -= 1.0 * velocity
+            wanted -= lr * velocity
         mine.W[:] = 0
-        mine.train(4, 1.0, momentum=value)
+        mine.train(4, lr, momentum=value)
         expect(
             close(mine.W, wanted),
-            f"after 4 steps with momentum={value} the table is not that of velocity = momentum * "
-            "velocity + gradient, W -= lr * velocity (a velocity begins at zero in each training)",
+            f"after 4 steps with lr={lr} momentum={value} the table is not that of velocity = "
+            "momentum * velocity + gradient, W -= lr * velocity (a velocity begins at zero in each "
+            "training)",
         )
+
+
+def close_lists(one: Any, two: list[float]) -> bool:
+    """Returns whether `one` is a list of the numbers in `two`, but for rounding."""
+    return isinstance(one, list | tuple | np.ndarray) and close(one, two)
 
 
 def gradient(original: ModuleType, W: np.ndarray) -> np.ndarray:
@@ -152,8 +192,8 @@ def gradient(original: ModuleType, W: np.ndarray) -> np.ndarray:
 
 def counting(mine: ModuleType, original: ModuleType) -> None:
     """Exercise 4."""
-    expect(hasattr(mine, "count"), "there is no function count() yet")
-    mine.count()
+    count = function(mine, "count")
+    count()
     counts = np.zeros_like(mine.W)
     np.add.at(counts, (original.now, original.following), 1)
     wanted = (counts + 1) / (counts + 1).sum(axis=1, keepdims=True)
@@ -167,20 +207,31 @@ def counting(mine: ModuleType, original: ModuleType) -> None:
         f"after h the chance of e is {probs[h, e]:.3f}; it is (how often e follows h + 1) / (how "
         f"often anything follows h + {mine.V}) = {wanted[h, e]:.3f}. W holds logarithms",
     )
+    mine.W[:] = np.random.default_rng(0).normal(size=mine.W.shape)
+    count()
+    expect(
+        close(original.softmax(mine.W), wanted),
+        "after some training, count() fills the table otherwise: it must not matter what W was before",
+    )
 
 
 def falling_rate(mine: ModuleType, original: ModuleType) -> None:
     """Exercise 5."""
-    wanted = np.zeros_like(mine.W)
+    wanted, losses = np.zeros_like(mine.W), []
     for step in range(8):
+        losses.append(last_loss(original, wanted))
         wanted -= 2.0 * (1 - step / 8) * gradient(original, wanted)
-    mine.train(8, 2.0)
+    found = mine.train(8, 2.0)
     original.W[:] = 0
     original.train(8, 2.0)
     expect(not close(mine.W, original.W), "the learning rate is the same in all steps")
     expect(
         close(mine.W, wanted),
         "after 8 steps the table is not that of the rates lr * (1 - step / steps), step = 0, 1, …",
+    )
+    expect(
+        close_lists(found, losses),
+        "train() does not return the losses of its steps any more, as it did before",
     )
 
 
@@ -208,16 +259,23 @@ def no_mask(mine: ModuleType, original: ModuleType) -> None:
         not torch.equal(model(idx)[:, 0], model(other)[:, 0]),
         "another last character does not change the scores after the first: later ones are hidden still",
     )
-    attention, x = mine.Attention(), torch.randn(2, 5, mine.n_embd)
+    attention, x = part_of(model, mine.Attention), torch.randn(2, 5, mine.n_embd)
     expect(
         close(attention(x), attended(attention, x, mine.n_head, is_causal=False)),
         "characters see later ones, but what is gathered is not softmax(scores) @ v over all of them",
     )
 
 
+def part_of(model: Any, kind: type) -> Any:
+    """Returns the first part of a model that is of a class of the copy. Raises NotYet."""
+    found = [part for part in model.modules() if isinstance(part, kind)]
+    expect(bool(found), f"the model of the copy has no {kind.__name__} any more")
+    return found[0]
+
+
 def heads(mine: ModuleType, original: ModuleType) -> None:
     """Exercise 7."""
-    takes(mine.Attention.__init__, "heads", mine.n_head)
+    takes(mine.Attention.__init__, "heads", "n_head")
     x = torch.randn(2, 5, mine.n_embd)
     for n in (1, 2, 8):
         attention = mine.Attention(heads=n)
@@ -261,7 +319,7 @@ def dropout(mine: ModuleType, original: ModuleType) -> None:
     expect(share is not None, "there is no number dropout beside n_embd and lr yet")
     expect(isinstance(share, float) and 0 < share < 1, f"dropout is {share}, not between 0 and 1")
     assert isinstance(share, float)
-    mlp, reference = mine.MLP(), original.MLP()
+    mlp, reference = part_of(mine.GPT(9), mine.MLP), original.MLP()
     same_weights(mlp, reference)
     x = torch.randn(20, 50, mine.n_embd)
     whole = reference(x)
@@ -285,11 +343,21 @@ def dropout(mine: ModuleType, original: ModuleType) -> None:
         "the numbers that are left are not divided by 1 - dropout, so that their mean stays "
         "(F.dropout does it)",
     )
+    expect(
+        not torch.equal(mlp(x) == 0, ~kept),
+        "in training the same numbers are zero each time; another share each time means others",
+    )
+    for axis in range(3):
+        neighbours = (~kept).unfold(axis, 2, 1).all(-1).float().mean()
+        expect(
+            abs(float(neighbours) - share**2) < 0.03,
+            "in training whole rows are zero together; each number is dropped by its own chance",
+        )
 
 
 def top_k(mine: ModuleType, original: ModuleType) -> None:
     """Exercise 10."""
-    takes(mine.generate, "top_k", None)
+    takes(function(mine, "generate"), "top_k", "None")
     idx = torch.tensor([[1, 2]])
     model = FewScores()
     torch.manual_seed(0)
@@ -300,10 +368,17 @@ def top_k(mine: ModuleType, original: ModuleType) -> None:
         "without top_k it writes another text than before",
     )
     for k in (1, 3):
-        drawn = {*mine.generate(model, idx, 300, top_k=k)[0, 2:].tolist()}
-        best = {*range(9 - k, 9)}  # of FewScores
-        expect(drawn <= best, f"with top_k={k} it draws others than the {k} likeliest")
-        expect(drawn == best, f"with top_k={k} it never draws some of the {k} likeliest")
+        drawn = mine.generate(model, idx, 800, top_k=k)[0, 2:].tolist()
+        best = range(9 - k, 9)  # of FewScores
+        expect({*drawn} <= {*best}, f"with top_k={k} it draws others than the {k} likeliest")
+        expect({*drawn} == {*best}, f"with top_k={k} it never draws some of the {k} likeliest")
+        wanted = (model(idx)[0, -1, 9 - k :] / 0.8).softmax(-1)
+        shares = [drawn.count(token) / len(drawn) for token in best]
+        expect(
+            bool(np.abs(np.array(shares) - wanted.numpy()).max() < 0.07),
+            f"with top_k={k} it does not draw by the chances that the {k} likeliest have among "
+            "themselves, softmax(scores / 0.8)",
+        )
 
 
 class FewScores(torch.nn.Module):
@@ -344,37 +419,70 @@ def main(argv: list[str]) -> int:
             file=sys.stderr,
         )
         return 2
-    name, check = EXERCISES[argv[0]]
-    torch.manual_seed(0)
-    path = Path(argv[1])
+    status, line = judged_apart(argv[0], Path(argv[1]))
+    print(line, file=sys.stderr if status == 2 else sys.stdout)
+    return status
+
+
+Verdict = tuple[int, str]  # the exit status, and the line that says why
+
+
+def judged_apart(number: str, path: Path) -> Verdict:
+    """Returns the verdict of `judge` from a process of its own, which a copy may end or hang."""
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    here = multiprocessing.get_context("fork")
+    process = here.Process(target=lambda: theirs.send(judge(number, path)), daemon=True)
+    process.start()
+    theirs.close()
     try:
-        with quiet(), torch.no_grad():
+        if not ours.poll(LIMIT):
+            return 1, (
+                f"not yet: {path} has not come to an end in {LIMIT} seconds; is there a loop without "
+                "end, or something outside of `if __name__ == ...`?"
+            )
+        verdict: Verdict = ours.recv()
+        return verdict
+    except EOFError:
+        return 1, f"not yet: {path} ends the program, so that nobody can look at what it does."
+    finally:
+        process.kill()
+
+
+def judge(number: str, path: Path) -> Verdict:
+    """Returns 0 if an exercise was done right, 1 if not, 2 if it cannot be told, and says why."""
+    name, check = EXERCISES[number]
+    torch.manual_seed(0)
+    try:
+        with quiet(path), torch.no_grad():
             original = opened(SCRIPTS / f"{name}.py", "original")
             mine = opened(path, "mine")
             if hasattr(mine, MARKS[name]):
                 check(mine, original)
     except NotYet as why:
-        print(f"not yet: {why}.")
-        return 1
-    except (Exception, SystemExit) as error:  # of the code of the learner, whatever it is
-        print(f"not yet: {place_of(error, path)}{type(error).__name__}: {error}")
-        return 1
+        return 1, f"not yet: {why}."
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # of the code of the learner, whatever it is
+        return 1, f"not yet: {place_of(error, path)}{reason_of(error)}"
     if not hasattr(mine, MARKS[name]):
-        print(
-            f"error: exercise {argv[0]} needs a copy of scripts/{name}.py, in which there is {MARKS[name]}; "
-            f"{path} has none",
-            file=sys.stderr,
+        return 2, (
+            f"error: exercise {number} needs a copy of scripts/{name}.py, in which there is "
+            f"{MARKS[name]}; {path} has none"
         )
-        return 2
-    print(f"exercise {argv[0]}: right.")
-    return 0
+    return 0, f"exercise {number}: right."
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """A context in which nothing is printed."""
-    with redirect_stdout(io.StringIO()):
-        yield
+def quiet(path: Path) -> Iterator[None]:
+    """A context in which nothing is printed, and Python sees what it would if it ran the file."""
+    before = sys.argv, sys.path
+    sys.argv = [str(path)]
+    sys.path = [str(path.resolve().parent), *sys.path]  # a file beside it can be imported
+    try:
+        with redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        sys.argv, sys.path = before
 
 
 def opened(path: Path, name: str) -> ModuleType:
@@ -383,18 +491,21 @@ def opened(path: Path, name: str) -> ModuleType:
     if spec is None or spec.loader is None:
         raise NotYet(f"{path} is no Python file; its name ends with .py")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses look for the names of annotations
     spec.loader.exec_module(module)
     return module
 
 
 def place_of(error: BaseException, path: Path) -> str:
-    """Returns the last line of the copy that an error came through, or "" if there is none."""
+    """Returns the last line of the copy that an error came through, or that it came after it."""
     lines = [
         frame.lineno
         for frame in traceback.extract_tb(error.__traceback__)
         if Path(frame.filename).resolve() == path.resolve()
     ]
-    return f"line {lines[-1]} of {path} raises " if lines else ""
+    if lines:
+        return f"line {lines[-1]} of {path} raises "
+    return f"what {path} returns cannot be looked at: "
 
 
 def check(argv: list[str]) -> None:
