@@ -2,8 +2,9 @@
 
 A plug-in is hashed file by file. What a notebook or a script registers has no file that could be
 hashed, so its bytecode is read, and that of the functions, classes and values that it names. Of a
-module of its own it is the file. Not seen are the objects of libraries, but for arrays and tensors,
-what another file imports, and what code reaches by a text, as by importlib or getattr.
+module of its own it is the file. Of functions, classes and modules of libraries it is the name, of
+their other objects the name of the class, but for arrays, tensors, ranges, patterns and namespaces.
+Not seen is what another file imports, and what code reaches by a text, as by importlib or getattr.
 """
 
 import dis
@@ -11,13 +12,14 @@ import functools
 import hashlib
 import inspect
 import marshal
+import re
 import site
 import sys
 import sysconfig
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from types import CodeType, FunctionType, ModuleType
+from types import CodeType, FunctionType, ModuleType, SimpleNamespace
 from typing import Any
 
 from lmlab.snapshot import LAB, LIBRARY
@@ -25,6 +27,9 @@ from lmlab.snapshot import LAB, LIBRARY
 INSTALLED = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
 INSTALLED.append(site.getusersitepackages())
 PLAIN = bool | int | float | complex | str | bytes | None
+SHOWN = range | slice | re.Pattern  # whose text says all of them
+HELD = list | tuple | dict | set | frozenset | property | functools.partial | SimpleNamespace
+CACHED = type(functools.cache(len))  # what functools.cache and lru_cache make of a function
 
 
 @functools.cache
@@ -51,13 +56,16 @@ def parts_of(thing: Any, seen: set[int]) -> Iterator[bytes]:
 
     `seen` are the ids of those yielded: of objects that live on, or another could get the same id.
     """
-    if isinstance(thing, PLAIN):
+    if isinstance(thing, PLAIN | SHOWN):
         yield repr(thing).encode()
+        return
+    if not is_of_program(thing):
+        yield name_of(thing).encode()
         return
     if id(thing) in seen:
         return
     seen.add(id(thing))
-    function = getattr(thing, "__func__", thing)  # of a class method
+    function = bare(thing)
     if inspect.isfunction(function):
         yield from parts_of_function(function, seen)
     elif inspect.isclass(thing):
@@ -73,7 +81,9 @@ def parts_of(thing: Any, seen: set[int]) -> Iterator[bytes]:
             yield repr(key).encode()
             yield from parts_of(value, seen)
     elif isinstance(thing, property):
-        yield from parts_of(thing.fget, seen)
+        yield from parts_of((thing.fget, thing.fset, thing.fdel), seen)
+    elif isinstance(thing, SimpleNamespace):
+        yield from parts_of(vars(thing), seen)
     elif isinstance(thing, functools.partial):
         for part in (thing.func, thing.args, thing.keywords):
             yield from parts_of(part, seen)
@@ -90,6 +100,24 @@ def parts_of(thing: Any, seen: set[int]) -> Iterator[bytes]:
         for name, value in values_of(thing).items():
             yield name.encode()
             yield from parts_of(value, seen)
+
+
+def bare(thing: Any) -> Any:
+    """Returns the function in a class method, a static one, a cached one or a cached property."""
+    if isinstance(thing, functools.cached_property):
+        return thing.func
+    if isinstance(thing, CACHED):
+        return thing.__wrapped__
+    return getattr(thing, "__func__", thing)
+
+
+def name_of(thing: Any) -> str:
+    """Returns the name of a module, function or class of a library; of another object its class's."""
+    if inspect.ismodule(thing):
+        return thing.__name__
+    if not (inspect.isclass(thing) or inspect.isroutine(thing)):
+        thing = type(thing)
+    return f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', '')}"
 
 
 def in_order(things: Any, seen: set[int]) -> list[Any]:
@@ -114,7 +142,7 @@ def values_of(thing: Any) -> dict[str, Any]:
         slots = vars(kind).get("__slots__", ())
         for name in (slots,) if isinstance(slots, str) else slots:
             values |= {name: getattr(thing, name)} if name in dir(thing) else {}
-    return {name: value for name, value in values.items() if is_of_program(value)}
+    return values
 
 
 def parts_of_function(function: FunctionType, seen: set[int]) -> Iterator[bytes]:
@@ -132,30 +160,25 @@ def parts_of_function(function: FunctionType, seen: set[int]) -> Iterator[bytes]
             value = cell.cell_contents
         except ValueError:  # not yet filled
             continue
-        if is_of_program(value):
-            yield from parts_of(value, seen)
+        yield from parts_of(value, seen)
     for name in sorted(names_in(function.__code__)):
-        value = function.__globals__.get(name)
-        if is_of_program(value):
-            yield name.encode()
-            yield from parts_of(value, seen)
+        yield name.encode()
+        yield from parts_of(function.__globals__.get(name), seen)
     for name in sorted(names_in(function.__code__, ("IMPORT_NAME",))):
         for file in files_of_import(name):
             yield file.read_bytes()
 
 
 def parts_of_class(kind: type, seen: set[int]) -> Iterator[bytes]:
-    """Yields the code of a class: of its own bases, its functions, and its plain values."""
+    """Yields the code of a class: of its bases, its functions, and its values."""
     for base in kind.__bases__:
-        if is_of_program(base):
-            yield b"base "
-            yield from parts_of(base, seen)
+        yield b"base "
+        yield from parts_of(base, seen)
     for name, value in sorted(vars(kind).items(), key=lambda item: item[0]):
         if name.startswith("__") and not inspect.isfunction(value):
             continue
-        if is_of_program(value):
-            yield name.encode()
-            yield from parts_of(value, seen)
+        yield name.encode()
+        yield from parts_of(value, seen)
 
 
 def names_in(code: CodeType, reading: tuple[str, ...] = ("LOAD_GLOBAL", "LOAD_NAME")) -> set[str]:
@@ -196,13 +219,11 @@ def is_of_program(thing: Any) -> bool:
     """Returns whether a value was written by the program, not by Python, a library or the lab."""
     if inspect.ismodule(thing):
         return is_own_module(thing)
-    thing = getattr(thing, "__func__", thing)
+    thing = bare(thing)
     if inspect.isfunction(thing) or inspect.isclass(thing):
         module = sys.modules.get(thing.__module__ or "")
         return module is None or is_own_module(module)
-    if isinstance(thing, PLAIN | list | tuple | dict | set | frozenset | property):
-        return True
-    if isinstance(thing, functools.partial) or is_instance_of_program(thing):
+    if isinstance(thing, PLAIN | SHOWN | HELD) or is_instance_of_program(thing):
         return True
     numbers = ("numpy", "generic"), ("numpy", "ndarray"), ("torch", "Tensor")
     return any(is_a(thing, *kind) for kind in numbers)

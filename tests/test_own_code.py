@@ -66,12 +66,36 @@ VALUES = {  # what a function names, and what it may be instead
     "an instance in a dict": ("{'a': [Keys(3)]}", "{'a': [Keys(4)]}"),
     "an instance with slots": ("Slots(3)", "Slots(4)"),
     "a set of instances": ("{Keys(3), Keys(4)}", "{Keys(3), Keys(5)}"),
+    "a function of a library": ("torch.relu", "torch.tanh"),
+    "a class of a library": ("torch.nn.GRU", "torch.nn.RNN"),
+    "a module of a library": ("torch.nn", "torch.fft"),
+    "an instance of a library's class": ("torch.nn.ReLU()", "torch.nn.Tanh()"),
+    "a class of its own from a library's": (
+        "type('A', (torch.nn.GRU,), {})",
+        "type('A', (torch.nn.RNN,), {})",
+    ),
+    "an attribute from a library": (
+        "type('A', (), {'act': torch.relu})",
+        "type('A', (), {'act': torch.tanh})",
+    ),
+    "a cached function": ("functools.cache(f)", "functools.cache(g)"),
+    "a cached property": (
+        "type('A', (), {'a': functools.cached_property(f)})",
+        "type('A', (), {'a': functools.cached_property(g)})",
+    ),
+    "the setter of a property": (
+        "type('A', (), {'a': property(f, f)})",
+        "type('A', (), {'a': property(f, g)})",
+    ),
+    "a range": ("range(3)", "range(4)"),
+    "a pattern": ("re.compile('a')", "re.compile('b')"),
+    "a namespace": ("types.SimpleNamespace(a=1)", "types.SimpleNamespace(a=2)"),
 }
 
 
 def code_with(value, body="return SCALE", default="None"):
     text = f"""
-import dataclasses, functools
+import dataclasses, functools, re, types
 import numpy as np
 import torch
 

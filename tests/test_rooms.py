@@ -112,6 +112,11 @@ def test_no_type_of_a_model_an_optimizer_or_a_configuration_is_asked_for():
             "lmlab/ranks.py: dist.DistError",  # errors
             "lmlab/training/step.py: dynamo.TorchDynamoException",
             "lmlab/commands/board.py: ValueError",
+            "lmlab/own_code.py: functools.cached_property",
+            "lmlab/own_code.py: CACHED",
+            "lmlab/own_code.py: HELD",
+            "lmlab/own_code.py: SHOWN",
+            "lmlab/own_code.py: SimpleNamespace",
             "lmlab/own_code.py: functools.partial",
             "lmlab/own_code.py: kind",  # an array or a tensor, whose library need not be imported
             "lmlab/own_code.py: frozenset",  # of what a program wrote: plain values, and their containers
