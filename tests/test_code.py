@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 
 import pytest
 
@@ -190,6 +191,47 @@ def test_a_run_that_other_code_has_resumed_names_both():
     )
     assert code_of({"code_sha256": OLD, "resumed/code_sha256": NEW}) == "aaaaaaaa+bbbbbbbb"
     assert code_of({}) == code_of({"code_sha256": 3}) == "unknown"
+
+
+def test_code_that_resumed_a_run_in_between_is_not_forgotten(train, monkeypatch, capsys):
+    single = LINE.removeprefix("-m ").replace("hydra/launcher=basic", "")
+
+    def now(sha256):
+        monkeypatch.setattr("lmlab.runs.provenance.code_sha256", lambda: sha256)
+
+    now(OLD)
+    run = train(single)
+    for steps, sha256, said in ((6, NEW, OLD), (8, OLD, NEW), (10, OLD, None), (12, THIRD, OLD)):
+        now(sha256)
+        capsys.readouterr()
+        cli.main([f"resume={run}", f"max_steps={steps}"])
+        out = capsys.readouterr().out
+        assert (f"code_sha256 {said}, now {sha256}" in out) == (said is not None), out
+        if steps == 8:
+            assert code_of(metrics(run)) == "aaaaaaaa+bbbbbbbb"
+    assert code_of(metrics(run)) == "aaaaaaaa+bbbbbbbb+cccccccc"
+    now(OLD)
+    monkeypatch.setattr("lmlab.training.resumption.code_sha256", lambda: OLD, raising=False)
+    script("export").main([f"sweep={run.parent}", "out=all.zip"])
+    page = zipfile.ZipFile("all.zip").read(f"{run.parent.name}/README.md").decode()
+    assert all(sha256 in page for sha256 in (OLD, NEW, THIRD)) and f"Not so {run.name}" in page
+
+
+def test_a_loss_on_test_text_that_other_code_measured_is_said_to_be(
+    here, run_by, monkeypatch, capsys
+):
+    run_by(OLD, "seed=0,1 test_fraction=0.2 val_fraction=0.2")
+    evaluate = script("evaluate").main
+    for path in here.glob("outputs/sweeps/s/*/metrics.json"):
+        for module in ("inference.loss.code_sha256", "runs.code.code_sha256"):
+            monkeypatch.setattr(f"lmlab.{module}", lambda: NEW)
+        evaluate([f"run={path.parent}", "split=test"])
+        assert "was trained by other code of the lab" in capsys.readouterr().err
+    script("compare").main(["outputs/sweeps/s"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        "test/loss of 2 runs was measured by other code of the lab" in said and "(bbbbbbbb)" in said
+    )
 
 
 def test_equality_of_codes_goes_on_from_one_to_the_next(tmp_path):

@@ -584,6 +584,15 @@ def test_a_torn_line_of_evaluations_loses_itself_alone(here):
     assert table.tested(here, {}) == {"test/loss": 1.25}
 
 
+def test_the_loss_of_a_mixture_is_not_that_of_its_first_run(here):
+    note = {"checkpoint": "last", "text": "test"}
+    loss.keep_evaluation(here, note, {"test/loss": 1.5})
+    loss.keep_evaluation(
+        here, note | {"weight of a": "0.5", "weight of b": "0.5"}, {"test/loss": 0.5}
+    )
+    assert table.tested(here, {}) == {"test/loss": 1.5}
+
+
 def test_a_loss_on_test_text_is_that_of_the_weights_that_the_run_ended_with(here, train):
     """One of before the run was resumed is none, also if it does not say its step."""
     line = NANO.replace("max_steps=4", "max_steps=2") + "data=sentence val_fraction=0.2 "

@@ -209,7 +209,7 @@ def readme(
     lines = [f"# {name}", "", f"{len(runs)} runs of lmlab: {counts}. Made by:", ""]
     lines += ["| | |", "|---|---|"]
     for fact in FACTS:
-        values = distinct(run.get(fact) for run in runs.values())
+        values = distinct(value for run in runs.values() for value in values_of(run, fact))
         lines += [f"| {fact} | {value} |" for value in values]
     lines += ["", "## To run it again", ""]
     for number, step in enumerate(steps(runs, members), start=1):
@@ -225,6 +225,19 @@ def readme(
     if missing:
         lines += ["", "What is not here, and is needed:", "", *(f"- {note}" for note in missing)]
     return "\n".join([*lines, ""])
+
+
+def values_of(run: dict[str, Any], fact: str) -> list[Any]:
+    """Returns a fact of the process that began a run, and of those that resumed it."""
+    resumed = [run[name] for name in (f"resumed/{fact}",) if name in run]
+    if fact == "code_sha256":
+        resumed += str(run.get("resumed/earlier_code", "")).split()
+    return [run.get(fact), *resumed]
+
+
+def is_of_several(run: dict[str, Any]) -> bool:
+    """Returns whether several codes of the lab or its plug-ins made a run, one after the other."""
+    return len(distinct(values_of(run, "code_sha256"))) > 1
 
 
 def steps(runs: dict[Path, dict[str, Any]], members: list[str]) -> Iterator[str]:
@@ -250,6 +263,12 @@ def steps(runs: dict[Path, dict[str, Any]], members: list[str]) -> Iterator[str]
         f"Or one run, which is compared with its history: `{program('train')} replay=…` with the "
         "folder of a run; on a CPU the losses are the same to the last bit."
     )
+    several = [str(path.name) for path, run in runs.items() if is_of_several(run)]
+    if several:
+        yield (
+            f"Not so {', '.join(several)}: other code of the lab has resumed what one had begun, as "
+            "metrics.json says (`code_sha256`, `resumed/…`)."
+        )
 
 
 def texts_missing(runs: dict[Path, dict[str, Any]]) -> list[str]:

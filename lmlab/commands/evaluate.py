@@ -23,11 +23,13 @@ Prints the numbers, and appends them as a line of JSON to evaluations.jsonl in t
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from lmlab import plugins
 from lmlab.catalogue import INSTRUMENTS, CorpusConfig
 from lmlab.commands.door import Device
 from lmlab.commands.options import parse_script
@@ -45,6 +47,8 @@ from lmlab.config.keys import (
 from lmlab.errors import UserError
 from lmlab.markers import OneOf, PathText
 from lmlab.registry import importing, load
+from lmlab.runs.code import UNKNOWN, code_of, own_code, plugins_of
+from lmlab.runs.folder import read_metrics
 
 if TYPE_CHECKING:
     import numpy as np
@@ -128,6 +132,8 @@ def measured(options: Options) -> tuple[list[Run], Target, dict[str, float]]:
         for path in run_folders(options.run)
     ]
     first = members[0]
+    for member in members:
+        tell_of_other_code(member)
     asked = switched_on(options)
     check_instruments(asked, members, options)
     target = (
@@ -160,6 +166,25 @@ def measured(options: Options) -> tuple[list[Run], Target, dict[str, float]]:
         except UserError as error:  # a read-only folder is no reason to lose what was measured
             print(f"warning: {error}", file=sys.stderr)
     return members, target, numbers
+
+
+def tell_of_other_code(run: Run) -> None:
+    """Prints a line if a run was trained by other code of the lab than evaluates it."""
+    if run.is_foreign:
+        return
+    try:
+        metrics = read_metrics(run.path)
+    except UserError:  # whoever needs its numbers says so
+        return
+    if plugins_of(metrics) != plugins.sha256():  # which was said when it was loaded
+        return
+    trained_by = code_of(metrics).split("+")
+    if own_code() not in trained_by and UNKNOWN not in trained_by:
+        print(
+            f"warning: {run.path}: was trained by other code of the lab or its plug-ins "
+            f"({'+'.join(trained_by)}, now {own_code()}), which may compute another loss",
+            file=sys.stderr,
+        )
 
 
 def answered(run: Run, target: Target) -> dict[str, float]:
@@ -254,7 +279,7 @@ def run_folders(text: str) -> list[Path]:
         name = f"{name},{piece}" if name else piece
         if not name:
             return unreadable
-        if Path(name).is_dir():
+        if os.path.isdir(name):  # False for many names that are too long for one
             folders.append(Path(name))
             name = ""
     if name and folders:

@@ -52,13 +52,29 @@ def hash_of_files(contents: Mapping[str, bytes], folder: Path) -> str:
 def code_of(metrics: dict[str, Any]) -> str:
     """Returns the code that made a run, from its metrics.json: a short hash, or "unknown".
 
-    For a run that other code has resumed it returns both hashes, with a plus sign between them.
+    For a run that other code has resumed it returns all hashes, with plus signs between them.
     """
-    made_by = short(metrics.get("code_sha256"))
-    resumed_by = short(metrics.get("resumed/code_sha256", metrics.get("code_sha256")))
-    if made_by == resumed_by:
-        return made_by
-    return f"{made_by}+{resumed_by}"
+    made_by = metrics.get("code_sha256")
+    between = str(metrics.get("resumed/earlier_code", "")).split()
+    codes = [made_by, *between, metrics.get("resumed/code_sha256", made_by)]
+    return "+".join(dict.fromkeys(map(short, codes)))
+
+
+def earlier_codes(metrics: dict[str, Any]) -> str:
+    """Returns the hashes of all code that has resumed a run so far, with blanks between them."""
+    before = str(metrics.get("resumed/earlier_code", "")).split()
+    last = metrics.get("resumed/code_sha256")
+    return " ".join(dict.fromkeys([*before, *filter(None, [last])]))
+
+
+def last_provenance(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Returns the facts of the process that trained a run last, by their names without a prefix."""
+    resumed = {
+        name.removeprefix("resumed/"): value
+        for name, value in metrics.items()
+        if name.startswith("resumed/")
+    }
+    return metrics | resumed
 
 
 def plugins_of(metrics: Mapping[str, Any]) -> Any:

@@ -285,6 +285,7 @@ def doubts(table: pd.DataFrame, loss: str) -> list[str]:
     sentences += tables.without_loss(table, loss)
     sentences += tables.partly_measured(table, loss)
     sentences += tables.ended_early(table)
+    sentences += tables.tested_by_others(table)
     if table["code"].nunique() > 1:
         sentences.append(
             f"Different code of the lab made these runs (column code; now {own_code()}); "

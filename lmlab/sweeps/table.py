@@ -24,7 +24,7 @@ from lmlab.errors import UserError, printable
 from lmlab.markers import UNTOUCHING
 from lmlab.numbers import REFERENCES, learn_numbers, numbers_where
 from lmlab.runs import hugging_face
-from lmlab.runs.code import SameCode, code_of, plugins_of
+from lmlab.runs.code import UNKNOWN, SameCode, code_of, plugins_of, short
 from lmlab.runs.folder import LIMITS, is_locked, read_config, read_metrics, started_at, text_sha256
 from lmlab.sweeps.cells import ENDED, identity
 from lmlab.sweeps.claims import (
@@ -198,23 +198,30 @@ def reason(metrics: dict[str, Any]) -> str:
     return reasons.get(metrics.get("status", ""), "")
 
 
-def tested(path: Path, metrics: dict[str, Any]) -> dict[str, float]:
+def tested(path: Path, metrics: dict[str, Any]) -> dict[str, Any]:
     """Returns the newest test/loss of the run's last weights, which scripts/evaluate.py wrote.
 
-    A run may have been resumed since an evaluation. Those of before version 0.2 do not say their
-    step; of a run that was resumed, they do not count. Nor do those of other plug-ins than the run's.
+    If other code of the lab than the run's measured it, `tested_by` is its short hash. A run may have
+    been resumed since an evaluation. Those of before version 0.2 do not say their step; of a run that
+    was resumed, they do not count. Nor do those of other plug-ins than the run's, and of mixtures.
     """
     has_gone_on = any(name.startswith("resumed/") for name in metrics)
     unsaid = None if has_gone_on else metrics.get("step")
     made_with = plugins_of(metrics)
-    losses: dict[str, float] = {}
+    made_by = code_of(metrics).split("+")
+    losses: dict[str, Any] = {}
     for note in evaluations_of(path):
+        if any(str(name).startswith("weight of ") for name in note):
+            continue
         weights = note.get("text"), note.get("checkpoint"), note.get("step", unsaid)
         is_of_last_weights = weights == ("test", "last", metrics.get("step"))
         if made_with and note.get("plugin_sha256", made_with) != made_with:
             continue  # what is the lab's own, a plug-in cannot change
         if is_of_last_weights and isinstance(note.get("test/loss"), float):
-            losses["test/loss"] = note["test/loss"]
+            losses = {"test/loss": note["test/loss"]}
+            code = short(note.get("code_sha256", metrics.get("code_sha256")))
+            if code not in made_by and UNKNOWN not in made_by:
+                losses["tested_by"] = code
     return losses
 
 
@@ -473,6 +480,19 @@ def without_loss(table: pd.DataFrame, loss: str) -> list[str]:
     return [
         f"{losses.isna().sum()} of {len(losses)} finished runs have no {loss}: their text has no part "
         "for validation, or their train.log says why."
+    ]
+
+
+def tested_by_others(table: pd.DataFrame) -> list[str]:
+    """Returns a sentence about the runs whose test/loss other code of the lab measured, or none."""
+    if "tested_by" not in table:
+        return []
+    codes = table.loc[table["status"] == "finished", "tested_by"].dropna()
+    if codes.empty:
+        return []
+    return [
+        f"test/loss of {len(codes)} runs was measured by other code of the lab than trained them "
+        f"({', '.join(sorted(codes.unique()))})."
     ]
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lmlab import files, machine, numbers
 from lmlab.config.check import Config
+from lmlab.runs.code import code_of
 from lmlab.runs.folder import (
     read_history,
     read_metrics,
@@ -51,6 +52,9 @@ def replay(path: Path, config: Config, command: str) -> bool:
     if parted and "changed" in metrics:
         verdict += f"; that run was changed when it was resumed: {metrics['changed']}"
     changes = differences(metrics, read_metrics(new_path))
+    codes = code_of(metrics)
+    if parted and "+" in codes:
+        verdict += f"; that run was made by several codes of the lab, one after the other: {codes}"
     if changes:
         verdict += f"; not as it was then: {'; '.join(changes)}"
     print(f"\nreplay of {path}: {verdict}")

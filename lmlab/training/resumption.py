@@ -15,6 +15,7 @@ from lmlab.isolation import random_numbers_kept
 from lmlab.markers import LAST_BITS
 from lmlab.models.base import LanguageModel, alike, build_model
 from lmlab.runs.checkpoints import weights_of
+from lmlab.runs.code import earlier_codes, last_provenance
 from lmlab.runs.folder import RunDirectory, read_config
 from lmlab.runs.provenance import differences
 from lmlab.training import state
@@ -229,7 +230,8 @@ def note_resumption(
     `now` is the provenance of the process.
     """
     directory.metrics.pop("reason", None)
-    changes = differences(directory.metrics, now)
+    changes = differences(last_provenance(directory.metrics), now)
+    codes = {"earlier_code": earlier_codes(directory.metrics)}
     keys = sorted(marked(LAST_BITS))
     before = {key: directory.metrics.get(f"config/{key}", config.get(key)) for key in keys}
     other = [f"{key}={before[key]}" for key in keys if before[key] != config.get(key)]
@@ -238,7 +240,7 @@ def note_resumption(
         changed = "; ".join([*earlier, f"until step {step} it had {' '.join(other)}"])
         directory.metrics["changed"] = changed
     directory.update(
-        status="running", **with_prefix("config/", config), **with_prefix("resumed/", now)
+        status="running", **with_prefix("config/", config), **with_prefix("resumed/", now | codes)
     )
     if not changes:
         return ""
