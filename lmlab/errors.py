@@ -18,7 +18,8 @@ LONGEST = 2000  # characters of a line of error
 REASON = 300  # characters of an error's text
 
 SECRETS = (
-    "password|passwd|pwd|token|secret|api_?key|access_?key|authorization"  # what a secret is called
+    "password|passwd|pwd|token|secret|api_?key|access_?key|authorization|signature|sig|credential"
+    # what a secret is called
 )
 
 EXTRAS = (
@@ -195,17 +196,30 @@ def printable(text: str) -> str:
 def without_secrets(text: str) -> str:
     """Returns a text in which stars stand for passwords and tokens.
 
-    They are found in addresses such as a://user:word@b, also with one slash, as paths are shown,
-    and after names such as password= and --token.
+    They are found in addresses such as a://user:word@b and a://word@b, also with one slash, as paths
+    are shown, after names such as password= and --token, and in headers such as Bearer 1234.
     """
     text = re.sub(r"(:/{1,2}[^/\s:@]*:)\S*@", r"\1***@", text)
+    text = re.sub(r"(\w:/{1,2})[^/\s:@*]+@", r"\1***@", text)
     name = rf"\b(?:[\w-]*[_-])?(?:{SECRETS})(?:[_-][\w-]*)?="
-    return re.sub(rf"(?i)({name}|--(?:{SECRETS}) )[^&\s'\"]*[^&\s'\":;,]", r"\1***", text)
+    text = re.sub(rf"(?i)({name}|--(?:{SECRETS}) )[^&\s'\"]*[^&\s'\":;,]", r"\1***", text)
+    text = re.sub(r"(?i)(\bauthorization: *(?:\w+ +)?)[^\s'\"]*[^\s'\":;,]", r"\1***", text)
+    return re.sub(
+        r"(\bBearer +)(?=\S*\d)[^\s'\"]*[^\s'\":;,]", r"\1***", text
+    )  # not "Bearer of news"
+
+
+def text_of(error: BaseException) -> str:
+    """Returns the text of an error, whose own code may fail at it."""
+    try:
+        return str(error)
+    except Exception as other:
+        return f"(its text cannot be read: {type(other).__name__})"
 
 
 def reason_of(error: BaseException) -> str:
     """Returns the message of an error in one line."""
-    text = without_secrets(" ".join(str(error).split()))
+    text = without_secrets(" ".join(text_of(error).split()))
     text = re.sub(r"\[enforce fail[^]]*\] err == 0\. ", "", text)[:REASON]  # torch's line number
     if not isinstance(error, UserError):
         text = f"{type(error).__name__}: {text}"
@@ -231,5 +245,5 @@ def is_out_of_memory(error: BaseException) -> bool:
         "not enough memory",
         "maximum allowed",  # numpy's, of an array larger than any memory
     )
-    text = " ".join(str(error).split()).lower()[:REASON]
+    text = " ".join(text_of(error).split()).lower()[:REASON]
     return isinstance(error, MemoryError) or any(word in text for word in words)

@@ -183,6 +183,8 @@ def source_of(typed: str) -> Source:
         raise package_named(typed, path.parent)
     try:
         path = path.resolve()
+        if path.exists() and not path.is_file():
+            raise UserError(f"plugin={typed}: is no file; {NAMING}")
         content = path.read_bytes()
     except OSError as error:
         similar = nearest(path.name, [other.name for other in path.parent.glob("*.py")])
@@ -229,6 +231,7 @@ def package_named(typed: str, folder: Path) -> UserError:
 def searching_here() -> Iterator[None]:
     """A context in which modules are also looked for in the working folder, in the last place."""
     here = str(Path.cwd())
+    importlib.invalidate_caches()  # a file that was made a moment ago is found, too
     sys.path.append(here)
     try:
         yield

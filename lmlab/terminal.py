@@ -19,6 +19,8 @@ MOMENT = 0.1  # seconds that Python may be faster than the thread that watches i
 READER_GONE = (errno.EPIPE, errno.EIO)  # of a pipe, of a terminal
 UNWRITABLE = (OSError, ValueError, AttributeError)  # closed; None, or an object without flush
 
+LEFT_BEHIND: list[threading.Event] = []  # the ends of calls for which nobody waits any more
+
 
 class Interrupted(BaseException):
     """Raised by the first signal in the block of `StopSignals.interrupting`.
@@ -232,6 +234,7 @@ class LastingStream:
     def __init__(self, stream: Any) -> None:
         self.stream = stream
         self.gave_up = False
+        self.fault: OSError | None = None  # other than that the reader is gone
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
@@ -263,6 +266,7 @@ class LastingStream:
     def give_up(self, error: Exception) -> None:
         """Sends this and all later output to nowhere, so that the end of Python does not fail."""
         if isinstance(error, OSError) and error.errno not in READER_GONE and not self.gave_up:
+            self.fault = error
             tell(f"warning: output: {error.strerror}; what is written there is lost")
         self.gave_up = True
         with suppress(OSError, AttributeError, ValueError):  # not every stream has a file
@@ -284,15 +288,14 @@ def open_streams() -> None:
 
 
 @contextmanager
-def lasting_output() -> Iterator[None]:
+def lasting_output() -> Iterator[LastingStream]:
     """A context in which stdout and stderr may lose their reader, and the program goes on.
 
-    A training's messages are in its train.log as well.
+    A training's messages are in its train.log as well. The context is what stands for stdout.
     """
-    with ExitStack() as streams:
-        streams.enter_context(redirect_stdout(LastingStream(sys.stdout)))
-        streams.enter_context(redirect_stderr(LastingStream(sys.stderr)))
-        yield
+    output = LastingStream(sys.stdout)
+    with redirect_stdout(output), redirect_stderr(LastingStream(sys.stderr)):
+        yield output
 
 
 @contextmanager
@@ -341,18 +344,36 @@ def call_in_thread(function: Callable[..., None], *arguments: object) -> None:
     """Calls `function` in another thread, so that signals are handled during a long call of C code.
 
     Raises what the function raises. If a handler raises, the thread goes on until it is done or the
-    process ends.
+    process ends, for which `end_at_once` exists.
     """
     errors: list[BaseException] = []
+    is_over = threading.Event()
 
     def call() -> None:
         try:
             function(*arguments)
         except BaseException as error:
             errors.append(error)
+        finally:
+            is_over.set()
 
-    thread = threading.Thread(target=copy_context().run, args=(call,), daemon=True)
-    thread.start()
-    thread.join()
+    threading.Thread(target=copy_context().run, args=(call,), daemon=True).start()
+    try:
+        is_over.wait()
+    except BaseException:
+        LEFT_BEHIND.append(is_over)
+        raise
     for error in errors:
         raise error
+
+
+def end_at_once(status: int) -> None:
+    """Ends the process with an exit status if one of its threads is left behind in C code.
+
+    Python, when it ends, takes its own objects away from such a thread, which can crash.
+    """
+    if all(is_over.is_set() for is_over in LEFT_BEHIND):
+        return
+    for stream in (sys.stdout, sys.stderr):
+        LastingStream(stream).flush()
+    os._exit(status)

@@ -202,7 +202,7 @@ def some_config():
 # The files that `make quick` leaves out, and then those that take longest of the others.
 LONG = ("resume", "search", "sweep", "readme", "additions", "recipes", "finetune", "cli", "learn")
 LONG += ("training", "disk", "damage", "device", "old_runs", "code", "embedding")
-FIRST = (*LONG, "cells")
+FIRST = ("ranks", *LONG, "misuse", "one_file", "cells")
 
 
 def pytest_addoption(parser):

@@ -242,6 +242,13 @@ WRONG = {
     "-sc install=tcsh": ["-sc install=tcsh: allowed is -sc install=bash, or fish or zsh"],
     "-sc": ["-sc: allowed is -sc install=bash"],
     "--cfg job foo": ["foo: needs the form key=value"],
+    "config.yaml": ["error: config.yaml: needs the form key=value, without blanks\n"],
+    "'a b=1'": ["a b=1: needs the form key=value; a key has no blanks"],
+    "-m hydra/sweeper=search 'lr=shuffle(interval(1e-3,1e-2))'": [
+        "cannot be computed",
+        "IntervalSweep",
+    ],
+    "-m 'lr=range(a,b)'": ["lr=range(a,b): cannot be computed", "start: str"],
     "--info all foo": ["foo: needs the form key=value"],
     "-sc install=bash foo": ["-sc install=bash foo: allowed is -sc install=bash"],
 }

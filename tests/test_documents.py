@@ -104,6 +104,16 @@ def test_windows_of_documents_begin_with_each_and_do_not_overlap(lengths, T):
         assert sorted(batches.starts(0)) == [start for start in wanted if start + T < ends[-1]]
 
 
+def test_steps_in_which_nothing_is_scored_are_said_once(here, train, capsys):
+    text = "".join("abcd" * 40 + "=x" * (n % 5 == 4) + "\n" for n in range(60))
+    (here / "rare.txt").write_text(text)
+    line = LINE.replace("path=sums.txt", "path=rare.txt")
+    run = train(line + r"separator='\n' score_after== batch_size=1 log_interval=1 max_steps=30")
+    assert None in history(run, "train/loss").values() and metrics(run)["status"] == "finished"
+    said = capsys.readouterr().err
+    assert said.count("no token of the last steps was scored, so train/loss is nan") == 1
+
+
 def test_only_what_follows_the_mark_is_trained(sums, train):
     run = train(LINE + r"separator='\n' score_after==")
     text = Splits.of_run(config_of(run))

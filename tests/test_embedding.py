@@ -102,6 +102,12 @@ def test_a_run_is_the_same_whatever_its_caller_has_set(here):
         ),
         ("max_tokens=5 token=w", "max_tokens=5 token=***"),
         ("'https://h/x?API_KEY=w' y", "'https://h/x?API_KEY=***' y"),
+        ("http://h/x?X-Amz-Signature=w&b=1", "http://h/x?X-Amz-Signature=***&b=1"),
+        ("init_from=https://ghp_w@github.com/x", "init_from=https://***@github.com/x"),
+        ("plugin=Bearer w7: no file", "plugin=Bearer ***: no file"),
+        ("the Bearer of news", "the Bearer of news"),
+        ("Authorization: Basic dTp3", "Authorization: Basic ***"),
+        ("out=a/b@c x@y", "out=a/b@c x@y"),
         ("sqlite:///study.db name@place", "sqlite:///study.db name@place"),
     ],
 )

@@ -1,9 +1,11 @@
 """What goes wrong in a plug-in is said in one line; what it does cannot harm a run or hide."""
 
+import os
 import random
 import re
 import sys
 import textwrap
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -793,6 +795,14 @@ def test_a_plugin_that_ends_the_program_or_registers_nothing_is_refused(here, ca
     with pytest.raises(UserError, match="plugin=own"):
         lmlab.train(*LINE.split(), plugin=name)
     assert not (here / "outputs").exists()
+
+
+def test_a_plugin_that_is_no_file_is_refused_and_not_waited_for(here, capsys):
+    (here / "folder.py").mkdir()
+    os.mkfifo(here / "pipe.py")
+    for name in ("folder.py", "pipe.py"):
+        words = f"{LINE} plugin={name}".split()
+        refused(capsys, partial(cli.main, words), [f"plugin={name}: is no file"])
 
 
 @pytest.mark.parametrize(

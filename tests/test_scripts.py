@@ -307,6 +307,16 @@ def test_what_a_terminal_cannot_show_is_replaced(here, command):
     assert done.returncode == 0 and b"Traceback" not in done.stderr and done.stdout
 
 
+def test_what_is_output_alone_fails_if_it_cannot_be_written(here):
+    command = (
+        f"{shlex.quote(sys.executable)} {shlex.quote(str(ROOT / 'train.py'))} --cfg job >/dev/full"
+    )
+    variables = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash", "-c", command], env=variables, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.endswith("error: output: No space left on device\n")
+
+
 @pytest.mark.parametrize(
     "output, expected",
     [

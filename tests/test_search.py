@@ -474,7 +474,7 @@ def test_a_run_goes_on_if_its_study_cannot_be_asked(capsys, monkeypatch):
 
 def test_trials_that_failed_are_tried_again_by_the_same_command(here, sweep, capfd):  # noqa: F811
     """As the cells of a grid are. The second time the trials fail no more."""
-    line = LINE + "max_steps=300 eval_interval=150 lr=tag(log,interval(1e-2,10)) name=a "
+    line = LINE + "max_steps=3000 eval_interval=1500 lr=tag(log,interval(1e-2,10)) name=a "
     line += "hydra.sweeper.n_trials=3 hydra.sweeper.pruner=none"
     assert sweep(line + " hydra.launcher.time_limit=0.0001") == 1  # minutes: too few for any cell
     before = study("a").trials

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from lmlab import terminal
 from lmlab.notebook import plain_console
 from lmlab.terminal import (
     Interrupted,
@@ -211,6 +212,28 @@ def test_output_that_a_full_disk_refuses_is_told_once(capfd):
     assert capfd.readouterr().err == (
         "warning: output: No space left on device; what is written there is lost\n"
     )
+
+
+@pytest.mark.parametrize("runs_on", [False, True])
+def test_a_process_ends_at_once_if_a_thread_in_c_code_runs_on(monkeypatch, runs_on):
+    """At its end Python would take its objects away from under it."""
+    ended, done = [], threading.Event()
+    monkeypatch.setattr(terminal, "LEFT_BEHIND", [])
+    monkeypatch.setattr(os, "_exit", ended.append)
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            terminal.call_in_thread(done.wait)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    (is_over,) = terminal.LEFT_BEHIND
+    if not runs_on:
+        done.set()
+        assert is_over.wait(10)
+    terminal.end_at_once(130)
+    done.set()
+    assert ended == [130] * runs_on
 
 
 def test_a_message_without_a_reader_does_not_raise(broken):

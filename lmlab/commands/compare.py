@@ -180,4 +180,4 @@ def is_folder(argument: str) -> bool:
     """Returns whether an argument names a folder. If it contains "=", the folder must exist."""
     if argument.startswith("-"):
         return False
-    return "=" not in argument or Path(argument).exists()
+    return "=" not in argument or os.path.exists(argument)

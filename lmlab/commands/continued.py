@@ -1,5 +1,6 @@
 """Commands that continue from an earlier run: resume=, replay= and init_from=."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -111,9 +112,9 @@ def check_one_run(key: str, typed: str) -> None:
     """
     choice = re.fullmatch(r"choice\((.*)\)", typed)
     names = [name.strip() for name in (choice[1] if choice else typed).split(",")]
-    if Path(typed).exists() or len(names) < 2:
+    if os.path.exists(typed) or len(names) < 2:
         return
-    if all(name == "null" or (name and Path(name).exists()) for name in names):
+    if all(name == "null" or (name and os.path.exists(name)) for name in names):
         raise UserError(f"{key}={typed}: takes one run, also in a sweep; needs a command for each")
 
 

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Literal
 from lmlab.catalogue import CATALOGUE
 from lmlab.environment import libraries
 from lmlab.errors import UserError, one_line_errors
-from lmlab.terminal import LastingStream, ending_in_order, ignore_signals, open_streams
+from lmlab.terminal import (
+    LastingStream,
+    end_at_once,
+    ending_in_order,
+    ignore_signals,
+    open_streams,
+)
 
 if TYPE_CHECKING:  # a type checker knows no Literal that is computed
     Device = str
@@ -37,7 +43,11 @@ def run_command(main: Callable[[list[str]], object]) -> None:
             check_working_folder()
             main(sys.argv[1:])
     except KeyboardInterrupt:
+        end_at_once(INTERRUPTED)
         raise SystemExit(INTERRUPTED) from None
+    except SystemExit as stop:
+        end_at_once(stop.code if isinstance(stop.code, int) else 1)
+        raise
     except BrokenPipeError:
         pass
     finally:

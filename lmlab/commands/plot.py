@@ -10,6 +10,7 @@ out   the picture, .png, .svg or .pdf (curves.png)
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -129,7 +130,7 @@ def color_of(n: int, total: int) -> Any:
 
 def folders_of(typed: str) -> list[Path]:
     """Returns the folders that `typed` names, with spaces between them or in a name."""
-    if Path(typed).exists():
+    if os.path.exists(typed):  # of many names together the system may say that they are too long
         return [Path(typed)]
     return [Path(folder) for folder in typed.split()]
 

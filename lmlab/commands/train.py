@@ -108,8 +108,12 @@ def call(argv: list[str]) -> Outcome:
             with arguments_as_before():
                 complete(argv)
             return Outcome(None)
-        with lasting_output(), arguments_as_before():
-            return obey(args, argv, given)
+        with lasting_output() as output, arguments_as_before():
+            outcome = obey(args, argv, given)
+            output.flush()
+            if outcome.path is None and output.fault and not outcome.status:
+                raise output.fault  # what it has written is all that it was asked for
+            return outcome
 
 
 @contextmanager

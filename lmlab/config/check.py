@@ -24,7 +24,7 @@ from lmlab.config.keys import (
     neutral_values,
     switched_on,
 )
-from lmlab.errors import UserError, about, nearest
+from lmlab.errors import CALLED, UserError, about, nearest
 from lmlab.markers import FILLED, LINES, OneOf, OrWord
 from lmlab.numbers import learn_numbers
 from lmlab.register import PRESENT
@@ -227,9 +227,9 @@ def check_value(key: str, value: Any, hint: Any) -> Any:
             str: "text",
         }
         if isinstance(value, bool | int | float):
-            needed[str] += (
-                f"; text that looks like another type is quoted twice: {key}=\"'{typed}'\""
-            )
+            quoted = f'"{typed}"' if CALLED.get() else f"\"'{typed}'\""
+            how = "quoted" if CALLED.get() else "quoted twice"
+            needed[str] += f"; text that looks like another type is {how}: {key}={quoted}"
         is_quoted = hint is not str and re.fullmatch(r"[-+.\deE]+|true|false", str(value))
         note = "; in quotes it is text" if isinstance(value, str) and is_quoted else ""
         raise UserError(f"{key}={typed}: needs {needed[hint]}{note}")

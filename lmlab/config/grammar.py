@@ -159,26 +159,39 @@ def parsed(text: str) -> Override:
     """Returns an argument as one of Hydra's overrides. Raises UserError."""
     try:
         override = OverridesParser.create().parse_override(text)
-    except (HydraException, ValueError):  # Python reads no number of over 4,300 digits
-        if text != text.lstrip():
-            raise UserError(f"{text!r}: an argument begins without a blank") from None
-        pair = re.fullmatch(r"([a-zA-Z_]\w*)\s*[:=]?\s*(\S*)", text)
-        if pair and "=" not in text.strip(" ="):
-            raise UserError(
-                f"{text}: needs the form key=value, without blanks: {pair[1]}={pair[2] or '…'}"
-            ) from None
-        if "=" not in text:
-            raise UserError(f"{text}: needs the form key=value, without blanks") from None
-        raise UserError(
-            f"{text}: needs the form key=value; a value with spaces, commas, quotes or braces is "
-            f"quoted twice: {text.partition('=')[0]}=\"'…'\""
-        ) from None
+    except HydraException as error:
+        raise not_parsed(text, str(error)) from None
+    except ValueError as error:  # Python reads no number of over 4,300 digits
+        raise not_parsed(text, str(error)) from None
     tiny = vanishing(text)
     if tiny:
         raise UserError(
             f"{text}: {tiny} is too small for a computer's numbers; write 0 if you mean 0"
         )
     return override
+
+
+def not_parsed(text: str, why: str) -> UserError:
+    """Returns the error for an argument that Hydra cannot parse; `why` is what it says."""
+    if text != text.lstrip():
+        return UserError(f"{text!r}: an argument begins without a blank")
+    pair = re.fullmatch(r"([a-zA-Z_]\w*)(?:\s*[:=]\s*|\s+|$)(\S*)", text)
+    if pair and "=" not in text.strip(" ="):
+        return UserError(
+            f"{text}: needs the form key=value, without blanks: {pair[1]}={pair[2] or '…'}"
+        )
+    if "=" not in text:
+        return UserError(f"{text}: needs the form key=value, without blanks")
+    key, _, value = text.partition("=")
+    if re.search(r"\s", key.strip()):
+        return UserError(f"{text}: needs the form key=value; a key has no blanks")
+    reason = re.fullmatch(r"\w+ while evaluating '.*?': (.*)", why.partition("\n")[0])
+    if reason and re.match(r"[a-z]+\(", value):
+        return UserError(f"{text}: cannot be computed ({reason[1]})")
+    return UserError(
+        f"{text}: needs the form key=value; a value with spaces, commas, quotes or braces is "
+        f"quoted twice: {key}=\"'…'\""
+    )
 
 
 def typed_value(key: str, value: Any) -> str:

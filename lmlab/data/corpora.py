@@ -62,6 +62,12 @@ def shakespeare(config: CorpusConfig) -> Iterator[str]:
     if not path.exists():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"data=shakespeare: the cache cannot be made ({path.parent}: {error.strerror}); "
+                "LMLAB_CACHE=… names another folder"
+            ) from None
+        try:
             with answering_within(TIMEOUT):
                 torch.hub.download_url_to_file(
                     SHAKESPEARE_URL, str(path), hash_prefix=SHAKESPEARE_SHA256

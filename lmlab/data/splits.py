@@ -308,10 +308,13 @@ def check_parts(
         in_documents = f" in {whole}"
     holdout, train, val, test = np.diff([0, *ends]).tolist()
     if train == 0:
+        allowed = "smaller shares"
+        if n_documents == 1:
+            allowed = "0 for all three, or a text of several documents"
         raise UserError(
             f"val_fraction={config.val_fraction} test_fraction={config.test_fraction} "
             f"holdout_fraction={config.holdout_fraction}: of {n} {unit}{in_documents} none is left for "
-            "training; allowed are smaller shares"
+            f"training; allowed are {allowed}"
         )
     for name, length in (("holdout", holdout), ("val", val), ("test", test)):
         share = getattr(config, f"{name}_fraction")

@@ -19,6 +19,7 @@ import numpy as np
 
 from lmlab import files, own_code
 from lmlab.catalogue import BPEConfig, TokenizerConfig, TokenizerFileConfig
+from lmlab.cores import usable_cores
 from lmlab.data.tokenizer_json import (
     BYTE_LEVEL,
     BYTE_OF,
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer as Library
 
 LIMIT = 2**26  # bytes of a tokenizer.json; a million tokens of a usual text take 45 MB
-AT_ONCE = 2**21  # characters that are encoded together
+AT_ONCE = 2**18 * usable_cores()  # characters that are encoded together: Ctrl-C waits for them
 LONGEST_WORD = 1000  # bytes
 
 

@@ -7,6 +7,7 @@ Nothing imports torch before a cell runs.
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import time
@@ -314,7 +315,7 @@ def run(cell: Cell, watch: Watch | None = None) -> str:
         SystemExit.
     `watch` may end the run early.
     """
-    if cell.sweep.library != LIBRARY:
+    if not os.path.samefile(cell.sweep.library, LIBRARY):  # their paths may be written in two ways
         raise UserError(
             f"this process has imported {LIBRARY}, but the sweep was started with "
             f"{cell.sweep.library}; PYTHONPATH={cell.sweep.library.parent} chooses that one"

@@ -1,13 +1,17 @@
 """Imports everything that a cell needs. The server runs this, so its child processes need not."""
 
+import os
 import signal
+from contextlib import suppress
 
-# Ctrl-C and a terminal that closes are the launcher's business, also while this imports.
+# Ctrl-C, a terminal that closes, and signals to all processes of a group are the launcher's business,
+# also while this imports.
+with suppress(PermissionError):  # of a group of its own already
+    os.setsid()
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 import importlib  # noqa: E402
-import os  # noqa: E402
 import sys  # noqa: E402
 
 from lmlab.errors import UserError  # noqa: E402

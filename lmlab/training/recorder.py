@@ -165,6 +165,7 @@ class Recorder(Callback):
         self.stopping = False  # after a signal that any rank has received
         self.end_reason = ""
         self.rate_was_told = False  # that changing it has no effect
+        self.unscored_was_told = False
 
     # Lightning calls these
 
@@ -343,6 +344,12 @@ class Recorder(Callback):
         numbers, others = self.meter.point(module, lr)
         self.results.add_point(self.meter.step, numbers, others)
         self.diverged = has_loss and not math.isfinite(self.meter.train_loss)
+        if not has_loss and not self.unscored_was_told:
+            self.unscored_was_told = True
+            self.directory.warn(
+                f"step {self.meter.step}: no token of the last steps was scored, so train/loss is nan; it "
+                "is once more a number when one is (a larger batch_size or log_interval has some)"
+            )
 
     def keep_threads(self) -> None:
         """Sets the number of threads of the run again, if a callback has set another one."""
