@@ -16,6 +16,7 @@ import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ import pytest
 from lmlab.commands import train as cli
 from lmlab.errors import UserError
 from lmlab.runs import folder as runs
-from lmlab.runs.code import own_code
+from lmlab.runs.code import LIBRARY, own_code
 from lmlab.sweeps import cells, costs, load_runs, processes, table
 from lmlab.sweeps.cells import Sweep
 from lmlab.sweeps.listed import submission_errors
@@ -566,3 +567,22 @@ def test_a_signal_says_that_the_jobs_of_a_cluster_go_on(tmp_path, capfd, launche
         raise stop
     is_told = "scancel 12 ends them" in capfd.readouterr().err
     assert is_told == (launcher == "slurm" and repr(stop) != "SystemExit(1)")
+
+
+def test_a_signal_to_all_processes_of_the_launchers_group_leaves_the_server_alone(here, sweep):
+    """As timeout and service managers send it; the server would be made anew, with all imports."""
+    from multiprocessing import forkserver
+
+    server()
+    number = forkserver._forkserver._forkserver_pid
+    wait_for(lambda: os.getpgid(number) == number)
+    assert os.getpgid(0) != number
+
+
+def test_the_path_of_the_library_may_be_written_in_two_ways(here, sweep, monkeypatch):
+    """As ../train.py is: the processes of the cells find the same folder by another path."""
+    twisted = partial(Sweep, library=LIBRARY / ".." / LIBRARY.name)
+    monkeypatch.setattr(cli, "Sweep", twisted)
+    line = "model=bigram data=sentence val_fraction=0.2 block_size=8 device=cpu max_steps=2 name=d"
+    assert sweep(f"-m {line} seed=0,1") == 0
+    assert {metrics(run)["status"] for run in here.glob("outputs/sweeps/d/seed*")} == {"finished"}
