@@ -213,7 +213,7 @@ def module_source(typed: str, module: str) -> Source:
     if paths[0].suffix != ".py":
         raise UserError(f"plugin={typed}: {spec.origin} is no Python file; {NAMING}")
     for folder in spec.submodule_search_locations or ():
-        paths = sorted(Path(folder).rglob("*.py"))
+        paths = sorted(path for path in Path(folder).rglob("*.py") if path.is_file())
     contents = tuple((str(path), path.read_bytes()) for path in paths)
     return Source(typed, module, contents)
 

@@ -112,6 +112,12 @@ def test_a_file_that_would_not_be_read_is_named(mine, capsys, name, words):
     refused(capsys, lambda: cli.main(["--config-dir=mine"]), words)
 
 
+def test_a_pipe_among_the_files_is_named_and_not_waited_for(mine, capsys):
+    os.mkfifo("mine/experiment/pipe.yaml")
+    line = ["--config-dir=mine", "experiment=pipe"]
+    refused(capsys, lambda: cli.main(line), ["mine/experiment/pipe.yaml: is no plain file"])
+
+
 def test_a_fault_in_a_file_is_named_with_its_place(mine, capsys):
     with open(mine / "experiment/e.yaml", "a") as file:
         file.write("max_steps: 3\n")

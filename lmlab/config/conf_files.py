@@ -147,6 +147,8 @@ def check_added(folder: Path) -> None:
         name = path.relative_to(folder)
         if is_of_run(path, name):
             continue
+        if not path.is_file():  # as a named pipe, which would be waited for
+            raise UserError(f"{path}: is no plain file")
         group = next((group for group in groups if Path(group) in name.parents), None)
         if group is None:
             raise UserError(f"{path}: is not read; files are in the folders {', '.join(groups)}")
