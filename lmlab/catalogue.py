@@ -18,6 +18,7 @@ from lmlab.markers import (
     UNTOUCHING,
     Count,
     Follows,
+    FollowsUse,
     Marker,
     Neutral,
     OrWord,
@@ -28,8 +29,13 @@ from lmlab.markers import (
 )
 from lmlab.registry import load
 
-# How a CPU draws what dropout drops; "torch" is as it was before the key.
-DropoutMasks = Annotated[Literal["fast", "torch"], SHAPELESS, UNTOUCHING, Neutral("torch")]
+# How a CPU draws what dropout drops; "torch" is as it was before the key, and where nothing is dropped.
+DropoutMasks = Annotated[
+    Literal["fast", "torch"],
+    SHAPELESS,
+    Neutral("torch"),
+    FollowsUse("dropout", used="fast", unused="torch"),
+]
 
 
 class AnyModelConfig:

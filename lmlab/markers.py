@@ -55,6 +55,18 @@ class Follows:
         return value / self.divisor
 
 
+@dataclass(frozen=True)
+class FollowsUse(Follows):
+    """Marks a key whose default is `used` if the key `source` is not zero, and else `unused`."""
+
+    used: str = ""
+    unused: str = ""
+
+    def value(self, values: Mapping[str, Any]) -> Any:
+        """Returns the value of the key, computed from the values of all keys."""
+        return self.used if values.get(self.source) else self.unused
+
+
 CHANGEABLE = Marker("a resumed run may have another value")
 UNTOUCHING = Marker("the key names, places or watches a run, and does not touch what it computes")
 LAST_BITS = Marker("with another value the last bits of a run come out otherwise")

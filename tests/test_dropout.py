@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lmlab.config.overrides import resolved
 from lmlab.models.attention import attend
 from lmlab.models.dropout import SHARES, Dropout, draw_kept
+from lmlab.sweeps.cells import identity
 from tests.conftest import history
 from tests.test_models import CONFIGS
 
@@ -89,6 +91,20 @@ def test_attention_drops_weights_and_without_the_fast_masks_it_is_torchs_own_to_
     )
     kept, _ = after(dropout(0.2), weights)
     torch.testing.assert_close(gathered, kept @ ones)
+
+
+def test_cells_without_dropout_keep_their_names_and_other_masks_are_other_cells():
+    """tests/test_old_runs.py resumes a run of before the key to the end that it would have had."""
+
+    def flat(*more):
+        return resolved(("model=gpt_nano", "device=cpu", *more))[0].flat()
+
+    plain = flat()
+    before = {key: value for key, value in plain.items() if key != "dropout_masks"}
+    assert plain["dropout_masks"] == "torch" and identity(plain, {}) == identity(before, {})
+    fast = flat("dropout=0.1")
+    assert fast["dropout_masks"] == "fast"
+    assert identity(fast, {}) != identity(flat("dropout=0.1", "dropout_masks=torch"), {})
 
 
 def test_a_run_without_dropout_has_the_same_losses_with_either(train):

@@ -344,7 +344,11 @@ def from_flat(
             raise UserError(f"{key}: {owner} {key}=…")
     optimizer = build(config_class("optimizer", rows["optimizer"]), values)
     usual = derived(values | {"lr": optimizer.lr} | choices)
-    values = values | {key: value for key, value in usual.items() if values.get(key) is None}
+    neutral = neutral_values()
+    for key, value in usual.items():
+        is_old = key not in values and key in neutral  # a file of before the key
+        if values.get(key) is None and not is_old:
+            values = values | {key: value}
     parts = {group: build(config_class(group, rows[group]), values) for group in GROUPS}
     values = companion_keys() | values  # a run that was made without a plug-in has not its keys
     parts["companions"] = {name: build(keys, values) for name, keys in companions().items()}

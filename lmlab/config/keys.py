@@ -29,6 +29,7 @@ from lmlab.markers import (
     UNTOUCHING,
     Count,
     Follows,
+    FollowsUse,
     Marker,
     Neutral,
     OneOf,
@@ -305,7 +306,7 @@ def neutral_values() -> dict[str, Any]:
 
 def following_keys() -> dict[str, Follows]:
     """Returns the keys whose default depends on another key, each with its rule."""
-    return markers_of(Follows)
+    return markers_of(Follows) | markers_of(FollowsUse)
 
 
 @remembered
