@@ -17,9 +17,9 @@ LONGEST = 2000  # characters of a line of error
 
 REASON = 300  # characters of an error's text
 
+# What a secret is called.
 SECRETS = (
     "password|passwd|pwd|token|secret|api_?key|access_?key|authorization|signature|sig|credential"
-    # what a secret is called
 )
 
 EXTRAS = (
@@ -204,9 +204,8 @@ def without_secrets(text: str) -> str:
     name = rf"\b(?:[\w-]*[_-])?(?:{SECRETS})(?:[_-][\w-]*)?="
     text = re.sub(rf"(?i)({name}|--(?:{SECRETS}) )[^&\s'\"]*[^&\s'\":;,]", r"\1***", text)
     text = re.sub(r"(?i)(\bauthorization: *(?:\w+ +)?)[^\s'\"]*[^\s'\":;,]", r"\1***", text)
-    return re.sub(
-        r"(\bBearer +)(?=\S*\d)[^\s'\"]*[^\s'\":;,]", r"\1***", text
-    )  # not "Bearer of news"
+    bearer = r"(\bBearer +)(?=\S*\d)[^\s'\"]*[^\s'\":;,]"  # not "Bearer of news"
+    return re.sub(bearer, r"\1***", text)
 
 
 def text_of(error: BaseException) -> str:

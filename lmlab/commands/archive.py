@@ -18,7 +18,7 @@ from lmlab import files, plugins
 from lmlab.config import conf_files
 from lmlab.errors import UserError, system_error
 from lmlab.runs import hugging_face
-from lmlab.runs.code import LIMIT
+from lmlab.runs.code import LIMIT, codes_in
 from lmlab.runs.folder import LIMITS, is_locked, parse_plain_yaml, read_metrics, refuse_links
 from lmlab.runs.typed import program
 
@@ -229,15 +229,9 @@ def readme(
 
 def values_of(run: dict[str, Any], fact: str) -> list[Any]:
     """Returns a fact of the process that began a run, and of those that resumed it."""
-    resumed = [run[name] for name in (f"resumed/{fact}",) if name in run]
     if fact == "code_sha256":
-        resumed += str(run.get("resumed/earlier_code", "")).split()
-    return [run.get(fact), *resumed]
-
-
-def is_of_several(run: dict[str, Any]) -> bool:
-    """Returns whether several codes of the lab or its plug-ins made a run, one after the other."""
-    return len(distinct(values_of(run, "code_sha256"))) > 1
+        return codes_in(run)
+    return [run.get(fact), run.get(f"resumed/{fact}")]
 
 
 def steps(runs: dict[Path, dict[str, Any]], members: list[str]) -> Iterator[str]:
@@ -263,7 +257,7 @@ def steps(runs: dict[Path, dict[str, Any]], members: list[str]) -> Iterator[str]
         f"Or one run, which is compared with its history: `{program('train')} replay=…` with the "
         "folder of a run; on a CPU the losses are the same to the last bit."
     )
-    several = [str(path.name) for path, run in runs.items() if is_of_several(run)]
+    several = [str(path.name) for path, run in runs.items() if len(codes_in(run)) > 1]
     if several:
         yield (
             f"Not so {', '.join(several)}: other code of the lab has resumed what one had begun, as "

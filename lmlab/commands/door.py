@@ -46,7 +46,8 @@ def run_command(main: Callable[[list[str]], object]) -> None:
         end_at_once(INTERRUPTED)
         raise SystemExit(INTERRUPTED) from None
     except SystemExit as stop:
-        end_at_once(stop.code if isinstance(stop.code, int) else 1)
+        failed = 0 if stop.code is None else 1
+        end_at_once(stop.code if isinstance(stop.code, int) else failed)
         raise
     except BrokenPipeError:
         pass

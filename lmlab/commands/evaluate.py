@@ -47,7 +47,7 @@ from lmlab.config.keys import (
 from lmlab.errors import UserError
 from lmlab.markers import OneOf, PathText
 from lmlab.registry import importing, load
-from lmlab.runs.code import UNKNOWN, code_of, own_code, plugins_of
+from lmlab.runs.code import code_of, is_other_code, own_code, plugins_of
 from lmlab.runs.folder import read_metrics
 
 if TYPE_CHECKING:
@@ -178,11 +178,10 @@ def tell_of_other_code(run: Run) -> None:
         return
     if plugins_of(metrics) != plugins.sha256():  # which was said when it was loaded
         return
-    trained_by = code_of(metrics).split("+")
-    if own_code() not in trained_by and UNKNOWN not in trained_by:
+    if is_other_code(own_code(), metrics):
         print(
             f"warning: {run.path}: was trained by other code of the lab or its plug-ins "
-            f"({'+'.join(trained_by)}, now {own_code()}), which may compute another loss",
+            f"({code_of(metrics)}, now {own_code()}), which may compute another loss",
             file=sys.stderr,
         )
 

@@ -345,10 +345,9 @@ def from_flat(
     optimizer = build(config_class("optimizer", rows["optimizer"]), values)
     usual = derived(values | {"lr": optimizer.lr} | choices)
     neutral = neutral_values()
-    for key, value in usual.items():
-        is_old = key not in values and key in neutral  # a file of before the key
-        if values.get(key) is None and not is_old:
-            values = values | {key: value}
+    left_open = {key for key in usual if values.get(key) is None}
+    left_open -= {*neutral} - {*values}  # which a file of before the key has not
+    values = values | {key: usual[key] for key in left_open}
     parts = {group: build(config_class(group, rows[group]), values) for group in GROUPS}
     values = companion_keys() | values  # a run that was made without a plug-in has not its keys
     parts["companions"] = {name: build(keys, values) for name, keys in companions().items()}

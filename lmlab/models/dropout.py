@@ -25,8 +25,8 @@ class Dropout(nn.Module):
     """Makes each number zero with probability p, and divides the others by 1 - p (Srivastava et al.
     2014). Outside of training all stay as they are.
 
-    torch draws 64 random bits for each number, one after the other, which on a CPU takes half of a
-    small model's step. With `dropout_masks=fast` a CPU draws 16 bits for each number, so that p is a
+    torch draws 64 random bits for each number, one after the other, which on a CPU can take a third
+    of a small model's step. With `dropout_masks=fast` a CPU draws 16 bits for each number, so that p is a
     multiple of 1/65536, and at least that.
     """
 

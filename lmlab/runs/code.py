@@ -49,22 +49,25 @@ def hash_of_files(contents: Mapping[str, bytes], folder: Path) -> str:
     return digest.hexdigest()
 
 
-def code_of(metrics: dict[str, Any]) -> str:
+def codes_in(metrics: Mapping[str, Any]) -> list[Any]:
+    """Returns the hashes of all code that trained a run, the first one first, from its metrics.json."""
+    first = metrics.get("code_sha256")
+    between = str(metrics.get("resumed/earlier_code", "")).split()
+    return list(dict.fromkeys([first, *between, metrics.get("resumed/code_sha256", first)]))
+
+
+def code_of(metrics: Mapping[str, Any]) -> str:
     """Returns the code that made a run, from its metrics.json: a short hash, or "unknown".
 
     For a run that other code has resumed it returns all hashes, with plus signs between them.
     """
-    made_by = metrics.get("code_sha256")
-    between = str(metrics.get("resumed/earlier_code", "")).split()
-    codes = [made_by, *between, metrics.get("resumed/code_sha256", made_by)]
-    return "+".join(dict.fromkeys(map(short, codes)))
+    return "+".join(dict.fromkeys(map(short, codes_in(metrics))))
 
 
-def earlier_codes(metrics: dict[str, Any]) -> str:
-    """Returns the hashes of all code that has resumed a run so far, with blanks between them."""
-    before = str(metrics.get("resumed/earlier_code", "")).split()
-    last = metrics.get("resumed/code_sha256")
-    return " ".join(dict.fromkeys([*before, *filter(None, [last])]))
+def is_other_code(code: str, metrics: Mapping[str, Any]) -> bool:
+    """Returns whether a short hash is of no code that trained a run, whose code is known."""
+    trained_by = code_of(metrics).split("+")
+    return code not in trained_by and UNKNOWN not in trained_by
 
 
 def last_provenance(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from lmlab.errors import UserError, printable
 from lmlab.markers import UNTOUCHING
 from lmlab.numbers import REFERENCES, learn_numbers, numbers_where
 from lmlab.runs import hugging_face
-from lmlab.runs.code import UNKNOWN, SameCode, code_of, plugins_of, short
+from lmlab.runs.code import SameCode, code_of, is_other_code, plugins_of, short
 from lmlab.runs.folder import LIMITS, is_locked, read_config, read_metrics, started_at, text_sha256
 from lmlab.sweeps.cells import ENDED, identity
 from lmlab.sweeps.claims import (
@@ -208,7 +208,6 @@ def tested(path: Path, metrics: dict[str, Any]) -> dict[str, Any]:
     has_gone_on = any(name.startswith("resumed/") for name in metrics)
     unsaid = None if has_gone_on else metrics.get("step")
     made_with = plugins_of(metrics)
-    made_by = code_of(metrics).split("+")
     losses: dict[str, Any] = {}
     for note in evaluations_of(path):
         if any(str(name).startswith("weight of ") for name in note):
@@ -220,7 +219,7 @@ def tested(path: Path, metrics: dict[str, Any]) -> dict[str, Any]:
         if is_of_last_weights and isinstance(note.get("test/loss"), float):
             losses = {"test/loss": note["test/loss"]}
             code = short(note.get("code_sha256", metrics.get("code_sha256")))
-            if code not in made_by and UNKNOWN not in made_by:
+            if is_other_code(code, metrics):
                 losses["tested_by"] = code
     return losses
 

@@ -15,7 +15,7 @@ from lmlab.isolation import random_numbers_kept
 from lmlab.markers import LAST_BITS
 from lmlab.models.base import LanguageModel, alike, build_model
 from lmlab.runs.checkpoints import weights_of
-from lmlab.runs.code import earlier_codes, last_provenance
+from lmlab.runs.code import codes_in, last_provenance
 from lmlab.runs.folder import RunDirectory, read_config
 from lmlab.runs.provenance import differences
 from lmlab.training import state
@@ -231,7 +231,7 @@ def note_resumption(
     """
     directory.metrics.pop("reason", None)
     changes = differences(last_provenance(directory.metrics), now)
-    codes = {"earlier_code": earlier_codes(directory.metrics)}
+    codes = {"earlier_code": " ".join(str(code) for code in codes_in(directory.metrics) if code)}
     keys = sorted(marked(LAST_BITS))
     before = {key: directory.metrics.get(f"config/{key}", config.get(key)) for key in keys}
     other = [f"{key}={before[key]}" for key in keys if before[key] != config.get(key)]
