@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, settings
 from lmlab import files
 from lmlab.commands import train as cli
 from lmlab.config import overrides
-from lmlab.sweeps.processes import PRELOAD_SEARCH, start_server
+from lmlab.processes.server import PRELOAD_SEARCH, start_server
 
 # A slow machine is no failure, and a failure comes back at the next run.
 settings.register_profile(

@@ -21,7 +21,7 @@ from lmlab.data.splits import Splits
 from lmlab.data.text import Text
 from lmlab.data.tokenizers import CharTokenizer, UnknownCharacters
 from lmlab.errors import UserError
-from lmlab.sweeps.processes import server
+from lmlab.processes.server import context
 
 ANY_CHAR = st.characters(codec=None, exclude_categories=())  # lone surrogates included
 sizes = st.tuples(
@@ -278,8 +278,8 @@ def read_new_text(barrier, results):
 
 
 def test_two_runs_can_start_at_once_on_new_data(cache):
-    barrier, results = server().Barrier(2), server().Queue()
-    both = [server().Process(target=read_new_text, args=(barrier, results)) for _ in range(2)]
+    barrier, results = context().Barrier(2), context().Queue()
+    both = [context().Process(target=read_new_text, args=(barrier, results)) for _ in range(2)]
     for process in both:
         process.start()
     assert [results.get(timeout=60), results.get(timeout=60)] == [True, True]

@@ -29,9 +29,9 @@ from lmlab.errors import UserError
 from lmlab.inference.loss import Turns, log_probs
 from lmlab.markers import CHANGEABLE, LAST_BITS, UNTOUCHING
 from lmlab.models.base import build_model
+from lmlab.processes.server import context
 from lmlab.ranks import Ranks
 from lmlab.register import PRESENT
-from lmlab.sweeps.processes import server
 from lmlab.terminal import Interrupted
 from lmlab.training import launch
 from tests.conftest import ROOT, config, history, metrics, refused, weights
@@ -76,7 +76,7 @@ class Team:
         for rank in range(size):
             point = dict(points).get(rank, "")
             arguments = (folder / f"rank{rank}", line, rank, size, port, point)
-            self.processes.append(server().Process(target=as_rank, args=arguments))
+            self.processes.append(context().Process(target=as_rank, args=arguments))
             self.processes[-1].start()
 
     def wait(self):

@@ -19,8 +19,8 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
+from lmlab.processes.server import context
 from lmlab.runs import folder as runs
-from lmlab.sweeps.processes import server
 from tests.conftest import ROOT, metrics
 from tests.victim import child
 
@@ -60,12 +60,12 @@ def start(cache):
     """Starts train.py in a folder, as a fresh process forked from one that has imported everything."""
 
     def start(folder, arguments, point=None):
-        process = server().Process(target=child, args=(folder, arguments, point))
+        process = context().Process(target=child, args=(folder, arguments, point))
         with STARTING:
             process.start()
         return process
 
-    ready = server().Process(target=int)  # what is timed below is a run, not the server's imports
+    ready = context().Process(target=int)  # what is timed below is a run, not the server's imports
     ready.start(), ready.join()
     return start
 

@@ -14,7 +14,7 @@ FLOORS = (  # the lowest first; rooms of one floor do not import each other
     ("config",),
     ("data", "machine", "models"),
     ("runs",),
-    ("inference",),
+    ("inference", "processes"),
     ("training",),
     ("sweeps",),
     ("commands",),

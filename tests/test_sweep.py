@@ -23,12 +23,12 @@ import pytest
 
 from lmlab.commands import train as cli
 from lmlab.errors import UserError
+from lmlab.processes import server
 from lmlab.runs import folder as runs
 from lmlab.runs.code import LIBRARY, own_code
-from lmlab.sweeps import cells, costs, load_runs, processes, table
+from lmlab.sweeps import cells, costs, load_runs, table, worker
 from lmlab.sweeps.cells import Sweep
 from lmlab.sweeps.listed import submission_errors
-from lmlab.sweeps.processes import server
 from tests.conftest import ROOT, content, history, metrics, refused
 from tests.victim import child
 
@@ -73,7 +73,7 @@ def workers(folder):
 
 def in_company(here, sweep, line, far_enough):
     """The exit status of a sweep that another process is at work on too, until it is killed -9."""
-    other = server().Process(target=child, args=(here, line, None))
+    other = server.context().Process(target=child, args=(here, line, None))
     other.start()
 
     def kill():
@@ -471,8 +471,8 @@ def test_a_temporary_folder_with_a_long_name_is_no_obstacle(tmp_path):
     folder.mkdir()
     lines = (
         "import multiprocessing",
-        "from lmlab.sweeps import processes",
-        "processes.choose_short_folder()",
+        "from lmlab.processes import server",
+        "server.choose_short_folder()",
         "context = multiprocessing.get_context('forkserver')",
         "process = context.Process(target=print, args=('started',))",
         "process.start(), process.join()",
@@ -496,14 +496,14 @@ def test_a_failure_that_cannot_be_written_is_said_and_is_a_failure(
 
     monkeypatch.setattr(cells, "fail", full)
     line = "-m model=gpt_nano n_embd=100000,8 data=sentence val_fraction=0.2 device=cpu max_steps=1 seed=0 name=w"
-    monkeypatch.setattr(processes, "run_cell", die_if_wide)
+    monkeypatch.setattr(worker, "run_cell", die_if_wide)
     assert sweep(line) == 1
     said = capsys.readouterr().err
     assert "n_embd=100000" in said and "failed, and metrics.json: cannot be written" in said
 
 
 def die_if_wide(cell, gpu):
-    """Instead of processes.run_cell: one of the cells dies without a word."""
+    """Instead of worker.run_cell: one of the cells dies without a word."""
     if cell.config.model.n_embd == 100000:
         os._exit(1)
     cells.run(cell)
@@ -522,7 +522,7 @@ def test_the_folder_for_hydras_notes_is_the_commands_own(here, sweep, monkeypatc
 def test_a_server_of_processes_ends_with_its_command_also_while_it_imports(tmp_path):
     """It has the command's stdout, so that `train.py | tee` would wait for it."""
     (tmp_path / "slow.py").write_text("import time\ntime.sleep(600)\n")
-    code = "from lmlab.sweeps import processes; processes.start_server(['slow']); print('ended')"
+    code = "from lmlab.processes import server; server.start_server(['slow']); print('ended')"
     variables = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
     done = subprocess.run(
         [sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=120
@@ -532,7 +532,7 @@ def test_a_server_of_processes_ends_with_its_command_also_while_it_imports(tmp_p
 
 def test_a_process_that_ends_without_an_answer_is_a_line(here):
     with pytest.raises(UserError, match="ended with exit status 3; code of a plug-in may have"):
-        processes.call(os._exit, 3)
+        server.call(os._exit, 3)
 
 
 @linux
@@ -573,7 +573,7 @@ def test_a_signal_to_all_processes_of_the_launchers_group_leaves_the_server_alon
     """As timeout and service managers send it; the server would be made anew, with all imports."""
     from multiprocessing import forkserver
 
-    server()
+    server.context()
     number = forkserver._forkserver._forkserver_pid
     wait_for(lambda: os.getpgid(number) == number)
     assert os.getpgid(0) != number

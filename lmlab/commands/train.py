@@ -532,13 +532,13 @@ def without_name(overrides: list[str]) -> list[str]:
 
 def start_survey(asked: Asked, sweep: Sweep) -> Any:
     """Starts the server of processes, prepares Hydra, and returns the survey of a sweep."""
-    from lmlab.sweeps import processes
+    from lmlab.processes import server
 
     if asked.launcher == "local":
         search = asked.sweeper == "search"
-        processes.start_server(processes.PRELOAD_SEARCH if search else processes.PRELOAD)
+        server.start_server(server.PRELOAD_SEARCH if search else server.PRELOAD)
     else:
-        processes.share_library()
+        server.share_library()
     from lmlab.sweeps.launcher import LocalLauncher
     from lmlab.sweeps.listed import ListSweeper
     from lmlab.sweeps.search import SearchSweeper

@@ -18,8 +18,9 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from lmlab.errors import UserError, one_line_errors
+from lmlab.processes import server
 from lmlab.runs.typed import command
-from lmlab.sweeps import cells, processes
+from lmlab.sweeps import cells, worker
 from lmlab.sweeps.cells import Cell, Sweep
 from lmlab.sweeps.survey import Survey
 from lmlab.sweeps.view import View
@@ -206,7 +207,7 @@ class LocalLauncher(Launcher):
         job.asked_to_stop = None
         job.out_of_time = False
         job.changed_at = changed_at(job.cell)
-        job.process = processes.start(processes.run_cell, (job.cell, job.gpus))
+        job.process = server.start(worker.run_cell, (job.cell, job.gpus))
         self.jobs.append(job)
 
     def poll(self, job: Job) -> None:
@@ -219,7 +220,7 @@ class LocalLauncher(Launcher):
         job.process.close()
         if job.cell.is_over():
             self.end(job)
-        elif exit_status == processes.EXIT_BUSY:
+        elif exit_status == worker.EXIT_BUSY:
             self.waiting.append(job)
         elif not self.stop.came or job.out_of_time:
             self.fail(job, exit_status)
@@ -230,7 +231,7 @@ class LocalLauncher(Launcher):
         Kills the job if it does not stop in time."""
         now = time.monotonic()
         if job.asked_to_stop is not None:
-            if now - job.asked_to_stop > processes.GRACE:
+            if now - job.asked_to_stop > server.GRACE:
                 job.process.kill()
             return
         late = self.time_limit is not None and now - job.started > 60 * self.time_limit

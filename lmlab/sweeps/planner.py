@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.table import Table
 
 from lmlab.config.check import Config
-from lmlab.sweeps import processes
+from lmlab.processes import server
 from lmlab.sweeps.cells import Cell, Sweep
 
 
@@ -50,23 +50,21 @@ class RemotePlanner(Planner):
     """Calls each function in a separate process."""
 
     def identify(self, config: Config, overrides: list[str], sweep: Sweep) -> Cell:
-        cell: Cell = processes.call(Planner().identify, config, overrides, sweep)
+        cell: Cell = server.call(Planner().identify, config, overrides, sweep)
         return cell
 
     def identify_all(
         self, runs: list[tuple[Config, list[str]]], sweep: Sweep, elsewhere: bool
     ) -> tuple[list[Cell], int]:
-        answer: tuple[list[Cell], int] = processes.call(
-            Planner().identify_all, runs, sweep, elsewhere
-        )
+        answer: tuple[list[Cell], int] = server.call(Planner().identify_all, runs, sweep, elsewhere)
         return answer
 
     def costs_table(self, cells: list[Cell], n_jobs: int, n_trials: int | None) -> Table:
-        table: Table = processes.call(Planner().costs_table, cells, n_jobs, n_trials)
+        table: Table = server.call(Planner().costs_table, cells, n_jobs, n_trials)
         return table
 
     def evaluate_test_splits(self, paths: Sequence[str]) -> None:
-        processes.call(Planner().evaluate_test_splits, paths)
+        server.call(Planner().evaluate_test_splits, paths)
 
 
 def planner(launcher: str) -> Planner:

@@ -1,7 +1,7 @@
-"""Starts the processes of the local launcher: forks them from a server that has imported torch.
+"""Forks processes from a server that has imported torch, so that none of them imports it again.
 
-A process runs one cell, or answers one question that needs torch. The launcher's own process never
-imports torch.
+A process runs one cell of a sweep, or answers one question that needs torch. The local launcher's own
+process never imports torch.
 """
 
 import atexit
@@ -22,22 +22,19 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lmlab import files, plugins
+from lmlab import plugins
 from lmlab.config import conf_files
 from lmlab.errors import UserError
 from lmlab.runs.code import share_library
-from lmlab.sweeps.cells import Busy, Cell
 from lmlab.terminal import open_streams
 
-EXIT_FAILED = 1  # exit status of a process whose cell has failed
-EXIT_BUSY = 75  # exit status of a process whose cell is being run by another process
-GRACE = 15  # seconds that a cell has to end its step and save, after it was asked to stop
-PRELOAD = ["lmlab.sweeps.preload"]  # what the server imports
-PRELOAD_SEARCH = [*PRELOAD, "lmlab.sweeps.preload_search"]
+GRACE = 15  # seconds that a process has to end its step and save, after it was asked to stop
+PRELOAD = ["lmlab.processes.preload"]  # what the server imports
+PRELOAD_SEARCH = [*PRELOAD, "lmlab.processes.preload_search"]
 
 
 @cache
-def server() -> Any:
+def context() -> Any:
     """Returns the context that makes processes; starts the server if it is not running."""
     return start_server(PRELOAD)
 
@@ -62,8 +59,8 @@ def start_server(preload: list[str]) -> Any:
     from multiprocessing import forkserver
 
     open_streams()
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(preload)
+    forking = multiprocessing.get_context("forkserver")
+    forking.set_forkserver_preload(preload)
     choose_short_folder()
     # Else the server would look for modules in the working folder first.
     safe_path = os.environ.get("PYTHONSAFEPATH", "")
@@ -72,7 +69,7 @@ def start_server(preload: list[str]) -> Any:
         forkserver.ensure_running()
     os.environ["PYTHONSAFEPATH"] = safe_path
     atexit.register(end_server)
-    return context
+    return forking
 
 
 def end_server() -> None:
@@ -123,7 +120,7 @@ def call(function: Callable[..., Any], *arguments: Any) -> Any:
 
     Raises its UserError or OSError, and UserError if the process ends without a result.
     """
-    receiver, sender = server().Pipe(duplex=False)
+    receiver, sender = context().Pipe(duplex=False)
     process = start(send_result, (function, *arguments), sender)
     sender.close()
     try:
@@ -153,7 +150,7 @@ def start(
     Raises UserError if the server of processes has ended, for example for lack of memory.
     """
     content = pickle.dumps(arguments)
-    process = server().Process(
+    process = context().Process(
         target=begin,
         args=(target, plugins.active_sources(), conf_files.ADDED, content, *inherited),
         daemon=bool(inherited),
@@ -189,7 +186,7 @@ def send_result(
 ) -> None:
     """Sends the result or the error of `function` to the caller's process, and ends."""
     leave_terminal()
-    end_with_launcher()
+    end_with_starter()
     try:
         with plugins.own_errors():
             result = function(*arguments)
@@ -200,50 +197,24 @@ def send_result(
     sender.send(result)
 
 
-def run_cell(cell: Cell, gpus: list[str]) -> None:
-    """Runs a cell, on the GPUs that `gpus` names, if any. A process does only this.
-
-    The cell's output goes to its log. The exit status is 0, EXIT_FAILED or EXIT_BUSY.
-    """
-    log = cell.log_path()
-    log.parent.mkdir(parents=True, exist_ok=True)
-    leave_terminal()
-    redirect_output(os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND))
-    end_with_launcher()
-    if gpus:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-    from lmlab.sweeps import cells, study
-
-    try:
-        status = cells.run(cell, study.watch_of(cell.trial))
-    except Busy:
-        raise SystemExit(EXIT_BUSY) from None
-    raise SystemExit(EXIT_FAILED if status == "failed" else 0)
-
-
 def leave_terminal() -> None:
-    """Makes Ctrl-C reach only the launcher, which then asks each cell to stop."""
+    """Makes Ctrl-C reach only the process that has started this one, which then asks it to stop."""
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def redirect_output(descriptor: int) -> None:
-    """Sends stdout and stderr of this process to an open file."""
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    sys.stdout = os.fdopen(1, "w", 1, encoding="utf-8", errors=files.HALVES, closefd=False)
-    sys.stderr = os.fdopen(2, "w", 1, encoding="utf-8", errors=files.HALVES, closefd=False)
+def end_with_starter() -> None:
+    """Watches the process that has started this one. If it is killed, this one saves and ends.
 
-
-def end_with_launcher() -> None:
-    """Watches the launcher. If it is killed, this process saves and ends, as on SIGTERM."""
-    launcher = parent_process()
-    if launcher is None:  # this is the launcher's own process
+    It does so as on SIGTERM.
+    """
+    starter = parent_process()
+    if starter is None:  # no other process of the lab has
         return
 
     def watch() -> None:
-        connection.wait([launcher.sentinel])
+        connection.wait([starter.sentinel])
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(GRACE)
         os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,1 @@
+"""New processes, forked from a server that has imported torch and the lab once."""
