@@ -68,6 +68,25 @@ def place() -> Place | None:
     return None
 
 
+def variables(own: Place, address: str, port: int) -> dict[str, str]:
+    """Returns the variables by which torch and Lightning know a place, as torchrun sets them.
+
+    `address` and `port` are where the ranks find each other. If the lab has started the ranks, that
+    is its own process; else rank 0.
+    """
+    found = {
+        "MASTER_ADDR": address,
+        "MASTER_PORT": str(port),
+        "RANK": str(own.rank),
+        "WORLD_SIZE": str(own.size),
+        "LOCAL_RANK": str(own.local_rank),
+        "GROUP_RANK": "0",  # of the machine
+    }
+    if own.starter == "lmlab":
+        found |= {"TORCHELASTIC_RUN_ID": "lmlab", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    return found
+
+
 class Ranks:
     """The ranks of a run, as one of them sees them. A single process has itself alone."""
 
@@ -245,9 +264,6 @@ def set_place_of_slurm(own: Place) -> None:
     env = os.environ
     nodes = env.get("SLURM_STEP_NODELIST") or env["SLURM_NODELIST"]
     job, step = (int(env.get(key, 0)) for key in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
-    env["MASTER_ADDR"] = SLURMEnvironment.resolve_root_node_address(nodes)
-    env["MASTER_PORT"] = str(PORTS[(7 * job + step) % len(PORTS)])
-    env["RANK"] = str(own.rank)
-    env["WORLD_SIZE"] = str(own.size)
-    env["LOCAL_RANK"] = str(own.local_rank)
+    address = SLURMEnvironment.resolve_root_node_address(nodes)
+    env.update(variables(own, address, PORTS[(7 * job + step) % len(PORTS)]))
     env["GROUP_RANK"] = env.get("SLURM_NODEID", "0")

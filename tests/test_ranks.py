@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -346,17 +347,13 @@ HERE = (
 
 
 def processes_left(folder):
-    """The ranks that have been started from a folder, by their environment."""
-    found = subprocess.run(["pgrep", "-f", "lmlab.training.launch"], capture_output=True, text=True)
+    """The other processes that work in a folder."""
     left = []
-    for pid in found.stdout.split():
-        try:
-            where = os.readlink(f"/proc/{pid}/cwd")
-        except OSError:
-            continue
-        if Path(where) == folder:
-            left.append(pid)
-    return left
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended
+            if Path(os.readlink(process / "cwd")) == folder:
+                left.append(int(process.name))
+    return [pid for pid in left if pid != os.getpid()]
 
 
 def test_an_error_in_one_rank_is_shown_once_and_ends_all(here, capfd):

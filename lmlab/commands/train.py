@@ -45,6 +45,7 @@ from lmlab.errors import (
     refuse,
     without_secrets,
 )
+from lmlab.processes import server
 from lmlab.registry import importing, variables_kept
 from lmlab.runs.folder import timestamp
 from lmlab.runs.typed import command, program
@@ -184,6 +185,8 @@ def train_one(config: Config, command: str) -> Outcome:
     with plugins.own_errors():
         if ranks.place():
             os.environ.setdefault(*ranks.QUIET)
+        elif config.device.devices not in (None, 1):
+            server.context()  # imports for the other processes, while this one does so, too
         with importing():
             from lmlab import machine
             from lmlab.training import distributed, experiment
@@ -532,8 +535,6 @@ def without_name(overrides: list[str]) -> list[str]:
 
 def start_survey(asked: Asked, sweep: Sweep) -> Any:
     """Starts the server of processes, prepares Hydra, and returns the survey of a sweep."""
-    from lmlab.processes import server
-
     if asked.launcher == "local":
         search = asked.sweeper == "search"
         server.start_server(server.PRELOAD_SEARCH if search else server.PRELOAD)

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lmlab import plugins
+from lmlab import plugins, ranks
 from lmlab.config import conf_files
 from lmlab.errors import UserError
 from lmlab.runs.code import share_library
@@ -30,7 +30,7 @@ from lmlab.terminal import open_streams
 
 GRACE = 15  # seconds that a process has to end its step and save, after it was asked to stop
 PRELOAD = ["lmlab.processes.preload"]  # what the server imports
-PRELOAD_SEARCH = [*PRELOAD, "lmlab.processes.preload_search"]
+PRELOAD_SEARCH = [*PRELOAD, "lmlab.sweeps.preload_search"]
 
 
 @cache
@@ -48,14 +48,15 @@ def start_server(preload: list[str]) -> Any:
     """
     if multiprocessing.current_process().daemon:
         raise UserError(
-            "hydra/launcher=local: a daemonic process, such as a worker of multiprocessing.Pool, may "
-            "start no other processes; hydra/launcher=basic runs the cells in this one"
+            "this is a daemonic process, such as a worker of multiprocessing.Pool, which may start no "
+            "others; hydra/launcher=basic runs the cells of a sweep in it, and devices=1 needs no others"
         )
     share_library()
     if sys.platform == "darwin":
         return multiprocessing.get_context("spawn")
     # Threads of OpenBLAS in the server would be missing in the processes forked from it.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    os.environ.setdefault(*ranks.QUIET)
     from multiprocessing import forkserver
 
     open_streams()
@@ -147,14 +148,20 @@ def start(
 
     The process activates the plug-ins of this one before it unpickles the arguments, which may be
     made of the plug-ins' classes. With `inherited` connections it ends when this process ends.
-    Raises UserError if the server of processes has ended, for example for lack of memory.
+    Raises UserError as `fork` does.
     """
     content = pickle.dumps(arguments)
-    process = context().Process(
-        target=begin,
-        args=(target, plugins.active_sources(), conf_files.ADDED, content, *inherited),
-        daemon=bool(inherited),
-    )
+    everything = target, plugins.active_sources(), conf_files.ADDED, content, *inherited
+    return fork(begin, everything, is_daemon=bool(inherited))
+
+
+def fork(target: Callable[..., None], arguments: tuple[Any, ...], is_daemon: bool = False) -> Any:
+    """Starts a process that calls `target` with the arguments; returns it.
+
+    A daemon ends when this process ends, and can start no processes itself. Raises UserError if the
+    server of processes has ended, for example for lack of memory.
+    """
+    process = context().Process(target=target, args=arguments, daemon=is_daemon)
     try:
         with without_main():
             process.start()
@@ -200,8 +207,8 @@ def send_result(
 def leave_terminal() -> None:
     """Makes Ctrl-C reach only the process that has started this one, which then asks it to stop."""
     os.setsid()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def end_with_starter() -> None:

@@ -4,7 +4,6 @@ Each rank has the whole model and takes its rows of every batch. Rank 0 prepares
 process would; then it passes to the others what they need to do the same steps.
 """
 
-import os
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,8 +28,8 @@ from lmlab.register import is_own
 from lmlab.runs.folder import RunDirectory
 from lmlab.training.preparation import Prepared
 
-# Where rank 0 notes the folder of a new run.
-FILE: ContextVar[Path | None] = ContextVar("file", default=None)
+# Called by rank 0 with the folder of a new run.
+TELL: ContextVar[Callable[[Path], None] | None] = ContextVar("tell", default=None)
 
 
 @dataclass(frozen=True)
@@ -78,20 +77,20 @@ def lead(
 
 
 @contextmanager
-def noting_folder(file: Path) -> Iterator[None]:
-    """A context in which the folder of a new run is written into a file."""
-    before = FILE.set(file)
+def telling_folder(tell: Callable[[Path], None]) -> Iterator[None]:
+    """A context in which `tell` is called with the folder of a new run."""
+    before = TELL.set(tell)
     try:
         yield
     finally:
-        FILE.reset(before)
+        TELL.reset(before)
 
 
 def note_folder(path: Path) -> None:
     """Tells the process that has started the ranks, if one has, which folder a new run got."""
-    file = FILE.get()
-    if file is not None:
-        file.write_bytes(os.fsencode(path))
+    tell = TELL.get()
+    if tell is not None:
+        tell(path)
 
 
 def follow() -> Path | None:

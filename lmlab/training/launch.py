@@ -1,41 +1,42 @@
-"""Starts the ranks of a run with torchrun's elastic agent, waits for them, and says how they ended.
+"""Starts the ranks of a run as processes of this machine, waits for them, and says how they ended.
 
-The agent starts each rank as a process of its own, `python -m lmlab.training.launch`, and ends the
-others if one of them fails. What they are to do, and what has become of them, stands in files of a
-temporary folder.
+The ranks are forked from the server of processes. Each has a pipe to its starter, through which it
+tells that it listens to signals, which folder a new run has got, and what has become of it.
 """
 
-import logging
 import os
 import pickle
-import shutil
 import signal
 import sys
-import tempfile
-import threading
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from multiprocessing import connection
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from lmlab import plugins, ranks
+from lmlab import files, plugins, ranks
 from lmlab.catalogue import DeviceConfig
 from lmlab.config import conf_files
 from lmlab.data.splits import LONGEST, shortened
 from lmlab.errors import OwnCodeError, UserError, memory_errors, reason_of
+from lmlab.processes import server
 from lmlab.register import unlisted
-from lmlab.runs.code import share_library
 from lmlab.terminal import StopSignals, lasting_output
 from lmlab.training import distributed
 
 STOPPING = "stopping as soon as all is saved; once more stops at once"  # after the first signal
-POLL = 0.1  # seconds between two looks at the ranks
-GRACE = 10  # seconds in which a rank ends after another has failed, or its starter was killed
-TASK = "task"  # the file of what the ranks are to do
-RUN = "run"  # that of the folder of a new run
+POLL = 0.1  # seconds after which the ranks are looked at, also if none has ended
+GRACE = 10  # seconds in which a rank ends after another has failed
+HOST = "localhost"
+
+# What a rank tells its starter, each with a value.
+LISTENS = "listens"  # to signals: True
+FOLDER = "folder"  # the path of a new run
+NOTE = "note"  # what has become of the rank
 
 
 class RankFailed(UserError):
@@ -51,7 +52,7 @@ class Notice:
 
 @dataclass(frozen=True)
 class Note:
-    """What a rank has left behind: its result, the status with which it was to exit, or an error."""
+    """What a rank leaves behind: its result, the status with which it was to exit, or an error."""
 
     result: Any = None
     exit_status: int | None = None
@@ -64,6 +65,65 @@ class Note:
 
     hung: bool = False
     """Whether another rank does not answer."""
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether the rank could not do its work."""
+        return self.error is not None or self.is_lost
+
+
+@dataclass(frozen=True)
+class Task:
+    """What all ranks need to begin. `longest` is how many tokens of each part of a text they use."""
+
+    sources: list[plugins.Source]
+    folders: list[Path]
+    """That of --config-dir, if there is one."""
+
+    longest: int | None
+    call: bytes
+    """The function that rank 0 calls, and its arguments, which may be made of a plug-in's classes."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The file in which a rank writes what it prints to stdout or stderr, and how it writes text."""
+
+    writer: Connection
+    encoding: str
+    errors: str
+
+
+@dataclass
+class Rank:
+    """A rank, as its starter sees it. `said` is what it has told, by LISTENS, FOLDER and NOTE."""
+
+    process: Any
+    pipe: Connection
+    said: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its process is over."""
+        return self.process.exitcode is not None
+
+    @property
+    def note(self) -> Note | None:
+        """What it has left behind, or None if it has left nothing."""
+        return self.said.get(NOTE)
+
+    def hear(self) -> None:
+        """Remembers what it has told since the last call."""
+        with suppress(EOFError, OSError):  # it has ended
+            while self.pipe.poll():
+                key, value = self.pipe.recv()
+                self.said[key] = value
+
+    def send(self, number: int) -> None:
+        """Sends it a signal, if it has not ended."""
+        if not self.has_ended:
+            with suppress(ProcessLookupError):
+                os.kill(self.process.pid, number)
 
 
 def is_needed(device: DeviceConfig) -> bool:
@@ -90,47 +150,32 @@ def launch(
             f"devices={device.devices}: {own.kind} {own.name} is registered in this process alone "
             f"({own.place}), and the others do not have it; write it in a file and name that with plugin="
         )
-    with tempfile.TemporaryDirectory(prefix="lmlab-") as name:
-        folder = Path(name)
-        content = pickle.dumps((function, arguments))
-        task = plugins.active_sources(), conf_files.ADDED, LONGEST.get(), content
-        (folder / TASK).write_bytes(pickle.dumps(task))
-        try:
-            return Crew(folder, device.processes).run()
-        finally:
-            if notice is not None and (folder / RUN).exists():
-                notice.folder = Path(os.fsdecode((folder / RUN).read_bytes()))
+    call = pickle.dumps((function, arguments))
+    task = Task(plugins.active_sources(), conf_files.ADDED, LONGEST.get(), call)
+    crew = Crew(device.processes)
+    try:
+        return crew.run(task)
+    finally:
+        if notice is not None and crew.folder is not None:
+            notice.folder = crew.folder
 
 
 class Crew:
-    """The ranks that this process has started. Their files are in `folder`."""
+    """The ranks that this process starts."""
 
-    def __init__(self, folder: Path, size: int) -> None:
-        self.folder = folder
+    def __init__(self, size: int) -> None:
         self.size = size
-        self.failures: dict[int, int] = {}  # the exit status of each rank that failed
-        self.fault: BaseException | None = None  # of the agent itself
+        self.ranks: list[Rank] = []
+        self.failed: list[int] = []  # in the order in which it was noticed
 
-    def run(self) -> Any:
+    def run(self, task: Task) -> Any:
         """Runs all ranks to their end, and returns the result of rank 0."""
         stop = StopSignals(STOPPING, self.stop_at_once)
-        with stop, Relay(self.folder) as relay:
-            agent = threading.Thread(target=self.call_agent, daemon=True)
-            agent.start()
-            is_told = False
-            failed_at = None
-            while agent.is_alive():
-                agent.join(POLL)
-                relay.pass_on()
-                if stop.came and not is_told and self.all_listen():
-                    is_told = True
-                    self.send(stop.number or signal.SIGTERM)
-                if failed_at is None and self.has_failed():
-                    failed_at = time.monotonic()
-                if failed_at is not None and time.monotonic() - failed_at > GRACE:
-                    self.send(signal.SIGKILL)
-        leader = self.note_of(0)
-        if leader and not self.failures and self.fault is None:
+        with stop, relays() as (stdout, stderr), self.ended():
+            self.start(task, stdout.stream, stderr.stream)
+            self.wait(stop, stdout, stderr)
+        leader = self.ranks[0].note
+        if leader and not self.failed:
             if leader.exit_status is not None:
                 raise SystemExit(leader.exit_status)
             return leader.result
@@ -138,60 +183,74 @@ class Crew:
             raise SystemExit(128 + stop.number)
         raise self.why()
 
-    def call_agent(self) -> None:
-        """Lets torchrun's agent start the ranks, and waits for them. It runs in a thread.
+    def start(self, task: Task, *streams: Stream) -> None:
+        """Starts all ranks, and the place where they find each other."""
+        from torch.distributed import TCPStore
 
-        In the main thread it would take the signals over, and pass each on a second time.
-        """
-        from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
-        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-        from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-        mute_agent()
-        config = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=self.size,
-            run_id=self.folder.name,
-            rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",
-            local_addr="localhost",
-            max_restarts=0,
-            monitor_interval=POLL,
-            logs_specs=DefaultLogsSpecs(log_dir=str(self.folder / "logs")),
-        )
-        share_library()
-        os.environ.setdefault(*ranks.QUIET)
-        command = ("-P", "-m", "lmlab.training.launch", str(self.folder), str(os.getpid()))
         try:
-            elastic_launch(config, sys.executable)(*command)
-        except ChildFailedError as error:
-            self.failures = {rank: found.exitcode for rank, found in error.failures.items()}
-        except BaseException as error:
-            self.fault = error
+            self.store = TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
+        except RuntimeError as error:
+            raise UserError(
+                f"the processes of the run cannot find each other: {reason_of(error)}"
+            ) from None
+        for number in range(self.size):
+            place = ranks.Place(number, self.size, number, "lmlab")
+            variables = {**os.environ, **ranks.variables(place, HOST, self.store.port)}
+            receiver, sender = connection.Pipe(duplex=False)
+            self.ranks.append(
+                Rank(server.fork(work, (place, variables, task, sender, *streams)), receiver)
+            )
+            sender.close()
 
-    def note_of(self, rank: int) -> Note | None:
-        """Returns what a rank has left behind, or None if it has left nothing."""
+    @contextmanager
+    def ended(self) -> Iterator[None]:
+        """A context at whose end no rank is left, even if it ends with an error."""
         try:
-            note: Note = pickle.loads((self.folder / f"note-{rank}").read_bytes())
-        except FileNotFoundError:
-            return None
-        return note
+            yield
+        finally:
+            self.send(signal.SIGKILL)
+            for rank in self.ranks:
+                rank.process.join()
+                rank.pipe.close()
 
-    def has_failed(self) -> bool:
-        """Returns whether a rank has noted that it failed."""
-        notes = [self.note_of(rank) for rank in range(self.size)]
-        return any(note and (note.error or note.is_lost) for note in notes)
+    def wait(self, stop: StopSignals, *relays: "Relay") -> None:
+        """Waits for all ranks. Asks them to end after a signal, or if one of them has failed."""
+        is_told = False
+        kill_at = float("inf")
+        while running := [rank for rank in self.ranks if not rank.has_ended]:
+            awaited = [rank.process.sentinel for rank in running]
+            connection.wait([*awaited, *(relay.reader for relay in relays if relay.reader)], POLL)
+            self.look()
+            for relay in relays:
+                relay.pass_on()
+            if stop.came and not is_told and all(LISTENS in rank.said for rank in self.ranks):
+                is_told = True
+                self.send(stop.number or signal.SIGTERM)
+            if self.failed and kill_at == float("inf"):
+                kill_at = time.monotonic() + GRACE
+                self.send(signal.SIGTERM)
+            if time.monotonic() > kill_at:
+                self.send(signal.SIGKILL)
+        self.look()
 
-    def all_listen(self) -> bool:
-        """Returns whether each rank has begun to listen to signals, and noted its process."""
-        return len([*self.folder.glob("pid-*")]) == self.size
+    def look(self) -> None:
+        """Hears what the ranks have told, and remembers which of them have failed."""
+        for number, rank in enumerate(self.ranks):
+            has_ended = rank.has_ended  # asked first: else it could tell something in between
+            rank.hear()
+            has_failed = rank.note.is_failure if rank.note else has_ended
+            if has_failed and number not in self.failed:
+                self.failed.append(number)
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder that a new run has got, or None."""
+        return self.ranks[0].said.get(FOLDER) if self.ranks else None
 
     def send(self, number: int) -> None:
-        """Sends a signal to each rank that has noted its process."""
-        for path in self.folder.glob("pid-*"):
-            with suppress(ProcessLookupError):
-                os.kill(int(path.read_text()), number)
+        """Sends a signal to all ranks that have not ended."""
+        for rank in self.ranks:
+            rank.send(number)
 
     def stop_at_once(self, number: int) -> None:
         """Ends all ranks after a second signal."""
@@ -200,132 +259,150 @@ class Crew:
 
     def why(self) -> UserError:
         """Returns which rank has failed first, and why, after it has shown its traceback."""
-        notes = {rank: self.note_of(rank) for rank in range(self.size)}
-        for rank, note in notes.items():
-            if note and note.error and not note.is_lost:
+        notes = [rank.note for rank in self.ranks]
+        for number, note in enumerate(notes):
+            if note and note.error:
                 print(note.trace, end="", file=sys.stderr)
-                return self.named(rank, note.error)
-        if self.fault is not None:
-            return UserError(f"the processes of the run cannot be started: {reason_of(self.fault)}")
-        is_hung = any(note and note.hung for note in notes.values())
-        silent = {rank: end for rank, end in self.failures.items() if notes[rank] is None}
-        # The agent itself ends those that are left with SIGTERM.
-        for rank in sorted(silent, key=lambda rank: silent[rank] == -signal.SIGTERM):
-            return RankFailed(f"rank {rank} of {self.size} {self.end_of(silent[rank], is_hung)}")
+                return self.named(number, note.error)
+        is_hung = any(note and note.hung for note in notes)
+        for number in self.failed:
+            if notes[number] is None:
+                status = self.ranks[number].process.exitcode
+                return RankFailed(f"rank {number} of {self.size} {end_of(status, is_hung)}")
         return RankFailed("the processes of the run have lost contact with each other")
 
-    def end_of(self, status: int, is_hung: bool) -> str:
-        """Returns how a rank has ended that has left no note, in words."""
-        if is_hung:
-            minutes = ranks.HANG.total_seconds() / 60
-            return f"did not answer for {minutes:g} minutes, and was ended"
-        if status >= 0:
-            return f"ended with exit status {status}"
-        name = signal.Signals(-status).name
-        memory = "; the system does so if memory runs out" if name == "SIGKILL" else ""
-        return f"was killed by {name}{memory}"
-
-    def named(self, rank: int, error: UserError) -> UserError:
+    def named(self, number: int, error: UserError) -> UserError:
         """Returns the error of a rank. That of the first needs no name: it is that of the run."""
-        if rank == 0:
+        if number == 0:
             return error
-        why = f"rank {rank} of {self.size}: {error}"
+        why = f"rank {number} of {self.size}: {error}"
         return (
             OwnCodeError(why, error.frames) if isinstance(error, OwnCodeError) else UserError(why)
         )
 
 
-class Relay:
-    """Passes on what the ranks print, where a program has put others in the place of its streams.
+def end_of(status: int, is_hung: bool) -> str:
+    """Returns how a rank has ended that has left no note, in words."""
+    if is_hung:
+        minutes = ranks.HANG.total_seconds() / 60
+        return f"did not answer for {minutes:g} minutes, and was ended"
+    if status >= 0:
+        return f"ended with exit status {status}"
+    name = signal.Signals(-status).name
+    memory = "; the system does so if memory runs out" if name == "SIGKILL" else ""
+    return f"was killed by {name}{memory}"
 
-    In the folder of the ranks there is a named pipe for each such stream, by the number of its file.
-    Ranks that find none print as they are.
+
+class Relay:
+    """Where the ranks write in the place of stdout, file 1 of this process, or stderr, file 2.
+
+    They write into that file itself. If a program has put another stream in its place, they write
+    into a pipe, and this process passes on what comes.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.pipes: dict[int, int] = {}  # of the number of a stream's file: its pipe's reading end
-        for number, stream in ((1, sys.stdout), (2, sys.stderr)):
-            if not is_file(stream, number):
-                os.mkfifo(folder / f"stream-{number}")
-                flags = os.O_RDONLY | os.O_NONBLOCK
-                self.pipes[number] = os.open(folder / f"stream-{number}", flags)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.pass_on()
-        for pipe in self.pipes.values():
-            os.close(pipe)
+    def __init__(self, number: int, shown: Any) -> None:
+        self.shown = shown
+        self.reader: Connection | None = None
+        if is_file(shown, number):
+            writer = Connection(os.dup(number), readable=False)
+            self.stream = Stream(writer, shown.encoding, shown.errors)
+        else:
+            self.reader, writer = connection.Pipe(duplex=False)
+            os.set_blocking(self.reader.fileno(), False)
+            self.stream = Stream(writer, "utf-8", files.HALVES)
 
     def pass_on(self) -> None:
         """Prints what has come since the last call."""
-        for number, pipe in self.pipes.items():
-            stream = sys.stdout if number == 1 else sys.stderr
-            with suppress(BlockingIOError):
-                while content := os.read(pipe, 2**16):
-                    print(content.decode(errors="replace"), end="", file=stream, flush=True)
+        if self.reader is None:
+            return
+        with suppress(BlockingIOError):
+            while content := os.read(self.reader.fileno(), 2**16):
+                text = content.decode(errors="replace")
+                print(text, end="", file=self.shown, flush=True)
+
+    def close(self) -> None:
+        """Closes both ends."""
+        self.stream.writer.close()
+        if self.reader is not None:
+            self.reader.close()
+
+
+@contextmanager
+def relays() -> Iterator[tuple[Relay, Relay]]:
+    """A context in which ranks can write where this process writes to stdout and stderr."""
+    both = Relay(1, sys.stdout), Relay(2, sys.stderr)
+    try:
+        yield both
+    finally:
+        for relay in both:
+            relay.pass_on()
+            relay.close()
 
 
 def is_file(stream: Any, number: int) -> bool:
     """Returns whether a stream writes to the file of this process that has this number."""
     try:
+        os.fstat(number)
         return bool(stream.fileno() == number)
     except (AttributeError, OSError, ValueError):
         return False
 
 
-def mute_agent() -> None:
-    """Mutes the agent, whose pages of report about a failure come beside the lab's own line."""
-    for name in [*logging.root.manager.loggerDict]:
-        if name.startswith("torch.distributed.elastic"):
-            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-
-
-def work(folder: Path, starter: int) -> None:
+def work(
+    own: ranks.Place,
+    variables: dict[str, str],
+    task: Task,
+    starter: Connection,
+    stdout: Stream,
+    stderr: Stream,
+) -> None:
     """Does what a rank has to do: rank 0 calls the function of the task, the others follow it.
 
-    `starter` is the number of the process that has started it.
+    `variables` are those of the environment. `starter` is the pipe to the process that has started
+    this one; if that process is killed, this one saves and ends.
     """
-    own = ranks.place()
-    assert own is not None  # the agent has said so in the environment
-    own = replace(own, starter="lmlab")
-    end_with(starter, folder)
-    for number in (1, 2):
-        pipe = folder / f"stream-{number}"
-        if pipe.exists():
-            os.dup2(os.open(pipe, os.O_WRONLY), number)
-    sources, folders, longest, content = pickle.loads((folder / TASK).read_bytes())
-    conf_files.add_folders(folders)
+    server.leave_terminal()
+    server.end_with_starter()
+    os.environ.clear()
+    os.environ.update(variables)
+    sys.stdout, sys.stderr = opened(1, stdout), opened(2, stderr)
     note = Note()
     try:
+        conf_files.add_folders(task.folders)
         with (
             lasting_output(),
-            plugins.active(sources),
+            plugins.active(task.sources),
             plugins.own_errors(),
             memory_errors(),
             ranks.joined(own) as here,
         ):
-            note_process(folder, own.rank)
-            with shortened(longest), distributed.noting_folder(folder / RUN):
-                note = Note(result=lead_or_follow(here, content))
+            tell(starter, LISTENS, True)
+            with (
+                shortened(task.longest),
+                distributed.telling_folder(lambda path: tell(starter, FOLDER, path)),
+            ):
+                note = Note(result=lead_or_follow(here, task.call))
     except SystemExit as stop:
         note = Note(exit_status=stop.code if isinstance(stop.code, int) else 1)
     except BaseException as error:
         note = note_of_error(error)
-    if os.getppid() == starter:
-        leave(folder / f"note-{own.rank}", note)
-    else:
-        shutil.rmtree(folder, ignore_errors=True)
-    if note.error is not None or note.is_lost:
+    tell(starter, NOTE, note)
+    if note.is_failure:
         os._exit(1)  # the end of torch's threads would wait for the other ranks
 
 
-def note_process(folder: Path, rank: int) -> None:
-    """Writes the number of this process where its starter looks for it, whole or not at all."""
-    unfinished = folder / f"unfinished-{rank}"
-    unfinished.write_text(str(os.getpid()))
-    unfinished.rename(folder / f"pid-{rank}")
+def opened(number: int, stream: Stream) -> Any:
+    """Returns what a rank prints to, in the place of its stdout, file 1, or stderr, file 2."""
+    os.dup2(stream.writer.fileno(), number)
+    stream.writer.close()
+    encoding, errors = stream.encoding, stream.errors
+    return os.fdopen(number, "w", 1, encoding=encoding, errors=errors, closefd=False)
+
+
+def tell(starter: Connection, key: str, value: Any) -> None:
+    """Tells the process that has started this one something, if it still exists."""
+    with suppress(OSError):
+        starter.send((key, value))
 
 
 def lead_or_follow(here: ranks.Ranks, content: bytes) -> Any:
@@ -347,36 +424,3 @@ def note_of_error(error: BaseException) -> Note:
         return Note(error=UserError(str(error)))
     trace = "".join(traceback.format_exception(error))
     return Note(error=UserError(reason_of(error)), trace=trace)
-
-
-def leave(path: Path, note: Note) -> None:
-    """Writes a note, whole or not at all."""
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_bytes(pickle.dumps(note))
-    unfinished.rename(path)
-
-
-def end_with(starter: int, folder: Path) -> None:
-    """Watches the process that has started this one. If it is killed, this one saves and ends.
-
-    Then nobody else removes the folder of the ranks.
-    """
-
-    def watch() -> None:
-        while os.getppid() == starter:
-            time.sleep(POLL)
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(GRACE)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    if os.getppid() != starter:  # it was killed while this one imported
-        shutil.rmtree(folder, ignore_errors=True)
-        os._exit(128 + signal.SIGTERM)
-    threading.Thread(target=watch, daemon=True).start()
-
-
-if __name__ == "__main__":
-    from lmlab.training.launch import work as work_of_module
-
-    work_of_module(Path(sys.argv[1]), int(sys.argv[2]))
