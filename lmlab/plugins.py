@@ -209,12 +209,12 @@ def module_source(typed: str, module: str) -> Source:
         raise package_named(typed, package)
     if spec is None or not spec.origin:
         raise UserError(f"plugin={typed}: there is no module {module}; {NAMING}")
-    paths = [Path(spec.origin)]
-    if paths[0].suffix != ".py":
+    found = {Path(spec.origin)}  # which a list of its folder may lack, if it was just written
+    if not spec.origin.endswith(".py"):
         raise UserError(f"plugin={typed}: {spec.origin} is no Python file; {NAMING}")
     for folder in spec.submodule_search_locations or ():
-        paths = sorted(path for path in Path(folder).rglob("*.py") if path.is_file())
-    contents = tuple((str(path), path.read_bytes()) for path in paths)
+        found |= {path for path in Path(folder).rglob("*.py") if path.is_file()}
+    contents = tuple((str(path), path.read_bytes()) for path in sorted(found))
     return Source(typed, module, contents)
 
 

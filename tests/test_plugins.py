@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import textwrap
+from pathlib import Path
 
 import optuna
 import pytest
@@ -277,6 +278,17 @@ def test_a_package_is_a_plugin_too_and_all_of_its_files_are_its_code(here, train
     again = train(RNN.replace("my_lab.py", "mine"))
     assert metrics(again)["plugin_sha256"] != before
     assert weights(run).keys() == weights(again).keys()
+
+
+def test_the_first_file_of_a_package_is_its_code_even_if_its_folder_does_not_list_it(
+    here, monkeypatch
+):
+    """A file system may show what was just written a moment later, in a list of its folder."""
+    (here / "late").mkdir()
+    (here / "late/__init__.py").write_text("")
+    monkeypatch.setattr(Path, "rglob", lambda *_: iter(()))
+    (source,) = plugins.sources("late")
+    assert source.files == ((str(here / "late/__init__.py"), b""),)
 
 
 @pytest.mark.parametrize("typed", ["packages/mine", "packages/mine/", "packages/mine/__init__.py"])
