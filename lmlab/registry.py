@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import Any, TypeVar, cast
 
 from lmlab.errors import UserError, reason_of
+from lmlab.stand_ins import quick_torchmetrics
 from lmlab.terminal import showing
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -26,8 +27,8 @@ CLEARERS: list[Callable[[], None]] = []  # each drops the results of a remembere
 def importing(shown: bool = True) -> Iterator[None]:
     """Switches the garbage collector off during large imports, which saves a fifth of their time.
 
-    Afterwards the garbage collector skips the imported objects for good. Matplotlib, which Lightning
-    imports, does not say where it keeps its own cache. Unless `shown` is false, a terminal says what
+    Afterwards the garbage collector skips the imported objects for good. What torchmetrics imports for
+    nothing is put off. Matplotlib does not say where it keeps its own cache. Unless `shown` is false, a terminal says what
     happens. Raises UserError if a library is broken, or if there is too little memory to import it.
     """
     matplotlib = logging.getLogger("matplotlib")
@@ -37,7 +38,7 @@ def importing(shown: bool = True) -> Iterator[None]:
     was_enabled = gc.isenabled()
     gc.disable()
     try:
-        with showing("importing the libraries …" if shown else ""):
+        with quick_torchmetrics(), showing("importing the libraries …" if shown else ""):
             yield
     except ModuleNotFoundError:
         raise
@@ -49,8 +50,8 @@ def importing(shown: bool = True) -> Iterator[None]:
         if backend is None or "backend" not in str(error):
             raise
         raise UserError(
-            f"MPLBACKEND={backend}: matplotlib, which Lightning imports, has no such backend; allowed "
-            "is agg, for example, or no such variable"
+            f"MPLBACKEND={backend}: matplotlib has no such backend; allowed is agg, for example, or no "
+            "such variable"
         ) from None
     finally:
         if is_first:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 FLOORS = (  # the lowest first; rooms of one floor do not import each other
-    ("cores", "environment", "errors", "markers", "notebook", "snapshot", "terminal"),
+    ("cores", "environment", "errors", "markers", "notebook", "snapshot", "stand_ins", "terminal"),
     ("registry", "own_code", "ranks"),
     ("catalogue", "files", "isolation", "numbers"),
     ("register",),
