@@ -18,7 +18,7 @@ from lmlab.data.documents import counting
 from lmlab.data.splits import Splits
 from lmlab.errors import UserError
 from lmlab.inference.loss import log_probs
-from lmlab.models.ngram import NGram
+from lmlab.models.ngram import Contexts, NGram
 
 COUNTED = 5_000_000  # tokens at most: the last ones of the training text
 
@@ -103,14 +103,15 @@ def by_counting(
 
     `counts` tells for each token of `val` but the first whether its prediction counts.
     """
+    contexts = Contexts(train, vocab_size)
     losses = {
         "reference/uniform": math.log(vocab_size),
-        "reference/unigram": ngram_loss(train, val, vocab_size, 1, counts),
+        "reference/unigram": ngram_loss(contexts, val, 1, counts),
         "reference/bigram": add_one_bigram_loss(train, val, vocab_size, counts),
     }
     best = math.inf
     for order in ORDERS:
-        loss = ngram_loss(train, val, vocab_size, order, counts)
+        loss = ngram_loss(contexts, val, order, counts)
         if not loss < best:  # it falls with the order, then it rises
             break
         best = loss
@@ -134,12 +135,13 @@ def add_one_bigram_loss(
     return -total / wanted.total()
 
 
-def ngram_loss(
-    train: np.ndarray, val: np.ndarray, vocab_size: int, order: int, counts: np.ndarray | None
-) -> float:
-    """Returns the loss of an n-gram of this order."""
-    model = NGram(NGramConfig(order), vocab_size)
-    model.count(train)
+def ngram_loss(contexts: Contexts, val: np.ndarray, order: int, counts: np.ndarray | None) -> float:
+    """Returns the loss of an n-gram of this order. `contexts` are those of the training text.
+
+    They may be shorter than those of the n-gram, not longer.
+    """
+    model = NGram(NGramConfig(order), contexts.V)
+    model.count(contexts.text, contexts)
     answers = log_probs(model, val, model.order)
     if counts is not None:
         answers = answers[torch.from_numpy(counts)]

@@ -67,6 +67,27 @@ class Level:
         probs[places[follows]] += self.shares[entries[follows]]
 
 
+class Contexts:
+    """The contexts in a text of N tokens, numbered, for each length from 0 up to the longest so far."""
+
+    def __init__(self, text: np.ndarray, V: int) -> None:
+        self.text = text.astype(np.int64)
+        self.V = V
+        self.by_length = [np.zeros(1, np.int64)]  # as in Level
+        self.before = np.zeros(
+            len(text), np.int64
+        )  # of each token that has a longest one before it
+
+    def grow(self, order: int) -> None:
+        """Numbers those that are longer, up to `order` - 1 tokens, as far as the text has such."""
+        N = len(self.text)
+        for length in range(len(self.by_length), min(order, N)):
+            # One token longer, so the first token has none any more.
+            codes = self.before[1:] * self.V + self.text[: N - length]
+            sorted_codes, self.before = np.unique(codes, return_inverse=True)
+            self.by_length.append(sorted_codes)
+
+
 class NGram(LanguageModel):
     """All that it learns is the text it has counted; the tables are made from that."""
 
@@ -79,19 +100,15 @@ class NGram(LanguageModel):
         self.levels: list[Level] = []
         self.text = nn.Parameter(torch.zeros(0, dtype=torch.int32), requires_grad=False)  # (N,)
 
-    def count(self, text: np.ndarray) -> None:
-        """Learns from the tokens `text` (N,)."""
-        V, N = self.vocab_size, len(text)
+    def count(self, text: np.ndarray, known: Contexts | None = None) -> None:
+        """Learns from the tokens `text` (N,), of which contexts shorter than `order` may be `known`."""
+        V = self.vocab_size
         self.text.data = torch.from_numpy(text.astype(np.int32))
-        text = text.astype(np.int64)
-        contexts = [np.zeros(1, np.int64)]
-        before = np.zeros(N, np.int64)  # before[i]: number of the context of text[i]
-        for length in range(1, min(self.order, N)):
-            # One token longer, so the first token has none any more.
-            codes = before[1:] * V + text[: N - length]
-            sorted_codes, before = np.unique(codes, return_inverse=True)
-            contexts.append(sorted_codes)
-        pairs, counts = np.unique(before * V + text[len(contexts) - 1 :], return_counts=True)
+        known = known or Contexts(text, V)
+        known.grow(self.order)
+        contexts = known.by_length
+        codes = known.before * V + known.text[len(contexts) - 1 :]
+        pairs, counts = np.unique(codes, return_counts=True)
         self.levels = []
         for length in reversed(range(len(contexts))):
             self.levels.insert(0, level(contexts[length], pairs, counts, V))
@@ -195,9 +212,10 @@ def level(contexts: np.ndarray, pairs: np.ndarray, counts: np.ndarray, V: int) -
     lost = np.bincount(rows, taken, len(contexts))
     # A context that only began the text hands all down.
     rest = np.where(totals > 0, lost / totals.clip(min=1), 1.0)
+    sizes = np.bincount(rows, minlength=len(contexts))
     return Level(
         contexts=contexts,
-        starts=np.searchsorted(pairs, np.arange(len(contexts) + 1) * V),
+        starts=np.concatenate([[0], np.cumsum(sizes)]),
         pairs=pairs,
         shares=(counts - taken) / totals[rows],
         rest=rest,
