@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from lmlab.models.hugging_face import Foreign
     from lmlab.runs.checkpoints import Run
 
-NUMBERS = ("val/loss", "val/perplexity", "val/bits_per_byte", "test/loss", "n_params", "step")
+NUMBERS = ("val/loss", "val/perplexity", "val/bits_per_byte", "test/loss")
 MADE_BY = ("command", "lmlab", "git_commit", "torch", "machine", "data_sha256", "code_sha256")
 
 
@@ -156,10 +156,17 @@ def as_json(values: dict[str, Any]) -> bytes:
 def card(run: Run, model_type: str) -> str:
     """Returns the model card: what the model is, how to load it, its numbers, what made it."""
     from lmlab.runs.folder import read_metrics
+    from lmlab.runs.measured import numbers_of, shown
 
     noted = {} if run.is_foreign else read_metrics(run.path)
-    best = "best/" if run.checkpoint == "best" else ""
-    numbers = {name: noted.get(best + name, noted.get(name)) for name in NUMBERS}
+    measured = numbers_of(run)
+    numbers = {
+        name: shown(measured[name], measured, ".6g")
+        for name in NUMBERS
+        if measured.get(name) is not None
+    }
+    if "n_params" in noted:
+        numbers |= {"n_params": str(noted["n_params"]), "step": str(run.step)}
     lines = [
         "---",
         "library_name: transformers",
@@ -184,9 +191,7 @@ def card(run: Run, model_type: str) -> str:
             "",
         ]
     lines += ["| measured | |", "|---|---|"]
-    lines += [
-        f"| {name} | {in_cell(value)} |" for name, value in numbers.items() if value is not None
-    ]
+    lines += [f"| {name} | {in_cell(text)} |" for name, text in numbers.items()]
     lines += ["", "| made by | |", "|---|---|"]
     lines += [f"| {name} | {in_cell(noted[name])} |" for name in MADE_BY if name in noted]
     lines += ["", "Its keys:", "", "```yaml"]

@@ -19,7 +19,7 @@ from lmlab.inference.pictures import commonest
 from lmlab.inference.template import fill_page
 from lmlab.models.base import LanguageModel
 from lmlab.runs.checkpoints import Run
-from lmlab.runs.folder import read_metrics
+from lmlab.runs.measured import numbers_of, shown
 
 PAGE = Path(__file__).with_name("explain.html")
 
@@ -143,8 +143,12 @@ def read(model: LanguageModel, ids: np.ndarray, block_size: int) -> tuple[Tensor
 
 def about(run: Run, bits: float) -> dict[str, str]:
     """Returns the facts at the top of the page, by name. `bits` is the mean surprisal."""
-    best = "best/" if run.checkpoint == "best" else ""
-    loss = None if run.is_foreign else read_metrics(run.path).get(f"{best}val/loss")
+    measured = numbers_of(run)
+    loss = measured.get("val/loss")
+    if loss is not None:
+        of_text = shown(loss, measured, ".4f", " nats")
+    else:
+        of_text = "none" if run.is_foreign else f"not measured at step {run.step:,}"
     model_keys = run.config.flat()
     shape = []
     for key, word in (("n_layer", "layer"), ("n_head", "head")):
@@ -155,7 +159,7 @@ def about(run: Run, bits: float) -> dict[str, str]:
         "run": f"{run.config.run.name} / {run.path.name}",
         "model": ", ".join([run.config.choices["model"], *shape, run.model.size()]),
         "checkpoint": run.file.stem,
-        "val/loss": f"{loss:.4f} nats" if isinstance(loss, float) else "none",
+        "val/loss": of_text,
         "mean surprisal here": f"{bits:.3f} bits ({bits * math.log(2):.4f} nats)",
     }
 
