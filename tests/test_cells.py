@@ -255,6 +255,24 @@ def test_nobody_else_runs_a_cell_meanwhile(here):
     assert one.status() == "finished" and not cells.is_busy(one)
 
 
+def test_a_cell_that_other_code_begins_meanwhile_is_made_by_this_one_beside_it(here, monkeypatch):
+    """Whoever looked for it first: with the local launcher and with others."""
+    one = cell()
+    assert cells.of_this_code(one) == one
+    with monkeypatch.context() as patch:
+        patch.setattr("lmlab.runs.provenance.code_sha256", lambda: "b" * 64)
+        cells.run(one)
+    assert one.made_by() == "bbbbbbbb"
+    before = content(one.find())
+    with pytest.raises(cells.Busy):  # the launcher then looks again
+        cells.run(one)
+    beside = cells.run_when_free(one)
+    assert beside.hash != one.hash and beside.beside == "bbbbbbbb"
+    assert beside.status() == "finished" and beside.made_by() != "bbbbbbbb"
+    assert content(one.find()) == before
+    assert cells.of_this_code(one) == beside == cells.of_this_code(beside)
+
+
 def test_a_cell_that_somebody_resumes_by_hand_is_busy(here):
     one = cell()
     cells.run(one)

@@ -28,7 +28,7 @@ from lmlab.sweeps.search import Dimension, SearchSweeper
 from lmlab.sweeps.study import sampler, watch_of
 from lmlab.terminal import stop_at_once
 from lmlab.training import experiment
-from tests.conftest import ROOT, history, metrics, refused
+from tests.conftest import ROOT, config, history, metrics, refused
 from tests.test_sweep import in_company, linux, lost, sweep  # noqa: F401
 
 LINE = (
@@ -487,6 +487,40 @@ def test_trials_that_failed_are_tried_again_by_the_same_command(here, sweep, cap
     assert [trial.state.name for trial in again] == ["COMPLETE"] * 3
     assert sweep(line) == 0 and len(study("a").trials) == 6  # and then no more
     assert sweep(line.replace("n_trials=3", "n_trials=4")) == 0 and len(study("a").trials) == 7
+
+
+def test_failed_trials_that_are_not_among_what_is_typed_now_stay_failed(here, sweep, capfd):  # noqa: F811
+    line = LINE + "max_steps=2000 eval_interval=2000 name=a hydra.sweeper.pruner=none "
+    late = "hydra.launcher.time_limit=0.00001"
+    assert sweep(f"{line} lr=interval(1,2) hydra.sweeper.n_trials=2 {late}") == 1
+    capfd.readouterr()
+    assert sweep(f"{line} lr=interval(3,4) hydra.sweeper.n_trials=3") == 1  # two have failed
+    said = capfd.readouterr()
+    assert "failed and are not tried again: 2, whose values are none of those" in said.out
+    assert "out of range" not in said.err
+    assert [3 <= trial.params["lr"] <= 4 for trial in study("a").trials] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    "first, then", [("", "batch_size=3,4"), ("batch_size=3,4", "batch_size=3")]
+)
+def test_the_best_is_told_with_its_own_values_whatever_was_searched_in_its_time(
+    here,
+    sweep,  # noqa: F811
+    capfd,
+    first,
+    then,
+):
+    line = LINE + "max_steps=4 eval_interval=2 name=a hydra.sweeper.objective=tokens_per_second "
+    line += "hydra/launcher=basic lr=0.1,1 "
+    assert sweep(f"{line} {first} hydra.sweeper.n_trials=2") == 0
+    capfd.readouterr()
+    assert sweep(f"{line} {then} hydra.sweeper.n_trials=3") == 0
+    (best,) = re.findall(r"best tokens_per_second: .*, of (.*); the table", capfd.readouterr().out)
+    told = {key: float(value) for key, value in re.findall(r"(\w+)=(\S+)", best)}
+    fastest = max(study("a").trials, key=lambda trial: trial.value)
+    made = config(here / "outputs/sweeps/a" / fastest.user_attrs["folder"])
+    assert told == {key: made[key] for key in ("lr", "batch_size")}
 
 
 def test_values_that_are_proposed_twice_are_said_to_be(here, sweep, capfd):  # noqa: F811

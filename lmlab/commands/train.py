@@ -435,7 +435,7 @@ class Task:
             return None
         with saving_before_requeue(), distributed.joined(cell.config) as part:
             if part.leads:
-                cells.run_when_free(cell, study.watch_of(cell.trial))
+                cell = cells.run_when_free(cell, study.watch_of(cell.trial))
         return cell
 
 

@@ -229,6 +229,15 @@ def own_hash(sweep: Sweep, cell_hash: str) -> tuple[str, str | None]:
     return cell_hash, None
 
 
+def of_this_code(cell: Cell) -> Cell:
+    """Returns the cell that the code of this process makes: another one if other code has begun it.
+
+    Another process may do so at any time.
+    """
+    own, beside = own_hash(cell.sweep, cell.hash)
+    return cell if own == cell.hash else replace(cell, hash=own, beside=beside)
+
+
 def maker(path: Path) -> str | None:
     """Returns the code that made the run at `path`.
 
@@ -323,6 +332,8 @@ def run(cell: Cell, watch: Watch | None = None) -> str:
     name_the_command(cell.sweep.command)
     with locked(cell):
         path = cell.find()
+        if of_this_code(cell) != cell:  # it was begun a moment ago
+            raise Busy(path)
         if cell.is_done():
             return cell.status()
         if is_locked(path):  # by a process that resumes it by hand
@@ -341,11 +352,16 @@ def run(cell: Cell, watch: Watch | None = None) -> str:
         return status
 
 
-def run_when_free(cell: Cell, watch: Watch | None = None) -> str:
-    """Does the same as `run`, but first waits while another process runs the cell."""
+def run_when_free(cell: Cell, watch: Watch | None = None) -> Cell:
+    """Does the same as `run`, but first waits while another process runs the cell.
+
+    Returns the cell that was run: not this one if that process has other code.
+    """
     while True:
+        cell = of_this_code(cell)
         try:
-            return run(cell, watch)
+            run(cell, watch)
+            return cell
         except Busy:
             time.sleep(0.5)
 

@@ -169,7 +169,8 @@ class LocalLauncher(Launcher):
         """Returns the next job that can start now. It reports jobs that are already over."""
         for _ in range(len(self.waiting)):
             job = self.waiting.popleft()
-            if cells.is_busy(job.cell):
+            job.cell = cells.of_this_code(job.cell)
+            if self.runs_here(job.cell) or cells.is_busy(job.cell):
                 self.waiting.append(job)
             elif job.cell.is_done() or has_failed_since(job):
                 self.end(job, self.twice(job, "by another process"))
@@ -181,20 +182,26 @@ class LocalLauncher(Launcher):
                 return None
             handle, overrides = request
             try:
-                cell = self.survey.cell(overrides)
+                cell = cells.of_this_code(self.survey.cell(overrides))
             except UserError as error:  # a search has proposed what cannot be run
                 self.view.refused(overrides, str(error))
                 self.on_end(handle, None)
                 continue
             # The launcher itself tries again, so that each try has a fresh process.
             job = Job(cell.with_retries(0), handle, cell.retries, changed_at(cell))
-            if job.cell.is_done():
+            if self.runs_here(job.cell):
+                self.waiting.append(job)
+            elif job.cell.is_done():
                 self.end(job, self.twice(job, "already"))
             elif cells.is_busy(job.cell):
                 self.waiting.append(job)
             else:
                 return job
         return None
+
+    def runs_here(self, cell: Cell) -> bool:
+        """Returns whether a job of this launcher runs a cell, or has ended it a moment ago."""
+        return any(job.cell.hash == cell.hash for job in self.jobs)
 
     def start(self, job: Job) -> None:
         """Starts the process of a job, on the GPUs with the fewest jobs if it needs any."""

@@ -9,6 +9,7 @@ import math
 import time
 import uuid
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
@@ -34,6 +35,7 @@ from lmlab.errors import UserError, one_line_errors
 from lmlab.markers import UNTOUCHING
 from lmlab.numbers import NUMBERS
 from lmlab.runs.code import SameCode, own_code
+from lmlab.runs.folder import read_config
 from lmlab.sweeps import study
 from lmlab.sweeps.cells import Cell, Sweep, codes_of
 from lmlab.sweeps.launcher import LocalLauncher
@@ -117,7 +119,8 @@ class SearchSweeper(Sweeper):
         elif valued and not NUMBERS[self.objective].ranks:
             choose = min if self.direction() == "minimize" else max
             value, best = choose(valued, key=lambda pair: pair[0])
-            typed_values = " ".join(f"{key}={best.params[key]}" for key in self.space)
+            values = self.values_of(best)
+            typed_values = " ".join(f"{key}={value}" for key, value in values.items())
             self.notes.append(
                 f"best {self.objective}: {value:.4f}, of {typed_values}; the table above is sorted by "
                 "another number"
@@ -138,6 +141,17 @@ class SearchSweeper(Sweeper):
                 f"{len(lacking)} of {len(trials)} trials finished without {self.objective}; their "
                 "warnings are said above, and in their train.log"
             )
+
+    def values_of(self, trial: "optuna.trial.FrozenTrial") -> dict[str, Any]:
+        """Returns the values that a trial has for all keys that are searched, or were in its time."""
+        values = {}
+        folder = trial.user_attrs.get("folder")
+        if folder and self.has_runs_here(trial):
+            first = folder if isinstance(folder, str) else folder[0]
+            with suppress(UserError):  # the leaderboard names a damaged one
+                values = read_config(self.sweep_of.folder / first).flat()
+        keys = [*dict.fromkeys([*self.space, *trial.params])]
+        return {key: (values | trial.params)[key] for key in keys if key in values | trial.params}
 
     def has_runs_here(self, trial: "optuna.trial.FrozenTrial") -> bool:
         """Returns whether the runs of a trial, if it has any, are in the folder of this sweep."""
@@ -223,10 +237,22 @@ class SearchSweeper(Sweeper):
                 for trial in self.counted()
                 if trial.user_attrs.get("status") == "failed" and "folder" in trial.user_attrs
             ]
-            for trial in failed:
+            again = [trial for trial in failed if self.may_propose(trial.params)]
+            for trial in again:
                 self.study.enqueue_trial(trial.params, user_attrs={"instead_of": trial.number})
-        if failed:
-            print(f"trials that failed and are tried again: {len(failed)}")
+        if again:
+            print(f"trials that failed and are tried again: {len(again)}")
+        if len(again) < len(failed):
+            print(
+                f"trials that failed and are not tried again: {len(failed) - len(again)}, whose values "
+                "are none of those that are typed now"
+            )
+
+    def may_propose(self, params: dict[str, Any]) -> bool:
+        """Returns whether values are a trial's that the search could propose as it is typed now."""
+        return params.keys() == self.space.keys() and all(
+            dimension.holds(params[key]) for key, dimension in self.space.items()
+        )
 
     def storage(self) -> str:
         """Returns the URL of the study's database."""
@@ -523,6 +549,14 @@ class Dimension:
                     f"{self.typed}: the study {study.study_name} was started with another kind "
                     "of choice; another name= starts another study"
                 ) from None
+
+    def holds(self, value: Any) -> bool:
+        """Returns whether a trial's value for this key is one of those that may be tried."""
+        if self.range is None:
+            return value in self.texts
+        steps = (value - self.range.low) / self.range.step if self.range.step else 0
+        is_on_step = math.isclose(steps, round(steps), abs_tol=1e-8)
+        return is_on_step and self.range.low <= value <= self.range.high
 
     def suggest(self, trial: "optuna.Trial") -> str:
         """Returns the override with the trial's value for this key, which may be chosen now."""
