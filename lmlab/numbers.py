@@ -111,6 +111,65 @@ EXCERPT_LOSS = "val/loss_excerpt"  # of the last evaluation: the loss on what ea
 EXCERPT_TOKENS = "val/tokens"  # that were predicted; it is there if val/loss is that of an excerpt
 OF_EXCERPTS = (EXCERPT_LOSS, EXCERPT_TOKENS)  # numbers that no board shows
 
+# Names in metrics.json and columns of tables, which no key of somebody's own may have.
+COLUMNS = frozenset(
+    [
+        "cell",
+        "changed",
+        "ci95",
+        "code",
+        "code_sha256",
+        "command",
+        "data_sha256",
+        "difference",
+        "difference_high",
+        "difference_low",
+        "flops",
+        "flops_per_token",
+        "git_commit",
+        "git_dirty",
+        "group",
+        "hydra_core",
+        "init_sha256",
+        "label",
+        "left_out",
+        "like_best",
+        "lmlab",
+        "machine",
+        "n",
+        "n_params",
+        "not_finished",
+        "numpy",
+        "p",
+        "plugin_sha256",
+        "python",
+        "pytorch_lightning",
+        "reason",
+        "record_difference",
+        "record_difference_high",
+        "record_difference_low",
+        "record_p",
+        "record_seeds_needed",
+        "record_test",
+        "se",
+        "seeds",
+        "seeds_needed",
+        "skipped_steps",
+        "source_sha256",
+        "started",
+        "status",
+        "step",
+        "tensorboard",
+        "test",
+        "tokenizer_sha256",
+        "tokens",
+        "tokens_per_second",
+        "torch",
+        "train_seconds",
+        "working_folder",
+    ]
+)
+
 # What simple models reach on the same text, best first, in words. `order` is reference/order, and
 # `unit` is what a token is called.
 REFERENCES = {

@@ -213,6 +213,10 @@ FAULTS = {
         "class C(lmlab.ModelConfig):\n    seed: int = 1\nlmlab.register.model('m', C)(print)",
         ["own.py: line ", "C.seed: there is such a key already, of the run"],
     ),
+    "a column of the tables": (
+        "class C(lmlab.ModelConfig):\n    status: str = 'a'\nlmlab.register.model('m', C)(print)",
+        ["own.py: line ", "C.status: the lab's own tables have a column of this name; it needs"],
+    ),
     "a key of an optimizer": (
         "class C(lmlab.ModelConfig):\n    momentum: float = 0.5\n    lr: float = 1.0\nlmlab.register.model('m', C)(print)",
         ["own.py: line ", "C.momentum: there is such a key already, of the optimizer; it needs"],

@@ -18,11 +18,12 @@ from lmlab.commands import evaluate, plot
 from lmlab.commands import train as cli
 from lmlab.errors import UserError, one_line_errors
 from lmlab.inference import loss
-from lmlab.numbers import REFERENCES
+from lmlab.numbers import COLUMNS, REFERENCES
 from lmlab.sweeps import load_runs, report, scaling, table, words
 from lmlab.sweeps.curves import Curves
 from lmlab.sweeps.labels import common_parts, without
-from tests.conftest import NANO, ROOT, history, metrics, refused, script, working_in
+from lmlab.sweeps.table import LEFT_OUT, SIZES, SOURCES, TEXTS
+from tests.conftest import NANO, ROOT, config, history, metrics, refused, script, working_in
 
 
 def frame(losses, **columns):
@@ -233,6 +234,19 @@ def test_load_runs_has_a_row_a_run_with_configuration_and_metrics(sweep):
         assert run["optimizer"] == "sgd" and run["lr"] in (1, 2, 1e39)
     with pytest.raises(UserError, match="no run there"):
         load_runs(sweep / ".sweep" / "locks")
+
+
+def test_no_key_of_somebodys_own_can_have_the_name_of_a_column(sweep):
+    """Or the tables would show the one in the place of the other."""
+    runs = load_runs(sweep)
+    own = {*runs.columns, *table.leaderboard(runs, 1.0).columns}
+    keys: set[str] = set()
+    for path in runs["path"]:
+        own |= {*metrics(Path(path))}
+        keys |= {*config(Path(path))}
+    assert {name for name in own - keys - {"path"} if "/" not in name} <= COLUMNS
+    assert {*SIZES, *TEXTS, *SOURCES, LEFT_OUT} - keys <= COLUMNS | {"reference/order"}
+    assert not COLUMNS & keys
 
 
 def test_reading_many_runs_says_so_after_a_second(sweep, monkeypatch, capfd):

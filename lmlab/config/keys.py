@@ -38,7 +38,7 @@ from lmlab.markers import (
     PositiveOrZero,
     plain_kind,
 )
-from lmlab.numbers import objectives
+from lmlab.numbers import COLUMNS, objectives
 from lmlab.register import PRESENT
 from lmlab.registry import remembered
 
@@ -214,6 +214,11 @@ def check_own_keys() -> None:
                 raise UserError(
                     f"{place}: {config.__name__}.{key}: there is such a key already, of the "
                     f"{owner}; it needs another name"
+                )
+            if key in COLUMNS:
+                raise UserError(
+                    f"{place}: {config.__name__}.{key}: the lab's own tables have a column of this name; "
+                    "it needs another name"
                 )
 
 
