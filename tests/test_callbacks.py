@@ -451,7 +451,7 @@ def test_the_number_of_threads_is_the_runs_own(here, train):
     plugin(here, code)
     run = train(f"{LINE} max_steps=8 plugin=own.py")
     (warning,) = metrics(run)["warnings"].split(" | ")
-    assert "torch.set_num_threads(2) in a callback: threads=1 stands again after step 3" in warning
+    assert "torch.set_num_threads(2) was called: threads=1 stands again after step 3" in warning
     plain = train(f"{LINE} max_steps=8")
     assert history(run, "val/loss") == history(plain, "val/loss")
 

@@ -154,6 +154,13 @@ def test_what_a_folder_holds_and_is_not_read_is_named_once(tmp_path, capfd):
             "plain ASCII text, at first sight".encode("utf-16-le"),
             "as in UTF-16; convert .*iconv -f UTF-16 ",
         ),
+        *[
+            (
+                "plain text, and mehr als ASCII: ü 日本".encode(name),
+                "as in UTF-32; convert .*iconv -f UTF-32 ",
+            )
+            for name in ("utf-32", "utf-32-le", "utf-32-be")
+        ],
         (None, "no file there"),
     ],
 )

@@ -491,6 +491,30 @@ def test_scores_of_a_wrong_shape_are_a_line_whenever_they_come(here, capsys, whe
     assert [metrics(run)["status"] for run in here.glob("outputs/x/*")] == ["failed"]
 
 
+@pytest.mark.parametrize("kind", ["long", "bool", "cfloat"])
+def test_scores_of_a_wrong_type_are_a_line_whenever_they_come(here, capsys, kind):
+    plugin(here, model(scores=f"x.{kind}() if self.training and len(idx) == 4 else x"))
+    line = f"{LINE.replace('model=bigram', 'model=own')} plugin=own.py"
+    words = ["model=own: its scores are of torch.", "needs dense torch.float32"]
+    refused(capsys, lambda: cli.main(line.split()), words)
+
+
+@pytest.mark.parametrize(
+    ("field", "typed", "words"),
+    [
+        ("int = 7", "0", "block_size=0: out of range; allowed is [1, inf)"),
+        ("int = 7", "-3", "block_size=-3: out of range; allowed is [1, inf)"),
+        ("int = 0", None, "block_size=0: out of range"),
+        ("str = 'big'", None, "block_size=big: needs a whole number in [1, inf)"),
+    ],
+)
+def test_a_context_of_ones_own_is_a_number_of_tokens(here, capsys, field, typed, words):
+    plugin(here, model(default=f"8\n        block_size: {field}"))
+    line = re.sub(r"block_size=\d+", f"block_size={typed}" if typed else "", LINE)
+    line = f"{line.replace('model=bigram', 'model=own')} plugin=own.py"
+    refused(capsys, lambda: cli.main(line.split()), [words])
+
+
 def test_a_model_may_keep_a_mask_that_forward_makes_and_more_arguments_of_its_own(here, train):
     """What it keeps while the lab tries it without numbers is dropped again."""
     text = model(

@@ -25,7 +25,7 @@ from lmlab.config.keys import (
     switched_on,
 )
 from lmlab.errors import CALLED, UserError, about, nearest
-from lmlab.markers import FILLED, LINES, OneOf, OrWord
+from lmlab.markers import FILLED, LINES, Count, OneOf, OrWord
 from lmlab.numbers import learn_numbers
 from lmlab.register import PRESENT
 from lmlab.registry import remembered
@@ -352,6 +352,7 @@ def from_flat(
     values = companion_keys() | values  # a run that was made without a plug-in has not its keys
     parts["companions"] = {name: build(keys, values) for name, keys in companions().items()}
     config = Config(choices, build(RunConfig, values), **parts, bases=bases)
+    check_value("block_size", config.model.block_size, Count)  # of somebody's own it is any key
     config.model.check()
     config.data.check()
     check_run(config.run, config.optimizer)

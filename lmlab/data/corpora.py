@@ -240,6 +240,12 @@ def is_utf_16(block: bytes) -> bool:
     return len(block) > 15 and min(odd, even) == 0 and max(odd, even) > len(block) / 4
 
 
+def is_utf_32(block: bytes) -> bool:
+    """Returns whether bytes are letters of most languages in UTF-32, of which two or three are 0."""
+    is_aligned = any(not any(block[first::4]) for first in (0, 3))
+    return len(block) > 15 and is_aligned and block.count(0) > 0.6 * len(block)
+
+
 def pieces(path: Path) -> Iterator[str]:
     """Yields the text of a file, without a byte-order mark at its beginning.
 
@@ -254,6 +260,10 @@ def pieces(path: Path) -> Iterator[str]:
                 file.seek(0)
             while block := file.read(PIECE):
                 end = file.tell()
+                if is_utf_32(block):
+                    raise UserError(
+                        f"path={path}: most bytes are 0, as in UTF-32; {converted('UTF-32', path)}"
+                    )
                 if is_utf_16(block):
                     raise UserError(
                         f"path={path}: every second byte is 0, as in UTF-16; {converted('UTF-16', path)}"

@@ -3,6 +3,7 @@
 import inspect
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -77,10 +78,13 @@ class CheckedScores:
 
 
 def check_scores(name: str, scores: Any, needed: tuple[int, ...]) -> None:
-    """Raises UserError unless scores have the shape that is needed, (B, T, V)."""
+    """Raises UserError unless scores are numbers of the shape that is needed, (B, T, V)."""
     found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
     if found != needed:
         raise UserError(
             f"model={name}: its forward returns {found} for ids of {needed[:2]}; needs scores of "
             f"{needed}, (B, T, V)"
         )
+    if not scores.is_floating_point() or scores.layout != torch.strided:
+        kind = f"{scores.dtype}, {scores.layout}"
+        raise UserError(f"model={name}: its scores are of {kind}; needs dense torch.float32")

@@ -352,13 +352,13 @@ class Recorder(Callback):
             )
 
     def keep_threads(self) -> None:
-        """Sets the number of threads of the run again, if a callback has set another one."""
+        """Sets the number of threads of the run again, if somebody's own code has set another one."""
         threads = self.schedule.run.threads
         found = torch.get_num_threads()
         if threads and found != threads:
             torch.set_num_threads(threads)
             self.directory.warn(
-                f"{plugins.named_plugins()}torch.set_num_threads({found}) in a callback: threads={threads} stands "
+                f"{plugins.named_plugins()}torch.set_num_threads({found}) was called: threads={threads} stands "
                 f"again after step {self.meter.step}; the last bits of the losses before it may be others"
             )
 
@@ -388,9 +388,9 @@ class Recorder(Callback):
             return
         self.hooks.after(trainer, module, evaluations.numbers_of(values))
         (asked,) = self.ranks.agree(int(trainer.should_stop))
-        if asked:  # after one step more if this evaluation was one of an excerpt
+        if asked:  # after one step more if there was none yet, or if this was of an excerpt
             self.asked_to_end = True
-            self.last = EXCERPT_TOKENS not in values
+            self.last = step > 0 and EXCERPT_TOKENS not in values
         values |= {name: Detail(ratio) for name, ratio in (self.waiting or {}).items()}
         self.waiting = None
         self.before = {}

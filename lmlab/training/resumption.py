@@ -1,5 +1,6 @@
 """Resumes a run: checks its state, restores it, and writes down changed versions."""
 
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ from lmlab.isolation import random_numbers_kept
 from lmlab.markers import LAST_BITS
 from lmlab.models.base import LanguageModel, alike, build_model
 from lmlab.runs.checkpoints import weights_of
-from lmlab.runs.code import codes_in, last_provenance
+from lmlab.runs.code import codes_in, last_provenance, short
 from lmlab.runs.folder import RunDirectory, read_config
 from lmlab.runs.provenance import differences
 from lmlab.training import state
 from lmlab.training.optimizers import build_optimizer, example_states
 from lmlab.training.preparation import Prepared
+
+CODES = ("code_sha256", "plugin_sha256")  # which code has made a run
 
 
 def check_resumable(path: Path, metrics: dict[str, Any], saved: dict[str, Any] | None) -> None:
@@ -242,10 +245,16 @@ def note_resumption(
     directory.update(
         status="running", **with_prefix("config/", config), **with_prefix("resumed/", now | codes)
     )
-    if not changes:
-        return ""
-    warning = "; the last bits may come out differently, since something changed: "
-    return warning + "; ".join(changes)
+    of_code = [text for text in changes if text.startswith(CODES)]
+    others = [text for text in changes if text not in of_code]
+    warning = ""
+    if of_code:
+        shortened = re.sub(r"\b[0-9a-f]{64}\b", lambda found: short(found[0]), "; ".join(of_code))
+        warning += f"; by other code, so what it computes may be another: {shortened}"
+    if others:
+        warning += "; the last bits may come out differently, since something changed: "
+        warning += "; ".join(others)
+    return warning
 
 
 def with_prefix(prefix: str, values: dict[str, Any]) -> dict[str, Any]:

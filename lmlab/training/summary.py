@@ -12,6 +12,8 @@ from lmlab.numbers import REFERENCES, decimal, numbers_where, training_first
 from lmlab.runs.typed import board_command, command
 from lmlab.training.preparation import Prepared
 
+LOOKED_AT = 2**22  # tokens of a part, for what is only a hint
+
 
 def introduction(prepared: Prepared, path: Path) -> str:
     """Returns the table at the start: model, text, device, length of training, folder."""
@@ -70,11 +72,32 @@ def left_out(text: Splits) -> list[str]:
         )
     tokenizer = text.tokenizer
     if tokenizer.per_character and "\r" in tokenizer.names():
-        lines.append(
-            "the text has line ends of Windows, so \\r is one of its characters; without it: "
-            "tr -d '\\r' < your.txt > unix.txt"
-        )
+        windows, alone = returns_in(text)
+        if windows:
+            lines.append(
+                "the text has line ends of Windows, so \\r is one of its characters; without it: "
+                "sed 's/\\r$//' your.txt > unix.txt"
+            )
+        if alone:
+            lines.append(
+                "the text has \\r without \\n after it, as old Macs ended lines; with \\n instead: "
+                "tr '\\r' '\\n' < your.txt > unix.txt"
+            )
     return lines
+
+
+def returns_in(text: Splits) -> tuple[int, int]:
+    """Returns how many \\r of the beginnings of a text's parts stand before a \\n, and how many do not."""
+    names = text.tokenizer.names()
+    ids = {name: names.index(name) for name in "\r\n" if name in names}
+    n_all = n_pairs = 0
+    for whole in (text.holdout, text.train, text.val, text.test):
+        part = whole[:LOOKED_AT]
+        is_return = part == ids["\r"]
+        n_all += int(is_return.sum())
+        if "\n" in ids:
+            n_pairs += int((is_return[:-1] & (part[1:] == ids["\n"])).sum())
+    return n_pairs, n_all - n_pairs
 
 
 def results(metrics: Mapping[str, Any], status: str, sample: str, unit: str) -> str:
