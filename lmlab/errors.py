@@ -186,10 +186,10 @@ def nearest(word: str, words: Iterable[str]) -> str:
 def printable(text: str) -> str:
     """Returns a text that cannot control the terminal.
 
-    Control characters other than newline and tab, and halves of characters, become their escape
-    sequences.
+    Control characters other than newline and tab, those that change the direction of what follows,
+    and halves of characters, become their escape sequences.
     """
-    unprintable = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]"
+    unprintable = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
     return re.sub(unprintable, lambda match: repr(match[0])[1:-1], text)
 
 

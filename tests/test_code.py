@@ -206,7 +206,8 @@ def test_code_that_resumed_a_run_in_between_is_not_forgotten(train, monkeypatch,
         capsys.readouterr()
         cli.main([f"resume={run}", f"max_steps={steps}"])
         out = capsys.readouterr().out
-        assert (f"code_sha256 {said}, now {sha256}" in out) == (said is not None), out
+        words = f"may be another: code_sha256 {(said or '')[:8]}, now {sha256[:8]}"
+        assert (words in out) == (said is not None), out
         if steps == 8:
             assert code_of(metrics(run)) == "aaaaaaaa+bbbbbbbb"
     assert code_of(metrics(run)) == "aaaaaaaa+bbbbbbbb+cccccccc"

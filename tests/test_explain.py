@@ -103,6 +103,15 @@ def test_the_picture_of_changes_has_a_dot_for_each_matrix_where_its_ratio_is():
     assert many.shape[0] < 2 * pictures.MATRICES * 26
 
 
+@pytest.mark.parametrize("size", [1.0, 3e38])
+def test_components_of_vectors_of_any_size_are_the_same(size):
+    vectors = torch.randn(20, 8, generator=torch.Generator().manual_seed(0)).clamp(-1, 1) * size
+    _, shares = explain.principal_components(vectors.double())
+    expected = np.cov(vectors.double().numpy() / size, rowvar=False)
+    values = np.sort(np.linalg.eigvalsh(expected))[::-1]
+    np.testing.assert_allclose(shares, values[:2] / values.sum(), rtol=1e-6)
+
+
 def test_a_model_is_drawn_by_what_it_has_not_by_its_type():
     class Drawn(LanguageModel):
         """Attention of its own with a mask that is added, as ALiBi's, and a picture of its own."""

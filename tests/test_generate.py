@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -178,11 +180,20 @@ def test_a_strange_character_in_the_prompt_is_named(model):
         texts(model, prompt="he?x")
 
 
-def test_weights_that_ran_away_still_give_tokens(modern):
+@pytest.mark.parametrize("temperature", [0, 1])
+@pytest.mark.parametrize("size", [3e38, math.nan])
+def test_weights_that_ran_away_still_give_tokens_and_it_is_said_once(
+    modern, capsys, temperature, size
+):
     broken = build_model(modern.config, 9)
     for weight in broken.parameters():
-        torch.nn.init.constant_(weight, 1e30)
-    assert np.stack(list(generate(broken, np.zeros((1, 1), dtype=np.int64), 20, T))).max() < 9
+        weight.data = torch.randn(weight.shape) * size
+    start = np.zeros((1, 1), dtype=np.int64)
+    written = list(generate(broken, start, 20, T, temperature=temperature))
+    assert np.stack(written).max() < 9
+    assert capsys.readouterr().err.count("scores are no numbers") == 1
+    list(generate(modern, start, 3, T))
+    assert not capsys.readouterr().err
 
 
 class Edited(GPT):

@@ -54,6 +54,20 @@ def test_a_picture_is_written_and_a_run_without_evaluations_is_refused(run):
         command.main(["run=run"])
 
 
+def test_characters_that_the_font_lacks_are_told_in_one_line(run, capsys):
+    with open(run / "history.jsonl", "a", encoding="utf-8") as history_file:
+        for step in (900, 901):
+            line = {"step": step, "val/loss": 1.0, "sample": "天地玄黃 宇宙洪荒 🙂"}
+            history_file.write(json.dumps(line) + "\n")
+    script("growth").main(["run=run", "out=a.png"])
+    said = capsys.readouterr().err
+    assert said == (
+        "warning: a.png: the font lacks some characters, such as "
+        + said.partition("such as ")[2][:5]
+        + "; boxes stand in their places\n"
+    )
+
+
 def test_an_evaluation_whose_loss_was_no_number_is_left_out(run, texts):
     """history.jsonl keeps such a number as null."""
     with open(run / "history.jsonl", "a", encoding="utf-8") as history_file:

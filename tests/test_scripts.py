@@ -469,7 +469,8 @@ def test_each_of_many_curves_has_a_color_and_a_name_below(run, run_script, n, na
     monkeypatch.setattr(
         plot, "save_picture", lambda figure, out: drawn.append(figure) or save(figure, out)
     )
-    said = run_script("plot", f"runs='{' '.join([str(run)] * n)}' out=many.png")
+    copies = [str(shutil.copytree(run, run.parent / f"copy{i}")) for i in range(n)]
+    said = run_script("plot", f"runs='{' '.join([*copies, copies[0]])}' out=many.png")  # one twice
     (figure,) = drawn
     (axes,) = figure.axes
     colors = {line.get_color() for line in axes.lines}

@@ -15,6 +15,7 @@ import pytest
 from rich.console import Console
 
 from lmlab import terminal
+from lmlab.errors import printable
 from lmlab.notebook import plain_console
 from lmlab.terminal import (
     Interrupted,
@@ -335,3 +336,8 @@ def test_what_is_opened_next_is_never_taken_for_a_closed_stream():
         line = f'exec "$0" -c "$1" {closed}'
         ended = subprocess.run(["sh", "-c", line, sys.executable, code], check=False)
         assert ended.returncode >= 3, closed
+
+
+def test_what_changes_the_direction_of_a_line_is_escaped_and_letters_are_not():
+    assert printable("a\u202eb\u2066c\x1b") == "a\\u202eb\\u2066c\\x1b"
+    assert printable("سلام שלום ü日\n\t") == "سلام שלום ü日\n\t"

@@ -463,7 +463,7 @@ def judge(number: str, path: Path) -> Verdict:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # of the code of the learner, whatever it is
-        return 1, f"not yet: {place_of(error, path)}{reason_of(error)}"
+        return 1, f"not yet: {place_of(error, path)}{cause_of(error, path)}"
     if not hasattr(mine, MARKS[name]):
         return 2, (
             f"error: exercise {number} needs a copy of scripts/{name}.py, in which there is "
@@ -496,6 +496,20 @@ def opened(path: Path, name: str) -> ModuleType:
     return module
 
 
+def is_unreadable(error: BaseException, path: Path) -> bool:
+    """Returns whether Python could not read the copy, of which nothing was executed then."""
+    if not isinstance(error, SyntaxError) or error.filename is None:
+        return False
+    return Path(error.filename).resolve() == path.resolve()
+
+
+def cause_of(error: BaseException, path: Path) -> str:
+    """Returns the kind of an error and its text, or what Python could not read."""
+    if is_unreadable(error, path):
+        return str(error.msg)  # type: ignore[attr-defined]
+    return reason_of(error)
+
+
 def place_of(error: BaseException, path: Path) -> str:
     """Returns the last line of the copy that an error came through, or that it came after it."""
     lines = [
@@ -503,6 +517,8 @@ def place_of(error: BaseException, path: Path) -> str:
         for frame in traceback.extract_tb(error.__traceback__)
         if Path(frame.filename).resolve() == path.resolve()
     ]
+    if is_unreadable(error, path):
+        return f"line {error.lineno} of {path} cannot be read: "  # type: ignore[attr-defined]
     if lines:
         return f"line {lines[-1]} of {path} raises "
     return f"what {path} returns cannot be looked at: "

@@ -12,7 +12,8 @@ vary       keys whose levels are compared, with commas between them, instead of 
 within     keys: they are compared within each level of these (null)
 best       keys of which each level has its best value, such as lr (null)
 record     a number, to which every row is compared (null)
-table      a file for the table that is printed: .csv, in full precision, or .tex (null)
+table      a file for the table that is printed: .csv, in full precision, or .tex (null); like that
+           of figure, it is replaced if it is there
 figure     a picture with error bars, .pdf, .svg or .png (null)
 x          the key along the figure (null)
 hue        keys that make a line of the figure each (null)
@@ -55,7 +56,7 @@ class Options:
     vary: str | None = None
     within: str | None = None
     best: str | None = None
-    record: Annotated[float, "(-inf, inf)"] | None = None
+    record: Annotated[float, "[-1e100, 1e100]"] | None = None
     table: PathText | None = None
     figure: PathText | None = None
     x: str | None = None

@@ -120,6 +120,8 @@ def parse_script(options: type, page: str | None, argv: list[str]) -> Any:
                 "--help: Python has left the page out; needs a call without -OO and PYTHONOPTIMIZE=2"
             )
         print(as_typed(page.strip()))
+        if Path(getattr(options, "out", None) or "").suffix:
+            print("\nA file that out= names is replaced if it is there.")
         raise SystemExit
     hints = get_type_hints(options, include_extras=True)
     values: dict[str, Any] = {}

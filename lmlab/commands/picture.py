@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import re
+import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmlab import files
-from lmlab.errors import UserError
+from lmlab.errors import UserError, printable
 from lmlab.registry import importing
 
 if TYPE_CHECKING:
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
 
 
 FORMATS = (".png", ".svg", ".pdf", ".eps", ".jpg")
+SHOWN = 5  # characters that a font lacks
 # The time of drawing is left out, so that the same numbers make the same file.
 UNDATED = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
 
@@ -45,5 +49,22 @@ def save_picture(figure: Figure, out: str, dpi: int = 120) -> None:
     """
     content = io.BytesIO()
     format_ = Path(out).suffix.lower().removeprefix(".")
-    figure.savefig(content, dpi=dpi, format=format_, metadata=UNDATED.get(format_))
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        figure.savefig(content, dpi=dpi, format=format_, metadata=UNDATED.get(format_))
     files.write(Path(out), content.getvalue())
+    for line in in_words([str(warning.message) for warning in found]):
+        print(f"warning: {out}: {line}", file=sys.stderr)
+
+
+def in_words(messages: Sequence[str]) -> list[str]:
+    """Returns what matplotlib warns of, each once; characters that its fonts lack in one line."""
+    lacking = [match for text in messages if (match := re.match(r"Glyph (\d+) ", text))]
+    codes = [int(match[1]) for match in lacking]
+    lines = [" ".join(text.split()) for text in messages if not text.startswith("Glyph ")]
+    if codes:
+        shown = "".join(chr(code) for code in [*dict.fromkeys(codes)][:SHOWN])
+        lines.append(
+            f"the font lacks some characters, such as {shown}; boxes stand in their places"
+        )
+    return [printable(line) for line in dict.fromkeys(lines)]

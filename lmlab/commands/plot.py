@@ -59,7 +59,8 @@ def main(argv: list[str]) -> None:
     options = parse_script(Options, __doc__, argv)
     check_picture(options.out)
     runs = [run for folder in folders_of(options.runs) for run in runs_of(folder)]
-    save_picture(curves(runs), options.out)
+    distinct = {run.resolve(): run for run in reversed(runs)}  # of two names for one the first
+    save_picture(curves([*reversed(distinct.values())]), options.out)
     print(options.out)
 
 

@@ -269,7 +269,7 @@ def embedding(
     """
     if vectors is None or min(vectors.shape) < 2:
         return None
-    points, shares = principal_components(vectors.detach().float().cpu())
+    points, shares = principal_components(vectors.detach().double().cpu())
     frequencies = np.bincount(ids, minlength=tokenizer.vocab_size)
     if splits is not None:
         frequencies *= COUNTED_AT_ONCE  # more than any count of the training text

@@ -14,10 +14,11 @@ from lmlab.machine import autocast
 from lmlab.models.base import Cache, Decoder, LanguageModel
 
 CHECKED = 3  # tokens by which a fast reader is compared with the model
+NO_NUMBERS = "the model's scores are no numbers, so what it writes means nothing"
 TOLERANCE = 1e-2  # of its logits; an error of the code is larger, one of rounding smaller
 
 
-@np.errstate(all="ignore")  # logits that are not finite give nan: `draw` takes the first token
+@np.errstate(all="ignore")  # logits that are no numbers give nan: `draw` takes the first token
 def next_token_probs(
     logits: np.ndarray, temperature: float, top_k: int | None, top_p: float | None
 ) -> np.ndarray:
@@ -203,8 +204,12 @@ def generate(
     random = torch.Generator().manual_seed(seed)
     with evaluating(model):
         reader = reader_for(model, len(idx), block_size, precision)
+        was_told = False
         for _ in range(max_tokens):
             logits = reader.logits(idx)
+            if not was_told and not np.maximum.reduce(logits, axis=None) < np.inf:
+                was_told = True
+                print(f"warning: {NO_NUMBERS}", file=sys.stderr)
             tokens = draw(next_token_probs(logits, temperature, top_k, top_p), random)
             idx = np.concatenate((idx[:, -block_size:], tokens[:, None]), axis=1)
             yield tokens

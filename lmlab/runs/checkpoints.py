@@ -191,6 +191,8 @@ def is_complete(checkpoint: Any) -> bool:
         return False
     if not all(isinstance(values[key], kind) for key, kind in types.items()):
         return False
+    if values["step"] < 0 or values["history_bytes"] < 0:
+        return False
     if not all(isinstance(number, float) for number in values.get("loss_sums", ())):
         return False
     return all(isinstance(value, str | int | float | None) for value in values["metrics"].values())
