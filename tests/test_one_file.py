@@ -178,12 +178,12 @@ RECALL = """
 
     class RecallConfig(lmlab.CorpusConfig):
         pairs: Annotated[int, "[1, 26]"] = 3
-        n: int = 400
+        n_documents: int = 400
 
     @lmlab.register.corpus("lookup", RecallConfig)
     def lookup(config):
         draw = random.Random(0)
-        for _ in range(config.n):
+        for _ in range(config.n_documents):
             keys = draw.sample("abcdefghijklmnopqrstuvwxyz", config.pairs)
             values = [draw.choice("0123456789") for _ in keys]
             asked = draw.randrange(config.pairs)
