@@ -198,10 +198,10 @@ def files_of_import(name: str) -> list[Path]:
         return []
     if spec is None or not spec.has_location or not is_own_file(spec.origin or ""):
         return []
-    paths = {Path(str(spec.origin))}
+    paths = [Path(str(spec.origin))]
     for folder in spec.submodule_search_locations or ():
-        paths |= {*Path(folder).rglob("*.py")}
-    return sorted(paths)
+        paths = sorted(Path(folder).rglob("*.py"))
+    return paths
 
 
 def is_a(thing: Any, module: str, name: str) -> bool:

@@ -193,12 +193,18 @@ def source_of(typed: str) -> Source:
 
 
 def module_source(typed: str, module: str) -> Source:
-    """Returns a plug-in that is a module or a package. Raises UserError if there is none."""
+    """Returns a plug-in that is a module or a package. Raises UserError if there is none.
+
+    It is the one that would be imported now, also if a program has imported another one of its name.
+    """
+    earlier = taken_out(module)
     try:
         with searching_here():
             spec = find_spec(module)
     except (ImportError, ValueError, AttributeError):
         spec = None
+    finally:
+        sys.modules.update(earlier)
     if module.partition(".")[0] in {*sys.stdlib_module_names, "lmlab"}:
         owner = "the lab" if module.startswith("lmlab") else "Python"
         raise UserError(
@@ -209,12 +215,12 @@ def module_source(typed: str, module: str) -> Source:
         raise package_named(typed, package)
     if spec is None or not spec.origin:
         raise UserError(f"plugin={typed}: there is no module {module}; {NAMING}")
-    found = {Path(spec.origin)}  # which a list of its folder may lack, if it was just written
-    if not spec.origin.endswith(".py"):
+    paths = [Path(spec.origin)]
+    if paths[0].suffix != ".py":
         raise UserError(f"plugin={typed}: {spec.origin} is no Python file; {NAMING}")
     for folder in spec.submodule_search_locations or ():
-        found |= {path for path in Path(folder).rglob("*.py") if path.is_file()}
-    contents = tuple((str(path), path.read_bytes()) for path in sorted(found))
+        paths = sorted(path for path in Path(folder).rglob("*.py") if path.is_file())
+    contents = tuple((str(path), path.read_bytes()) for path in paths)
     return Source(typed, module, contents)
 
 

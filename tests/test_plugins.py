@@ -1,8 +1,10 @@
 """One file outside of the lab adds models, texts, evaluations and more; nothing else is edited."""
 
+import importlib.util
 import json
 import re
 import shutil
+import sys
 import textwrap
 from pathlib import Path
 
@@ -284,15 +286,22 @@ def test_a_package_is_a_plugin_too_and_all_of_its_files_are_its_code(here, train
     assert weights(run).keys() == weights(again).keys()
 
 
-def test_the_first_file_of_a_package_is_its_code_even_if_its_folder_does_not_list_it(
-    here, monkeypatch
-):
-    """A file system may show what was just written a moment later, in a list of its folder."""
-    (here / "late").mkdir()
-    (here / "late/__init__.py").write_text("")
-    monkeypatch.setattr(Path, "rglob", lambda *_: iter(()))
-    (source,) = plugins.sources("late")
-    assert source.files == ((str(here / "late/__init__.py"), b""),)
+@pytest.mark.parametrize("is_package", [True, False])
+def test_a_plugin_is_not_taken_for_another_module_of_its_name(here, train, monkeypatch, is_package):
+    """As a program, or a test, may have imported it from another folder."""
+    other = here / "elsewhere/mine.py"
+    other.parent.mkdir()
+    other.write_text("X = 1\n")
+    spec = importlib.util.spec_from_file_location("mine", other)
+    imported = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "mine", imported)
+    path = here / ("mine/__init__.py" if is_package else "mine.py")
+    path.parent.mkdir(exist_ok=True)
+    shutil.copy(ROOT / "examples/my_lab.py", path)
+    (source,) = plugins.sources("mine")
+    assert [Path(file) for file, _ in source.files] == [path]
+    assert sys.modules["mine"] is imported
+    assert metrics(train(RNN.replace("my_lab.py", "mine")))["status"] == "finished"
 
 
 @pytest.mark.parametrize("typed", ["packages/mine", "packages/mine/", "packages/mine/__init__.py"])
