@@ -76,6 +76,21 @@ def test_a_huge_number_is_as_short_as_any(value, text):
     assert words.decimal(value) == text
 
 
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        ("aaa", "The loss of the best of 3 is partly luck"),
+        ("aab", "The loss of the best of a text is partly luck"),
+        ("abc", None),
+    ],
+)
+def test_the_best_is_called_lucky_where_it_was_chosen(texts, words):
+    """Not where each text has one row alone."""
+    runs = frame([[1.0, 2.0], [1.5, 2.5], [3.0, 4.0]], data_sha256=texts, code="xxx")
+    said = report.footnote(runs, table.leaderboard(runs))
+    assert ("partly luck" in said) == (words is not None) and (words or "") in said
+
+
 def test_losses_of_different_tokens_are_doubted_where_no_run_was_validated():
     runs = frame([[None], [None]], tokenizer=["char", "bpe"], status=["finished"] * 2).assign(
         **{

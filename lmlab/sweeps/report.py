@@ -255,17 +255,19 @@ def footnote(table: pd.DataFrame, board: pd.DataFrame) -> str:
     if board["p"].notna().any():
         sentences += explained(tables.records(board), "all rows")
     sentences += doubts(table, loss)
-    if tables.are_best(board).sum() > 1:
+    n_texts = int(tables.are_best(board).sum())
+    if n_texts > 1:
         sentences.append("So each text has a ranking of its own.")
     n_ranked = int(board[loss].notna().sum())
     if "test/loss" in board and board["test/loss"].notna().any():
         sentences.append(
             "test/loss is measured for the best only, on text that was not used to choose it."
         )
-    elif n_ranked > 1:
+    elif n_ranked > max(1, n_texts):  # else nothing was chosen
+        best = f"best of {n_ranked}" if n_texts <= 1 else "best of a text"
         sentences.append(
-            f"The loss of the best of {n_ranked} is partly luck, since it was chosen by that loss; "
-            "with test_fraction=0.1 it is also measured on other text."
+            f"The loss of the {best} is partly luck, since it was chosen by that loss; with "
+            "test_fraction=0.1 it is also measured on other text."
         )
     return " ".join(sentences)
 
