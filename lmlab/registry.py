@@ -27,9 +27,10 @@ CLEARERS: list[Callable[[], None]] = []  # each drops the results of a remembere
 def importing(shown: bool = True) -> Iterator[None]:
     """Switches the garbage collector off during large imports, which saves a fifth of their time.
 
-    Afterwards the garbage collector skips the imported objects for good. What torchmetrics imports for
-    nothing is put off. Matplotlib does not say where it keeps its own cache. Unless `shown` is false, a terminal says what
-    happens. Raises UserError if a library is broken, or if there is too little memory to import it.
+    Afterwards the garbage collector skips the imported objects for good. What torchmetrics imports
+    for nothing is put off. Matplotlib does not say where it keeps its own cache. Unless `shown` is
+    false, a terminal says what happens. Raises UserError if a library is broken, or if there is too
+    little memory to import it.
     """
     matplotlib = logging.getLogger("matplotlib")
     level = matplotlib.level

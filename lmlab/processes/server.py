@@ -20,7 +20,7 @@ from functools import cache
 from multiprocessing import connection, parent_process, util
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TextIO
 
 from lmlab import plugins, ranks
 from lmlab.config import conf_files
@@ -209,6 +209,12 @@ def leave_terminal() -> None:
     os.setsid()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
+
+
+def redirected(number: int, descriptor: int, encoding: str, errors: str) -> TextIO:
+    """Sends what this process prints, file `number`, to an open file; returns the new stream."""
+    os.dup2(descriptor, number)
+    return os.fdopen(number, "w", 1, encoding=encoding, errors=errors, closefd=False)
 
 
 def end_with_starter() -> None:

@@ -151,7 +151,8 @@ class SearchSweeper(Sweeper):
             with suppress(UserError):  # the leaderboard names a damaged one
                 values = read_config(self.sweep_of.folder / first).flat()
         keys = [*dict.fromkeys([*self.space, *trial.params])]
-        return {key: (values | trial.params)[key] for key in keys if key in values | trial.params}
+        values |= trial.params
+        return {key: values[key] for key in keys if key in values}
 
     def has_runs_here(self, trial: "optuna.trial.FrozenTrial") -> bool:
         """Returns whether the runs of a trial, if it has any, are in the folder of this sweep."""

@@ -4,7 +4,7 @@ import os
 import sys
 
 from lmlab import files
-from lmlab.processes.server import end_with_starter, leave_terminal
+from lmlab.processes.server import end_with_starter, leave_terminal, redirected
 from lmlab.sweeps.cells import Busy, Cell
 
 EXIT_FAILED = 1  # exit status of a process whose cell has failed
@@ -19,7 +19,9 @@ def run_cell(cell: Cell, gpus: list[str]) -> None:
     log = cell.log_path()
     log.parent.mkdir(parents=True, exist_ok=True)
     leave_terminal()
-    redirect_output(os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND))
+    descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    sys.stdout = redirected(1, descriptor, "utf-8", files.HALVES)
+    sys.stderr = redirected(2, descriptor, "utf-8", files.HALVES)
     end_with_starter()
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
@@ -30,11 +32,3 @@ def run_cell(cell: Cell, gpus: list[str]) -> None:
     except Busy:
         raise SystemExit(EXIT_BUSY) from None
     raise SystemExit(EXIT_FAILED if status == "failed" else 0)
-
-
-def redirect_output(descriptor: int) -> None:
-    """Sends stdout and stderr of this process to an open file."""
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    sys.stdout = os.fdopen(1, "w", 1, encoding="utf-8", errors=files.HALVES, closefd=False)
-    sys.stderr = os.fdopen(2, "w", 1, encoding="utf-8", errors=files.HALVES, closefd=False)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from lmlab import files, plugins, ranks
 from lmlab.catalogue import DeviceConfig
@@ -92,6 +92,11 @@ class Stream:
     writer: Connection
     encoding: str
     errors: str
+
+    def taken_over(self, number: int) -> TextIO:
+        """Returns it in the place of the rank's own stdout, file 1, or stderr, file 2."""
+        with self.writer:
+            return server.redirected(number, self.writer.fileno(), self.encoding, self.errors)
 
 
 @dataclass
@@ -365,7 +370,7 @@ def work(
     server.end_with_starter()
     os.environ.clear()
     os.environ.update(variables)
-    sys.stdout, sys.stderr = opened(1, stdout), opened(2, stderr)
+    sys.stdout, sys.stderr = stdout.taken_over(1), stderr.taken_over(2)
     note = Note()
     try:
         conf_files.add_folders(task.folders)
@@ -389,14 +394,6 @@ def work(
     tell(starter, NOTE, note)
     if note.is_failure:
         os._exit(1)  # the end of torch's threads would wait for the other ranks
-
-
-def opened(number: int, stream: Stream) -> Any:
-    """Returns what a rank prints to, in the place of its stdout, file 1, or stderr, file 2."""
-    os.dup2(stream.writer.fileno(), number)
-    stream.writer.close()
-    encoding, errors = stream.encoding, stream.errors
-    return os.fdopen(number, "w", 1, encoding=encoding, errors=errors, closefd=False)
 
 
 def tell(starter: Connection, key: str, value: Any) -> None:

@@ -93,10 +93,10 @@ def returns_in(text: Splits) -> tuple[int, int]:
     n_all = n_pairs = 0
     for whole in (text.holdout, text.train, text.val, text.test):
         part = whole[:LOOKED_AT]
-        is_return = part == ids["\r"]
+        is_return = part[:-1] == ids["\r"]  # of the last token nobody knows what follows
         n_all += int(is_return.sum())
         if "\n" in ids:
-            n_pairs += int((is_return[:-1] & (part[1:] == ids["\n"])).sum())
+            n_pairs += int((is_return & (part[1:] == ids["\n"])).sum())
     return n_pairs, n_all - n_pairs
 
 
