@@ -27,6 +27,7 @@ from lmlab.data.tokenizers import CharTokenizer
 from lmlab.errors import UserError, one_line_errors
 from lmlab.inference import generate, page
 from lmlab.inference.attention_maps import attention_maps
+from lmlab.inference.template import fill_page
 from lmlab.models.base import LanguageModel, build_model
 from lmlab.models.page import PageModel
 from tests.conftest import ROOT, metrics, refused
@@ -497,18 +498,59 @@ addEventListener("load", () => {
 """
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-def test_a_browser_writes_what_sample_writes_and_takes_another_way(run, here, capsys):
-    command.main(["run=run", "out=page.html", "prompt=he "])
-    page_file = Path("page.html")
+REFUSED = """
+<script>
+addEventListener("load", () => {
+  const [writer] = writers, texts = [], written = () => writer.places.map(place => place.text).join("");
+  const wrong = [["top_k", "-5"], ["top_k", "0.5"], ["length", "0"], ["length", ""], ["seed", "-1"], ["seed", "4294967296"]];
+  const next = () => {
+    if (writing) return setTimeout(next, 20);
+    texts.push(written());
+    const [id, value] = wrong[texts.length - 1] ?? [];
+    if (!id) return document.documentElement.dataset.result = JSON.stringify({texts, open: $("more").open});
+    const before = $(id).value;
+    $("more").open = false;
+    $(id).value = value;
+    $(id).dispatchEvent(new Event("change"));
+    $("other").onclick = () => begin(true);
+    $("other").click();
+    for (const one of writers) one.refresh();
+    if (writing) texts.push("writes");
+    $(id).value = before;
+    begin(true);  // takes what it took before
+    next();
+  };
+  $("pace").value = "1e9";
+  next();
+});
+</script>
+"""
+
+
+def noted_in_browser(page_file, probe):
+    """What a page notes in `data-result`, after a script at its end; the browser says nothing else."""
     content = page_file.read_text(encoding="utf-8")
-    page_file.write_text(content.replace("</body>", PROBE + "</body>"), encoding="utf-8")
+    page_file.write_text(content.replace("</body>", probe + "</body>"), encoding="utf-8")
     arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0"]
-    arguments += ["--virtual-time-budget=20000", "--dump-dom", page_file.resolve().as_uri()]
+    arguments += ["--virtual-time-budget=100000", "--dump-dom", page_file.resolve().as_uri()]
     done = subprocess.run([CHROMIUM, *arguments], capture_output=True, text=True, timeout=120)
     found = re.search(r'data-result="(.*?)"[ >]', done.stdout, re.S)
     assert found and "CONSOLE" not in done.stderr, done.stderr
-    result = json.loads(found[1].replace("&quot;", '"').replace("&amp;", "&"))
+    return json.loads(found[1].replace("&quot;", '"').replace("&amp;", "&"))
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_a_number_that_a_field_does_not_take_changes_nothing(run, here):
+    command.main(["run=run", "out=page.html", "prompt=he "])
+    result = noted_in_browser(Path("page.html"), REFUSED)
+    assert len(result["texts"]) == 7 and len({*result["texts"]}) == 1
+    assert result["open"]  # the field that the browser shows
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_a_browser_writes_what_sample_writes_and_takes_another_way(run, here, capsys):
+    command.main(["run=run", "out=page.html", "prompt=he "])
+    result = noted_in_browser(Path("page.html"), PROBE)
     capsys.readouterr()
     sample.main(["run=run", "prompt=he ", "seed=0", "max_tokens=300", "device=cpu"])
     first, second = result["texts"]
@@ -517,3 +559,10 @@ def test_a_browser_writes_what_sample_writes_and_takes_another_way(run, here, ca
     assert second[:7] == first[:7] and second[7] != first[7]
     assert second[7] == {"␣": " ", "↵": "\n"}.get(result["taken"], result["taken"])
     assert len(second) == len(first)
+
+
+@pytest.mark.parametrize("template", sorted((ROOT / "lmlab").rglob("*.html")), ids=lambda p: p.name)
+def test_a_browser_without_scripts_says_what_it_lacks(template):
+    page = fill_page(template, "a title", {}).decode()
+    body = page.split("<body>")[1]
+    assert body.lstrip().startswith("<noscript>") and body.count("needs JavaScript") == 1

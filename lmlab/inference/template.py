@@ -14,7 +14,12 @@ SHARED = {
     name: Path(__file__).with_name(file).read_text(encoding="utf-8").rstrip()
     for name, file in (("look", "look.css"), ("signs", "signs.js"))
 }
-MARK = re.compile(r"/\*(look|signs|code|data)\*/|<!--(title|unit|Unit)-->")
+# Shown in the place of the page by a browser that runs no scripts.
+SHARED["noscript"] = (
+    "<noscript><style>body > :not(noscript) { display: none; }</style>"
+    "<p>This page needs JavaScript, which this browser does not run.</p></noscript>"
+)
+MARK = re.compile(r"/\*(look|signs|code|data)\*/|<!--(title|unit|Unit|noscript)-->")
 
 
 def fill_page(
