@@ -138,6 +138,36 @@ WRONG = [  # near misses, and a word of the hint that each gets
         "never draws",
     ),
     ("10", [("idx, length):", "idx, length, top_k=None):\n    raise KeyError('x')")], "raises KeyError"),
+    ("1", [TAKES["1"], (DRAW, "c = " + COLD.format("softmax(W[c] / (temperature if len(ids) == 1 else 1))"))], "0.5"),
+    ("6", [*RIGHT["6"], (POSITION, ""), (RIGHT["8"][1][0], "")], "no more"),
+    ("6", [*RIGHT["6"], ("return x + self.mlp", "return self.mlp")], "more has changed"),
+    (
+        "6",
+        [
+            (MASK, "        if self.causal:\n    " + MASK),
+            ("        self.qkv", "        self.causal = True\n        self.qkv"),
+            ("for _ in range(n_layer))", "for _ in range(n_layer))\n        self.blocks[0].attention.causal = False"),
+        ],
+        "a block has its mask still",
+    ),
+    ("7", [(SIGNATURE, SIGNATURE.replace("(self)", "(self, heads=4)", 1)), *RIGHT["7"][1:]], "n_head = 2 at the top"),
+    (
+        "9",
+        [RIGHT["9"][0], (RIGHT["9"][1][0], RIGHT["9"][1][1].replace("dropout, ", "0.2, "))],
+        "with dropout = 0.5 at the top 20%",
+    ),
+    ("9", [*RIGHT["9"], ("return self.proj(gathered)", "return F.dropout(self.proj(gathered), 0.5)")], "the attention drops"),
+    ("9", [*RIGHT["9"], ("return self.head(self.norm(x))", "return self.head(F.dropout(self.norm(x), 0.5))")], "the model gives"),
+    (
+        "10",
+        [TAKES["10"], (RIGHT["10"][1][0], RIGHT["10"][1][1].replace(".values[:, -1:]", ".values.min()"))],
+        "each of two texts",
+    ),
+    (
+        "10",
+        [TAKES["10"], (CHOICE, "torch.multinomial(((logits.index_fill(1, torch.arange(logits.shape[1] - top_k), float('-inf')) if top_k else logits) / 0.8).softmax(-1), 1)")],
+        "each of two texts",
+    ),
 ]  # fmt: skip
 
 
