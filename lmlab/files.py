@@ -28,7 +28,9 @@ IN_USE = ".lock"  # in a folder of the cache: whoever writes there holds its loc
 
 POLL_SECONDS = 0.01  # between two tries to take a lock
 
-WITHOUT_FOLDERS = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # file systems that sync only files
+# How a file system answers that cannot say when something is on disk.
+WITHOUT_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+WITHOUT_FOLDERS = (*WITHOUT_SYNC, errno.EBADF)  # or can say it of files alone
 
 WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
@@ -137,8 +139,18 @@ def write_pieces(path: Path, content: bytes | Iterable[bytes]) -> bytes:
             file.write(piece)
             digest.update(piece)
         file.flush()
-        os.fsync(file.fileno())
+        sync(file.fileno())
     return digest.hexdigest().encode()
+
+
+def sync(file: int) -> None:
+    """Waits until an open file is on disk. On a file system that cannot say it, it warns once."""
+    try:
+        os.fsync(file)
+    except OSError as error:
+        if error.errno not in WITHOUT_SYNC:
+            raise
+        warn_without_sync()
 
 
 def move(temporary: Path, path: Path) -> None:
@@ -352,6 +364,16 @@ def open_for_lock(path: Path, shared: bool) -> IO[str]:
         except PermissionError:
             pass
     return open(path, encoding="utf-8")
+
+
+@lru_cache
+def warn_without_sync() -> None:
+    """Warns, once in a process, that this file system does not say when a file is on disk."""
+    print(
+        "warning: this file system does not say when a file is on disk; if the machine loses power, a "
+        "checkpoint may be lost",
+        file=sys.stderr,
+    )
 
 
 @lru_cache

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 QUIET = ("TORCH_CPP_LOG_LEVEL", "ERROR")  # a variable that torch reads: advice on DDP is not shown
+RANK_KEYS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # that Lightning reads
 PORTS = range(15_000, 30_000)  # on one of which rank 0 listens, under Slurm
 HANG = timedelta(minutes=10)  # of a rank that does not answer within a step
 PATIENCE = timedelta(days=365)  # for what rank 0 does alone, such as evaluations of a person's own
@@ -56,16 +57,37 @@ class Place:
 
 
 def place() -> Place | None:
-    """Returns the place that torchrun or srun has given this process, or None for a single one."""
+    """Returns the place that torchrun or srun has given this process, or None for a single one.
+
+    Raises UserError if they left a variable out, or another program wrote something else in it.
+    """
     env = os.environ
     if "TORCHELASTIC_RUN_ID" in env and "RANK" in env:
-        rank, size, local = (int(env[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        rank, size, local = map(number_in, ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
         return Place(rank, size, local, "torchrun")
-    if int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "SLURM_PROCID" in env:
-        keys = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
-        rank, size, local = (int(env[key]) for key in keys)
+    keys = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+    if "SLURM_STEP_NUM_TASKS" in env and number_in("SLURM_STEP_NUM_TASKS") > 1 and keys[0] in env:
+        rank, size, local = map(number_in, keys)
         return Place(rank, size, local, "srun")
     return None
+
+
+def number_in(key: str) -> int:
+    """Returns the number in a variable of the environment. Raises UserError if there is none."""
+    value = os.environ.get(key, "")
+    if not value.isdecimal():
+        raise UserError(
+            f"{key}={value}: this variable of the environment needs a whole number, as torchrun or srun "
+            f"sets it; for a run that neither has started, type: unset {key}"
+        )
+    return int(value)
+
+
+def check_variables() -> None:
+    """Raises UserError if Lightning could not be imported: it looks then for the rank of a process."""
+    for key in RANK_KEYS:
+        if key in os.environ:
+            number_in(key)
 
 
 def variables(own: Place, address: str, port: int) -> dict[str, str]:
@@ -262,8 +284,10 @@ def set_place_of_slurm(own: Place) -> None:
     from lightning_fabric.plugins.environments import SLURMEnvironment
 
     env = os.environ
-    nodes = env.get("SLURM_STEP_NODELIST") or env["SLURM_NODELIST"]
-    job, step = (int(env.get(key, 0)) for key in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_NODELIST")
+    if not nodes:
+        raise UserError("SLURM_NODELIST: this variable of the environment is missing; srun sets it")
+    job, step = (number_in(key) if key in env else 0 for key in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
     address = SLURMEnvironment.resolve_root_node_address(nodes)
     env.update(variables(own, address, PORTS[(7 * job + step) % len(PORTS)]))
     env["GROUP_RANK"] = env.get("SLURM_NODEID", "0")

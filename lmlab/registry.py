@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Any, TypeVar, cast
 
+from lmlab import ranks
 from lmlab.errors import UserError, reason_of
 from lmlab.stand_ins import quick_torchmetrics
 from lmlab.terminal import showing
@@ -29,9 +30,10 @@ def importing(shown: bool = True) -> Iterator[None]:
 
     Afterwards the garbage collector skips the imported objects for good. What torchmetrics imports
     for nothing is put off. Matplotlib does not say where it keeps its own cache. Unless `shown` is
-    false, a terminal says what happens. Raises UserError if a library is broken, or if there is too
-    little memory to import it.
+    false, a terminal says what happens. Raises UserError if a library is broken, if there is too little
+    memory to import it, or if a variable that Lightning reads holds no number.
     """
+    ranks.check_variables()
     matplotlib = logging.getLogger("matplotlib")
     level = matplotlib.level
     matplotlib.setLevel(logging.ERROR)

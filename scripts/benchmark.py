@@ -77,6 +77,8 @@ def main(argv: list[str]) -> None:
         if suite not in (*SUITES, "all"):
             allowed = ", ".join(SUITES)
             raise UserError(f"{suite}: unknown suite; allowed are {allowed}, all")
+        if wanted.count(suite) > 1:
+            raise UserError(f"{suite}: is given {wanted.count(suite)} times; once is enough")
     clone = clone_of_nanogpt(options.nanogpt, wanted)
     suites = wanted if wanted and "all" not in wanted else SUITES
     given = {"repeats": options.repeats, "nanogpt": clone}

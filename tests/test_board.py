@@ -255,7 +255,7 @@ def test_a_port_that_is_taken_is_one_line(shown, capsys, monkeypatch):
     refused(
         capsys,
         lambda: one_line_errors()(script("board").main)(["runs=s", f"port={port}"]),
-        [f"port={port}", "in use"],
+        [f"port={port}", "in use", "free one"],
     )
     with socket.socket() as probe:
         assert probe.connect_ex(("localhost", port)) == 0  # the first one goes on

@@ -152,6 +152,29 @@ def test_a_file_system_that_syncs_no_folders_is_fine(tmp_path, monkeypatch):
     assert files.read_sealed(tmp_path / "a", 10) == b"content"
 
 
+def test_a_file_system_that_cannot_sync_is_warned_about_once_and_a_fault_is_one(
+    tmp_path, monkeypatch, capsys
+):
+    def fail_with(code):
+        def fails(descriptor):
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(os, "fsync", fails)
+
+    files.warn_without_sync.cache_clear()
+    for code in files.WITHOUT_SYNC:
+        fail_with(code)
+        files.write_sealed(tmp_path / "a", b"content %d" % code)
+        assert files.read_sealed(tmp_path / "a", 20) == b"content %d" % code
+    assert capsys.readouterr().err.count("does not say when a file is on disk") == 1
+    files.warn_without_sync.cache_clear()
+    for code in (errno.EIO, errno.ENOSPC):
+        fail_with(code)
+        with pytest.raises(UserError, match="cannot be written"):
+            files.write_sealed(tmp_path / "a", b"other")
+        assert files.read_sealed(tmp_path / "a", 20).startswith(b"content")
+
+
 def test_what_a_killed_process_left_in_the_cache_goes_when_nobody_writes_there(tmp_path):
     path = tmp_path / "tokens/a.uint16"
     files.write_cached(path, b"one")

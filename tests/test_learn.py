@@ -88,13 +88,16 @@ def test_a_bold_word_is_in_the_glossary():
     assert known == sorted(known)
 
 
-def test_each_line_of_code_is_where_the_glossary_says():
+def test_each_line_of_code_is_where_the_glossary_says(tmp_path):
     """To bring it up to date: python scripts/glossary.py."""
     numbered = script("glossary").numbered
     assert numbered(GLOSSARY, ROOT / "docs").splitlines() == GLOSSARY.splitlines()
     assert len(re.findall("#L", GLOSSARY)) == len(WORDS) - 1  # one word only names another
     with pytest.raises(UserError, match=r"train\.py: `def nothing` stands in 0 of its lines"):
         numbered("[`def nothing`](../train.py#L1)", ROOT / "docs")
+    (tmp_path / "bad.py").write_bytes(b"\xff")
+    with pytest.raises(UserError, match=r"bad\.py: byte 0 is not UTF-8 text"):
+        numbered("[`x`](bad.py#L1)", tmp_path)
     assert numbered("[`import sys`](../train.py#L99)", ROOT / "docs").endswith("train.py#L3)")
 
 

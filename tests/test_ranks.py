@@ -1,5 +1,6 @@
 """Several processes train one run: the same batches, the same losses, one writer, one end."""
 
+import json
 import os
 import re
 import shutil
@@ -9,9 +10,10 @@ import subprocess
 import sys
 import textwrap
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -34,7 +36,8 @@ from lmlab.processes.server import context
 from lmlab.ranks import Ranks
 from lmlab.register import PRESENT
 from lmlab.terminal import Interrupted
-from lmlab.training import launch
+from lmlab.training import experiment, launch
+from lmlab.training.recorder import Recorder
 from tests.conftest import ROOT, config, history, metrics, refused, weights
 from tests.victim import child
 
@@ -447,6 +450,17 @@ def test_ranks_whose_weights_part_are_refused(here, capfd):
     assert "after step 20 rank 1 has other weights than rank 0" in error
 
 
+@pytest.mark.parametrize(
+    ("sums", "is_equal"),
+    [((1.0, 1.0), True), ((1.0, 2.0), False), ((np.nan, np.nan), True), ((1.0, np.nan), False)],
+)
+def test_weights_of_two_ranks_are_equal_also_if_they_are_no_numbers(sums, is_equal):
+    here = SimpleNamespace(gather=lambda own: [*sums])
+    recorder = SimpleNamespace(ranks=here, meter=SimpleNamespace(step=1))
+    with nullcontext() if is_equal else pytest.raises(UserError, match="rank 1 has other weights"):
+        Recorder.check_equal(recorder, torch.nn.Linear(1, 1))
+
+
 def test_a_program_gets_what_the_ranks_print_where_it_wants_it(here, capfd):
     """Also a sweep has cells of several processes, which count as so many."""
     keys = [word for word in HERE.split() if not word.startswith("name=")]
@@ -610,6 +624,45 @@ def test_devices_where_torchrun_or_srun_has_started_processes(monkeypatch, env, 
     else:
         with pytest.raises(UserError, match=expected):
             machine.pick_devices(torch.device("cpu"), asked)
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ("RANK=", ["RANK=: ", "type: unset RANK"]),
+        ("LOCAL_RANK=x", ["LOCAL_RANK=x: "]),
+        ("SLURM_PROCID=-1", ["SLURM_PROCID=-1: "]),
+        ("SLURM_STEP_NUM_TASKS=", ["SLURM_STEP_NUM_TASKS=: "]),
+        ("SLURM_STEP_NUM_TASKS=2 SLURM_PROCID=0", ["SLURM_LOCALID=: "]),
+        ("SLURM_STEP_NUM_TASKS=2 SLURM_PROCID=0 SLURM_LOCALID=0", ["SLURM_NODELIST: "]),
+        ("TORCHELASTIC_RUN_ID=a RANK=0", ["WORLD_SIZE=: "]),
+    ],
+)
+@pytest.mark.parametrize("line", ["", "devices=2", "-m seed=0,1"])
+def test_a_variable_of_a_rank_that_holds_no_number_is_refused(
+    capsys, here, monkeypatch, variables, words, line
+):
+    if "NODELIST" in words[0]:
+        line = "devices=2"  # without it each of the tasks trains a run by itself
+    for variable in variables.split():
+        monkeypatch.setenv(*variable.split("="))
+    refused(capsys, lambda: cli.main(f"model=bigram data=sentence {line}".split()), words)
+    assert not (here / "outputs").exists()
+
+
+def test_a_run_that_a_signal_ends_before_rank_0_hears_it_says_how_it_goes_on(run, capsys):
+    """Rank 0 hears signals when the training begins, and has the folder before."""
+    noted = run / "metrics.json"
+    for has_result, status in ((True, "running"), (False, "interrupted")):
+        noted.write_text(json.dumps(metrics(run) | {"status": "running"}))
+        capsys.readouterr()
+        with pytest.raises(SystemExit), experiment.noting_ranks() as notice:
+            notice.folder = run
+            notice.has_result = has_result  # it has noted and said it itself
+            raise SystemExit(128 + signal.SIGINT)
+        assert metrics(run)["status"] == status
+        said = "" if has_result else f"interrupted; to continue: python train.py resume={run}\n"
+        assert capsys.readouterr().out == said
 
 
 def test_threads_are_divided_among_the_processes_of_a_machine(some_config, monkeypatch):

@@ -185,6 +185,7 @@ def test_evaluate_says_what_the_run_said(train, run_script, here):
         ("sample", "max_new_tokens=5", ["max_new_tokens", "did you mean max_tokens?"]),
         ("explain", "out=", ["out=: is empty"]),
         ("evaluate", "run=", ["run=: is empty"]),
+        ("benchmark", "startup startup", ["startup: is given 2 times"]),
         ("evaluate", "split=test", ["split=test", "train, val"]),
         ("evaluate", "split=all", ["split=all", "train, holdout, val, test"]),
         ("evaluate", "data=file path=nowhere", ["path=nowhere", "no file there"]),

@@ -579,6 +579,34 @@ def test_a_signal_to_all_processes_of_the_launchers_group_leaves_the_server_alon
     assert os.getpgid(0) != number
 
 
+def test_a_signal_to_the_server_before_it_hears_any_waits_and_reaches_no_cell():
+    """It would end in a traceback of Python's, which begins."""
+    asked = signal.SIGINT, signal.SIGHUP
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    with server.blocked(*asked):
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before | {*asked}
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+    assert not {*asked} & server.call(signal.pthread_sigmask, signal.SIG_BLOCK, ())
+
+
+def test_a_process_that_a_program_forks_has_a_server_of_its_own():
+    """It can neither ask that of its parent nor end it."""
+    from multiprocessing import forkserver
+
+    server.context()
+    number = forkserver._forkserver._forkserver_pid
+    child = os.fork()
+    if child == 0:
+        server.end_server()
+        is_anew = (
+            forkserver._forkserver._forkserver_pid is None
+            and not server.context.cache_info().currsize
+        )
+        os._exit(0 if is_anew else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert forkserver._forkserver._forkserver_pid == number and server.call(os.getppid) == number
+
+
 def test_the_path_of_the_library_may_be_written_in_two_ways(here, sweep, monkeypatch):
     """As ../train.py is: the processes of the cells find the same folder by another path."""
     twisted = partial(Sweep, library=LIBRARY / ".." / LIBRARY.name)

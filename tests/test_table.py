@@ -584,6 +584,20 @@ def test_runs_that_ended_before_their_time_are_said(here, capsys):
     assert f"callback asked: {where}." in shown
 
 
+@pytest.mark.parametrize("status", ["running", "interrupted", "failed", "finished", "diverged"])
+def test_runs_that_ended_before_they_noted_a_step_have_a_page(sweep, here, capsys, status):
+    """As after a kill, or for lack of memory: only what is known before the first step is noted."""
+    shutil.copytree(sweep, "runs")
+    for noted in Path("runs").rglob("metrics.json"):
+        known = json.loads(noted.read_text())
+        numbers = {"step", "tokens", "flops", "train_seconds", "tokens_per_second"}
+        left = {key: known[key] for key in known if "/" not in key and key not in numbers}
+        noted.write_text(json.dumps(left | {"status": status}))
+    script("compare").main(["runs"])
+    assert Path("runs/report.html").exists()
+    assert set(load_runs("runs")["step"]) == {0}
+
+
 def test_a_record_does_not_change_what_the_configuration_says(sweep, here):
     shutil.copytree(sweep, here / "s")
     record = next((here / "s").glob("seed=0,lr=1,*")) / "metrics.json"

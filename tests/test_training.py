@@ -5,6 +5,7 @@ import itertools
 import math
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from lmlab.errors import UserError
 from lmlab.inference import evaluations, loss
 from lmlab.runs import checkpoints
 from lmlab.runs import folder as runs
-from lmlab.training import experiment, optimizers
+from lmlab.training import experiment, optimizers, resumption
 from lmlab.training.optimizers import learning_rate
 from tests.conftest import NANO, config, history, metrics, weights
 
@@ -311,6 +312,22 @@ def test_max_minutes_ends_a_run_if_it_comes_first(train, capsys):
     said = f"max_minutes=0.02: over at step {numbers['step']} of 100000\n"
     assert said in capsys.readouterr().out and said in (run / "train.log").read_text()
     assert max(history(run, "val/loss")) == numbers["step"]
+
+
+@pytest.mark.parametrize(
+    ("step", "max_minutes", "words"),
+    [
+        (400, None, "max_steps=800"),
+        (400, 1, "max_steps=800"),
+        (400, 0.02, "max_steps=800 max_minutes=0.06"),  # of which 0.03 are over
+        (100, 0.02, "max_minutes=0.06"),
+        (100, 0.03, "max_minutes=0.06"),
+        (100, None, "a callback ended it, so another patience="),
+    ],
+)
+def test_a_finished_run_names_all_that_lets_it_go_on(some_config, step, max_minutes, words):
+    run = replace(some_config.run, max_steps=400, max_minutes=max_minutes)
+    assert resumption.what_continues({"step": step, "train_seconds": 1.8}, run) == words
 
 
 def test_a_folder_that_is_moved_while_the_run_goes_on_is_not_made_again(here, capsys, monkeypatch):

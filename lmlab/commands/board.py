@@ -93,12 +93,18 @@ def main(argv: list[str]) -> None:
 
 
 def check_port(port: int | None) -> None:
-    """Raises UserError if another program listens at the port."""
+    """Raises UserError if the board cannot listen at the port."""
     if port is None:
         return
     with socket.socket() as probe:
-        if probe.connect_ex(("localhost", port)) == 0:
-            raise UserError(f"port={port}: is in use; allowed is a free one, or null to find one")
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the board's server does
+        try:
+            probe.bind(("localhost", port))
+        except OSError as error:
+            raise UserError(
+                f"port={port}: cannot be used ({error.strerror}); allowed is a free one, or null to "
+                "find one"
+            ) from None
 
 
 @contextmanager

@@ -10,6 +10,7 @@ with suppress(PermissionError):  # of a group of its own already
     os.setsid()
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGHUP))  # since its start
 
 import importlib  # noqa: E402
 import sys  # noqa: E402

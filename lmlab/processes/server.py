@@ -44,8 +44,9 @@ def start_server(preload: list[str]) -> Any:
 
     The server imports torch in the background, for some seconds. On macOS processes cannot be
     forked, so each process imports everything again. Raises UserError in a process that may have no
-    children.
+    children, and as `ranks.check_variables` does.
     """
+    ranks.check_variables()
     if multiprocessing.current_process().daemon:
         raise UserError(
             "this is a daemonic process, such as a worker of multiprocessing.Pool, which may start no "
@@ -57,7 +58,7 @@ def start_server(preload: list[str]) -> Any:
     # Threads of OpenBLAS in the server would be missing in the processes forked from it.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     os.environ.setdefault(*ranks.QUIET)
-    from multiprocessing import forkserver
+    from multiprocessing import forkserver, resource_tracker
 
     open_streams()
     forking = multiprocessing.get_context("forkserver")
@@ -66,11 +67,36 @@ def start_server(preload: list[str]) -> Any:
     # Else the server would look for modules in the working folder first.
     safe_path = os.environ.get("PYTHONSAFEPATH", "")
     os.environ["PYTHONSAFEPATH"] = "1"
-    with without_main():
+    resource_tracker.ensure_running()  # which the server would start, and which unblocks Ctrl-C
+    with without_main(), blocked(signal.SIGINT, signal.SIGHUP):
         forkserver.ensure_running()
     os.environ["PYTHONSAFEPATH"] = safe_path
     atexit.register(end_server)
     return forking
+
+
+@contextmanager
+def blocked(*numbers: signal.Signals) -> Iterator[None]:
+    """A context in which signals wait, also in a process that starts in it, until it unblocks them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def forget_server() -> None:
+    """Lets a process that a program has forked start a server of its own: this one is its parent's."""
+    context.cache_clear()
+    forkserver = sys.modules.get("multiprocessing.forkserver")
+    if forkserver is None or forkserver._forkserver._forkserver_pid is None:
+        return
+    own = forkserver._forkserver
+    os.close(own._forkserver_alive_fd)  # the server ends when nobody has it open
+    own._forkserver_address = own._forkserver_alive_fd = own._forkserver_pid = None
+
+
+os.register_at_fork(after_in_child=forget_server)
 
 
 def end_server() -> None:

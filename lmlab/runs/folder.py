@@ -175,7 +175,7 @@ class RunDirectory:
         events = {}
         for path in (self.path / "history.jsonl", *self.path.glob(EVENTS)):
             with open(path, "rb") as file:
-                os.fsync(file.fileno())
+                files.sync(file.fileno())
                 events[path.name] = os.fstat(file.fileno()).st_size
         return {"history_bytes": events.pop("history.jsonl"), "events": events}
 

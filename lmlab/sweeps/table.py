@@ -158,7 +158,8 @@ def load_run(path: Path) -> Row:
         configuration["data"] += f" {configuration.pop('path')}"
     if config.data.test_fraction and (path / "evaluations.jsonl").exists():
         metrics |= tested(path, noted)
-    defaults = {"reason": reason(metrics)} | dict.fromkeys(numbers_where("ranks"))
+    # A run that ended before it noted anything has made no step.
+    defaults = {"reason": reason(metrics), "step": 0} | dict.fromkeys(numbers_where("ranks"))
     label = metrics.get("label") or f"{path.parent.name}/{path.name}"
     code = SameCode(path.parent / ".sweep").name(code_of(noted))
     names = {"path": str(path), "group": group, "label": label, "code": code}

@@ -177,7 +177,7 @@ def resume(path: Path, config: Config, command: str, watch: Watch | None = None)
         over = saved is not None and is_over(saved, config, has_steps)
         if saved is not None and over and is_complete(metrics, config):
             can_go_on = has_steps and "cell" not in metrics  # a cell is identified by its end, too
-            directory.say(finished_already(path, saved, config.run.max_minutes, can_go_on, asked))
+            directory.say(finished_already(path, saved, config.run, can_go_on, asked))
             return "finished"
         start = saved or state.UNTRAINED | {
             "data_sha256": text_sha256(metrics, path),
@@ -222,6 +222,11 @@ def noting_ranks(path: Path | None = None, is_cell: bool = False) -> Iterator[la
     notice = launch.Notice(path)
     try:
         yield notice
+    except SystemExit:
+        if notice.folder is not None and not notice.has_result:
+            with suppress(UserError):  # on a full disk, or in a folder that was damaged meanwhile
+                note_signal(notice.folder, is_cell)
+        raise
     except UserError as error:
         path = notice.folder
         if path is None or not (path / "metrics.json").exists():
@@ -237,6 +242,14 @@ def noting_ranks(path: Path | None = None, is_cell: bool = False) -> Iterator[la
         raise UserError(
             f"{error}; to continue from the last checkpoint: {command_of('train', resume=path)}"
         ) from None
+
+
+def note_signal(path: Path, is_cell: bool) -> None:
+    """Notes that a signal has ended the run at `path`, which rank 0 could not, and says how it goes on."""
+    metrics = read_metrics(path) | {"status": "interrupted"}
+    files.write(path / "metrics.json", to_json(metrics, indent=2).encode())
+    if not is_cell:
+        print(f"interrupted; to continue: {command_of('train', resume=path)}")
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from lmlab.training import distributed
 STOPPING = "stopping as soon as all is saved; once more stops at once"  # after the first signal
 POLL = 0.1  # seconds after which the ranks are looked at, also if none has ended
 GRACE = 10  # seconds in which a rank ends after another has failed
+UNKNOWN = 255  # what multiprocessing says of a process if the server that forked it has ended
 HOST = "localhost"
 
 # What a rank tells its starter, each with a value.
@@ -45,9 +46,13 @@ class RankFailed(UserError):
 
 @dataclass
 class Notice:
-    """Which folder the run of the ranks has; None as long as it has none."""
+    """What is known of the run of the ranks when they have ended, also if one has failed."""
 
     folder: Path | None = None
+    """Its folder; None as long as it has none."""
+
+    has_result: bool = False
+    """Whether rank 0 has ended by itself, and so has noted in the folder how."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +149,7 @@ def launch(
 ) -> Any:
     """Calls `function` in rank 0 of so many new processes, and returns what it returns.
 
-    The folder that a new run gets is noted in `notice`, also if a rank fails.
+    What is known of the run then is noted in `notice`.
 
     Raises UserError for a model or another part that a program has registered itself, which those
     processes do not have. Raises the function's UserError, UserError if a rank fails, and
@@ -161,8 +166,9 @@ def launch(
     try:
         return crew.run(task)
     finally:
-        if notice is not None and crew.folder is not None:
-            notice.folder = crew.folder
+        if notice is not None:
+            notice.folder = crew.folder or notice.folder
+            notice.has_result = crew.has_result
 
 
 class Crew:
@@ -252,6 +258,12 @@ class Crew:
         """The folder that a new run has got, or None."""
         return self.ranks[0].said.get(FOLDER) if self.ranks else None
 
+    @property
+    def has_result(self) -> bool:
+        """Whether rank 0 has ended by itself, not by a signal or since another rank was gone."""
+        note = self.ranks[0].note if self.ranks else None
+        return note is not None and not note.is_lost
+
     def send(self, number: int) -> None:
         """Sends a signal to all ranks that have not ended."""
         for rank in self.ranks:
@@ -291,11 +303,17 @@ def end_of(status: int, is_hung: bool) -> str:
     if is_hung:
         minutes = ranks.HANG.total_seconds() / 60
         return f"did not answer for {minutes:g} minutes, and was ended"
+    if status == UNKNOWN:
+        return "was lost: the server that starts processes has ended"
     if status >= 0:
         return f"ended with exit status {status}"
     name = signal.Signals(-status).name
-    memory = "; the system does so if memory runs out" if name == "SIGKILL" else ""
-    return f"was killed by {name}{memory}"
+    why = ""
+    if name == "SIGKILL":
+        why = "; the system does so if memory runs out"
+    if name == "SIGSEGV" and os.environ.get("TORCH_DISTRIBUTED_DEBUG") == "DETAIL":
+        why = "; torch 2.13 does so by itself with TORCH_DISTRIBUTED_DEBUG=DETAIL"
+    return f"was killed by {name}{why}"
 
 
 class Relay:

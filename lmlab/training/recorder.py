@@ -309,12 +309,14 @@ class Recorder(Callback):
     def check_equal(self, module: LanguageModule) -> None:
         """Raises UserError unless all ranks have the same weights. It compares their sums."""
         own = sum(float(weight.detach().double().sum()) for weight in module.parameters())
-        for rank, other in enumerate(self.ranks.gather(own)):
-            if other != own:
+        sums = self.ranks.gather(own)
+        for rank, other in enumerate(sums):
+            are_no_numbers = math.isnan(other) and math.isnan(sums[0])
+            if other != sums[0] and not are_no_numbers:
                 raise UserError(
                     f"{plugins.named_plugins()}after step {self.meter.step} rank {rank} has other weights than "
-                    f"rank {self.ranks.rank}: all of them must change the weights alike, without random "
-                    "numbers or times of their own"
+                    "rank 0: all of them must change the weights alike, without random numbers or times "
+                    "of their own"
                 )
 
     def on_load_checkpoint(

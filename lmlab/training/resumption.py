@@ -9,8 +9,8 @@ import pytorch_lightning as pl
 import torch
 
 from lmlab import plugins
-from lmlab.config.check import Config
-from lmlab.config.keys import marked
+from lmlab.config.check import Config, spelled
+from lmlab.config.keys import RunConfig, marked
 from lmlab.errors import UserError, reason_of
 from lmlab.isolation import random_numbers_kept
 from lmlab.markers import LAST_BITS
@@ -81,11 +81,11 @@ def is_out_of_time(saved: dict[str, Any], max_minutes: float | None) -> bool:
 def finished_already(
     path: Path,
     saved: dict[str, Any],
-    max_minutes: float | None,
+    run: RunConfig,
     can_go_on: bool,
     asked: dict[str, Any],
 ) -> str:
-    """Returns the message for a finished run, with the key that would continue it.
+    """Returns the message for a finished run, with the keys that would continue it.
 
     `asked` are the keys that got other values, which have no effect any more.
     """
@@ -93,15 +93,26 @@ def finished_already(
     line = f"{path}: finished already"
     if step > 0:
         line += f", at step {step}"
-    if can_go_on and max_minutes is not None and is_out_of_time(saved, max_minutes):
-        line += f"; max_minutes={2 * max_minutes:g} would continue it"
-    elif can_go_on and saved.get("ended_by_callback"):
-        line += "; a callback ended it, so another patience= would continue it"
-    elif can_go_on:
-        line += f"; max_steps={2 * step} would continue it"
+    if can_go_on:
+        line += f"; {what_continues(saved, run)} would continue it"
     if asked:
-        line += f"; {', '.join(f'{k}={v}' for k, v in asked.items())}: without effect here"
+        values = ", ".join(f"{key}={spelled(value)}" for key, value in asked.items())
+        line += f"; {values}: without effect here"
     return line
+
+
+def what_continues(saved: dict[str, Any], run: RunConfig) -> str:
+    """Returns the keys with which a finished run goes on, with values that would do."""
+    step = saved["step"]
+    needed = []
+    if step >= run.max_steps:
+        needed.append(f"max_steps={2 * step}")
+    if run.max_minutes is not None and is_out_of_time(saved, run.max_minutes):
+        made = saved["train_seconds"] / 60
+        needed.append(f"max_minutes={2 * max(made, run.max_minutes):.2g}")
+    if not needed:
+        return "a callback ended it, so another patience="
+    return " ".join(needed)
 
 
 def other_values(path: Path, config: Config) -> dict[str, Any]:
