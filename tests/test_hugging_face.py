@@ -212,7 +212,7 @@ def test_a_model_that_transformers_lacks_is_written_as_it_is(here, train, capsys
         ("modern positions=learned", "positions=learned; NanoChat needs positions=rotary"),
     ):
         run = train(
-            f"{LINE if 'modern' in model else LINE.split('n_layer')[0]} model={model} name=x"
+            f"{LINE if 'modern' in model else LINE.split('n_layer')[0]} model={model} max_steps=3 name=x"
         )
         capsys.readouterr()
         script("export").main([f"run={run}", f"out={model[:3]}", "checkpoint=last"])

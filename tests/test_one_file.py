@@ -388,7 +388,7 @@ def test_a_decoder_that_fails_late_harms_the_samples_alone_and_is_shown(here, tr
     name = plugin(here, WORDS.replace(last, LATE + last))
     (here / "text.txt").write_text("It was late when the words came.\n" * 40)
     line = LINE.replace("data=sentence", "data=file path=text.txt")
-    run = train(f"{line} plugin={name} tokenizer=words most=20 model=bigram")
+    run = train(f"{line} plugin={name} tokenizer=words most=20 model=bigram max_steps=20")
     said = capsys.readouterr().err
     why = f"ValueError: too late (plugin={name}: decode failed at own.py:"
     assert metrics(run)["status"] == "finished"

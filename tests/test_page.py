@@ -532,7 +532,7 @@ def noted_in_browser(page_file, probe):
     content = page_file.read_text(encoding="utf-8")
     page_file.write_text(content.replace("</body>", probe + "</body>"), encoding="utf-8")
     arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0"]
-    arguments += ["--virtual-time-budget=100000", "--dump-dom", page_file.resolve().as_uri()]
+    arguments += ["--virtual-time-budget=1000000", "--dump-dom", page_file.resolve().as_uri()]
     done = subprocess.run([CHROMIUM, *arguments], capture_output=True, text=True, timeout=120)
     found = re.search(r'data-result="(.*?)"[ >]', done.stdout, re.S)
     assert found and "CONSOLE" not in done.stderr, done.stderr

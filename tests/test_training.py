@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
-from lmlab import files
+from lmlab import files, machine
 from lmlab.commands import train as cli
+from lmlab.config import overrides
 from lmlab.data.batches import Batches
 from lmlab.data.splits import Splits
 from lmlab.data.tokenizers import CharTokenizer
@@ -24,6 +25,7 @@ from lmlab.inference import evaluations, loss
 from lmlab.runs import checkpoints
 from lmlab.runs import folder as runs
 from lmlab.training import experiment, optimizers, resumption
+from lmlab.training.memory import memory_of_step
 from lmlab.training.optimizers import learning_rate
 from tests.conftest import NANO, config, history, metrics, weights
 
@@ -312,6 +314,23 @@ def test_max_minutes_ends_a_run_if_it_comes_first(train, capsys):
     said = f"max_minutes=0.02: over at step {numbers['step']} of 100000\n"
     assert said in capsys.readouterr().out and said in (run / "train.log").read_text()
     assert max(history(run, "val/loss")) == numbers["step"]
+
+
+def test_the_memory_of_a_step_has_what_an_optimizer_keeps_and_grows_with_the_batch(here):
+    def memory(optimizer, rows):
+        line = f"model=bigram device=cpu precision=32-true {optimizer}"
+        config, _ = overrides.resolved(tuple(line.split()))
+        return memory_of_step(machine.resolve(config), V, rows)
+
+    V, count = 60, 4  # tokens, and bytes of the number of the step
+    kept = {"sgd momentum=0": 0, "sgd momentum=0.9": 4 * V**2, "adamw": 8 * V**2 + count}
+    for rows in (1, 16):
+        least = memory("optimizer=sgd momentum=0", rows)
+        assert least > 2 * 4 * V**2  # weights and gradients
+        for optimizer, size in kept.items():
+            assert memory(f"optimizer={optimizer}", rows) == least + size
+    by_rows = [memory("optimizer=adamw", rows) for rows in (8, 16, 24)]
+    assert by_rows[2] - by_rows[1] == by_rows[1] - by_rows[0] > 0
 
 
 @pytest.mark.parametrize(

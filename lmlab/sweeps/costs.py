@@ -63,18 +63,19 @@ def costs(cells: list[Cell]) -> dict[str, Cost]:
     checkpoints: dict[tuple[object, ...], int] = {}
     estimates = {}
     for cell in cells:
-        shape = shape_of(cell)
         text = source_of(cell.config).text
         if cell.config.model.has_steps:
+            vocab_size = text.tokenizer.vocab_size
+            shape = shape_of(cell, vocab_size)
             if shape not in speeds:
                 with measuring(cell):
                     speeds[shape] = speed_of_steps(cell)
-            vocab_size = text.tokenizer.vocab_size
             kept = repr(cell.config.model), *state_key(cell.config.optimizer), vocab_size
             if kept not in checkpoints:
                 checkpoints[kept] = checkpoint_bytes(cell, vocab_size)
             estimates[cell.hash] = cost_of_steps(cell, speeds[shape], text, checkpoints[kept])
         else:
+            shape = shape_of(cell, *source_key(cell.config))
             if shape not in speeds:
                 speeds[shape] = speed_of_counting(cell, text)
             size = COUNTED_BYTES * cell.tokens + FOLDER_REST
@@ -103,8 +104,11 @@ def check_memory(needed: int | None, device: torch.device) -> None:
         )
 
 
-def shape_of(cell: Cell) -> tuple[object, ...]:
-    """Returns all that the speed of a cell depends on. A step takes as long at any learning rate."""
+def shape_of(cell: Cell, *text: object) -> tuple[object, ...]:
+    """Returns all that the speed of a cell depends on, and of its text `text`.
+
+    A step takes as long at any learning rate, and on any text of as many different tokens.
+    """
     config = cell.config
     optimizer = {
         key: value for key, value in vars(config.optimizer).items() if not isinstance(value, float)
@@ -118,7 +122,7 @@ def shape_of(cell: Cell) -> tuple[object, ...]:
         config.run.threads,
         config.device,
         config.choices["device"],
-        *source_key(config),
+        *text,
     )
 
 

@@ -9,13 +9,11 @@ from lmlab.models.base import build_model
 from lmlab.training.optimizers import build_optimizer
 from lmlab.training.step import cross_entropy
 
-STEPS = 2  # the second one finds the optimizer's state
-
 
 def memory_of_step(config: Config, vocab_size: int, rows: int) -> int | None:
     """Returns the most bytes that weights, gradients, optimizer and a batch of `rows` take at once.
 
-    Torch counts them in steps with tensors that have shapes and no numbers, as on a CPU. A copy of
+    Torch counts them in a step with tensors that have shapes and no numbers, as on a CPU. A copy of
     the gradients is added where several processes exchange them. Returns None for a model that
     needs the numbers.
     """
@@ -33,18 +31,25 @@ def tracked(config: Config, vocab_size: int, rows: int) -> int:
     model = build_model(config.model, vocab_size)
     optimizer = build_optimizer(model, config.optimizer, precision)
     idx = torch.zeros(rows, config.model.block_size, dtype=torch.long)
+    make_state(model, optimizer)
     tracker = MemTracker()
     tracker.track_external(model, optimizer)
     with tracker:
-        for _ in range(STEPS):
-            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
-                loss = cross_entropy(model, idx, idx)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            tracker.reset_mod_stats()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
+            loss = cross_entropy(model, idx, idx)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
     (peak,) = tracker.get_tracker_snapshot("peak").values()
     exchanged = 0
     if config.device.processes > 1:
         exchanged = sum(weight.nbytes for weight in model.parameters())
     return int(peak["Total"]) + exchanged
+
+
+def make_state(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Lets an optimizer make the state that it has from its first step on."""
+    for weight in model.parameters():
+        weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    optimizer.zero_grad()
