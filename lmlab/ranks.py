@@ -23,6 +23,7 @@ PORTS = range(15_000, 30_000)  # on one of which rank 0 listens, under Slurm
 HANG = timedelta(minutes=10)  # of a rank that does not answer within a step
 PATIENCE = timedelta(days=365)  # for what rank 0 does alone, such as evaluations of a person's own
 LATE_WORDS = ("timed out", "timeout")  # what torch and gloo say of a rank that does not answer
+NO_ADDRESS = "Unable to find address for"  # what gloo says of a network interface that is not there
 LOST_WORDS = (
     *LATE_WORDS,
     "connection closed",
@@ -239,6 +240,21 @@ def talking() -> Iterator[None]:
 
 
 @contextmanager
+def finding_interfaces() -> Iterator[None]:
+    """A context in which a network interface that is not there is a UserError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if NO_ADDRESS not in str(error):
+            raise
+        name = os.environ.get("GLOO_SOCKET_IFNAME", "")
+        raise UserError(
+            f"GLOO_SOCKET_IFNAME={name}: this variable of the environment needs the name of a network "
+            "interface of this machine"
+        ) from None
+
+
+@contextmanager
 def joined(own: Place) -> Iterator[Ranks]:
     """A context in which this process is connected with the others of its run.
 
@@ -253,7 +269,7 @@ def joined(own: Place) -> Iterator[Ranks]:
         torch.cuda.set_device(own.local_rank)
     if own.starter == "srun":
         set_place_of_slurm(own)
-    with talking():
+    with talking(), finding_interfaces():
         dist.init_process_group(backend, rank=own.rank, world_size=own.size, timeout=HANG)
         ranks = ConnectedRanks(own)
     HERE.append(ranks)

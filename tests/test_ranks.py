@@ -650,6 +650,20 @@ def test_a_variable_of_a_rank_that_holds_no_number_is_refused(
     assert not (here / "outputs").exists()
 
 
+def test_a_network_interface_that_is_not_there_is_named(monkeypatch):
+    alone = ranks.Place(rank=0, size=1, local_rank=0, starter="lmlab")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    for key, value in ranks.variables(alone, "localhost", port).items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE")  # the store is in this process, too
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nix0")
+    with pytest.raises(UserError, match="GLOO_SOCKET_IFNAME=nix0: "), ranks.joined(alone):
+        pass
+    assert ranks.here() is ranks.ALONE
+
+
 def test_a_run_that_a_signal_ends_before_rank_0_hears_it_says_how_it_goes_on(run, capsys):
     """Rank 0 hears signals when the training begins, and has the folder before."""
     noted = run / "metrics.json"
