@@ -667,16 +667,20 @@ def test_a_network_interface_that_is_not_there_is_named(monkeypatch):
 def test_a_run_that_a_signal_ends_before_rank_0_hears_it_says_how_it_goes_on(run, capsys):
     """Rank 0 hears signals when the training begins, and has the folder before."""
     noted = run / "metrics.json"
-    for has_result, status in ((True, "running"), (False, "interrupted")):
-        noted.write_text(json.dumps(metrics(run) | {"status": "running"}))
+    for has_result, before, status in (
+        (True, "running", "running"),
+        (False, "running", "interrupted"),
+        (False, "finished", "finished"),  # it was to be made longer
+    ):
+        noted.write_text(json.dumps(metrics(run) | {"status": before}))
         capsys.readouterr()
         with pytest.raises(SystemExit), experiment.noting_ranks() as notice:
             notice.folder = run
             notice.has_result = has_result  # it has noted and said it itself
             raise SystemExit(128 + signal.SIGINT)
         assert metrics(run)["status"] == status
-        said = "" if has_result else f"interrupted; to continue: python train.py resume={run}\n"
-        assert capsys.readouterr().out == said
+        said = f"interrupted; to continue: python train.py resume={run}\n"
+        assert capsys.readouterr().out == (said if status == "interrupted" else "")
 
 
 def test_threads_are_divided_among_the_processes_of_a_machine(some_config, monkeypatch):

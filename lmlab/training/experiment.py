@@ -245,8 +245,13 @@ def noting_ranks(path: Path | None = None, is_cell: bool = False) -> Iterator[la
 
 
 def note_signal(path: Path, is_cell: bool) -> None:
-    """Notes that a signal has ended the run at `path`, which rank 0 could not, and says how it goes on."""
-    metrics = read_metrics(path) | {"status": "interrupted"}
+    """Notes that a signal has ended the run at `path`, which rank 0 could not, and says how it goes on.
+
+    A finished run that was to be made longer stays as it is.
+    """
+    metrics = read_metrics(path)
+    if metrics.get("status") != "interrupted":  # as which it is read if it says running
+        return
     files.write(path / "metrics.json", to_json(metrics, indent=2).encode())
     if not is_cell:
         print(f"interrupted; to continue: {command_of('train', resume=path)}")
