@@ -2,6 +2,7 @@
 table.
 """
 
+import errno
 import fcntl
 import itertools
 import json
@@ -26,7 +27,7 @@ from lmlab.errors import UserError
 from lmlab.processes import server
 from lmlab.runs import folder as runs
 from lmlab.runs.code import LIBRARY, own_code
-from lmlab.sweeps import cells, costs, load_runs, table, worker
+from lmlab.sweeps import cells, costs, load_runs, report, table, worker
 from lmlab.sweeps.cells import Sweep
 from lmlab.sweeps.listed import submission_errors
 from tests.conftest import ROOT, content, history, metrics, refused
@@ -577,6 +578,29 @@ def test_a_signal_to_all_processes_of_the_launchers_group_leaves_the_server_alon
     number = forkserver._forkserver._forkserver_pid
     wait_for(lambda: os.getpgid(number) == number)
     assert os.getpgid(0) != number
+
+
+def test_failures_that_cannot_be_noted_are_said_whatever_the_report_says(
+    here, sweep, monkeypatch, capfd
+):
+    """The disk fails for the launcher, which has to note that it ended the cells."""
+
+    def fails(descriptor):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fails)
+    line = BIGRAM + "max_steps=20000 seed=0,1 name=s hydra.launcher.time_limit=0.0001"
+
+    def no_report(*_):
+        raise UserError("no run there")
+
+    for finish in (report.finish, no_report):
+        monkeypatch.setattr(report, "finish", finish)
+        capfd.readouterr()
+        assert sweep(line) != 0
+        said = capfd.readouterr().err
+        found = re.findall(r"^error: seed=(\d): failed, and .*Input/output error", said, re.M)
+        assert sorted(found) == ["0", "1"], said
 
 
 def test_a_signal_to_the_server_before_it_hears_any_waits_and_reaches_no_cell():

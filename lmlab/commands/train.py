@@ -492,7 +492,8 @@ def run_sweep(asked: Asked, sweep: Sweep, flags: list[str], overrides: list[str]
             )
         all_ended = True
         try:
-            if sweep.cells() or not task.notes:  # else all runs of a search are in other folders
+            # Without cells all runs of a search are in other folders, or none could be made.
+            if sweep.cells() or not (task.notes or task.faults):
                 all_ended = report.finish(sweep, asked.launcher)
         except KeyboardInterrupt:
             tell(
@@ -500,10 +501,11 @@ def run_sweep(asked: Asked, sweep: Sweep, flags: list[str], overrides: list[str]
                 f"{command('compare')} {sweep.folder}, writes it"
             )
             raise
-        for line in task.notes:
-            print(line)
-        for line in task.faults:
-            print(f"error: {line}", file=sys.stderr)
+        finally:  # whatever the report says
+            for line in task.notes:
+                print(line)
+            for line in task.faults:
+                print(f"error: {line}", file=sys.stderr)
         return all_ended and not task.faults
 
 
