@@ -196,6 +196,17 @@ def read(path: Path, limit: int, follow: bool = False) -> bytes:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 
 
+def read_text(path: Path, limit: int, shown: str) -> str:
+    """Returns the text of a file, which is `shown` in the message if it is not UTF-8.
+
+    Raises UserError then, and as `read` does.
+    """
+    try:
+        return read(path, limit).decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{shown}: byte {error.start} is not UTF-8 text") from None
+
+
 def seal(path: Path) -> Path:
     """Returns the path of the file that holds the checksum of `path`.
 

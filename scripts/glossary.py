@@ -23,6 +23,7 @@ with imports():
     from lmlab.errors import UserError
     from lmlab.markers import PathText
 
+LARGEST = 2**24  # bytes of a file that is read
 LINK = re.compile(r"\[`(.+)`\]\((\S+)#L(\d+)\)")
 
 
@@ -36,17 +37,9 @@ class Options:
 def main(argv: list[str]) -> None:
     """Writes the page and prints its path. Raises UserError."""
     page = Path(parse_script(Options, __doc__, argv).page)
-    text = read(page, f"page={page}")
+    text = files.read_text(page, LARGEST, f"page={page}")
     files.write(page, numbered(text, page.parent).encode())
     print(page)
-
-
-def read(path: Path, name: str) -> str:
-    """Returns the text of a file. Raises UserError, which begins with `name`, if it has none."""
-    try:
-        return files.read(path, 2**24).decode()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{name}: byte {error.start} is not UTF-8 text") from None
 
 
 def numbered(text: str, folder: Path) -> str:
@@ -57,7 +50,7 @@ def numbered(text: str, folder: Path) -> str:
 
     def renew(link: re.Match[str]) -> str:
         code, path, _ = link.groups()
-        lines = read(folder / path, path).splitlines()
+        lines = files.read_text(folder / path, LARGEST, path).splitlines()
         found = [n for n, line in enumerate(lines, start=1) if code in line]
         if len(found) != 1:
             raise UserError(f"{path}: `{code}` stands in {len(found)} of its lines, not in one")

@@ -67,10 +67,7 @@ def main(argv: list[str]) -> None:
 
 def text_of_page(page: Path) -> str:
     """Returns the text of a page that has a title. Raises UserError."""
-    try:
-        text = files.read(page, 2**24).decode()
-    except UnicodeDecodeError as error:
-        raise UserError(f"page={page}: byte {error.start} is not UTF-8 text") from None
+    text = files.read_text(page, 2**24, f"page={page}")
     if "\n\n" not in text:
         raise UserError(f"page={page}: needs a title, an empty line, and more")
     return text

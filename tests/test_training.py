@@ -349,6 +349,12 @@ def test_a_finished_run_names_all_that_lets_it_go_on(some_config, step, max_minu
     assert resumption.what_continues({"step": step, "train_seconds": 1.8}, run) == words
 
 
+def test_minutes_that_let_a_run_go_on_are_written_as_one_writes_them(some_config):
+    run = replace(some_config.run, max_steps=400, max_minutes=60)
+    saved = {"step": 100, "train_seconds": 3601.2}
+    assert resumption.what_continues(saved, run) == "max_minutes=120"
+
+
 def test_a_folder_that_is_moved_while_the_run_goes_on_is_not_made_again(here, capsys, monkeypatch):
     def move(*_):
         (run,) = (here / "outputs/bigram").iterdir()

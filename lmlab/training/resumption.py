@@ -109,7 +109,7 @@ def what_continues(saved: dict[str, Any], run: RunConfig) -> str:
         needed.append(f"max_steps={2 * step}")
     if run.max_minutes is not None and is_out_of_time(saved, run.max_minutes):
         made = saved["train_seconds"] / 60
-        needed.append(f"max_minutes={2 * max(made, run.max_minutes):.2g}")
+        needed.append(f"max_minutes={2 * max(made, run.max_minutes):.4g}")
     if not needed:
         return "a callback ended it, so another patience="
     return " ".join(needed)
