@@ -566,6 +566,13 @@ def test_metrics_that_are_none_are_named(run, capsys):
         refused(capsys, lambda: cli.main(["resume=run", "max_steps=30"]), ["metrics.json"])
 
 
+def test_a_run_without_losses_is_not_trained_again(run, here, capsys):
+    (run / "history.jsonl").write_text("")
+    before = content(here)
+    refused(capsys, lambda: cli.main(["replay=run"]), ["replay=run", "noted no losses"])
+    assert content(here) == before
+
+
 def test_changed_text_is_named(here, capsys):
     (here / "my.txt").write_text("The text of today. " * 20)
     cli.main([*SMALL_RUN.replace("data=sentence", "data=file path=my.txt").split(), "max_steps=6"])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lmlab import files, machine, numbers
 from lmlab.config.check import Config
+from lmlab.errors import UserError
 from lmlab.runs.code import code_of
 from lmlab.runs.folder import (
     read_history,
@@ -20,9 +21,12 @@ from lmlab.training import experiment
 def replay(path: Path, config: Config, command: str) -> bool:
     """Trains the run at `path` again in a new folder; returns whether all losses are the same bits.
 
-    If they are not, it prints the first step at which they differ.
+    If they are not, it prints the first step at which they differ. Raises UserError, before it
+    trains, if the run has no losses.
     """
     before = losses(path)
+    if not before:
+        raise UserError(f"replay={path}: that run has noted no losses; there is nothing to compare")
     sha256 = text_sha256(read_metrics(path), path)
     if config.run.max_minutes:  # as many steps as there was time for
         steps = max((step for step, *_ in before), default=1)
@@ -47,7 +51,7 @@ def replay(path: Path, config: Config, command: str) -> bool:
             more = len(before) - len(common)
             verdict += f"; {more} more cannot be compared, since that run was changed when resumed"
     else:
-        verdict = "that run has no losses to compare"
+        verdict = "no step of that run with a loss is one of this run"
     metrics = read_metrics(path)
     if parted and "changed" in metrics:
         verdict += f"; that run was changed when it was resumed: {metrics['changed']}"
