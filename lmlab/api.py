@@ -27,7 +27,7 @@ from lmlab.commands.door import check_working_folder
 from lmlab.commands.options import filled
 from lmlab.commands.own_choices import own_choices, typed_plugin
 from lmlab.commands.train import ONE_BY_ONE, Outcome, call
-from lmlab.config.grammar import typed_value
+from lmlab.config.grammar import DIVIDING, escaped, typed_value
 from lmlab.config.keys import marked
 from lmlab.errors import UserError, as_exceptions
 from lmlab.markers import ONCE
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
     from lmlab.models.base import LanguageModel
 
-ESCAPED = ("separator", "score_after")  # keys in whose texts a newline is typed as \\n
 SHOWN = (  # the numbers of a run in a notebook
     ("train/loss", ".4f"),
     ("val/loss", ".4f"),
@@ -210,8 +209,8 @@ def as_arguments(keys: dict[str, Any]) -> list[str]:
 def as_text(key: str, value: Any) -> str:
     """Returns a value as it would be typed. Raises UserError for an object that cannot be."""
     value = plain(value)
-    if key in ESCAPED and isinstance(value, str):
-        value = value.replace("\n", r"\n").replace("\t", r"\t")
+    if key in DIVIDING and isinstance(value, str):
+        value = escaped(value)
     return typed_value(key, value)
 
 

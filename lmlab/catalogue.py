@@ -418,6 +418,8 @@ class PatienceConfig:
 class SpikesConfig:
     """The key of the callback that leaves out steps with a far too large gradient."""
 
+    begin: ClassVar[int] = 20  # steps that are never left out: they show what is usual
+
     skip_spikes: Annotated[float | None, "(1, inf)", STEPWISE, Neutral(None)] = None
 
 

@@ -425,7 +425,7 @@ def schedule(name: str) -> Callable[[Thing], Thing]:
 def evaluation(
     *names: str, better: Literal["lower", "higher"] = "lower"
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Registers a function that every evaluation calls, and the numbers that it returns.
+    """Registers a function that every evaluation of a run calls, and the numbers that it returns.
 
     The function takes the model and the `Subject` of the evaluation, and returns named numbers,
     texts or pictures. `names` are those of its numbers that the leaderboard has and a search may

@@ -168,23 +168,51 @@ def stop_at_once(number: int) -> None:
 def ending_in_order() -> Iterator[None]:
     """A context in which a signal that would kill this process is SystemExit, as Ctrl-C is its error.
 
-    So temporary folders are removed, and the processes of a sweep ended.
+    So temporary folders are removed, and the processes of a sweep ended. If a library that was
+    interrupted raises another error in its place, the process ends as by the signal all the same.
     """
+    came: list[int] = []
 
-    def end(number: int, frame: FrameType | None) -> None:
+    def end(number: int, frame: FrameType | None = None) -> None:
+        came.append(number)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
         stop_at_once(number)
 
-    deadly = []
+    before: dict[int, Any] = {}
     if is_main_thread():  # only there Python allows it
         for number in stopping_signals():
-            if signal.getsignal(number) == signal.SIG_DFL:
-                deadly.append(number)
-                signal.signal(number, end)
+            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                before[number] = signal.signal(number, end)
+    try:
+        yield
+    except Exception:
+        if came:
+            end(came[0])
+        raise
+    finally:
+        for taken, handler in before.items():
+            signal.signal(taken, handler)
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """A context that no `stopping_signals` break off; those that come are handled at its end.
+
+    It is for short calls of libraries, which may raise other errors, or go on, if they are interrupted.
+    """
+    came: list[int] = []
+    before: dict[int, Any] = {}
+    if is_main_thread():  # only there Python allows it
+        for number in stopping_signals():
+            before[number] = signal.signal(number, lambda one, _: came.append(one))
     try:
         yield
     finally:
-        for number in deadly:
-            signal.signal(number, signal.SIG_DFL)
+        for taken, handler in before.items():
+            signal.signal(taken, handler)
+        for one in came:
+            signal.raise_signal(one)
 
 
 @contextmanager

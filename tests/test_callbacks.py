@@ -468,6 +468,30 @@ def test_a_callback_that_sets_the_learning_rate_is_told_that_it_has_no_effect(he
     plugin(here, code)
     run = train(f"{LINE} max_steps=8 plugin=own.py")
     (warning,) = metrics(run)["warnings"].split(" | ")
-    assert "plugin=own.py: a callback or the optimizer has changed its lr" in warning
-    assert capsys.readouterr().err.count("has changed its lr") == 1
+    assert (
+        "plugin=own.py: a callback has changed the optimizer's lr, which has no effect" in warning
+    )
+    assert capsys.readouterr().err.count("has changed the") == 1
     assert history(run, "val/loss") == history(train(f"{LINE} max_steps=8"), "val/loss")
+
+
+def test_an_optimizer_that_sets_its_own_learning_rate_is_said_to_have_stepped_with_it(here, train):
+    code = """
+        import torch
+        class Fixed(torch.optim.SGD):
+            def step(self, closure=None):
+                for group in self.param_groups:
+                    group["lr"] = 5.0
+                return super().step(closure)
+        class FixedConfig(lmlab.OptimizerConfig):
+            lr: float = 0.1
+        @lmlab.register.optimizer("fixed", FixedConfig)
+        def fixed(weights, config, precision):
+            return Fixed(weights.groups(0.0), lr=config.lr)
+        """
+    line = f"{LINE} model=bigram max_steps=8".replace("dropout=0.1", "")
+    run = train(f"{line} optimizer=fixed plugin={plugin(here, code)}")
+    (warning,) = metrics(run)["warnings"].split(" | ")
+    assert "the optimizer has set lr=5 in its own step" in warning and "no effect" not in warning
+    same = train(f"{line} optimizer=sgd lr=5 schedule=constant weight_decay=0")
+    assert history(run, "train/loss") == pytest.approx(history(same, "train/loss"))

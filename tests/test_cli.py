@@ -424,7 +424,7 @@ def test_a_glob_of_choices_is_a_sweep_over_those_that_fit(here, capsys, line, co
         ("batch_size=1000000000000", ["batch_size=1000000000000 block_size=32", "GB"]),
         ("batch_size=10000000000000000", ["batch_size=10000000000000000", "1,000,000,000,000"]),
         ("block_size=1000000000000", ["block_size=1000000000000", "characters of training text"]),
-        ("grad_accumulation=99999999999999999999999", ["grad_accumulation=9", "too large"]),
+        ("grad_accumulation=99999999999999999999999", ["grad_accumulation=9", "[1, 10000]"]),
     ],
 )
 def test_numbers_that_no_machine_takes_are_refused_before_the_run(here, capsys, line, words):
@@ -508,6 +508,28 @@ def test_a_fall_that_would_end_within_the_warm_up_is_told_once(here, capsys, typ
     said = capsys.readouterr().err
     assert said.count("\n") == is_idle
     assert ("warning: decay_steps=" in said and "the first has no effect" in said) == is_idle
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ("val_fraction=0 eval_tokens=9", "eval_tokens=9: has no effect, since val_fraction is 0"),
+        ("val_fraction=0 eval_tokens=null", ""),
+        ("val_fraction=0", ""),
+        ("eval_tokens=9", ""),
+        ("skip_spikes=2 max_steps=20", "skip_spikes=2 max_steps=20: the first has no effect"),
+        ("skip_spikes=2 max_steps=21", ""),
+        ("patience=2 eval_interval=5 max_steps=10", "max_steps=10: the first has no effect"),
+        ("patience=2 eval_interval=5 max_steps=11", ""),
+        ("patience=1 eval_interval=5 max_steps=3 -m seed=0,1", "the run has 0 evaluations between"),
+        ("model=ngram,bigram -m skip_spikes=2 max_steps=9", "skip_spikes=2 max_steps=9"),
+    ],
+)
+def test_what_a_run_is_too_short_for_is_told_once(here, capsys, typed, words):
+    line = f"model=bigram data=sentence val_fraction=0.2 {typed}".replace("-m", "")
+    overrides.checked(line.split(), multirun="-m" in typed)
+    said = [line for line in capsys.readouterr().err.splitlines() if "comes after" not in line]
+    assert len(said) == bool(words) and words in "".join(said)
 
 
 @pytest.mark.parametrize(("context", "is_longer"), [(8, False), (9, True)])

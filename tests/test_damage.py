@@ -566,6 +566,16 @@ def test_metrics_that_are_none_are_named(run, capsys):
         refused(capsys, lambda: cli.main(["resume=run", "max_steps=30"]), ["metrics.json"])
 
 
+def test_missing_events_are_named(run, capsys):
+    for path in run.glob("events.*"):
+        path.unlink()
+    cli.main(["resume=run", "max_steps=25"])
+    assert (
+        capsys.readouterr().err.count("is missing; TensorBoard shows what comes from here on") == 1
+    )
+    assert metrics(run)["step"] == 25 and [*run.glob("events.*")]
+
+
 def test_a_run_without_losses_is_not_trained_again(run, here, capsys):
     (run / "history.jsonl").write_text("")
     before = content(here)

@@ -1,3 +1,4 @@
+import errno
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
@@ -205,6 +206,20 @@ def test_tokens_made_with_something_left_out_are_not_those_of_the_text():
     assert tokenizer.decode(token_file(text, tokenizer, drop=True)) == "abc"
     with pytest.raises(UnknownCharacters):
         token_file(text, tokenizer)
+
+
+def test_tokens_are_read_whole_where_a_file_has_no_map(cache, monkeypatch, capfd):
+    text = Text(lambda: ["some text ", "without a map"])
+    mapped = token_file(text, CharTokenizer.train(text))
+
+    def refuse(*_, **__):
+        raise OSError(errno.ENODEV, "No such device")
+
+    monkeypatch.setattr(np, "memmap", refuse)
+    whole = token_file(text, CharTokenizer.train(text))
+    assert (whole == mapped).all() and whole.dtype == mapped.dtype and not whole.flags.writeable
+    said = capfd.readouterr().err
+    assert f"warning: {mapped.filename}: is read into memory" in said and "No such device" in said
 
 
 def test_a_damaged_token_file_is_made_anew(cache):

@@ -43,6 +43,35 @@ def records(n, length):
     return "".join(lines)
 
 
+@pytest.mark.parametrize(
+    ("key", "typed"),
+    [
+        *(
+            ("separator", x)
+            for x in ("~", "~/", "\u2028", "a\u2029", "\x85", "\r\n", "\r", "\n\n", "a b")
+        ),
+        ("score_after", "~"),
+        ("score_after", "\u2028"),
+    ],
+)
+def test_a_run_with_any_separator_is_opened_again(here, typed, key):
+    end = " " if key == "score_after" else ""
+    (here / "own.txt").write_bytes(f"b c{typed}b{end}".encode() * 60)
+    line = [
+        *f"{NANO} data=file path=own.txt test_fraction=0.2 max_steps=2".split(),
+        f"{key}={typed}",
+    ]
+    line += [f"separator={end}"] * bool(end)
+    cli.main([*line, "name=own"])
+    (run,) = (here / "outputs/own").iterdir()
+    assert unescaped(config(run)[key]) == typed
+    cli.main([f"resume={run}", "max_steps=3"])
+    evaluate.main([f"run={run}", "split=test"])
+    assert metrics(run)["step"] == 3
+    cli.main(["-m", *line, "seed=0,1", "name=sweep"])
+    assert (here / "outputs/sweeps/sweep/leaderboard.csv").exists()
+
+
 def test_records_of_equal_length_get_windows_at_offsets_of_their_own(train, here):
     """The loss on validation text, at another phase, is that of training. With one phase for an
     epoch it was far above it.

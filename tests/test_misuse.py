@@ -633,6 +633,72 @@ def test_an_evaluation_of_ones_own_changes_nothing_else(here, train, capsys):
     assert said.err.count("return 1 / 0") == 1  # the line of the plug-in, once
 
 
+MEDDLING = {  # what an evaluation does with the model, which is as before afterwards
+    "a new weight": "model.head.weight = nn.Parameter((model.head.weight.detach() * 16).round() / 16)",
+    "new weights everywhere": """
+        for part in model.modules():
+            for key, weight in part._parameters.items():
+                if weight is not None:
+                    part._parameters[key] = nn.Parameter(weight.detach() * 0)
+        """,
+    "another type": "model.to(torch.bfloat16)",
+    "another device": "model.to('meta')",
+    "pruned": """
+        from torch.nn.utils import prune
+        for part in model.modules():
+            if isinstance(part, nn.Linear):
+                prune.l1_unstructured(part, "weight", 0.5)
+        """,
+    "another head": "model.head = nn.Linear(16, 9)",
+    "an attribute": "model.head.forward = lambda x: x",
+    "torch's settings": """
+        torch.set_default_dtype(torch.float64)
+        torch.set_num_threads(2)
+        torch.set_grad_enabled(False)
+        """,
+}
+
+
+@pytest.mark.parametrize("kind", ["gpt_nano", "modern", "lstm"])
+@pytest.mark.parametrize("what", MEDDLING)
+def test_whatever_an_evaluation_does_with_the_model_it_is_as_before(
+    here, train, capsys, what, kind
+):
+    sizes = "n_embd=16" if kind == "lstm" else "n_layer=1 n_embd=16 n_head=2"
+    line = f"{LINE} model={kind} {sizes}".replace("model=bigram", "")
+    plain = train(line)
+    body = textwrap.indent(textwrap.dedent(MEDDLING[what]).strip(), " " * 8)
+    text = f"""
+    import torch
+    from torch import nn
+
+    @lmlab.register.evaluation()
+    def meddling(model, data):
+{body}
+        return {{"val/meddling": 1}}
+    """
+    capsys.readouterr()
+    own = train(f"{line} plugin={plugin(here, text)}")
+    for name in ("train/loss", "val/loss", "sample"):
+        assert history(own, name) == history(plain, name)
+    said = capsys.readouterr()
+    is_told = "the evaluation meddling changed weights" in said.err
+    assert is_told == (what not in ("an attribute", "torch's settings"))
+    assert said.err.count("warning: ") == said.err.count("changed weights")
+    assert re.search(r"val/meddling +1.0000", said.out)  # a whole number is one, too
+
+
+@pytest.mark.parametrize("returned", ['{"val/mine": 1} if data.step == 0 else {}', "{}"])
+def test_a_number_that_an_evaluation_lacks_at_the_end_is_named(here, train, capsys, returned):
+    text = f"""
+    @lmlab.register.evaluation()
+    def mine(model, data):
+        return {returned}
+    """
+    train(f"{LINE} plugin={plugin(here, text)}")
+    assert capsys.readouterr().err.count("val/mine: was declared, but") == 1
+
+
 ENDS = """
     import pytorch_lightning as pl
 

@@ -35,6 +35,31 @@ def plugin(folder, text, name="own.py"):
     return name
 
 
+@pytest.mark.parametrize("key", ["on", "yes", "null", "_x"])
+def test_a_key_of_ones_own_that_yaml_writes_in_quotes_is_read_again(here, train, key):
+    text = f"""
+        from torch import nn
+        class OwnConfig(lmlab.ModelConfig):
+            block_size: int = 8
+            {key}: bool = False
+        @lmlab.register.model("own", OwnConfig)
+        class Own(lmlab.LanguageModel):
+            def __init__(self, config, vocab_size):
+                super().__init__(config)
+                self.token_embedding = nn.Embedding(vocab_size, vocab_size)
+            def forward(self, idx):
+                return self.token_embedding(idx)
+        """
+    name = plugin(here, text)
+    run = train(f"{QUICK} plugin={name} model=own data=sentence val_fraction=0.2 {key}=true")
+    cli.main([f"resume={run}", "max_steps=5", f"plugin={name}"])
+    assert metrics(run)["step"] == 5 and config(run)[key] is True
+    train(
+        f"-m {QUICK} plugin={name} model=own data=sentence val_fraction=0.2 {key}=true,false name=s"
+    )
+    assert key in (here / "outputs/sweeps/s/leaderboard.csv").read_text().split("\n")[0].split(",")
+
+
 def test_a_run_with_a_model_a_text_and_a_measure_of_ones_own(lab, train, capsys):
     run = train(RNN)
     assert (config(run)["model"], config(run)["plugin"]) == ("rnn", "my_lab.py")

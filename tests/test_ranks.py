@@ -1,6 +1,7 @@
 """Several processes train one run: the same batches, the same losses, one writer, one end."""
 
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -35,7 +36,7 @@ from lmlab.models.base import build_model
 from lmlab.processes.server import context
 from lmlab.ranks import Ranks
 from lmlab.register import PRESENT
-from lmlab.terminal import Interrupted
+from lmlab.terminal import Interrupted, StopSignals
 from lmlab.training import experiment, launch
 from lmlab.training.recorder import Recorder
 from tests.conftest import ROOT, config, history, metrics, refused, weights
@@ -123,6 +124,20 @@ def losses(run):
         **history(run, "train/loss"),
         **{(step, 0): v for step, v in history(run, "val/loss").items()},
     }
+
+
+def test_ranks_that_wait_for_each_other_end_with_one_signal():
+    """In their call of C code they hear nothing, and there is nothing to save."""
+    crew = launch.Crew(2)
+    with crew.ended():
+        for _ in range(2):
+            process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+            process.start()
+            crew.ranks.append(launch.Rank(process, multiprocessing.Pipe(duplex=False)[0]))
+        stop = StopSignals("")
+        stop.receive(signal.SIGTERM, None)
+        crew.wait(stop)
+        assert [rank.process.exitcode for rank in crew.ranks] == [-signal.SIGTERM] * 2
 
 
 @pytest.mark.parametrize(

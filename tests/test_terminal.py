@@ -14,7 +14,8 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from lmlab import terminal
+from lmlab import registry, terminal
+from lmlab.config import composition
 from lmlab.errors import printable
 from lmlab.notebook import plain_console
 from lmlab.terminal import (
@@ -213,6 +214,41 @@ def test_output_that_a_full_disk_refuses_is_told_once(capfd):
     assert capfd.readouterr().err == (
         "warning: output: No space left on device; what is written there is lost\n"
     )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_is_what_ends_a_program_also_if_a_library_raises_something_else(number):
+    def interrupted():
+        try:
+            signal.raise_signal(number)
+        finally:
+            raise AttributeError("half built")
+
+    before = signal.getsignal(number)
+    with pytest.raises((KeyboardInterrupt, SystemExit)) as found, terminal.ending_in_order():
+        interrupted()
+    assert getattr(found.value, "code", 128 + number) == 128 + number
+    assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_signal_breaks_off_no_library_that_it_must_not(ends, monkeypatch):
+    """Hydra turned it into an error without a text, or one of its own."""
+    done = []
+    real = composition.hydra.compose
+
+    def compose(*arguments, **options):
+        signal.raise_signal(signal.SIGINT)
+        done.append(real(*arguments, **options))
+        if ends:
+            return done[0]
+        raise ValueError("")
+
+    monkeypatch.setattr(composition.hydra, "compose", compose)
+    registry.forget()
+    with pytest.raises(KeyboardInterrupt):
+        composition.compose(("model=bigram",))
+    assert len(done) == 1
 
 
 @pytest.mark.parametrize("runs_on", [False, True])

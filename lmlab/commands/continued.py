@@ -10,7 +10,7 @@ from hydra.core.override_parser.types import Override
 from lmlab import files
 from lmlab.config.check import Config, check_key, check_value, from_flat
 from lmlab.config.effects import check_step_keys
-from lmlab.config.grammar import is_signed, parse, quoted, typed_value
+from lmlab.config.grammar import DIVIDING, escaped, is_signed, parse, quoted, typed_value
 from lmlab.config.keys import (
     CHOICES,
     SweepConfig,
@@ -39,9 +39,9 @@ def literal(argument: str) -> str:
     if text == "null" or text[:1] in ("'", '"'):
         return argument
     has_blanks = text != text.strip()  # at its ends, which Hydra would take away
-    if key in ("separator", "score_after"):
+    if key in DIVIDING:
         is_quoted = has_blanks or not is_text(argument)
-        text = text.replace("\n", r"\n").replace("\t", r"\t")
+        text = escaped(text)
     elif key in ("path", "tokenizer_path", "name"):
         is_quoted = has_blanks or not is_text(argument)
     else:

@@ -27,8 +27,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import yaml
-
 from lmlab import files
 from lmlab.commands import archive
 from lmlab.commands.options import parse_script
@@ -155,7 +153,7 @@ def as_json(values: dict[str, Any]) -> bytes:
 
 def card(run: Run, model_type: str) -> str:
     """Returns the model card: what the model is, how to load it, its numbers, what made it."""
-    from lmlab.runs.folder import read_metrics
+    from lmlab.runs.folder import read_metrics, to_yaml
     from lmlab.runs.measured import numbers_of, shown
 
     noted = {} if run.is_foreign else read_metrics(run.path)
@@ -195,7 +193,7 @@ def card(run: Run, model_type: str) -> str:
     lines += ["", "| made by | |", "|---|---|"]
     lines += [f"| {name} | {in_cell(noted[name])} |" for name in MADE_BY if name in noted]
     lines += ["", "Its keys:", "", "```yaml"]
-    keys = yaml.safe_dump(run.config.flat(), sort_keys=False, allow_unicode=True)
+    keys = to_yaml(run.config.flat())
     return "\n".join([*lines, f"{keys}```", ""])
 
 

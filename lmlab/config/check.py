@@ -233,13 +233,13 @@ def check_value(key: str, value: Any, hint: Any) -> Any:
         is_quoted = hint is not str and re.fullmatch(r"[-+.\deE]+|true|false", str(value))
         note = "; in quotes it is text" if isinstance(value, str) and is_quoted else ""
         raise UserError(f"{key}={typed}: needs {needed[hint]}{note}")
-    if hint is str and not has_lines and len(value.splitlines()) > 1:
+    if hint is str and not has_lines and value.splitlines() not in ([], [value]):
         raise UserError(f"{key}={value}: needs text of one line")
-    if hint is int and abs(number) > LARGEST:
-        raise UserError(f"{key}={value}: is too large; allowed are numbers up to {LARGEST:,}")
     if interval and not in_interval(number, interval):
         allowed = f"{interval}, or {word}" if word else interval
         raise UserError(f"{key}={value}: out of range; allowed is {allowed}")
+    if hint is int and abs(number) > LARGEST:
+        raise UserError(f"{key}={value}: is too large; allowed are numbers up to {LARGEST:,}")
     return number
 
 

@@ -30,6 +30,7 @@ from lmlab.config.keys import (
 from lmlab.config.recipes import check_preset, read_recipe
 from lmlab.errors import UserError, about, nearest
 from lmlab.registry import remembered
+from lmlab.terminal import signals_held
 
 LISTED = "list"  # the sweeper that the lab itself chooses, for grids and for sweeps from files
 
@@ -82,7 +83,7 @@ def compose(overrides: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str],
     `overrides` are choices of groups. Raises UserError.
     """
     try:
-        with initialized():
+        with signals_held(), initialized():
             composed = hydra.compose(
                 primary(), [*overrides, *search_path()], return_hydra_config=True
             )

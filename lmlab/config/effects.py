@@ -5,7 +5,7 @@ from typing import Any
 
 from hydra.core.override_parser.types import Override
 
-from lmlab.config.check import build, check_value
+from lmlab.config.check import Config, build, check_value
 from lmlab.config.composition import LISTED
 from lmlab.config.grammar import decimal_point, is_hydras, is_signed
 from lmlab.config.keys import (
@@ -148,6 +148,48 @@ def unseen_context(values: Any, given: Collection[str]) -> str:
     return (
         f"warning: context={context} block_size={values.block_size}: a window has no more characters "
         "than block_size, so what lies further back is always empty"
+    )
+
+
+def unused_excerpt(config: Config, given: Collection[str]) -> str:
+    """Returns a warning if a typed eval_tokens has no validation text to choose from, or "".
+
+    It is not refused: a sweep may have cells with and without such a text.
+    """
+    tokens = config.run.eval_tokens
+    if "eval_tokens" not in given or tokens is None or config.data.val_fraction > 0:
+        return ""
+    return f"warning: eval_tokens={tokens}: has no effect, since val_fraction is 0"
+
+
+def spikes_too_early(config: Config) -> str:
+    """Returns a warning if a run ends before skip_spikes= leaves out any step, or "".
+
+    It is not refused: such a run can be continued with more steps.
+    """
+    spikes = config.companions["skip_spikes"]
+    max_steps = config.run.max_steps
+    if spikes.skip_spikes is None or max_steps > spikes.begin:
+        return ""
+    return (
+        f"warning: skip_spikes={spikes.skip_spikes:g} max_steps={max_steps}: the first has no effect; "
+        f"the first {spikes.begin} steps are never left out"
+    )
+
+
+def patience_too_long(config: Config) -> str:
+    """Returns a warning if a run ends before patience= can end it, or "".
+
+    It is not refused: such a run can be continued with more steps.
+    """
+    patience = config.companions["patience"].patience
+    run = config.run
+    between = (run.max_steps - 1) // run.eval_interval  # evaluations after step 0, before the end
+    if patience is None or patience <= between:
+        return ""
+    return (
+        f"warning: patience={patience} eval_interval={run.eval_interval} max_steps={run.max_steps}: the "
+        f"first has no effect; the run has {between} evaluations between its first step and its last"
     )
 
 

@@ -19,10 +19,18 @@ from lmlab.errors import UserError, about
 
 MOST = 100_000  # values of a range, and cells of a sweep
 
+DIVIDING = ("separator", "score_after")  # keys whose texts often end lines
+ESCAPES = {"\n": r"\n", "\t": r"\t", "\r": r"\r"}  # as they are typed there
+
 
 def typed_lines(overrides: Iterable[Override]) -> tuple[str, ...]:
     """Returns overrides as the user typed them."""
     return tuple(str(override.input_line) for override in overrides)
+
+
+def escaped(text: str) -> str:
+    """Returns a text with ESCAPES in place of the characters themselves."""
+    return "".join(ESCAPES.get(character, character) for character in text)
 
 
 def texts_of(override: Override, searching: bool) -> list[str]:

@@ -30,6 +30,7 @@ from lmlab.markers import (
     Count,
     Follows,
     FollowsUse,
+    LinesText,
     Marker,
     Neutral,
     OneOf,
@@ -64,8 +65,8 @@ class RunConfig:
     max_minutes: Annotated[Positive | None, CHANGEABLE, STEPWISE]
     batch_size: Annotated[Count, STEPWISE]
     align: Annotated[Align, STEPWISE, Neutral("epoch")]
-    separator: Annotated[str | None, Neutral(None)]
-    score_after: Annotated[str | None, Neutral(None)]
+    separator: Annotated[LinesText | None, Neutral(None)]
+    score_after: Annotated[LinesText | None, Neutral(None)]
     grad_accumulation: Annotated[int, "[1, 10000]", STEPWISE]  # a step is not stopped within
     grad_clip: Annotated[PositiveOrZero, STEPWISE]
     schedule: Annotated[str, OneOf(lambda: SCHEDULES), STEPWISE]

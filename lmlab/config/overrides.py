@@ -19,8 +19,11 @@ from lmlab.config.effects import (
     check_settings,
     check_sign,
     check_step_keys,
+    patience_too_long,
     refuse_pruner,
+    spikes_too_early,
     unseen_context,
+    unused_excerpt,
     warm_until_the_end,
 )
 from lmlab.config.grammar import (
@@ -215,5 +218,11 @@ def resolved(cell: Sequence[str], in_sweep: bool = True) -> tuple[Config, str]:
                     f"{key}={given[key]}: has no effect with schedule=constant, which never falls"
                 )
     asked = None if "decay_steps" in idle else values["decay_steps"]
-    warnings = warm_until_the_end(config.run, asked), unseen_context(config.model, given)
+    warnings = (
+        warm_until_the_end(config.run, asked),
+        unseen_context(config.model, given),
+        unused_excerpt(config, given),
+        spikes_too_early(config),
+        patience_too_long(config),
+    )
     return config, " ".join(filter(None, [notice, *warnings]))

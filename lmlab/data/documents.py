@@ -5,11 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from lmlab.catalogue import CorpusConfig
+from lmlab.config.grammar import ESCAPES
 from lmlab.config.keys import RunConfig
 from lmlab.data.tokenizers import Tokenizer
 from lmlab.errors import UserError
 
-ESCAPES = {r"\n": "\n", r"\t": "\t", r"\r": "\r", r"\\": "\\"}  # as they are typed
+UNESCAPED = {typed: text for text, typed in ESCAPES.items()} | {r"\\": "\\"}
 NOT_THERE = "the text does not contain it"
 
 
@@ -147,8 +148,8 @@ def unescaped(typed: str) -> str:
     text = ""
     rest = typed
     while rest:
-        if rest[:2] in ESCAPES:
-            text += ESCAPES[rest[:2]]
+        if rest[:2] in UNESCAPED:
+            text += UNESCAPED[rest[:2]]
             rest = rest[2:]
         else:
             text += rest[0]

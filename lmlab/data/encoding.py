@@ -17,6 +17,7 @@ from lmlab.data.text import Text
 from lmlab.data.tokenizers import Tokenizer, UnknownCharacters, all_checked
 from lmlab.errors import UserError
 from lmlab.register import is_own
+from lmlab.terminal import tell
 
 PIECE = 2**16  # characters; a longer text is cut at the next place between two words
 LONGEST_PIECE = 2**18  # characters; without such a place it is cut anywhere
@@ -149,10 +150,22 @@ def token_path(text: Text, tokenizer: Tokenizer, how: str) -> Path:
 
 
 def tokens_in(path: Path, tokenizer: Tokenizer) -> np.ndarray:
-    """Returns the memory map of a file of tokens. Raises UnknownCharacters if it is empty."""
+    """Returns the memory map of a file of tokens, or, where none can be had, all of them in memory.
+
+    Raises UnknownCharacters if the file is empty.
+    """
     if path.stat().st_size == 0:
         raise UnknownCharacters("none of its characters is in the vocabulary")
-    return np.memmap(path, dtype=np.min_scalar_type(tokenizer.vocab_size - 1), mode="r")
+    dtype = np.min_scalar_type(tokenizer.vocab_size - 1)
+    try:
+        return np.memmap(path, dtype=dtype, mode="r")
+    except OSError as error:
+        tell(
+            f"warning: {path}: is read into memory as a whole, since it has no map: {error.strerror}"
+        )
+        tokens = np.fromfile(path, dtype=dtype)
+        tokens.flags.writeable = False
+        return tokens
 
 
 def code_of(tokenizer: Tokenizer) -> str:

@@ -295,6 +295,12 @@ def check_tokenizer(tokenizer: Any, sample: str) -> None:
     for one in (tokenizer, again):
         if one.decode(ids) != sample:
             raise UserError(f"tokenizer={kind}: decode does not return the text that was encoded")
+    n_bytes = len(sample.encode("utf-8", "surrogatepass"))
+    if lengths[ids].sum() != n_bytes:
+        raise UserError(
+            f"tokenizer={kind}: the byte_lengths of a text's tokens add up to {lengths[ids].sum():,}, but "
+            f"it has {n_bytes:,} bytes"
+        )
 
 
 def checked_ids(tokenizer: Tokenizer, ids: Any) -> np.ndarray:

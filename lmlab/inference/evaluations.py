@@ -29,12 +29,12 @@ from lmlab.inference.excerpt import excerpt
 from lmlab.inference.loss import Turns, aligned, counting, log_probs, loss_metrics
 from lmlab.inference.pictures import commonest, pictures_of
 from lmlab.inference.specimen import Specimen
-from lmlab.isolation import random_numbers_kept
-from lmlab.models.base import LanguageModel
+from lmlab.isolation import left_as_before
+from lmlab.models.base import LanguageModel, attributes_kept
 from lmlab.numbers import EXCERPT_LOSS, EXCERPT_TOKENS, NUMBERS, UPDATE_RATIO, Number
 from lmlab.ranks import Ranks
 from lmlab.register import is_own
-from lmlab.registry import folder_kept, load
+from lmlab.registry import load
 
 SAMPLED = 60  # tokens of the sample in an evaluation
 PICTURED = 16  # tokens that the pictures of attention show
@@ -202,7 +202,7 @@ def evaluate(subject: Subject, warn: Callable[[str], object]) -> dict[str, Value
         values |= found
     for title, own in OWN_EVALUATIONS.items():
         try:
-            with plugins.exits_as_errors(), folder_kept(), untouched(subject.model) as changed:
+            with plugins.exits_as_errors(), untouched(subject.model) as changed:
                 found = {name: plain(x) for name, x in dict(own(subject.model, subject)).items()}
             refused = {name: why for name, x in found.items() if (why := why_not(name, x, values))}
         except Exception as error:
@@ -220,43 +220,54 @@ def evaluate(subject: Subject, warn: Callable[[str], object]) -> dict[str, Value
         if len(others) > NAMED:
             others[NAMED:] = [f"and {len(others) - NAMED:,} more"]
         for name in [name for name in declared if name not in found]:
-            if others:
-                warn(
-                    f"{name}: was declared, but the evaluation {title} returns {', '.join(others)}"
-                )
+            if others or subject.is_last:  # before the end it may return nothing
+                what = ", ".join(others) or "no number at the end"
+                warn(f"{name}: was declared, but the evaluation {title} returns {what}")
         values |= {name: value for name, value in found.items() if name not in refused}
     return values
 
 
 @contextmanager
-def untouched(model: nn.Module) -> Iterator[list[Tensor]]:
-    """A context after which a model is as before: dropout, weights, gradients, hooks.
+def untouched(model: nn.Module) -> Iterator[list[str]]:
+    """A context after which a model is as before: dropout, weights, gradients, hooks, attributes.
 
-    The states of all random numbers are as before, too, the number of threads, and whether gradients
-    are computed. The
-    context gives a list that afterwards holds the weights and buffers that had changed.
+    So are the random numbers, torch's settings and the working folder. The context gives a list that
+    afterwards holds the names of the weights and buffers that had changed.
     """
     modes = {module: module.training for module in model.modules()}
     hooks = [(table, dict(table)) for module in modes for table in hooks_of(module)]
-    kept = [Kept(weight) for weight in (*model.parameters(), *model.buffers())]
-    threads = torch.get_num_threads()
-    changed: list[Tensor] = []
+    before = tensors_of(model)
+    kept = {tensor: Kept(tensor) for tensor in {*before.values()}}
+    changed: list[str] = []
     try:
-        with random_numbers_kept(), torch.set_grad_enabled(torch.is_grad_enabled()):
-            yield changed
+        with left_as_before(), attributes_kept(model):
+            try:
+                yield changed
+            finally:
+                now = tensors_of(model)
+                copies = {name: kept[tensor].copy for name, tensor in before.items()}
+                changed += [
+                    n for n, c in copies.items() if n not in now or not same(now[n].data, c)
+                ]
     finally:
-        torch.set_num_threads(threads)
         for module, training in modes.items():
             module.training = training
-        for table, before in hooks:
+        for table, entries in hooks:
             table.clear()
-            table.update(before)
-        changed += [weight.tensor for weight in kept if weight.restore()]
+            table.update(entries)
+        for one in kept.values():
+            one.restore()
 
 
 def hooks_of(module: nn.Module) -> list[dict[int, object]]:
     """Returns the tables of hooks of a module, which torch keeps as attributes."""
     return [table for name, table in vars(module).items() if name.endswith("_hooks")]
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Returns the weights and buffers of a model by all of their names."""
+    weights: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    return weights | dict(model.named_buffers(remove_duplicate=False))
 
 
 class Kept:
@@ -271,24 +282,19 @@ class Kept:
         if tensor.is_leaf:
             tensor.grad = None
 
-    def restore(self) -> bool:
-        """Gives the tensor its values, its gradient and its switch back.
-
-        Returns whether the values had changed; those that are nan are as before in any case.
-        """
-        had_changed = not same(self.tensor.data, self.copy)
+    def restore(self) -> None:
+        """Gives the tensor its values, its gradient and its switch back."""
         self.tensor.data = self.data
         if not torch.equal(self.data, self.copy):
             self.data.copy_(self.copy)
         if self.tensor.is_leaf:
             self.tensor.requires_grad_(self.requires_grad)
             self.tensor.grad = self.grad
-        return had_changed
 
 
 def same(one: Tensor, two: Tensor) -> bool:
     """Returns whether two tensors have the same type and numbers; nan is the same as nan."""
-    if one.dtype != two.dtype:
+    if (one.dtype, one.device) != (two.dtype, two.device):
         return False
     return torch.equal(one, two) or torch.equal(one.nan_to_num(), two.nan_to_num())
 

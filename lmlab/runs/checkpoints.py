@@ -20,7 +20,7 @@ from lmlab.config.check import Config
 from lmlab.config.keys import marked, neutral_values
 from lmlab.data.tokenizers import Tokenizer
 from lmlab.errors import UserError
-from lmlab.markers import CHANGEABLE
+from lmlab.markers import CHANGEABLE, FILLED
 from lmlab.models.base import LanguageModel, build_model
 from lmlab.runs import hugging_face
 from lmlab.runs.code import plugins_of, short
@@ -209,7 +209,7 @@ def read_for(path: Path, config: Config, tokenizer: Tokenizer) -> dict[str, Any]
     saved = checkpoint["lmlab"]
     for key, value in config.flat().items():
         saved_value = saved["config"].get(key, neutral_values().get(key))
-        if isinstance(saved_value, str):
+        if isinstance(saved_value, str) and key in marked(FILLED):
             saved_value = os.path.expanduser(saved_value)  # as older versions left it
         may_differ = key in READ_PATHS or key in marked(CHANGEABLE)
         if not may_differ and repr(saved_value) != repr(value):

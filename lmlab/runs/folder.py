@@ -62,7 +62,7 @@ EVENTS = "events.out.tfevents.*"  # TensorBoard's files in the folder of a run
 
 # A line of config.yaml: no nesting, no reference, no tag, with which a few bytes of YAML can become
 # many, or take hours to parse.
-PLAIN_LINE = r"\w+: [^ \t\[{&*!|>%@`].*"
+PLAIN_LINE = r"('?)(\w+)\1: [^ \t\[{&*!|>%@`].*"  # YAML quotes a key such as on
 FAST = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # where PyYAML has it
 
 
@@ -133,10 +133,16 @@ class RunDirectory:
         """
         self.history.truncate(history_bytes)
         if events is not None:
-            for path in self.path.glob(EVENTS):
-                length = events.get(path.name, 0)
-                if isinstance(length, int) and 0 <= length < path.stat().st_size:
-                    os.truncate(path, length)
+            sizes = {path.name: path.stat().st_size for path in self.path.glob(EVENTS)}
+            for name, size in sizes.items():
+                length = events.get(name, 0)
+                if isinstance(length, int) and 0 <= length < size:
+                    os.truncate(self.path / name, length)
+            for name in sorted({str(name) for name in events} - {*sizes}):
+                self.warn(
+                    f"{name}: is missing; TensorBoard shows what comes from here on, and history.jsonl "
+                    "has all numbers"
+                )
         for temporary in self.path.rglob(f".*.{'?' * 32}"):
             temporary.unlink()
 
@@ -269,8 +275,27 @@ def timestamp() -> str:
 
 def write_config(path: Path, noted: Mapping[str, Any], name: str = "config.yaml") -> None:
     """Writes `Config.as_saved` into the folder `path`. Raises UserError."""
-    content = yaml.safe_dump(dict(noted), sort_keys=False, allow_unicode=True, width=2**30)
-    files.write_sealed(path / name, content.encode())
+    files.write_sealed(path / name, to_yaml(noted).encode())
+
+
+class FlatDumper(yaml.SafeDumper):
+    """Writes each value in one line."""
+
+
+def represented(dumper: FlatDumper, text: str) -> yaml.ScalarNode:
+    """Returns a text as YAML writes it: in double quotes, which escape them, if it has ends of lines."""
+    has_ends = text.splitlines() not in ([], [text])
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, '"' if has_ends else None)
+
+
+FlatDumper.add_representer(str, represented)
+
+
+def to_yaml(values: Mapping[str, Any]) -> str:
+    """Returns keys and values in YAML, each in one line."""
+    return yaml.dump(
+        dict(values), Dumper=FlatDumper, sort_keys=False, allow_unicode=True, width=2**30
+    )
 
 
 def newest(path: Path, key: str = "run", holding: Sequence[str] = WEIGHTS) -> Path:
@@ -422,10 +447,11 @@ def parse_plain_yaml(content: bytes) -> dict[str, Any]:
     """Returns the keys and plain values of a flat YAML file. Raises UserError for other content."""
     seen = set()
     for n, line in enumerate(content.decode().splitlines(), start=1):
-        if not re.fullmatch(PLAIN_LINE, line):
+        parts = re.fullmatch(PLAIN_LINE, line)
+        if not parts:
             raise UserError(f"line {n} is not of the form key: value, with a plain value")
-        key = line.partition(":")[0]
-        if key and key in seen:
+        key = parts[2]
+        if key in seen:
             raise UserError(f"line {n}: {key}: is there twice")
         seen.add(key)
     try:

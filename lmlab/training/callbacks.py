@@ -59,7 +59,6 @@ class SkipSpikes(Callback):
     that were left out in a row, larger gradients are the usual ones, and the mean begins anew.
     """
 
-    BEGIN = 20  # steps
     DECAY = 0.95  # of the running mean
     LONGEST = 10  # steps in a row
 
@@ -74,7 +73,7 @@ class SkipSpikes(Callback):
         norm = float(module.grad_norm)  # before clipping
         if self.in_a_row == self.LONGEST:
             self.seen = 0
-        if self.seen >= self.BEGIN and not norm <= self.factor * self.mean:
+        if self.seen >= SpikesConfig.begin and not norm <= self.factor * self.mean:
             self.skipped += 1
             self.in_a_row += 1
             for weight in module.parameters():

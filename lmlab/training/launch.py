@@ -31,6 +31,7 @@ from lmlab.training import distributed
 STOPPING = "stopping as soon as all is saved; once more stops at once"  # after the first signal
 POLL = 0.1  # seconds after which the ranks are looked at, also if none has ended
 GRACE = 10  # seconds in which a rank ends after another has failed
+PATIENCE = 2  # seconds in which ranks that begin, begin to listen
 UNKNOWN = 255  # what multiprocessing says of a process if the server that forked it has ended
 HOST = "localhost"
 
@@ -225,8 +226,12 @@ class Crew:
                 rank.pipe.close()
 
     def wait(self, stop: StopSignals, *relays: "Relay") -> None:
-        """Waits for all ranks. Asks them to end after a signal, or if one of them has failed."""
+        """Waits for all ranks. Asks them to end after a signal, or if one of them has failed.
+
+        Ranks that do not listen soon after a signal wait for each other, and have nothing to save.
+        """
         is_told = False
+        tell_at = float("inf")
         kill_at = float("inf")
         while running := [rank for rank in self.ranks if not rank.has_ended]:
             awaited = [rank.process.sentinel for rank in running]
@@ -234,7 +239,10 @@ class Crew:
             self.look()
             for relay in relays:
                 relay.pass_on()
-            if stop.came and not is_told and all(LISTENS in rank.said for rank in self.ranks):
+            if stop.came:
+                tell_at = min(tell_at, time.monotonic() + PATIENCE)
+            all_listen = all(LISTENS in rank.said for rank in self.ranks)
+            if stop.came and not is_told and (all_listen or time.monotonic() > tell_at):
                 is_told = True
                 self.send(stop.number or signal.SIGTERM)
             if self.failed and kill_at == float("inf"):

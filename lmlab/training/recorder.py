@@ -29,7 +29,7 @@ from lmlab.training.results import Results
 from lmlab.training.step import LanguageModule, no_early_end
 
 RATE = (
-    "a callback or the optimizer has changed its lr, which has no effect: schedule= sets it before each "
+    "a callback has changed the optimizer's lr, which has no effect: schedule= sets it before each "
     "step, and register.schedule adds one"
 )
 PICTURES = 5  # of attention, after the one of step 0
@@ -165,6 +165,7 @@ class Recorder(Callback):
         self.stopping = False  # after a signal that any rank has received
         self.end_reason = ""
         self.rate_was_told = False  # that changing it has no effect
+        self.rate_in_step_was_told = False
         self.unscored_was_told = False
 
     # Lightning calls these
@@ -341,6 +342,12 @@ class Recorder(Callback):
         if module.rate_was_changed and not self.rate_was_told:
             self.rate_was_told = True
             self.directory.warn(f"{plugins.named_plugins()}{RATE}")
+        if module.rate_in_step is not None and not self.rate_in_step_was_told:
+            self.rate_in_step_was_told = True
+            self.directory.warn(
+                f"{plugins.named_plugins()}the optimizer has set lr={module.rate_in_step:g} in its own "
+                "step, in the place of what schedule= had set; the curve of lr shows the optimizer's"
+            )
         lr = trainer.optimizers[0].param_groups[0]["lr"]
         has_loss = module.losses > 0
         numbers, others = self.meter.point(module, lr)

@@ -151,7 +151,8 @@ class LanguageModule(PlainHookName):
         self.batches = first
         self.grad_norm = torch.zeros(())
         self.rate: float | None = None  # that of the last step, in the first group
-        self.rate_was_changed = False  # by a callback or the optimizer; the next step sets its own
+        self.rate_was_changed = False  # between two steps; the next one has set its own
+        self.rate_in_step: float | None = None  # that the optimizer itself has set, after schedule=
         self.logged: dict[str, Any] = {}  # numbers of callbacks at this step
         self.end_reason = "a callback ended the run"  # which can say more, if it does so
 
@@ -220,8 +221,11 @@ class LanguageModule(PlainHookName):
             self.rate_was_changed = True
         lr = learning_rate(self.global_step, self.optimizer_config.lr, self.run)
         set_learning_rate(optimizer, lr)
-        self.rate = first["lr"]
+        scheduled = first["lr"]  # which a group can have scaled
         optimizer.step()
+        self.rate = first["lr"]
+        if self.rate != scheduled:
+            self.rate_in_step = self.rate
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]  # Lightning has it
             callback.on_before_zero_grad(self.trainer, self, optimizer)
         optimizer.zero_grad()

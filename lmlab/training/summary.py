@@ -115,7 +115,7 @@ def results(metrics: Mapping[str, Any], status: str, sample: str, unit: str) -> 
         columns.append((f"best, step {metrics['best/step']}", "best/"))
     rows = [("", *(title for title, _ in columns))]
     for name in training_first(numbers_where("in_end_table")):
-        if isinstance(metrics.get(name), float):
+        if number(metrics, name):
             rows.append((name, *(number(metrics, prefix + name) for _, prefix in columns)))
     seconds = f"{metrics['train_seconds']:.1f} s"
     rows.append(("training", seconds, f"{metrics['tokens_per_second']:,.0f} tokens/s"))
@@ -134,7 +134,7 @@ def skipped(metrics: Mapping[str, Any]) -> str:
 def number(metrics: Mapping[str, Any], name: str) -> str:
     """Returns a number of metrics.json as text, or "" if it is missing."""
     value = metrics.get(name)
-    if not isinstance(value, float):
+    if not isinstance(value, int | float):
         return ""
     return decimal(value)
 
