@@ -111,8 +111,8 @@ def as_exceptions() -> Iterator[None]:
 def one_line_errors() -> Iterator[None]:
     """Turns a UserError into one line on stderr and exit status 2.
 
-    It does the same for an error of the system, such as a full disk, and if an optional package is
-    not installed. Before the line about a plug-in's own code stand the frames of that code. With
+    It does the same for an error of the system, such as a full disk, if memory has run out, and if an
+    optional package is not installed. Before the line about a plug-in's own code stand the frames of that code. With
     HYDRA_FULL_ERROR=1 the whole traceback is shown.
     """
     try:
@@ -134,10 +134,12 @@ def one_line_errors() -> Iterator[None]:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         refuse(system_error(error, "output"))
-    except RuntimeError as error:
-        if str(error) != "can't start new thread":
+    except (MemoryError, RuntimeError) as error:
+        if str(error) == "can't start new thread":
+            refuse(system_error(BlockingIOError(errno.EAGAIN, str(error)), "output"))
+        if os.environ.get("HYDRA_FULL_ERROR") == "1" or not is_out_of_memory(error):
             raise
-        refuse(system_error(BlockingIOError(errno.EAGAIN, str(error)), "output"))
+        refuse(reason_of(error))
 
 
 def system_error(error: OSError, place: object) -> str:
@@ -221,7 +223,7 @@ def reason_of(error: BaseException) -> str:
     text = without_secrets(" ".join(text_of(error).split()))
     text = re.sub(r"\[enforce fail[^]]*\] err == 0\. ", "", text)[:REASON]  # torch's line number
     if not isinstance(error, UserError):
-        text = f"{type(error).__name__}: {text}"
+        text = f"{type(error).__name__}: {text}".removesuffix(": ")
     if is_out_of_memory(error):
         return f"out of memory: {text}"
     return text
@@ -237,7 +239,12 @@ def shown(value: Any) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Returns whether the error means that memory has run out. torch then raises a RuntimeError."""
+    """Returns whether the error means that memory has run out. torch then raises a RuntimeError.
+
+    It can say so only by the error during whose handling it was raised.
+    """
+    if isinstance(error.__context__, MemoryError) and not error.__suppress_context__:
+        return True
     words = (
         "out of memory",
         "can't allocate memory",

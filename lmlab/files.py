@@ -35,6 +35,10 @@ WITHOUT_FOLDERS = (*WITHOUT_SYNC, errno.EBADF)  # or can say it of files alone
 WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
+class Unreadable(UserError):
+    """A file is there, but the system does not let us read it now."""
+
+
 class Locked(Exception):
     """Raised if another process holds the lock of a file. Callers turn it into their own error."""
 
@@ -180,8 +184,8 @@ def remove(temporary: Path) -> None:
 def read(path: Path, limit: int, follow: bool = False) -> bytes:
     """Returns the content of a file of at most `limit` bytes.
 
-    Raises UserError for a file that is missing, larger, a link, or not a plain file. With `follow` it
-    may be a link to a plain file.
+    Raises UserError for a file that is missing, larger, a link, or not a plain file, and Unreadable
+    for one that the system does not let us read. With `follow` it may be a link to a plain file.
     """
     try:
         is_link = path.is_symlink() and not follow
@@ -192,8 +196,10 @@ def read(path: Path, limit: int, follow: bool = False) -> bytes:
                 f"{path}: has {path.stat().st_size:,} bytes; allowed are at most {limit:,}"
             )
         return path.read_bytes()
-    except OSError as error:
+    except FileNotFoundError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except OSError as error:
+        raise Unreadable(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def read_text(path: Path, limit: int, shown: str) -> str:

@@ -14,6 +14,7 @@ import pytest
 import lmlab
 from lmlab import files
 from lmlab.commands import export
+from lmlab.commands import train as cli
 from lmlab.errors import UserError
 from lmlab.runs.folder import read_config, write_config
 from lmlab.sweeps import load_runs, table
@@ -138,6 +139,23 @@ def test_a_text_and_a_plug_in_of_ones_own_are_named_as_missing_or_packed(grid, h
     export.main(["sweep=outputs/sweeps/grid", "out=c.zip", "plugin=my_lab.py"])
     assert "is not what plugin=my_lab.py is now" in capsys.readouterr().err
     assert not any("my_lab" in name for name in names_in("c.zip"))
+
+
+def test_the_folder_of_the_files_that_a_command_read_is_said_to_be_missing(here, capsys):
+    (here / "mine/model").mkdir(parents=True)
+    (here / "mine/model/tiny.yaml").write_text(
+        "# @package _global_\ndefaults:\n- bigram\nblock_size: 8\n"
+    )
+    line = (
+        "-m --config-dir=mine model=tiny data=sentence val_fraction=0.2 max_steps=1 seed=0 name=s"
+    )
+    cli.main([*line.split(), "threads=1"])
+    export.main(["sweep=outputs/sweeps/s", "out=s.zip"])
+    assert "the files in the folder of --config-dir" in capsys.readouterr().err
+    assert (
+        "--config-dir, which the command needs"
+        in zipfile.ZipFile("s.zip").read("s/README.md").decode()
+    )
 
 
 def test_a_plug_in_that_made_none_of_the_runs_is_refused(grid, here):

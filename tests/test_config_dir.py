@@ -105,6 +105,8 @@ def test_what_adds_nothing_is_refused(mine, capsys, line):
     [
         ("config.yaml", ["config.yaml", "is not read", "experiment"]),
         ("model/gpt.yaml", ["model/gpt.yaml", "the lab has a file of this name"]),
+        ("experiment/null.yaml", ["null.yaml: null would be read as a value, not as a name"]),
+        ("experiment/1e3.yaml", ["1e3.yaml: 1e3 would be read as a value, not as a name"]),
     ],
 )
 def test_a_file_that_would_not_be_read_is_named(mine, capsys, name, words):

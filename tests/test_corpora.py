@@ -1,5 +1,7 @@
 import codecs
+import gzip
 import itertools
+import lzma
 import math
 import os
 import socket
@@ -149,7 +151,12 @@ def test_what_a_folder_holds_and_is_not_read_is_named_once(tmp_path, capfd):
     [
         (b"", "empty"),
         (b"\xef\xbb\xbf", "empty"),
-        (b"caf\xe9 and more", "byte 3 is not UTF-8 .*iconv -f LATIN1 -t UTF-8 .*x.txt > "),
+        (
+            b"caf\xe9 and more",
+            "byte 3 is not UTF-8 .*iconv -f LATIN1 -t UTF-8 .*x.txt > .* Latin-1",
+        ),
+        (gzip.compress(b"a text", mtime=0), "begins like a file of gzip; unpack it first"),
+        (lzma.compress(b"a text"), "begins like a file of xz"),
         (
             "plain ASCII text, at first sight".encode("utf-16-le"),
             "as in UTF-16; convert .*iconv -f UTF-16 ",

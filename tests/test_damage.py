@@ -2,6 +2,7 @@
 executed.
 """
 
+import errno
 import io
 import json
 import math
@@ -9,6 +10,7 @@ import os
 import pickle
 import shutil
 import zipfile
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -404,6 +406,60 @@ def test_any_prefix_of_a_checkpoint_is_refused(trained, tmp_path_factory, data):
     sealed(path, prefix)
     with pytest.raises(UserError, match="not a checkpoint"):
         checkpoints.read(path)
+
+
+def test_a_last_checkpoint_that_cannot_be_read_now_is_left_as_it_is(run, here, capsys, monkeypatch):
+    """It may be whole: a disk that does not answer, an account that may not read it."""
+    before = content(here)
+    whole = Path.read_bytes
+
+    def read(path):
+        if path.name == "last.ckpt":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return whole(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", read)
+        refused(
+            capsys, lambda: cli.main(["resume=run", "max_steps=30"]), ["last.ckpt: cannot be read"]
+        )
+    assert content(here) == before
+
+
+@pytest.mark.parametrize("fault", [MemoryError(), RuntimeError("can't allocate memory: 9 bytes")])
+def test_a_checkpoint_that_memory_does_not_suffice_for_is_none_that_is_damaged(
+    run, here, capsys, monkeypatch, fault
+):
+    before = content(here)
+
+    def load(*_, **__):
+        raise fault
+
+    monkeypatch.setattr(torch, "load", load)
+    refused(capsys, lambda: cli.main(["resume=run", "max_steps=30"]), ["out of memory"])
+    for verb in ("evaluate", "sample"):
+
+        def with_one_line(verb=verb):
+            with one_line_errors():
+                script(verb).main(["run=run"])
+
+        refused(capsys, with_one_line, ["out of memory"])
+    assert content(here) == before
+
+
+def test_memory_that_runs_out_while_a_checkpoint_is_saved_is_named(here, capsys, monkeypatch):
+    """torch then raises an error about its file, while it handles one of memory."""
+
+    def save(*_, **__):
+        try:
+            raise MemoryError
+        finally:
+            raise RuntimeError("unexpected pos 1 vs 2")
+
+    monkeypatch.setattr(torch, "save", save)
+    refused(capsys, lambda: cli.main(SMALL_RUN.split()), ["out of memory", "batch_size"])
+    (run,) = (here / "outputs/x").iterdir()
+    assert metrics(run)["status"] == "failed" and "out of memory" in metrics(run)["reason"]
 
 
 def test_a_best_checkpoint_is_recommended_only_where_there_is_one(run, capsys):

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import lmlab
 from lmlab import files
+from lmlab.commands import export
 from lmlab.commands import train as cli
 from lmlab.data import subwords
 from lmlab.errors import UserError, one_line_errors
@@ -98,6 +99,14 @@ def test_the_card_tells_the_numbers_and_what_made_them(exported):
     for part in (f"| val/loss | {noted['val/loss']:.6g} |", noted["command"], noted["data_sha256"]):
         assert part in card
     assert "n_layer: 2" in card and "null" in card and "None" not in card
+
+
+def test_the_card_of_a_folder_of_hugging_faces_claims_no_training(exported, tmp_path):
+    _, folder = exported["gpt"]
+    export.main([f"run={folder}", f"out={tmp_path / 'again'}"])
+    card = (tmp_path / "again/README.md").read_text()
+    assert "does not say what it was trained on" in card and "n_layer: 2" in card
+    assert not any(word in card for word in ("trained with", "data:", "max_steps", "lr:", "seed:"))
 
 
 @pytest.fixture(scope="module")

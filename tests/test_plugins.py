@@ -11,6 +11,7 @@ from pathlib import Path
 import optuna
 import pytest
 
+import lmlab
 from lmlab import catalogue, files, numbers, plugins
 from lmlab.commands import compare, evaluate, explain, sample, scaling
 from lmlab.commands import train as cli
@@ -33,6 +34,37 @@ def lab(here):
 def plugin(folder, text, name="own.py"):
     (folder / name).write_text("import lmlab\n" + textwrap.dedent(text))
     return name
+
+
+SUMS = """
+    import numpy as np
+    class All(lmlab.CorpusConfig):
+        pass
+    class Answers(lmlab.CorpusConfig):
+        document_end = "\\n"
+        def scored(self, codes):
+            after = np.cumsum(codes == ord("=")) - np.cumsum(codes == ord("\\n"))
+            return (after > 0) & (codes != ord("="))
+    def text():
+        for i in range(300):
+            yield f"{i % 7}+{i % 5}={i % 7 + i % 5}\\n"
+    lmlab.register.corpus("all", All)(lambda config: text())
+    lmlab.register.corpus("answers", Answers)(lambda config: text())
+    """
+
+
+def test_texts_of_the_same_characters_that_score_others_are_not_the_same(here, train, capsys):
+    line = f"plugin={plugin(here, SUMS)} model=bigram block_size=8 lr=0.1 {QUICK}"
+    alone = [
+        metrics(train(f"{line} data={name} name={name}"))["val/loss"] for name in ("all", "answers")
+    ]
+    runs = train(f"-m {line} data=all,answers seed=0 name=s")
+    assert [metrics(run)["val/loss"] for run in runs] == alone
+    board = lmlab.compare("outputs/all", "outputs/answers", plugin="own.py").leaderboard
+    assert dict(zip(board["data"], board["val/loss"], strict=True)) == dict(
+        zip(("all", "answers"), alone, strict=True)
+    )
+    assert "So each text has a ranking of its own" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("key", ["on", "yes", "null", "_x"])

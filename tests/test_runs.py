@@ -34,6 +34,20 @@ TEXT = st.text(st.characters(exclude_categories=("Cs",)), min_size=1).filter(
 )
 
 
+KEYS = st.text(st.characters(categories=("L", "Nd")), min_size=1).filter(str.isidentifier)
+QUOTED = st.sampled_from(["on", "off", "yes", "no", "null", "true", "_x"])  # as YAML writes keys
+LINE_ENDS = st.text("~ \t\n\r\x85\u2028\u2029\ufeff'\"#:-?[]{},&*!|>%@`=\\a1eE.+")
+PLAIN = st.floats(allow_nan=False, allow_infinity=False) | st.integers() | st.booleans() | st.none()
+
+
+@given(st.dictionaries(KEYS | QUOTED, st.text() | LINE_ENDS | PLAIN, min_size=1, max_size=3))
+def test_any_keys_and_plain_values_are_read_back_as_they_were(values):
+    found = runs.parse_plain_yaml(runs.to_yaml(values).encode())
+    assert {key: repr(value) for key, value in found.items()} == {
+        key: repr(value) for key, value in values.items()
+    }
+
+
 @given(text=TEXT, lr=st.floats(1e-300, 1e300), seed=st.integers(0, 2**32 - 1))
 @example(text="\xa0", lr=1.0, seed=0)  # a space to Unicode, a letter like others to YAML
 @example(text="\u3000[x", lr=1.0, seed=0)

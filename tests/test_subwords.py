@@ -9,11 +9,13 @@ import threading
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import lmlab
 from lmlab.catalogue import BPEConfig, NGramConfig, TokenizerFileConfig
 from lmlab.commands import train as cli
 from lmlab.config import overrides
@@ -281,6 +283,46 @@ def test_the_name_of_a_cell_depends_on_the_tokens_not_on_their_path(here, train,
     assert train(f"{line}folder") == []
     (here / "one.json").write_text(subwords.learned([tales], 400))
     assert len(train(f"{line}one.json")) == 1
+
+
+def test_rows_of_several_tokenizer_files_name_them(here, train, pairs, tales):
+    (here / "one.json").write_text(pairs.to_json())
+    (here / "two.json").write_text(subwords.learned([tales], 400))
+    train(f"-m {SHORT} tokenizer=file max_steps=1 name=s seed=0 tokenizer_path=one.json,two.json")
+    board = lmlab.compare("outputs/sweeps/s").leaderboard
+    assert {*board["tokenizer_path"]} == {"one.json", "two.json"}
+    script("compare").main(["outputs/sweeps/s", "vary=tokenizer_path", "table=t.csv"])
+    assert {*pd.read_csv("t.csv")["tokenizer_path"]} == {"one.json", "two.json"}
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_tokens_that_a_tokenizer_would_add_to_each_text_are_named(
+    here, train, pairs, capfd, wrapped
+):
+    values = json.loads(pairs.to_json())
+    start = {"id": pairs.vocab_size, "content": "<s>", "special": True}
+    values["added_tokens"] = [
+        start | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    ]
+    single = [
+        {"SpecialToken": {"id": "<s>", "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}},
+    ]
+    special = {"<s>": {"id": "<s>", "ids": [pairs.vocab_size], "tokens": ["<s>"]}}
+    template = {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": [*single, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": special,
+    }
+    values["post_processor"] = (
+        {"type": "Sequence", "processors": [template]} if wrapped else template
+    )
+    (here / "t.json").write_text(json.dumps(values))
+    train(f"{SHORT} tokenizer=file tokenizer_path=t.json max_steps=1")
+    assert (
+        "tokenizer_path=t.json: its post_processor adds <s> to each text" in capfd.readouterr().err
+    )
 
 
 def test_bits_per_byte_are_one_number_for_bytes_and_characters(tales):

@@ -68,6 +68,26 @@ def test_rows_are_ranked_by_their_mean_with_the_standard_error_over_seeds():
     assert board["not_finished"].tolist() == ["", "", "1 diverged"]
 
 
+def test_a_run_that_cannot_be_read_is_named_in_every_file(here, capsys):
+    runs = "model=bigram data=sentence val_fraction=0.2 lr=0.1,0.2 max_steps=2 eval_interval=2"
+    cli.main(["-m", *f"{NANO} {runs} seed=0,1 name=s".split()])
+    (damaged,) = Path("outputs/sweeps/s").glob("lr=0.1,*seed=0*")
+    (damaged / "metrics.json").write_text("{")
+    script("compare").main(["outputs/sweeps/s", "out=elsewhere", "table=t.tex"])
+    assert "board.py runs=outputs/sweeps/s\n" in capsys.readouterr().out
+    for path in ("elsewhere/report.html", "elsewhere/leaderboard.md", "t.tex"):
+        assert "Left out: outputs/sweeps/s/lr=0.1" in Path(path).read_text().replace("\\", "")
+
+
+def test_excerpts_that_decide_when_a_run_ends_make_cells_of_their_own(here, train):
+    line = f"-m {NANO} model=bigram data=tales val_fraction=0.01 max_steps=2 seed=0 "
+    assert len(train(line + "eval_tokens=8,null name=one")) == 1
+    line += "eval_interval=1 patience=1"
+    assert len(train(f"{line} eval_tokens=8,null name=two")) == 2
+    board = pd.read_csv("outputs/sweeps/two/leaderboard.csv")
+    assert {*map(str, board["eval_tokens"])} == {"8.0", "nan"}
+
+
 @pytest.mark.parametrize(
     "value, text",
     [(1.5, "1.5000"), (-1e-9, "0.0000"), (-3e30, "-3.0000e+30"), (np.nan, ""), (np.inf, "inf")],

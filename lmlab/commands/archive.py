@@ -62,6 +62,10 @@ def write(sweep: Path, out: Path, checkpoints: str) -> None:
         )
     notes, own_code = plugin_files(runs)
     notes += missing(sweep, runs, checkpoints)
+    if any("--config-dir" in str(metrics.get("command")) for metrics in runs.values()):
+        notes.append(
+            "the files in the folder of --config-dir, which the command needs, are not packed"
+        )
     members: dict[str, Path | bytes] = {}
     for path in runs:
         for file in files_of(path, checkpoints):

@@ -98,7 +98,7 @@ def main(argv: list[str]) -> None:
         report.write(runs, out, ", ".join(Path(folder).name for folder in folders))
     except UserError as error:  # but the table is shown in any case
         obstacle = error
-    doubts = report.doubts(runs, loss)
+    doubts = [*report.doubts(runs, loss), *tables.unreadable(runs)]
     if options.table is not None and comparisons is None:
         board = tables.leaderboard(runs, options.record)
         write_table(board, tables.varied(runs), loss, doubts, options.table)
@@ -111,7 +111,8 @@ def main(argv: list[str]) -> None:
     else:
         report.show_planned(runs, comparisons, options.best, loss)
     if obstacle is None:
-        report.show_places(out)
+        is_common = out == common_folder(folders)
+        report.show_places(out, str(out) if is_common else " ".join(map(str, folders)))
     elif options.out is not None:
         raise obstacle
     else:  # such as the folder of somebody else

@@ -165,6 +165,13 @@ def card(run: Run, model_type: str) -> str:
     }
     if "n_params" in noted:
         numbers |= {"n_params": str(noted["n_params"]), "step": str(run.step)}
+    keys = run.config.flat()
+    origin = f"trained with lmlab on data={keys['data']}"
+    if run.is_foreign:  # its other keys stand for what is not known
+        keys = {"model": keys["model"], **vars(run.config.model)}
+        origin = (
+            "read from a folder of Hugging Face's form that does not say what it was trained on"
+        )
     lines = [
         "---",
         "library_name: transformers",
@@ -175,7 +182,7 @@ def card(run: Run, model_type: str) -> str:
         f"# {run.config.run.name}",
         "",
         f"A language model with {run.model.size()} and {run.tokenizer.vocab_size:,} "
-        f"{run.tokenizer.unit}s, trained with lmlab on data={run.config.choices['data']}.",
+        f"{run.tokenizer.unit}s, {origin}.",
         "",
     ]
     if not model_type.startswith("lmlab-"):
@@ -193,8 +200,7 @@ def card(run: Run, model_type: str) -> str:
     lines += ["", "| made by | |", "|---|---|"]
     lines += [f"| {name} | {in_cell(noted[name])} |" for name in MADE_BY if name in noted]
     lines += ["", "Its keys:", "", "```yaml"]
-    keys = to_yaml(run.config.flat())
-    return "\n".join([*lines, f"{keys}```", ""])
+    return "\n".join([*lines, f"{to_yaml(keys)}```", ""])
 
 
 def in_cell(value: object) -> str:

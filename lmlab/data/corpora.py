@@ -229,6 +229,17 @@ def is_empty(path: Path) -> bool:
         raise UserError(f"path={path}: cannot be read ({error.strerror})") from None
 
 
+# How files begin that hold texts in another form.
+PACKED = {
+    b"\x1f\x8b": "gzip",
+    b"PK\x03\x04": "zip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"%PDF": "PDF",
+}
+
+
 def is_hidden(path: Path) -> bool:
     """Returns whether a file, or a folder above it, has a name that begins with a dot."""
     return any(name.startswith(".") for name in path.parts)
@@ -273,8 +284,13 @@ def pieces(path: Path) -> Iterator[str]:
     except UnicodeDecodeError as error:
         # `error.object` begins with the bytes that were left over from the piece before.
         start = end - len(error.object) + error.start
+        packed = next((kind for mark, kind in PACKED.items() if error.object.startswith(mark)), "")
+        if packed and end - len(error.object) == 0:
+            raise UserError(
+                f"path={path}: begins like a file of {packed}; unpack it first"
+            ) from None
         raise UserError(
-            f"path={path}: byte {start} is not UTF-8 text; {converted('LATIN1', path)}"
+            f"path={path}: byte {start} is not UTF-8 text; {converted('LATIN1', path)}, if it is in Latin-1"
         ) from None
     except OSError as error:
         raise UserError(f"path={path}: cannot be read ({error.strerror})") from None

@@ -227,6 +227,16 @@ class Splits:
         return {"holdout": self.holdout, "train": self.train, "val": self.val, "test": self.test}
 
 
+def own_rule(config: Config) -> dict[str, str]:
+    """Returns, as an entry of metrics.json, which text of a plug-in says what is a document or scored.
+
+    Another text of the same characters can say something else. Returns no entry for other texts.
+    """
+    base = config.base("data")
+    has_rule = config.data.document_end is not None or config.data.scores_itself()
+    return {"documents": base} if has_rule and is_own("data", base) else {}
+
+
 def pieces_of(choice: str, config: CorpusConfig) -> Iterator[str]:
     """Yields the pieces of a corpus. Raises UserError if somebody's own yields anything else."""
     corpus = load(CORPORA[choice].builder)

@@ -42,7 +42,7 @@ from lmlab.data.tokenizers import (
 )
 from lmlab.errors import UserError, reason_of
 from lmlab.registry import load
-from lmlab.terminal import call_in_thread, showing
+from lmlab.terminal import call_in_thread, showing, tell
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -239,7 +239,27 @@ class FileTokenizer(ByteLevelTokenizer):
         except OSError as error:  # of a name that no file can have
             raise UserError(f"{origin}: {error.strerror}") from None
         tokenizer.origin = origin
+        added = added_by_template(tokenizer.to_json())
+        if added:
+            tell(
+                f"warning: {origin}: its post_processor adds {', '.join(added)} to each text, which the lab does "
+                "not do; programs that encode texts with it, such as transformers, do"
+            )
         return tokenizer
+
+
+def added_by_template(content: str) -> list[str]:
+    """Returns the tokens that the TemplateProcessing of a checked tokenizer.json adds to a text."""
+    processor = json.loads(content).get("post_processor") or {}
+    parts = processor.get("processors", [processor])
+    templates = [part["single"] for part in parts if part.get("type") == "TemplateProcessing"]
+    tokens = [
+        piece["SpecialToken"]["id"]
+        for single in templates
+        for piece in single
+        if "SpecialToken" in piece
+    ]
+    return sorted({*tokens})
 
 
 def learned(pieces: Iterable[str], vocab_size: int) -> str:

@@ -230,6 +230,9 @@ def send_result(
     sender.send(result)
 
 
+UNKNOWN = 255  # what multiprocessing says of a process if the server that forked it has ended
+
+
 def leave_terminal() -> None:
     """Makes Ctrl-C reach only the process that has started this one, which then asks it to stop."""
     os.setsid()

@@ -19,7 +19,7 @@ from lmlab import files, machine, plugins
 from lmlab.config.check import Config
 from lmlab.config.keys import marked, neutral_values
 from lmlab.data.tokenizers import Tokenizer
-from lmlab.errors import UserError
+from lmlab.errors import UserError, is_out_of_memory
 from lmlab.markers import CHANGEABLE, FILLED
 from lmlab.models.base import LanguageModel, build_model
 from lmlab.runs import hugging_face
@@ -159,7 +159,7 @@ def read(path: Path, limit: int = MOST) -> dict[str, Any]:
     """Returns a checkpoint's tensors and plain data.
 
     Raises UserError if the file is damaged, was not written by the lab, contains code, or has more
-    than `limit` bytes.
+    than `limit` bytes, and MemoryError if memory runs out.
     """
     content = files.read_sealed(path, limit)
     try:
@@ -175,6 +175,8 @@ def read(path: Path, limit: int = MOST) -> dict[str, Any]:
             f"{path}: contains more than tensors and plain data; nothing was loaded"
         ) from None
     except Exception as error:  # the file can hold anything
+        if is_out_of_memory(error):
+            raise MemoryError(f"{path}: {error}") from None
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: is not a checkpoint of the lab ({reason})") from None
     return checkpoint
@@ -240,8 +242,8 @@ def latest(
 ) -> dict[str, Any] | None:
     """Returns the last checkpoint of the run at `path`, or None if there is none.
 
-    If last.ckpt is damaged, previous.ckpt replaces it, and `say` is called with a line about it.
-    Raises UserError if both are damaged.
+    If last.ckpt is missing or damaged, previous.ckpt replaces it, and `say` is called with a line about
+    it. Raises UserError if both are damaged, or if last.ckpt cannot be read now: it may be whole.
     """
     last = path / LAST
     previous = path / "checkpoints/previous.ckpt"
@@ -250,7 +252,7 @@ def latest(
     try:
         return read_for(last, config, tokenizer)
     except UserError as fault:
-        if not previous.exists():
+        if isinstance(fault, files.Unreadable) or not previous.exists():
             raise
         try:
             checkpoint = read_for(previous, config, tokenizer)

@@ -30,9 +30,9 @@ def command(verb: str, **values: str | Path) -> str:
     return " ".join(words)
 
 
-def board_command(path: Path) -> str:
-    """Returns the command that shows a run, or a folder of runs, in TensorBoard."""
-    return f"{program('board')} runs={shlex.quote(str(path))}"  # it needs no plug-in
+def board_command(runs: Path | str) -> str:
+    """Returns the command that shows runs, or folders of runs, in TensorBoard."""
+    return f"{program('board')} runs={shlex.quote(str(runs))}"  # it needs no plug-in
 
 
 def program(verb: str) -> str:

@@ -192,6 +192,11 @@ class Cell:
         return self.is_over() and (self.find() / "config.yaml").exists()
 
 
+USUAL_EXCERPT = (
+    32768  # eval_tokens in conf/config.yaml, with which cells of patience= had their names
+)
+
+
 def identity(flat: dict[str, Any], sources: dict[str, str]) -> tuple[str, str]:
     """Returns the hash of a run's configuration and sources, and the hash of its group.
 
@@ -204,6 +209,8 @@ def identity(flat: dict[str, Any], sources: dict[str, str]) -> tuple[str, str]:
         is_neutral = key in neutral and neutral[key] == value
         if key not in marked(UNTOUCHING) and not is_neutral:
             hashed[key] = value
+    if flat.get("patience") is not None and flat.get("eval_tokens") != USUAL_EXCERPT:
+        hashed["eval_tokens"] = flat.get("eval_tokens")  # it decides when such a run ends
     hashed |= sources
     without_seed = {key: value for key, value in hashed.items() if key != "seed"}
     return short_hash(hashed), short_hash(without_seed)

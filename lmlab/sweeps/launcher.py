@@ -281,6 +281,11 @@ class LocalLauncher(Launcher):
             return f"killed by {names[-exit_status]}"
         if exit_status - 128 in names:
             return f"stopped by {names[exit_status - 128]} from outside"
+        if exit_status == server.UNKNOWN:
+            return (
+                "its process was lost: the server that starts processes has ended; the system ends it if "
+                "memory runs out"
+            )
         log = job.cell.log_path()
         return f"its process ended with exit status {exit_status}; its output is in {log}"
 

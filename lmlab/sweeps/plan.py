@@ -10,7 +10,7 @@ from lmlab.config.check import Config
 from lmlab.config.grammar import parse
 from lmlab.config.keys import Align, idle_keys
 from lmlab.data.batches import check_length, resolved_align, with_align
-from lmlab.data.splits import Splits
+from lmlab.data.splits import Splits, own_rule
 from lmlab.errors import UserError
 from lmlab.models.base import build_model
 from lmlab.registry import folder_kept
@@ -103,7 +103,7 @@ def identify(config: Config, overrides: list[str], sweep: Sweep, elsewhere: bool
         tokens = len(text.train)
     n_params, flops = sizes_of(config, text.tokenizer.vocab_size)
     used = [text for text in overrides if parse(text).key_or_group not in idle_keys(config.choices)]
-    sources = {"data_sha256": text.sha256}
+    sources = {"data_sha256": text.sha256, **own_rule(config)}
     if source.init_sha256:
         sources["init_sha256"] = source.init_sha256
     elif not text.tokenizer.per_character:

@@ -79,7 +79,7 @@ def finish(sweep: Sweep, launcher: str) -> bool:
     show(table)
     try:
         write(table, sweep.folder, sweep.name)
-        show_places(sweep.folder)
+        show_places(sweep.folder, str(sweep.folder))
     except Exception as error:  # the runs are done, whatever becomes of their page
         print(
             f"warning: the leaderboard's files were not written: {reason_of(error)}",
@@ -355,10 +355,13 @@ def check_places(folder: Path) -> None:
             )
 
 
-def show_places(folder: Path) -> None:
-    """Prints where the files of `write` are, and the command that shows the curves."""
+def show_places(folder: Path, runs: str) -> None:
+    """Prints where the files of `write` are, and the command that shows the curves of `runs`.
+
+    These are folders with spaces between them.
+    """
     print(f"\nreport        {folder / 'report.html'}")
-    print(f"curves        {board_command(folder)}")
+    print(f"curves        {board_command(runs)}")
 
 
 def markdown(table: pd.DataFrame, board: pd.DataFrame) -> str:
@@ -366,7 +369,7 @@ def markdown(table: pd.DataFrame, board: pd.DataFrame) -> str:
     texts = columns(board, tables.varied(table))
     rows = [list(texts.columns), ["---"] * len(texts.columns), *texts.to_numpy().tolist()]
     lines = ["| " + " | ".join(row) + " |" for row in rows]
-    lines += ["", footnote(table, board)]
+    lines += ["", " ".join([footnote(table, board), *tables.unreadable(table)])]
     unfinished = []
     for label, *reasons in tables.unfinished(table):
         unfinished.append(f"- {label}: {', '.join(filter(None, reasons))}")
@@ -409,7 +412,7 @@ def page_data(
         "keys": keys,
         "loss": loss,
         "unit": "bits per byte" if loss == tables.BITS else "nats per token",
-        "footnote": footnote(table, board),
+        "footnote": " ".join([footnote(table, board), *tables.unreadable(table)]),
         "config": shared,
         "rows": rows,
         "from": origins(table),

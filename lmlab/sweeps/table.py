@@ -49,14 +49,14 @@ TEXTS = ("label", "group", "reason", "status")
 STATUSES = ("running", "interrupted", "finished", "diverged", "pruned", "failed")
 MANY = 100  # runs, which may take a moment to read
 NAMED = 3  # runs that cannot be read, of which the reasons are told
-SOURCES = ("init_sha256", "tokenizer_sha256")  # of a run, beside its text
+SOURCES = ("init_sha256", "tokenizer_sha256", "documents")  # of a run, beside its text
 Row = tuple[dict[str, Any], dict[str, Any]]  # the configuration of a run, and its other values
 Reader = Callable[[Path], Row]
 
 LEFT_OUT = "left_out"  # how many characters of the text the vocabulary lacks, or bytes
 DIGITS = 8  # of such a hash in a row
 # What tells validation texts from each other; losses on different ones cannot be compared.
-TEXT_KEYS = ("data_sha256", *VALIDATED, LEFT_OUT)
+TEXT_KEYS = ("data_sha256", "documents", *VALIDATED, LEFT_OUT)
 
 
 def load_runs(
@@ -261,7 +261,9 @@ def varied(table: pd.DataFrame) -> list[str]:
     It leaves out keys that nobody typed and whose values other keys determine. Where equal keys are
     of different files, the hash of these is one more.
     """
-    hidden = marked(UNTOUCHING) | {"seed"}
+    hidden = (marked(UNTOUCHING) | {"seed"}) - {"tokenizer_path"}
+    if "patience" in table and table["patience"].notna().any():
+        hidden = hidden - {"eval_tokens"}  # it decides when such a run ends
     keys = [key for key in configuration_keys(table) if key not in hidden]
     keys += [key for key in ("data", "init_from", "code") if key in table]
     typed = ",".join(table["label"])
@@ -457,12 +459,18 @@ def counted(table: pd.DataFrame, loss: str) -> pd.DataFrame:
     return ordered[~again].sort_index()
 
 
-def left_out(table: pd.DataFrame, loss: str) -> list[str]:
-    """Returns sentences about the runs that `counted` leaves out, and those that cannot be read."""
+def unreadable(table: pd.DataFrame) -> list[str]:
+    """Returns sentences about the runs that cannot be read."""
     faults = table.attrs.get("faults", [])
     sentences = [f"Left out: {fault}." for fault in faults[:NAMED]]
     if len(faults) > NAMED:
         sentences.append(f"{len(faults) - NAMED:,} others cannot be read either.")
+    return sentences
+
+
+def left_out(table: pd.DataFrame, loss: str) -> list[str]:
+    """Returns sentences about the runs that `counted` leaves out, and those that cannot be read."""
+    sentences = unreadable(table)
     counts = table["status"][table["status"] != "finished"].value_counts()
     if len(counts):
         named = ", ".join(f"{n} {status}" for status, n in counts.items())

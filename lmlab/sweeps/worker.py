@@ -19,7 +19,7 @@ def run_cell(cell: Cell, gpus: list[str]) -> None:
     log = cell.log_path()
     log.parent.mkdir(parents=True, exist_ok=True)
     leave_terminal()
-    descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o666)
     sys.stdout = redirected(1, descriptor, "utf-8", files.HALVES)
     sys.stderr = redirected(2, descriptor, "utf-8", files.HALVES)
     end_with_starter()

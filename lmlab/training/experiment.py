@@ -15,7 +15,7 @@ from lmlab import files, machine, plugins, ranks
 from lmlab.config.check import Config
 from lmlab.config.keys import switched_on
 from lmlab.data.batches import BatchModule
-from lmlab.data.splits import shortened
+from lmlab.data.splits import own_rule, shortened
 from lmlab.data.tokenizers import Tokenizer
 from lmlab.errors import UserError, reason_of, system_error
 from lmlab.inference import evaluations
@@ -144,6 +144,7 @@ def first_facts(prepared: Prepared, command: str) -> dict[str, Any]:
         "seed": prepared.run.seed,
         "n_params": sum(weight.numel() for weight in prepared.model.parameters()),
         "data_sha256": prepared.text.sha256,
+        **own_rule(prepared.config),
         "flops_per_token": prepared.model.flops_per_token(),
         **with_prefix("config/", prepared.saved_config),
         **provenance(command),

@@ -32,7 +32,6 @@ STOPPING = "stopping as soon as all is saved; once more stops at once"  # after 
 POLL = 0.1  # seconds after which the ranks are looked at, also if none has ended
 GRACE = 10  # seconds in which a rank ends after another has failed
 PATIENCE = 2  # seconds in which ranks that begin, begin to listen
-UNKNOWN = 255  # what multiprocessing says of a process if the server that forked it has ended
 HOST = "localhost"
 
 # What a rank tells its starter, each with a value.
@@ -311,7 +310,7 @@ def end_of(status: int, is_hung: bool) -> str:
     if is_hung:
         minutes = ranks.HANG.total_seconds() / 60
         return f"did not answer for {minutes:g} minutes, and was ended"
-    if status == UNKNOWN:
+    if status == server.UNKNOWN:
         return "was lost: the server that starts processes has ended"
     if status >= 0:
         return f"ended with exit status {status}"
