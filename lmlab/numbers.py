@@ -124,6 +124,7 @@ COLUMNS = frozenset(
         "difference",
         "difference_high",
         "difference_low",
+        "documents",
         "flops",
         "flops_per_token",
         "git_commit",

@@ -132,6 +132,7 @@ def test_a_text_and_a_plug_in_of_ones_own_are_named_as_missing_or_packed(grid, h
     assert "What is not here" in page and "the text my.txt" in page and own in page
     export.main(["sweep=outputs/sweeps/grid", "out=b.zip", "plugin=my_lab.py"])
     assert capsys.readouterr().err == "" and "grid/plugins/my_lab.py" in names_in("b.zip")
+    assert "grid plugin=grid/plugins/my_lab.py` makes the leaderboard" in page_of("b.zip")
     packed = zipfile.ZipFile("b.zip").read("grid/plugins/my_lab.py")
     assert packed == (here / "my_lab.py").read_bytes()
     with open("my_lab.py", "a") as file:

@@ -529,7 +529,7 @@ def test_values_that_are_proposed_twice_are_said_to_be(here, sweep, capfd):  # n
     line += " hydra.launcher.n_jobs=1"
     assert sweep(line) == 0
     out = capfd.readouterr().out
-    assert out.count("finished with another trial") == 3 and "another process" not in out
+    assert out.count("finished with an equal cell") == 3 and "another process" not in out
 
 
 def test_a_dry_run_of_a_search_says_what_all_trials_take(here, sweep, capfd):  # noqa: F811

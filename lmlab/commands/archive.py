@@ -218,12 +218,14 @@ def readme(
     lines += ["", "## To run it again", ""]
     for number, step in enumerate(steps(runs, members), start=1):
         lines += [f"{number}. {step}"]
+    own = [f"{name}/{member}" for member in members if re.fullmatch(r"plugins/[^/]+\.py", member)]
+    plugin = f" plugin={','.join(own)}" if own else ""
     lines += ["", "## What is here", ""]
     lines += [
         "Each folder is a run: `config.yaml` (every value), `metrics.json` (its numbers, and what "
         "made it), `history.jsonl` (its curves), `train.log`, `tokenizer.json`. Checkpoints: "
         f"{checkpoints}. TensorBoard's files are left out; `history.jsonl` has their numbers. "
-        f"Unpacked, `{program('compare')} {name}` makes the leaderboard.",
+        f"Unpacked, `{program('compare')} {name}{plugin}` makes the leaderboard.",
     ]
     missing = [*notes, *texts_missing(runs)]
     if missing:
@@ -258,8 +260,9 @@ def steps(runs: dict[Path, dict[str, Any]], members: list[str]) -> Iterator[str]
     for command in commands_of(runs):
         yield f"`{command}`"
     yield (
-        f"Or one run, which is compared with its history: `{program('train')} replay=…` with the "
-        "folder of a run; on a CPU the losses are the same to the last bit."
+        f"Or one run, which is compared with its history: `{program('train')} replay=…"
+        f"{' plugin=…' if own else ''}` with the folder of a run; on a CPU the losses are the same to the "
+        "last bit."
     )
     several = [str(path.name) for path, run in runs.items() if len(codes_in(run)) > 1]
     if several:

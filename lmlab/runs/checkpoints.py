@@ -251,8 +251,10 @@ def latest(
         return None
     try:
         return read_for(last, config, tokenizer)
+    except files.Unreadable:
+        raise
     except UserError as fault:
-        if isinstance(fault, files.Unreadable) or not previous.exists():
+        if not previous.exists():
             raise
         try:
             checkpoint = read_for(previous, config, tokenizer)

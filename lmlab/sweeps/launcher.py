@@ -290,8 +290,8 @@ class LocalLauncher(Launcher):
         return f"its process ended with exit status {exit_status}; its output is in {log}"
 
     def twice(self, job: Job, how: str) -> str:
-        """Returns how the cell of a job ended: `how`, or here, since a search proposed it twice."""
-        return "with another trial" if job.cell.hash in self.ended_here else how
+        """Returns how the cell of a job ended: `how`, or here, as an equal one was asked for before."""
+        return "with an equal cell" if job.cell.hash in self.ended_here else how
 
     def end(self, job: Job, how: str = "") -> None:
         """Reports a job that is over to the view and to the caller."""
