@@ -517,11 +517,6 @@ def test_a_fall_that_would_end_within_the_warm_up_is_told_once(here, capsys, typ
         ("val_fraction=0 eval_tokens=null", ""),
         ("val_fraction=0", ""),
         ("eval_tokens=9", ""),
-        (
-            "model=gpt_nano dropout_masks=fast",
-            "dropout_masks=fast: has no effect, since dropout is 0",
-        ),
-        ("model=gpt_nano dropout_masks=fast dropout=0.1", ""),
         ("skip_spikes=2 max_steps=20", "skip_spikes=2 max_steps=20: the first has no effect"),
         ("skip_spikes=2 max_steps=21", ""),
         ("patience=2 eval_interval=5 max_steps=10", "max_steps=10: the first has no effect"),

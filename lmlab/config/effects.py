@@ -1,6 +1,6 @@
 """Refuses what a command gives that would have no effect, and settings out of their place."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any
 
 from hydra.core.override_parser.types import Override
@@ -160,16 +160,6 @@ def unused_excerpt(config: Config, given: Collection[str]) -> str:
     if "eval_tokens" not in given or tokens is None or config.data.val_fraction > 0:
         return ""
     return f"warning: eval_tokens={tokens}: has no effect, since val_fraction is 0"
-
-
-def unused_masks(values: Any, given: Mapping[str, Any]) -> str:
-    """Returns a warning if a typed dropout_masks has no dropout to draw, or "".
-
-    It is not refused: a sweep may have cells with and without dropout.
-    """
-    if getattr(values, "dropout", None) != 0 or given.get("dropout_masks") is None:
-        return ""
-    return f"warning: dropout_masks={given['dropout_masks']}: has no effect, since dropout is 0"
 
 
 def spikes_too_early(config: Config) -> str:
