@@ -112,8 +112,8 @@ def one_line_errors() -> Iterator[None]:
     """Turns a UserError into one line on stderr and exit status 2.
 
     It does the same for an error of the system, such as a full disk, if memory has run out, and if an
-    optional package is not installed. Before the line about a plug-in's own code stand the frames of that code. With
-    HYDRA_FULL_ERROR=1 the whole traceback is shown.
+    optional package is not installed. Before the line about a plug-in's own code stand the frames of
+    that code. With HYDRA_FULL_ERROR=1 the whole traceback is shown.
     """
     try:
         yield

@@ -418,7 +418,6 @@ BROKEN = {  # a line of the tokenizer above, what stands there instead, and the 
         ["ids from 200", "allows 0 to"],
     ),
     "lengths too few": ("for w in words])", "for w in words[1:]])", ["byte_lengths"]),
-    "lengths doubled": ("len(w.encode())", "2 * len(w.encode())", ["byte_lengths", "add up to"]),
     "lengths below zero": ("len(w.encode())", "-len(w.encode())", ["byte_lengths"]),
     "no whole vocabulary": (
         "self.vocab_size = len(words)",

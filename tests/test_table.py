@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -19,7 +20,7 @@ from lmlab.commands import train as cli
 from lmlab.errors import UserError, one_line_errors
 from lmlab.inference import loss
 from lmlab.numbers import COLUMNS, REFERENCES
-from lmlab.sweeps import load_runs, report, scaling, table, words
+from lmlab.sweeps import cells, load_runs, report, scaling, table, words
 from lmlab.sweeps.curves import Curves
 from lmlab.sweeps.labels import common_parts, without
 from lmlab.sweeps.table import LEFT_OUT, SIZES, SOURCES, TEXTS
@@ -80,6 +81,8 @@ def test_a_run_that_cannot_be_read_is_named_in_every_file(here, capsys):
 
 
 def test_excerpts_that_decide_when_a_run_ends_make_cells_of_their_own(here, train):
+    usual = yaml.safe_load((ROOT / "conf/config.yaml").read_text())["eval_tokens"]
+    assert usual == cells.USUAL_EXCERPT
     line = f"-m {NANO} model=bigram data=tales val_fraction=0.01 max_steps=2 seed=0 "
     assert len(train(line + "eval_tokens=8,null name=one")) == 1
     line += "eval_interval=1 patience=1"

@@ -5,7 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmlab.data.tokenizers import CharTokenizer, Tokenizer, UnknownCharacters, from_json
+from lmlab.data.tokenizers import (
+    CharTokenizer,
+    Tokenizer,
+    UnknownCharacters,
+    check_tokenizer,
+    from_json,
+)
 from lmlab.errors import UserError
 
 ANY_CHAR = st.characters(codec=None, exclude_categories=())  # lone surrogates included
@@ -111,3 +117,14 @@ def test_other_tokenizers_need_three_methods():
 def test_what_is_no_vocabulary_is_refused(text):
     with pytest.raises(UserError, match="is no vocabulary"):
         from_json(text)
+
+
+def test_lengths_that_do_not_add_up_to_the_text_are_refused():
+    """They are the divisor of bits per byte. Of tokens that are characters nothing else counts them."""
+    tokenizer = CharTokenizer("aé")
+    check_tokenizer(tokenizer, "aéa")
+    tokenizer.byte_lengths = 2 * tokenizer.byte_lengths
+    with pytest.raises(
+        UserError, match="byte_lengths of a text's tokens add up to 8, but it has 4"
+    ):
+        check_tokenizer(tokenizer, "aéa")

@@ -259,9 +259,10 @@ def steps(runs: dict[Path, dict[str, Any]], members: list[str]) -> Iterator[str]
         yield f"Put {', '.join(own)} where the command names them."
     for command in commands_of(runs):
         yield f"`{command}`"
+    plugin = " plugin=…" if any(name.startswith("plugins/") for name in own) else ""
     yield (
         f"Or one run, which is compared with its history: `{program('train')} replay=…"
-        f"{' plugin=…' if own else ''}` with the folder of a run; on a CPU the losses are the same to the "
+        f"{plugin}` with the folder of a run; on a CPU the losses are the same to the "
         "last bit."
     )
     several = [str(path.name) for path, run in runs.items() if len(codes_in(run)) > 1]

@@ -250,6 +250,8 @@ class FileTokenizer(ByteLevelTokenizer):
 
 def added_by_template(content: str) -> list[str]:
     """Returns the tokens that the TemplateProcessing of a checked tokenizer.json adds to a text."""
+    if '"TemplateProcessing"' not in content:  # which may be megabytes long
+        return []
     processor = json.loads(content).get("post_processor") or {}
     parts = processor.get("processors", [processor])
     templates = [part["single"] for part in parts if part.get("type") == "TemplateProcessing"]

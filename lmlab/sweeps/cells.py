@@ -192,9 +192,7 @@ class Cell:
         return self.is_over() and (self.find() / "config.yaml").exists()
 
 
-USUAL_EXCERPT = (
-    32768  # eval_tokens in conf/config.yaml, with which cells of patience= had their names
-)
+USUAL_EXCERPT = 32768  # eval_tokens of conf/config.yaml, which changes no cell's name
 
 
 def identity(flat: dict[str, Any], sources: dict[str, str]) -> tuple[str, str]:

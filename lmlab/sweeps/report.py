@@ -272,6 +272,11 @@ def footnote(table: pd.DataFrame, board: pd.DataFrame) -> str:
     return " ".join(sentences)
 
 
+def whole_footnote(table: pd.DataFrame, board: pd.DataFrame) -> str:
+    """Returns the footnote of a file, which also names the runs that cannot be read."""
+    return " ".join([footnote(table, board), *tables.unreadable(table)])
+
+
 def doubts(table: pd.DataFrame, loss: str) -> list[str]:
     """Returns sentences about what makes the losses of a table hard to compare."""
     sentences = tables.other_texts(table)
@@ -369,7 +374,7 @@ def markdown(table: pd.DataFrame, board: pd.DataFrame) -> str:
     texts = columns(board, tables.varied(table))
     rows = [list(texts.columns), ["---"] * len(texts.columns), *texts.to_numpy().tolist()]
     lines = ["| " + " | ".join(row) + " |" for row in rows]
-    lines += ["", " ".join([footnote(table, board), *tables.unreadable(table)])]
+    lines += ["", whole_footnote(table, board)]
     unfinished = []
     for label, *reasons in tables.unfinished(table):
         unfinished.append(f"- {label}: {', '.join(filter(None, reasons))}")
@@ -412,7 +417,7 @@ def page_data(
         "keys": keys,
         "loss": loss,
         "unit": "bits per byte" if loss == tables.BITS else "nats per token",
-        "footnote": " ".join([footnote(table, board), *tables.unreadable(table)]),
+        "footnote": whole_footnote(table, board),
         "config": shared,
         "rows": rows,
         "from": origins(table),
