@@ -27,8 +27,8 @@ from lmlab.commands.door import check_working_folder
 from lmlab.commands.options import filled
 from lmlab.commands.own_choices import own_choices, typed_plugin
 from lmlab.commands.train import ONE_BY_ONE, Outcome, call
-from lmlab.config.grammar import DIVIDING, escaped, typed_value
-from lmlab.config.keys import marked
+from lmlab.config.grammar import escaped, typed_value
+from lmlab.config.keys import DIVIDING, marked
 from lmlab.errors import UserError, as_exceptions
 from lmlab.markers import ONCE
 from lmlab.notebook import silent

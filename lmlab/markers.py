@@ -27,6 +27,21 @@ class Neutral:
 
 
 @dataclass(frozen=True)
+class CountsBeside:
+    """Marks an untouching key that touches what a run computes once the key `key` has a value.
+
+    Then it is part of a cell's name, unless it has the value `usual`, that of conf/config.yaml.
+    """
+
+    key: str
+    usual: Any
+
+    def counts(self, values: Mapping[str, Any]) -> bool:
+        """Returns whether the marked key counts beside the values of all keys."""
+        return values.get(self.key) is not None
+
+
+@dataclass(frozen=True)
 class OneOf:
     """Marks a key whose value is one of the words that `words` returns at the time of the check."""
 

@@ -162,6 +162,32 @@ def test_planned_comparisons_take_each_level_at_its_best_and_correct_among_thems
     assert plan["difference"][[1, 3]].tolist() == pytest.approx([0.1, 0.1], abs=0.01)
 
 
+def test_losses_on_different_texts_are_not_tested_against_each_other():
+    runs = grid([2.0, 2.1, 2.2, 2.3], n_layer=[1, 2, 3, 4])
+    runs["data_sha256"] = ["ab"[n_layer % 2] for n_layer in runs["n_layer"]]
+    plan = planned.comparisons(runs, "n_layer")
+    assert plan["n_layer"].tolist() == [1, 2, 3, 4]
+    assert plan["p"].isna().tolist() == [True, True, False, False]
+    assert plan["difference"].tolist()[2:] == pytest.approx([0.2, 0.2], abs=0.01)
+    board = table.leaderboard(runs).sort_values("n_layer")
+    assert board["difference"].tolist()[2:] == pytest.approx([0.2, 0.2], abs=0.01)
+
+
+@pytest.mark.parametrize("one_row", [True, False])
+def test_the_difference_to_a_record_is_explained_wherever_it_is_shown(one_row):
+    """Also where it is the only one, as of a single row."""
+    runs = grid([2.0] if one_row else [2.0, 2.1], n_layer=[1] if one_row else [1, 2])
+    board = table.leaderboard(runs, record=1.9)
+    notes = [report.footnote(runs, board)]
+    if not one_row:
+        plan = planned.comparisons(runs, "n_layer", record=1.9)
+        notes.append(planned.footnote_of(plan, "val/loss", None))
+    for note in notes:
+        assert "To the record: the mean less that number" in note
+        assert ("over the seeds that both have" in note) == (not one_row)
+    assert "To the record" not in report.footnote(runs, table.leaderboard(runs))
+
+
 def test_a_best_value_at_the_edge_is_told_and_one_beside_what_diverged_is_not(runs):
     plan = planned.comparisons(runs, "optimizer", "n_embd", "lr")
     assert plan["edge"].tolist() == ["", "the best lr=0.001 is the smallest of 3 tried", "", ""]

@@ -17,10 +17,12 @@ from scipy import stats
 
 from lmlab.commands import evaluate, plot
 from lmlab.commands import train as cli
+from lmlab.config.keys import markers_of
 from lmlab.errors import UserError, one_line_errors
 from lmlab.inference import loss
+from lmlab.markers import CountsBeside
 from lmlab.numbers import COLUMNS, REFERENCES
-from lmlab.sweeps import cells, load_runs, report, scaling, table, words
+from lmlab.sweeps import load_runs, report, scaling, table, words
 from lmlab.sweeps.curves import Curves
 from lmlab.sweeps.labels import common_parts, without
 from lmlab.sweeps.table import LEFT_OUT, SIZES, SOURCES, TEXTS
@@ -82,7 +84,7 @@ def test_a_run_that_cannot_be_read_is_named_in_every_file(here, capsys):
 
 def test_excerpts_that_decide_when_a_run_ends_make_cells_of_their_own(here, train):
     usual = yaml.safe_load((ROOT / "conf/config.yaml").read_text())["eval_tokens"]
-    assert usual == cells.USUAL_EXCERPT
+    assert usual == markers_of(CountsBeside)["eval_tokens"].usual
     line = f"-m {NANO} model=bigram data=tales val_fraction=0.01 max_steps=2 seed=0 "
     assert len(train(line + "eval_tokens=8,null name=one")) == 1
     line += "eval_interval=1 patience=1"

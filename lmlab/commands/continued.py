@@ -10,9 +10,10 @@ from hydra.core.override_parser.types import Override
 from lmlab import files
 from lmlab.config.check import Config, check_key, check_value, from_flat
 from lmlab.config.effects import check_step_keys
-from lmlab.config.grammar import DIVIDING, escaped, is_signed, parse, quoted, typed_value
+from lmlab.config.grammar import escaped, is_signed, parse, quoted, typed_value
 from lmlab.config.keys import (
     CHOICES,
+    DIVIDING,
     SweepConfig,
     choices_of,
     config_class,

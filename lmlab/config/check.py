@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from lmlab.catalogue import DeviceConfig, OptimizerConfig
 from lmlab.config.keys import (
+    DIVIDING,
     GROUPS,
     RunConfig,
     SweepConfig,
@@ -416,7 +417,7 @@ def check_stories(base: str, choice: str) -> None:
 def check_documents(config: Config) -> None:
     """Raises UserError if keys need documents that the text has not."""
     run, end = config.run, config.data.document_end
-    for key in ("separator", "score_after"):
+    for key in DIVIDING:
         if getattr(run, key) == "":
             raise UserError(f"{key}=: is empty; needs a text, or null")
     if end is not None and run.separator is not None:

@@ -19,8 +19,7 @@ from lmlab.errors import UserError, about
 
 MOST = 100_000  # values of a range, and cells of a sweep
 
-DIVIDING = ("separator", "score_after")  # keys whose texts often end lines
-ESCAPES = {"\n": r"\n", "\t": r"\t", "\r": r"\r"}  # as they are typed there
+ESCAPES = {"\n": r"\n", "\t": r"\t", "\r": r"\r"}  # as they are typed in the keys DIVIDING
 
 
 def typed_lines(overrides: Iterable[Override]) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ Markers in a key's annotation hold its properties. lmlab/markers.py explains the
 lmlab/catalogue.py holds the keys of models, texts, devices and optimizers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -28,6 +28,7 @@ from lmlab.markers import (
     STEPWISE,
     UNTOUCHING,
     Count,
+    CountsBeside,
     Follows,
     FollowsUse,
     LinesText,
@@ -44,8 +45,9 @@ from lmlab.register import PRESENT
 from lmlab.registry import remembered
 
 GROUPS = tuple(CATALOGUE)
+DIVIDING = ("separator", "score_after")  # their texts divide the text, and often end lines
 # What decides, beside the text, which tokens val/loss is a mean of.
-VALIDATED = ("val_fraction", "test_fraction", "separator", "score_after")
+VALIDATED = ("val_fraction", "test_fraction", *DIVIDING)
 CHOICES = tuple(GROUP_MARKERS)  # the groups and the experiment
 
 
@@ -76,7 +78,10 @@ class RunConfig:
     min_lr: Annotated[PositiveOrZero, STEPWISE, Follows("lr", divisor=10)]
     log_interval: Annotated[Count, CHANGEABLE, UNTOUCHING, STEPWISE]
     eval_interval: Annotated[Count, CHANGEABLE, STEPWISE]
-    eval_tokens: Annotated[Count | None, UNTOUCHING, STEPWISE, Neutral(None)]
+    # It decides when a run with patience ends.
+    eval_tokens: Annotated[
+        Count | None, UNTOUCHING, CountsBeside("patience", usual=32768), STEPWISE, Neutral(None)
+    ]
     checkpoint_interval: Annotated[Count, CHANGEABLE, UNTOUCHING, STEPWISE]
     checkpoint_minutes: Annotated[Positive, CHANGEABLE, UNTOUCHING, STEPWISE]
     # What lies at init_from enters by its sha256.
@@ -303,6 +308,12 @@ def markers_of(kind: type) -> dict[str, Any]:
             if type(marker) is kind:
                 markers_by_key[key] = marker
     return markers_by_key
+
+
+def untouching(values: Mapping[str, Any]) -> frozenset[str]:
+    """Returns the keys that do not touch what a run with these values computes."""
+    counting = {key for key, beside in markers_of(CountsBeside).items() if beside.counts(values)}
+    return marked(UNTOUCHING) - counting
 
 
 def neutral_values() -> dict[str, Any]:

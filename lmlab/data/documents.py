@@ -6,7 +6,7 @@ import numpy as np
 
 from lmlab.catalogue import CorpusConfig
 from lmlab.config.grammar import ESCAPES
-from lmlab.config.keys import RunConfig
+from lmlab.config.keys import DIVIDING, RunConfig
 from lmlab.data.tokenizers import Tokenizer
 from lmlab.errors import UserError
 
@@ -94,7 +94,7 @@ def check_contained(run: RunConfig, characters: str) -> None:
 
     It is asked before there are tokens, which differ from one tokenizer to the other.
     """
-    for key in ("separator", "score_after"):
+    for key in DIVIDING:
         typed = getattr(run, key)
         if typed is not None and not {*unescaped(typed)} <= {*characters}:
             raise UserError(f"{key}={typed}: {NOT_THERE}")

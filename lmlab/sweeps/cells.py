@@ -21,9 +21,9 @@ from typing import Any
 from lmlab import files, plugins
 from lmlab.config.check import Config
 from lmlab.config.grammar import parse
-from lmlab.config.keys import marked, neutral_values
+from lmlab.config.keys import marked, markers_of, neutral_values
 from lmlab.errors import OwnCodeError, UserError, reason_of
-from lmlab.markers import ONCE, UNTOUCHING
+from lmlab.markers import ONCE, UNTOUCHING, CountsBeside
 from lmlab.runs.code import LIBRARY, UNKNOWN, SameCode, code_of, code_sha256, own_code, short
 from lmlab.runs.folder import (
     is_complete,
@@ -192,9 +192,6 @@ class Cell:
         return self.is_over() and (self.find() / "config.yaml").exists()
 
 
-USUAL_EXCERPT = 32768  # eval_tokens of conf/config.yaml, which changes no cell's name
-
-
 def identity(flat: dict[str, Any], sources: dict[str, str]) -> tuple[str, str]:
     """Returns the hash of a run's configuration and sources, and the hash of its group.
 
@@ -207,8 +204,9 @@ def identity(flat: dict[str, Any], sources: dict[str, str]) -> tuple[str, str]:
         is_neutral = key in neutral and neutral[key] == value
         if key not in marked(UNTOUCHING) and not is_neutral:
             hashed[key] = value
-    if flat.get("patience") is not None and flat.get("eval_tokens") != USUAL_EXCERPT:
-        hashed["eval_tokens"] = flat.get("eval_tokens")  # it decides when such a run ends
+    for key, beside in markers_of(CountsBeside).items():
+        if beside.counts(flat) and flat.get(key) != beside.usual:
+            hashed[key] = flat.get(key)
     hashed |= sources
     without_seed = {key: value for key, value in hashed.items() if key != "seed"}
     return short_hash(hashed), short_hash(without_seed)

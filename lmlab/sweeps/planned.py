@@ -181,7 +181,8 @@ def comparisons(
     """Returns the planned comparisons: a row for each level of `vary` within each level of `within`.
 
     Each is the configuration with the lowest mean loss over the values of the keys in `best`. Within
-    a level the best comes first, and the others have their difference to it, as in the leaderboard.
+    a level the best comes first, and the others have their difference to the best that was validated
+    on the same text, as in the leaderboard.
     `p` is corrected (Holm 1979) for the tests of this table alone. `edge` says which best value lies
     at the edge of those tried. Raises UserError for keys that do not vary, or are not enough.
     """
@@ -198,10 +199,12 @@ def comparisons(
     chosen = []
     differences: list[Difference | None] = []
     for members in sorted(families.values(), key=lambda one: place_of(one[0], inside)):
-        first, *others = members
-        chosen += members
-        differences.append(None)
-        differences += [difference(one.entry.losses, first.entry.losses) for one in others]
+        bests: dict[tuple[str, ...], Entry] = {}  # by text; losses on other texts are no scale
+        for one in members:
+            best_entry = bests.setdefault(one.entry.text, one.entry)
+            is_best = best_entry is one.entry
+            chosen.append(one)
+            differences.append(None if is_best else difference(one.entry.losses, best_entry.losses))
     loss = tables.objective(table)
     rows = [row_of(one, chosen_by, loss) for one in chosen]
     tables.add_differences(rows, differences)
@@ -296,10 +299,10 @@ def texts_of(plan: pd.DataFrame, loss: str) -> pd.DataFrame:
 def footnote_of(plan: pd.DataFrame, loss: str, best: str | None) -> str:
     """Returns the explanation of the columns of planned comparisons."""
     sentences = [f"{loss} at the end: mean over n seeds, ± its standard error."]
-    n = int(plan["p"].notna().sum())
-    if n:
-        these = "this comparison alone" if n == 1 else f"these {n} comparisons alone"
-        sentences += explained(tables.records(plan), these)
+    tested = [plan[name].notna().sum() for name in ("p", "record_p") if name in plan]
+    n = int(max(tested))
+    these = "this comparison alone" if n == 1 else f"these {n} comparisons alone"
+    sentences += explained(tables.records(plan), these)
     if best is not None:
         sentences.append(
             f"Each row is the best of up to {plan['of'].max()} in {best}, by these same losses, "

@@ -29,10 +29,17 @@ from omegaconf import DictConfig
 from lmlab import files
 from lmlab.config.check import Config, derived
 from lmlab.config.grammar import ends, listed, parse
-from lmlab.config.keys import VALIDATED, SearchConfig, keys_of, kind_of, marked, token_keys
+from lmlab.config.keys import (
+    DIVIDING,
+    VALIDATED,
+    SearchConfig,
+    keys_of,
+    kind_of,
+    token_keys,
+    untouching,
+)
 from lmlab.config.overrides import resolved
 from lmlab.errors import UserError, one_line_errors
-from lmlab.markers import UNTOUCHING
 from lmlab.numbers import NUMBERS
 from lmlab.runs.code import SameCode, own_code
 from lmlab.runs.folder import read_config
@@ -272,7 +279,7 @@ class SearchSweeper(Sweeper):
         typed = self.settings.objective
         deciding = {*token_keys()}
         if config.base("tokenizer") not in ("char", "byte", "file"):
-            deciding |= {"data", "separator", "score_after", *keys_of(type(config.data))}
+            deciding |= {"data", *DIVIDING, *keys_of(type(config.data))}
         different = sorted(deciding & {*self.space})
         if not different:
             return typed or "val/loss"
@@ -312,8 +319,8 @@ class SearchSweeper(Sweeper):
         texts = {"data", "path"}
         if texts & {*self.space}:
             texts = set()
-        searched = {*self.space, *marked(UNTOUCHING)} - texts
         values = config.flat()
+        searched = {*self.space, *untouching(values)} - texts
         usual = derived(values)
         searched |= {key for key in usual if values.get(key) == usual[key]}  # such as min_lr, by lr
         if texts and isinstance(self.launcher, LocalLauncher):  # the text may have been moved

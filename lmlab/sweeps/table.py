@@ -19,9 +19,17 @@ import pandas as pd
 
 from lmlab import files
 from lmlab.config.check import derived
-from lmlab.config.keys import GROUPS, VALIDATED, choices_of, idle_keys, marked, token_keys
+from lmlab.config.keys import (
+    GROUPS,
+    VALIDATED,
+    choices_of,
+    idle_keys,
+    marked,
+    markers_of,
+    token_keys,
+)
 from lmlab.errors import UserError, printable
-from lmlab.markers import UNTOUCHING
+from lmlab.markers import UNTOUCHING, CountsBeside
 from lmlab.numbers import REFERENCES, learn_numbers, numbers_where
 from lmlab.runs import hugging_face
 from lmlab.runs.code import SameCode, code_of, is_other_code, plugins_of, short
@@ -262,8 +270,9 @@ def varied(table: pd.DataFrame) -> list[str]:
     of different files, the hash of these is one more.
     """
     hidden = (marked(UNTOUCHING) | {"seed"}) - {"tokenizer_path"}
-    if "patience" in table and table["patience"].notna().any():
-        hidden = hidden - {"eval_tokens"}  # it decides when such a run ends
+    for key, beside in markers_of(CountsBeside).items():
+        if beside.key in table and table[beside.key].notna().any():
+            hidden = hidden - {key}
     keys = [key for key in configuration_keys(table) if key not in hidden]
     keys += [key for key in ("data", "init_from", "code") if key in table]
     typed = ",".join(table["label"])

@@ -82,10 +82,15 @@ def tells(row: Mapping[str, Any], prefix: str = "") -> bool:
     return p is not None and p < LEVEL  # nan is not
 
 
+def is_tested(row: Mapping[str, Any], prefix: str = "") -> bool:
+    """Returns whether a row has the test of a difference: p is a number."""
+    p = row.get(f"{prefix}p")
+    return p is not None and not math.isnan(p)
+
+
 def needed(row: Mapping[str, Any], prefix: str = "") -> str:
     """Returns how many seeds would tell a difference from 0, or "" if it was told or has no test."""
-    p = row[f"{prefix}p"]
-    if p is None or math.isnan(p) or tells(row, prefix):
+    if not is_tested(row, prefix) or tells(row, prefix):
         return ""
     seeds = row[f"{prefix}seeds_needed"]
     if row[f"{prefix}difference"] == 0:
@@ -100,10 +105,17 @@ def explained(rows: Sequence[Mapping[str, Any]], among: str) -> list[str]:
 
     `among` names what was corrected for.
     """
-    sentences = [
-        "In brackets: the 95 % interval of the mean difference, over the seeds that both have.",
-        f"{TELLS}: they differ (paired t-test, 5 % after Holm's correction for {among}).",
-    ]
+    sentences = []
+    if any(is_tested(row) for row in rows):
+        sentences += [
+            "In brackets: the 95 % interval of the mean difference, over the seeds that both have.",
+            f"{TELLS}: they differ (paired t-test, 5 % after Holm's correction for {among}).",
+        ]
+    if any(is_tested(row, "record_") for row in rows):
+        sentences.append(
+            f"{TO_RECORD.capitalize()}: the mean less that number, its 95 % interval, and {TELLS} if "
+            f"they differ (one-sample t-test, 5 % after Holm's correction for {among})."
+        )
     if any(needed(row) for row in rows):
         sentences.append(
             f"{SEEDS.capitalize()}: with so many a difference of this size would show in 80 % of "
