@@ -13,7 +13,8 @@ Suites (all of them if none is named):
            optimizer and precision; arithmetic as a share of the machine's measured peak. With nanogpt=: whole
            runs of its recipe, in turn with ours (on a GPU the first 1,000 steps of its larger recipe, both
            compiled), and the time of shakespeare_fast to its loss against the time of that recipe's steps
-  sample   1,000 characters one by one against the same model without a cache. With nanogpt=: against its generate()
+  sample   1,000 characters one by one against the same model without a cache. With nanogpt=: against its generate(),
+           and ten texts of 500 against those of its sample.py
   context  a step of 4,096 characters of a GPT and of an LSTM, each of about 200 thousand parameters, against the
            length of the context
   ranks    the tokens a second of two processes that share each batch against one with two threads, for the default
