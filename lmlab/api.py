@@ -172,7 +172,7 @@ def called(arguments: list[str], verbose: bool) -> Outcome:
         except SystemExit as stop:
             if stop.code == 128 + signal.SIGINT:
                 raise KeyboardInterrupt("stopped, and saved") from None
-            if stop.code in (128 + signal.SIGTERM, 128 + signal.SIGHUP):
+            if stop.code in [128 + number for number in signal.valid_signals()]:
                 raise
             raise RuntimeError(f"the command ended with exit status {stop.code}") from None
     if outcome.failure:

@@ -16,6 +16,11 @@ from typing import Any, Self
 PATIENCE = 1.0  # seconds in which Python has to handle a signal
 MOMENT = 0.1  # seconds that Python may be faster than the thread that watches it
 
+# By which a cluster says that a job's time is nearly over. Without a handler they kill. The last
+# one comes again with each second of computing, so it does not insist.
+NOTICES = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+LATEST: dict[int, Any] = {}  # the handler that the lab has set last, by signal
+
 READER_GONE = (errno.EPIPE, errno.EIO)  # of a pipe, of a terminal
 UNWRITABLE = (OSError, ValueError, AttributeError)  # closed; None, or an object without flush
 
@@ -30,13 +35,23 @@ class Interrupted(BaseException):
 
 
 def stopping_signals() -> list[signal.Signals]:
-    """Returns the signals that ask a process to stop: Ctrl-C, SIGTERM, a terminal that closes.
+    """Returns the signals that ask a process to stop: Ctrl-C, SIGTERM, a terminal that closes, NOTICES.
 
     A signal that this process was started to ignore, as `nohup` does with SIGHUP, is not among
-    them.
+    them, nor a notice for which other code has a handler.
     """
     candidates = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    return [number for number in candidates if signal.getsignal(number) != signal.SIG_IGN]
+    asking = [number for number in candidates if signal.getsignal(number) != signal.SIG_IGN]
+    for number in NOTICES:
+        if signal.getsignal(number) in (signal.SIG_DFL, LATEST.get(number, signal.SIG_DFL)):
+            asking.append(number)
+    return asking
+
+
+def set_handler(number: int, handler: Any) -> Any:
+    """Sets the lab's handler of a signal, or that from before; returns the one from before."""
+    LATEST[number] = handler
+    return signal.signal(number, handler)
 
 
 def tell(text: str) -> None:
@@ -66,7 +81,7 @@ class StopSignals:
 
     def __enter__(self) -> Self:
         for number, handler in self.listen().items():
-            self.restore.callback(signal.signal, number, handler)
+            self.restore.callback(set_handler, number, handler)
         if is_main_thread():
             self.watch()
         return self
@@ -79,7 +94,7 @@ class StopSignals:
         """Takes the signals over, again if other code took them; returns the earlier handlers."""
         if not is_main_thread():  # only there Python allows it
             return {}
-        return {number: signal.signal(number, self.receive) for number in stopping_signals()}
+        return {number: set_handler(number, self.receive) for number in stopping_signals()}
 
     @property
     def came(self) -> bool:
@@ -88,6 +103,8 @@ class StopSignals:
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """Remembers a signal, or calls `again` if it is not the first."""
+        if number == signal.SIGXCPU and self.came:
+            return
         self.n_received += 1
         self.received_at = time.monotonic()
         self.number = number
@@ -121,7 +138,7 @@ class StopSignals:
         n_sent = 0
         with reader:
             while sent := reader.recv(1):
-                if sent[0] not in stopping_signals():
+                if sent[0] not in stopping_signals() or (sent[0] == signal.SIGXCPU and n_sent):
                     continue
                 n_sent += 1
                 came_at = time.monotonic() - MOMENT
@@ -156,7 +173,7 @@ def ignore_signals() -> None:
     """Ignores what asks to stop, in a process that ends anyway; Python would show a traceback."""
     if is_main_thread():
         for number in stopping_signals():
-            signal.signal(number, signal.SIG_IGN)
+            set_handler(number, signal.SIG_IGN)
 
 
 def stop_at_once(number: int) -> None:
@@ -174,6 +191,8 @@ def ending_in_order() -> Iterator[None]:
     came: list[int] = []
 
     def end(number: int, frame: FrameType | None = None) -> None:
+        if number == signal.SIGXCPU and came:
+            return
         came.append(number)
         if number == signal.SIGINT:
             raise KeyboardInterrupt
@@ -183,7 +202,7 @@ def ending_in_order() -> Iterator[None]:
     if is_main_thread():  # only there Python allows it
         for number in stopping_signals():
             if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
-                before[number] = signal.signal(number, end)
+                before[number] = set_handler(number, end)
     try:
         yield
     except Exception:
@@ -192,7 +211,7 @@ def ending_in_order() -> Iterator[None]:
         raise
     finally:
         for taken, handler in before.items():
-            signal.signal(taken, handler)
+            set_handler(taken, handler)
 
 
 @contextmanager
@@ -205,12 +224,12 @@ def signals_held() -> Iterator[None]:
     before: dict[int, Any] = {}
     if is_main_thread():  # only there Python allows it
         for number in stopping_signals():
-            before[number] = signal.signal(number, lambda one, _: came.append(one))
+            before[number] = set_handler(number, lambda one, _: came.append(one))
     try:
         yield
     finally:
         for taken, handler in before.items():
-            signal.signal(taken, handler)
+            set_handler(taken, handler)
         for one in came:
             signal.raise_signal(one)
 

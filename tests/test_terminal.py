@@ -42,7 +42,13 @@ def broken():
         yield stream
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+ASKING = [
+    *(signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
+    *(signal.SIGUSR1, signal.SIGUSR2),  # of a cluster
+]
+
+
+@pytest.mark.parametrize("number", ASKING)
 def test_the_first_signal_is_remembered_and_the_second_stops(number, capfd):
     before = signal.getsignal(number)
     with StopSignals("stopping") as stop:
@@ -52,6 +58,44 @@ def test_the_first_signal_is_remembered_and_the_second_stops(number, capfd):
             os.kill(os.getpid(), number)
             time.sleep(1)
     assert status.value.code == 128 + number and signal.getsignal(number) == before
+
+
+def test_the_limit_of_time_to_compute_does_not_insist(capfd):
+    """The system repeats it each second, also while the run saves."""
+    with StopSignals("stopping") as stop:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGXCPU)
+        assert stop.number == signal.SIGXCPU and capfd.readouterr().err == "\nstopping\n"
+        with pytest.raises(SystemExit):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+    with pytest.raises(SystemExit), terminal.ending_in_order():
+        try:
+            os.kill(os.getpid(), signal.SIGXCPU)
+            time.sleep(1)
+        finally:
+            os.kill(os.getpid(), signal.SIGXCPU)  # it does not break off what is tidied up
+    assert signal.getsignal(signal.SIGXCPU) == signal.SIG_DFL
+
+
+def test_a_notice_for_which_a_program_has_a_handler_stays_its_own():
+    came = []
+    before = signal.signal(signal.SIGUSR1, lambda number, _: came.append(number))
+    try:
+        with terminal.ending_in_order(), StopSignals("stopping") as stop, terminal.signals_held():
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert came == [signal.SIGUSR1] and not stop.came
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_the_innermost_context_of_the_lab_has_a_notice():
+    with terminal.ending_in_order(), StopSignals("") as stop:
+        with terminal.signals_held():
+            os.kill(os.getpid(), signal.SIGUSR2)
+            assert not stop.came
+        assert stop.number == signal.SIGUSR2
+    assert signal.getsignal(signal.SIGUSR2) == signal.SIG_DFL
 
 
 def test_a_signal_that_is_ignored_stays_ignored(monkeypatch):
