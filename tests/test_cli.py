@@ -11,10 +11,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmlab.commands import continued
+from lmlab.commands import continued, sample
 from lmlab.commands import train as cli
 from lmlab.config import composition, grammar, overrides
-from lmlab.config.keys import GROUPS, SETTINGS, RunConfig, SweepConfig, choices_of, keys_of
+from lmlab.config.check import ELSEWHERE, meant_by
+from lmlab.config.keys import (
+    GROUPS,
+    SETTINGS,
+    RunConfig,
+    SweepConfig,
+    all_keys,
+    choices_of,
+    keys_of,
+)
 from lmlab.errors import UserError
 from lmlab.registry import importing
 from tests.conftest import NANO, ROOT, config, metrics, refused
@@ -133,6 +142,15 @@ WRONG = {
     "max_iters=10": ["max_iters=10", "did you mean max_steps?"],
     "--device=cpu": ["--device=cpu", "keys are written without dashes: device=cpu"],
     "--max-iters 10": ["--max-iters", "without dashes: max_steps=…"],
+    "--max-iters=10": ["--max-iters=10", "without dashes: max_steps=10"],
+    "--fp16=true": ["--fp16=true", "without dashes: precision=…"],
+    "--compile=True": ["--compile=True", "without dashes: compile=True"],
+    "--eval_only=True": ["--eval_only=True: there is no key eval_only"],
+    "optimizer.lr=0.1": ["optimizer.lr=0.1", "did you mean lr?"],
+    "device=gpu": ["device=gpu", "did you mean cuda?"],
+    "schedule=none": ["schedule=none", "did you mean constant?"],
+    "precision=bf16": ["precision=bf16", "did you mean bf16-mixed?"],
+    "max_length=8": ["max_length=8", "did you mean block_size?"],
     # not of the form that is read
     "name=${oc.env:HOME}": ["name=${oc.env:HOME}", "interpolation"],
     "seed=${oc.env:HOME}": ["seed=${oc.env:HOME}", "interpolation"],
@@ -554,3 +572,13 @@ def test_line_ends_of_windows_are_told(here, capsys):
         said = capsys.readouterr().err
         assert ("line ends of Windows" in said and "sed 's/\\r$//'" in said) == ("windows" in name)
         assert ("as old Macs ended lines" in said and "tr '\\r' '\\n'" in said) == (name == "mac")
+
+
+def test_the_words_of_other_tools_lead_to_what_there_is_and_hide_nothing_of_ours():
+    keys = {*all_keys(), *keys_of(sample.Options)}
+    words = {"cuda", "mps", "32-true", "bf16-mixed", "constant", "rotary"}
+    assert {*ELSEWHERE} <= keys | words
+    hidden = {word for key in {*ELSEWHERE} & keys for word in ELSEWHERE[key].split()} & keys
+    assert not hidden
+    for key in keys:
+        assert meant_by(key, keys) == key  # also where another tool means something else by it

@@ -31,10 +31,11 @@ from lmlab.commands.continued import inherited, literal, repeated
 from lmlab.commands.options import check_alone, help_page
 from lmlab.commands.own_choices import own_choices, typed_plugin
 from lmlab.config import conf_files
-from lmlab.config.check import ELSEWHERE, Config
+from lmlab.config.check import Config, meant_by, suggestion
 from lmlab.config.composition import LISTED, primary, without_glob
 from lmlab.config.conf_files import CONF
 from lmlab.config.grammar import is_hydras, key_of, last_of_each, parse, typed_value
+from lmlab.config.keys import all_keys
 from lmlab.config.overrides import Asked, checked, joined, resolved
 from lmlab.config.sweep_files import Line, read_lines
 from lmlab.errors import (
@@ -322,7 +323,11 @@ def refuse_flags(message: str) -> None:
     if flag.startswith("--"):
         name, _, value = flag.removeprefix("--").partition("=")
         name = name.replace("-", "_")
-        hint = f"; keys are written without dashes: {ELSEWHERE.get(name, name)}={value or '…'}"
+        key = meant_by(name, all_keys())
+        fitting = value if value.lower() not in ("true", "false") or key == name else ""
+        hint = f"; keys are written without dashes: {key}={fitting or '…'}"
+        if key is None:
+            hint = f": there is no key {name}{suggestion(name, all_keys())}; --help lists them all"
     refuse(f"{message}{hint}")
 
 

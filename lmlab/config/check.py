@@ -85,53 +85,82 @@ class Config:
         return values
 
 
-# What users of other tools type first.
+# What users of other tools type first, for a key or a word.
 ELSEWHERE = {
-    "learning_rate": "lr",
-    "max_iters": "max_steps",
-    "num_steps": "max_steps",
-    "steps": "max_steps",
-    "epochs": "max_steps",
-    "n_epochs": "max_steps",
-    "num_epochs": "max_steps",
-    "max_epochs": "max_steps",
-    "batch": "batch_size",
-    "iterations": "max_steps",
-    "lr_decay_iters": "decay_steps",
-    "warmup_iters": "warmup_steps",
-    "num_layers": "n_layer",
-    "layers": "n_layer",
-    "num_heads": "n_head",
-    "heads": "n_head",
-    "d_model": "n_embd",
-    "hidden_size": "n_embd",
-    "embedding_size": "n_embd",
-    "context_length": "block_size",
-    "seq_len": "block_size",
-    "max_seq_len": "block_size",
-    "gradient_accumulation_steps": "grad_accumulation",
-    "accumulate_grad_batches": "grad_accumulation",
-    "gradient_clip_val": "grad_clip",
-    "eval_every": "eval_interval",
-    "dataset": "data",
-    "input": "path",
-    "file": "path",
-    "out_dir": "name",
-    "random_seed": "seed",
-    "num_samples": "samples",
-    "max_new_tokens": "max_tokens",
-    "length": "max_tokens",
-    "temp": "temperature",
-    "start": "prompt",
+    "lr": "learning_rate max_lr",
+    "max_steps": "max_iters num_steps n_steps steps num_iterations iterations train_steps epochs n_epochs "
+    "num_epochs max_epochs num_train_epochs",
+    "batch_size": "batch train_batch_size micro_batch_size device_batch_size "
+    "per_device_train_batch_size",
+    "grad_accumulation": "gradient_accumulation_steps grad_accum_steps gradient_accumulation "
+    "accumulate_grad_batches",
+    "grad_clip": "gradient_clip_val max_grad_norm clip_grad clip_grad_norm gradient_clip",
+    "schedule": "lr_schedule scheduler lr_scheduler lr_scheduler_type decay_lr",
+    "decay_steps": "lr_decay_iters",
+    "warmup_steps": "warmup_iters warmup num_warmup_steps lr_warmup_steps",
+    "beta1": "adam_beta1 betas",
+    "beta2": "adam_beta2",
+    "weight_decay": "wd",
+    "n_layer": "num_layers n_layers layers num_hidden_layers depth",
+    "n_head": "num_heads n_heads heads num_attention_heads",
+    "n_embd": "d_model hidden_size hidden_dim embedding_size embedding_dim emb_dim embed_dim dim n_embed "
+    "width",
+    "block_size": "context_length context_size max_context seq_len max_seq_len sequence_length "
+    "sequence_len n_ctx n_positions max_position_embeddings max_length",
+    "dropout": "dropout_rate dropout_prob drop p_dropout",
+    "tied": "tie_weights tie_word_embeddings tie_embeddings weight_tying",
+    "positions": "rope pos_emb position_embedding positional_encoding",
+    "eval_interval": "eval_every eval_steps val_every val_check_interval check_val_every_n_epoch "
+    "evaluation_strategy val_loss_every",
+    "eval_tokens": "eval_iters eval_batches limit_val_batches max_eval_samples",
+    "log_interval": "log_every log_every_n_steps logging_steps log_steps",
+    "checkpoint_interval": "save_every save_steps save_interval ckpt_interval checkpoint_every "
+    "every_n_train_steps",
+    "patience": "early_stopping early_stopping_patience",
+    "val_fraction": "val_split validation_split val_ratio",
+    "precision": "dtype torch_dtype fp16 bf16 amp mixed_precision",
+    "device": "accelerator",
+    "devices": "gpus num_gpus n_gpus nproc_per_node world_size",
+    "nodes": "nnodes num_nodes",
+    "seed": "random_seed manual_seed rng_seed seed_everything random_state",
+    "data": "dataset dataset_name",
+    "path": "input file input_file data_path data_file train_file data_dir",
+    "out": "output_dir save_dir default_root_dir",
+    "name": "out_dir run_name exp_name experiment_name",
+    "resume": "resume_from resume_from_checkpoint ckpt_path load_checkpoint",
+    "init_from": "pretrained finetune_from model_name_or_path",
+    "experiment": "config config_file recipe",
+    "samples": "num_samples n_samples num_return_sequences",
+    "max_tokens": "max_new_tokens max_length length num_tokens n_tokens",
+    "temperature": "temp",
+    "prompt": "start",
+    "stop": "stop_token stop_sequence",
+    "cuda": "gpu nvidia",
+    "mps": "metal",
+    "32-true": "32 fp32 float32 full",
+    "bf16-mixed": "bf16 bfloat16 16 16-mixed fp16 float16 mixed bf16-true",
+    "constant": "none off",
+    "rotary": "rope",
 }
 
 
 def suggestion(word: str, words: Iterable[str]) -> str:
     """Returns " (did you mean …?)" with the key that other tools call `word`, or a similar one."""
-    meant = ELSEWHERE.get(word.lstrip("-").replace("-", "_"))
-    if meant is not None and meant in {*words}:
-        return f" (did you mean {meant}?)"
-    return nearest(word, words)
+    known = [*words]
+    meant = meant_by(word, known)
+    return f" (did you mean {meant}?)" if meant else nearest(word, known)
+
+
+def meant_by(word: str, known: Iterable[str]) -> str | None:
+    """Returns which of the `known` keys other tools call `word`, or None.
+
+    They also write the name of a group before it, as in model.n_layer.
+    """
+    plain = word.lstrip("-").replace("-", "_").rpartition(".")[2].lower()
+    for key in known:
+        if plain == key or {plain, word} & {*ELSEWHERE.get(key, "").split()}:
+            return key
+    return None
 
 
 class NotTaken(UserError):
@@ -277,7 +306,7 @@ def check_word(key: str, value: Any, allowed: tuple[Any, ...]) -> Any:
     value = spelled(value)
     if str(value) in words:  # YAML reads a number in it
         raise UserError(f"{key}={value}: is read as a number; write {key}=\"'{value}'\"")
-    hint = nearest(str(value), words)
+    hint = suggestion(str(value), words)
     if key == "data" and ("." in str(value) or "/" in str(value)):
         hint = f"; a text of your own is data=file path={value}"
     raise UserError(f"{key}={value}: allowed are {', '.join(words)}{hint}")
