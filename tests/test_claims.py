@@ -185,6 +185,9 @@ def test_the_difference_to_a_record_is_explained_wherever_it_is_shown(one_row):
     for note in notes:
         assert "To the record: the mean less that number" in note
         assert ("over the seeds that both have" in note) == (not one_row)
+    if not one_row:  # one test of two rows against each other, two against the number
+        assert "paired t-test, 5 % after Holm's correction for this comparison alone" in note
+        assert "one-sample t-test, 5 % after Holm's correction for these 2 comparisons" in note
     assert "To the record" not in report.footnote(runs, table.leaderboard(runs))
 
 

@@ -21,7 +21,7 @@ from lmlab.catalogue import (
 )
 from lmlab.errors import UserError
 from lmlab.models.attention import attend
-from lmlab.models.base import LanguageModel, build_model
+from lmlab.models.base import LanguageModel, build_model, evaluating
 from lmlab.models.gpt import CausalSelfAttention
 
 V, T = 11, 16
@@ -509,3 +509,13 @@ def test_angles_are_on_the_device_of_the_model_whatever_torch_remembers():
     finally:
         functions.add(torch.linspace)
     assert rotary_angles(8, 8).device.type == "cpu"
+
+
+def test_a_part_that_a_model_has_frozen_stays_so_after_it_was_evaluated():
+    model = build_model(CONFIGS["gpt"], V)
+    model.blocks[0].eval()
+    modes = {part: part.training for part in model.modules()}
+    with evaluating(model):
+        assert not any(part.training for part in model.modules())
+    model.flops_per_token()
+    assert {part: part.training for part in model.modules()} == modes

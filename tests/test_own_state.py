@@ -153,3 +153,37 @@ def test_weights_that_no_optimizer_trains_are_a_warning(here, train, capsys):
     train(f"{LINE} plugin={plugin(here, text)} optimizer=own".replace("bigram", "gpt_nano"))
     said = " ".join("".join(capsys.readouterr()).split())
     assert "warning: optimizer=own: " in said and "were not given to it" in said
+
+
+IN_TRUTH = """
+    import torch
+    from pytorch_lightning import Callback
+
+    @lmlab.register.evaluation("val/mine")
+    def mine(model, data):
+        tokens = torch.tensor(data.tokens.astype(int))
+        losses = [
+            torch.nn.functional.cross_entropy(model(idx).flatten(0, 1), targets.flatten(), reduction="none")
+            for idx, targets in model.windows(tokens, data.block_size, 4096)
+        ]
+        return {"val/mine": torch.cat(losses).mean()}
+
+    @lmlab.register.callback("own")
+    class Own(Callback):
+        modes = set()
+
+        def note(self, trainer, module):
+            self.modes |= {part.training for part in module.modules()}
+
+        on_validation_start = on_validation_epoch_start = on_validation_epoch_end = on_validation_end = note
+
+        def on_train_end(self, trainer, module):
+            assert self.modes == {False} and module.model.training
+"""
+
+
+@pytest.mark.parametrize("model", ["gpt_nano dropout=0.5", "lstm dropout=0.5"])
+def test_an_evaluation_and_the_hooks_around_it_see_a_model_without_dropout(here, train, model):
+    """So a loss computed by hand is val/loss."""
+    found = metrics(train(f"{LINE} plugin={plugin(here, IN_TRUTH)} model={model}"))
+    assert found["val/mine"] == pytest.approx(found["val/loss"], rel=1e-5)

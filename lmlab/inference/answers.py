@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lmlab.data.documents import Documents
-from lmlab.inference.loss import evaluating, places_of_windows, scores_of
+from lmlab.inference.loss import places_of_windows, scores_of
 from lmlab.machine import autocast
-from lmlab.models.base import LanguageModel
+from lmlab.models.base import LanguageModel, evaluating
 
 Ints = NDArray[np.int64]
 

@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from lmlab.inference.loss import evaluating
-from lmlab.models.base import LanguageModel
+from lmlab.models.base import LanguageModel, evaluating
 
 
 class Recording(TorchFunctionMode):

@@ -30,7 +30,7 @@ from lmlab.inference.loss import Turns, aligned, counting, log_probs, loss_metri
 from lmlab.inference.pictures import commonest, pictures_of
 from lmlab.inference.specimen import Specimen
 from lmlab.isolation import left_as_before
-from lmlab.models.base import LanguageModel, attributes_kept
+from lmlab.models.base import LanguageModel, attributes_kept, evaluating
 from lmlab.numbers import EXCERPT_LOSS, EXCERPT_TOKENS, NUMBERS, UPDATE_RATIO, Number
 from lmlab.ranks import Ranks
 from lmlab.register import is_own
@@ -202,7 +202,11 @@ def evaluate(subject: Subject, warn: Callable[[str], object]) -> dict[str, Value
         values |= found
     for title, own in OWN_EVALUATIONS.items():
         try:
-            with plugins.exits_as_errors(), untouched(subject.model) as changed:
+            with (
+                plugins.exits_as_errors(),
+                evaluating(subject.model),
+                untouched(subject.model) as changed,
+            ):
                 found = {name: plain(x) for name, x in dict(own(subject.model, subject)).items()}
             refused = {name: why for name, x in found.items() if (why := why_not(name, x, values))}
         except Exception as error:

@@ -9,9 +9,8 @@ import torch
 
 from lmlab.data.tokenizers import GrowingText, Tokenizer
 from lmlab.errors import UserError
-from lmlab.inference.loss import evaluating
 from lmlab.machine import autocast
-from lmlab.models.base import Cache, Decoder, LanguageModel
+from lmlab.models.base import Cache, Decoder, LanguageModel, evaluating
 
 CHECKED = 3  # tokens by which a fast reader is compared with the model
 NO_NUMBERS = "the model's scores are no numbers, so what it writes means nothing"

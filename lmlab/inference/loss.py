@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from lmlab.data.splits import Splits
 from lmlab.data.tokenizers import Tokenizer
 from lmlab.errors import UserError
 from lmlab.machine import autocast
-from lmlab.models.base import LanguageModel
+from lmlab.models.base import LanguageModel, evaluating
 from lmlab.ranks import ALONE, Ranks
 from lmlab.registry import folder_kept
 from lmlab.runs import checkpoints
@@ -162,17 +162,6 @@ def scores_of(logits: Tensor, targets: Tensor, are_log_probs: bool) -> Tensor:
     if are_log_probs:
         return logits.gather(1, targets[:, None])[:, 0]
     return -F.cross_entropy(logits, targets, reduction="none")
-
-
-@contextmanager
-def evaluating(model: LanguageModel) -> Iterator[None]:
-    """A context in which dropout is off."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def loss_metrics(

@@ -14,8 +14,9 @@ import torch
 
 from lmlab.errors import UserError
 from lmlab.inference.evaluations import Value
-from lmlab.inference.loss import TOKENS_AT_ONCE, answers, evaluating
+from lmlab.inference.loss import TOKENS_AT_ONCE, answers
 from lmlab.inference.specimen import Specimen
+from lmlab.models.base import evaluating
 
 VERBS = """
 begin/began bend/bent blow/blew break/broke build/built come/came creep/crept dig/dug draw/drew

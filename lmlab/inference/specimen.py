@@ -9,9 +9,9 @@ from torch import Tensor
 
 from lmlab.data.documents import Documents
 from lmlab.data.tokenizers import Tokenizer
-from lmlab.inference.loss import TOKENS_AT_ONCE, aligned, evaluating, places_of_windows
+from lmlab.inference.loss import TOKENS_AT_ONCE, aligned, places_of_windows
 from lmlab.machine import autocast
-from lmlab.models.base import LanguageModel
+from lmlab.models.base import LanguageModel, evaluating
 
 
 @dataclass(frozen=True)

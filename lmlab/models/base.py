@@ -50,6 +50,20 @@ class Decoder(Protocol):
         """Returns the logits (V,) after one more token."""
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """A context in which dropout is off. Afterwards each part of the model is in its mode as before."""
+    training = model.training
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)  # a model may have a method of its own
+        for module, mode in modes.items():
+            module.training = mode
+
+
 class LanguageModel(nn.Module):
     """Predicts the next token at every position. A subclass must define `forward`.
 
@@ -119,23 +133,19 @@ class LanguageModel(nn.Module):
         Returns None if the model cannot run on the meta device. Raises UserError if `forward` makes
         weights, which no optimizer would get.
         """
-        training = self.training
-        self.eval()
         before = {*self.state_dict()}
         tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
         if device.type == "meta":
             tensors = {name: torch.empty_like(w, device=device) for name, w in tensors.items()}
         idx = torch.zeros(1, self.config.block_size, dtype=torch.long, device=device)
         try:
-            with attributes_kept(self), device, torch.no_grad():
+            with attributes_kept(self), evaluating(self), device, torch.no_grad():
                 scores: Tensor = torch.func.functional_call(self, tensors, idx)
                 made = sorted({*self.state_dict()} - before)
         except (RuntimeError, NotImplementedError, TypeError):
             if device.type == "meta":
                 return None
             raise  # the model cannot read a sequence at all
-        finally:
-            self.train(training)
         if made:
             raise UserError(
                 f"{type(self).__name__}.forward makes the weights {', '.join(made)}; all weights are made "

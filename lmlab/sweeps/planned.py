@@ -296,13 +296,15 @@ def texts_of(plan: pd.DataFrame, loss: str) -> pd.DataFrame:
     return shown.drop(columns=[name for name in sparse if not any(shown[name])])
 
 
+def these_alone(n: int) -> str:
+    """Returns what was corrected for, if there are n planned comparisons."""
+    return "this comparison alone" if n == 1 else f"these {n} comparisons alone"
+
+
 def footnote_of(plan: pd.DataFrame, loss: str, best: str | None) -> str:
     """Returns the explanation of the columns of planned comparisons."""
     sentences = [f"{loss} at the end: mean over n seeds, ± its standard error."]
-    tested = [plan[name].notna().sum() for name in ("p", "record_p") if name in plan]
-    n = int(max(tested))
-    these = "this comparison alone" if n == 1 else f"these {n} comparisons alone"
-    sentences += explained(tables.records(plan), these)
+    sentences += explained(tables.records(plan), these_alone)
     if best is not None:
         sentences.append(
             f"Each row is the best of up to {plan['of'].max()} in {best}, by these same losses, "

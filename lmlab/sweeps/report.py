@@ -252,7 +252,7 @@ def footnote(table: pd.DataFrame, board: pd.DataFrame) -> str:
     sentences = [f"{loss} at the end: mean over n seeds, ± its standard error."]
     if board["n"].max() <= 1:
         sentences = [f"{loss} at the end, of one seed each."]
-    sentences += explained(tables.records(board), "all rows")
+    sentences += explained(tables.records(board), lambda _: "all rows")
     sentences += doubts(table, loss)
     n_texts = int(tables.are_best(board).sum())
     if n_texts > 1:

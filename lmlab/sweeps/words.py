@@ -1,7 +1,7 @@
 """Writes the numbers of a table as texts that a person reads."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -100,21 +100,23 @@ def needed(row: Mapping[str, Any], prefix: str = "") -> str:
     return str(seeds)
 
 
-def explained(rows: Sequence[Mapping[str, Any]], among: str) -> list[str]:
+def explained(rows: Sequence[Mapping[str, Any]], among: Callable[[int], str]) -> list[str]:
     """Returns sentences about the columns of differences of some rows, as far as they have a text.
 
-    `among` names what was corrected for.
+    `among` says in words what was corrected for, from the number of tests.
     """
     sentences = []
-    if any(is_tested(row) for row in rows):
+    n = sum(is_tested(row) for row in rows)
+    n_to_record = sum(is_tested(row, "record_") for row in rows)
+    if n:
         sentences += [
             "In brackets: the 95 % interval of the mean difference, over the seeds that both have.",
-            f"{TELLS}: they differ (paired t-test, 5 % after Holm's correction for {among}).",
+            f"{TELLS}: they differ (paired t-test, 5 % after Holm's correction for {among(n)}).",
         ]
-    if any(is_tested(row, "record_") for row in rows):
+    if n_to_record:
         sentences.append(
             f"{TO_RECORD.capitalize()}: the mean less that number, its 95 % interval, and {TELLS} if "
-            f"they differ (one-sample t-test, 5 % after Holm's correction for {among})."
+            f"they differ (one-sample t-test, 5 % after Holm's correction for {among(n_to_record)})."
         )
     if any(needed(row) for row in rows):
         sentences.append(

@@ -16,6 +16,7 @@ from lmlab.errors import UserError
 from lmlab.inference import evaluations
 from lmlab.inference.evaluations import Detail, Subject
 from lmlab.isolation import set_random_state
+from lmlab.models.base import evaluating
 from lmlab.numbers import EXCERPT_LOSS, EXCERPT_TOKENS
 from lmlab.ranks import ALONE, Ranks
 from lmlab.runs import checkpoints
@@ -386,8 +387,11 @@ class Recorder(Callback):
         # Of the weights that were trained; a callback may let other weights be evaluated.
         ratios = self.update_ratios(subject)
         subject = replace(subject, before={})
-        self.hooks.before(trainer, module)
-        values, fault = self.values_of(subject, ratios)
+        with evaluating(module):  # for the hooks, too, as Lightning does
+            self.hooks.before(trainer, module)
+            values, fault = self.values_of(subject, ratios)
+            if fault is None:
+                self.hooks.after(trainer, module, evaluations.numbers_of(values))
         if fault is not None:
             self.hooks.broken_off(trainer, module, fault)
             if isinstance(fault, Interrupted):
@@ -395,7 +399,6 @@ class Recorder(Callback):
             else:
                 self.diverged = True
             return
-        self.hooks.after(trainer, module, evaluations.numbers_of(values))
         (asked,) = self.ranks.agree(int(trainer.should_stop))
         if asked:  # after one step more if there was none yet, or if this was of an excerpt
             self.asked_to_end = True
