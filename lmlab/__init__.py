@@ -11,6 +11,8 @@ import os
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from lmlab.cores import heed_thread_limit
+
 if TYPE_CHECKING:  # for editors, which complete these names
     from lmlab import register as register
     from lmlab.api import Comparison as Comparison
@@ -39,6 +41,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # machine would be half as fast; if they never did, one with other work several times slower.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+
+heed_thread_limit()
 
 NAMES = {
     "train": "lmlab.api",

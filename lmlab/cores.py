@@ -24,6 +24,24 @@ def usable_cores() -> int:
     return max(1, min(cores, int(quota)))
 
 
+def thread_limit() -> int | None:
+    """Returns how many threads OMP_THREAD_LIMIT allows this process, or None without a limit."""
+    limit = os.environ.get("OMP_THREAD_LIMIT", "").strip()
+    return int(limit) or None if limit.isdecimal() else None
+
+
+def heed_thread_limit() -> None:
+    """Lets torch, if it is imported later, have no more threads than OMP_THREAD_LIMIT allows.
+
+    With fewer threads than it counts on, it computes wrong products of bfloat16.
+    """
+    limit = thread_limit()
+    if limit is not None:
+        asked = os.environ.get("OMP_NUM_THREADS", "")
+        threads = int(asked) if asked.isdecimal() else limit
+        os.environ["OMP_NUM_THREADS"] = str(min(threads, limit))
+
+
 def cpu_quota() -> float | None:
     """Returns how many cores' time the container may use, or None without a limit."""
     for names in QUOTAS:

@@ -16,7 +16,7 @@ from lmlab import ranks
 from lmlab.catalogue import DeviceConfig
 from lmlab.config.check import Config
 from lmlab.config.conf_files import read_file
-from lmlab.cores import cpu_quota, usable_cores
+from lmlab.cores import cpu_quota, thread_limit, usable_cores
 from lmlab.errors import UserError
 
 Precision = Literal["32-true", "bf16-mixed"]
@@ -25,6 +25,9 @@ Precision = Literal["32-true", "bf16-mixed"]
 CORES = torch.get_num_threads()
 if cpu_quota() is not None:
     CORES = min(CORES, usable_cores())
+LIMIT = thread_limit()
+if LIMIT is not None:  # if torch was imported before the lab, it does not know it
+    CORES = min(CORES, LIMIT)
 
 
 def pick(choice: str) -> torch.device:
@@ -86,7 +89,8 @@ def has_compiler(device: torch.device) -> bool:
 def resolve(config: Config) -> Config:
     """Returns `config` with the device, precision, threads and compilation for this machine.
 
-    Raises UserError for a device or a precision that this machine lacks.
+    Raises UserError for a device or a precision that this machine lacks, or more threads than it may
+    have.
     """
     device = pick(config.base("device"))
     usual = read_file("device", device.type)  # for what device=auto leaves open
@@ -98,6 +102,10 @@ def resolve(config: Config) -> Config:
         compiles = usual["compile"]
     processes = devices_of(config)
     threads = config.run.threads or usual["threads"] or max(1, CORES // processes.per_node)
+    if LIMIT is not None and threads > LIMIT:
+        raise UserError(
+            f"threads={threads}: the variable OMP_THREAD_LIMIT={LIMIT} allows this process no more"
+        )
     return replace(
         config,
         choices=config.choices | {"device": device.type},

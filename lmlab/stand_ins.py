@@ -21,6 +21,10 @@ PRESENT: dict[str, ModuleType] = {}  # the stand-ins, while torchmetrics is bein
 class StandIn(ModuleType):
     """Stands for a module until something of it is used that it does not have itself."""
 
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__spec__ = ModuleSpec(name, None)  # who asks whether there is such a module gets it
+
     def __getattr__(self, name: str) -> Any:
         """Returns what the real module has under this name. Python calls this method."""
         take_out()
@@ -36,7 +40,7 @@ def drawn_in_style(*arguments: Any, **keywords: Any) -> Iterator[None]:
 
 
 def put_in() -> None:
-    """Puts stand-ins in the place of modules that are not imported yet.
+    """Puts stand-ins in the place of modules that are installed, and not imported yet.
 
     What they have is all that torchmetrics uses while it is imported.
     """
@@ -50,7 +54,9 @@ def put_in() -> None:
     colors = SimpleNamespace(Colormap=object)
     vars(matplotlib).update(axes=axes, pyplot=pyplot, colors=colors)
     for first, *others in ([signal], [matplotlib, axes, pyplot]):
-        if first.__name__ not in sys.modules:
+        package = first.__name__.partition(".")[0]
+        is_installed = PathFinder.find_spec(package) is not None
+        if is_installed and first.__name__ not in sys.modules:
             PRESENT.update({one.__name__: one for one in (first, *others)})
     sys.modules.update(PRESENT)
 

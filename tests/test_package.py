@@ -10,6 +10,7 @@ import pytest
 
 from lmlab import __version__
 from lmlab.__main__ import VERBS
+from lmlab.errors import EXTRAS
 from lmlab.runs import typed
 from tests.conftest import ROOT, metrics
 
@@ -142,3 +143,58 @@ def test_the_library_is_imported_without_torch():
     code = "import lmlab, sys; print(lmlab.__version__, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.split()[1] == "False"
+
+
+WITHOUT_EXTRAS = """
+import contextlib, importlib.machinery as machinery, importlib.metadata as metadata, io, re, sys
+find, distribution = machinery.PathFinder.find_spec, metadata.distribution
+extras = sys.argv[1].split(",")
+
+def found(name, path=None, target=None):
+    return None if name.partition(".")[0] in extras else find(name, path, target)
+
+def known(name):
+    if re.split("[^a-z]", name.lower())[0] in extras:
+        raise metadata.PackageNotFoundError(name)
+    return distribution(name)
+
+machinery.PathFinder.find_spec, metadata.distribution = found, known
+
+from lmlab.__main__ import obey
+from lmlab.errors import one_line_errors
+
+def call(*lines):
+    for line in lines:
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                with one_line_errors():
+                    obey(line.split())
+                status = 0
+            except SystemExit as end:
+                status = end.code or 0
+        print(status, err.getvalue().strip().split(chr(10))[-1] if status else "")
+
+call("train model=gpt_nano data=sentence val_fraction=0.2 block_size=8 device=cpu threads=1 max_steps=2 batch_size=2 name=a",
+     "sample max_tokens=5", "evaluate", "explain out=e.html", "page out=p.html",
+     "train model=bigram data=sentence val_fraction=0.2 device=cpu threads=1 max_steps=2 name=b")
+call("compare outputs", "plot out=x.png", "export", "train tokenizer=bpe", "train -m seed=0,1",
+     "coordinates model=gpt_nano widths=16,32 steps=1 seeds=0 out=x.png")
+assert not {*extras} & {*sys.modules}, {*extras} & {*sys.modules}
+"""
+
+
+def test_without_the_extras_what_needs_none_works_and_the_rest_says_what_to_install(site, here):
+    """As after `pip install .`: no pandas, scipy, optuna, matplotlib, tokenizers or safetensors."""
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_EXTRAS, ",".join(EXTRAS)],
+        env=os.environ | {"PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    works, refused = done.stdout.splitlines()[:6], done.stdout.splitlines()[6:]
+    assert [line.strip() for line in works] == ["0"] * 6
+    needed = ["pandas", "matplotlib", "safetensors", "tokenizers", "pandas", "matplotlib"]
+    for line, name in zip(refused, needed, strict=True):
+        assert line == f"2 error: {name} is not installed; install it with: pip install {name}"

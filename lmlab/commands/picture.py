@@ -7,6 +7,7 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,12 +35,17 @@ def new_figure(width: float = 8, height: float = 4.5) -> Figure:
 def check_picture(
     out: str, key: str = "out", example: str = "curves.png", formats: Sequence[str] = FORMATS
 ) -> None:
-    """Raises UserError if `out`, the value of `key`, is not the name of a picture."""
+    """Raises UserError if `out`, the value of `key`, is not the name of a picture.
+
+    Raises ModuleNotFoundError if what draws it is not installed.
+    """
     if Path(out).is_dir() or Path(out).suffix.lower() not in formats:
         raise UserError(
             f"{key}={out}: needs the name of a picture, such as {example}; its ending is one of "
             f"{', '.join(formats)}"
         )
+    if find_spec("matplotlib") is None:
+        raise ModuleNotFoundError(name="matplotlib")
 
 
 def save_picture(figure: Figure, out: str, dpi: int = 120) -> None:

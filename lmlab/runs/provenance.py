@@ -13,6 +13,7 @@ from lmlab import __version__, plugins
 from lmlab.runs.code import LIBRARY, code_sha256
 
 PACKAGES = ("torch", "pytorch_lightning", "hydra_core", "tensorboard", "numpy")
+QUIETLY = ("--no-optional-locks", "-c", "core.fsmonitor=false")
 COMPARED = (
     "lmlab",
     "code_sha256",
@@ -53,7 +54,7 @@ def git_state(folder: Path) -> dict[str, Any]:
     """
     if git(folder, "ls-files", "--error-unmatch", "lmlab/__init__.py") is None:
         return {"git_commit": None, "git_dirty": None}
-    changes = git(folder, "status", "--porcelain")
+    changes = git(folder, "status", "--porcelain", "--untracked-files=normal")
     return {
         "git_commit": git(folder, "rev-parse", "--verify", "HEAD"),
         "git_dirty": None if changes is None else bool(changes),
@@ -61,10 +62,21 @@ def git_state(folder: Path) -> dict[str, Any]:
 
 
 def git(folder: Path, *arguments: str) -> str | None:
-    """Returns the output of git in a folder, or None if git is missing or fails."""
+    """Returns the output of git in a folder, or None if git is missing or fails.
+
+    Variables such as GIT_DIR, which a hook of another repository has, would name that one. Git writes
+    nothing, and asks no other program what has changed.
+    """
+    others = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
         done = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
+            ["git", *QUIETLY, "-C", str(folder), *arguments],
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            env=others,
+            check=True,
         )
     except (OSError, subprocess.CalledProcessError):
         return None
