@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lmlab import cores, machine
+from lmlab.errors import UserError
 from tests.conftest import NANO, config, history
 
 CPU = torch.device("cpu")
@@ -109,3 +110,24 @@ def test_the_quota_of_a_container_is_seen(tmp_path, monkeypatch, content, quota)
     monkeypatch.setattr(cores, "cpu_quota", lambda: quota)
     allowed = cores.usable_cores()
     assert allowed == 1 if quota else allowed == len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("limit", "asked", "threads"),
+    [("1", None, "1"), ("3", "2", "2"), ("3", "8", "3"), ("2", "4,2", "2"), ("0", "4", "4")],
+)
+def test_the_limit_of_threads_is_heeded(some_config, monkeypatch, limit, asked, threads):
+    """With fewer threads than torch counts on, its products of bfloat16 would be wrong."""
+    monkeypatch.setenv("OMP_THREAD_LIMIT", limit)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if asked:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    cores.heed_thread_limit()
+    assert os.environ["OMP_NUM_THREADS"] == threads
+    monkeypatch.setattr(machine, "LIMIT", cores.thread_limit())
+    typed = replace(some_config, run=replace(some_config.run, threads=4))
+    if limit == "0":  # it is none
+        assert machine.resolve(typed).run.threads == 4
+    else:
+        with pytest.raises(UserError, match=f"threads=4: .*OMP_THREAD_LIMIT={limit}"):
+            machine.resolve(typed)

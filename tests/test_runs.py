@@ -90,15 +90,18 @@ def test_a_torn_last_line_of_history_is_no_line_and_another_is_named(tmp_path):
             runs.read_history(tmp_path)
 
 
-def test_a_repository_around_an_installed_copy_says_nothing_of_the_lab(tmp_path):
-    def git(*arguments):
-        subprocess.run(
-            ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments],
-            cwd=tmp_path,
-            check=True,
-            capture_output=True,
-        )
+@pytest.fixture
+def git(tmp_path):
+    """Runs git in a folder, `tmp_path` if no other is named."""
 
+    def git(*arguments, folder=tmp_path):
+        name = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", *name, *arguments], cwd=folder, check=True, capture_output=True)
+
+    return git
+
+
+def test_a_repository_around_an_installed_copy_says_nothing_of_the_lab(tmp_path, git):
     unknown = {"git_commit": None, "git_dirty": None}
     folder = tmp_path / "venv"
     (folder / "lmlab").mkdir(parents=True)
@@ -115,6 +118,37 @@ def test_a_repository_around_an_installed_copy_says_nothing_of_the_lab(tmp_path)
     assert re.fullmatch("[0-9a-f]{40}", state["git_commit"]) and state["git_dirty"] is False
     (folder / "lmlab/__init__.py").write_text("changed")
     assert git_state(folder) == state | {"git_dirty": True}
+
+
+def test_nobodys_settings_of_git_change_what_is_noted_of_the_lab(tmp_path, git, monkeypatch):
+    """New files count, their names may be any bytes, and GIT_DIR, as a hook has it, is another's."""
+    folder, other = tmp_path / "lab", tmp_path / "other"
+    for place in (folder, other):
+        (place / "lmlab").mkdir(parents=True)
+        (place / "lmlab/__init__.py").write_text(place.name)
+        git("init", folder=place)
+        git("add", ".", folder=place)
+        git("commit", "-m", place.name, folder=place)
+    clean = git_state(folder)
+    assert clean["git_dirty"] is False and clean["git_commit"] != git_state(other)["git_commit"]
+    monkeypatch.setenv("GIT_DIR", str(other / ".git"))
+    monkeypatch.setenv("GIT_WORK_TREE", str(other))
+    monkeypatch.setenv("GIT_INDEX_FILE", str(other / ".git/index"))
+    assert git_state(folder) == clean
+    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
+        monkeypatch.delenv(name)
+    git("config", "status.showUntrackedFiles", "no", folder=folder)
+    git("config", "core.quotepath", "false", folder=folder)
+    hook = tmp_path / "hook"
+    hook.write_text(f"#!/bin/sh\ntouch {tmp_path}/asked\n")
+    hook.chmod(0o755)
+    git("config", "core.fsmonitor", str(hook), folder=folder)
+    (folder / "lmlab/__init__.py").touch()
+    index = (folder / ".git/index").read_bytes()
+    assert git_state(folder) == clean
+    with open(os.fsencode(folder) + b"/lmlab/no\xff.py", "w"):
+        assert git_state(folder) == clean | {"git_dirty": True}
+    assert not (tmp_path / "asked").exists() and (folder / ".git/index").read_bytes() == index
 
 
 def test_a_provenance_differs_in_what_was_saved_both_times():

@@ -13,6 +13,10 @@ from lmlab import __version__, plugins
 from lmlab.runs.code import LIBRARY, code_sha256
 
 PACKAGES = ("torch", "pytorch_lightning", "hydra_core", "tensorboard", "numpy")
+OF_A_REPOSITORY = (
+    *("GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_INDEX_FILE", "GIT_PREFIX"),
+    *("GIT_NAMESPACE", "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES"),
+)
 QUIETLY = ("--no-optional-locks", "-c", "core.fsmonitor=false")
 COMPARED = (
     "lmlab",
@@ -67,7 +71,7 @@ def git(folder: Path, *arguments: str) -> str | None:
     Variables such as GIT_DIR, which a hook of another repository has, would name that one. Git writes
     nothing, and asks no other program what has changed.
     """
-    others = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    others = {name: value for name, value in os.environ.items() if name not in OF_A_REPOSITORY}
     try:
         done = subprocess.run(
             ["git", *QUIETLY, "-C", str(folder), *arguments],
