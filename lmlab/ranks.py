@@ -7,12 +7,13 @@ or by Slurm's srun.
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from lmlab.errors import UserError
+from lmlab.terminal import after_a_second, ending_at_once, tell
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 QUIET = ("TORCH_CPP_LOG_LEVEL", "ERROR")  # a variable that torch reads: advice on DDP is not shown
 RANK_KEYS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # that Lightning reads
 PORTS = range(15_000, 30_000)  # on one of which rank 0 listens, under Slurm
+WAITING = 5  # seconds for the others before a rank says that it waits
 HANG = timedelta(minutes=10)  # of a rank that does not answer within a step
 PATIENCE = timedelta(days=365)  # for what rank 0 does alone, such as evaluations of a person's own
 LATE_WORDS = ("timed out", "timeout")  # what torch and gloo say of a rank that does not answer
@@ -255,6 +257,22 @@ def finding_interfaces() -> Iterator[None]:
 
 
 @contextmanager
+def waiting_for_others(own: Place) -> Iterator[None]:
+    """A context in which a rank waits for the others, says so after a while, and ends at a signal."""
+    port = os.environ.get("MASTER_PORT", "")
+    where = f"{os.environ.get('MASTER_ADDR', '')}:{port}"
+    told_by = "SLURM_PROCID" if own.starter == "srun" else "RANK"
+    line = (
+        f"rank {own.rank} of {own.size} waits for the others at {where}; a run by itself needs an "
+        f"environment without {told_by}, which {own.starter} sets"
+    )
+    with ending_at_once(), ExitStack() as stack:
+        if own.starter != "lmlab":
+            stack.enter_context(after_a_second(lambda: tell(line), WAITING))
+        yield
+
+
+@contextmanager
 def joined(own: Place) -> Iterator[Ranks]:
     """A context in which this process is connected with the others of its run.
 
@@ -269,7 +287,7 @@ def joined(own: Place) -> Iterator[Ranks]:
         torch.cuda.set_device(own.local_rank)
     if own.starter == "srun":
         set_place_of_slurm(own)
-    with talking(), finding_interfaces():
+    with talking(), finding_interfaces(), waiting_for_others(own):
         dist.init_process_group(backend, rank=own.rank, world_size=own.size, timeout=HANG)
         ranks = ConnectedRanks(own)
     HERE.append(ranks)

@@ -235,6 +235,22 @@ def signals_held() -> Iterator[None]:
 
 
 @contextmanager
+def ending_at_once() -> Iterator[None]:
+    """A context in which `stopping_signals` end the process at once, as if it had no handler.
+
+    It is for calls of libraries that wait, hear no signal, and have nothing to lose.
+    """
+    before: dict[int, Any] = {}
+    if is_main_thread():  # only there Python allows it
+        before = {number: set_handler(number, signal.SIG_DFL) for number in stopping_signals()}
+    try:
+        yield
+    finally:
+        for taken, handler in before.items():
+            set_handler(taken, handler)
+
+
+@contextmanager
 def saving_before_requeue() -> Iterator[None]:
     """A context in which the signal of a cluster, that a job's time is over, lets a run save first.
 

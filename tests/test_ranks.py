@@ -725,3 +725,32 @@ def test_an_error_about_another_rank_is_told_from_others():
     note = launch.note_of_error(RuntimeError("Timed out waiting 1000ms for recv operation"))
     assert note.is_lost and note.hung and note.error is None
     assert str(ranks.LostContact(hangs=True)) == "another process of this run does not answer"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_rank_whose_partner_never_comes_says_so_and_hears_a_signal(number):
+    """As with the variables that a shell of torchrun's has left over."""
+    code = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever has started the test
+from lmlab import ranks
+ranks.WAITING = 0.1
+with ranks.joined(ranks.place()):
+    pass
+"""
+    left = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "none"}
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | left | place,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        line = process.stderr.readline()
+        process.send_signal(number)
+        assert process.wait(10) == -number
+    assert line.startswith(
+        f"rank 0 of 2 waits for the others at 127.0.0.1:{place['MASTER_PORT']}; "
+    )
+    assert "without RANK, which torchrun sets" in line
