@@ -2,8 +2,9 @@
 
   python scripts/ladder.py sweep=outputs/sweeps/ladder out=ladder.png
 
-sweep  the folder of a sweep of the recipes experiment=ladder_… (outputs/sweeps/ladder)
-out    the picture, .png, .svg or .pdf (ladder.png)
+sweep   the folder of a sweep of the recipes experiment=ladder_… (outputs/sweeps/ladder)
+out     the picture, .png, .svg or .pdf (ladder.png)
+plugin  the files or modules with which the runs were made, as for train.py (null)
 
 Draws validation loss against the number of parameters, of runs that read as little text as any of
 their kind; against the operations of training, during the runs; and, where runs of one size read
@@ -27,6 +28,7 @@ from lmlab.environment import imports
 with imports():
     from lmlab.commands.door import run_command
     from lmlab.commands.options import parse_script
+    from lmlab.commands.own_choices import with_own_choices
     from lmlab.commands.picture import check_picture, new_figure, save_picture
     from lmlab.errors import UserError
     from lmlab.markers import PathText
@@ -44,8 +46,10 @@ class Options:
 
     sweep: PathText = "outputs/sweeps/ladder"
     out: PathText = "ladder.png"
+    plugin: PathText | None = None
 
 
+@with_own_choices
 def main(argv: list[str]) -> None:
     """Writes the chart and prints the table. Raises UserError."""
     options = parse_script(Options, __doc__, argv)

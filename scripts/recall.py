@@ -2,9 +2,10 @@
 
   python scripts/recall.py sweep=outputs/sweeps/recall out=recall.png
 
-sweep  the folder of a sweep of data=recall over n_pairs (outputs/sweeps/recall)
-out    the picture, .png, .svg or .pdf (recall.png)
-pairs  the number of pairs in the second panel (4)
+sweep   the folder of a sweep of data=recall over n_pairs (outputs/sweeps/recall)
+out     the picture, .png, .svg or .pdf (recall.png)
+pairs   the number of pairs in the second panel (4)
+plugin  the files or modules with which the runs were made, as for train.py (null)
 
 The distance is how many characters before the answer the letter that is asked stood last. Points are
 means over the finished seeds, bars reach from the worst seed to the best. The dotted line is a guess
@@ -25,6 +26,7 @@ from lmlab.environment import imports
 with imports():
     from lmlab.commands.door import run_command
     from lmlab.commands.options import parse_script
+    from lmlab.commands.own_choices import with_own_choices
     from lmlab.commands.picture import check_picture, new_figure, save_picture
     from lmlab.errors import UserError
     from lmlab.markers import Count, PathText
@@ -46,8 +48,10 @@ class Options:
     sweep: PathText = "outputs/sweeps/recall"
     out: PathText = "recall.png"
     pairs: Count = 4
+    plugin: PathText | None = None
 
 
+@with_own_choices
 def main(argv: list[str]) -> None:
     """Writes the picture and prints the table behind it. Raises UserError."""
     options = parse_script(Options, __doc__, argv)

@@ -3,9 +3,10 @@
   python scripts/transfer.py sweep=outputs/sweeps/transfer out=transfer.png
   python scripts/transfer.py sweep=outputs/sweeps/depths over=n_layer
 
-sweep  the folder of a sweep over a size, lr and seed (outputs/sweeps/transfer)
-over   the key whose values are the sizes: n_embd, n_layer or another key of numbers (n_embd)
-out    the picture, .png, .svg or .pdf (transfer.png)
+sweep   the folder of a sweep over a size, lr and seed (outputs/sweeps/transfer)
+over    the key whose values are the sizes: n_embd, n_layer or another key of numbers (n_embd)
+out     the picture, .png, .svg or .pdf (transfer.png)
+plugin  the files or modules with which the runs were made, as for train.py (null)
 
 The best rate of a seed is the lowest point of a parabola, loss over the logarithm of lr, through
 its lowest loss and the two beside it. The runs of one size and rate may differ in their seed alone.
@@ -28,6 +29,7 @@ from lmlab.environment import imports
 with imports():
     from lmlab.commands.door import run_command
     from lmlab.commands.options import parse_script
+    from lmlab.commands.own_choices import with_own_choices
     from lmlab.commands.picture import check_picture, new_figure, save_picture
     from lmlab.errors import UserError
     from lmlab.markers import PathText
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 KIND = ["model", "optimizer", "parametrization"]  # what a panel of the picture is about
+DEPTH = 0.05  # of a loss: how far below it a parabola may lie without a word
 
 
 @dataclass(frozen=True)
@@ -47,13 +50,15 @@ class Options:
     sweep: PathText = "outputs/sweeps/transfer"
     over: str = "n_embd"
     out: PathText = "transfer.png"
+    plugin: PathText | None = None
 
 
 @dataclass(frozen=True)
 class Best:
     """The best rate of a size, between the ends of its interval, and the loss there.
 
-    The ends are nan for a single seed.
+    The ends are nan for a single seed. `is_bent` says that the parabola of a seed lies far below all
+    of its losses, since a rate beside the best one has a far larger loss.
     """
 
     seeds: int
@@ -61,8 +66,10 @@ class Best:
     low: float
     high: float
     loss: float
+    is_bent: bool
 
 
+@with_own_choices
 def main(argv: list[str]) -> None:
     """Writes the picture and prints the table. Raises UserError."""
     options = parse_script(Options, __doc__, argv)
@@ -86,6 +93,7 @@ def main(argv: list[str]) -> None:
     print(f"| {' | '.join(heads)} |")
     print("|---" * len(heads) + "|")
     verdicts = []
+    bent: list[str] = []
     lowest = highest = runs["loss"].min()
     for axes, (values, members) in zip(panels, kinds, strict=True):
         kind = [str(value) for value in values]
@@ -102,6 +110,12 @@ def main(argv: list[str]) -> None:
                 print(f"{row} {why} | | | |")
                 continue
             found[f"{size:g}"] = best.lr
+            if best.is_bent:
+                bent.append(
+                    f"{', '.join(kind)}, {options.over}={size:g}: the parabola lies more than "
+                    f"{DEPTH:.0%} below every loss, since a rate beside the best one has a far larger "
+                    "one; its lowest point means little without rates that are closer"
+                )
             highest = max(highest, best.loss)
             interval = "of one seed" if best.seeds == 1 else f"{best.low:.2e} to {best.high:.2e}"
             print(f"{row} {best.lr:.2e} | {interval} | {best.loss:.3f} | {best.seeds} |")
@@ -111,7 +125,7 @@ def main(argv: list[str]) -> None:
     panels[0].set(ylabel=f"{number}, nats", ylim=(lowest - 0.05, highest + 0.25))
     panels[0].legend(frameon=False, title=options.over, fontsize="small")
     save_picture(figure, options.out)
-    print("\n" + "\n".join([*verdicts, *tables.other_texts(runs), *left_out]))
+    print("\n" + "\n".join([*verdicts, *bent, *tables.other_texts(runs), *left_out]))
     print(f"\n{options.out}")
 
 
@@ -141,6 +155,7 @@ def best_of(runs: pd.DataFrame) -> Best | None:
     if runs.empty:
         return None
     points = []
+    is_bent = False
     for _, of_seed in runs.groupby("seed"):
         losses = of_seed.groupby("lr")["loss"].mean()
         lowest = int(losses.to_numpy().argmin())
@@ -148,13 +163,14 @@ def best_of(runs: pd.DataFrame) -> Best | None:
             return None
         near = losses.iloc[lowest - 1 : lowest + 2]
         points.append(vertex(np.log(near.index.to_numpy(float)), near.to_numpy(float)))
+        is_bent |= points[-1][1] < (1 - DEPTH) * near.min()
     places, bottoms = np.transpose(points)
     mean = places.mean()
     half = float("nan")
     if len(places) > 1:
         half = stats.sem(places) * stats.t.ppf(0.975, len(places) - 1)
     low, middle, high = np.exp([mean - half, mean, mean + half]).tolist()
-    return Best(len(points), middle, low, high, float(bottoms.mean()))
+    return Best(len(points), middle, low, high, float(bottoms.mean()), is_bent)
 
 
 def vertex(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:

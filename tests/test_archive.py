@@ -130,6 +130,7 @@ def test_a_text_and_a_plug_in_of_ones_own_are_named_as_missing_or_packed(grid, h
     assert f"the code of plugin=my_lab.py (sha256 {own}) is not packed" in capsys.readouterr().err
     page = page_of("a.zip")
     assert "What is not here" in page and "the text my.txt" in page and own in page
+    assert "grid plugin=…` makes the leaderboard" in page and "replay=… plugin=…`" in page
     export.main(["sweep=outputs/sweeps/grid", "out=b.zip", "plugin=my_lab.py"])
     assert capsys.readouterr().err == "" and "grid/plugins/my_lab.py" in names_in("b.zip")
     assert "grid plugin=grid/plugins/my_lab.py` makes the leaderboard" in page_of("b.zip")
@@ -140,6 +141,22 @@ def test_a_text_and_a_plug_in_of_ones_own_are_named_as_missing_or_packed(grid, h
     export.main(["sweep=outputs/sweeps/grid", "out=c.zip", "plugin=my_lab.py"])
     assert "is not what plugin=my_lab.py is now" in capsys.readouterr().err
     assert not any("my_lab" in name for name in names_in("c.zip"))
+
+
+def test_the_page_of_a_search_has_its_commands_in_order_and_says_where_its_study_is(here, capsys):
+    line = (
+        "-m hydra/sweeper=search model=bigram data=sentence val_fraction=0.2 threads=1 device=cpu "
+        "max_steps=1 name=s lr=interval(0.1,1) hydra.sweeper.storage=sqlite:///shared.db hydra.sweeper.n_trials="
+    )
+    for n_trials in (1, 2, 3):
+        cli.main(f"{line}{n_trials}".split())
+    capsys.readouterr()
+    export.main(["sweep=outputs/sweeps/s", "out=s.zip"])
+    page = page_of("s.zip", "s")
+    assert [int(n) for n in re.findall(r"n_trials=(\d)", page)] == [1, 2, 3]
+    for said in (page, capsys.readouterr().err):
+        assert "the study, which is where hydra.sweeper.storage= names it, is not packed" in said
+    assert "optuna==" in page and "'.[sweeps,tokens]'" in page
 
 
 def test_the_folder_of_the_files_that_a_command_read_is_said_to_be_missing(here, capsys):

@@ -101,6 +101,18 @@ def test_the_card_tells_the_numbers_and_what_made_them(exported):
     assert "n_layer: 2" in card and "null" in card and "None" not in card
 
 
+def test_the_card_of_a_resumed_run_names_what_resumed_it_where_that_differs():
+    noted = {"command": "a", "code_sha256": "1", "git_dirty": False, "plugin_sha256": None}
+    resumed = {"resumed/command": "b", "resumed/code_sha256": "1", "resumed/git_dirty": True}
+    assert dict(export.made_by(noted | resumed)) == {
+        "command": "a",
+        "git_dirty": False,
+        "code_sha256": "1",
+        "command (resumed)": "b",
+        "git_dirty (resumed)": True,
+    }
+
+
 def test_the_card_of_a_folder_of_hugging_faces_claims_no_training(exported, tmp_path):
     _, folder = exported["gpt"]
     export.main([f"run={folder}", f"out={tmp_path / 'again'}"])

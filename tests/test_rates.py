@@ -288,6 +288,7 @@ def test_what_is_zero_in_all_steps_is_drawn_as_well():
         ("n_embd=32", ["n_embd=32", "widths="]),
         ("parametrization=mup", ["parametrization=mup", "both are checked"]),
         ("max_steps=5", ["max_steps=5: has no effect on this check", "batch_size"]),
+        ("devices=2", ["devices=2: has no effect on this check", "but devices and nodes"]),
         ("model=bigram", ["model=bigram: has no parametrization=mup", "gpt, modern"]),
         ("optimizer=sgd", ["optimizer=sgd", "adamw, muon"]),
         ("out=x.txt", ["out=x.txt", ".png"]),
@@ -332,6 +333,14 @@ def test_the_best_rate_is_that_of_the_parabola_and_its_interval_that_of_student(
         (math.exp(logs.mean() - half), math.exp(logs.mean() + half))
     )
     assert found.loss == pytest.approx(2)
+
+
+@pytest.mark.parametrize(("far", "is_bent"), [(2.4, False), (75.0, True)])
+def test_a_rate_with_a_far_larger_loss_beside_the_best_one_is_told(far, is_bent):
+    """Its parabola would have its lowest point below all losses, even below zero."""
+    runs = pd.DataFrame({"seed": 0, "lr": [1e-3, 1e-2, 1e-1], "loss": [2.3, 2.2, far]})
+    found = script("transfer").best_of(runs)
+    assert found.is_bent == is_bent and (found.loss < 0) == is_bent
 
 
 @pytest.mark.parametrize("best", [1e-4, 1.1e-3, 0.1])

@@ -261,6 +261,23 @@ def test_a_file_of_somebody_else_at_the_usual_place_is_kept(trained, here, name,
     assert Path(usual).read_bytes() != b"mine"
 
 
+NUMBERS_ALONE = {"plot", "board", "growth"}  # they read no configuration
+
+
+@pytest.mark.parametrize(
+    "name",
+    sorted(path.stem for path in (ROOT / "scripts").glob("*.py") if path.stem != "benchmark"),
+)
+def test_a_script_that_reads_the_configurations_of_runs_takes_plugin(name):
+    """Without it nobody's own model could be in its tables: it says that the plug-in must be named."""
+    module = script(name)
+    home = sys.modules[module.main.__module__] if hasattr(module, "main") else module
+    options = getattr(home, "Options", None)
+    keys = {*getattr(options, "__dataclass_fields__", {})}
+    if keys & {"run", "runs", "sweep", "sweeps"} and name not in NUMBERS_ALONE:
+        assert "plugin" in keys
+
+
 def test_no_script_hides_a_module_of_the_standard_library():
     """The folder of a script that runs is the first place where Python looks for modules."""
     assert not {path.stem for path in (ROOT / "scripts").iterdir()} & sys.stdlib_module_names

@@ -43,6 +43,8 @@ PACKAGES = {  # names in metrics.json, and those of the package index
     "hydra_core": "hydra-core",
     "tensorboard": "tensorboard",
     "numpy": "numpy",
+    "optuna": "optuna",
+    "tokenizers": "tokenizers",
 }
 FACTS = ("lmlab", "code_sha256", "git_commit", "git_dirty", "python", *PACKAGES, "machine")
 
@@ -62,10 +64,7 @@ def write(sweep: Path, out: Path, checkpoints: str) -> None:
         )
     notes, own_code = plugin_files(runs)
     notes += missing(sweep, runs, checkpoints)
-    if any("--config-dir" in str(metrics.get("command")) for metrics in runs.values()):
-        notes.append(
-            "the files in the folder of --config-dir, which the command needs, are not packed"
-        )
+    notes += elsewhere(sweep, runs)
     members: dict[str, Path | bytes] = {}
     for path in runs:
         for file in files_of(path, checkpoints):
@@ -110,6 +109,20 @@ def missing(sweep: Path, runs: dict[Path, dict[str, Any]], checkpoints: str) -> 
         lost = [name for name in names if not (path / name).is_file()]
         if lost and metrics.get("status") == "finished":
             notes.append(f"{path.name} has no {', '.join(lost)}, and is packed without")
+    return notes
+
+
+def elsewhere(sweep: Path, runs: dict[Path, dict[str, Any]]) -> list[str]:
+    """Returns notes about what the commands name that is not in the sweep's folder."""
+    notes = []
+    commands = commands_of(runs)
+    has_study = (sweep / "study.db").exists()
+    if not has_study and any("hydra.sweeper.storage=" in command for command in commands):
+        notes.append("the study, which is where hydra.sweeper.storage= names it, is not packed")
+    if any("--config-dir" in command for command in commands):
+        notes.append(
+            "the files in the folder of --config-dir, which the command needs, are not packed"
+        )
     return notes
 
 
@@ -196,8 +209,10 @@ def sweep_files(runs: dict[Path, dict[str, Any]]) -> dict[str, Path | bytes]:
 
 
 def commands_of(runs: dict[Path, dict[str, Any]]) -> list[str]:
-    """Returns the commands that made the runs, each once."""
-    return list(dict.fromkeys(str(run["command"]) for run in runs.values() if run.get("command")))
+    """Returns the commands that made the runs, each once, in the order in which they were typed."""
+    made = [run for run in runs.values() if run.get("command")]
+    made.sort(key=lambda run: float(run.get("started") or 0))
+    return list(dict.fromkeys(str(run["command"]) for run in made))
 
 
 def readme(
@@ -219,7 +234,9 @@ def readme(
     for number, step in enumerate(steps(runs, members), start=1):
         lines += [f"{number}. {step}"]
     own = [f"{name}/{member}" for member in members if re.fullmatch(r"plugins/[^/]+\.py", member)]
-    plugin = f" plugin={','.join(own)}" if own else ""
+    plugin = " plugin=…" if plugins_of(runs) else ""
+    if own:
+        plugin = f" plugin={','.join(own)}"
     lines += ["", "## What is here", ""]
     lines += [
         "Each folder is a run: `config.yaml` (every value), `metrics.json` (its numbers, and what "
@@ -253,13 +270,16 @@ def steps(runs: dict[Path, dict[str, Any]], members: list[str]) -> Iterator[str]
         for fact, package in PACKAGES.items()
         for version in distinct(run.get(fact) for run in runs.values())[:1]
     ]
-    yield f"Install what it ran with: `pip install {' '.join(packages)}`."
+    yield (
+        f"Install what it ran with: `pip install {' '.join(packages)}`, and in its folder the rest that "
+        "sweeps and tokens need: `pip install '.[sweeps,tokens]'`."
+    )
     own = [name for name in members if name.startswith(("plugins/", "conf/"))]
     if own:
         yield f"Put {', '.join(own)} where the command names them."
     for command in commands_of(runs):
         yield f"`{command}`"
-    plugin = " plugin=…" if any(name.startswith("plugins/") for name in own) else ""
+    plugin = " plugin=…" if plugins_of(runs) else ""
     yield (
         f"Or one run, which is compared with its history: `{program('train')} replay=…"
         f"{plugin}` with the folder of a run; on a CPU the losses are the same to the "

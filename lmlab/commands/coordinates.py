@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STEADY = 1.3  # times that an activation may be larger, and be called as large
+OF_RANKS = ("devices", "nodes")  # this check is made by one process
 TAKEN = ("batch_size", "align", "grad_clip", "threads", "plugin")  # keys of a run with an effect
 SET = {  # and those of a model or a device that the check itself sets
     "n_embd": "widths= names all of them",
@@ -132,7 +133,7 @@ def check_typed(typed: list[str], width: int) -> None:
         )
     of_check = [word for word in typed if parse(word).key_or_group not in SET]
     resolved([*of_check, f"n_embd={width}"])
-    taken = {*TAKEN, *GROUPS, *keys_taken(choices)}
+    taken = {*TAKEN, *GROUPS, *keys_taken(choices)} - {*OF_RANKS}
     for word in typed:
         key = parse(word).key_or_group
         if key in SET:
@@ -140,7 +141,7 @@ def check_typed(typed: list[str], width: int) -> None:
         if key not in taken:
             raise UserError(
                 f"{word}: has no effect on this check; allowed are {', '.join(TAKEN)}, and the keys "
-                f"of {', '.join(GROUPS)}"
+                f"of {', '.join(GROUPS)} but {' and '.join(OF_RANKS)}"
             )
 
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -40,7 +41,10 @@ if TYPE_CHECKING:
     from lmlab.runs.checkpoints import Run
 
 NUMBERS = ("val/loss", "val/perplexity", "val/bits_per_byte", "test/loss")
-MADE_BY = ("command", "lmlab", "git_commit", "torch", "machine", "data_sha256", "code_sha256")
+MADE_BY = (
+    *("command", "lmlab", "git_commit", "git_dirty", "torch", "machine", "data_sha256"),
+    *("code_sha256", "plugin_sha256"),
+)
 
 
 @dataclass(frozen=True)
@@ -198,9 +202,20 @@ def card(run: Run, model_type: str) -> str:
     lines += ["| measured | |", "|---|---|"]
     lines += [f"| {name} | {in_cell(text)} |" for name, text in numbers.items()]
     lines += ["", "| made by | |", "|---|---|"]
-    lines += [f"| {name} | {in_cell(noted[name])} |" for name in MADE_BY if name in noted]
+    lines += [f"| {name} | {in_cell(value)} |" for name, value in made_by(noted)]
     lines += ["", "Its keys:", "", "```yaml"]
     return "\n".join([*lines, f"{to_yaml(keys)}```", ""])
+
+
+def made_by(noted: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yields what made a run, and what has resumed it where that differs, as rows of the card."""
+    for name in MADE_BY:
+        if noted.get(name) is not None:
+            yield name, noted[name]
+    for name in MADE_BY:
+        value = noted.get(f"resumed/{name}")
+        if value is not None and value != noted.get(name):
+            yield f"{name} (resumed)", value
 
 
 def in_cell(value: object) -> str:

@@ -3,7 +3,8 @@
 import os
 import platform
 import subprocess
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ OF_A_REPOSITORY = (
     *("GIT_NAMESPACE", "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES"),
 )
 QUIETLY = ("--no-optional-locks", "-c", "core.fsmonitor=false")
+OPTIONAL = ("optuna", "tokenizers")  # which choose trials, and learn tokens
 COMPARED = (
     "lmlab",
     "code_sha256",
@@ -33,6 +35,9 @@ def provenance(command: str) -> dict[str, Any]:
     facts: dict[str, Any] = {"command": command, "python": platform.python_version()}
     for name in PACKAGES:
         facts[name] = version(name)
+    for name in OPTIONAL:
+        with suppress(PackageNotFoundError):
+            facts[name] = version(name)
     facts["lmlab"] = __version__
     facts["code_sha256"] = code_sha256()
     facts["plugin_sha256"] = plugins.sha256()
