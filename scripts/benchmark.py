@@ -38,6 +38,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import shlex
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,11 +113,19 @@ def clone_of_nanogpt(path: str | None, wanted: list[str]) -> Path | None:
 
 
 def call(suite: str, name: str, options: dict[str, Any]) -> Any:
-    """Calls a function of a suite with the options that it takes, if the suite has it."""
+    """Calls a function of a suite with the options that it takes, if the suite has it.
+
+    Raises UserError if a command that it measures fails; that has said why.
+    """
     function = getattr(importlib.import_module(f"suites.{suite}"), name, None)
     if function is None:
         return None
-    return function(**{key: options[key] for key in inspect.signature(function).parameters})
+    try:
+        return function(**{key: options[key] for key in inspect.signature(function).parameters})
+    except subprocess.CalledProcessError as error:
+        raise UserError(
+            f"{suite}: a command has failed with exit status {error.returncode}: {shlex.join(error.cmd)}"
+        ) from None
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """The benchmark: its suites are explained, and wrong input is refused before measuring."""
 
 import importlib
+import subprocess
+import sys
 import time
 
 import pytest
@@ -65,6 +67,20 @@ def test_a_clone_without_its_text_is_named_before_anything_is_measured(
     (here / "tinyshakespeare.txt").write_text("another text")
     refused(capsys, with_one_line, ["tinyshakespeare.txt"])
     assert capsys.readouterr().out == ""
+
+
+def test_a_measured_command_that_fails_is_named(capsys, here, suite, monkeypatch):
+    def measure(repeats):
+        subprocess.run([sys.executable, "-c", "raise SystemExit(3)"], check=True)
+
+    benchmark = script("benchmark")
+    monkeypatch.setattr(suite("startup"), "measure", measure)
+
+    def with_one_line():
+        with one_line_errors():
+            benchmark.main(["startup"])
+
+    refused(capsys, with_one_line, ["startup: a command has failed with exit status 3: ", "-c"])
 
 
 @pytest.mark.parametrize("name", ["explain", "plot", "compare"])

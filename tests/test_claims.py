@@ -191,6 +191,21 @@ def test_the_difference_to_a_record_is_explained_wherever_it_is_shown(one_row):
     assert "To the record" not in report.footnote(runs, table.leaderboard(runs))
 
 
+def test_a_key_that_the_column_data_is_made_of_is_not_said_to_be_equal(runs):
+    runs["path"] = ["a.txt" if n_embd == 32 else "b.txt" for n_embd in runs["n_embd"]]
+    runs["data"] = runs["path"]
+    for name in ("path", "data_sha256"):
+        with pytest.raises(UserError, match=f"vary={name}: {name} has no column; that of data"):
+            planned.comparisons(runs, name)
+
+
+def test_runs_of_which_none_says_its_code_are_said_so(runs):
+    board = table.leaderboard(runs)
+    assert "which code" not in report.footnote(runs, board)
+    runs["code"] = "unknown"
+    assert "They do not say which code of the lab made them" in report.footnote(runs, board)
+
+
 def test_a_best_value_at_the_edge_is_told_and_one_beside_what_diverged_is_not(runs):
     plan = planned.comparisons(runs, "optimizer", "n_embd", "lr")
     assert plan["edge"].tolist() == ["", "the best lr=0.001 is the smallest of 3 tried", "", ""]

@@ -16,7 +16,7 @@ from lmlab.data.documents import Documents
 from lmlab.inference import loss
 from lmlab.inference.excerpt import excerpt
 from lmlab.models.base import build_model
-from tests.conftest import config, history, metrics, weights
+from tests.conftest import NANO, config, history, metrics, weights
 
 V = 9
 LINE = (
@@ -154,3 +154,12 @@ def test_a_short_part_is_seen_as_a_whole(line, train):
     run = train(f"{line} max_steps=10")
     assert config(run)["eval_tokens"] == 32768
     assert history(run, "val/tokens") == history(run, "val/loss_excerpt") == {}
+
+
+@pytest.mark.parametrize("asked", [1, 9, 100])
+def test_the_line_at_the_start_says_the_number_that_the_history_notes(here, train, capsys, asked):
+    """Windows are whole, so it is another one than was asked for."""
+    line = "data=tales val_fraction=0.005 block_size=8 eval_interval=1 max_steps=2"
+    run = train(f"{NANO} {line} eval_tokens={asked}")
+    (noted,) = {*history(run, "val/tokens").values()}
+    assert f"before the end on {noted:,.0f} tokens, at the end on all " in capsys.readouterr().out

@@ -374,13 +374,20 @@ def validation_loss(subject: Subject) -> dict[str, float]:
     numbers = loss_on(subject, "val")
     if not math.isfinite(numbers["val/loss"]):
         raise NotFinite
-    texts = subject.judged
-    if texts["val"].is_excerpt:
-        counts = counting(texts["val"].documents)
-        numbers[EXCERPT_TOKENS] = 0 if counts is None else int(counts.sum())
-    if "excerpt" in texts:
+    if (n := excerpt_tokens(subject)) is not None:
+        numbers[EXCERPT_TOKENS] = n
+    if "excerpt" in subject.judged:
         numbers[EXCERPT_LOSS] = loss_on(subject, "excerpt")["val/loss"]
     return numbers
+
+
+def excerpt_tokens(subject: Subject) -> int | None:
+    """Returns on how many tokens val/loss is measured, or None if on the whole validation text."""
+    text = subject.judged["val"]
+    if not text.is_excerpt:
+        return None
+    counts = counting(text.documents)
+    return 0 if counts is None else int(counts.sum())
 
 
 @evaluation

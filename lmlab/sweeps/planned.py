@@ -28,6 +28,7 @@ from lmlab.sweeps.words import (
     share,
 )
 
+OF_DATA = ("path", "data_sha256")  # what the column data is made of
 SIZES = ("n_params", "tokens")  # columns beside the keys whose values can be levels
 
 
@@ -59,6 +60,10 @@ def keys_in(option: str, text: str | None, board: pd.DataFrame) -> list[str]:
         if name == "seed":
             raise UserError(
                 f"{option}={text}: seeds are what is averaged; allowed are {', '.join(known)}"
+            )
+        if name in OF_DATA and "data" in known:
+            raise UserError(
+                f"{option}={text}: {name} has no column; that of data tells the texts apart"
             )
         if name not in known:
             raise UserError(

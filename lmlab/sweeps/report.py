@@ -292,6 +292,10 @@ def doubts(table: pd.DataFrame, loss: str) -> list[str]:
     sentences += tables.partly_measured(table, loss)
     sentences += tables.ended_early(table)
     sentences += tables.tested_by_others(table)
+    if {*table["code"]} == {UNKNOWN}:
+        sentences.append(
+            "They do not say which code of the lab made them: versions before 0.2 did not."
+        )
     if table["code"].nunique() > 1:
         sentences.append(
             f"Different code of the lab made these runs (column code; now {own_code()}); "

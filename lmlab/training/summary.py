@@ -7,7 +7,7 @@ from typing import Any
 
 from lmlab.config.grammar import typed_value
 from lmlab.data.splits import Splits
-from lmlab.inference.evaluations import has_excerpts
+from lmlab.inference.evaluations import Subject, excerpt_tokens
 from lmlab.numbers import REFERENCES, decimal, numbers_where, training_first
 from lmlab.runs.typed import board_command, command
 from lmlab.training.preparation import Prepared
@@ -43,10 +43,20 @@ def introduction(prepared: Prepared, path: Path) -> str:
 
 def evaluated(prepared: Prepared) -> list[tuple[str, str]]:
     """Returns the row that says of what val/loss is before the end, or none if of all tokens."""
-    seen = prepared.run.eval_tokens
-    whole = len(prepared.text.val)
-    if seen is None or whole - 1 <= seen or not has_excerpts(prepared.model):
+    subject = Subject(
+        model=prepared.model,
+        text=prepared.text,
+        block_size=prepared.block_size,
+        precision=prepared.precision,
+        seed=prepared.run.seed,
+        align=prepared.run.align,
+        eval_tokens=prepared.run.eval_tokens,
+        is_last=False,
+    )
+    seen = excerpt_tokens(subject)
+    if seen is None:
         return []
+    whole = len(prepared.text.val)
     return [("val/loss", f"before the end on {seen:,} tokens, at the end on all {whole:,}")]
 
 

@@ -55,6 +55,6 @@ def speed(*commands: list[str]) -> float:
             line = [*TRAIN, *command, f"name=run-{number}"]
             running.append(subprocess.Popen(line, cwd=folder, stdout=subprocess.DEVNULL))
         if any(process.wait() for process in running):
-            raise RuntimeError(f"a run of {commands} has failed")
+            raise UserError(f"ranks: a run of {commands} has failed")
         runs = [read_metrics(path.parent) for path in Path(folder).rglob("metrics.json")]
     return float(sum(run["tokens_per_second"] for run in runs))

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from statistics import median
 
+from lmlab.errors import UserError
 from suites.commands import TRAIN
 
 IMPORTS = [sys.executable, "-c", "import torch, pytorch_lightning"]
@@ -26,7 +27,7 @@ def first_step(folder: str) -> float:
             "train/loss" in path.read_text() for path in Path(folder).rglob("history.jsonl")
         ):
             if run.poll() is not None:
-                raise RuntimeError("train.py ended before its first step")
+                raise UserError("startup: train.py ended before its first step")
             time.sleep(0.005)
         return time.perf_counter() - begun
     finally:
