@@ -324,3 +324,21 @@ def test_the_folder_of_a_run_may_have_commas_in_its_name(source, here, train):
     source.rename(here / "lr=1,seed=2")
     run = train(f"init_from={here}/lr=1,seed=2 {NEW}")
     assert config(run)["init_from"].endswith("lr=1,seed=2")
+
+
+@pytest.mark.parametrize(
+    ("of_source", "typed", "masks"),
+    [
+        ("", "dropout=0.1", "fast"),
+        ("", "dropout=0.1 dropout_masks=torch", "torch"),
+        ("", "", "torch"),
+        ("dropout=0.1 dropout_masks=torch", "dropout=0.2", "torch"),
+        ("dropout=0.1", "dropout=0", "torch"),
+    ],
+)
+def test_a_key_that_follows_another_follows_what_is_typed_now(here, train, of_source, typed, masks):
+    """Unless the run that gives the weights was given a value of its own."""
+    line = f"{NANO} model=gpt_nano max_steps=1"
+    parent = train(f"{line} {of_source} name=parent")
+    child = train(f"{NANO} max_steps=1 init_from={parent} {typed} name=child")
+    assert config(child)["dropout_masks"] == masks

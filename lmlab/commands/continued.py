@@ -20,9 +20,10 @@ from lmlab.config.keys import (
     keys_of,
     marked,
     marked_in,
+    markers_of,
 )
 from lmlab.errors import UserError
-from lmlab.markers import CHANGEABLE, SHAPELESS, UNTOUCHING, PathText
+from lmlab.markers import CHANGEABLE, SHAPELESS, UNTOUCHING, FollowsUse, PathText
 from lmlab.runs import hugging_face
 from lmlab.runs.folder import newest, read_config, read_metrics
 from lmlab.terminal import tell
@@ -100,8 +101,15 @@ def inherited(arguments: list[str]) -> tuple[list[str], list[str]]:
         if parse(text).key_or_group == "init_from":
             text = literal(f"init_from={path}")
         resolved.append(text)
+    anew = {  # keys that had their default there, which follows a key that was typed here
+        key
+        for key, marker in markers_of(FollowsUse).items()
+        if marker.source in overrides and kept.get(key) == marker.value(kept)
+    }
     added = [
-        f"{key}={typed_value(key, value)}" for key, value in kept.items() if key not in overrides
+        f"{key}={typed_value(key, value)}"
+        for key, value in kept.items()
+        if key not in {*overrides, *anew}
     ]
     return resolved, added
 
