@@ -64,16 +64,16 @@ import importlib, sys
 from lmlab.runs.code import lab_sha256  # the hash is asked for before or after the edit
 import lmlab.files
 before = lab_sha256() if {asked_before} else None
-path = sys.argv[1] + "/lmlab/cores.py"
-assert "lmlab.cores" not in sys.modules
+path = sys.argv[1] + "/lmlab/notebook.py"
+assert "lmlab.notebook" not in sys.modules
 with open(path, "a") as file:
     file.write("EDITED = True\\n")
-import lmlab.cores
-assert not hasattr(lmlab.cores, "EDITED")
+import lmlab.notebook
+assert not hasattr(lmlab.notebook, "EDITED")
 assert before in (None, lab_sha256())
 was = lab_sha256()
-importlib.reload(lmlab.cores)
-assert lmlab.cores.EDITED and lab_sha256() != was
+importlib.reload(lmlab.notebook)
+assert lmlab.notebook.EDITED and lab_sha256() != was
 print(was)
 """
 

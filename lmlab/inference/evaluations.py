@@ -382,9 +382,12 @@ def validation_loss(subject: Subject) -> dict[str, float]:
 
 
 def excerpt_tokens(subject: Subject) -> int | None:
-    """Returns on how many tokens val/loss is measured, or None if on the whole validation text."""
-    text = subject.judged["val"]
-    if not text.is_excerpt:
+    """Returns on how many tokens val/loss is measured, or None if on the whole validation text.
+
+    It is None as well if there is no validation text.
+    """
+    text = subject.judged.get("val")
+    if text is None or not text.is_excerpt:
         return None
     counts = counting(text.documents)
     return 0 if counts is None else int(counts.sum())
