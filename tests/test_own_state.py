@@ -4,7 +4,7 @@ import pytest
 
 from lmlab.commands import train as cli
 from lmlab.runs import checkpoints
-from tests.conftest import metrics, refused
+from tests.conftest import history, metrics, refused
 from tests.test_callbacks import assert_same, resumed
 from tests.test_misuse import LINE, model
 from tests.test_plugins import plugin
@@ -187,3 +187,24 @@ def test_an_evaluation_and_the_hooks_around_it_see_a_model_without_dropout(here,
     """So a loss computed by hand is val/loss."""
     found = metrics(train(f"{LINE} plugin={plugin(here, IN_TRUTH)} model={model}"))
     assert found["val/mine"] == pytest.approx(found["val/loss"], rel=1e-5)
+
+
+MEDDLES = """
+    @lmlab.register.evaluation("val/n")
+    def n(model, data):
+        data.{array}[:] = 1
+        return {{"val/n": 1.0}}
+"""
+
+
+@pytest.mark.parametrize(
+    "array",
+    ['text.documents["val"].scored', 'text.documents["val"].starts', "tokenizer.byte_lengths"],
+)
+def test_an_evaluation_cannot_change_what_the_next_one_is_measured_on(here, train, capsys, array):
+    line = f"{LINE} separator=o score_after=l"
+    plain = train(line)
+    run = train(f"{line} plugin={plugin(here, MEDDLES.format(array=array))}")
+    assert "val/n" not in metrics(run) and "read-only" in capsys.readouterr().err
+    for key in ("val/loss", "val/bits_per_byte"):
+        assert history(run, key) == history(plain, key)

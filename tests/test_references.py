@@ -10,6 +10,7 @@ from lmlab import files
 from lmlab.catalogue import CorpusConfig
 from lmlab.data.splits import Splits
 from lmlab.inference.references import ORDERS, references
+from lmlab.training import summary
 from tests.conftest import metrics
 from tests.test_ngram import kneser_ney
 
@@ -122,3 +123,10 @@ def test_a_cache_that_cannot_be_used_costs_a_warning(tmp_path, monkeypatch, caps
     (tmp_path / "references").touch()
     assert references(data) == right
     assert "warning: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("held_out", [0, 0.1])
+def test_that_the_part_held_out_is_counted_too_is_said(held_out):
+    final = {"reference/unigram": 2.5, "config/holdout_fraction": held_out}
+    line = summary.compared(final, "character")
+    assert "2.500" in line and ("held out was counted, too" in line) == bool(held_out)

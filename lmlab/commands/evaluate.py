@@ -377,7 +377,7 @@ def mixed(members: list[Run], target: Target, options: Options) -> tuple[Tensor,
     on_holdout = torch.stack([predictions(member, holdout, documents) for member in members])
     counts = counting(documents)
     if counts is not None:
-        on_holdout = on_holdout[:, torch.from_numpy(counts)]
+        on_holdout = on_holdout[:, torch.tensor(counts)]
     weights = mixture.fit(on_holdout)
     answers = torch.stack(
         [predictions(member, target.tokens, target.documents) for member in members]

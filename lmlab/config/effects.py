@@ -200,10 +200,11 @@ def check_step_keys(typed: list[Override], choices: dict[str, str]) -> None:
         if override.key_or_group == "device" and idle_keys(choices):
             check_counting_device(override, model)
         elif override.key_or_group in idle_keys(choices):
-            keys = ", ".join(keys_of(config_class("model", model)))
+            own = ", ".join(keys_of(config_class("model", model)))
+            others = ", ".join(key for key in keys_of(RunConfig) if key not in idle_keys(choices))
             raise UserError(
-                f"{override.input_line}: model={model} is trained by counting, without steps; its "
-                f"keys are {keys} and data, name, seed"
+                f"{override.input_line}: has no effect on model={model}, which is trained by counting, "
+                f"without steps; its keys are {own}, {others}, and those of data and tokenizer"
             )
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from lmlab.catalogue import CorpusConfig
 from lmlab.config.grammar import ESCAPES
 from lmlab.config.keys import DIVIDING, RunConfig
-from lmlab.data.tokenizers import Tokenizer
+from lmlab.data.tokenizers import Tokenizer, read_only
 from lmlab.errors import UserError
 
 UNESCAPED = {typed: text for text, typed in ESCAPES.items()} | {r"\\": "\\"}
@@ -26,6 +26,12 @@ class Documents:
 
     unmarked: int = 0
     """How many documents of the whole text lack the mark of `score_after`, so none of it counts."""
+
+    def __post_init__(self) -> None:
+        """Lets nobody who is given the documents change them, such as an evaluation of one's own."""
+        for name, array in (("starts", self.starts), ("scored", self.scored)):
+            if array is not None:
+                object.__setattr__(self, name, read_only(array))
 
     def within(self, start: int, end: int) -> "Documents":
         """Returns the documents of the tokens from `start` to `end`."""

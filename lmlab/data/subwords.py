@@ -39,6 +39,7 @@ from lmlab.data.tokenizers import (
     Tokenizer,
     UnknownCharacters,
     named,
+    read_only,
 )
 from lmlab.errors import UserError, reason_of
 from lmlab.registry import load
@@ -63,7 +64,7 @@ class ByteLevelTokenizer(Tokenizer):
         """Sets the tokens, from which the size of the vocabulary and all lengths follow."""
         self.tokens = tokens
         self.vocab_size = len(tokens)
-        self.byte_lengths = np.array([len(token) for token in tokens])
+        self.byte_lengths = read_only(np.array([len(token) for token in tokens]))
 
     @classmethod
     def from_values(cls, values: dict[str, Any]) -> Self:

@@ -183,7 +183,8 @@ class CharTokenizer(Tokenizer):
         smallest_type = np.min_scalar_type(self.vocab_size)
         self.table = np.full(codes.max(initial=0) + 2, self.vocab_size, smallest_type)
         self.table[codes] = np.arange(self.vocab_size)
-        self.byte_lengths = np.array([len(char.encode("utf-8", "surrogatepass")) for char in chars])
+        lengths = [len(char.encode("utf-8", "surrogatepass")) for char in chars]
+        self.byte_lengths = read_only(np.array(lengths))
 
     @classmethod
     def train(cls, text: Source, config: Any = None) -> Self:
@@ -283,6 +284,7 @@ def check_tokenizer(tokenizer: Any, sample: str) -> None:
             f"tokenizer={kind}: byte_lengths must be a numpy array of whole numbers, ({size},): how many "
             "UTF-8 bytes each token has"
         )
+    lengths.flags.writeable = False
     values = tokenizer.to_values()
     if not isinstance(values, dict):
         raise UserError(
@@ -370,6 +372,13 @@ def from_json(text: str) -> Tokenizer:
     tokenizer: Tokenizer = load(TOKENIZERS[kind].builder).from_values(values)
     check_made(tokenizer, kind, "from_values")
     return tokenizer
+
+
+def read_only(array: np.ndarray) -> np.ndarray:
+    """Returns the same numbers as an array that cannot be written, such as by somebody's evaluation."""
+    seen = array.view()
+    seen.flags.writeable = False
+    return seen
 
 
 def code_points(text: str) -> np.ndarray:

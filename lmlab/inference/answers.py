@@ -61,8 +61,8 @@ def scored_windows(
     All are (B, T). A place is counted from the beginning of the document, whose token has place 0.
     """
     assert documents.scored is not None  # the caller has looked
-    is_scored = torch.from_numpy(documents.scored)
-    starts = torch.from_numpy(np.asarray(documents.starts, np.int64))
+    is_scored = torch.tensor(documents.scored)
+    starts = torch.tensor(documents.starts, dtype=torch.int64)
     for first in places_of_windows(documents, block_size, len(ids) - 1):
         target = first + 1
         begin = starts[torch.searchsorted(starts, target, right=True) - 1]

@@ -179,7 +179,7 @@ def loss_metrics(
     predicted = tokens[1:]
     counts = counting(documents)
     if counts is not None:
-        log_probs = log_probs[torch.from_numpy(counts)]
+        log_probs = log_probs[torch.tensor(counts)]
         predicted = predicted[counts]
     total = -log_probs.sum(dtype=torch.float64)
     loss = total / len(log_probs)

@@ -144,5 +144,5 @@ def ngram_loss(contexts: Contexts, val: np.ndarray, order: int, counts: np.ndarr
     model.count(contexts.text, contexts)
     answers = log_probs(model, val, model.order)
     if counts is not None:
-        answers = answers[torch.from_numpy(counts)]
+        answers = answers[torch.tensor(counts)]
     return -answers.double().mean().item()

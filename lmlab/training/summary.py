@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lmlab.config.grammar import typed_value
+from lmlab.data.documents import counting
 from lmlab.data.splits import Splits
 from lmlab.inference.evaluations import Subject, excerpt_tokens
 from lmlab.numbers import REFERENCES, decimal, numbers_where, training_first
@@ -56,7 +57,8 @@ def evaluated(prepared: Prepared) -> list[tuple[str, str]]:
     seen = excerpt_tokens(subject)
     if seen is None:
         return []
-    whole = len(prepared.text.val)
+    counts = counting(prepared.text.documents.get("val"))
+    whole = len(prepared.text.val) - 1 if counts is None else int(counts.sum())
     return [("val/loss", f"before the end on {seen:,} tokens, at the end on all {whole:,}")]
 
 
@@ -174,7 +176,10 @@ def compared(final: Mapping[str, Any], unit: str) -> str:
             losses.append(f"{counted} {final[name]:.3f}")
     if not losses:
         return ""
-    return f"by counting   {', '.join(losses)}"
+    line = f"by counting   {', '.join(losses)}"
+    if final.get("config/holdout_fraction"):
+        line += " (the part that was held out was counted, too)"
+    return line
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> str:
