@@ -190,10 +190,13 @@ def ending_in_order() -> Iterator[None]:
     """
     came: list[int] = []
 
-    def end(number: int, frame: FrameType | None = None) -> None:
+    def receive(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGXCPU and came:
             return
         came.append(number)
+        end(number)
+
+    def end(number: int) -> None:
         if number == signal.SIGINT:
             raise KeyboardInterrupt
         stop_at_once(number)
@@ -202,7 +205,7 @@ def ending_in_order() -> Iterator[None]:
     if is_main_thread():  # only there Python allows it
         for number in stopping_signals():
             if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
-                before[number] = set_handler(number, end)
+                before[number] = set_handler(number, receive)
     try:
         yield
     except Exception:

@@ -78,6 +78,16 @@ def test_the_limit_of_time_to_compute_does_not_insist(capfd):
     assert signal.getsignal(signal.SIGXCPU) == signal.SIG_DFL
 
 
+def test_an_error_that_a_library_makes_of_such_a_notice_is_the_notice():
+    with pytest.raises(SystemExit) as end, terminal.ending_in_order():
+        try:
+            os.kill(os.getpid(), signal.SIGXCPU)
+            time.sleep(1)
+        except SystemExit:
+            raise ValueError("broken off") from None
+    assert end.value.code == 128 + signal.SIGXCPU
+
+
 def test_a_notice_for_which_a_program_has_a_handler_stays_its_own():
     came = []
     before = signal.signal(signal.SIGUSR1, lambda number, _: came.append(number))

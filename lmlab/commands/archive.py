@@ -19,7 +19,14 @@ from lmlab.config import conf_files
 from lmlab.errors import UserError, system_error
 from lmlab.runs import hugging_face
 from lmlab.runs.code import LIMIT, codes_in
-from lmlab.runs.folder import LIMITS, is_locked, parse_plain_yaml, read_metrics, refuse_links
+from lmlab.runs.folder import (
+    LIMITS,
+    is_locked,
+    noted_start,
+    parse_plain_yaml,
+    read_metrics,
+    refuse_links,
+)
 from lmlab.runs.typed import program
 
 OF_A_RUN = (
@@ -210,9 +217,8 @@ def sweep_files(runs: dict[Path, dict[str, Any]]) -> dict[str, Path | bytes]:
 
 def commands_of(runs: dict[Path, dict[str, Any]]) -> list[str]:
     """Returns the commands that made the runs, each once, in the order in which they were typed."""
-    made = [run for run in runs.values() if run.get("command")]
-    made.sort(key=lambda run: float(run.get("started") or 0))
-    return list(dict.fromkeys(str(run["command"]) for run in made))
+    paths = sorted((path for path in runs if runs[path].get("command")), key=noted_start)
+    return list(dict.fromkeys(str(runs[path]["command"]) for path in paths))
 
 
 def readme(
