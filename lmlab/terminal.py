@@ -7,7 +7,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from contextvars import copy_context
 from types import FrameType
@@ -182,6 +182,19 @@ def stop_at_once(number: int) -> None:
 
 
 @contextmanager
+def answering(numbers: Iterable[signal.Signals], handler: Any) -> Iterator[None]:
+    """A context in which signals have a handler; afterwards they have those from before."""
+    before: dict[int, Any] = {}
+    if is_main_thread():  # only there Python allows it
+        before = {number: set_handler(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            set_handler(number, earlier)
+
+
+@contextmanager
 def ending_in_order() -> Iterator[None]:
     """A context in which a signal that would kill this process is SystemExit, as Ctrl-C is its error.
 
@@ -201,20 +214,15 @@ def ending_in_order() -> Iterator[None]:
             raise KeyboardInterrupt
         stop_at_once(number)
 
-    before: dict[int, Any] = {}
-    if is_main_thread():  # only there Python allows it
-        for number in stopping_signals():
-            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
-                before[number] = set_handler(number, receive)
-    try:
-        yield
-    except Exception:
-        if came:
-            end(came[0])
-        raise
-    finally:
-        for taken, handler in before.items():
-            set_handler(taken, handler)
+    free = (signal.SIG_DFL, signal.default_int_handler)
+    numbers = [number for number in stopping_signals() if signal.getsignal(number) in free]
+    with answering(numbers, receive):
+        try:
+            yield
+        except Exception:
+            if came:
+                end(came[0])
+            raise
 
 
 @contextmanager
@@ -224,15 +232,10 @@ def signals_held() -> Iterator[None]:
     It is for short calls of libraries, which may raise other errors, or go on, if they are interrupted.
     """
     came: list[int] = []
-    before: dict[int, Any] = {}
-    if is_main_thread():  # only there Python allows it
-        for number in stopping_signals():
-            before[number] = set_handler(number, lambda one, _: came.append(one))
     try:
-        yield
+        with answering(stopping_signals(), lambda one, _: came.append(one)):
+            yield
     finally:
-        for taken, handler in before.items():
-            set_handler(taken, handler)
         for one in came:
             signal.raise_signal(one)
 
@@ -243,14 +246,8 @@ def ending_at_once() -> Iterator[None]:
 
     It is for calls of libraries that wait, hear no signal, and have nothing to lose.
     """
-    before: dict[int, Any] = {}
-    if is_main_thread():  # only there Python allows it
-        before = {number: set_handler(number, signal.SIG_DFL) for number in stopping_signals()}
-    try:
+    with answering(stopping_signals(), signal.SIG_DFL):
         yield
-    finally:
-        for taken, handler in before.items():
-            set_handler(taken, handler)
 
 
 @contextmanager

@@ -270,7 +270,7 @@ def check_tokenizer(tokenizer: Any, sample: str) -> None:
     """Raises UserError if a tokenizer breaks what the lab asks of it, tried with a piece of text.
 
     A mistake of somebody's own tokenizer would else be a wrong number, or be found when a finished
-    run cannot be sampled.
+    run cannot be sampled. Its byte_lengths, which are measured with, cannot be written from here on.
     """
     kind = tokenizer.kind
     size = tokenizer.vocab_size

@@ -13,7 +13,6 @@ import pytorch_lightning as pl
 
 from lmlab import files, machine, plugins, ranks
 from lmlab.config.check import Config
-from lmlab.config.keys import switched_on
 from lmlab.data.batches import BatchModule
 from lmlab.data.splits import own_rule, shortened
 from lmlab.data.tokenizers import Tokenizer
@@ -346,7 +345,7 @@ def train(
         distributed.lead(directory, prepared, saved, take_part)
     with StopSignals(distributed.message(launch.STOPPING)) as stop:
         with noting_failures(directory), plugins.exits_as_errors():
-            subject = subject_of(directory, prepared)
+            subject = prepared.subject(source_text(directory, prepared.text.tokenizer))
             ending = learn(directory, prepared, subject, stop, saved, over, watch)
             directory.update(status=ending.status, **ending.totals)
         run = prepared.run
@@ -368,22 +367,8 @@ def take_part(task: distributed.Task) -> None:
     ranks.here().wait()
     directory = SilentDirectory(task.path, task.metrics)
     with StopSignals("") as stop, plugins.exits_as_errors():
-        learn(directory, prepared, subject_of(directory, prepared), stop, task.saved, False, None)
-
-
-def subject_of(directory: AnyDirectory, prepared: Prepared) -> Subject:
-    """Returns what all evaluations of a run look at."""
-    return Subject(
-        model=prepared.model,
-        text=prepared.text,
-        block_size=prepared.block_size,
-        precision=prepared.precision,
-        seed=prepared.run.seed,
-        source=source_text(directory, prepared.text.tokenizer),
-        align=prepared.run.align,
-        eval_tokens=prepared.run.eval_tokens,
-        instruments=switched_on(prepared.run),
-    )
+        subject = prepared.subject(source_text(directory, prepared.text.tokenizer))
+        learn(directory, prepared, subject, stop, task.saved, False, None)
 
 
 def learn(

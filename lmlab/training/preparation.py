@@ -11,12 +11,12 @@ from lmlab import machine, ranks
 from lmlab.calls import own_call
 from lmlab.config.check import Config
 from lmlab.config.grammar import typed_value
-from lmlab.config.keys import RunConfig
+from lmlab.config.keys import RunConfig, switched_on
 from lmlab.data.batches import Batches, check_length, resolved_align, with_align
 from lmlab.data.splits import Splits
 from lmlab.data.tokenizers import Tokenizer
 from lmlab.errors import UserError
-from lmlab.inference.evaluations import Source, untouched
+from lmlab.inference.evaluations import Source, Subject, untouched
 from lmlab.models.base import LanguageModel, build_model
 from lmlab.models.own import check_scores
 from lmlab.register import is_own
@@ -96,6 +96,20 @@ class Prepared:
         self.block_size: int = config.model.block_size
         self.flat_config = config.flat()  # all choices and keys, which checkpoints hold
         self.saved_config = config.as_saved()  # the content of config.yaml
+
+    def subject(self, source: Source | None = None) -> Subject:
+        """Returns what all evaluations of the run look at. `source` is the text of an earlier run."""
+        return Subject(
+            model=self.model,
+            text=self.text,
+            block_size=self.block_size,
+            precision=self.precision,
+            seed=self.run.seed,
+            source=source,
+            align=self.run.align,
+            eval_tokens=self.run.eval_tokens,
+            instruments=switched_on(self.run),
+        )
 
 
 def untrained(model: LanguageModel, optimizer: torch.optim.Optimizer, name: str) -> str:

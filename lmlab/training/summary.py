@@ -1,6 +1,7 @@
 """The tables that a run prints at its start and at its end."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from lmlab.config.grammar import typed_value
 from lmlab.data.documents import counting
 from lmlab.data.splits import Splits
-from lmlab.inference.evaluations import Subject, excerpt_tokens
+from lmlab.inference.evaluations import excerpt_tokens
 from lmlab.numbers import REFERENCES, decimal, numbers_where, training_first
 from lmlab.runs.typed import board_command, command
 from lmlab.training.preparation import Prepared
@@ -44,17 +45,7 @@ def introduction(prepared: Prepared, path: Path) -> str:
 
 def evaluated(prepared: Prepared) -> list[tuple[str, str]]:
     """Returns the row that says of what val/loss is before the end, or none if of all tokens."""
-    subject = Subject(
-        model=prepared.model,
-        text=prepared.text,
-        block_size=prepared.block_size,
-        precision=prepared.precision,
-        seed=prepared.run.seed,
-        align=prepared.run.align,
-        eval_tokens=prepared.run.eval_tokens,
-        is_last=False,
-    )
-    seen = excerpt_tokens(subject)
+    seen = excerpt_tokens(replace(prepared.subject(), is_last=False))
     if seen is None:
         return []
     counts = counting(prepared.text.documents.get("val"))

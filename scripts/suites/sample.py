@@ -1,6 +1,7 @@
 """Measures how fast characters are drawn: 1,000 of one text, and ten texts of 500.
 
-nanoGPT's sample.py writes ten texts of 500, one after the other; lmlab writes them at once. The model is the GPT of nanoGPT's CPU recipe, untrained: the speed is the same.
+nanoGPT's sample.py writes ten texts of 500, one after the other; lmlab writes them at once. The model
+is the GPT of nanoGPT's CPU recipe, untrained: the speed is the same.
 """
 
 import sys
