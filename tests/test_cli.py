@@ -535,6 +535,9 @@ def test_a_fall_that_would_end_within_the_warm_up_is_told_once(here, capsys, typ
         ("val_fraction=0 eval_tokens=null", ""),
         ("val_fraction=0", ""),
         ("eval_tokens=9", ""),
+        ("model=gpt_nano dropout_masks=torch", "dropout_masks=torch: has no effect, since dropout"),
+        ("model=gpt_nano dropout_masks=torch dropout=0.1", ""),
+        ("model=gpt_nano -m dropout_masks=torch dropout=0,0.1", "dropout_masks=torch: has no"),
         ("skip_spikes=2 max_steps=20", "skip_spikes=2 max_steps=20: the first has no effect"),
         ("skip_spikes=2 max_steps=21", ""),
         ("patience=2 eval_interval=5 max_steps=10", "max_steps=10: the first has no effect"),
@@ -543,7 +546,7 @@ def test_a_fall_that_would_end_within_the_warm_up_is_told_once(here, capsys, typ
         ("model=ngram,bigram -m skip_spikes=2 max_steps=9", "skip_spikes=2 max_steps=9"),
     ],
 )
-def test_what_a_run_is_too_short_for_is_told_once(here, capsys, typed, words):
+def test_what_has_no_effect_in_a_run_is_told_once(here, capsys, typed, words):
     line = f"model=bigram data=sentence val_fraction=0.2 {typed}".replace("-m", "")
     overrides.checked(line.split(), multirun="-m" in typed)
     said = [line for line in capsys.readouterr().err.splitlines() if "comes after" not in line]

@@ -128,6 +128,11 @@ def test_a_run_from_other_weights_may_have_read_anything(members, train, capsys)
             "holdout",
             "split=holdout",
         ),
+        (
+            "model=bigram max_steps=1 name=c threads=1 holdout_fraction=0.1",
+            "test",
+            "split=test: has fewer than two characters; allowed are val\n",
+        ),
     ],
 )
 def test_what_can_not_be_mixed_is_refused(members, train, capsys, other, split, said):

@@ -19,7 +19,7 @@ import torch
 
 from lmlab import files
 from lmlab.catalogue import CATALOGUE
-from lmlab.commands import picture, plot
+from lmlab.commands import options, picture, plot
 from lmlab.commands import train as cli
 from lmlab.commands.door import run_command
 from lmlab.data import corpora
@@ -352,6 +352,14 @@ def test_output_that_cannot_be_written_is_no_traceback(here, output, expected):
         script = f"{command} {output}; echo $? >status"
     done = subprocess.run(["bash", "-c", script], env=variables, capture_output=True, text=True)
     assert (done.stderr, (here / "status").read_text().strip()) == expected
+
+
+def test_names_of_folders_may_have_the_character_between_them(here):
+    for name in ("a", "b c", "d,e"):
+        (here / name).mkdir()
+    assert options.named_folders("a b c d,e", " ") == (["a", "b c", "d,e"], "")
+    assert options.named_folders("d,e,b c,a", ",") == (["d,e", "b c", "a"], "")
+    assert options.named_folders("a  x b c", " ") == (["a", ""], "x b c")
 
 
 @pytest.mark.parametrize("name", ["sample", "evaluate", "explain", "page", "plot", "compare"])

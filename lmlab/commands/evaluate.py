@@ -23,8 +23,8 @@ Prints the numbers, and appends them as a line of JSON to evaluations.jsonl in t
 
 from __future__ import annotations
 
-import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from lmlab import plugins
 from lmlab.catalogue import INSTRUMENTS, CorpusConfig
 from lmlab.commands.door import Device
-from lmlab.commands.options import parse_script
+from lmlab.commands.options import named_folders, parse_script
 from lmlab.commands.own_choices import with_own_choices
 from lmlab.config.check import build, check_key, check_positions, check_stories
 from lmlab.config.composition import compose
@@ -137,7 +137,7 @@ def measured(options: Options) -> tuple[list[Run], Target, dict[str, float]]:
     asked = switched_on(options)
     check_instruments(asked, members, options)
     target = (
-        part_of_own_text(first, options) if options.data is None else other_text(first, options)
+        part_of_own_text(members, options) if options.data is None else other_text(first, options)
     )
     about: dict[str, str | int] = {
         "checkpoint": all_named([member.file.stem for member in members]),
@@ -266,33 +266,26 @@ def examined(
 
 
 def run_folders(text: str) -> list[Path]:
-    """Splits `text` at commas into folder names.
+    """Returns the folders in `text`, with commas between them. If it names none, `text` is one path.
 
-    The folder name of a cell can contain commas, too. So a name ends at the first comma before
-    which the text is an existing folder. If this fails, `text` is returned as one path.
+    Loading that will say that no run is there. Raises UserError if only the last ones are none.
     """
-    unreadable = [Path(text)]  # loading it will say that no run is there
-    folders = []
-    name = ""
-    for piece in text.split(","):
-        name = f"{name},{piece}" if name else piece
-        if not name:
-            return unreadable
-        if os.path.isdir(name):  # False for many names that are too long for one
-            folders.append(Path(name))
-            name = ""
-    if name and folders:
-        raise UserError(f"run={text}: there is no folder {name}")
-    return unreadable if name else folders
+    folders, rest = named_folders(text, ",")
+    if rest and folders:
+        raise UserError(f"run={text}: there is no folder {rest}")
+    if rest or "" in folders:
+        return [Path(text)]
+    return [Path(folder) for folder in folders]
 
 
-def part_of_own_text(run: Run, options: Options) -> Target:
-    """Returns a part of the run's own text. Raises UserError."""
+def part_of_own_text(members: list[Run], options: Options) -> Target:
+    """Returns a part of the first run's own text. Raises UserError."""
     split = options.split or "val"
     from lmlab.inference.loss import own_text, with_text_at
+    from lmlab.inference.mixture import UNREAD
 
-    text = own_text(with_text_at(run, options.path))
-    tokens = part_of(text, split)
+    text = own_text(with_text_at(members[0], options.path))
+    tokens = part_of(text, split, UNREAD if len(members) > 1 else tuple(text.parts))
     return Target(tokens, text.sha256, split, split, split, text.documents.get(split))
 
 
@@ -339,10 +332,13 @@ def corpus_config(run: Run, choice: str, path: str | None) -> CorpusConfig:
     return build(config_class("data", choice), wanted)
 
 
-def part_of(text: Splits, split: str) -> np.ndarray:
-    """Returns the token ids of a part, (N,). Raises UserError if they are fewer than two."""
+def part_of(text: Splits, split: str, fitting: Sequence[str]) -> np.ndarray:
+    """Returns the token ids of a part, (N,). Raises UserError if they are fewer than two.
+
+    The error names those of the `fitting` parts that have more.
+    """
     if len(text.parts[split]) < 2:
-        allowed = ", ".join(name for name, tokens in text.parts.items() if len(tokens) > 1)
+        allowed = ", ".join(name for name in fitting if len(text.parts[name]) > 1)
         raise UserError(
             f"split={split}: has fewer than two {text.tokenizer.unit}s; allowed are {allowed or 'none'}"
         )
@@ -372,7 +368,7 @@ def mixed(members: list[Run], target: Target, options: Options) -> tuple[Tensor,
     mixture.check(members, target.split)
     path = options.path if options.data is None else None
     text = own_text(with_text_at(members[0], path))
-    holdout = part_of(text, "holdout")
+    holdout = part_of(text, "holdout", ())
     documents = text.documents.get("holdout")
     on_holdout = torch.stack([predictions(member, holdout, documents) for member in members])
     counts = counting(documents)

@@ -198,6 +198,22 @@ def check_known(argument: str, key: str, hints: Mapping[str, Any]) -> None:
         )
 
 
+def named_folders(text: str, separator: str) -> tuple[list[str], str]:
+    """Returns the existing folders that `text` names, with separators between them, and what is left.
+
+    The name of a folder can contain the separator, too. So a name ends at the first separator before
+    which the text is an existing folder. Two separators in a row have an empty name between them.
+    """
+    folders = []
+    name = ""
+    for piece in text.split(separator):
+        name = f"{name}{separator}{piece}" if name else piece
+        if not name or os.path.isdir(name):  # False for many names that are too long for one
+            folders.append(name)
+            name = ""
+    return folders, name
+
+
 def check_file(out: str, key: str = "out") -> None:
     """Raises UserError if `out` is a folder, for a command that writes one file."""
     if Path(out).is_dir():

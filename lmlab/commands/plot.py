@@ -10,14 +10,13 @@ out   the picture, .png, .svg or .pdf (curves.png)
 from __future__ import annotations
 
 import math
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmlab.commands.options import parse_script
+from lmlab.commands.options import named_folders, parse_script
 from lmlab.commands.picture import check_picture, new_figure, save_picture
 from lmlab.config.keys import token_keys
 from lmlab.errors import UserError, printable
@@ -131,9 +130,8 @@ def color_of(n: int, total: int) -> Any:
 
 def folders_of(typed: str) -> list[Path]:
     """Returns the folders that `typed` names, with spaces between them or in a name."""
-    if os.path.exists(typed):  # of many names together the system may say that they are too long
-        return [Path(typed)]
-    return [Path(folder) for folder in typed.split()]
+    folders, rest = named_folders(typed, " ")
+    return [Path(folder) for folder in [*folders, *rest.split()] if folder]
 
 
 def runs_of(folder: Path) -> list[Path]:

@@ -162,6 +162,16 @@ def unused_excerpt(config: Config, given: Collection[str]) -> str:
     return f"warning: eval_tokens={tokens}: has no effect, since val_fraction is 0"
 
 
+def unused_masks(values: Any, given: Collection[str]) -> str:
+    """Returns a warning if a way to draw dropout masks is typed and none is drawn, or "".
+
+    It is not refused: a sweep may have cells with and without dropout.
+    """
+    if "dropout_masks" not in given or getattr(values, "dropout", None) != 0:
+        return ""
+    return f"warning: dropout_masks={values.dropout_masks}: has no effect, since dropout is 0"
+
+
 def spikes_too_early(config: Config) -> str:
     """Returns a warning if a run ends before skip_spikes= leaves out any step, or "".
 

@@ -24,6 +24,7 @@ from lmlab.config.effects import (
     spikes_too_early,
     unseen_context,
     unused_excerpt,
+    unused_masks,
     warm_until_the_end,
 )
 from lmlab.config.grammar import (
@@ -222,6 +223,7 @@ def resolved(cell: Sequence[str], in_sweep: bool = True) -> tuple[Config, str]:
         warm_until_the_end(config.run, asked),
         unseen_context(config.model, given),
         unused_excerpt(config, given),
+        unused_masks(config.model, given),
         spikes_too_early(config),
         patience_too_long(config),
     )

@@ -7,6 +7,8 @@ from lmlab.errors import UserError
 from lmlab.runs.checkpoints import Run
 from lmlab.runs.folder import read_metrics, text_sha256
 
+UNREAD = ("val", "test")  # the parts of a text that no model of a mixture has read, nor its weights
+
 
 def check(members: list[Run], split: str | None) -> None:
     """Raises UserError if the runs cannot be mixed, or the mixture not evaluated on `split`.
@@ -14,9 +16,9 @@ def check(members: list[Run], split: str | None) -> None:
     All runs must be trained on the same part of one text. No run may be trained on `split` (None:
     another text) or on the holdout part, which is used to fit the weights of the mixture.
     """
-    if split in ("train", "holdout"):
+    if split is not None and split not in UNREAD:
         raise UserError(
-            f"split={split}: a mixture was trained or fitted on it; allowed are val, test"
+            f"split={split}: a mixture was trained or fitted on it; allowed are {', '.join(UNREAD)}"
         )
     for run in members:
         if run.is_foreign:
