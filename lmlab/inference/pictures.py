@@ -127,19 +127,36 @@ def framed(
     pen = ImageDraw.Draw(picture)
     for n, line in enumerate(lines):
         pen.text((8, 4 + n * line_of(large)), line, font=large, fill="black")
-    for down, row in enumerate(rows):
-        for across, (title, shares) in enumerate(row):
-            x = margin + across * (margin + side)
-            y = top + above + down * (above + side)
-            squares = Image.fromarray(shaded(shares))
-            picture.paste(squares.resize((side, side), Image.Resampling.NEAREST), (x, y))
-            pen.rectangle((x - 1, y - 1, x + side, y + side), outline="darkgray")
-            pen.text((x, y - above), title, font=titled, fill="black")
-            for n, label in enumerate(labels if has_labels else []):
-                middle = (n + 0.5) * cell
-                pen.text((x - 4, y + middle), label, font=small, fill="black", anchor="rm")
-                write_upwards(picture, label, small, (round(x + middle), y - 3))
+    labelled = Image.new("RGB", (margin + side, above + side), "white")  # alike for all tables
+    if has_labels:
+        write_labels(labelled, labels, small, cell, (margin, above))
+    places = [
+        (down, across, table) for down, row in enumerate(rows) for across, table in enumerate(row)
+    ]
+    for down, across, _ in places:
+        picture.paste(labelled, (across * (margin + side), top + down * (above + side)))
+    for down, across, (title, shares) in places:
+        x = margin + across * (margin + side)
+        y = top + above + down * (above + side)
+        squares = Image.fromarray(shaded(shares))
+        picture.paste(squares.resize((side, side), Image.Resampling.NEAREST), (x, y))
+        pen.rectangle((x - 1, y - 1, x + side, y + side), outline="darkgray")
+        pen.text((x, y - above), title, font=titled, fill="black")
     return np.asarray(picture)
+
+
+def write_labels(
+    picture: Any, labels: Sequence[str], small: Any, cell: int, corner: tuple[int, int]
+) -> None:
+    """Writes the labels of the rows and columns of a table whose upper left corner is given."""
+    from PIL import ImageDraw
+
+    pen = ImageDraw.Draw(picture)
+    x, y = corner
+    for n, label in enumerate(labels):
+        middle = (n + 0.5) * cell
+        pen.text((x - 4, y + middle), label, font=small, fill="black", anchor="rm")
+        write_upwards(picture, label, small, (round(x + middle), y - 3))
 
 
 def write_upwards(picture: Any, label: str, small: Any, place: tuple[int, int]) -> None:
@@ -307,4 +324,4 @@ def shaded(shares: Tensor) -> np.ndarray:
 
     The square root makes small shares visible.
     """
-    return (255 * (1 - shares.sqrt())).numpy().astype(np.uint8)
+    return (255 * (1 - np.sqrt(shares.numpy()))).astype(np.uint8)

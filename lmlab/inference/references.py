@@ -17,14 +17,13 @@ from lmlab.catalogue import NGramConfig
 from lmlab.data.documents import counting
 from lmlab.data.splits import Splits
 from lmlab.errors import UserError
-from lmlab.inference.loss import log_probs
-from lmlab.models.ngram import Contexts, NGram
+from lmlab.models.ngram import Contexts, NGram, Places
 
 COUNTED = 5_000_000  # tokens at most: the last ones of the training text
 
 PREDICTED = 1_000_000  # tokens at most: the first ones of the validation text
 
-CODE = ("inference/references.py", "inference/loss.py", "models/ngram.py")  # that computes them
+CODE = ("inference/references.py", "models/ngram.py")  # that computes them
 
 LIMIT = 4096  # bytes of a file in the cache
 
@@ -103,15 +102,15 @@ def by_counting(
 
     `counts` tells for each token of `val` but the first whether its prediction counts.
     """
-    contexts = Contexts(train, vocab_size)
+    places = Places(Contexts(train, vocab_size), val[:-1])
     losses = {
         "reference/uniform": math.log(vocab_size),
-        "reference/unigram": ngram_loss(contexts, val, 1, counts),
+        "reference/unigram": ngram_loss(places, val[1:], 1, counts),
         "reference/bigram": add_one_bigram_loss(train, val, vocab_size, counts),
     }
     best = math.inf
     for order in ORDERS:
-        loss = ngram_loss(contexts, val, order, counts)
+        loss = ngram_loss(places, val[1:], order, counts)
         if not loss < best:  # it falls with the order, then it rises
             break
         best = loss
@@ -135,14 +134,19 @@ def add_one_bigram_loss(
     return -total / wanted.total()
 
 
-def ngram_loss(contexts: Contexts, val: np.ndarray, order: int, counts: np.ndarray | None) -> float:
-    """Returns the loss of an n-gram of this order. `contexts` are those of the training text.
+def ngram_loss(
+    places: Places, predicted: np.ndarray, order: int, counts: np.ndarray | None
+) -> float:
+    """Returns the loss of an n-gram of this order on the token that follows each of `places`.
 
-    They may be shorter than those of the n-gram, not longer.
+    The places, and the contexts of the training text, may be known for shorter contexts, not for
+    longer ones.
     """
+    contexts = places.contexts
     model = NGram(NGramConfig(order), contexts.V)
     model.count(contexts.text, contexts)
-    answers = log_probs(model, val, model.order)
+    places.grow()
+    answers = model.log_probs_at(places.numbers, predicted)
     if counts is not None:
         answers = answers[torch.tensor(counts)]
     return -answers.double().mean().item()

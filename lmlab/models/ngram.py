@@ -8,7 +8,7 @@ stood before both, not once for each time: "Francisco" is frequent, but follows 
 where no context is known it is a poor guess (Kneser and Ney 1995).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,16 +31,6 @@ class Level:
     shares: np.ndarray  # their discounted counts as a share of all of the context's
     rest: np.ndarray  # what is left for the next shorter context, (contexts,)
     discounts: np.ndarray  # what is taken off a count of 1, of 2, and of 3 or more, (3,)
-
-    def find(self, shorter: np.ndarray, token: np.ndarray, V: int) -> np.ndarray:
-        """Returns the number of each place's context, (N,); -1 for one that was never seen.
-
-        `shorter` are the numbers of the contexts without their first token, `token` is that token;
-        both are -1 where there is none.
-        """
-        codes = np.where((shorter < 0) | (token < 0), -1, shorter * V + token)
-        numbers = np.searchsorted(self.contexts, codes).clip(max=len(self.contexts) - 1)
-        return np.where(self.contexts[numbers] == codes, numbers, -1)
 
     def spread(self, probs: np.ndarray, numbers: np.ndarray) -> None:
         """Adds each context's shares to the row of its place in probs (N, V), scaled to make room.
@@ -88,6 +78,37 @@ class Contexts:
             self.by_length.append(sorted_codes)
 
 
+class Places:
+    """The contexts that end at each token of another text, (N,), for each length up to the longest so far.
+
+    n-grams of one training text share them; to find a context takes longer than to use it.
+    """
+
+    def __init__(self, contexts: Contexts, text: np.ndarray) -> None:
+        self.contexts = contexts
+        self.text = text.astype(np.int64)
+        self.numbers = [np.zeros(len(text), np.int64)]  # by length
+
+    def grow(self) -> None:
+        """Finds those that are longer, as far as the contexts of the training text are numbered."""
+        for length in range(len(self.numbers), len(self.contexts.by_length)):
+            token = np.full(len(self.text), -1)
+            token[length - 1 :] = self.text[: len(self.text) - length + 1]
+            known = self.contexts.by_length[length]
+            self.numbers.append(find(known, self.numbers[-1], token, self.contexts.V))
+
+
+def find(contexts: np.ndarray, shorter: np.ndarray, token: np.ndarray, V: int) -> np.ndarray:
+    """Returns the number of each place's context, (N,); -1 for one that was never seen.
+
+    `contexts` are those of a level. `shorter` are the numbers of the places' contexts without their
+    first token, `token` is that token; both are -1 where there is none.
+    """
+    codes = np.where((shorter < 0) | (token < 0), -1, shorter * V + token)
+    numbers = np.searchsorted(contexts, codes).clip(max=len(contexts) - 1)
+    return np.where(contexts[numbers] == codes, numbers, -1)
+
+
 class NGram(LanguageModel):
     """All that it learns is the text it has counted; the tables are made from that."""
 
@@ -130,11 +151,16 @@ class NGram(LanguageModel):
         (B, T), S = idx.shape, targets.shape[1]
         tokens = np.zeros((B, T), np.int64)
         tokens[:, T - S :] = targets.cpu().numpy()
-        probs = np.full(B * T, 1 / self.vocab_size)
-        for level, numbers in self.contexts_of(idx):
-            level.add(probs, numbers, tokens.reshape(-1), self.vocab_size)
-        found = torch.from_numpy(np.log(probs)).float().view(B, T)
+        numbers = (numbers for _, numbers in self.contexts_of(idx))
+        found = self.log_probs_at(numbers, tokens.reshape(-1)).view(B, T)
         return found[:, T - S :].to(idx.device)
+
+    def log_probs_at(self, numbers: Iterable[np.ndarray], tokens: np.ndarray) -> Tensor:
+        """Those of `tokens` (N,), each after its contexts, whose numbers are given for each level."""
+        probs = np.full(len(tokens), 1 / self.vocab_size)
+        for level, rows in zip(self.levels, numbers, strict=True):
+            level.add(probs, rows, tokens, self.vocab_size)
+        return torch.from_numpy(np.log(probs)).float()
 
     def contexts_of(self, idx: Tensor) -> Iterator[tuple[Level, np.ndarray]]:
         """Yields each level, and of each place in idx (B, T) the number of its context there (B T,).
@@ -150,7 +176,7 @@ class NGram(LanguageModel):
             if length > 0:
                 start = longest - length + 1
                 token = ids[:, start : start + T].reshape(-1)  # `length` tokens back
-                numbers = level.find(numbers, token, self.vocab_size)
+                numbers = find(level.contexts, numbers, token, self.vocab_size)
             yield level, numbers
 
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *others: object) -> None:
