@@ -2,6 +2,7 @@
 
 import math
 import random
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmlab.catalogue import LSTMConfig
-from lmlab.commands import evaluate
+from lmlab.commands import evaluate, page
 from lmlab.commands import train as cli
 from lmlab.data.batches import IGNORED, Batches, place_information
 from lmlab.data.documents import Documents, unescaped
@@ -162,6 +163,20 @@ def test_only_what_follows_the_mark_is_trained(sums, train):
         after += char if answer else "_"
     begun = seen.find("\n") if "\n" in seen else 0  # before it the document's mark is not seen
     assert shown[begun:-1] == after[begun:-1]
+
+
+def test_how_much_is_scored_is_said_beside_a_loss(sums, train, capsys):
+    run = train(LINE + r"separator='\n' score_after==")
+    capsys.readouterr()
+    evaluate.main([f"run={run}"])
+    page.main([f"run={run}", "out=page.html"])
+    said = capsys.readouterr()
+    text = Splits.of_run(config_of(run))
+    val = text.tokenizer.decode(text.val.tolist())
+    before = [re.search(r"=[^\n]*\Z", val[:t]) for t in range(1, len(val))]
+    n = sum(found is not None for found in before)  # the end of an answer is part of it
+    for page_or_line in (said.err, (sums / "page.html").read_text()):
+        assert f"{len(val)} characters, of which {n} are scored" in page_or_line
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "byte"])

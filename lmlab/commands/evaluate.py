@@ -103,11 +103,13 @@ def main(argv: list[str]) -> None:
     """Evaluates one run or a mixture, prints the numbers and saves them. Raises UserError."""
     options = parse_script(Options, __doc__, argv)
     members, target, numbers = measured(options)
+    from lmlab.data.documents import extent
+
     for key, value in numbers.items():
         print(f"{key + ' ':<22}{value:.6f}")
     first = members[0]
     named = ", ".join(str(member.path) for member in members)
-    length = f"{len(target.tokens):,} {first.tokenizer.unit}s"
+    length = extent(target.tokens, first.tokenizer.unit, target.documents)
     weights = all_named([member.file.name for member in members])
     print(f"({named}, {weights}, {target.title}: {length})", file=sys.stderr)
 

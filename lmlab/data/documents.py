@@ -67,6 +67,13 @@ def counting(documents: Documents | None) -> np.ndarray | None:
     return documents.scored[1:]
 
 
+def extent(tokens: np.ndarray, unit: str, documents: Documents | None) -> str:
+    """Returns how long a text is, in words such as "3,338 characters, of which 1,024 are scored"."""
+    length = f"{len(tokens):,} {unit}s"
+    counts = counting(documents)
+    return length if counts is None else f"{length}, of which {counts.sum():,} are scored"
+
+
 def find(
     tokens: np.ndarray, tokenizer: Tokenizer, run: RunConfig, corpus: CorpusConfig
 ) -> Documents | None:

@@ -14,7 +14,7 @@ from lightning_fabric import seed_everything
 from torch import Tensor
 
 from lmlab import files
-from lmlab.data.documents import Documents
+from lmlab.data.documents import Documents, extent
 from lmlab.errors import UserError, reason_of
 from lmlab.inference.loss import aligned, log_probs, loss_metrics, own_text
 from lmlab.inference.template import fill_page
@@ -218,10 +218,10 @@ def losses(run: Run, weights: Weights) -> str:
     if learns_in_steps(run.model):  # what has counted is not rounded
         here = measured(run, rounded(run.model, weights), tokens, documents)
     part = "its" if len(tokens) == len(text.val) else "the beginning of its"
+    length = extent(tokens, run.tokenizer.unit, documents)
     return (
         f"loss here {here['val/loss']:z.4f} ({here['val/bits_per_byte']:z.3f} bits a byte), of the "
-        f"original {original['val/loss']:z.4f} ({len(tokens):,} {run.tokenizer.unit}s, {part} "
-        "validation text)"
+        f"original {original['val/loss']:z.4f} ({length}, {part} validation text)"
     )
 
 
