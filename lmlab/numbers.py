@@ -98,6 +98,7 @@ NUMBERS = {
     ),
     "val/minimal_pairs": replace(SHARE, instrument="minimal_pairs"),
     "val/answer_accuracy": SHARE,
+    "val/whole_answers": SHARE,
     "sample/copied": Number(in_end_table=True, in_leaderboard=True, in_report=True),
     "sample/longest_copy": Number(in_end_table=True, in_leaderboard=True),
     "train/noise_scale": Number(in_end_table=True, in_leaderboard=True, in_report=True),

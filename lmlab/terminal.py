@@ -430,12 +430,38 @@ def call_in_thread(function: Callable[..., None], *arguments: object) -> None:
         raise error
 
 
+def lasting_threads() -> list[threading.Thread]:
+    """Returns the threads for which Python waits when it ends; they are somebody else's."""
+    waited_for = [thread for thread in threading.enumerate() if not thread.daemon]
+    return [thread for thread in waited_for if thread is not threading.main_thread()]
+
+
+def leave_to_threads() -> None:
+    """Prepares the end of a program of which other threads go on: Python waits for them.
+
+    A line says so after a second, and Ctrl-C ends it without a traceback.
+    """
+
+    def say() -> None:
+        time.sleep(1)
+        names = ", ".join(thread.name for thread in lasting_threads())
+        if names:
+            tell(f"waits for the thread {names}, which a plug-in has started; Ctrl-C ends it")
+
+    if lasting_threads():
+        threading.Thread(target=say, daemon=True).start()
+        if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+            set_handler(signal.SIGINT, signal.SIG_DFL)
+
+
 def end_at_once(status: int) -> None:
     """Ends the process with an exit status if one of its threads is left behind in C code.
 
-    Python, when it ends, takes its own objects away from such a thread, which can crash.
+    Python, when it ends, takes its own objects away from such a thread, which can crash. After a
+    signal it does not wait for other threads, either.
     """
-    if all(is_over.is_set() for is_over in LEFT_BEHIND):
+    is_asked = status > 128 and bool(lasting_threads())
+    if all(is_over.is_set() for is_over in LEFT_BEHIND) and not is_asked:
         return
     for stream in (sys.stdout, sys.stderr):
         LastingStream(stream).flush()

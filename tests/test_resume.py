@@ -114,7 +114,7 @@ def points(run):
     return {
         name: [(e.step, make_ndarray(e.tensor_proto).tolist()) for e in board.Tensors(name)]
         for name in board.Tags()["tensors"]
-        if name not in {"train/tokens_per_second", "setup/provenance/text_summary"}
+        if name != "train/tokens_per_second" and not name.startswith("setup/")
     }
 
 
@@ -126,7 +126,7 @@ def written(run):
     for path in sorted(run.glob("events.out.tfevents.*")):
         for event in EventFileLoader(str(path)).Load():
             for value in event.summary.value:
-                if value.tag != "setup/provenance/text_summary":
+                if not value.tag.startswith("setup/"):
                     steps.setdefault(value.tag, []).append(event.step)
     return {name: sorted(found) for name, found in steps.items()}
 

@@ -536,6 +536,29 @@ def test_a_process_that_ends_without_an_answer_is_a_line(here):
         server.call(os._exit, 3)
 
 
+def leave_a_thread():
+    thread = threading.Thread(target=time.sleep, args=(1000,))
+    thread.start()
+    return os.getpid()
+
+
+def test_a_process_with_a_thread_of_a_plug_in_ends_all_the_same(here):
+    number = server.call(leave_a_thread)
+    with pytest.raises(ProcessLookupError):
+        os.kill(number, 0)
+
+
+def test_a_cell_does_not_wait_for_a_thread_for_ever(capfd):
+    """In a process forked from this one: that of the server has the usual patience."""
+    if os.fork() == 0:
+        server.GRACE = 0.2
+        server.work(leave_a_thread, ())
+        time.sleep(60)
+    _, status = os.wait()
+    assert status == 0
+    assert "still runs, and ends with its process" in capfd.readouterr().err
+
+
 @linux
 def test_a_server_of_processes_without_memory_is_a_line_and_no_traceback(here):
     line = "-m model=bigram data=sentence val_fraction=0.2 device=cpu max_steps=2 seed=0 name=x"

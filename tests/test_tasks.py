@@ -146,7 +146,7 @@ def test_accuracy_and_loss_are_those_of_a_model_that_is_known():
         model, np.append(tokens, 0), 8, "32-true", documents_with_end(documents)
     )
     right, wrong = -np.log(0.7), -np.log(0.1)
-    assert numbers["val/answer_accuracy"] == 5 / 5
+    assert numbers["val/answer_accuracy"] == 5 / 5 and numbers["val/whole_answers"] == 2 / 2
     # places 2 to 3: two answers; 4 to 7: three. All are right.
     assert numbers["loss_by_place/2"] == pytest.approx(right, rel=1e-6)
     # what was asked stood last: three back, three back, not yet, two back, not yet
@@ -157,10 +157,15 @@ def test_accuracy_and_loss_are_those_of_a_model_that_is_known():
     numbers = answer_numbers(
         model, np.append(tokens, 0), 8, "32-true", documents_with_end(documents)
     )
-    assert numbers["val/answer_accuracy"] == 3 / 5
+    assert numbers["val/answer_accuracy"] == 3 / 5 and numbers["val/whole_answers"] == 0 / 2
     assert numbers["accuracy_by_place/2"] == 1 / 2 and numbers["accuracy_by_place/4"] == 2 / 3
     assert numbers["loss_by_place/4"] == pytest.approx((2 * right + wrong) / 3, rel=1e-6)
     assert numbers["accuracy_by_distance/2"] == 2 / 3
+    model = Oracle([0, 2, 1, 2], 0.7)  # after 3 it expects 2: the last answer is wrong
+    numbers = answer_numbers(
+        model, np.append(tokens, 0), 8, "32-true", documents_with_end(documents)
+    )
+    assert numbers["val/answer_accuracy"] == 4 / 5 and numbers["val/whole_answers"] == 1 / 2
 
 
 def test_a_place_is_that_in_a_document_which_is_longer_than_a_window():
@@ -190,7 +195,8 @@ def test_evaluation_afterwards_has_the_same_answers_and_the_runs_own_examples(tr
         evaluate.main([f"run={run}", *typed.split()])
     lines = (run / "evaluations.jsonl").read_text().splitlines()
     own, other, file = map(json.loads, lines)
-    assert own["val/answer_accuracy"] == metrics(run)["val/answer_accuracy"]
+    for name in ("val/answer_accuracy", "val/whole_answers"):
+        assert own[name] == metrics(run)[name]
     assert other["text/answer_accuracy"] == pytest.approx(own["val/answer_accuracy"], abs=0.1)
     said = capsys.readouterr().err
     assert "addition: 2,000 characters" in said  # 200 examples of two digits

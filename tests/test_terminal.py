@@ -155,6 +155,39 @@ def test_a_long_instruction_of_the_machine_hears_too():
         assert process.stderr.read() == b"ended at once; what was saved before is whole\n"
 
 
+@pytest.mark.parametrize(
+    ("number", "does", "status", "said"),
+    [
+        # at the end, while Python waits for the thread
+        ("SIGINT", "pass", -2, b"waits for the thread long, which a plug-in has started"),
+        ("SIGTERM", "pass", -15, b"waits for the thread long, which a plug-in has started"),
+        # before the end
+        ("SIGINT", "time.sleep(60)", 130, b""),
+        ("SIGTERM", "time.sleep(60)", 143, b""),
+    ],
+)
+def test_somebody_elses_thread_does_not_keep_a_signal_waiting(number, does, status, said):
+    program = (
+        "import sys, threading, time; from lmlab.commands.door import run_command\n"
+        "def main(argv):\n"
+        "    threading.Thread(target=time.sleep, args=(60,), name='long').start()\n"
+        f"    print('ready', flush=True); {does}\n"
+        "run_command(main)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:
+        assert process.stdout.readline() == b"ready\n"
+        if said:
+            assert process.stderr.readline().startswith(said)
+        process.send_signal(getattr(signal, number))
+        assert process.wait(30) == status and process.stderr.read() == b""
+
+
 class Sent(io.BytesIO):
     """The numbers of signals, as the system writes them to a socket."""
 

@@ -27,7 +27,7 @@ from lmlab.runs import folder as runs
 from lmlab.training import experiment, optimizers, resumption
 from lmlab.training.memory import memory_of_step
 from lmlab.training.optimizers import learning_rate
-from tests.conftest import NANO, config, history, metrics, weights
+from tests.conftest import NANO, SMALL_RUN, config, history, metrics, weights
 
 pytestmark = pytest.mark.usefixtures("short_texts")
 BIGRAM = "model=bigram threads=1 device=cpu log_interval=1 "
@@ -203,6 +203,24 @@ def test_tensorboard_shows_it(train):
     assert {e.step: e.value for e in board.Scalars("train/loss")} == pytest.approx(
         history(run, "train/loss")
     )
+
+
+def test_tensorboard_says_what_produced_each_part_of_a_resumed_run(train):
+    run = train(SMALL_RUN.replace("max_steps=20", "max_steps=10"))
+    cli.main([f"resume={run}", "max_steps=20", "decay_steps=10"])
+    board = EventAccumulator(str(run)).Reload()
+    for name, first, then in (
+        ("config", "|max_steps|10|", "|max_steps|20|"),
+        (
+            "provenance",
+            metrics(run)["command"],
+            f"|resumed/command|{metrics(run)['resumed/command']}|",
+        ),
+    ):
+        events = board.Tensors(f"setup/{name}/text_summary")
+        assert [event.step for event in events] == [0, 10]
+        texts = [event.tensor_proto.string_val[0].decode() for event in events]
+        assert first in texts[0] and then not in texts[0] and then in texts[1]
 
 
 def test_samples_are_kept_as_they_were_printed(train, capsys):

@@ -15,6 +15,7 @@ from lmlab.terminal import (
     end_at_once,
     ending_in_order,
     ignore_signals,
+    leave_to_threads,
     open_streams,
 )
 
@@ -53,6 +54,7 @@ def run_command(main: Callable[[list[str]], object]) -> None:
         pass
     finally:
         LastingStream(sys.stdout).flush()
+        leave_to_threads()
         atexit.register(ignore_signals)  # what is registered last is called first
 
 

@@ -189,7 +189,7 @@ def tell_of_other_code(run: Run) -> None:
 
 
 def answered(run: Run, target: Target) -> dict[str, float]:
-    """Returns the accuracy at answers, if the text says what they are.
+    """Returns the shares of answers that are right, if the text says what they are.
 
     If it does not, and the run was trained on answers alone, it says that all is scored.
     """
@@ -201,7 +201,11 @@ def answered(run: Run, target: Target) -> dict[str, float]:
         numbers = answer_numbers(
             run.model, target.tokens, config.model.block_size, config.device.precision, documents
         )
-        return {f"{target.prefix}/answer_accuracy": numbers["val/answer_accuracy"]}
+        return {
+            name.replace("val/", f"{target.prefix}/"): value
+            for name, value in numbers.items()
+            if name.startswith("val/")
+        }
     if config.data.scores_itself():
         print(
             f"warning: {target.title}: all its {run.tokenizer.unit}s are scored, but the run was "

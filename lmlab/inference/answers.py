@@ -21,25 +21,34 @@ def answer_numbers(
 ) -> dict[str, float]:
     """Returns the accuracy of a model at the scored tokens, and how it depends on their places.
 
-    Each is predicted from the tokens before it in its document, of a longer one from those in its
+    `whole_answers` is the share of documents whose scored tokens are all right, each of them read
+    after the right ones before it. Each is predicted from the tokens before it in its document, of a longer one from those in its
     window. `accuracy_by_place/8` belongs to places 8 to 15 of a document; the first that can be
     predicted has place 1. `accuracy_by_distance/8` belongs to answers whose question, the token
     before, stood last 8 to 15 tokens earlier in what the model sees.
     """
     ids = torch.from_numpy(tokens.astype(np.int64))
+    starts = torch.tensor(documents.starts, dtype=torch.int64)
     length = window_length(model, block_size, documents)
     found = []
     with evaluating(model):
-        for idx, targets, scored, places in scored_windows(ids, length, documents):
+        for idx, targets, scored, at in scored_windows(ids, length, documents):
             with autocast(model.device, precision):
                 logits = model(idx.to(model.device)).float().cpu()
             losses = -scores_of(logits.flatten(0, 1), targets.flatten(), model.gives_log_probs)
             right = logits.argmax(dim=-1) == targets
             distances = torch.from_numpy(distances_of(idx.numpy()))
-            columns = places, distances, right, losses.view_as(targets)
+            numbers_of_documents = torch.searchsorted(starts, at, right=True) - 1
+            places = at - starts[numbers_of_documents]
+            columns = numbers_of_documents, places, distances, right, losses.view_as(targets)
             found.append(torch.stack([column[scored].double() for column in columns]))
-    places, distances, right, losses = torch.cat(found, dim=1).numpy()
-    numbers = {"val/answer_accuracy": float(right.mean())}
+    document, places, distances, right, losses = torch.cat(found, dim=1).numpy()
+    of_document = np.unique(document, return_inverse=True)[1]
+    n_wrong = np.bincount(of_document, 1 - right)
+    numbers = {
+        "val/answer_accuracy": float(right.mean()),
+        "val/whole_answers": float((n_wrong == 0).mean()),
+    }
     numbers |= in_ranges("accuracy_by_place", places, right)
     numbers |= in_ranges("loss_by_place", places, losses)
     numbers |= in_ranges("accuracy_by_distance", distances, right)
@@ -56,17 +65,15 @@ def window_length(model: LanguageModel, block_size: int, documents: Documents) -
 def scored_windows(
     ids: Tensor, block_size: int, documents: Documents
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Yields windows of ids (N,): ids, targets, whether those are scored, and their places.
+    """Yields windows of ids (N,): ids, targets, whether those are scored, and where they are.
 
-    All are (B, T). A place is counted from the beginning of the document, whose token has place 0.
+    All are (B, T).
     """
     assert documents.scored is not None  # the caller has looked
     is_scored = torch.tensor(documents.scored)
-    starts = torch.tensor(documents.starts, dtype=torch.int64)
     for first in places_of_windows(documents, block_size, len(ids) - 1):
         target = first + 1
-        begin = starts[torch.searchsorted(starts, target, right=True) - 1]
-        yield ids[first], ids[target], is_scored[target], target - begin
+        yield ids[first], ids[target], is_scored[target], target
 
 
 def distances_of(rows: Ints) -> Ints:

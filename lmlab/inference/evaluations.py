@@ -403,7 +403,7 @@ def source_loss(subject: Subject) -> dict[str, float]:
 
 @evaluation
 def answers(subject: Subject) -> dict[str, float]:
-    """Returns val/answer_accuracy and its parts, if the text says which tokens are scored."""
+    """Returns val/answer_accuracy, val/whole_answers and more, if the text says which tokens are scored."""
     documents = subject.text.documents.get("val")
     if documents is None or documents.scored is None or len(subject.text.val) < 2:
         return {}

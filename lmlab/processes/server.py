@@ -26,7 +26,7 @@ from lmlab import plugins, ranks
 from lmlab.config import conf_files
 from lmlab.errors import UserError
 from lmlab.runs.code import share_library
-from lmlab.terminal import open_streams
+from lmlab.terminal import lasting_threads, open_streams, tell
 
 GRACE = 15  # seconds that a process has to end its step and save, after it was asked to stop
 PRELOAD = ["lmlab.processes.preload"]  # what the server imports
@@ -160,7 +160,10 @@ def call(function: Callable[..., Any], *arguments: Any) -> Any:
         ) from None
     finally:
         receiver.close()
-    process.join()
+    process.join(1)
+    if process.is_alive():  # a thread of a plug-in goes on, of which nobody will hear
+        process.kill()
+        process.join()
     process.close()
     if isinstance(result, Exception):
         raise result
@@ -187,7 +190,7 @@ def fork(target: Callable[..., None], arguments: tuple[Any, ...], is_daemon: boo
     A daemon ends when this process ends, and can start no processes itself. Raises UserError if the
     server of processes has ended, for example for lack of memory.
     """
-    process = context().Process(target=target, args=arguments, daemon=is_daemon)
+    process = context().Process(target=work, args=(target, arguments), daemon=is_daemon)
     try:
         with without_main():
             process.start()
@@ -196,6 +199,32 @@ def fork(target: Callable[..., None], arguments: tuple[Any, ...], is_daemon: boo
             "no process can be started: the server that starts them has ended"
         ) from None
     return process
+
+
+def work(target: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    """Calls `target`, and ends the process soon after it, also if a plug-in's thread goes on.
+
+    Python waits for such a thread, and whoever has started the process waits for the process.
+    """
+    status = 1
+    try:
+        target(*arguments)
+        status = 0
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+        raise
+    finally:
+        threading.Thread(target=end_after_grace, args=(status,), daemon=True).start()
+
+
+def end_after_grace(status: int) -> None:
+    """Ends the process with an exit status when its threads have had some time to end."""
+    time.sleep(GRACE)
+    names = ", ".join(thread.name for thread in lasting_threads())
+    tell(
+        f"warning: {plugins.named_plugins()}the thread {names} still runs, and ends with its process"
+    )
+    os._exit(status)
 
 
 def begin(

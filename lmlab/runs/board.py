@@ -65,12 +65,12 @@ class Board:
                 else:
                     self.writer.add_scalar(tag, value, step)
 
-    def show_table(self, name: str, values: Mapping[str, Any]) -> None:
-        """Writes keys and values as a table among the texts of step 0, below the samples."""
+    def show_table(self, name: str, values: Mapping[str, Any], step: int) -> None:
+        """Writes keys and values as a table among the texts of a step, below the samples."""
         rows = "".join(f"|{key}|{encodable(str(value))}|\n" for key, value in values.items())
         if self.writer is not None:
             with self.harmless():
-                self.writer.add_text(f"setup/{name}", f"|key|value|\n|-|-|\n{rows}", 0)
+                self.writer.add_text(f"setup/{name}", f"|key|value|\n|-|-|\n{rows}", step)
 
     def show_hparams(
         self, group: str, values: Mapping[str, str | float | None], status: str, step: int

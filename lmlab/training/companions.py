@@ -208,9 +208,9 @@ class LoggerBoard:
         if numbers:
             self.call("log_metrics", numbers, step)
 
-    def show_table(self, name: str, values: Mapping[str, Any]) -> None:
-        """Passes the configuration."""
-        if name == "config":
+    def show_table(self, name: str, values: Mapping[str, Any], step: int) -> None:
+        """Passes the configuration at the start of the run; some loggers take it only once."""
+        if name == "config" and step == 0:
             self.call("log_hyperparams", dict(values))
 
     def show_hparams(self, *_: object) -> None:

@@ -187,8 +187,7 @@ class Recorder(Callback):
             module.loss_sum.fill_(self.own_loss_sum(self.saved))
             module.losses = self.saved["losses"]
             set_random_state(self.saved["random_state"])
-        else:
-            self.results.describe(self.identity["config"])
+        self.results.describe(self.identity["config"], self.meter.step)
         if self.waiting is not None:
             late, _ = self.agree(self.schedule.is_out_of_time(self.meter.seconds()))
             self.last = self.schedule.due(self.meter.step, late).end

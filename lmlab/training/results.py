@@ -32,15 +32,16 @@ class Results:
         self.best = best
         self.not_finite: set[str] = set()  # the numbers of which that was said
 
-    def describe(self, keys: Mapping[str, Any]) -> None:
-        """Shows the configuration and the origin of the run in TensorBoard."""
-        metrics = self.directory.metrics
+    def describe(self, keys: Mapping[str, Any], step: int) -> None:
+        """Shows the configuration and the origin of the run from `step` on in TensorBoard."""
         origin = {
-            key: value for key, value in metrics.items() if "/" not in key and key != "status"
+            key: value
+            for key, value in self.directory.metrics.items()
+            if key != "status" and ("/" not in key or key.startswith("resumed/"))
         }
         for board in self.boards:
-            board.show_table("config", keys)
-            board.show_table("provenance", origin)
+            board.show_table("config", keys, step)
+            board.show_table("provenance", origin, step)
 
     def add_point(
         self, step: int, numbers: Mapping[str, float], others: Mapping[str, float]
