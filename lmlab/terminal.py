@@ -1,6 +1,7 @@
 """Talks with the person at the terminal: signals that ask to stop, output that cannot fail."""
 
 import errno
+import math
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ from types import FrameType
 from typing import Any, Self
 
 PATIENCE = 1.0  # seconds in which Python has to handle a signal
+TOGETHER = 1.0  # seconds within which signals are one request: `timeout` sends two, also to a group
 MOMENT = 0.1  # seconds that Python may be faster than the thread that watches it
 
 # By which a cluster says that a job's time is nearly over. Without a handler they kill. The last
@@ -62,8 +64,8 @@ def tell(text: str) -> None:
 class StopSignals:
     """Handles the `stopping_signals` while its `with` block runs.
 
-    The first signal prints `message`, if it is not empty, and its number is remembered. A second signal calls `again`
-    with its number; by default it raises SystemExit. Python handles a signal only between two of its
+    The first signal prints `message`, if it is not empty, and its number is remembered. A second signal,
+    not `TOGETHER` with the first, calls `again` with its number; by default it raises SystemExit. Python handles a signal only between two of its
     own instructions; a thread does it in its place if one of them, such as a large product of
     matrices, takes longer than `PATIENCE`: after the second signal it ends the process.
     """
@@ -75,7 +77,7 @@ class StopSignals:
         self.raises = False
         self.was_told = False
         self.n_received = 0
-        self.received_at = 0.0
+        self.received_at = -math.inf
         self.is_over = False
         self.restore = ExitStack()
 
@@ -103,7 +105,7 @@ class StopSignals:
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """Remembers a signal, or calls `again` if it is not the first."""
-        if number == signal.SIGXCPU and self.came:
+        if is_no_more(number, self.received_at):
             return
         self.n_received += 1
         self.received_at = time.monotonic()
@@ -133,16 +135,20 @@ class StopSignals:
     def attend(self, reader: socket.socket) -> None:
         """Reads the number of each signal, which the system writes, until the writer is closed.
 
-        Two signals at one moment count as one, as for Python.
+        Two signals at one moment count as one, as for Python, and so do those that come `TOGETHER`.
         """
         n_sent = 0
+        sent_at = -math.inf
         with reader:
             while sent := reader.recv(1):
-                if sent[0] not in stopping_signals() or (sent[0] == signal.SIGXCPU and n_sent):
+                if sent[0] not in stopping_signals() or is_no_more(sent[0], sent_at):
                     continue
                 n_sent += 1
-                came_at = time.monotonic() - MOMENT
+                sent_at = time.monotonic()
+                came_at = sent_at - MOMENT
                 time.sleep(PATIENCE)
+                with suppress(BlockingIOError):
+                    reader.recv(4096, socket.MSG_DONTWAIT)  # what has come meanwhile
                 if self.is_over:
                     return
                 if self.n_received >= n_sent or self.received_at >= came_at:
@@ -162,6 +168,16 @@ class StopSignals:
             yield
         finally:
             self.raises = False
+
+
+def is_no_more(number: int, earlier: float) -> bool:
+    """Returns whether a signal asks for no more than the one that came at the time `earlier`.
+
+    Before the first one that time is minus infinity.
+    """
+    if time.monotonic() - earlier < TOGETHER:
+        return True
+    return number == signal.SIGXCPU and earlier > -math.inf
 
 
 def is_main_thread() -> bool:
@@ -202,10 +218,13 @@ def ending_in_order() -> Iterator[None]:
     interrupted raises another error in its place, the process ends as by the signal all the same.
     """
     came: list[int] = []
+    received_at = -math.inf
 
     def receive(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGXCPU and came:
+        nonlocal received_at
+        if is_no_more(number, received_at):
             return
+        received_at = time.monotonic()
         came.append(number)
         end(number)
 

@@ -233,7 +233,8 @@ def test_a_second_signal_does_not_wait(start, tmp_path):
         lambda: (tmp_path / "out.txt").exists() and "batch" in (tmp_path / "out.txt").read_text()
     )
     os.kill(process.pid, signal.SIGINT)
-    process.join(0.5)
+    os.kill(process.pid, signal.SIGINT)  # together with the first one
+    process.join(1.5)
     assert process.is_alive() and "once more" in (tmp_path / "out.txt").read_text()
     os.kill(process.pid, signal.SIGINT)
     process.join(30)

@@ -54,14 +54,37 @@ def test_the_first_signal_is_remembered_and_the_second_stops(number, capfd):
     with StopSignals("stopping") as stop:
         os.kill(os.getpid(), number)
         assert stop.number == number and capfd.readouterr().err == "\nstopping\n"
+        stop.received_at -= terminal.TOGETHER
         with pytest.raises(SystemExit) as status:
             os.kill(os.getpid(), number)
             time.sleep(1)
     assert status.value.code == 128 + number and signal.getsignal(number) == before
 
 
-def test_the_limit_of_time_to_compute_does_not_insist(capfd):
+@pytest.mark.parametrize("numbers", [("SIGINT", "SIGINT"), ("SIGTERM", "SIGHUP", "SIGTERM")])
+def test_signals_that_come_together_are_one_request(numbers, capfd):
+    """`timeout` sends two, a terminal that closes may send more."""
+    numbers = [getattr(signal, name) for name in numbers]
+    with StopSignals("stopping") as stop:
+        for number in numbers:
+            os.kill(os.getpid(), number)
+            time.sleep(0.05)
+        assert stop.number == numbers[0] and capfd.readouterr().err == "\nstopping\n"
+        stop.received_at -= terminal.TOGETHER
+        with pytest.raises(SystemExit):
+            os.kill(os.getpid(), numbers[0])
+            time.sleep(1)
+    with pytest.raises((SystemExit, KeyboardInterrupt)), terminal.ending_in_order():
+        try:
+            os.kill(os.getpid(), numbers[0])
+            time.sleep(1)
+        finally:
+            os.kill(os.getpid(), numbers[1])  # it does not break off what is tidied up
+
+
+def test_the_limit_of_time_to_compute_does_not_insist(capfd, monkeypatch):
     """The system repeats it each second, also while the run saves."""
+    monkeypatch.setattr(terminal, "TOGETHER", 0)
     with StopSignals("stopping") as stop:
         for _ in range(3):
             os.kill(os.getpid(), signal.SIGXCPU)
@@ -146,10 +169,12 @@ def test_a_long_instruction_of_the_machine_hears_too():
     ) as process:
         assert process.stdout.readline() == b"ready\n"
         time.sleep(1)  # until the long instruction has begun
-        process.send_signal(signal.SIGINT)
+        for _ in range(2):  # as `timeout` does: they are one request
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.01)
         assert process.stderr.readline() == b"\n" and process.stderr.readline() == b"stopping\n"
+        time.sleep(2)
         assert process.poll() is None
-        time.sleep(0.3)  # not the same moment
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 130
         assert process.stderr.read() == b"ended at once; what was saved before is whole\n"
@@ -191,7 +216,8 @@ def test_somebody_elses_thread_does_not_keep_a_signal_waiting(number, does, stat
 class Sent(io.BytesIO):
     """The numbers of signals, as the system writes them to a socket."""
 
-    recv = io.BytesIO.read
+    def recv(self, n, flags=0):
+        return b"" if flags else self.read(n)  # later ones have not come yet
 
 
 @pytest.mark.parametrize(
@@ -222,6 +248,7 @@ def test_the_second_signal_ends_the_process_if_python_does_not_hear(monkeypatch,
     monkeypatch.setattr("lmlab.terminal.time.sleep", sleep)
     monkeypatch.setattr("lmlab.terminal.os._exit", end)
     monkeypatch.setattr("lmlab.terminal.MOMENT", 0)
+    monkeypatch.setattr("lmlab.terminal.TOGETHER", 0)
     with pytest.raises(SystemExit) if ends else nullcontext():
         stop.attend(sent)
 
