@@ -76,7 +76,8 @@ def test_unknown_characters_are_counted_and_named_or_left_out(source, train, her
         and "unknown=drop" in error
     )
     run = train(line + "unknown=drop")
-    assert "40 characters that the vocabulary lacks were left out" in capsys.readouterr().err
+    said_of_them = "40 characters that the vocabulary lacks were left out: ';', 'i'"
+    assert said_of_them in capsys.readouterr().err
     assert metrics(run)["left_out"] == 40
     table = tables.load_runs(source, run)
     assert "left_out" in " ".join(tables.other_texts(table.assign(data_sha256="")))
@@ -106,7 +107,19 @@ def test_before_the_first_evaluation_the_trained_weights_are_the_last(train, her
     )
     asked = checkpoints.load(unevaluated, "last")
     assert loaded.checkpoint == "last" and same_weights(loaded.model, asked.model)
+    capfd.readouterr()
     untrained = checkpoints.load(unevaluated, "best")
+    said_of_it = capfd.readouterr().err
+    assert (
+        said_of_it == f"warning: {unevaluated}: its best.ckpt is of step 0, before any training\n"
+    )
+    noted = metrics(unevaluated) | {"status": "diverged", "step": 3}
+    (unevaluated / "metrics.json").write_text(json.dumps(noted))
+    for checkpoint, words in (("best", "0, before any training"), ("last", "3")):
+        checkpoints.load(unevaluated, checkpoint)
+        assert capfd.readouterr().err == (
+            f"warning: {unevaluated}: the run diverged at step 3; its {checkpoint}.ckpt is of step {words}\n"
+        )
     assert untrained.checkpoint == "best" and not same_weights(loaded.model, untrained.model)
     tuned = train(
         f"init_from={unevaluated} threads=1 device=cpu batch_size=4 max_steps=1 eval_interval=1 lr=1e-30 weight_decay=0"

@@ -354,6 +354,27 @@ def test_output_that_cannot_be_written_is_no_traceback(here, output, expected):
     assert (done.stderr, (here / "status").read_text().strip()) == expected
 
 
+@pytest.mark.parametrize(
+    ("command", "key"),
+    [
+        ("sample", "run"),
+        ("evaluate", "run"),
+        ("train", "resume"),
+        ("train", "replay"),
+        ("train", "init_from"),
+    ],
+)
+@pytest.mark.parametrize("part", ["checkpoints/best.ckpt", "checkpoints", "config.yaml"])
+def test_a_part_of_a_run_leads_to_its_folder(run, capsys, command, key, part):
+    more = ["data=sentence"] if key == "init_from" else []
+    main = cli.main if command == "train" else script(command).main
+    refused(
+        capsys,
+        one_line_errors()(lambda: main([f"{key}={run / part}", *more])),
+        [f"{key}={run / part}: is a part of a run; needs its folder: {key}={run}"],
+    )
+
+
 def test_names_of_folders_may_have_the_character_between_them(here):
     for name in ("a", "b c", "d,e"):
         (here / name).mkdir()

@@ -623,6 +623,22 @@ def test_runs_that_ended_before_they_noted_a_step_have_a_page(sweep, here, capsy
     assert set(load_runs("runs")["step"]) == {0}
 
 
+@pytest.mark.parametrize(
+    ("folder", "how"), [("s", "the sweep's command or resume="), ("r", "resume=")]
+)
+def test_what_continues_a_stopped_run_is_said(sweep, here, folder, how):
+    """Its step is that of its last evaluation; after a kill the checkpoint is an earlier one."""
+    cell = next(path for path in sweep.iterdir() if (path / "metrics.json").exists())
+    shutil.copytree(cell, here / folder / cell.name)
+    if folder == "s":
+        shutil.copytree(sweep / ".sweep", here / "s/.sweep")
+    record = here / folder / cell.name / "metrics.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"status": "running", "step": 3}))
+    ((_, status, why),) = table.unfinished(load_runs(here / folder))
+    assert status == "interrupted"
+    assert why == f"stopped after step 3; {how} continues it from its last checkpoint"
+
+
 def test_a_record_does_not_change_what_the_configuration_says(sweep, here):
     shutil.copytree(sweep, here / "s")
     record = next((here / "s").glob("seed=0,lr=1,*")) / "metrics.json"

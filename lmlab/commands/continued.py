@@ -25,7 +25,7 @@ from lmlab.config.keys import (
 from lmlab.errors import UserError
 from lmlab.markers import CHANGEABLE, SHAPELESS, UNTOUCHING, FollowsUse, PathText
 from lmlab.runs import hugging_face
-from lmlab.runs.folder import newest, read_config, read_metrics
+from lmlab.runs.folder import check_outside, newest, read_config, read_metrics
 from lmlab.terminal import tell
 
 Overrides = dict[str, Override]  # by key
@@ -169,6 +169,7 @@ def run_folder(verb: str, value: Any) -> Path:
         return path
     if typed and hugging_face.is_foreign(path):
         raise hugging_face.no_run(f"{verb}={typed}", path)
+    check_outside(verb, path)
     found = files.named_below(path, "config.yaml", lambda why: tell(f"left out: {why}"))
     below = [str(config.parent) for config in found]
     example = max(below, default="outputs/<name>/<time>")

@@ -99,13 +99,15 @@ def drawn(run: Run, options: Options, seed: int) -> Iterator[list[str]]:
 
 
 def check_greedy(options: Options) -> None:
-    """Raises UserError for options that have no effect at temperature 0."""
+    """Raises UserError for options that have no effect at temperature 0, and warns of a seed."""
     for key in ("top_k", "top_p"):
         value = getattr(options, key)
         if options.temperature == 0 and value is not None:
             raise UserError(
                 f"{key}={value}: has no effect with temperature=0, which takes the likeliest token"
             )
+    if options.temperature == 0 and options.seed is not None:
+        print(f"warning: seed={options.seed}: has no effect with temperature=0", file=sys.stderr)
     if options.temperature == 0 and options.samples > 1:
         raise UserError(
             f"samples={options.samples}: with temperature=0 all of them would be the same text"

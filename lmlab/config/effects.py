@@ -163,11 +163,13 @@ def unused_excerpt(config: Config, given: Collection[str]) -> str:
 
 
 def unused_masks(values: Any, given: Collection[str]) -> str:
-    """Returns a warning if a way to draw dropout masks is typed and none is drawn, or "".
+    """Returns a warning if masks are to be drawn fast and no mask is drawn, or "".
 
     It is not refused: a sweep may have cells with and without dropout.
     """
     if "dropout_masks" not in given or getattr(values, "dropout", None) != 0:
+        return ""
+    if values.dropout_masks == "torch":  # as is noted where none is drawn
         return ""
     return f"warning: dropout_masks={values.dropout_masks}: has no effect, since dropout is 0"
 

@@ -124,7 +124,8 @@ class Splits:
     They follow each other in this order: text next to the validation text is the best to train on,
     so `holdout` is the beginning. `tokenizer` is the given one, or what `train` makes of the
     text, by default that of its characters; `sha256` is that of the text; `dropped` counts the
-    characters that the tokenizer lacks, which `drop_unknown` leaves out, or their bytes. If `run`,
+    characters that the tokenizer lacks, which `drop_unknown` leaves out, or their bytes, and `lacking`
+    has each such character once, of a tokenizer of characters. If `run`,
     the keys of a run, divides the text into documents, `documents` holds those of each part, and a
     part begins with the nearest document. Whatever the tokenizer, the parts have the same text.
 
@@ -169,6 +170,7 @@ class Splits:
         except UnknownCharacters as error:
             raise UnknownCharacters(f"data={choice}: {error}") from None
         self.dropped = dropped(text, self.tokenizer, tokens) if drop_unknown else 0
+        self.lacking = lacking(text, self.tokenizer) if self.dropped else ""
         ends, whole = layout.ends, layout.documents
         self.unmarked = whole.unmarked if whole is not None else 0
         starts = [0, *ends[:-1]]
@@ -281,6 +283,14 @@ def dropped(text: Text, tokenizer: Tokenizer, tokens: np.ndarray) -> int:
         return text.size - int(counts @ tokenizer.byte_lengths)
     lengths = [len(tokenizer.decode([i])) for i in range(tokenizer.vocab_size)]
     return text.length - int(counts @ np.array(lengths))
+
+
+def lacking(text: Text, tokenizer: Tokenizer) -> str:
+    """Returns the distinct characters of a text that a tokenizer of characters lacks, sorted."""
+    if not tokenizer.per_character:
+        return ""
+    known = set(tokenizer.decode([*range(tokenizer.vocab_size)]))
+    return "".join(char for char in text.characters if char not in known)
 
 
 def ends_of_parts(n: int, config: CorpusConfig, documents: Documents | None) -> list[int]:

@@ -334,6 +334,7 @@ def load(
                 tell(f"{path}: its best.ckpt is of step 0, before any training; last.ckpt is used")
         weights = weights_of(content)
         step = content["lmlab"]["step"]
+        tell_of_no_training(path, checkpoint, step, is_untrained(content, config))
     model = build_model(config.model, tokenizer.vocab_size)
     model.load_state_dict(weights)
     if config.device.precision not in machine.precisions(device):
@@ -355,6 +356,21 @@ def tell_of_other_plugins(path: Path) -> None:
             f"(plugin_sha256 {short(then)}, now {short(now)}), so what it computes may be another",
             file=sys.stderr,
         )
+
+
+def tell_of_no_training(path: Path, checkpoint: str, step: int, is_untrained: bool) -> None:
+    """Prints a line if the weights of a run are those of before any training, or if it diverged."""
+    try:
+        metrics = read_metrics(path)
+    except UserError:  # whoever needs its numbers says so
+        metrics = {}
+    of_step = f"{checkpoint}.ckpt is of step {step}"
+    if is_untrained:
+        of_step += ", before any training"
+    if metrics.get("status") == "diverged":
+        tell(f"warning: {path}: the run diverged at step {metrics.get('step')}; its {of_step}")
+    elif is_untrained:
+        tell(f"warning: {path}: its {of_step}")
 
 
 def is_untrained(checkpoint: dict[str, Any], config: Config) -> bool:

@@ -318,7 +318,15 @@ def newest(path: Path, key: str = "run", holding: Sequence[str] = WEIGHTS) -> Pa
             f"{key}={path}: the run there has none of {', '.join(holding)}, as one that never began, or "
             "one from an archive without checkpoints"
         )
+    check_outside(key, path)
     raise UserError(f"{key}={path}: no trained run there; {command('train')} makes one")
+
+
+def check_outside(key: str, path: Path) -> None:
+    """Raises UserError if `path` is a file of a run, or in one, where the folder of a run is needed."""
+    for folder in path.parents:
+        if all((folder / name).is_file() for name in ("config.yaml", "tokenizer.json")):
+            raise UserError(f"{key}={path}: is a part of a run; needs its folder: {key}={folder}")
 
 
 def started_at(run: Path) -> tuple[float, int]:

@@ -167,7 +167,7 @@ def load_run(path: Path) -> Row:
     if config.data.test_fraction and (path / "evaluations.jsonl").exists():
         metrics |= tested(path, noted)
     # A run that ended before it noted anything has made no step.
-    defaults = {"reason": reason(metrics), "step": 0} | dict.fromkeys(numbers_where("ranks"))
+    defaults = {"reason": reason(metrics, path), "step": 0} | dict.fromkeys(numbers_where("ranks"))
     label = metrics.get("label") or f"{path.parent.name}/{path.name}"
     code = SameCode(path.parent / ".sweep").name(code_of(noted))
     names = {"path": str(path), "group": group, "label": label, "code": code}
@@ -195,13 +195,17 @@ def check_types(path: Path, metrics: dict[str, Any]) -> None:
         raise UserError(f"{place}: status={status}: allowed are {', '.join(STATUSES)}")
 
 
-def reason(metrics: dict[str, Any]) -> str:
-    """Returns why a run is not finished, or "" if it is finished."""
+def reason(metrics: dict[str, Any], path: Path) -> str:
+    """Returns why the run at `path` is not finished, or "" if it is finished.
+
+    The step of one that was killed is that of its last evaluation, which its checkpoint may not reach.
+    """
     step = metrics.get("step", 0)
+    how = "the sweep's command or resume=" if (path.parent / ".sweep").is_dir() else "resume="
     reasons = {
         "diverged": f"at step {step} the loss or a weight was not finite",
         "running": f"at step {step}",
-        "interrupted": f"stopped at step {step}; the sweep's command or resume= continues it",
+        "interrupted": f"stopped after step {step}; {how} continues it from its last checkpoint",
         "pruned": f"by the search at step {step}",
     }
     return reasons.get(metrics.get("status", ""), "")

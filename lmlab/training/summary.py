@@ -14,6 +14,7 @@ from lmlab.numbers import REFERENCES, decimal, numbers_where, training_first
 from lmlab.runs.typed import board_command, command
 from lmlab.training.preparation import Prepared
 
+NAMED = 20  # characters that are named
 LOOKED_AT = 2**22  # tokens of a part, for what is only a hint
 
 
@@ -68,7 +69,10 @@ def left_out(text: Splits) -> list[str]:
     lines = []
     if text.dropped:
         kind = "characters" if text.tokenizer.per_character else "bytes"
-        lines.append(f"{text.dropped:,} {kind} that the vocabulary lacks were left out")
+        names = ", ".join(map(repr, text.lacking[:NAMED]))
+        more = f" and {len(text.lacking) - NAMED:,} more" if len(text.lacking) > NAMED else ""
+        line = f"{text.dropped:,} {kind} that the vocabulary lacks were left out"
+        lines.append(f"{line}: {names}{more}" if names else line)
     if text.unmarked:
         lines.append(
             f"of {text.unmarked:,} documents without score_after nothing is trained or scored"
@@ -109,9 +113,12 @@ def results(metrics: Mapping[str, Any], status: str, sample: str, unit: str) -> 
     `unit` is what a token is called.
     """
     if status == "diverged":
+        clip = metrics.get("config/grad_clip")
+        is_clipped = isinstance(clip, int | float) and 0 < clip <= 1
+        advice = "or more warmup_steps" if is_clipped else "more warmup_steps, or grad_clip=1"
         return (
             f"diverged: at step {metrics['step']} the loss or a weight is not finite. Try a "
-            "smaller lr, more warmup_steps, or grad_clip=1. What is saved is from before."
+            f"smaller lr{'' if is_clipped else ','} {advice}. What is saved is from before."
         )
     columns = [("final", "")]
     if metrics.get("step", 0) > 0 and "best/step" in metrics:
