@@ -36,8 +36,10 @@ BEGINNING = """# All commands run in the folder of the checkout, with the Python
 import os
 import sys
 
-if not os.path.exists("train.py"):
+if not os.path.exists("lmlab"):  # as in the folder examples
     os.chdir("..")
+if not (os.path.exists("lmlab") and os.path.exists("train.py")):
+    raise FileNotFoundError("this notebook belongs in the folder examples of a checkout of lmlab")
 os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]"""
 
 COMMANDS = re.compile(r"^```sh\n(.*?)^```\n", re.M | re.S)

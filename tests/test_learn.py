@@ -52,6 +52,21 @@ def cells(words):
     return math.prod(word.count(",") + 1 for word in words)
 
 
+def test_the_notebook_runs_commands_in_a_checkout_alone(tmp_path, monkeypatch):
+    notebook = nbformat.read(ROOT / "examples/learn.ipynb", as_version=4)
+    first = next(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.chdir(ROOT / "examples")
+    for _ in range(2):  # the same cell twice
+        exec(first, {})
+        assert Path.cwd() == ROOT
+    (tmp_path / "mine/notebooks").mkdir(parents=True)
+    (tmp_path / "mine/train.py").touch()  # of somebody's own project
+    monkeypatch.chdir(tmp_path / "mine/notebooks")
+    with pytest.raises(FileNotFoundError, match="belongs in the folder examples of a checkout"):
+        exec(first, {})
+
+
 def test_thirteen_steps_each_with_a_command_some_code_and_one_folded_answer():
     assert [step.split(".")[0] for step in STEPS] == [str(n) for n in range(1, 14)]
     for step in STEPS:

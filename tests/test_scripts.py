@@ -28,7 +28,7 @@ from lmlab.data.splits import Splits
 from lmlab.errors import UserError, one_line_errors
 from lmlab.runs import checkpoints
 from lmlab.training import preparation
-from tests.conftest import NANO, ROOT, history, metrics, refused, script, working_in
+from tests.conftest import NANO, ROOT, content, history, metrics, refused, script, working_in
 
 pytestmark = pytest.mark.usefixtures("short_texts")
 
@@ -373,6 +373,18 @@ def test_a_part_of_a_run_leads_to_its_folder(run, capsys, command, key, part):
         one_line_errors()(lambda: main([f"{key}={run / part}", *more])),
         [f"{key}={run / part}: is a part of a run; needs its folder: {key}={run}"],
     )
+
+
+def test_an_export_into_a_folder_that_is_there_leaves_it_the_same_folder(run, here):
+    """It may be a mounted disk, or have permissions of its own."""
+    folder = here / "mine"
+    folder.mkdir(mode=0o700)
+    before = folder.stat()
+    script("export").main([f"run={run}", "out=mine"])
+    script("export").main([f"run={run}", "out=other"])
+    after = folder.stat()
+    assert (after.st_ino, after.st_mode) == (before.st_ino, before.st_mode)
+    assert content(folder) == content(here / "other")
 
 
 def test_names_of_folders_may_have_the_character_between_them(here):

@@ -227,14 +227,19 @@ def in_cell(value: object) -> str:
 def write_folder(out: Path, content: dict[str, bytes]) -> None:
     """Writes all files of a folder, or none. Where `out` is a link, its target becomes the folder.
 
-    Raises UserError.
+    A folder that is there, such as a mounted disk, stays the one that it is. Raises UserError.
     """
     folder = out.resolve()
-    temporary = files.temporary_name(folder)
+    is_there = folder.exists()
+    temporary = files.temporary_name(folder / "export" if is_there else folder)
     try:
         for name, bytes_ in content.items():
             files.write(temporary / name, bytes_)
-        temporary.replace(folder)
+        if is_there:
+            for path in sorted(temporary.iterdir()):
+                path.replace(folder / path.name)
+        else:
+            temporary.replace(folder)
     except UserError as error:  # it names the file as it is called for the time being
         raise UserError(f"out={out}: {str(error).replace(str(temporary), str(out))}") from None
     except OSError as error:

@@ -81,7 +81,7 @@ def load_runs(
     """
     read = read or load_run
     if not folders:
-        raise UserError("load_runs() needs a folder of runs, such as outputs/sweeps/depth")
+        raise UserError("no folder is given; needs folders of runs, such as outputs/sweeps/depth")
     runs: dict[Path, Row] = {}
     faults: list[str] = []
     for folder in map(Path, folders):
