@@ -54,6 +54,7 @@ WRONG = {
     "vocab_size=9": ["vocab_size=9", "no key"],
     # a choice that is not there
     "model=gtp": ["model=gtp", "did you mean gpt?", "bigram"],
+    "model=gpté": ["model=gpté: allowed are bigram"],
     "experiment=tiny": ["experiment=tiny", "tiny_lm"],
     "device=0": ["device=0", "auto, cpu, cuda, mps"],
     "model=null": ["model=null", "bigram"],
