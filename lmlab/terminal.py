@@ -245,6 +245,14 @@ def ending_in_order() -> Iterator[None]:
 
 
 @contextmanager
+def after_stops(do: Callable[[], object]) -> Iterator[None]:
+    """A context that calls `do` whenever the process was stopped, as by Ctrl-Z, and goes on."""
+    is_free = signal.getsignal(signal.SIGCONT) == signal.SIG_DFL
+    with answering([signal.SIGCONT] if is_free else [], lambda *_: do()):
+        yield
+
+
+@contextmanager
 def signals_held() -> Iterator[None]:
     """A context that no `stopping_signals` break off; those that come are handled at its end.
 

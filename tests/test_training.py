@@ -5,6 +5,8 @@ import itertools
 import math
 import re
 import shutil
+import signal
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -27,6 +29,7 @@ from lmlab.runs import folder as runs
 from lmlab.training import experiment, optimizers, resumption
 from lmlab.training.memory import memory_of_step
 from lmlab.training.optimizers import learning_rate
+from lmlab.training.step import LanguageModule
 from tests.conftest import NANO, SMALL_RUN, config, history, metrics, weights
 
 pytestmark = pytest.mark.usefixtures("short_texts")
@@ -322,6 +325,23 @@ def test_weights_that_are_finite_but_too_large_for_a_loss_are_not_saved(here, sh
     (run,) = (here / "outputs/gpt_nano").iterdir()
     assert metrics(run)["status"] == "diverged" and not history(run, "val/loss").get(1)
     assert max(weight.abs().max() for weight in weights(run).values()) < 100
+
+
+def test_the_time_in_which_a_run_is_stopped_by_ctrl_z_is_no_training(train, monkeypatch):
+    """The system tells a process that it goes on; how long it was stopped is for the clock to find out."""
+    step = LanguageModule.training_step
+
+    def stopped(module, *batch):
+        if module.trainer.global_step == 3:
+            time.sleep(2)
+            signal.raise_signal(signal.SIGCONT)
+        return step(module, *batch)
+
+    monkeypatch.setattr(LanguageModule, "training_step", stopped)
+    before = signal.getsignal(signal.SIGCONT)
+    numbers = metrics(train(BIGRAM + "max_steps=6 max_minutes=0.03"))  # 1.8 s
+    assert numbers["step"] == 6 and numbers["train_seconds"] < 1
+    assert signal.getsignal(signal.SIGCONT) == before
 
 
 def test_max_minutes_ends_a_run_if_it_comes_first(train, capsys):

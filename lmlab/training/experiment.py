@@ -41,7 +41,7 @@ from lmlab.runs.folder import (
 )
 from lmlab.runs.provenance import provenance
 from lmlab.runs.typed import command as command_of
-from lmlab.terminal import Interrupted, StopSignals, after_a_second
+from lmlab.terminal import Interrupted, StopSignals, after_a_second, after_stops
 from lmlab.training import distributed, launch, state, summary
 from lmlab.training.counting import count
 from lmlab.training.overhead import (
@@ -524,7 +524,7 @@ def make_steps(
     if recorder.waiting is not None:
         max_steps += 1  # Lightning would not even begin after the last step
     try:
-        with plugins.exits_as_errors():
+        with plugins.exits_as_errors(), after_stops(recorder.meter.leave_out_stop):
             trainer(recorder, prepared, max_steps).fit(
                 module, batches, ckpt_path=last if resumed else None, weights_only=True
             )

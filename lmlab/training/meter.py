@@ -39,6 +39,7 @@ class Meter:
         self.train_seconds: float = progress["train_seconds"]
         self.train_loss: float = progress["train_loss"]
         self.running_since: float | None = None
+        self.seen_at = 0.0  # when the time was asked for last, as after each step
         self.console = console
         self.has_said = False  # that an evaluation goes on; once is enough
         self.bar = Progress(
@@ -53,7 +54,7 @@ class Meter:
 
     def start(self) -> None:
         """Starts or continues the clock."""
-        self.running_since = time.perf_counter()
+        self.running_since = self.seen_at = time.perf_counter()
 
     def draw(self, **shown: Any) -> None:
         """Shows the progress: on the bar of a terminal, or in a notebook."""
@@ -76,7 +77,15 @@ class Meter:
         """Returns the seconds of training so far."""
         if self.running_since is None:
             return self.train_seconds
-        return self.train_seconds + time.perf_counter() - self.running_since
+        self.seen_at = time.perf_counter()
+        return self.train_seconds + self.seen_at - self.running_since
+
+    def leave_out_stop(self) -> None:
+        """Leaves out how long the process was stopped, as by Ctrl-Z, and the step that this broke off."""
+        if self.running_since is not None:
+            stopped = time.perf_counter() - self.seen_at
+            self.running_since += stopped
+            self.seen_at += stopped
 
     @contextmanager
     def paused(self, module: LanguageModule) -> Iterator[None]:
