@@ -64,10 +64,11 @@ def tell(text: str) -> None:
 class StopSignals:
     """Handles the `stopping_signals` while its `with` block runs.
 
-    The first signal prints `message`, if it is not empty, and its number is remembered. A second signal,
-    not `TOGETHER` with the first, calls `again` with its number; by default it raises SystemExit. Python handles a signal only between two of its
-    own instructions; a thread does it in its place if one of them, such as a large product of
-    matrices, takes longer than `PATIENCE`: after the second signal it ends the process.
+    The first signal prints `message`, if it is not empty, and its number is remembered. A second
+    signal, not `TOGETHER` with the first, calls `again` with its number; by default it raises
+    SystemExit. Python handles a signal only between two of its own instructions; a thread does it in
+    its place if one of them, such as a large product of matrices, takes longer than `PATIENCE`: after
+    the second signal it ends the process.
     """
 
     def __init__(self, message: str, again: Callable[[int], None] | None = None) -> None:

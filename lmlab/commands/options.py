@@ -201,9 +201,12 @@ def check_known(argument: str, key: str, hints: Mapping[str, Any]) -> None:
 def named_folders(text: str, separator: str) -> tuple[list[str], str]:
     """Returns the existing folders that `text` names, with separators between them, and what is left.
 
-    The name of a folder can contain the separator, too. So a name ends at the first separator before
-    which the text is an existing folder. Two separators in a row have an empty name between them.
+    The name of a folder can contain the separator, too. So all of the text is one name if it is that of
+    a folder, and else a name ends at the first separator before which the text is an existing folder.
+    Two separators in a row have an empty name between them.
     """
+    if os.path.isdir(text):
+        return [text], ""
     folders = []
     name = ""
     for piece in text.split(separator):

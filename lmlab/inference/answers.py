@@ -21,11 +21,11 @@ def answer_numbers(
 ) -> dict[str, float]:
     """Returns the accuracy of a model at the scored tokens, and how it depends on their places.
 
-    `whole_answers` is the share of documents whose scored tokens are all right, each of them read
-    after the right ones before it. Each is predicted from the tokens before it in its document, of a longer one from those in its
-    window. `accuracy_by_place/8` belongs to places 8 to 15 of a document; the first that can be
-    predicted has place 1. `accuracy_by_distance/8` belongs to answers whose question, the token
-    before, stood last 8 to 15 tokens earlier in what the model sees.
+    Each is predicted from the tokens before it in its document, of a longer one from those in its
+    window. `whole_answers` is the share of documents whose scored tokens are all right.
+    `accuracy_by_place/8` belongs to places 8 to 15 of a document; the first that can be predicted
+    has place 1. `accuracy_by_distance/8` belongs to answers whose question, the token before, stood
+    last 8 to 15 tokens earlier in what the model sees.
     """
     ids = torch.from_numpy(tokens.astype(np.int64))
     starts = torch.tensor(documents.starts, dtype=torch.int64)
