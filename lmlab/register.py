@@ -243,8 +243,10 @@ def as_dataclass(config: type, place: str) -> type:
     """Returns a class of keys as a frozen dataclass. Raises UserError for a type without meaning."""
     if not inspect.isclass(config):
         raise UserError(f"{place}: {config!r}: needs a class of keys")
-    if "__dataclass_params__" not in vars(config):
-        config = dataclass(frozen=True, kw_only=True)(config)
+    for kind in reversed(config.__mro__):  # dataclasses pass over the keys of a base that is none
+        has_keys = kind is config or bool(inspect.get_annotations(kind))
+        if has_keys and "__dataclass_params__" not in vars(kind):
+            dataclass(frozen=True, kw_only=True)(kind)
     hints = get_type_hints(config, include_extras=True)
     for one in dataclasses.fields(config):  # type: ignore[arg-type]  # it has become one above
         is_function = any(inspect.isfunction(vars(kind).get(one.name)) for kind in config.__mro__)

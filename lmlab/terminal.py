@@ -458,10 +458,11 @@ def call_in_thread(function: Callable[..., None], *arguments: object) -> None:
         raise error
 
 
-def lasting_threads() -> list[threading.Thread]:
-    """Returns the threads for which Python waits when it ends; they are somebody else's."""
+def lasting_threads() -> str:
+    """Returns the names of the threads for which Python waits when it ends; they are somebody else's."""
     waited_for = [thread for thread in threading.enumerate() if not thread.daemon]
-    return [thread for thread in waited_for if thread is not threading.main_thread()]
+    names = [thread.name for thread in waited_for if thread is not threading.main_thread()]
+    return " ".join(", ".join(names).split())
 
 
 def leave_to_threads() -> None:
@@ -472,7 +473,7 @@ def leave_to_threads() -> None:
 
     def say() -> None:
         time.sleep(1)
-        names = ", ".join(thread.name for thread in lasting_threads())
+        names = lasting_threads()
         if names:
             tell(f"waits for the thread {names}, which a plug-in has started; Ctrl-C ends it")
 

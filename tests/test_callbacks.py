@@ -72,6 +72,30 @@ def test_a_resumed_run_goes_on_to_the_bit(train, monkeypatch, keys):
     assert_same(whole, parted, *["skipped_steps"] * ("skip" in keys))
 
 
+DECAY = """
+    import lmlab, pytorch_lightning as pl
+
+    @lmlab.register.callback("decay")
+    class Decay(pl.Callback):
+        "Weight decay that grows with the steps."
+
+        def on_before_optimizer_step(self, trainer, module, optimizer):
+            for group in optimizer.param_groups:
+                group["weight_decay"] = 0.125 * trainer.global_step
+"""
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
+def test_a_setting_that_a_callback_changes_comes_back(here, train, monkeypatch, optimizer):
+    line = f"{LINE} plugin={plugin(here, DECAY)} optimizer={optimizer} lr=0.03"
+    whole, parted = resumed(
+        train, monkeypatch, line.replace("gpt_nano", "modern n_embd=16 n_head=1")
+    )
+    assert_same(whole, parted)
+    saved = torch.load(whole / "checkpoints/last.ckpt", weights_only=True)
+    assert {g["weight_decay"] for g in saved["optimizer_states"][0]["param_groups"]} == {2.375}
+
+
 def test_how_many_steps_were_left_out_is_said_at_the_end(train, capsys, monkeypatch):
     whole, parted = resumed(train, monkeypatch, f"{LINE} lr=0.03 skip_spikes=1.05", steps=40)
     n = metrics(whole)["skipped_steps"]

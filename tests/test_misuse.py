@@ -256,6 +256,17 @@ MISUSES = {
         ["callback own", "log_interval="],
     ),
     "an end of Lightning's": (lightnings("EarlyStopping('val/loss')"), "", ["patience="]),
+    "a clock of Lightning's": (
+        lightnings("Timer('00:00:00:01', interval='epoch')"),
+        "",
+        ["callback own", "max_minutes="],
+    ),
+    "zeros of Lightning's": (
+        lightnings("ModelPruning('l1_unstructured', amount=0.9)"),
+        "",
+        ["callback own: ModelPruning has no effect here"],
+    ),
+    "sizes of Lightning's": (lightnings("BatchSizeFinder()"), "", ["callback own", "batch_size="]),
     "a schedule that climbs": (
         "@lmlab.register.schedule('own')\ndef own(done): return -1 if done > 0.9 else 1",
         "schedule=own",
@@ -801,7 +812,7 @@ MEDDLES = """
         ),
         (
             {"at_step": "pass", "at_save": "checkpoint['optimizer_states'] = []"},
-            "a callback's on_save_checkpoint has changed the optimizer's state: its form could not be",
+            "a callback has changed the optimizer's state: its form could not be given back",
         ),
     ],
 )
@@ -810,6 +821,13 @@ def test_what_a_callback_takes_from_lightning_is_told(here, capsys, places, word
     refused(capsys, lambda: cli.main(line.split()), ["plugin=own.py: ", words])
     (run,) = here.glob("outputs/x/*")
     assert metrics(run)["status"] == "failed"
+
+
+def test_an_error_of_a_callback_of_lightnings_names_it(here, capsys):
+    text = lightnings("EarlyStopping('val/nothing', check_on_train_epoch_end=False)")
+    line = f"{LINE} plugin={plugin(here, text)}"
+    words = ["plugin=own.py: callback EarlyStopping: ", "val/nothing", "not available"]
+    refused(capsys, lambda: cli.main(line.split()), words)
 
 
 def test_a_loss_of_ones_own_is_not_the_labs_where_there_is_no_validation(here, train):

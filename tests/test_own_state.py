@@ -4,7 +4,7 @@ import pytest
 
 from lmlab.commands import train as cli
 from lmlab.runs import checkpoints
-from tests.conftest import history, metrics, refused
+from tests.conftest import history, metrics, refused, weights
 from tests.test_callbacks import assert_same, resumed
 from tests.test_misuse import LINE, model
 from tests.test_plugins import plugin
@@ -208,3 +208,26 @@ def test_an_evaluation_cannot_change_what_the_next_one_is_measured_on(here, trai
     assert "val/n" not in metrics(run) and "read-only" in capsys.readouterr().err
     for key in ("val/loss", "val/bits_per_byte"):
         assert history(run, key) == history(plain, key)
+
+
+@pytest.mark.parametrize(("settings", "warns"), [('"lr": 9.0', True), ('"lr_scale": 0.0', False)])
+def test_a_rate_of_a_group_is_a_scale(here, train, capsys, settings, warns):
+    """The schedule sets lr before each step; a group's own would be replaced."""
+    text = f"""
+        import lmlab, torch
+
+        class Keys(lmlab.OptimizerConfig):
+            lr: float = 0.1
+
+        @lmlab.register.optimizer("two", Keys)
+        def two(weights, config, precision):
+            "Matrices at lr, the rest at another rate."
+            groups = [{{"params": weights.matrices}}, {{"params": weights.others, {settings}}}]
+            return torch.optim.SGD(groups, lr=config.lr)
+    """
+    line = LINE.replace("bigram", "gpt_nano") + " eval_interval=1 warmup_steps=0"
+    run = train(f"{line} plugin={plugin(here, text)} optimizer=two max_steps=1")
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert ("its groups have several lr (0.1, 9.0), but each step sets" in said) == warns
+    first, last = (weights(run, name) for name in ("previous", "last"))
+    assert first["model.norm.weight"].equal(last["model.norm.weight"]) != warns

@@ -401,6 +401,35 @@ def test_a_plugin_that_has_gained_a_key_says_so(lab, train):
     assert all(word in str(error.value) for word in words)
 
 
+def test_keys_that_two_classes_share_need_no_class_that_is_registered(here, train):
+    text = """
+        import torch, lmlab
+
+        class Shared(lmlab.ModelConfig):
+            width: int = 3
+            block_size: int = 16
+
+        class Keys(Shared):
+            depth: int = 1
+
+        @lmlab.register.model("mine", Keys)
+        class Mine(lmlab.LanguageModel):
+            "A table with a number of columns."
+            def __init__(self, config, vocab_size):
+                super().__init__(config)
+                self.rows = torch.nn.Embedding(vocab_size, config.width)
+                self.head = torch.nn.Linear(config.width, vocab_size)
+            def forward(self, idx):
+                return self.head(self.rows(idx))
+    """
+    line = f"plugin={plugin(here, text)} model=mine data=sentence max_steps=1 threads=1"
+    saved = [config(train(f"{line} {more}")) for more in ("", "width=5 block_size=8 name=other")]
+    assert [(one["width"], one["block_size"], one["depth"]) for one in saved] == [
+        (3, 16, 1),
+        (5, 8, 1),
+    ]
+
+
 def test_a_preset_and_a_schedule(here, train):
     name = plugin(
         here,

@@ -394,6 +394,7 @@ def test_names_of_folders_may_have_the_character_between_them(here):
     assert options.named_folders("d,e,b c,a", ",") == (["d,e", "b c", "a"], "")
     (here / "a b c").mkdir()
     assert options.named_folders("a b c", " ") == (["a b c"], "")
+    assert options.named_folders("a a b c d,e", " ") == (["a", "a b c", "d,e"], "")
     assert options.named_folders("a  x b c", " ") == (["a", ""], "x b c")
 
 

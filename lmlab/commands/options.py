@@ -201,20 +201,21 @@ def check_known(argument: str, key: str, hints: Mapping[str, Any]) -> None:
 def named_folders(text: str, separator: str) -> tuple[list[str], str]:
     """Returns the existing folders that `text` names, with separators between them, and what is left.
 
-    The name of a folder can contain the separator, too. So all of the text is one name if it is that of
-    a folder, and else a name ends at the first separator before which the text is an existing folder.
-    Two separators in a row have an empty name between them.
+    The name of a folder can contain the separator, too. So a name ends at the last separator before
+    which the text is an existing folder. Two separators in a row have an empty name between them.
     """
-    if os.path.isdir(text):
-        return [text], ""
     folders = []
-    name = ""
-    for piece in text.split(separator):
-        name = f"{name}{separator}{piece}" if name else piece
-        if not name or os.path.isdir(name):  # False for many names that are too long for one
-            folders.append(name)
-            name = ""
-    return folders, name
+    pieces = text.split(separator)
+    while pieces:
+        for n in range(len(pieces), 0, -1):
+            name = separator.join(pieces[:n])
+            if not name or os.path.isdir(name):  # False for many names that are too long for one
+                break
+        else:
+            break
+        folders.append(name)
+        pieces = pieces[n:]
+    return folders, separator.join(pieces)
 
 
 def check_file(out: str, key: str = "out") -> None:

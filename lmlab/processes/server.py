@@ -220,9 +220,8 @@ def work(target: Callable[..., None], arguments: tuple[Any, ...]) -> None:
 def end_after_grace(status: int) -> None:
     """Ends the process with an exit status when its threads have had some time to end."""
     time.sleep(GRACE)
-    names = ", ".join(thread.name for thread in lasting_threads())
     tell(
-        f"warning: {plugins.named_plugins()}the thread {names} still runs, and ends with its process"
+        f"warning: {plugins.named_plugins()}the thread {lasting_threads()} still runs, and ends with its process"
     )
     os._exit(status)
 

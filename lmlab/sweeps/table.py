@@ -204,7 +204,7 @@ def reason(metrics: dict[str, Any], path: Path) -> str:
     how = "the sweep's command or resume=" if (path.parent / ".sweep").is_dir() else "resume="
     reasons = {
         "diverged": f"at step {step} the loss or a weight was not finite",
-        "running": f"at step {step}",
+        "running": f"at step {step} or later",
         "interrupted": f"stopped after step {step}; {how} continues it from its last checkpoint",
         "pruned": f"by the search at step {step}",
     }

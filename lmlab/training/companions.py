@@ -1,6 +1,7 @@
 """Builds what takes part in a run beside the model: the callbacks and loggers that are registered."""
 
 import inspect
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -29,7 +30,13 @@ WITHOUT_EFFECT = {  # the classes of Lightning whose work the lab does itself, a
     "Checkpoint": "the lab saves last.ckpt and best.ckpt itself, every checkpoint_interval= steps",
     "ProgressBar": "the lab has a bar of its own",
     "LearningRateMonitor": "history.jsonl and TensorBoard have lr at each log_interval=",
+    "BatchSizeFinder": "batch_size= is what a run is trained with; a sweep compares several",
+    "LearningRateFinder": "lr= is what a run is trained with; hydra/sweeper=search finds one",
+    "ThroughputMonitor": "history.jsonl and TensorBoard have tokens_per_second",
+    "DeviceStatsMonitor": "the lab's Trainer has no logger of Lightning's",
     "GradientAccumulationScheduler": "grad_accumulation= says how many batches a step has",
+    "Timer": 'a run has no epochs; max_minutes= ends it, or interval="step"',
+    "ModelPruning": "a run has no epochs, at whose end it prunes",
     "EarlyStopping": "a run has no epochs; patience= ends it, or check_on_train_epoch_end=False",
 }
 
@@ -95,6 +102,8 @@ def check_effect(name: str, callback: Any) -> None:
             continue
         if kind.__name__ == "EarlyStopping" and callback._check_on_train_epoch_end is False:
             continue
+        if kind.__name__ == "Timer" and callback._interval == "step":
+            continue
         raise UserError(
             f"callback {name}: {type(callback).__name__} has no effect here: "
             f"{WITHOUT_EFFECT[kind.__name__]}"
@@ -106,6 +115,16 @@ def check_effect(name: str, callback: Any) -> None:
                 f"callback {name}: {hook} is never called here, since the lab evaluates by itself; "
                 "on_validation_end has the numbers in trainer.callback_metrics"
             )
+
+
+def failed_one(error: BaseException, callbacks: list[Callback]) -> str:
+    """Returns the class of the callback of Lightning's in whose code an error arose, or ""."""
+    files = {frame.filename for frame in traceback.extract_tb(error.__traceback__)}
+    for callback in callbacks:
+        kind = type(callback)
+        if kind.__module__.startswith(LIGHTNING) and inspect.getfile(kind) in files:
+            return kind.__name__
+    return ""
 
 
 def check_state_keys(callbacks: list[Callback]) -> None:

@@ -42,7 +42,7 @@ from lmlab.runs.folder import (
 from lmlab.runs.provenance import provenance
 from lmlab.runs.typed import command as command_of
 from lmlab.terminal import Interrupted, StopSignals, after_a_second, after_stops
-from lmlab.training import distributed, launch, state, summary
+from lmlab.training import companions, distributed, launch, state, summary
 from lmlab.training.counting import count
 from lmlab.training.overhead import (
     NoProfiler,
@@ -538,6 +538,10 @@ def make_steps(
                 why = plugins.exit_of(raised)
                 raise RuntimeError(why).with_traceback(raised.__traceback__) from None
             raise SystemExit(128 + (recorder.stop.number or signal.SIGINT)) from None
+        failed = companions.failed_one(error, prepared.callbacks)
+        if failed and not plugins.own_frames(error):
+            why = f"callback {failed}: {reason_of(error)}"
+            raise UserError(f"{plugins.named_plugins()}{why}") from error
         is_of_ranks = ranks.here().size > 1 and not plugins.own_frames(error)
         if is_of_ranks and ranks.is_lost(error):
             raise ranks.lost_contact(error) from None

@@ -86,10 +86,14 @@ class Prepared:
         self.callbacks = callbacks(self.companions)
         self.optimizer: Any = config.optimizer  # the optimizer's keys
         self.has_own_optimizer = is_own("optimizer", config.base("optimizer"))
+        own_callbacks = [one for one in self.callbacks if not is_the_labs(one)]
+        self.may_set_optimizer = self.has_own_optimizer or bool(own_callbacks)
         self.warning = ""
         if self.has_own_optimizer:
             optimizer = build_optimizer(self.model, self.optimizer, config.device.precision)
-            self.warning = untrained(self.model, optimizer, config.choices["optimizer"])
+            name = config.choices["optimizer"]
+            warnings = untrained(self.model, optimizer, name), own_rates(optimizer, name)
+            self.warning = "; ".join(filter(None, warnings))
         check_schedule(config.run)
         self.precision: str = config.device.precision
         self.device: str = config.choices["device"]
@@ -123,6 +127,25 @@ def untrained(model: LanguageModel, optimizer: torch.optim.Optimizer, name: str)
         f"optimizer={name}: {len(left)} of the model's {len(weights)} tensors of weights, "
         f"{sum(weight.numel() for weight in left):,} numbers, were not given to it and stay as they are"
     )
+
+
+def own_rates(optimizer: torch.optim.Optimizer, name: str) -> str:
+    """Returns a warning if groups of somebody's own optimizer have several learning rates, or "".
+
+    The schedule would set all to one.
+    """
+    rates = [group.get("lr") for group in optimizer.param_groups if "lr_scale" not in group]
+    if all(rate == rates[0] for rate in rates):
+        return ""
+    return (
+        f"optimizer={name}: its groups have several lr ({', '.join(map(str, rates))}), but each step sets "
+        "the one of the schedule; a group with lr_scale=0.1 gets that times 0.1"
+    )
+
+
+def is_the_labs(callback: Any) -> bool:
+    """Returns whether a callback is one of the lab's own."""
+    return type(callback).__module__.startswith("lmlab.")
 
 
 def check_batch(batch_size: int, block_size: int) -> None:

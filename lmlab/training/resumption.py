@@ -5,7 +5,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 
 from lmlab import plugins
@@ -152,6 +151,7 @@ def restore(checkpoint: dict[str, Any], prepared: Prepared, over: bool, path: Pa
             example_states(*parts),
             path,
             prepared.has_own_optimizer,
+            prepared.may_set_optimizer,
         )
 
 
@@ -175,14 +175,8 @@ class Resumable:
     def __call__(self, checkpoint: dict[str, Any]) -> None:
         """Checks a checkpoint's weights and the state of an optimizer that own code may change."""
         self.check_weights(weights_of(checkpoint))
-        if self.prepared.has_own_optimizer or self.is_changed_by_callbacks:
+        if self.prepared.may_set_optimizer:
             self.check_optimizer(checkpoint)
-
-    @property
-    def is_changed_by_callbacks(self) -> bool:
-        """Whether a callback has a hook that gets each checkpoint before it is written."""
-        usual = pl.Callback.on_save_checkpoint
-        return any(type(one).on_save_checkpoint is not usual for one in self.prepared.callbacks)
 
     def check_weights(self, weights: dict[str, Any]) -> None:
         """Raises UserError if weights do not fit a new model of this configuration."""
@@ -206,11 +200,11 @@ class Resumable:
                 self.example = build_optimizer(*parts), example_states(*parts)
         optimizer, states = self.example
         is_own = self.prepared.has_own_optimizer
-        found = state.misfit(checkpoint, optimizer, states, is_own)
+        found = state.misfit(checkpoint, optimizer, states, is_own, may_be_set=True)
         if found and not is_own:
             raise UserError(
-                f"{plugins.named_plugins()}a callback's on_save_checkpoint has changed the optimizer's state: {found} "
-                "could not be given back to a resumed run"
+                f"{plugins.named_plugins()}a callback has changed the optimizer's state: {found} could not be "
+                "given back to a resumed run; numbers in its groups may change, but not what groups there are"
             )
         if found:
             raise UserError(

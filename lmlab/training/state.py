@@ -67,10 +67,12 @@ def check_optimizer(
     examples: list[dict[str, Any]],
     path: Path,
     is_own: bool = False,
+    may_be_set: bool = False,
 ) -> None:
     """Raises UserError if the optimizer's state in the checkpoint at `path` does not fit it."""
-    if misfit(checkpoint, optimizer, examples, is_own):
-        raise UserError(f"{path}: the optimizer's state does not fit config.yaml")
+    found = misfit(checkpoint, optimizer, examples, is_own, may_be_set)
+    if found:
+        raise UserError(f"{path}: the optimizer's state does not fit config.yaml: {found}")
 
 
 def misfit(
@@ -78,13 +80,14 @@ def misfit(
     optimizer: torch.optim.Optimizer,
     examples: list[dict[str, Any]],
     is_own: bool,
+    may_be_set: bool,
 ) -> str:
     """Returns which part of the optimizer's state in a checkpoint does not fit, or "".
 
     `examples` holds, for each weight, a state that the optimizer itself has made. The check is
     needed, since fused optimizers would read beyond the end of a tensor of the wrong size. If
-    `is_own`, somebody's own optimizer, numbers in its groups may change, and its state may come
-    later than at the first step.
+    `may_be_set`, somebody's own code, numbers in its groups may change. If `is_own`, somebody's own
+    optimizer, its state may come later than at the first step.
     """
     try:
         (saved,) = checkpoint["optimizer_states"]
@@ -92,7 +95,7 @@ def misfit(
         if len(groups) != len(saved["param_groups"]):
             return "its groups"
         for group, wanted in zip(saved["param_groups"], groups, strict=True):
-            if without_lr(group, is_own) != without_lr(wanted, is_own):
+            if settings_of(group, may_be_set) != settings_of(wanted, may_be_set):
                 return "the settings of a group"
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         for number, values in saved["state"].items():
@@ -113,12 +116,12 @@ def misfit(
     return ""
 
 
-def without_lr(group: dict[str, Any], is_own: bool) -> str:
+def settings_of(group: dict[str, Any], may_be_set: bool) -> str:
     """Returns the settings of a group as text, without the learning rate, which each step sets.
 
-    Of somebody's own optimizer, which may count in them, the names of the settings alone.
+    If somebody's own optimizer or callback may set them, the names of those that are numbers alone.
     """
-    if not is_own:
+    if not may_be_set:
         return repr(group | {"lr": 0})
     numbers = {name: 0 for name, value in group.items() if isinstance(value, int | float)}
     tensors = {name: 0 for name, value in group.items() if isinstance(value, torch.Tensor)}
