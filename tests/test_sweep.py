@@ -551,7 +551,7 @@ def test_a_process_with_a_thread_of_a_plug_in_ends_all_the_same(here):
 def test_a_cell_does_not_wait_for_a_thread_for_ever(capfd):
     """In a process forked from this one: that of the server has the usual patience."""
     if os.fork() == 0:
-        server.GRACE = 0.2
+        server.LASTING = 0.2
         server.work(leave_a_thread, ())
         time.sleep(60)
     _, status = os.wait()

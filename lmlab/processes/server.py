@@ -29,6 +29,9 @@ from lmlab.runs.code import share_library
 from lmlab.terminal import lasting_threads, open_streams, tell
 
 GRACE = 15  # seconds that a process has to end its step and save, after it was asked to stop
+LASTING = (
+    60  # seconds that a plug-in's threads have to end after its work, such as to upload numbers
+)
 PRELOAD = ["lmlab.processes.preload"]  # what the server imports
 PRELOAD_SEARCH = [*PRELOAD, "lmlab.sweeps.preload_search"]
 
@@ -219,7 +222,7 @@ def work(target: Callable[..., None], arguments: tuple[Any, ...]) -> None:
 
 def end_after_grace(status: int) -> None:
     """Ends the process with an exit status when its threads have had some time to end."""
-    time.sleep(GRACE)
+    time.sleep(LASTING)
     tell(
         f"warning: {plugins.named_plugins()}the thread {lasting_threads()} still runs, and ends with its process"
     )
