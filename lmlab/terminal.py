@@ -465,6 +465,13 @@ def lasting_threads() -> str:
     return " ".join(", ".join(names).split())
 
 
+def status_of(stop: SystemExit) -> int:
+    """Returns the exit status with which Python ends a process after this SystemExit."""
+    if isinstance(stop.code, int):
+        return stop.code
+    return 0 if stop.code is None else 1
+
+
 def leave_to_threads() -> None:
     """Prepares the end of a program of which other threads go on: Python waits for them.
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -153,13 +153,9 @@ def test_a_signal_raises_only_where_it_may(capfd):
             raise AssertionError("the signal came before")
 
 
-def test_a_long_instruction_of_the_machine_hears_too():
-    """The first signal is answered, the second ends the process; Python itself handles neither."""
-    program = (
-        "import hashlib; from lmlab.terminal import StopSignals\n"
-        "with StopSignals('stopping'):\n"
-        "    print('ready', flush=True); hashlib.pbkdf2_hmac('sha256', b'x', b'y', 2**31 - 1)"
-    )
+@contextmanager
+def ready(program):
+    """A process that runs a program, once it has said that it is ready."""
     with subprocess.Popen(
         [sys.executable, "-c", program],
         cwd=ROOT,
@@ -168,6 +164,17 @@ def test_a_long_instruction_of_the_machine_hears_too():
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as process:
         assert process.stdout.readline() == b"ready\n"
+        yield process
+
+
+def test_a_long_instruction_of_the_machine_hears_too():
+    """The first signal is answered, the second ends the process; Python itself handles neither."""
+    program = (
+        "import hashlib; from lmlab.terminal import StopSignals\n"
+        "with StopSignals('stopping'):\n"
+        "    print('ready', flush=True); hashlib.pbkdf2_hmac('sha256', b'x', b'y', 2**31 - 1)"
+    )
+    with ready(program) as process:
         time.sleep(1)  # until the long instruction has begun
         for _ in range(2):  # as `timeout` does: they are one request
             process.send_signal(signal.SIGINT)
@@ -199,14 +206,7 @@ def test_somebody_elses_thread_does_not_keep_a_signal_waiting(number, does, stat
         f"    print('ready', flush=True); {does}\n"
         "run_command(main)"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", program],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    ) as process:
-        assert process.stdout.readline() == b"ready\n"
+    with ready(program) as process:
         if said:
             assert process.stderr.readline().startswith(said)
         process.send_signal(getattr(signal, number))

@@ -17,6 +17,7 @@ from lmlab.terminal import (
     ignore_signals,
     leave_to_threads,
     open_streams,
+    status_of,
 )
 
 if TYPE_CHECKING:  # a type checker knows no Literal that is computed
@@ -47,8 +48,7 @@ def run_command(main: Callable[[list[str]], object]) -> None:
         end_at_once(INTERRUPTED)
         raise SystemExit(INTERRUPTED) from None
     except SystemExit as stop:
-        failed = 0 if stop.code is None else 1
-        end_at_once(stop.code if isinstance(stop.code, int) else failed)
+        end_at_once(status_of(stop))
         raise
     except BrokenPipeError:
         pass

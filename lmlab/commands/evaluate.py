@@ -48,7 +48,6 @@ from lmlab.errors import UserError
 from lmlab.markers import OneOf, PathText
 from lmlab.registry import importing, load
 from lmlab.runs.code import code_of, is_other_code, own_code, plugins_of
-from lmlab.runs.folder import read_metrics
 
 if TYPE_CHECKING:
     import numpy as np
@@ -172,11 +171,10 @@ def measured(options: Options) -> tuple[list[Run], Target, dict[str, float]]:
 
 def tell_of_other_code(run: Run) -> None:
     """Prints a line if a run was trained by other code of the lab than evaluates it."""
-    if run.is_foreign:
-        return
-    try:
-        metrics = read_metrics(run.path)
-    except UserError:  # whoever needs its numbers says so
+    from lmlab.runs.checkpoints import readable_metrics
+
+    metrics = {} if run.is_foreign else readable_metrics(run.path)
+    if not metrics:
         return
     if plugins_of(metrics) != plugins.sha256():  # which was said when it was loaded
         return

@@ -26,12 +26,10 @@ from lmlab import plugins, ranks
 from lmlab.config import conf_files
 from lmlab.errors import UserError
 from lmlab.runs.code import share_library
-from lmlab.terminal import lasting_threads, open_streams, tell
+from lmlab.terminal import lasting_threads, open_streams, status_of, tell
 
 GRACE = 15  # seconds that a process has to end its step and save, after it was asked to stop
-LASTING = (
-    60  # seconds that a plug-in's threads have to end after its work, such as to upload numbers
-)
+LASTING = 60  # seconds that a plug-in's threads have after the work, such as to upload numbers
 PRELOAD = ["lmlab.processes.preload"]  # what the server imports
 PRELOAD_SEARCH = [*PRELOAD, "lmlab.sweeps.preload_search"]
 
@@ -214,7 +212,7 @@ def work(target: Callable[..., None], arguments: tuple[Any, ...]) -> None:
         target(*arguments)
         status = 0
     except SystemExit as stop:
-        status = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+        status = status_of(stop)
         raise
     finally:
         threading.Thread(target=end_after_grace, args=(status,), daemon=True).start()

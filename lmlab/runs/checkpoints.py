@@ -324,7 +324,8 @@ def load(
         weights = hugging_face.read_weights(path, config.model, tokenizer.vocab_size)
         step = 0
     else:
-        tell_of_other_plugins(path)
+        metrics = readable_metrics(path)
+        tell_of_other_plugins(path, metrics)
         content = read_for(path / f"checkpoints/{checkpoint}.ckpt", config, tokenizer)
         is_default = asked is None and checkpoint == "best"
         if is_default and is_untrained(content, config) and (path / LAST).exists():
@@ -334,7 +335,9 @@ def load(
                 tell(f"{path}: its best.ckpt is of step 0, before any training; last.ckpt is used")
         weights = weights_of(content)
         step = content["lmlab"]["step"]
-        tell_of_no_training(path, checkpoint, step, is_untrained(content, config))
+        tell_of_no_training(
+            path, metrics, f"{checkpoint}.ckpt", step, is_untrained(content, config)
+        )
     model = build_model(config.model, tokenizer.vocab_size)
     model.load_state_dict(weights)
     if config.device.precision not in machine.precisions(device):
@@ -342,12 +345,19 @@ def load(
     return Run(path, config, tokenizer, model.to(device).eval(), checkpoint, step)
 
 
-def tell_of_other_plugins(path: Path) -> None:
-    """Prints a line if the plug-ins are others than those with which the run at `path` was trained."""
+def readable_metrics(path: Path) -> dict[str, Any]:
+    """Returns what metrics.json of the run at `path` says, nothing if it cannot be read.
+
+    Whoever needs its numbers says so; for its weights, lines about what it says can be missing.
+    """
     try:
-        metrics = read_metrics(path)
-    except UserError:  # whoever needs its numbers says so
-        return
+        return read_metrics(path)
+    except UserError:
+        return {}
+
+
+def tell_of_other_plugins(path: Path, metrics: dict[str, Any]) -> None:
+    """Prints a line if the plug-ins are others than those with which the run at `path` was trained."""
     then = plugins_of(metrics)
     now = plugins.sha256()
     if then and now and then != now:
@@ -358,13 +368,11 @@ def tell_of_other_plugins(path: Path) -> None:
         )
 
 
-def tell_of_no_training(path: Path, checkpoint: str, step: int, is_untrained: bool) -> None:
+def tell_of_no_training(
+    path: Path, metrics: dict[str, Any], file: str, step: int, is_untrained: bool
+) -> None:
     """Prints a line if the weights of a run are those of before any training, or if it diverged."""
-    try:
-        metrics = read_metrics(path)
-    except UserError:  # whoever needs its numbers says so
-        metrics = {}
-    of_step = f"{checkpoint}.ckpt is of step {step}"
+    of_step = f"{file} is of step {step}"
     if is_untrained:
         of_step += ", before any training"
     if metrics.get("status") == "diverged":

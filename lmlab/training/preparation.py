@@ -86,8 +86,8 @@ class Prepared:
         self.callbacks = callbacks(self.companions)
         self.optimizer: Any = config.optimizer  # the optimizer's keys
         self.has_own_optimizer = is_own("optimizer", config.base("optimizer"))
-        own_callbacks = [one for one in self.callbacks if not is_the_labs(one)]
-        self.may_set_optimizer = self.has_own_optimizer or bool(own_callbacks)
+        has_own_callback = not all(map(is_the_labs, self.callbacks))
+        self.may_set_optimizer = self.has_own_optimizer or has_own_callback
         self.warning = ""
         if self.has_own_optimizer:
             optimizer = build_optimizer(self.model, self.optimizer, config.device.precision)
