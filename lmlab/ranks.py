@@ -13,7 +13,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from lmlab.errors import UserError
-from lmlab.terminal import after_a_second, ending_at_once, tell
+from lmlab.signals import ending_at_once
+from lmlab.terminal import after_a_second, tell
 
 if TYPE_CHECKING:
     from torch import Tensor

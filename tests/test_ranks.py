@@ -36,7 +36,7 @@ from lmlab.models.base import build_model
 from lmlab.processes.server import context
 from lmlab.ranks import Ranks
 from lmlab.register import PRESENT
-from lmlab.terminal import Interrupted, StopSignals
+from lmlab.signals import Interrupted, StopSignals
 from lmlab.training import experiment, launch
 from lmlab.training.recorder import Recorder
 from tests.conftest import ROOT, config, history, metrics, refused, weights

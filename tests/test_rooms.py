@@ -6,6 +6,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 FLOORS = (  # the lowest first; rooms of one floor do not import each other
     ("cores", "environment", "errors", "markers", "notebook", "snapshot", "stand_ins", "terminal"),
+    ("signals",),
+    ("threads",),
     ("own_code", "ranks"),
     ("registry",),
     ("catalogue", "files", "isolation", "numbers"),

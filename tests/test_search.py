@@ -23,10 +23,10 @@ from lmlab.config.grammar import ends, parse
 from lmlab.errors import UserError
 from lmlab.inference import evaluations
 from lmlab.numbers import METRIC, NUMBERS, objectives
+from lmlab.signals import stop_at_once
 from lmlab.sweeps import load_runs
 from lmlab.sweeps.search import Dimension, SearchSweeper
 from lmlab.sweeps.study import sampler, watch_of
-from lmlab.terminal import stop_at_once
 from lmlab.training import experiment
 from tests.conftest import ROOT, config, history, metrics, refused
 from tests.test_sweep import in_company, linux, lost, sweep  # noqa: F401

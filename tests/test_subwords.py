@@ -28,10 +28,10 @@ from lmlab.errors import UserError
 from lmlab.inference.generate import Sample
 from lmlab.inference.loss import log_probs, loss_metrics
 from lmlab.models.base import build_model
+from lmlab.signals import Interrupted
 from lmlab.sweeps import load_runs, report
 from lmlab.sweeps.curves import Curves
 from lmlab.sweeps.table import leaderboard
-from lmlab.terminal import Interrupted
 from tests.conftest import config, metrics, refused, script
 from tests.test_callbacks import assert_same, resumed
 

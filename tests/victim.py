@@ -11,7 +11,7 @@ from multiprocessing import forkserver
 from lmlab import files
 from lmlab.commands import train as cli
 from lmlab.inference import evaluations
-from lmlab.terminal import StopSignals
+from lmlab.signals import StopSignals
 from lmlab.training import experiment
 from lmlab.training.recorder import Recorder
 from lmlab.training.step import LanguageModule

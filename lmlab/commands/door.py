@@ -10,15 +10,9 @@ from typing import TYPE_CHECKING, Literal
 from lmlab.catalogue import CATALOGUE
 from lmlab.environment import libraries
 from lmlab.errors import UserError, one_line_errors
-from lmlab.terminal import (
-    LastingStream,
-    end_at_once,
-    ending_in_order,
-    ignore_signals,
-    leave_to_threads,
-    open_streams,
-    status_of,
-)
+from lmlab.signals import ending_in_order, ignore_signals
+from lmlab.terminal import LastingStream, open_streams
+from lmlab.threads import end_at_once, leave_to_threads, status_of
 
 if TYPE_CHECKING:  # a type checker knows no Literal that is computed
     Device = str

@@ -50,8 +50,9 @@ from lmlab.processes import server
 from lmlab.registry import importing, variables_kept
 from lmlab.runs.folder import timestamp
 from lmlab.runs.typed import command, program
+from lmlab.signals import saving_before_requeue
 from lmlab.sweeps.cells import Cell, Sweep, call_codes_equal
-from lmlab.terminal import lasting_output, saving_before_requeue, tell
+from lmlab.terminal import lasting_output, tell
 
 ONE_BY_ONE = threading.RLock()  # Hydra, sys.argv and sys.stdout are the whole process's
 NO_NAME = r"[^\w.,=+-]"  # characters that the name of a sweep may not have

@@ -30,7 +30,7 @@ from lmlab.config.keys import (
 from lmlab.config.recipes import check_preset, read_recipe
 from lmlab.errors import UserError, about, nearest
 from lmlab.registry import remembered
-from lmlab.terminal import signals_held
+from lmlab.signals import signals_held
 
 LISTED = "list"  # the sweeper that the lab itself chooses, for grids and for sweeps from files
 

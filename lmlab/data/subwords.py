@@ -43,7 +43,8 @@ from lmlab.data.tokenizers import (
 )
 from lmlab.errors import UserError, reason_of
 from lmlab.registry import load
-from lmlab.terminal import call_in_thread, showing, tell
+from lmlab.terminal import showing, tell
+from lmlab.threads import call_in_thread
 
 if TYPE_CHECKING:
     from tokenizers import Encoding

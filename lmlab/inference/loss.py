@@ -26,7 +26,7 @@ from lmlab.registry import folder_kept
 from lmlab.runs import checkpoints
 from lmlab.runs.code import code_sha256
 from lmlab.runs.folder import read_metrics, text_sha256, to_json
-from lmlab.terminal import Interrupted
+from lmlab.signals import Interrupted
 
 PIECE = 2**20  # tokens whose bytes are counted at a time
 

@@ -26,7 +26,8 @@ from lmlab import plugins, ranks
 from lmlab.config import conf_files
 from lmlab.errors import UserError
 from lmlab.runs.code import share_library
-from lmlab.terminal import lasting_threads, open_streams, status_of, tell
+from lmlab.terminal import open_streams, tell
+from lmlab.threads import lasting_threads, status_of
 
 GRACE = 15  # seconds that a process has to end its step and save, after it was asked to stop
 LASTING = 60  # seconds that a plug-in's threads have after the work, such as to upload numbers

@@ -20,11 +20,11 @@ from omegaconf import DictConfig
 from lmlab.errors import UserError, one_line_errors
 from lmlab.processes import server
 from lmlab.runs.typed import command
+from lmlab.signals import StopSignals
 from lmlab.sweeps import cells, worker
 from lmlab.sweeps.cells import Cell, Sweep
 from lmlab.sweeps.survey import Survey
 from lmlab.sweeps.view import View
-from lmlab.terminal import StopSignals
 
 POLL = 0.2  # seconds between two looks at the cells
 WAITING = 10_000  # cells that may wait for another process at a time

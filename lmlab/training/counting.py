@@ -11,7 +11,9 @@ from lmlab.inference.evaluations import Subject
 from lmlab.runs.board import Board
 from lmlab.runs.checkpoints import SealedCheckpointIO
 from lmlab.runs.folder import AnyDirectory
-from lmlab.terminal import Interrupted, StopSignals, after_a_second, call_in_thread
+from lmlab.signals import Interrupted, StopSignals
+from lmlab.terminal import after_a_second
+from lmlab.threads import call_in_thread
 from lmlab.training import state
 from lmlab.training.companions import loggers
 from lmlab.training.meter import speed

@@ -41,7 +41,8 @@ from lmlab.runs.folder import (
 )
 from lmlab.runs.provenance import provenance
 from lmlab.runs.typed import command as command_of
-from lmlab.terminal import Interrupted, StopSignals, after_a_second, after_stops
+from lmlab.signals import Interrupted, StopSignals, after_stops
+from lmlab.terminal import after_a_second
 from lmlab.training import companions, distributed, launch, state, summary
 from lmlab.training.counting import count
 from lmlab.training.overhead import (

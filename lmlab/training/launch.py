@@ -25,7 +25,8 @@ from lmlab.data.splits import LONGEST, shortened
 from lmlab.errors import OwnCodeError, UserError, memory_errors, reason_of
 from lmlab.processes import server
 from lmlab.register import unlisted
-from lmlab.terminal import StopSignals, lasting_output
+from lmlab.signals import StopSignals
+from lmlab.terminal import lasting_output
 from lmlab.training import distributed
 
 STOPPING = "stopping as soon as all is saved; once more stops at once"  # after the first signal

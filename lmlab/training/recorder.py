@@ -22,7 +22,7 @@ from lmlab.ranks import ALONE, Ranks
 from lmlab.runs import checkpoints
 from lmlab.runs.board import Board
 from lmlab.runs.folder import AnyDirectory
-from lmlab.terminal import Interrupted, StopSignals
+from lmlab.signals import Interrupted, StopSignals
 from lmlab.training import state
 from lmlab.training.companions import Hooks, loggers
 from lmlab.training.meter import Meter
