@@ -58,7 +58,7 @@ WRONG = {
     "experiment=tiny": ["experiment=tiny", "tiny_lm"],
     "device=0": ["device=0", "auto, cpu, cuda, mps"],
     "model=null": ["model=null", "bigram"],
-    "model=[gpt]": ["model=['gpt']", "bigram"],
+    "model=[gpt]": ["model=[gpt]", "bigram"],
     "hydra/launcher=none_such": ["none_such", "basic"],
     # a wrong type, a value out of range, an impossible combination
     "n_layer=four": ["n_layer=four", "whole number"],

@@ -297,6 +297,16 @@ def test_a_recipe_is_read_as_hydra_composes_it(conf, order, own):
     assert {*recipe.values} == {"seed", "lr", "batch_size"}
 
 
+@pytest.mark.parametrize("name", ["2024", "1e3", "1.50", "1_000", "true", "nan", "ünï", "a b"])
+def test_a_recipe_is_found_by_the_name_of_its_file(conf, capsys, name):
+    """Also if Hydra would read another value, or none, in the name."""
+    folder, look_again = conf
+    (folder / f"experiment/{name}.yaml").write_text("# @package _global_\nseed: 7\n")
+    look_again()
+    cli.main([f"experiment={name}", "--cfg", "job"])
+    assert "\nseed: 7\n" in capsys.readouterr().out
+
+
 def test_a_preset_that_sets_a_key_of_another_group_is_refused(conf, capsys):
     """The file of that group would overwrite it; also if another preset builds on this one."""
     folder, look_again = conf

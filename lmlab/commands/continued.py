@@ -32,7 +32,7 @@ Overrides = dict[str, Override]  # by key
 
 
 def literal(argument: str) -> str:
-    """Returns an argument that names a run or a text, with the quotes that Hydra needs.
+    """Returns an argument that names a run, a text or a choice, with the quotes that Hydra needs.
 
     Such names may contain characters that have a meaning in Hydra's grammar. A `path=` that Hydra
     reads as text stays as it is, since it may be several values.
@@ -46,6 +46,8 @@ def literal(argument: str) -> str:
         text = escaped(text)
     elif key in ("path", "tokenizer_path", "name"):
         is_quoted = has_blanks or not is_text(argument)
+    elif key in CHOICES:
+        is_quoted = not is_text(argument)
     else:
         is_quoted = key in ("resume", "replay", "init_from", "plugin", "out", "sweep")
     if not is_quoted:

@@ -12,10 +12,9 @@ from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from lmlab.catalogue import CATALOGUE
 from lmlab.config.check import spelled
 from lmlab.config.conf_files import vanishing
-from lmlab.config.keys import choices_of, kind_of
+from lmlab.config.keys import kind_of
 from lmlab.errors import UserError, about
 
 MOST = 100_000  # values of a range, and cells of a sweep
@@ -196,8 +195,6 @@ def not_parsed(text: str, why: str) -> UserError:
     reason = re.fullmatch(r"\w+ while evaluating '.*?': (.*)", why.partition("\n")[0])
     if reason and re.match(r"[a-z]+\(", value):
         return UserError(f"{text}: cannot be computed ({reason[1]})")
-    if key in CATALOGUE:  # such as one with an accent; no choice of the lab's needs quotes
-        return UserError(f"{text}: allowed are {', '.join(choices_of(key))}")
     return UserError(
         f"{text}: needs the form key=value; a value with spaces, commas, quotes or braces is "
         f"quoted twice: {key}=\"'…'\""
