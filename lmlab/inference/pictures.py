@@ -118,8 +118,11 @@ def framed(
     small = font(max(6, cell * 3 // 4))
     has_labels = cell >= SMALLEST
     margin = 8 + (max(map(width_in(small), labels)) if has_labels else 0)  # before each table
-    above = margin + (line_of(titled) if rows[0][0][0] else 0)
-    width = max(len(row) for row in rows) * (margin + side) + cell + 8
+    above = 8 + (max(height_of(label, small) for label in labels) if has_labels else 0)
+    above += line_of(titled) if rows[0][0][0] else 0
+    titles = [title for row in rows for title, _ in row]
+    pitch = margin + max(side, *(width_in(titled)(title) + 8 for title in titles))
+    width = max(len(row) for row in rows) * pitch + cell + 8
     large = font(max(12, min(40, width // 34)))
     lines = [line for text in words for line in wrapped(text, large, width - 16)]
     top = 8 + len(lines) * line_of(large)
@@ -134,9 +137,9 @@ def framed(
         (down, across, table) for down, row in enumerate(rows) for across, table in enumerate(row)
     ]
     for down, across, _ in places:
-        picture.paste(labelled, (across * (margin + side), top + down * (above + side)))
+        picture.paste(labelled, (across * pitch, top + down * (above + side)))
     for down, across, (title, shares) in places:
-        x = margin + across * (margin + side)
+        x = margin + across * pitch
         y = top + above + down * (above + side)
         squares = Image.fromarray(shaded(shares))
         picture.paste(squares.resize((side, side), Image.Resampling.NEAREST), (x, y))
@@ -157,6 +160,11 @@ def write_labels(
         middle = (n + 0.5) * cell
         pen.text((x - 4, y + middle), label, font=small, fill="black", anchor="rm")
         write_upwards(picture, label, small, (round(x + middle), y - 3))
+
+
+def height_of(label: str, small: Any) -> int:
+    """Returns the pixels that a column's label needs: a long one is written upwards."""
+    return width_in(small)(label) if len(label) > 1 else line_of(small)
 
 
 def write_upwards(picture: Any, label: str, small: Any, place: tuple[int, int]) -> None:
