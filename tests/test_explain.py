@@ -90,6 +90,17 @@ def test_the_words_of_a_picture_fit_in_it_and_labels_show_what_is_invisible():
     assert all(font.getlength(line) <= 120 for line in lines)
 
 
+def test_titles_stand_beside_each_other_and_above_the_labels():
+    """Also above squares that are smaller than a title."""
+    picture = pictures.attention_picture(torch.zeros(1, 3, 1, 1), ["g"])
+    title = pictures.width_in(pictures.font(10))("layer 1, head 1")
+    assert picture.shape[1] >= 3 * title
+    has_ink = (picture < 255).any((1, 2))
+    ends = np.flatnonzero(np.diff(has_ink, prepend=False, append=False))
+    heights = ends[1::2] - ends[::2]  # of the lines of words, the titles, the labels, the squares
+    assert heights[-3] < 15 < heights[-2] < pictures.LARGEST < heights[-1]
+
+
 def test_the_picture_of_changes_has_a_dot_for_each_matrix_where_its_ratio_is():
     ratios = {"a": 1e-6, "b": 1e-3, "c": 1.0, "d": float("nan")}
     picture = pictures.changes_picture(ratios)
