@@ -78,9 +78,11 @@ def imported(module: str) -> Any:
     """Returns a module. Libraries add filters of warnings and draw random numbers when imported."""
     import random
 
+    from lmlab.signals import unbroken
+
     state = random.getstate()
     try:
-        with warnings.catch_warnings():
+        with unbroken(), warnings.catch_warnings():
             return importlib.import_module(module)
     finally:
         random.setstate(state)

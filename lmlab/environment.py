@@ -4,7 +4,9 @@ So it imports nothing but Python's own modules, and Python 3.9 can read it.
 """
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,16 +29,22 @@ CHECKOUT = Path(__file__).parents[1]
 def imports() -> Iterator[None]:
     """A context for the imports of a program: without the libraries it ends with one line.
 
-    Ctrl-C during the imports ends it silently, since there is nothing to lose.
+    Ctrl-C during the imports ends it at once and silently, since there is nothing to lose. An error in
+    its place would be dropped by some libraries.
     """
     if sys.version_info[:2] < OLDEST:
         version = ".".join(map(str, sys.version_info[:2]))
         end(f"this is Python {version}, and the lab needs {OLDEST[0]}.{OLDEST[1]} or newer")
+    is_main = threading.current_thread() is threading.main_thread()
+    is_heard = is_main and signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    if is_heard:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     try:
         with libraries():
             yield
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+    finally:
+        if is_heard:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager

@@ -11,12 +11,13 @@ import os
 import resource
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import lru_cache
 from typing import Any, TypeVar, cast
 
 from lmlab import ranks
 from lmlab.errors import UserError, reason_of
+from lmlab.signals import unbroken
 from lmlab.stand_ins import quick_torchmetrics
 from lmlab.terminal import showing
 
@@ -25,13 +26,14 @@ CLEARERS: list[Callable[[], None]] = []  # each drops the results of a remembere
 
 
 @contextmanager
-def importing(shown: bool = True) -> Iterator[None]:
+def importing(shown: bool = True, own_code: bool = False) -> Iterator[None]:
     """Switches the garbage collector off during large imports, which saves a fifth of their time.
 
     Afterwards the garbage collector skips the imported objects for good. What torchmetrics imports
     for nothing is put off. Matplotlib does not say where it keeps its own cache. Unless `shown` is
-    false, a terminal says what happens. Raises UserError if a library is broken, if there is too little
-    memory to import it, or if a variable that Lightning reads holds no number.
+    false, a terminal says what happens. No signal breaks the imports off, unless `own_code`, that of a
+    person, is among them. Raises UserError if a library is broken, if there is too little memory to
+    import it, or if a variable that Lightning reads holds no number.
     """
     ranks.check_variables()
     matplotlib = logging.getLogger("matplotlib")
@@ -41,7 +43,8 @@ def importing(shown: bool = True) -> Iterator[None]:
     was_enabled = gc.isenabled()
     gc.disable()
     try:
-        with quick_torchmetrics(), showing("importing the libraries …" if shown else ""):
+        held = nullcontext() if own_code else unbroken()
+        with held, quick_torchmetrics(), showing("importing the libraries …" if shown else ""):
             yield
     except ModuleNotFoundError:
         raise

@@ -4,6 +4,7 @@ import math
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -11,7 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import Any, Self
 
-from lmlab.terminal import tell
+from lmlab.terminal import EMPTIED, tell, write_to_terminal
 
 PATIENCE = 1.0  # seconds in which Python has to handle a signal
 TOGETHER = 1.0  # seconds within which signals are one request: `timeout` sends two, also to a group
@@ -21,6 +22,7 @@ MOMENT = 0.1  # seconds that Python may be faster than the thread that watches i
 # one comes again with each second of computing, so it does not insist.
 NOTICES = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 LATEST: dict[int, Any] = {}  # the handler that the lab has set last, by signal
+IN_ORDER: list[Any] = []  # the handlers of `ending_in_order`: this process is a command of the lab
 
 
 class Interrupted(BaseException):
@@ -225,13 +227,16 @@ def ending_in_order() -> Iterator[None]:
 
     free = (signal.SIG_DFL, signal.default_int_handler)
     numbers = [number for number in stopping_signals() if signal.getsignal(number) in free]
-    with answering(numbers, receive):
-        try:
+    IN_ORDER.append(receive)
+    try:
+        with answering(numbers, receive):
             yield
-        except Exception:
-            if came:
-                end(came[0])
-            raise
+    except Exception:
+        if came:
+            end(came[0])
+        raise
+    finally:
+        IN_ORDER.remove(receive)
 
 
 @contextmanager
@@ -243,18 +248,43 @@ def after_stops(do: Callable[[], object]) -> Iterator[None]:
 
 
 @contextmanager
-def signals_held() -> Iterator[None]:
-    """A context that no `stopping_signals` break off; those that come are handled at its end.
+def signals_held(numbers: Iterable[signal.Signals] | None = None) -> Iterator[None]:
+    """A context that no `stopping_signals`, or none of `numbers`, break off; they are handled at its end.
 
     It is for short calls of libraries, which may raise other errors, or go on, if they are interrupted.
     """
     came: list[int] = []
+    asking = stopping_signals() if numbers is None else numbers
     try:
-        with answering(stopping_signals(), lambda one, _: came.append(one)):
+        with answering(asking, lambda one, _: came.append(one)):
             yield
     finally:
         for one in came:
             signal.raise_signal(one)
+
+
+@contextmanager
+def unbroken() -> Iterator[None]:
+    """A context for imports, which no signal breaks off with an error.
+
+    A library of which half was imported cannot be imported again, and torch drops the errors of what
+    it imports. A command of the lab ends at once: it has nothing to lose yet. In somebody's own program
+    the signals are handled at the end.
+    """
+    handlers = {number: signal.getsignal(number) for number in stopping_signals()}
+    ours = [number for number, handler in handlers.items() if handler in IN_ORDER]
+    others = [n for n, handler in handlers.items() if callable(handler) and n not in ours]
+    with answering(ours, leave), signals_held(others):
+        yield
+
+
+def leave(number: int, frame: FrameType | None) -> None:
+    """Ends the process, with the exit status of one that the signal has ended."""
+    with suppress(Exception):  # such as of a stream that is being written
+        sys.stdout.flush()
+    if os.isatty(2):
+        write_to_terminal(EMPTIED)
+    os._exit(128 + number)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import Any
 
 READER_GONE = (errno.EPIPE, errno.EIO)  # of a pipe, of a terminal
 UNWRITABLE = (OSError, ValueError, AttributeError)  # closed; None, or an object without flush
+EMPTIED = "\r\x1b[K"  # goes to the beginning of the line, and empties it
 
 
 def tell(text: str) -> None:
@@ -56,7 +57,7 @@ def showing(text: str) -> Iterator[None]:
             yield
     finally:
         if shown:
-            write_to_terminal("\r\x1b[K")  # the beginning of the line, which is then emptied
+            write_to_terminal(EMPTIED)
 
 
 class LastingStream:

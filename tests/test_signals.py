@@ -4,6 +4,8 @@ import ast
 import io
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from contextlib import nullcontext
@@ -14,6 +16,16 @@ from lmlab import registry, signals
 from lmlab.config import composition
 from lmlab.signals import Interrupted, StopSignals, saving_before_requeue, stopping_signals
 from tests.conftest import ROOT, ready
+
+
+@pytest.fixture(autouse=True)
+def alone():
+    """Waits for the threads that a test has started: the next one may replace what they call."""
+    yield
+    for thread in threading.enumerate():
+        if thread.name.endswith("(attend)"):
+            thread.join()
+
 
 ASKING = [
     *(signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
@@ -236,7 +248,7 @@ def test_a_signal_breaks_off_no_library_that_it_must_not(ends, monkeypatch):
 
 def test_only_these_files_set_handlers_or_write_to_a_terminal():
     """So the rules above hold for each handler and for each message of one."""
-    allowed = {"signals.py", "terminal.py", "preload.py", "server.py"}
+    allowed = {"environment.py", "signals.py", "terminal.py", "preload.py", "server.py"}
     for path in sorted((ROOT / "lmlab").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and path.name not in allowed:
@@ -267,3 +279,47 @@ def test_a_job_whose_time_is_over_saves_before_it_is_requeued(is_training, capfd
         assert signal.getsignal(signal.SIGUSR2) is requeue
     finally:
         signal.signal(signal.SIGUSR2, before)
+
+
+STOPPED_AT = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+class Stop:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r} and self in sys.meta_path:
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Stop())
+"""
+
+
+@pytest.mark.parametrize("module", ["hydra.core", "torch.nn", "numpy.version"])
+def test_a_signal_during_the_imports_of_a_command_ends_it_at_once(module):
+    """torch, which imports numpy if nobody has, would drop an error and go on."""
+    program = STOPPED_AT.format(module=module) + (
+        "import runpy; sys.argv = ['sample.py', 'run=none']\n"
+        "runpy.run_path('scripts/sample.py', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
+@pytest.mark.parametrize("module", ["hydra.core", "torch.nn"])
+def test_a_signal_during_the_imports_of_a_program_leaves_it_whole(tmp_path, module):
+    """What was half imported could not be imported again."""
+    program = STOPPED_AT.format(module=module) + (
+        "import lmlab\n"
+        "keys = dict(model='bigram', data='sentence', max_steps=1, threads=1, verbose=False)\n"
+        "try:\n    lmlab.train(**keys)\n"
+        "except KeyboardInterrupt:\n    print('stopped', lmlab.train(**keys).status)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "stopped finished\n", done.stderr

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
+from importlib import import_module
 
 from lmlab import files, plugins
 from lmlab.config.check import check_own_values, check_value
 from lmlab.config.conf_files import add_folders, check_added
 from lmlab.config.grammar import parse
 from lmlab.config.keys import check_own_keys
-from lmlab.errors import UserError
+from lmlab.errors import CALLED, UserError
 from lmlab.markers import PathText
 from lmlab.register import PRESENT
 from lmlab.registry import importing, variables_kept
@@ -34,7 +35,10 @@ def own_choices(plugin: str | None, config_dir: str | None = None) -> Iterator[N
             add_folders([folder.absolute()])
             stack.callback(add_folders, [])
         if sources:
-            with importing():
+            if CALLED.get():  # what a plug-in imports, too, and a program cannot import again
+                with importing():
+                    import_module("lmlab.training.experiment")
+            with importing(own_code=True):
                 stack.enter_context(plugins.active(sources))
         if PRESENT:
             check_own_keys()

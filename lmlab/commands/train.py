@@ -464,6 +464,9 @@ def run_sweep(asked: Asked, sweep: Sweep, flags: list[str], overrides: list[str]
             call_codes_equal(sweep)
     if CALLED.get():
         survey.check()  # here, where Hydra does not hide the reason from the program
+    with one_line_errors(), importing():  # while the server of processes imports
+        from lmlab.sweeps import live, report
+
     stack = ExitStack()
     task = Task(sweep)
     hydras_own = str(sweep.own)  # where Hydra puts its notes
@@ -482,9 +485,6 @@ def run_sweep(asked: Asked, sweep: Sweep, flags: list[str], overrides: list[str]
         overrides.append(f"hydra/sweeper={LISTED}")
     overrides = [*without_name(overrides), name, f"hydra.sweep.dir='{hydras_own}'"]
     with stack, one_line_errors(), plugins.own_errors():
-        with importing():  # while the server of processes imports
-            from lmlab.sweeps import live, report
-
         try:
             with telling_of_jobs(sweep, asked.launcher), live.LivePage(survey):
                 run_hydra(task, flags, overrides)
