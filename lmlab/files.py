@@ -165,7 +165,12 @@ def move(temporary: Path, path: Path) -> None:
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise UserError(f"{path}: is no plain file, and a plain file does not replace it")
     os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Waits until the names in a folder are on disk, if the file system can say it."""
+    folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
     except OSError as error:
@@ -173,6 +178,24 @@ def move(temporary: Path, path: Path) -> None:
             raise
     finally:
         os.close(folder)
+
+
+def place(temporary: Path, path: Path) -> None:
+    """Gives a file its final name, which nothing has yet. Raises FileExistsError if something has.
+
+    So of two commands that write the same name at once only one does.
+    """
+    try:
+        os.link(temporary, path)  # unlike a move it replaces nothing
+    except FileExistsError:
+        raise
+    except OSError:  # the disk knows no second names
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        move(temporary, path)
+    else:
+        os.unlink(temporary)
+        sync_folder(path.parent)
 
 
 def remove(temporary: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 import lmlab
 from lmlab import files
-from lmlab.commands import export
+from lmlab.commands import archive, export
 from lmlab.commands import train as cli
 from lmlab.errors import UserError
 from lmlab.runs.folder import read_config, write_config
@@ -217,6 +217,20 @@ def test_what_cannot_be_packed_is_refused(grid, here, typed, words):
     with pytest.raises(UserError, match=re.escape(words)):
         export.main(typed.split())
     assert {*here.iterdir()} == before and (here / "there.zip").read_text() == "mine"
+
+
+def test_an_archive_that_another_command_has_written_meanwhile_stays(grid, here, monkeypatch):
+    readme = archive.readme
+
+    def late(*arguments):
+        (here / "a.zip").write_text("the other's")
+        return readme(*arguments)
+
+    monkeypatch.setattr(archive, "readme", late)
+    with pytest.raises(UserError, match=r"out=a\.zip: is there already"):
+        export.main(["sweep=outputs/sweeps/grid", "out=a.zip"])
+    assert (here / "a.zip").read_text() == "the other's"
+    assert not list(here.glob(".a.zip*"))
 
 
 def test_what_is_missing_is_said(grid, here, capsys):

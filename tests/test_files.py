@@ -190,3 +190,21 @@ def test_what_a_killed_process_left_in_the_cache_goes_when_nobody_writes_there(t
     assert left.exists()
     files.write_cached(path.with_name("c.uint16"), b"four")
     assert not left.exists() and files.read_sealed(path, 9) == b"three"
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_name_that_is_taken_stays_what_it_is(tmp_path, monkeypatch, has_links):
+    """Also on a disk that knows no second names for a file."""
+
+    def refuse(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    if not has_links:
+        monkeypatch.setattr(os, "link", refuse)
+    for name in ("one", "two"):
+        (tmp_path / name).write_text(name)
+    files.place(tmp_path / "one", tmp_path / "new")
+    with pytest.raises(FileExistsError):
+        files.place(tmp_path / "two", tmp_path / "new")
+    found = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert found == {"new": "one", "two": "two"}

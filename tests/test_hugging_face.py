@@ -254,6 +254,24 @@ def test_what_is_there_is_not_written_over(gpt2, here, capsys):
     assert (here / "empty/config.json").exists()
 
 
+@pytest.mark.parametrize("was_there", [True, False])
+def test_of_two_exports_at_once_one_is_written(gpt2, here, capsys, monkeypatch, was_there):
+    """The other one fills the folder after this one has looked."""
+    if was_there:
+        (here / "out").mkdir()
+    contents = export.contents
+
+    def late(*arguments):
+        (here / "out").mkdir(exist_ok=True)
+        (here / "out/README.md").write_text("the other's")
+        return contents(*arguments)
+
+    monkeypatch.setattr(export, "contents", late)
+    refused(capsys, lambda: called("export", f"run={gpt2}", "out=out"), ["out=out: is there"])
+    assert [path.name for path in here.rglob("*")] == ["out", "README.md"]
+    assert (here / "out/README.md").read_text() == "the other's"
+
+
 def test_a_link_to_an_empty_folder_is_written_through(gpt2, here, capsys):
     (here / "disk").mkdir()
     (here / "link").symlink_to("disk")

@@ -228,6 +228,26 @@ MISUSES = {
         "model=own",
         ["model=own", "other scores", "called again"],
     ),
+    "log-probabilities of another shape": (
+        model(start="self.log_probs_of = lambda idx, targets: torch.zeros(3)"),
+        "model=own",
+        ["model=own", "log_probs_of()", "(B, S)"],
+    ),
+    "other log-probabilities than those of the scores": (
+        model(start="self.log_probs_of = lambda idx, targets: torch.ones(targets.shape)"),
+        "model=own",
+        ["model=own", "log_probs_of()", "scores give"],
+    ),
+    "no log-probabilities at all": (
+        model(start="self.log_probs_of = lambda idx, targets: 'none'"),
+        "model=own",
+        ["model=own", "log_probs_of()"],
+    ),
+    "a state that is no dictionary": (
+        model(start="self.state_dict = lambda *_, **__: [('table.weight', self.table.weight)]"),
+        "model=own",
+        ["model=own", "state_dict() returns list"],
+    ),
     "no log-probabilities": (
         model(start="self.gives_log_probs = True"),
         "model=own",

@@ -129,7 +129,7 @@ def test_a_checkpoint_that_could_not_be_resumed_from_is_not_written(here, capsys
 
 def test_two_callbacks_of_one_name_with_state_are_refused(here, capsys):
     text = callback("on_train_start", "pass", "{'n': 1}").replace("class Own", "class Average")
-    line = f"{LINE} plugin={plugin(here, text)} ema=0.9"
+    line = f"{LINE} plugin={plugin(here, text)} ema=0.2"
     refused(capsys, lambda: cli.main(line.split()), ["callback Average: there are two", "rename"])
 
 

@@ -109,6 +109,7 @@ def test_sample_writes_the_text_to_stdout_and_the_same_text_again(train, run_scr
     )
     assert several.out.count("The cat") == 2 and "2 of 2" in several.err
     greedy = run_script("sample", "prompt=a max_tokens=20 temperature=0 stop=zz")
+    assert "seed" not in greedy.err and "best.ckpt, temperature=0)" in greedy.err
     assert greedy.out == run_script("sample", "prompt=a max_tokens=20 temperature=0 seed=9").out
 
 

@@ -62,7 +62,7 @@ def write(sweep: Path, out: Path, checkpoints: str) -> None:
     `checkpoints` is none, best, last or all.
     """
     if out.exists():
-        raise UserError(f"out={out}: is there already; needs the name of a new file")
+        raise taken(out)
     runs = runs_of(sweep)
     named = plugins.names()
     if named is not None and not plugins_of(runs):
@@ -85,6 +85,11 @@ def write(sweep: Path, out: Path, checkpoints: str) -> None:
     for note in notes:
         print(f"warning: {note}", file=sys.stderr)
     print(f"{out}: {len(runs)} runs, {len(members)} files, {out.stat().st_size:,} bytes")
+
+
+def taken(out: Path) -> UserError:
+    """Returns the error for the name of a file that is there."""
+    return UserError(f"out={out}: is there already; needs the name of a new file")
 
 
 def runs_of(sweep: Path) -> dict[Path, dict[str, Any]]:
@@ -339,7 +344,9 @@ def pack(out: Path, name: str, members: dict[str, Path | bytes]) -> None:
                     else:
                         with open(content, "rb") as source:
                             shutil.copyfileobj(source, target, LIMIT)
-        files.move(temporary, out)
+        files.place(temporary, out)
+    except FileExistsError:
+        raise taken(out) from None
     except OSError as error:
         raise UserError(f"out={out}: {system_error(error, out)}") from None
     finally:

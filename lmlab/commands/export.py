@@ -20,6 +20,7 @@ the leaderboard, the plug-ins that are named here, and README.md, which says how
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import sys
@@ -69,7 +70,7 @@ def main(argv: list[str]) -> None:
         return
     out = Path(options.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"out={out}: is there already; needs the name of a new or empty folder")
+        raise taken(out)
     with importing():  # torch: after the arguments hold
         from lmlab.runs import checkpoints
 
@@ -237,12 +238,21 @@ def write_folder(out: Path, content: dict[str, bytes]) -> None:
             files.write(temporary / name, bytes_)
         if is_there:
             for path in sorted(temporary.iterdir()):
-                path.replace(folder / path.name)
+                files.place(path, folder / path.name)
         else:
             temporary.replace(folder)
+    except FileExistsError:
+        raise taken(out) from None
     except UserError as error:  # it names the file as it is called for the time being
         raise UserError(f"out={out}: {str(error).replace(str(temporary), str(out))}") from None
     except OSError as error:
+        if error.errno == errno.ENOTEMPTY:  # another command has made the folder meanwhile
+            raise taken(out) from None
         raise UserError(f"out={out}: {system_error(error, out)}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def taken(out: Path) -> UserError:
+    """Returns the error for a folder that has something in it, or a file of that name."""
+    return UserError(f"out={out}: is there already; needs the name of a new or empty folder")

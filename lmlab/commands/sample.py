@@ -69,13 +69,15 @@ def main(argv: list[str]) -> None:
     stream = drawn(run, options, seed)
     # A file gets what was drawn; a terminal gets nothing that steers it.
     readable = printable if sys.stdout.isatty() else str
-    if options.seed is None:
+    is_random = options.temperature > 0
+    if is_random and options.seed is None:
         stream = announcing(stream, seed)
     texts = write_first(stream, [options.prompt] * options.samples, readable)
     for n, text in enumerate(texts[1:], start=2):  # only one text can be written as it is drawn
         print(f"--- {n} of {options.samples}", file=sys.stderr)
         print(readable(text))
-    print(f"({run.path}, {run.file.name}, seed={seed})", file=sys.stderr)
+    shown = f"seed={seed}" if is_random else "temperature=0"
+    print(f"({run.path}, {run.file.name}, {shown})", file=sys.stderr)
 
 
 def drawn(run: Run, options: Options, seed: int) -> Iterator[list[str]]:

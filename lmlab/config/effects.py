@@ -184,8 +184,24 @@ def spikes_too_early(config: Config) -> str:
     if spikes.skip_spikes is None or max_steps > spikes.begin:
         return ""
     return (
-        f"warning: skip_spikes={spikes.skip_spikes:g} max_steps={max_steps}: the first has no effect; "
+        f"warning: skip_spikes={spikes.skip_spikes:.15g} max_steps={max_steps}: the first has no effect; "
         f"the first {spikes.begin} steps are never left out"
+    )
+
+
+def mean_never_full(config: Config) -> str:
+    """Returns a warning if a run ends before a step keeps the share `ema` of the mean, or "".
+
+    It is not refused: such a run can be continued with more steps.
+    """
+    ema = config.companions["ema"].ema
+    steps = config.run.max_steps
+    most = (1 + steps) / (10 + steps)
+    if ema is None or ema <= most:
+        return ""
+    return (
+        f"warning: ema={ema} max_steps={steps}: is as ema={most:.5f}; step t keeps at most "
+        "(1+t)/(10+t) of the mean"
     )
 
 

@@ -19,6 +19,7 @@ from lmlab.config.effects import (
     check_settings,
     check_sign,
     check_step_keys,
+    mean_never_full,
     patience_too_long,
     refuse_pruner,
     spikes_too_early,
@@ -225,6 +226,7 @@ def resolved(cell: Sequence[str], in_sweep: bool = True) -> tuple[Config, str]:
         unused_excerpt(config, given),
         unused_masks(config.model, given),
         spikes_too_early(config),
+        mean_never_full(config),
         patience_too_long(config),
     )
     return config, " ".join(filter(None, [notice, *warnings]))

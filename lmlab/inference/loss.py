@@ -146,6 +146,11 @@ def answers(model: LanguageModel, idx: Tensor, targets: Tensor, precision: str) 
     """Returns the log-probabilities of targets (B, S), (B S,), which follow the last of idx (B, T)."""
     found = model.log_probs_of(idx, targets)
     if found is not None:
+        if found.shape != targets.shape:
+            raise UserError(
+                f"{type(model).__name__}.log_probs_of returns {tuple(found.shape)}; needs "
+                f"{tuple(targets.shape)}, a number for each target"
+            )
         return found.flatten()
     with autocast(model.device, precision):
         logits = model(idx.long())[:, -targets.shape[1] :].float().flatten(0, 1)  # (B S, V)

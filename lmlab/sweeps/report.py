@@ -298,7 +298,7 @@ def doubts(table: pd.DataFrame, loss: str) -> list[str]:
         )
     if table["code"].nunique() > 1:
         sentences.append(
-            f"Different code of the lab made these runs (column code; now {own_code()}); "
+            f"Different code, the lab's or a plug-in's, made these runs (column code; now {own_code()}); "
             "same_code=true calls all of it equal."
         )
     for name, of in (("torch", "versions of torch"), ("machine", "machines")):

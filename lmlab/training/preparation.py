@@ -17,6 +17,7 @@ from lmlab.data.splits import Splits
 from lmlab.data.tokenizers import Tokenizer
 from lmlab.errors import UserError
 from lmlab.inference.evaluations import Source, Subject, untouched
+from lmlab.inference.loss import scores_of
 from lmlab.models.base import LanguageModel, build_model
 from lmlab.models.own import check_scores
 from lmlab.register import is_own
@@ -161,6 +162,11 @@ def check_batch(batch_size: int, block_size: int) -> None:
 
 def check_model(model: LanguageModel, name: str, vocab_size: int) -> None:
     """Raises UserError if a model's scores have the wrong shape, or a weight is not finite."""
+    state: Any = model.state_dict()
+    if not isinstance(state, dict):
+        raise UserError(
+            f"model={name}: its state_dict() returns {type(state).__name__}; needs a dictionary of tensors"
+        )
     for weight_name, weight in model.named_parameters():
         if weight.is_meta or weight.is_complex():
             kind = "on the meta device, without numbers" if weight.is_meta else f"of {weight.dtype}"
@@ -195,6 +201,7 @@ def check_own_model(model: LanguageModel, name: str, vocab_size: int) -> None:
         given = idx.clone()
         one, again, changed = (model(x).float() for x in (given, idx.clone(), other))
         check_windows(model, name, vocab_size)
+        check_log_probs(model, name, idx, one)
         with torch.enable_grad():
             has_gradient = model(idx[:1].clone()).requires_grad
     if one.isnan().any():
@@ -255,6 +262,22 @@ def check_windows(model: LanguageModel, name: str, vocab_size: int) -> None:
     if not targets or not torch.equal(torch.cat(targets), ids[1:]):
         raise UserError(
             f"model={name}: its windows() must predict each token but the first once, in order"
+        )
+
+
+def check_log_probs(model: LanguageModel, name: str, idx: Tensor, scores: Tensor) -> None:
+    """Raises UserError unless log_probs_of returns what `scores` (B, T, V), after idx (B, T), say."""
+    targets = idx.flip(1)[:, : max(1, idx.shape[1] // 2)]  # any tokens
+    found: Any = model.log_probs_of(idx.clone(), targets)
+    if found is None:
+        return
+    after = scores[:, -targets.shape[1] :].flatten(0, 1)
+    needed = scores_of(after, targets.flatten(), model.gives_log_probs).view(targets.shape)
+    is_tensor = isinstance(found, Tensor) and found.shape == needed.shape
+    if not is_tensor or differ(needed, found.float()):
+        raise UserError(
+            f"model={name}: its log_probs_of() must return, for targets (B, S), the log-probabilities "
+            "(B, S) that its scores give them"
         )
 
 
