@@ -33,7 +33,7 @@ from lmlab.errors import UserError, as_exceptions
 from lmlab.markers import ONCE
 from lmlab.notebook import silent
 from lmlab.register import unlisted
-from lmlab.registry import variables_kept
+from lmlab.registry import importing, variables_kept
 from lmlab.runs.folder import WEIGHTS, newest, read_config, read_history, read_metrics
 from lmlab.runs.typed import command
 
@@ -139,7 +139,8 @@ def load_runs(
 ) -> pd.DataFrame:
     """Returns a table with a row for each run below the folders; `sweeps.table` explains it."""
     with using(as_plugin(plugin)):
-        from lmlab.sweeps import table
+        with importing():
+            from lmlab.sweeps import table
 
         return table.load_runs(*map(folder_of, folders), same_code=same_code)
 
@@ -250,7 +251,8 @@ def using(plugin: str | None) -> Iterator[None]:
     """
     check_working_folder()
     with ONE_BY_ONE, settings_kept():
-        from lmlab.isolation import isolated
+        with importing():
+            from lmlab.isolation import isolated
 
         with isolated(), own_choices(plugin):
             yield
@@ -292,7 +294,8 @@ class Run:
 
         It has a row for each step of which something was noted.
         """
-        import pandas as pd
+        with importing():
+            import pandas as pd
 
         lines = pd.DataFrame(read_history(self.path) or {"step": []})
         return lines.groupby("step", as_index=False).first()
@@ -301,7 +304,8 @@ class Run:
     def model(self) -> LanguageModel:
         """The model with the weights of the last checkpoint, on the CPU, for evaluation."""
         with using(self.plugin):
-            from lmlab.runs import checkpoints
+            with importing():
+                from lmlab.runs import checkpoints
 
             return checkpoints.load(self.path, choice="cpu", usual="last").model
 
@@ -317,7 +321,8 @@ class Run:
         chosen: sample.Options = filled(sample.Options, as_options(values))
         sample.check_greedy(chosen)
         with using(self.plugin):
-            from lmlab.runs import checkpoints
+            with importing():
+                from lmlab.runs import checkpoints
 
             run = checkpoints.load(self.path, chosen.checkpoint, chosen.device)
             drawn = secrets.randbelow(2**32) if chosen.seed is None else chosen.seed
@@ -405,7 +410,8 @@ class Comparison:
     @property
     def leaderboard(self) -> pd.DataFrame:
         """A table with a row for each configuration, averaged over its seeds, the best first."""
-        from lmlab.sweeps import table
+        with importing():
+            from lmlab.sweeps import table
 
         with using(self.plugin):
             return table.leaderboard(self.runs)
@@ -424,7 +430,8 @@ class Comparison:
         tells if what is compared was validated on different text, or differs in keys that no option
         names. Raises UserError.
         """
-        from lmlab.sweeps import planned, table
+        with importing():
+            from lmlab.sweeps import planned, table
 
         chosen = {"vary": vary, "within": within, "best": best, "record": record}
         options: compare_command.Options = filled(compare_command.Options, as_options(chosen))
@@ -446,7 +453,8 @@ class Comparison:
         `hue` names keys that make a line each, `best` those of which each point has its best value;
         a Python warning tells where that is the largest or the smallest tried. Raises UserError.
         """
-        from lmlab.commands.error_bars import error_bars
+        with importing():
+            from lmlab.commands.error_bars import error_bars
 
         if x is None:
             raise UserError("x=None: needs the name of a key")
@@ -464,7 +472,8 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         """Returns the leaderboard as HTML, what did not finish, and the curves of a few runs."""
-        from lmlab.sweeps import report, table
+        with importing():
+            from lmlab.sweeps import report, table
 
         with using(self.plugin):
             runs = self.runs
