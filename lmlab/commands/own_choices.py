@@ -35,9 +35,9 @@ def own_choices(plugin: str | None, config_dir: str | None = None) -> Iterator[N
             add_folders([folder.absolute()])
             stack.callback(add_folders, [])
         if sources:
-            if CALLED.get():  # what a plug-in imports, too, and a program cannot import again
-                with importing():
-                    import_module("lmlab.training.experiment")
+            # What a plug-in imports, too. A program that goes on may need what takes longer.
+            with importing():
+                import_module("lmlab.training.experiment" if CALLED.get() else "torch")
             with importing(own_code=True):
                 stack.enter_context(plugins.active(sources))
         if PRESENT:
