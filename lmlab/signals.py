@@ -207,10 +207,12 @@ def ending_in_order() -> Iterator[None]:
     """A context in which a signal that would kill this process is SystemExit, as Ctrl-C is its error.
 
     So temporary folders are removed, and the processes of a sweep ended. If a library that was
-    interrupted raises another error in its place, the process ends as by the signal all the same.
+    interrupted raises another error in its place, the process ends as by the signal all the same. If
+    Python must drop the error, as one from the end of an object, the signal comes again.
     """
     came: list[int] = []
     received_at = -math.inf
+    show = sys.unraisablehook
 
     def receive(number: int, frame: FrameType | None) -> None:
         nonlocal received_at
@@ -225,9 +227,18 @@ def ending_in_order() -> Iterator[None]:
             raise KeyboardInterrupt
         stop_at_once(number)
 
+    def insist(dropped: Any) -> None:
+        nonlocal received_at
+        if not came or not isinstance(dropped.exc_value, KeyboardInterrupt | SystemExit):
+            show(dropped)
+            return
+        received_at = -math.inf
+        threading.Timer(MOMENT, signal.raise_signal, [came[-1]]).start()
+
     free = (signal.SIG_DFL, signal.default_int_handler)
     numbers = [number for number in stopping_signals() if signal.getsignal(number) in free]
     IN_ORDER.append(receive)
+    sys.unraisablehook = insist
     try:
         with answering(numbers, receive):
             yield
@@ -236,6 +247,7 @@ def ending_in_order() -> Iterator[None]:
             end(came[0])
         raise
     finally:
+        sys.unraisablehook = show
         IN_ORDER.remove(receive)
 
 

@@ -281,6 +281,20 @@ def test_a_job_whose_time_is_over_saves_before_it_is_requeued(is_training, capfd
         signal.signal(signal.SIGUSR2, before)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_error_that_python_must_drop_comes_again(number, capfd):
+    """What is raised while an object ends reaches nobody, and Python would print a traceback."""
+
+    class Ending:
+        def __del__(self):
+            signal.raise_signal(number)
+
+    with pytest.raises((KeyboardInterrupt, SystemExit)), signals.ending_in_order():
+        Ending()
+        time.sleep(20)
+    assert capfd.readouterr().err == ""
+
+
 STOPPED_AT = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
