@@ -318,7 +318,7 @@ class Run:
         """
         values = {"prompt": prompt, "seed": seed, **options}
         refuse_others(values, ("run", "plugin", "samples"))
-        chosen: sample.Options = filled(sample.Options, as_options(values))
+        chosen: sample.Options = chosen_options(sample.Options, values)
         sample.check_greedy(chosen)
         with using(self.plugin):
             with importing():
@@ -337,7 +337,7 @@ class Run:
         in `calibration=True`. Raises UserError.
         """
         refuse_others(options, ("run", "plugin"))
-        chosen = filled(evaluate.Options, as_options({**options, "run": str(self.path)}))
+        chosen = chosen_options(evaluate.Options, {**options, "run": str(self.path)})
         with using(self.plugin):
             _, _, numbers = evaluate.measured(chosen)
         return numbers
@@ -350,7 +350,7 @@ class Run:
         """
         refuse_others(options, ("run", "plugin", "out"))
         values = {**options, "run": str(self.path), "out": os.fspath(out)}
-        chosen = filled(page.Options, as_options(values))
+        chosen = chosen_options(page.Options, values)
         with using(self.plugin):
             page.written(chosen)
         return Path(out)
@@ -434,7 +434,7 @@ class Comparison:
             from lmlab.sweeps import planned, table
 
         chosen = {"vary": vary, "within": within, "best": best, "record": record}
-        options: compare_command.Options = filled(compare_command.Options, as_options(chosen))
+        options: compare_command.Options = chosen_options(compare_command.Options, chosen)
         compare_command.check_together(options)
         with using(self.plugin):
             if options.vary is None:
@@ -459,7 +459,7 @@ class Comparison:
         if x is None:
             raise UserError("x=None: needs the name of a key")
         chosen = {"x": x, "hue": hue, "best": best}
-        options: compare_command.Options = filled(compare_command.Options, as_options(chosen))
+        options: compare_command.Options = chosen_options(compare_command.Options, chosen)
         with using(self.plugin):
             drawn, lines = error_bars(self.runs, x, options.hue, options.best)
         for line in lines:
@@ -495,6 +495,12 @@ class Comparison:
 def drawable(paths: Iterable[str]) -> list[Path]:
     """Returns the folders of the runs that have curves: a run may fail before it has any."""
     return [Path(path) for path in paths if (Path(path) / "history.jsonl").exists()]
+
+
+def chosen_options(options: type, values: dict[str, Any]) -> Any:
+    """Returns the dataclass of a command's options with these values. Raises UserError."""
+    with as_exceptions():
+        return filled(options, as_options(values))
 
 
 def as_options(values: dict[str, Any]) -> dict[str, Any]:

@@ -51,6 +51,9 @@ def importing(shown: bool = True, own_code: bool = False) -> Iterator[None]:
     except (ImportError, MemoryError, SystemError, OSError) as error:
         why = f"a library cannot be imported: {reason_of(error)}{memory_limit()}"
         raise UserError(why) from error
+    except UnicodeDecodeError as error:
+        why = f"a library cannot be imported: {reason_of(error)}; matplotlib reads a file matplotlibrc"
+        raise UserError(why) from error
     except ValueError as error:
         backend = os.environ.get("MPLBACKEND")
         if backend is None or "backend" not in str(error):
@@ -85,6 +88,18 @@ def variables_kept() -> Iterator[None]:
         for name in {*os.environ} - {*before}:
             del os.environ[name]
         os.environ.update(before)
+
+
+@contextmanager
+def variables_hidden(beginning: str) -> Iterator[list[str]]:
+    """A context without the variables whose names begin so, which it is: the names that there are."""
+    hidden = {name: os.environ[name] for name in sorted(os.environ) if name.startswith(beginning)}
+    for name in hidden:
+        del os.environ[name]
+    try:
+        yield [*hidden]
+    finally:
+        os.environ.update(hidden)
 
 
 @contextmanager

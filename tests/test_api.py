@@ -237,6 +237,7 @@ def test_a_wrong_option_of_a_run_is_an_exception(here):
         (lambda: run.sample(temprature=1), "did you mean temperature?"),
         (lambda: run.sample(samples=2), "samples=2: not allowed here"),
         (lambda: run.sample("é"), "prompt=é"),
+        (lambda: run.sample(5), 'is quoted: prompt="5"'),
         (lambda: run.evaluate(split="valid"), "split=valid"),
         (lambda: run.evaluate(run="x"), "run=x: not allowed here"),
         (lambda: run.resume(resume="x"), "resume=x: not allowed here"),

@@ -84,7 +84,7 @@ WRONG = {
     "n_embd=130 n_head=4": ["n_embd=130 n_head=4", "multiple"],
     "val_fraction=0.6 test_fraction=0.4": ["val_fraction=0.6 test_fraction=0.4", "below 1"],
     "lr=0.1 min_lr=0.2": ["min_lr=0.2 lr=0.1"],
-    "name=../up": ["name=../up", "letters"],
+    "name=../up": ["name=../up", "a letter"],
     # what the machine or the text can't do
     "device=cuda": ["device=cuda", "auto, cpu"],
     "device=mps": ["device=mps", "auto, cpu"],
@@ -101,7 +101,8 @@ WRONG = {
     "init_from=": ["init_from=: is empty"],
     "resume=": ["resume=: is empty"],
     "replay=": ["replay=: is empty"],
-    "name=": ["name=", "letters"],
+    "name=": ["name=", "a letter"],
+    "name=-x": ["name=-x", "begins with a letter, a digit or _"],
     # settings and flags of Hydra that would have no effect
     "hydra.run.dir=elsewhere": ["hydra.run.dir=elsewhere", "has no effect here"],
     "-m seed=0,1 hydra.sweep.dir=elsewhere": ["hydra.sweep.dir=elsewhere", "has no effect here"],
@@ -303,6 +304,8 @@ def test_a_backend_that_matplotlib_does_not_have_is_one_line(monkeypatch):
         raise ValueError(why)
     with pytest.raises(ValueError, match="another"), importing():
         raise ValueError("another")
+    with pytest.raises(UserError, match="matplotlibrc"), importing():
+        b"\xff".decode()
 
 
 def test_so_is_it_in_a_process_of_its_own(texts):

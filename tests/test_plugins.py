@@ -64,7 +64,7 @@ def test_texts_of_the_same_characters_that_score_others_are_not_the_same(here, t
     assert dict(zip(board["data"], board["val/loss"], strict=True)) == dict(
         zip(("all", "answers"), alone, strict=True)
     )
-    assert "So each text has a ranking of its own" in " ".join(capsys.readouterr().out.split())
+    assert "Each text has a ranking of its own" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("key", ["on", "yes", "null", "_x"])

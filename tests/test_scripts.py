@@ -13,6 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import matplotlib
 import pandas as pd
 import pytest
 import torch
@@ -556,6 +557,16 @@ def test_bars_of_equal_seeds_have_no_length(here):
     figure = picture.new_figure(width=4)
     shares = rows.rename(columns={"loss": "mean", "low": "min", "high": "max"})
     script("recall").line(figure.subplots(), shares, "C0", "x")
+
+
+def test_no_text_of_a_picture_is_latex(tmp_path):
+    """A person's matplotlibrc may say that texts are; n_layer=2 is none."""
+    with matplotlib.rc_context({"text.usetex": True}):
+        figure = picture.new_figure(width=4)
+        figure.subplots().plot([1, 2], label="n_layer=2")
+        figure.legend()
+        picture.save_picture(figure, str(tmp_path / "a.png"))
+    assert (tmp_path / "a.png").stat().st_size > 1000
 
 
 def test_the_ladder_has_a_panel_of_text_read_where_that_differs(here, monkeypatch, capsys):

@@ -3,6 +3,7 @@
 import errno
 import itertools
 import math
+import os
 import re
 import shutil
 import signal
@@ -379,7 +380,7 @@ def test_the_memory_of_a_step_has_what_an_optimizer_keeps_and_grows_with_the_bat
         (400, 0.02, "max_steps=800 max_minutes=0.06"),  # of which 0.03 are over
         (100, 0.02, "max_minutes=0.06"),
         (100, 0.03, "max_minutes=0.06"),
-        (100, None, "a callback ended it, so another patience="),
+        (100, None, "patience=, or another callback, ended it; another value of its key"),
     ],
 )
 def test_a_finished_run_names_all_that_lets_it_go_on(some_config, step, max_minutes, words):
@@ -573,3 +574,15 @@ def test_what_torch_compile_cannot_do_is_told_in_one_line():
     assert "\n" not in str(raised.value) and "TORCHDYNAMO" not in str(raised.value)
     with pytest.raises(RuntimeError, match="another"), compile_errors():
         raise RuntimeError("another")
+
+
+def test_lightnings_own_variables_change_no_run(train, monkeypatch, capfd):
+    """Some people have them for other programs: arguments of a Trainer that the lab does not give."""
+    expected = train(NANO)
+    for name, value in (("MAX_TIME", "00:00:00:00"), ("MIN_STEPS", "99"), ("FAST_DEV_RUN", "yes")):
+        monkeypatch.setenv(f"PL_TRAINER_{name}", value)
+    run = train(f"{NANO} name=other")
+    assert history(run, "train/loss") == history(expected, "train/loss")
+    named = "PL_TRAINER_FAST_DEV_RUN PL_TRAINER_MAX_TIME PL_TRAINER_MIN_STEPS: has no effect"
+    assert capfd.readouterr().err.count(named) == 1
+    assert os.environ["PL_TRAINER_MIN_STEPS"] == "99"

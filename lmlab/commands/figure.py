@@ -8,6 +8,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 STYLE: dict[Any, Any] = {  # of a paper
     "font.size": 8,
@@ -27,7 +28,17 @@ def styled() -> Iterator[None]:
 
 
 class ShownFigure(Figure):
-    """A figure that needs no pyplot, whose settings belong to the whole process."""
+    """A figure that needs no pyplot, whose settings belong to the whole process.
+
+    Its texts, such as n_layer=2, are no LaTeX, whatever a person's matplotlibrc says.
+    """
+
+    def draw(self, renderer: Any) -> None:
+        """Draws the figure; matplotlib calls this."""
+        with matplotlib.rc_context({"text.usetex": False}):
+            for text in self.findobj(Text):
+                text.set_usetex(False)
+            super().draw(renderer)
 
     def _repr_html_(self) -> str:
         """Returns the figure as an <img>; a notebook calls this."""

@@ -513,5 +513,6 @@ def check_run(run: RunConfig, optimizer: OptimizerConfig) -> None:
         )
     if not re.fullmatch(WHOLE_NAME, run.name):
         raise UserError(
-            f"name={run.name}: the name of a folder; allowed are letters, digits and _ . , = + -"
+            f"name={run.name}: the name of a folder; it begins with a letter, a digit or _, and after "
+            "that . , = + - are allowed, too"
         )

@@ -256,7 +256,7 @@ def footnote(table: pd.DataFrame, board: pd.DataFrame) -> str:
     sentences += doubts(table, loss)
     n_texts = int(tables.are_best(board).sum())
     if n_texts > 1:
-        sentences.append("So each text has a ranking of its own.")
+        sentences.append("Each text has a ranking of its own.")
     n_ranked = int(board[loss].notna().sum())
     if "test/loss" in board and board["test/loss"].notna().any():
         sentences.append(

@@ -22,7 +22,7 @@ from lmlab.inference.evaluations import Subject
 from lmlab.inference.references import references
 from lmlab.isolation import isolated
 from lmlab.register import PRESENT
-from lmlab.registry import folder_kept
+from lmlab.registry import folder_kept, variables_hidden
 from lmlab.runs import checkpoints
 from lmlab.runs.checkpoints import SealedCheckpointIO
 from lmlab.runs.folder import (
@@ -42,7 +42,7 @@ from lmlab.runs.folder import (
 from lmlab.runs.provenance import provenance
 from lmlab.runs.typed import command as command_of
 from lmlab.signals import Interrupted, StopSignals, after_stops
-from lmlab.terminal import after_a_second
+from lmlab.terminal import after_a_second, tell
 from lmlab.training import companions, distributed, launch, state, summary
 from lmlab.training.counting import count
 from lmlab.training.overhead import (
@@ -69,6 +69,10 @@ from lmlab.training.step import LanguageModule
 
 END_BYTES = 2**20  # of files, that a training may write after its last checkpoint
 SAMPLE = 300  # tokens of the sample at the end
+
+TRAINERS = (
+    "PL_TRAINER_"  # begins the variables in which Lightning looks for its Trainer's arguments
+)
 
 COUNTING = "counting the text, for the losses of simple models …"
 
@@ -561,24 +565,28 @@ def trainer(recorder: Recorder, prepared: Prepared, max_steps: int) -> pl.Traine
     check = Resumable(prepared) if PRESENT else None
     keys = prepared.config.device
     is_one_of_several = ranks.here().size > 1
-    made = pl.Trainer(
-        accelerator="gpu" if device == "cuda" else device,
-        devices=keys.per_node if is_one_of_several else 1,
-        num_nodes=keys.nodes if is_one_of_several else 1,
-        strategy=distributed.strategy(prepared) if is_one_of_several else "auto",
-        callbacks=[*recorder.callbacks, recorder],
-        deterministic=device == "cpu",
-        max_epochs=-1,
-        max_steps=max_steps,
-        profiler=NoProfiler(),
-        plugins=[
-            SealedCheckpointIO(prepared.model.largest_checkpoint(), check),
-            distributed.environment(),
-        ],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    with variables_hidden(TRAINERS) as found:
+        if found and ranks.here().rank == 0:
+            names = " ".join(found)
+            tell(f"warning: {names}: has no effect; the lab's keys say how a run is trained")
+        made = pl.Trainer(
+            accelerator="gpu" if device == "cuda" else device,
+            devices=keys.per_node if is_one_of_several else 1,
+            num_nodes=keys.nodes if is_one_of_several else 1,
+            strategy=distributed.strategy(prepared) if is_one_of_several else "auto",
+            callbacks=[*recorder.callbacks, recorder],
+            deterministic=device == "cpu",
+            max_epochs=-1,
+            max_steps=max_steps,
+            profiler=NoProfiler(),
+            plugins=[
+                SealedCheckpointIO(prepared.model.largest_checkpoint(), check),
+                distributed.environment(),
+            ],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
     leave_signals_alone(made)
     return made

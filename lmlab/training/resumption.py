@@ -110,7 +110,7 @@ def what_continues(saved: dict[str, Any], run: RunConfig) -> str:
         made = saved["train_seconds"] / 60
         needed.append(f"max_minutes={2 * max(made, run.max_minutes):.4g}")
     if not needed:
-        return "a callback ended it, so another patience="
+        return "patience=, or another callback, ended it; another value of its key"
     return " ".join(needed)
 
 
