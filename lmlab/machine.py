@@ -29,6 +29,8 @@ LIMIT = thread_limit()
 if LIMIT is not None:  # if torch was imported before the lab, it does not know it
     CORES = min(CORES, LIMIT)
 
+OFF = ("TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE")  # variables that switch torch.compile off
+
 
 def pick(choice: str) -> torch.device:
     """Returns the device with this name, or the fastest one for "auto". Raises UserError."""
@@ -182,7 +184,15 @@ def pick_precision(device: torch.device, choice: str) -> Precision:
 
 
 def pick_compile(device: torch.device, choice: bool) -> bool:
-    """Returns `choice`, or False with a warning if there is no compiler."""
+    """Returns `choice`, or False with a warning if there is no compiler, or torch may not use it."""
+    for name in OFF:
+        if choice and os.environ.get(name) == "1":
+            print(
+                f"warning: compile=true: has no effect, since {name}=1 is set, with which torch compiles "
+                "nothing",
+                file=sys.stderr,
+            )
+            return False
     if choice and not has_compiler(device):
         print(
             "warning: compile=true: needs a C++ compiler, Python's headers and, for CUDA, Triton; "

@@ -49,6 +49,15 @@ def test_what_cannot_be_compiled_is_said_and_run_as_it_is(
     assert ("warning: compile=true" in capsys.readouterr().err) is (asked is True and not there)
 
 
+@pytest.mark.parametrize("name", machine.OFF)
+def test_what_torch_may_not_compile_is_said_and_noted(some_config, monkeypatch, capsys, name):
+    monkeypatch.setattr(machine, "has_compiler", lambda device: True)
+    monkeypatch.setenv(name, "1")
+    resolved = machine.resolve(replace(some_config, run=replace(some_config.run, compile=True)))
+    assert resolved.run.compile is False
+    assert capsys.readouterr().err.startswith(f"warning: compile=true: has no effect, since {name}")
+
+
 def test_auto_takes_what_the_file_of_the_device_says(some_config, monkeypatch):
     """conf/device/cpu.yaml is used for device=auto, too, but a typed value wins."""
     file = {"precision": "bf16-mixed", "compile": True, "threads": 3}
