@@ -87,6 +87,8 @@ def plain_console(width_of_file: int | None = None, **options: Any) -> Console:
     if in_notebook():
         return PlainConsole(force_terminal=False, width=WIDTH, **options)
     console = PlainConsole(**options)
+    if console.width < 1:  # COLUMNS=0, or a terminal that says so
+        console = PlainConsole(width=WIDTH, **options)
     if width_of_file is not None and not console.is_terminal:
         console = PlainConsole(width=width_of_file, **options)
     return console

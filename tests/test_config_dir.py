@@ -105,13 +105,24 @@ def test_what_adds_nothing_is_refused(mine, capsys, line):
     [
         ("config.yaml", ["config.yaml", "is not read", "experiment"]),
         ("model/gpt.yaml", ["model/gpt.yaml", "the lab has a file of this name"]),
-        ("experiment/null.yaml", ["null.yaml: null would be read as a value, not as a name"]),
-        ("experiment/1e3.yaml", ["1e3.yaml: 1e3 would be read as a value, not as a name"]),
+        ("experiment/null.yaml", ["null.yaml: null stands for no choice"]),
     ],
 )
 def test_a_file_that_would_not_be_read_is_named(mine, capsys, name, words):
     (mine / name).write_text("# @package _global_\n")
     refused(capsys, lambda: cli.main(["--config-dir=mine"]), words)
+
+
+def test_names_that_read_as_numbers_are_names(mine, capsys):
+    """Alone and in a sweep; beside another file they were in its way."""
+    for name in ("2024", "1e3"):
+        (mine / f"experiment/{name}.yaml").write_text(f"# @package _global_\nseed: {name[0]}\n")
+    for name in ("2024", "1e3"):
+        cli.main(["--config-dir=mine", f"experiment={name}", "--cfg", "job"])
+        assert f"\nseed: {name[0]}\n" in capsys.readouterr().out
+    line = "-m --config-dir=mine model=bigram data=sentence val_fraction=0.2 experiment=1e3,2024"
+    cli.main([*line.split(), "dry_run=true"])
+    assert "2 cells" in capsys.readouterr().out
 
 
 def test_a_pipe_among_the_files_is_named_and_not_waited_for(mine, capsys):

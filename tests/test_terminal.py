@@ -119,6 +119,14 @@ def test_what_is_shown_while_one_waits_is_taken_away(monkeypatch, capfd, is_term
     assert capfd.readouterr().err == ("importing …\r\x1b[K" if is_terminal else "")
 
 
+@pytest.mark.parametrize("columns", ["0", "00"])
+def test_a_terminal_without_columns_gets_its_lines(monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    written = io.StringIO()
+    plain_console(file=written, soft_wrap=True).print("saved in outputs/a")
+    assert written.getvalue() == "saved in outputs/a\n"
+
+
 def test_a_console_whose_reader_is_gone_says_so_and_does_not_exit():
     """As of compare.py | head: run_command then ends with status 0."""
 

@@ -47,7 +47,9 @@ def literal(argument: str) -> str:
     elif key in ("path", "tokenizer_path", "name"):
         is_quoted = has_blanks or not is_text(argument)
     elif key in CHOICES:
-        is_quoted = not is_text(argument)
+        names = text.split(",") if is_text(argument) and not re.search(r"[\[({]", text) else [text]
+        named = [name if is_text(f"{key}={name}") else quoted(name) for name in names]
+        return f"{key}={','.join(named)}"
     else:
         is_quoted = key in ("resume", "replay", "init_from", "plugin", "out", "sweep")
     if not is_quoted:

@@ -152,11 +152,8 @@ def check_added(folder: Path) -> None:
         group = next((group for group in groups if Path(group) in name.parents), None)
         if group is None:
             raise UserError(f"{path}: is not read; files are in the folders {', '.join(groups)}")
-        is_number = re.fullmatch(NUMBER, path.stem)
-        if is_number or not isinstance(yaml.safe_load(path.stem), str):
-            raise UserError(
-                f"{path}: {path.stem} would be read as a value, not as a name; the file needs another one"
-            )
+        if path.stem == "null":
+            raise UserError(f"{path}: null stands for no choice; the file needs another name")
         if (CONF / name).exists():
             raise UserError(f"{path}: the lab has a file of this name; it needs another one")
 
