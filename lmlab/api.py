@@ -200,6 +200,8 @@ def as_arguments(keys: dict[str, Any]) -> list[str]:
         if isinstance(value, list | tuple):
             if key in marked(ONCE):
                 raise UserError(f"{key}={value!r}: a sweep has one value of this key")
+            if not value:
+                raise UserError(f"{key}={value!r}: is empty; needs one value or more")
             text = ",".join(as_text(key, one) for one in value)
         else:
             text = as_text(key, value)

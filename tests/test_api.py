@@ -206,6 +206,7 @@ def test_a_run_that_diverged_is_returned_with_its_status(here):
         (lambda: lmlab.train(out="a\0b"), ["out='a\\x00b': allowed are text"]),
         (lambda: lmlab.train(seed=10**5000), ["seed=…"]),
         (lambda: lmlab.sweep(out=["a", "b"]), ["out=['a', 'b']: a sweep has one value"]),
+        (lambda: lmlab.sweep(seed=[]), ["seed=[]: is empty"]),
         (lambda: lmlab.sweep(fast_dev_run=True, dry_run=True), ["allowed is one of them"]),
         (lambda: lmlab.load_run(""), ["'': needs the name of a folder"]),
         (lambda: lmlab.load_runs(""), ["'': needs the name of a folder"]),
