@@ -3,7 +3,7 @@
   python scripts/growth.py run=outputs/gpt out=growth.png
 
 run   the folder of a run, or a folder of runs, of which it draws the newest (outputs)
-out   the picture: .png, .svg, .pdf or another form of matplotlib (growth.png)
+out   the picture, .png, .svg, .pdf, .eps or .jpg (growth.png)
 rows  at how many of the evaluations what it wrote is shown; the first and the last are among them (7)
 """
 

@@ -3,7 +3,7 @@
   python scripts/ladder.py sweep=outputs/sweeps/ladder out=ladder.png
 
 sweep   the folder of a sweep of the recipes experiment=ladder_… (outputs/sweeps/ladder)
-out     the picture: .png, .svg, .pdf or another form of matplotlib (ladder.png)
+out     the picture, .png, .svg, .pdf, .eps or .jpg (ladder.png)
 plugin  the files or modules with which the runs were made, as for train.py (null)
 
 Draws validation loss against the number of parameters, of runs that read as little text as any of

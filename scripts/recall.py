@@ -3,7 +3,7 @@
   python scripts/recall.py sweep=outputs/sweeps/recall out=recall.png
 
 sweep   the folder of a sweep of data=recall over n_pairs (outputs/sweeps/recall)
-out     the picture: .png, .svg, .pdf or another form of matplotlib (recall.png)
+out     the picture, .png, .svg, .pdf, .eps or .jpg (recall.png)
 pairs   the number of pairs in the second panel (4)
 plugin  the files or modules with which the runs were made, as for train.py (null)
 

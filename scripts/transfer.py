@@ -5,7 +5,7 @@
 
 sweep   the folder of a sweep over a size, lr and seed (outputs/sweeps/transfer)
 over    the key whose values are the sizes: n_embd, n_layer or another key of numbers (n_embd)
-out     the picture: .png, .svg, .pdf or another form of matplotlib (transfer.png)
+out     the picture, .png, .svg, .pdf, .eps or .jpg (transfer.png)
 plugin  the files or modules with which the runs were made, as for train.py (null)
 
 The best rate of a seed is the lowest point of a parabola, loss over the logarithm of lr, through

@@ -6,7 +6,7 @@ widths       values of n_embd, with commas between them (32,64,128,256,512)
 base_n_embd  the width at which parametrization=mup is the standard one (null: the smallest of widths)
 steps        how many steps of training (10)
 seeds        values of seed, whose sizes are averaged (0,1,2)
-out          the picture: .png, .svg, .pdf or another form of matplotlib (coordinates.png)
+out          the picture, .png, .svg, .pdf, .eps or .jpg (coordinates.png)
 
 All other arguments are as for train.py: the model, the text, the optimizer and their keys, and
 batch_size, align, grad_clip, threads, plugin. The rate stays at lr in all steps.

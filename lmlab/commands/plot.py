@@ -4,7 +4,7 @@
 
 runs  folders of runs, with spaces between them; it draws the newest run of each, and of the folder
       of a sweep every cell (outputs)
-out   the picture: .png, .svg, .pdf or another form of matplotlib (curves.png)
+out   the picture, .png, .svg, .pdf, .eps or .jpg (curves.png)
 """
 
 from __future__ import annotations
