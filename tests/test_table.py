@@ -637,6 +637,9 @@ def test_what_continues_a_stopped_run_is_said(sweep, here, folder, how):
     ((_, status, why),) = table.unfinished(load_runs(here / folder))
     assert status == "interrupted"
     assert why == f"stopped after step 3; {how} continues it from its last checkpoint"
+    shutil.rmtree(record.parent / "checkpoints")
+    ((_, _, why),) = table.unfinished(load_runs(here / folder))
+    assert why == "stopped before its first checkpoint; the same command begins it anew"
 
 
 def test_a_record_does_not_change_what_the_configuration_says(sweep, here):

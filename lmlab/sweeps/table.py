@@ -33,7 +33,15 @@ from lmlab.markers import UNTOUCHING, CountsBeside
 from lmlab.numbers import REFERENCES, learn_numbers, numbers_where
 from lmlab.runs import hugging_face
 from lmlab.runs.code import SameCode, code_of, is_other_code, plugins_of, short
-from lmlab.runs.folder import LIMITS, is_locked, read_config, read_metrics, started_at, text_sha256
+from lmlab.runs.folder import (
+    LIMITS,
+    WEIGHTS,
+    is_locked,
+    read_config,
+    read_metrics,
+    started_at,
+    text_sha256,
+)
 from lmlab.sweeps.cells import ENDED, identity
 from lmlab.sweeps.claims import (
     LEVEL,
@@ -202,10 +210,13 @@ def reason(metrics: dict[str, Any], path: Path) -> str:
     """
     step = metrics.get("step", 0)
     how = "the sweep's command or resume=" if (path.parent / ".sweep").is_dir() else "resume="
+    stopped = f"stopped after step {step}; {how} continues it from its last checkpoint"
+    if not any((path / name).exists() for name in WEIGHTS):
+        stopped = "stopped before its first checkpoint; the same command begins it anew"
     reasons = {
         "diverged": f"at step {step} the loss or a weight was not finite",
         "running": f"at step {step} or later",
-        "interrupted": f"stopped after step {step}; {how} continues it from its last checkpoint",
+        "interrupted": stopped,
         "pruned": f"by the search at step {step}",
     }
     return reasons.get(metrics.get("status", ""), "")
