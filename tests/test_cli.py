@@ -102,6 +102,9 @@ WRONG = {
     "resume=": ["resume=: is empty"],
     "replay=": ["replay=: is empty"],
     "name=": ["name=", "a letter"],
+    "model=gpt n_layer=1e1": ["n_layer=1e1: needs a whole number"],
+    "lr=1e400": ["lr=1e400: "],
+    "-m model=gpt n_layer=1,2e1": ["n_layer=20.0: needs a whole number"],
     "name=-x": ["name=-x", "begins with a letter, a digit or _"],
     # settings and flags of Hydra that would have no effect
     "hydra.run.dir=elsewhere": ["hydra.run.dir=elsewhere", "has no effect here"],

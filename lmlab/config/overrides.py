@@ -4,8 +4,8 @@ import itertools
 import math
 import re
 import sys
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -189,6 +189,20 @@ def combinations(values: list[list[str]], limit: int | None) -> Iterable[Sequenc
     return itertools.product(*values)
 
 
+@contextmanager
+def as_typed(overrides: Iterable[Override]) -> Iterator[None]:
+    """A context whose errors name numbers as they were typed: 1e1, not 10.0."""
+    try:
+        yield
+    except UserError as error:
+        why = str(error)
+        for override in overrides:
+            shown = f"{override.key_or_group}={override.value()}:"
+            if isinstance(override.value(), float) and why.startswith(shown):
+                raise UserError(f"{override.input_line}:{why.removeprefix(shown)}") from error
+        raise
+
+
 def resolved(cell: Sequence[str], in_sweep: bool = True) -> tuple[Config, str]:
     """Returns the checked configuration of one run's overrides, and a notice (or "").
 
@@ -212,7 +226,8 @@ def resolved(cell: Sequence[str], in_sweep: bool = True) -> tuple[Config, str]:
     values, choices, _ = compose(typed_lines(chosen(typed)))
     given = {o.key_or_group: o.value() for o in typed if o.key_or_group not in CHOICES}
     values = values | given
-    config, notice = read(values, {group: choices[group] for group in CHOICES})
+    with as_typed(typed):
+        config, notice = read(values, {group: choices[group] for group in CHOICES})
     for key in OF_DECAY & {*given}:
         if config.run.schedule == "constant" and given[key] is not None:
             with about(key):
