@@ -429,6 +429,11 @@ class AverageConfig:
 
     ema: Annotated[float | None, "(0, 1)", STEPWISE, Neutral(None)] = None
 
+    @staticmethod
+    def most_kept(step: int) -> float:
+        """Returns the share that a step keeps at most: the mean forgets faster in the first ones."""
+        return (1 + step) / (10 + step)
+
 
 @dataclass(frozen=True)
 class GradientsConfig:

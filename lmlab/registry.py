@@ -92,7 +92,7 @@ def variables_kept() -> Iterator[None]:
 
 @contextmanager
 def variables_hidden(beginning: str) -> Iterator[list[str]]:
-    """A context without the variables whose names begin so, which it is: the names that there are."""
+    """A context without the environment's variables whose names begin so; its value are their names."""
     hidden = {name: os.environ[name] for name in sorted(os.environ) if name.startswith(beginning)}
     for name in hidden:
         del os.environ[name]

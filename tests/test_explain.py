@@ -90,6 +90,14 @@ def test_the_words_of_a_picture_fit_in_it_and_labels_show_what_is_invisible():
     assert all(font.getlength(line) <= 120 for line in lines)
 
 
+def test_log_probabilities_of_another_shape_are_refused_in_an_evaluation():
+    """At the start a model is asked for those of one batch only."""
+    model = build_model(CONFIGS["bigram"], V)
+    model.log_probs_of = lambda idx, targets: torch.zeros(3)
+    with pytest.raises(UserError, match=r"log_probs_of returns \(3,\); needs \(\d+, \d+\)"):
+        loss.log_probs(model, np.zeros(99, np.uint8), T)
+
+
 def test_titles_stand_beside_each_other_and_above_the_labels():
     """Also above squares that are smaller than a title."""
     picture = pictures.attention_picture(torch.zeros(1, 3, 1, 1), ["g"])

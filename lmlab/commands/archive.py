@@ -87,9 +87,9 @@ def write(sweep: Path, out: Path, checkpoints: str) -> None:
     print(f"{out}: {len(runs)} runs, {len(members)} files, {out.stat().st_size:,} bytes")
 
 
-def taken(out: Path) -> UserError:
-    """Returns the error for the name of a file that is there."""
-    return UserError(f"out={out}: is there already; needs the name of a new file")
+def taken(out: Path, needed: str = "a new file") -> UserError:
+    """Returns the error for a name that something has already."""
+    return UserError(f"out={out}: is there already; needs the name of {needed}")
 
 
 def runs_of(sweep: Path) -> dict[Path, dict[str, Any]]:

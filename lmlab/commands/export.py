@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from lmlab.models.hugging_face import Foreign
     from lmlab.runs.checkpoints import Run
 
+NEEDED = "a new or empty folder"
 NUMBERS = ("val/loss", "val/perplexity", "val/bits_per_byte", "test/loss")
 MADE_BY = (
     *("command", "lmlab", "git_commit", "git_dirty", "torch", "machine", "data_sha256"),
@@ -70,7 +71,7 @@ def main(argv: list[str]) -> None:
         return
     out = Path(options.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise taken(out)
+        raise archive.taken(out, NEEDED)
     with importing():  # torch: after the arguments hold
         from lmlab.runs import checkpoints
 
@@ -242,17 +243,12 @@ def write_folder(out: Path, content: dict[str, bytes]) -> None:
         else:
             temporary.replace(folder)
     except FileExistsError:
-        raise taken(out) from None
+        raise archive.taken(out, NEEDED) from None
     except UserError as error:  # it names the file as it is called for the time being
         raise UserError(f"out={out}: {str(error).replace(str(temporary), str(out))}") from None
     except OSError as error:
         if error.errno == errno.ENOTEMPTY:  # another command has made the folder meanwhile
-            raise taken(out) from None
+            raise archive.taken(out, NEEDED) from None
         raise UserError(f"out={out}: {system_error(error, out)}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def taken(out: Path) -> UserError:
-    """Returns the error for a folder that has something in it, or a file of that name."""
-    return UserError(f"out={out}: is there already; needs the name of a new or empty folder")

@@ -194,9 +194,10 @@ def mean_never_full(config: Config) -> str:
 
     It is not refused: such a run can be continued with more steps.
     """
-    ema = config.companions["ema"].ema
+    average = config.companions["ema"]
+    ema = average.ema
     steps = config.run.max_steps
-    most = (1 + steps) / (10 + steps)
+    most = average.most_kept(steps)
     if ema is None or ema <= most:
         return ""
     return (

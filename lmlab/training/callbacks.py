@@ -107,7 +107,7 @@ class Average(Callback):
     """Keeps a running mean of the weights, which is what is evaluated, saved and sampled from.
 
     A checkpoint holds the mean as the model's weights, and in this callback's state the weights
-    that training goes on with. The mean forgets faster in the first steps.
+    that training goes on with.
     """
 
     def __init__(self, decay: float) -> None:
@@ -131,7 +131,7 @@ class Average(Callback):
         if trainer.global_step == self.step:
             return  # one of several batches of a step
         self.step = trainer.global_step
-        decay = min(self.decay, (1 + self.step) / (10 + self.step))
+        decay = min(self.decay, AverageConfig.most_kept(self.step))
         torch._foreach_lerp_(self.mean, self.weights(), 1 - decay)
 
     def swap(self) -> None:
