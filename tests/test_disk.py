@@ -4,11 +4,15 @@ room again.
 
 import errno
 import os
+import resource
 import shutil
 
+import pytest
 import torch
 
 from lmlab.commands import train as cli
+from lmlab.errors import UserError
+from lmlab.inference import loss
 from lmlab.runs import checkpoints
 from tests.conftest import LAST, SMALL_RUN, refused
 
@@ -61,3 +65,20 @@ def test_a_folder_that_cannot_be_written_is_named(run, capsys, monkeypatch):
         lambda: cli.main(["resume=run", "max_steps=30"]),
         ["config.yaml", "Read-only file system"],
     )
+
+
+@pytest.mark.parametrize("lines", [0, 1])
+def test_numbers_that_do_not_fit_leave_the_evaluations_as_they_were(run, lines):
+    path = run / "evaluations.jsonl"
+    for _ in range(lines):
+        loss.keep_evaluation(run, {"text": "test"}, {"test/loss": 1.0})
+    before = path.read_bytes() if lines else b""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 10, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"evaluations\.jsonl.*not kept"):
+            loss.keep_evaluation(run, {"text": "test"}, {"test/loss": 2.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.exists() == bool(lines)
+    assert not lines or path.read_bytes() == before

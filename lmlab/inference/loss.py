@@ -215,7 +215,10 @@ def keep_evaluation(path: Path, about: dict[str, str | int], numbers: dict[str, 
                 file.write(line.encode())
         except OSError:
             with suppress(OSError):
-                os.truncate(name, len(before))
+                if before:
+                    os.truncate(name, len(before))
+                else:
+                    name.unlink()
             raise
     except OSError as error:
         raise UserError(f"{name}: {error.strerror}; the numbers were not kept") from None
