@@ -110,7 +110,8 @@ METRIC = Number(
 
 EXCERPT_LOSS = "val/loss_excerpt"  # of the last evaluation: the loss on what earlier ones looked at
 EXCERPT_TOKENS = "val/tokens"  # that were predicted; it is there if val/loss is that of an excerpt
-OF_EXCERPTS = (EXCERPT_LOSS, EXCERPT_TOKENS)  # numbers that no board shows
+SOURCE_TOKENS = "val/tokens_source"  # the same for val/loss_source
+OF_EXCERPTS = (EXCERPT_LOSS, EXCERPT_TOKENS, SOURCE_TOKENS)  # numbers that no board shows
 
 # Names in metrics.json and columns of tables, which no key of somebody's own may have.
 COLUMNS = frozenset(

@@ -130,6 +130,23 @@ def test_the_best_is_chosen_on_the_excerpt_and_its_loss_is_that_of_the_whole(ove
     assert noted["best/val/tokens"] is None
 
 
+def test_a_replay_of_a_run_that_was_made_longer_compares_losses_on_the_same_tokens(
+    line, train, capsys
+):
+    run = train(f"{line} max_steps=10 eval_tokens=50")
+    cli.main([f"resume={run}", "max_steps=20"])
+    capsys.readouterr()
+    cli.main([f"replay={run}"])
+    ends = history(run, "val/loss_excerpt")
+    assert [*ends] == [10, 20] and ends[10] != history(run, "val/loss")[10]
+    assert "are the same to the bit; 1 more cannot be compared" in capsys.readouterr().out
+    path = run / "history.jsonl"
+    path.write_text(path.read_text().replace(repr(ends[10]), repr(ends[10] + 1e-9)))
+    with pytest.raises(SystemExit, match="1"):
+        cli.main([f"replay={run}"])
+    assert "at step 10: val/loss was" in capsys.readouterr().out
+
+
 def test_patience_that_an_excerpt_ends_makes_one_step_more_and_sees_the_whole(line, train, capsys):
     line = f"{line} lr=1e-30 min_lr=0 weight_decay=0 max_steps=100"
     run = train(f"{line} patience=2 eval_tokens=50")

@@ -184,6 +184,55 @@ def test_where_the_old_text_is_gone_that_is_said(source, train, here, capsys):
     assert not history(run, "val/loss_source")
 
 
+@pytest.mark.parametrize("val_fraction", [0, 0.2])
+def test_the_old_loss_needs_no_validation_part_of_the_new_text(source, train, val_fraction):
+    run = train(f"init_from={source} {NEW} unknown=drop val_fraction={val_fraction}")
+    losses = history(run, "val/loss_source")
+    assert [*losses] == [0, 2, 4]
+    assert losses[0] == pytest.approx(metrics(source)["best/val/loss"])
+    assert bool(history(run, "val/loss")) == bool(val_fraction)
+
+
+def test_where_the_old_run_had_no_validation_part_that_is_said(train, here, capsys):
+    old = train(NANO + "data=sentence name=old val_fraction=0 block_size=8")
+    capsys.readouterr()
+    new = train(NANO + f"data=sentence init_from={old} name=new")
+    assert "val/loss_source is not tracked: that run has no" in capsys.readouterr().err
+    assert not history(new, "val/loss_source")
+
+
+def test_an_excerpt_of_the_old_text_is_told_from_the_whole(source, train, capsys):
+    """The new text is too short for an excerpt. At the end of a run both losses are of the whole."""
+    line = f"init_from={source} {NEW} unknown=drop val_fraction=0.05 eval_tokens=64"
+    run = train(line)
+    assert [*history(run, "val/tokens_source")] == [0, 2]
+    assert metrics(run)["val/tokens_source"] is None and not history(run, "val/tokens")
+    cli.main([f"resume={run}", "max_steps=6"])
+    assert [*history(run, "val/tokens_source")] == [0, 2]
+    longer = train(f"{line} max_steps=6")
+    assert [*history(longer, "val/tokens_source")] == [0, 2, 4]
+    capsys.readouterr()
+    cli.main([f"replay={run}"])
+    assert "are the same to the bit; 1 more cannot be compared" in capsys.readouterr().out
+    path = run / "history.jsonl"  # as it was made before there were such marks
+    path.write_text(path.read_text().replace("val/tokens_source", "other"))
+    with pytest.raises(SystemExit, match="1"):
+        cli.main([f"replay={run}"])
+    assert "at step 4: val/loss_source was" in capsys.readouterr().out
+
+
+def test_a_replay_from_weights_that_have_changed_is_refused(source, train, capsys):
+    run = train(f"init_from={source} {NEW} unknown=drop")
+    cli.main([f"replay={run}"])
+    assert "are the same to the bit" in capsys.readouterr().out
+    cli.main([f"resume={source}", "max_steps=30"])
+    refused(
+        capsys,
+        lambda: cli.main([f"replay={run}"]),
+        [f"init_from={source}: its weights are not those", metrics(run)["init_sha256"][:12]],
+    )
+
+
 def test_replay_says_whether_the_losses_are_the_same(train, here, capsys):
     run = train(NANO + "dropout=0.2 max_minutes=5")
     cli.main([f"replay={run}"])

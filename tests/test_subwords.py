@@ -237,6 +237,21 @@ def test_a_run_needs_nothing_but_its_folder(here, train, pairs, capsys):
     train(f"{SHORT} init_from={run} max_steps=1")
 
 
+def test_a_file_of_tokens_that_has_changed_since_the_first_run_is_named(here, train, pairs, capsys):
+    path = here / "tokens.json"
+    path.write_text(pairs.to_json())
+    line = f"{SHORT} tokenizer=file tokenizer_path=tokens.json max_steps=1"
+    first = train(line)
+    capsys.readouterr()
+    train(f"{line} init_from={first}")
+    words = "tokenizer_path=tokens.json: has changed"
+    assert words not in capsys.readouterr().err
+    path.write_text(subwords.ByteTokenizer().to_json())
+    second = train(f"{line} init_from={first}")
+    assert words in capsys.readouterr().err
+    assert (second / "tokenizer.json").read_bytes() == (first / "tokenizer.json").read_bytes()
+
+
 def test_a_sweep_over_tokenizers_is_ranked_by_bits_per_byte(here, train, capsys):
     line = f"-m {SHORT} tokenizer=bpe vocab_size=256,258 max_steps=2 seed=0,1 name=s"
     assert len(train(line)) == 4

@@ -31,7 +31,14 @@ from lmlab.inference.pictures import commonest, pictures_of
 from lmlab.inference.specimen import Specimen
 from lmlab.isolation import left_as_before
 from lmlab.models.base import LanguageModel, attributes_kept, evaluating
-from lmlab.numbers import EXCERPT_LOSS, EXCERPT_TOKENS, NUMBERS, UPDATE_RATIO, Number
+from lmlab.numbers import (
+    EXCERPT_LOSS,
+    EXCERPT_TOKENS,
+    NUMBERS,
+    SOURCE_TOKENS,
+    UPDATE_RATIO,
+    Number,
+)
 from lmlab.ranks import Ranks
 from lmlab.register import is_own
 from lmlab.registry import load
@@ -374,19 +381,19 @@ def validation_loss(subject: Subject) -> dict[str, float]:
     numbers = loss_on(subject, "val")
     if not math.isfinite(numbers["val/loss"]):
         raise NotFinite
-    if (n := excerpt_tokens(subject)) is not None:
+    if (n := excerpt_tokens(subject, "val")) is not None:
         numbers[EXCERPT_TOKENS] = n
     if "excerpt" in subject.judged:
         numbers[EXCERPT_LOSS] = loss_on(subject, "excerpt")["val/loss"]
     return numbers
 
 
-def excerpt_tokens(subject: Subject) -> int | None:
-    """Returns on how many tokens val/loss is measured, or None if on the whole validation text.
+def excerpt_tokens(subject: Subject, name: str) -> int | None:
+    """Returns on how many tokens of one of the `judged` texts a loss is measured, None if on all.
 
-    It is None as well if there is no validation text.
+    It is None as well if there is no such text.
     """
-    text = subject.judged.get("val")
+    text = subject.judged.get(name)
     if text is None or not text.is_excerpt:
         return None
     counts = counting(text.documents)
@@ -395,10 +402,16 @@ def excerpt_tokens(subject: Subject) -> int | None:
 
 @evaluation
 def source_loss(subject: Subject) -> dict[str, float]:
-    """Returns val/loss_source: the loss on the text of the earlier run that gave the weights."""
-    if subject.source is None or len(subject.text.val) == 0:
+    """Returns val/loss_source: the loss on the text of the earlier run that gave the weights.
+
+    `SOURCE_TOKENS` says of how many tokens, if it is that of an excerpt.
+    """
+    if subject.source is None:
         return {}
-    return {"val/loss_source": loss_on(subject, "source")["val/loss"]}
+    numbers = {"val/loss_source": loss_on(subject, "source")["val/loss"]}
+    if (n := excerpt_tokens(subject, "source")) is not None:
+        numbers[SOURCE_TOKENS] = n
+    return numbers
 
 
 @evaluation
@@ -460,14 +473,14 @@ def judged_texts(subject: Subject) -> dict[str, Source]:
     Before the end of a run long ones are excerpts. At the end "excerpt" is that of "val".
     """
     val = subject.text.val
-    if len(val) == 0:
-        return {}
-    texts = {"val": Source(val, subject.text.documents.get("val"), subject.align)}
+    texts = {}
+    if len(val) > 0:
+        texts["val"] = Source(val, subject.text.documents.get("val"), subject.align)
     if subject.source is not None:
         texts["source"] = subject.source
     excerpts = {name: excerpt_of(text, subject) for name, text in texts.items()}
     if subject.is_last:
-        excerpts = {"excerpt": excerpts["val"]}
+        excerpts = {"excerpt": excerpts.get("val")}
     return texts | {name: text for name, text in excerpts.items() if text is not None}
 
 

@@ -51,7 +51,14 @@ from lmlab.training.overhead import (
     mute_lightning,
     spare_memory_filling,
 )
-from lmlab.training.preparation import Prepared, inherit, load_start, source_text
+from lmlab.training.preparation import (
+    Prepared,
+    check_start,
+    inherit,
+    load_start,
+    other_tokens,
+    source_text,
+)
 from lmlab.training.recorder import Ending, Recorder, Watch
 from lmlab.training.resumption import (
     Resumable,
@@ -87,22 +94,27 @@ def run(
     cell: dict[str, Any] | None = None,
     watch: Watch | None = None,
     tokenizer: Tokenizer | None = None,
+    init_sha256: str | None = None,
 ) -> tuple[str, Path]:
     """Trains a new run; returns its status ('finished', 'diverged', 'pruned') and its folder.
 
     `config` has the device, precision and threads of this machine. The folder is `path`, or, if it
     exists, `path` with a number. `sha256` is the checksum that the text must have. `cell` holds facts
-    about the sweep for metrics.json. `tokenizer` is that of the run that is replayed. If the run needs
-    several processes, they are started. Raises UserError before it makes a folder.
+    about the sweep for metrics.json. `tokenizer` is that of the run that is replayed, `init_sha256`
+    the checksum of the weights from which that run started. If the run needs several processes, they
+    are started. Raises UserError before it makes a folder.
     """
     if launch.is_needed(config.device):
-        arguments = (config, path, command, sha256, cell, watch, tokenizer)
+        arguments = (config, path, command, sha256, cell, watch, tokenizer, init_sha256)
         with noting_ranks(is_cell=cell is not None) as notice:
             status, path = launch.launch(config.device, run, *arguments, notice=notice)
         return status, path
     start = load_start(config.run.init_from)
+    other = ""
     if start:
+        check_start(start, init_sha256)
         tokenizer = start.tokenizer
+        other = other_tokens(config, start)
     prepared = Prepared(config, tokenizer, sha256)
     facts = dict(cell or {})
     source = None
@@ -133,6 +145,8 @@ def run(
             directory.warn(line)
         if prepared.warning:
             directory.warn(prepared.warning)
+        if other:
+            directory.warn(other)
         if unknown:
             directory.warn(f"val/loss_source is not tracked: {unknown}")
         return train(directory, prepared, watch=watch), directory.typed

@@ -7,13 +7,15 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from lmlab import machine, ranks
+from lmlab import files, machine, ranks
 from lmlab.calls import own_call
+from lmlab.catalogue import TokenizerFileConfig
 from lmlab.config.check import Config
 from lmlab.config.grammar import typed_value
 from lmlab.config.keys import RunConfig, switched_on
 from lmlab.data.batches import Batches, check_length, resolved_align, with_align
 from lmlab.data.splits import Splits
+from lmlab.data.subwords import from_file
 from lmlab.data.tokenizers import Tokenizer
 from lmlab.errors import UserError
 from lmlab.inference.evaluations import Source, Subject, untouched
@@ -288,6 +290,35 @@ def load_start(init_from: str | None) -> checkpoints.Run | None:
     return checkpoints.load(newest(Path(init_from), "init_from"), choice="cpu")
 
 
+def check_start(start: checkpoints.Run, sha256: str | None) -> None:
+    """Raises UserError if `start` has other weights than those with this checksum, if there is one."""
+    if sha256 is not None and start.sha256 != sha256:
+        raise UserError(
+            f"init_from={start.path}: its weights are not those from which the replayed run started "
+            f"(sha256 {start.sha256[:12]}, then {sha256[:12]}); it was changed or went on since"
+        )
+
+
+def other_tokens(config: Config, start: checkpoints.Run) -> str:
+    """Returns what to say of a file of tokens that is not as it was when `start` was trained.
+
+    It is "" if there is nothing to say: the file is the same, or gone, and the run has a copy.
+    """
+    if not isinstance(config.tokenizer, TokenizerFileConfig):
+        return ""
+    typed = config.tokenizer.tokenizer_path
+    try:
+        now = from_file(files.expanded(typed))
+    except (UserError, OSError):
+        return ""
+    if now.sha256() == start.tokenizer.sha256():
+        return ""
+    return (
+        f"tokenizer_path={typed}: has changed since {start.path} was made, whose weights need the tokens "
+        "that it had then; those are used"
+    )
+
+
 def inherit(model: LanguageModel, start: checkpoints.Run) -> None:
     """Gives the model the weights of another run. Raises UserError if they do not fit."""
     try:
@@ -314,5 +345,6 @@ def source_text(directory: AnyDirectory, tokenizer: Tokenizer) -> Source | None:
         directory.warn(f"val/loss_source is not tracked: {error}")
         return None
     if len(text.val) == 0:
+        directory.warn("val/loss_source is not tracked: that run has no validation text")
         return None
     return Source(text.val, text.documents.get("val"), source.run.align)

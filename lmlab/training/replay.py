@@ -1,11 +1,14 @@
 """Trains a run again, to check whether its losses are the same bits."""
 
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from lmlab import files, machine, numbers
 from lmlab.config.check import Config
 from lmlab.errors import UserError
+from lmlab.numbers import EXCERPT_LOSS, EXCERPT_TOKENS, SOURCE_TOKENS
 from lmlab.runs.code import code_of
 from lmlab.runs.folder import (
     read_history,
@@ -17,6 +20,12 @@ from lmlab.runs.folder import (
 from lmlab.runs.provenance import differences
 from lmlab.training import experiment
 
+# The step of a loss, its name, over how many steps it is a mean, and whether it is of an excerpt.
+Point = tuple[int, str, int, bool]
+
+# What an evaluation notes beside a loss if that is of an excerpt.
+MARKS = {"val/loss": EXCERPT_TOKENS, "val/loss_source": SOURCE_TOKENS}
+
 
 def replay(path: Path, config: Config, command: str) -> bool:
     """Trains the run at `path` again in a new folder; returns whether all losses are the same bits.
@@ -24,7 +33,9 @@ def replay(path: Path, config: Config, command: str) -> bool:
     If they are not, it prints the first step at which they differ. Raises UserError, before it
     trains, if the run has no losses.
     """
-    before = losses(path)
+    history = read_history(path)
+    marks = {mark for mark in MARKS.values() for line in history if mark in line}
+    before = losses(history, marks)  # a run of before has no mark of val/loss_source
     if not before:
         raise UserError(f"replay={path}: that run has noted no losses; there is nothing to compare")
     sha256 = text_sha256(read_metrics(path), path)
@@ -35,12 +46,15 @@ def replay(path: Path, config: Config, command: str) -> bool:
     new_path = files.expanded(config.run.out) / config.run.name / timestamp()
     config = machine.resolve(config)
     tokenizer = read_tokenizer(path)
-    _, new_path = experiment.run(config, new_path, command, sha256, tokenizer=tokenizer)
-    now = losses(new_path)
+    init_sha256 = read_metrics(path).get("init_sha256")
+    _, new_path = experiment.run(
+        config, new_path, command, sha256, tokenizer=tokenizer, init_sha256=init_sha256
+    )
+    now = losses(read_history(new_path), marks)
     common = sorted({*before} & {*now})
     parted = next((point for point in common if before[point] != now[point]), None)
     if parted:
-        step, name, _ = parted
+        step, name, *_ = parted
         verdict = (
             f"the first difference is at step {step}: {name} was {before[parted]!r} and is "
             f"{now[parted]!r} now"
@@ -65,11 +79,19 @@ def replay(path: Path, config: Config, command: str) -> bool:
     return bool(common) and not parted
 
 
-def losses(path: Path) -> dict[tuple[int, str, int], float | None]:
-    """Returns the losses in a run's history, by step, name, and number of averaged steps."""
-    return {
-        (line["step"], name, line.get("steps", 0)): line[name]
-        for line in read_history(path)
-        for name in numbers.losses()
-        if name in line
-    }
+def losses(lines: Iterable[dict[str, Any]], marks: Collection[str]) -> dict[Point, float | None]:
+    """Returns the losses in the `lines` of a run's history.
+
+    A loss on an excerpt and one on the whole text, as at the end of a run, are two points. `marks`
+    are those by which they are told apart.
+    """
+    found: dict[Point, float | None] = {}
+    for line in lines:
+        for name in numbers.losses():
+            if name in line:
+                mark = MARKS.get(name, "")
+                is_excerpt = mark in marks and line.get(mark) is not None
+                found[line["step"], name, line.get("steps", 0), is_excerpt] = line[name]
+        if EXCERPT_LOSS in line:
+            found[line["step"], "val/loss", 0, True] = line[EXCERPT_LOSS]
+    return found

@@ -46,7 +46,7 @@ def introduction(prepared: Prepared, path: Path) -> str:
 
 def evaluated(prepared: Prepared) -> list[tuple[str, str]]:
     """Returns the row that says of what val/loss is before the end, or none if of all tokens."""
-    seen = excerpt_tokens(replace(prepared.subject(), is_last=False))
+    seen = excerpt_tokens(replace(prepared.subject(), is_last=False), "val")
     if seen is None:
         return []
     counts = counting(prepared.text.documents.get("val"))
