@@ -339,6 +339,28 @@ def test_a_study_keeps_its_text_and_what_is_not_searched(here, sweep, capsys):  
     assert len(study("s").trials) == 2
 
 
+def test_a_key_may_be_searched_for_a_while(here, sweep, capsys):  # noqa: F811
+    """What was searched, is searched anew, or was left out is said, and what was never searched is
+    kept.
+    """
+    line = LINE + "max_steps=1 name=k lr=interval(1e-2,1) hydra.sweeper.n_trials="
+    assert sweep(line + "1 batch_size=4,8") == 0
+    said = capsys.readouterr().out
+    assert "searched" not in said
+    for n, value in enumerate((7, 5), start=2):
+        assert sweep(f"{line}{n} batch_size={value}") == 0
+        said = capsys.readouterr().out
+        assert f"batch_size={value} in all further trials; earlier ones have searched it" in said
+    assert sweep(f"{line}4 batch_size=4,8") == 0
+    assert "batch_size" not in capsys.readouterr().out.split("n_trials=4 is for all")[0]
+    assert sweep(f"{line}5 batch_size=4,8 block_size=4,6") == 0
+    assert "block_size is searched from now on; in earlier trials it was" in capsys.readouterr().out
+    assert sweep(f"{line}6 batch_size=4,8 max_steps=2") == 2
+    assert "was started with max_steps=1" in capsys.readouterr().err
+    runs = load_runs("outputs/sweeps/k")
+    assert len(runs) == 5 and {7, 5} < {*runs["batch_size"]}
+
+
 def test_what_a_search_has_cut_a_grid_finishes(here, sweep):  # noqa: F811
     line = LINE + "max_steps=30 eval_interval=10 batch_size=2 name=g "
     assert sweep(line + "lr=5,6 hydra.sweeper.n_trials=5 hydra.sweeper.sampler=random") == 0

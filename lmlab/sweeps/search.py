@@ -314,7 +314,8 @@ class SearchSweeper(Sweeper):
     def keep_fixed(self, config: Config) -> None:
         """Writes the values that are not searched. Raises UserError if the study has others.
 
-        Losses of another text or another model would be no values of the same objective.
+        Losses of another text or another model would be no values of the same objective. The value of
+        a key that earlier trials have searched is no fact about the study, and is said.
         """
         texts = {"data", "path"}
         if texts & {*self.space}:
@@ -329,8 +330,14 @@ class SearchSweeper(Sweeper):
             values["data_sha256"] = cell.data_sha256
         if len(self.seeds) > 1:
             values["seed"] = ",".join(key_value.partition("=")[2] for key_value in self.seeds)
-        fixed = {key: value for key, value in values.items() if key not in searched}
+        trials = self.study.get_trials(deepcopy=False)
+        once = {key for trial in trials for key in trial.distributions} - {*self.space}
+        for key in sorted(once & values.keys()):
+            print(f"{key}={values[key]} in all further trials; earlier ones have searched it")
         before = self.study.user_attrs.get("fixed", {})
+        for key in sorted(before.keys() & self.space.keys()):
+            print(f"{key} is searched from now on; in earlier trials it was {before[key]}")
+        fixed = {key: value for key, value in values.items() if key not in searched | once}
         for key, value in fixed.items():
             if key in before and before[key] != value:
                 raise UserError(
