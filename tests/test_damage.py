@@ -659,6 +659,35 @@ def test_an_unpicklable_canary_would_sing(here):
     assert (here / "canary").exists()
 
 
+@pytest.mark.parametrize("content", [None, ""])
+def test_a_curve_that_is_gone_is_named(trained, run, here, capsys, content):
+    shutil.copytree(trained / "other", here / "other")
+    (run / "history.jsonl").unlink()
+    if content is not None:
+        (run / "history.jsonl").write_text(content)
+    capsys.readouterr()
+    script("compare").main(["run", "other", "out=board"])
+    lines = capsys.readouterr().err.splitlines()
+    (line,) = [line for line in lines if "a curve is left out" in line]
+    assert "run/history.jsonl: " in line
+
+
+def test_what_the_pattern_of_a_shell_names_besides_runs_is_left_out(trained, here, capsys):
+    for name in ("run", "other"):
+        shutil.copytree(trained / name, here / "g" / name)
+    script("compare").main(["g"])
+    capsys.readouterr()
+    script("compare").main(sorted(map(str, Path("g").iterdir())))
+    shown, said = capsys.readouterr()
+    assert "report        g/report.html" in shown
+    names = ("leaderboard.csv", "leaderboard.md", "report.html")
+    assert said.splitlines()[:3] == [
+        f"left out: g/{name}: is a file, no folder of runs" for name in names
+    ]
+    with pytest.raises(UserError, match=r"leaderboard\.csv: no run there"):
+        script("compare").main(["g/leaderboard.csv"])
+
+
 RECORDS = {  # what somebody wrote into a record of a run, and what is said
     "a number beyond all floats": ("metrics.json", {"val/loss": 10**400}, "finite numbers"),
     "infinity": ("metrics.json", {"n_params": math.inf}, "finite numbers"),

@@ -499,8 +499,9 @@ def test_a_failure_that_cannot_be_written_is_said_and_is_a_failure(
     line = "-m model=gpt_nano n_embd=100000,8 data=sentence val_fraction=0.2 device=cpu max_steps=1 seed=0 name=w"
     monkeypatch.setattr(worker, "run_cell", die_if_wide)
     assert sweep(line) == 1
-    said = capsys.readouterr().err
+    shown, said = capsys.readouterr()
     assert "n_embd=100000" in said and "failed, and metrics.json: cannot be written" in said
+    assert "whose folders could not be marked so: 1; the table" in shown
 
 
 def die_if_wide(cell, gpu):

@@ -80,6 +80,7 @@ def main(argv: list[str]) -> None:
             f"{program('compare')} needs a folder of runs, such as outputs/sweeps/depth"
         )
     check_together(options)
+    folders = without_files(folders)
     from lmlab.sweeps import load_runs, planned, report
     from lmlab.sweeps import table as tables
 
@@ -120,6 +121,20 @@ def main(argv: list[str]) -> None:
     for name in ("table", "figure"):
         if getattr(options, name):
             print(f"{name:<14}{getattr(options, name)}")
+
+
+def without_files(names: list[str]) -> list[str]:
+    """Returns the folders among names, and says what it leaves out.
+
+    The pattern of a shell, such as outputs/sweeps/depth/*, also names files that the lab has written
+    there. Returns all names if all are files.
+    """
+    files_named = [name for name in names if Path(name).is_file()]
+    if len(files_named) == len(names):
+        return names
+    for name in files_named:
+        print(f"left out: {name}: is a file, no folder of runs", file=sys.stderr)
+    return [name for name in names if name not in files_named]
 
 
 def check_together(options: Options) -> None:

@@ -407,7 +407,7 @@ class Task:
         self.survey = survey
         self.listed: list[list[str]] = []  # the cells' overrides, of a sweep that is no search
         self.faults: list[str] = []  # of the sweep, which stand in the folder of no cell
-        self.notes: list[str] = []  # of a search, which are shown below the leaderboard
+        self.notes: list[str] = []  # which are shown below the leaderboard
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns what a job of another machine needs: the person's own choices with it."""

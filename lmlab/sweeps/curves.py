@@ -72,10 +72,11 @@ class Curves:
     def history(self, run: dict[str, Any]) -> list[dict[str, Any]]:
         """Returns the lines of a run's history.jsonl, or none if it is missing or unreadable."""
         path = Path(run["path"])
-        if not (path / "history.jsonl").exists():
-            return []
         try:
-            return read_history(path)
+            lines = read_history(path)
+            if not lines and run["step"] > 0:
+                raise UserError(f"{path / 'history.jsonl'}: is empty")
+            return lines
         except UserError as error:
             if str(error) not in self.faults:
                 self.faults.append(str(error))

@@ -75,6 +75,7 @@ class LocalLauncher(Launcher):
         self.jobs: list[Job] = []
         self.waiting: deque[Job] = deque()
         self.next_one: Job | None = None  # for which there is no room yet
+        self.unmarked = 0  # cells that failed, and whose folder could not say so
         self.ended_here: set[str] = set()  # hashes; a search may propose the same values again
 
     def setup(
@@ -83,6 +84,7 @@ class LocalLauncher(Launcher):
         """Gets the sweep and the survey from the command's `Task`. Hydra calls this method."""
         task: Any = task_function
         self.faults: list[str] = task.faults
+        self.notes: list[str] = task.notes
         self.sweep: Sweep = task.sweep
         self.survey: Survey = task.survey
 
@@ -119,6 +121,7 @@ class LocalLauncher(Launcher):
         self.survey.announce()  # waits for the survey, which raises for a cell that cannot run
         self.jobs = []
         self.waiting = deque()
+        self.unmarked = 0
         self.stop = StopSignals(STOPPING, self.kill_all)
         self.on_end = on_end
         self.view = View(total, [cell.label for cell in self.survey.cells.values()])
@@ -128,6 +131,11 @@ class LocalLauncher(Launcher):
                 self.run_all(next_request, n_jobs)
             finally:
                 self.kill_all()  # only if the launcher itself failed
+        if self.unmarked:
+            self.notes.append(
+                f"cells that failed, and whose folders could not be marked so: {self.unmarked}; the table "
+                "above calls them interrupted, or does not know of them"
+            )
         if self.stop.number is not None:
             print(
                 "stopped; the same command continues the sweep. Results so far: "
@@ -258,6 +266,7 @@ class LocalLauncher(Launcher):
                 return
             except UserError as error:  # a full disk, on which not even that can be noted
                 self.faults.append(f"{self.view.name(job.cell)}: failed, and {error}")
+                self.unmarked += 1
                 self.view.ended(job.cell, "failed", "without a note of it")
                 self.on_end(job.handle, job.cell)
                 return
