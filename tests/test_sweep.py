@@ -29,7 +29,7 @@ from lmlab.runs import folder as runs
 from lmlab.runs.code import LIBRARY, own_code
 from lmlab.sweeps import cells, costs, load_runs, report, table, worker
 from lmlab.sweeps.cells import Sweep
-from lmlab.sweeps.listed import submission_errors
+from lmlab.sweeps.cluster import submission_errors, telling_of_jobs
 from tests.conftest import ROOT, content, history, metrics, refused
 from tests.victim import child
 
@@ -588,7 +588,7 @@ def test_a_signal_says_that_the_jobs_of_a_cluster_go_on(tmp_path, capfd, launche
     sweep = Sweep("x", "", out=str(tmp_path))
     for job in ("9", "12"):
         (sweep.own / ".submitit" / job).mkdir(parents=True)
-    with pytest.raises(type(stop)), cli.telling_of_jobs(sweep, launcher):
+    with pytest.raises(type(stop)), telling_of_jobs(sweep, launcher):
         raise stop
     is_told = "scancel 12 ends them" in capfd.readouterr().err
     assert is_told == (launcher == "slurm" and repr(stop) != "SystemExit(1)")

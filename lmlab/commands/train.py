@@ -52,6 +52,7 @@ from lmlab.runs.folder import timestamp
 from lmlab.runs.typed import command, program
 from lmlab.signals import saving_before_requeue
 from lmlab.sweeps.cells import Cell, Sweep, call_codes_equal
+from lmlab.sweeps.cluster import telling_of_jobs
 from lmlab.terminal import lasting_output, tell
 
 ONE_BY_ONE = threading.RLock()  # Hydra, sys.argv and sys.stdout are the whole process's
@@ -513,27 +514,6 @@ def run_sweep(asked: Asked, sweep: Sweep, flags: list[str], overrides: list[str]
             for line in task.faults:
                 print(f"error: {line}", file=sys.stderr)
         return all_ended and not task.faults
-
-
-@contextmanager
-def telling_of_jobs(sweep: Sweep, launcher: str) -> Iterator[None]:
-    """A context that says, if a signal ends it, that the jobs of a cluster go on."""
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit) as stop:
-        is_signal = not isinstance(stop, SystemExit) or (
-            isinstance(stop.code, int) and stop.code > 128
-        )
-        folders = [
-            path.name for path in (sweep.own / ".submitit").glob("*") if path.name.isdecimal()
-        ]
-        if is_signal and launcher not in ("local", "basic") and folders:
-            job = max(folders, key=int)
-            tell(
-                f"the jobs of the cluster go on; scancel {job} ends them, and each saves; the same command "
-                "waits for them again"
-            )
-        raise
 
 
 def without_name(overrides: list[str]) -> list[str]:

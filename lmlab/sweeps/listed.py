@@ -1,7 +1,5 @@
 """Hydra's sweeper for a list of cells, which the lab has made of a grid or of a file, and checked."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from hydra.core.plugins import Plugins
@@ -9,7 +7,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from lmlab.errors import UserError, one_line_errors
+from lmlab.sweeps.cluster import submission_errors
 
 
 class ListSweeper(Sweeper):
@@ -31,18 +29,3 @@ class ListSweeper(Sweeper):
             results = self.launcher.launch(self.cells, initial_job_idx=0)
         for result in results:
             _ = result.return_value  # raises if the job has failed
-
-
-@contextmanager
-def submission_errors() -> Iterator[None]:
-    """A context in which the refusal of a cluster, such as sbatch's, is one line of error."""
-    with one_line_errors():
-        try:
-            yield
-        except Exception as error:
-            if not type(error).__module__.startswith("submitit."):
-                raise
-            raise UserError(
-                f"hydra/launcher: the cluster takes no jobs of this kind: {' '.join(str(error).split())}; "
-                "hydra.launcher.… sets what it is asked for"
-            ) from None

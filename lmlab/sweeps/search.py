@@ -45,8 +45,8 @@ from lmlab.runs.code import SameCode, own_code
 from lmlab.runs.folder import read_config
 from lmlab.sweeps import study
 from lmlab.sweeps.cells import Cell, Sweep, codes_of
+from lmlab.sweeps.cluster import submission_errors
 from lmlab.sweeps.launcher import LocalLauncher
-from lmlab.sweeps.listed import submission_errors
 from lmlab.terminal import after_a_second, showing, tell
 
 if TYPE_CHECKING:

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from lmlab import files, machine, ranks
 from lmlab.calls import own_call
-from lmlab.catalogue import TokenizerFileConfig
 from lmlab.config.check import Config
 from lmlab.config.grammar import typed_value
 from lmlab.config.keys import RunConfig, switched_on
@@ -304,9 +303,9 @@ def other_tokens(config: Config, start: checkpoints.Run) -> str:
 
     It is "" if there is nothing to say: the file is the same, or gone, and the run has a copy.
     """
-    if not isinstance(config.tokenizer, TokenizerFileConfig):
+    if config.base("tokenizer") != "file":
         return ""
-    typed = config.tokenizer.tokenizer_path
+    typed = config.flat()["tokenizer_path"]
     try:
         now = from_file(files.expanded(typed))
     except (UserError, OSError):
