@@ -19,17 +19,18 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import pytest
+from hydra.core.utils import JobReturn, JobStatus
 
 from lmlab.commands import train as cli
 from lmlab.errors import UserError
 from lmlab.processes import server
 from lmlab.runs import folder as runs
 from lmlab.runs.code import LIBRARY, own_code
-from lmlab.sweeps import cells, costs, load_runs, report, table, worker
+from lmlab.sweeps import cells, cluster, costs, load_runs, report, table, worker
 from lmlab.sweeps.cells import Sweep
-from lmlab.sweeps.cluster import submission_errors, telling_of_jobs
 from tests.conftest import ROOT, content, history, metrics, refused
 from tests.victim import child
 
@@ -573,25 +574,65 @@ def test_a_server_of_processes_without_memory_is_a_line_and_no_traceback(here):
 def test_a_cluster_that_takes_no_job_is_one_line(capsys):
     error = type("FailedJobError", (RuntimeError,), {"__module__": "submitit.core.utils"})
 
-    def submit():
-        with submission_errors():
-            raise error("sbatch: error: invalid partition specified: nope\n")
+    def submit(error):
+        launcher = mock.Mock(**{"launch.side_effect": error})
+        return cluster.launch(launcher, [["seed=0"]], 0, faults)
 
-    refused(capsys, submit, ["hydra/launcher", "invalid partition specified: nope"])
-    with pytest.raises(ZeroDivisionError), submission_errors():
-        _ = 1 / 0
+    faults = []
+    refusal = error("sbatch: error: invalid partition specified: nope\n")
+    words = ["hydra/launcher", "invalid partition specified: nope"]
+    refused(capsys, lambda: submit(refusal), words)
+    with pytest.raises(ZeroDivisionError):
+        submit(ZeroDivisionError())
+    assert faults == []
+    died = "Job 7_0 (task: 0) with path /x/r.pkl\nhas not produced any output (state: CANCELLED)\nError"
+    assert submit(error(died)) == []
+    assert len(faults) == 1 and "job 7_0 has ended without a result (state: CANCELLED)" in faults[0]
+
+
+def test_a_job_that_gave_up_is_told_once(capsys):
+    error = type("UncompletedJobError", (RuntimeError,), {"__module__": "submitit.core.utils"})
+    faults = []
+    for raised in (error("Job not requeued because: timed-out too many times."),) * 2:
+        result = JobReturn(_return_value=raised, status=JobStatus.FAILED)
+        assert cluster.returned(result, faults) is None
+    assert len(faults) == 1 and "timed-out too many times" in faults[0]
+    assert "hydra.launcher.max_num_timeout=" in faults[0]
+    assert cluster.returned(JobReturn(_return_value=3, status=JobStatus.COMPLETED), faults) == 3
+    own = JobReturn(_return_value=ZeroDivisionError(), status=JobStatus.FAILED)
+    with pytest.raises(ZeroDivisionError):
+        cluster.returned(own, faults)
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(143), SystemExit(1)])
 @pytest.mark.parametrize("launcher", ["slurm", "local"])
-def test_a_signal_says_that_the_jobs_of_a_cluster_go_on(tmp_path, capfd, launcher, stop):
+def test_a_signal_says_that_the_jobs_of_a_cluster_go_on(
+    tmp_path, monkeypatch, capfd, launcher, stop
+):
+    monkeypatch.setattr(cluster, "queue", lambda: None)  # there is no cluster
     sweep = Sweep("x", "", out=str(tmp_path))
     for job in ("9", "12"):
         (sweep.own / ".submitit" / job).mkdir(parents=True)
-    with pytest.raises(type(stop)), telling_of_jobs(sweep, launcher):
+    with pytest.raises(type(stop)), cluster.telling_of_jobs(sweep, launcher):
         raise stop
     is_told = "scancel 12 ends them" in capfd.readouterr().err
     assert is_told == (launcher == "slurm" and repr(stop) != "SystemExit(1)")
+
+
+@pytest.mark.parametrize(
+    ("queue", "words"),
+    [
+        ("9_0|RUNNING\n12_[1-3]|PENDING\n", "scancel 12 ends them"),
+        ("9_0|RUNNING\n", "no job of 12 is in the cluster's queue"),
+        (None, "scancel 12 ends them"),
+    ],
+)
+def test_what_goes_on_is_what_is_in_the_queue(tmp_path, monkeypatch, queue, words):
+    program = tmp_path / "squeue"
+    program.write_text("#!/bin/sh\n" + ("exit 1" if queue is None else f"printf '{queue}'"))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert words in cluster.what_goes_on("12")
 
 
 def test_a_signal_to_all_processes_of_the_launchers_group_leaves_the_server_alone(here, sweep):

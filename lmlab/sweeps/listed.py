@@ -7,7 +7,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from lmlab.sweeps.cluster import submission_errors
+from lmlab.sweeps import cluster
 
 
 class ListSweeper(Sweeper):
@@ -18,6 +18,7 @@ class ListSweeper(Sweeper):
     ) -> None:
         """Gets the launcher from Hydra, and the cells from the function that runs one."""
         task: Any = task_function
+        self.faults: list[str] = task.faults
         self.cells: list[list[str]] = task.listed
         self.launcher: Any = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
@@ -25,7 +26,7 @@ class ListSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Runs the cells."""
-        with submission_errors():
-            results = self.launcher.launch(self.cells, initial_job_idx=0)
-        for result in results:
-            _ = result.return_value  # raises if the job has failed
+        if not self.cells:
+            return
+        for result in cluster.launch(self.launcher, self.cells, 0, self.faults):
+            cluster.returned(result, self.faults)

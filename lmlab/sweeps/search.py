@@ -43,9 +43,8 @@ from lmlab.errors import UserError, one_line_errors
 from lmlab.numbers import NUMBERS
 from lmlab.runs.code import SameCode, own_code
 from lmlab.runs.folder import read_config
-from lmlab.sweeps import study
+from lmlab.sweeps import cluster, study
 from lmlab.sweeps.cells import Cell, Sweep, codes_of
-from lmlab.sweeps.cluster import submission_errors
 from lmlab.sweeps.launcher import LocalLauncher
 from lmlab.terminal import after_a_second, showing, tell
 
@@ -363,10 +362,15 @@ class SearchSweeper(Sweeper):
         while batch := self.next_cells(size):
             overrides = [overrides for _, overrides in batch]
             (first_trial, _), _ = batch[0]
-            with submission_errors():
-                results = self.launcher.launch(overrides, initial_job_idx=first_trial.number)
-            for (handle, _), result in zip(batch, results, strict=True):
-                self.end_cell(handle, result.return_value)
+            faults: list[str] = []
+            results = cluster.launch(self.launcher, overrides, first_trial.number, faults)
+            for (handle, _), result in zip(batch, results, strict=not faults):
+                cell = cluster.returned(result, faults)
+                if not faults:
+                    self.end_cell(handle, cell)
+            self.faults += faults
+            if faults:  # the trials stay open, and the next command continues them
+                return
 
     def next_cells(self, size: int) -> list[Proposal]:
         """Returns the next `size` cells, or fewer at the end."""

@@ -16,7 +16,7 @@ from lmlab.markers import FILLED, OF_THE_RUN, UNTOUCHING
 from lmlab.notebook import plain_console
 from lmlab.runs.code import UNKNOWN, own_code
 from lmlab.runs.folder import read_config
-from lmlab.sweeps.cells import Cell, Sweep
+from lmlab.sweeps.cells import Cell, Sweep, of_this_code
 from lmlab.sweeps.planner import planner
 from lmlab.terminal import showing, tell
 
@@ -93,6 +93,15 @@ class Survey:
         config, _ = resolved(overrides)
         known = self.cells.get(key_of(config))
         return known or self.planner.identify(config, list(overrides), self.sweep)
+
+    def left(self) -> list[list[str]]:
+        """Returns the overrides of the runs whose cells are not done."""
+        identified, _ = self.identified
+        return [
+            list(own)
+            for (_, own), cell in zip(self.asked.runs, identified, strict=True)
+            if not of_this_code(cell).is_done()
+        ]
 
     def announce(self) -> None:
         """Prints, only once, the number of cells and how many of them are already finished."""
