@@ -737,6 +737,13 @@ def test_a_line_of_evaluations_that_was_cut_is_no_loss_of_the_others(run, kept, 
     assert path.read_bytes().endswith(whole.replace(b"1.0", b"3.0"))
 
 
+def test_a_curve_that_hardly_falls_is_within_the_frame(run):
+    history = [{"step": step, "val/loss": 3.5 + 1e-4 * (step < 10)} for step in range(0, 30, 10)]
+    (run / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in history))
+    (axes,) = plot.curves([run]).axes
+    assert axes.get_ylim() == (0, pytest.approx(1.05 * 3.5001))
+
+
 def test_a_key_that_is_there_twice_is_named(run, capsys):
     text = (run / "config.yaml").read_text()
     files.write_sealed(run / "config.yaml", (text + "lr: 0.5\n").encode())

@@ -35,6 +35,7 @@ LONGEST = 50  # characters of a label
 BESIDE = 10  # runs whose names stand within the axes, and that have a color each of matplotlib's
 NAMED = 40  # runs with a name, at most; more would leave no room for the curves
 LINE = 0.2  # inches of a name
+ROOM = 1.05  # of the highest loss, up to the upper edge
 
 STYLES: dict[str, dict[str, Any]] = {
     "train/loss": {"alpha": 0.35, "lw": 1},
@@ -82,7 +83,8 @@ def curves(runs: list[Path]) -> Figure:
     if not axes.lines:
         raise UserError(f"{runs[0]}/history.jsonl: has no loss, so there is nothing to draw")
     ylabel = "bits per byte" if styles is BITS else f"loss, nats per {unit}"
-    axes.set(xlabel="step", ylabel=ylabel, ylim=(0, None))
+    top = ROOM * axes.dataLim.ymax  # matplotlib's own is close to a curve that hardly falls
+    axes.set(xlabel="step", ylabel=ylabel, ylim=(0, top or None))
     axes.grid(alpha=0.3)
     if len(runs) <= BESIDE:
         axes.legend(frameon=False, fontsize="small")
