@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -586,22 +587,57 @@ def test_a_cluster_that_takes_no_job_is_one_line(capsys):
         submit(ZeroDivisionError())
     assert faults == []
     died = "Job 7_0 (task: 0) with path /x/r.pkl\nhas not produced any output (state: CANCELLED)\nError"
-    assert submit(error(died)) == []
+    assert submit(error(died)) == {}
     assert len(faults) == 1 and "job 7_0 has ended without a result (state: CANCELLED)" in faults[0]
 
 
-def test_a_job_that_gave_up_is_told_once(capsys):
+def test_a_job_that_gave_up_is_told_once_and_the_others_count():
     error = type("UncompletedJobError", (RuntimeError,), {"__module__": "submitit.core.utils"})
-    faults = []
-    for raised in (error("Job not requeued because: timed-out too many times."),) * 2:
-        result = JobReturn(_return_value=raised, status=JobStatus.FAILED)
-        assert cluster.returned(result, faults) is None
-    assert len(faults) == 1 and "timed-out too many times" in faults[0]
-    assert "hydra.launcher.max_num_timeout=" in faults[0]
-    assert cluster.returned(JobReturn(_return_value=3, status=JobStatus.COMPLETED), faults) == 3
+    why = "Job not requeued because: timed-out too many times."
+    gave_up = [JobReturn(_return_value=error(why), status=JobStatus.FAILED) for _ in range(2)]
+    done = JobReturn(_return_value=3, status=JobStatus.COMPLETED)
+    launcher, faults = mock.Mock(), []
+    launcher.launch.return_value = [gave_up[0], done, gave_up[1]]
+    assert cluster.launch(launcher, [["seed=0"]] * 3, 0, faults) == {1: 3}
+    assert len(faults) == 1 and why in faults[0] and "hydra.launcher.max_num_timeout=" in faults[0]
     own = JobReturn(_return_value=ZeroDivisionError(), status=JobStatus.FAILED)
+    launcher.launch.return_value = [own]
     with pytest.raises(ZeroDivisionError):
-        cluster.returned(own, faults)
+        cluster.launch(launcher, [["seed=0"]], 0, faults)
+
+
+def test_a_cluster_gets_no_cell_that_is_done(here, sweep, monkeypatch):
+    line = "-m hydra/launcher=basic model=bigram data=sentence val_fraction=0.2 device=cpu max_steps=1 name=x "
+    assert sweep(line + "seed=0,2") == 0
+    monkeypatch.setattr(cluster, "LOCAL", ())
+    launch = mock.Mock(return_value={})
+    monkeypatch.setattr(cluster, "launch", launch)
+    sweep(line + "seed=0,1,2,3")
+    ((_, left, _, _), _) = launch.call_args
+    assert [{"seed=1", "seed=3"} & {*overrides} for overrides in left] == [{"seed=1"}, {"seed=3"}]
+    sweep(line + "seed=0,2")
+    assert launch.call_count == 1
+
+
+def test_submitit_hears_of_the_queue_which_jobs_are_over(monkeypatch):
+    class Watcher:
+        def __init__(self, delay_s):
+            self._registered, self._finished = {"7_0"}, set()
+
+    slurm = SimpleNamespace(SlurmInfoWatcher=Watcher, SlurmJob=SimpleNamespace())
+    for name in ("submitit", "submitit.slurm"):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(slurm=slurm))
+    cluster.ask_the_queue()
+    watcher = slurm.SlurmJob.watcher
+    answer = b"7_0|CONFIGURING\n7_1|CANCELLED\n7_2|COMPLETING\n\n"
+    assert watcher.read_info(answer) == {
+        "7_0": {"State": "RUNNING"},
+        "7_1": {"State": "CANCELLED"},
+        "7_2": {"State": "RUNNING"},
+    }
+    assert watcher._make_command()[0] == "squeue"
+    watcher._finished = {"7_0"}
+    assert watcher._make_command() is None
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(143), SystemExit(1)])

@@ -53,7 +53,6 @@ from lmlab.runs.typed import command, program
 from lmlab.signals import saving_before_requeue
 from lmlab.sweeps import cluster
 from lmlab.sweeps.cells import Cell, Sweep, call_codes_equal
-from lmlab.sweeps.cluster import LOCAL
 from lmlab.terminal import lasting_output, tell
 
 ONE_BY_ONE = threading.RLock()  # Hydra, sys.argv and sys.stdout are the whole process's
@@ -481,7 +480,9 @@ def run_sweep(asked: Asked, sweep: Sweep, flags: list[str], overrides: list[str]
     name = f"name='{asked.name}'"
     if asked.sweeper in ("basic", LISTED):
         # Hydra's own sweeper would compose each cell once more, which takes a fifth of a second.
-        runs = survey.left() if asked.launcher not in LOCAL else [own for _, own in asked.runs]
+        runs = (
+            survey.left() if asked.launcher not in cluster.LOCAL else [own for _, own in asked.runs]
+        )
         task.listed = [[*without_name(own), name] for own in runs]
         hydras = [text for text in overrides if is_hydras(parse(text))]
         overrides = [text for text in hydras if key_of(text) != "hydra/sweeper"]
@@ -492,7 +493,7 @@ def run_sweep(asked: Asked, sweep: Sweep, flags: list[str], overrides: list[str]
             with cluster.telling_of_jobs(sweep, asked.launcher), live.LivePage(survey):
                 run_hydra(task, flags, overrides)
         except SystemExit as stop:
-            if asked.launcher in LOCAL or stop.code != 1:
+            if asked.launcher in cluster.LOCAL or stop.code != 1:
                 raise
             print(
                 "error: a job ended without a result; other jobs may still run; repeat the command "

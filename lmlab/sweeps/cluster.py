@@ -74,17 +74,19 @@ def ask_the_queue() -> None:
 
 def launch(
     launcher: Any, cells: Sequence[Sequence[str]], first: int, faults: list[str]
-) -> Sequence[JobReturn]:
-    """Returns what the jobs of cells have returned. `first` is the number of the first cell.
+) -> dict[int, Any]:
+    """Returns what the jobs of cells have returned, by the places of the cells.
 
-    It returns nothing, and `faults` gets the reason, if a job has died: Hydra's launchers then wait
-    for no other. Raises UserError if the cluster takes no job.
+    `first` is the number of the first cell. The reasons of jobs that gave up are added to `faults`. If
+    one has died, nothing is returned: Hydra's launchers then wait for no other. Raises UserError if
+    the cluster takes no job.
     """
     if "submitit" in type(launcher).__module__:
         ask_the_queue()
+    results: Sequence[JobReturn] = []
     with one_line_errors():
         try:
-            results: Sequence[JobReturn] = launcher.launch(cells, initial_job_idx=first)
+            results = launcher.launch(cells, initial_job_idx=first)
         except Exception as error:
             if not is_clusters(error):
                 raise
@@ -98,22 +100,18 @@ def launch(
                 f"job {died[1]} has ended without a result (state: {died[2]}); others may still run; the "
                 "same command waits for them and continues what is left"
             )
-            results = []
-    return results
-
-
-def returned(result: JobReturn, faults: list[str]) -> Any:
-    """Returns what a job has returned, or None if it gave up; `faults` gets the reason, once."""
-    error = result._return_value
-    if result.status != JobStatus.FAILED or not is_clusters(error):
-        return result.return_value  # raises what the job has raised
-    fault = (
-        f"a job has given up before its run was over: {in_a_line(error)} The same command continues the "
-        "run; hydra.launcher.max_num_timeout= is how often a job may use up its time"
-    )
-    if fault not in faults:
-        faults.append(fault)
-    return None
+    given_up = {
+        n: in_a_line(result._return_value)
+        for n, result in enumerate(results)
+        if result.status == JobStatus.FAILED and is_clusters(result._return_value)
+    }
+    for why in dict.fromkeys(given_up.values()):
+        faults.append(
+            f"a job has given up before its run was over: {why} The same command continues the run; "
+            "hydra.launcher.max_num_timeout= is how often a job may use up its time"
+        )
+    # return_value raises what the job has raised
+    return {n: one.return_value for n, one in enumerate(results) if n not in given_up}
 
 
 def is_clusters(error: BaseException) -> bool:

@@ -26,7 +26,5 @@ class ListSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Runs the cells."""
-        if not self.cells:
-            return
-        for result in cluster.launch(self.launcher, self.cells, 0, self.faults):
-            cluster.returned(result, self.faults)
+        if self.cells:
+            cluster.launch(self.launcher, self.cells, 0, self.faults)

@@ -362,14 +362,13 @@ class SearchSweeper(Sweeper):
         while batch := self.next_cells(size):
             overrides = [overrides for _, overrides in batch]
             (first_trial, _), _ = batch[0]
-            faults: list[str] = []
-            results = cluster.launch(self.launcher, overrides, first_trial.number, faults)
-            for (handle, _), result in zip(batch, results, strict=not faults):
-                cell = cluster.returned(result, faults)
-                if not faults:
-                    self.end_cell(handle, cell)
-            self.faults += faults
-            if faults:  # the trials stay open, and the next command continues them
+            ended = cluster.launch(self.launcher, overrides, first_trial.number, self.faults)
+            for place, cell in ended.items():
+                handle, _ = batch[place]
+                self.end_cell(handle, cell)
+            if len(ended) < len(
+                batch
+            ):  # the other trials stay open; the next command continues them
                 return
 
     def next_cells(self, size: int) -> list[Proposal]:

@@ -303,7 +303,7 @@ def other_tokens(config: Config, start: checkpoints.Run) -> str:
 
     It is "" if there is nothing to say: the file is the same, or gone, and the run has a copy.
     """
-    if config.base("tokenizer") != "file":
+    if config.base("tokenizer") != "file" or start.is_foreign:  # whose file has just been read
         return ""
     typed = config.flat()["tokenizer_path"]
     try:

@@ -38,7 +38,8 @@ def replay(path: Path, config: Config, command: str) -> bool:
     before = losses(history, marks)  # a run of before has no mark of val/loss_source
     if not before:
         raise UserError(f"replay={path}: that run has noted no losses; there is nothing to compare")
-    sha256 = text_sha256(read_metrics(path), path)
+    metrics = read_metrics(path)
+    sha256 = text_sha256(metrics, path)
     if config.run.max_minutes:  # as many steps as there was time for
         steps = max((step for step, *_ in before), default=1)
         run = replace(config.run, max_steps=max(1, steps), max_minutes=None)
@@ -46,9 +47,9 @@ def replay(path: Path, config: Config, command: str) -> bool:
     new_path = files.expanded(config.run.out) / config.run.name / timestamp()
     config = machine.resolve(config)
     tokenizer = read_tokenizer(path)
-    init_sha256 = read_metrics(path).get("init_sha256")
+    start = metrics.get("init_sha256")
     _, new_path = experiment.run(
-        config, new_path, command, sha256, tokenizer=tokenizer, init_sha256=init_sha256
+        config, new_path, command, sha256, tokenizer=tokenizer, init_sha256=start
     )
     now = losses(read_history(new_path), marks)
     common = sorted({*before} & {*now})
@@ -66,7 +67,6 @@ def replay(path: Path, config: Config, command: str) -> bool:
             verdict += f"; {more} more cannot be compared, since that run was changed when resumed"
     else:
         verdict = "no step of that run with a loss is one of this run"
-    metrics = read_metrics(path)
     if parted and "changed" in metrics:
         verdict += f"; that run was changed when it was resumed: {metrics['changed']}"
     changes = differences(metrics, read_metrics(new_path))
