@@ -1,6 +1,7 @@
 """Whole runs in this process: what is computed, and what is left behind."""
 
 import errno
+import io
 import itertools
 import math
 import os
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
@@ -456,15 +458,16 @@ def test_a_sweep_runs_every_cell_in_a_folder_named_after_it(train):
 def test_a_metric_is_one_registered_function(train, monkeypatch):
     """Its numbers, texts and pictures reach all places where those of the loss do."""
     monkeypatch.setattr(evaluations, "EVALUATIONS", [*evaluations.EVALUATIONS])
+    coloured = np.random.default_rng(0).integers(0, 256, (8, 5, 3), np.uint8)
+    grey = coloured[:, :, :1].repeat(3, axis=2)
 
     @evaluations.evaluation
     def accuracy(subject):
         guess = subject.model.table.weight[subject.text.val[0]].argmax().item()
-        square = np.zeros((8, 8, 3), np.uint8)
         return {
             "val/guess": float(guess),
             "note": f"step {subject.step}",
-            "square": square,
+            "square": coloured if subject.step else grey,
             "detail": evaluations.Detail(7.0),
         }
 
@@ -475,7 +478,12 @@ def test_a_metric_is_one_registered_function(train, monkeypatch):
     assert "detail" not in numbers and not history(run, "detail")
     board = EventAccumulator(str(run)).Reload()
     assert [e.value for e in board.Scalars("val/guess")] == [*history(run, "val/guess").values()]
-    assert len(board.Scalars("detail")) == len(board.Images("square")) == 3
+    assert len(board.Scalars("detail")) == 3
+    squares = board.Images("square")
+    assert [(image.height, image.width) for image in squares] == [(8, 5)] * 3
+    for image, wanted in zip(squares, (grey, coloured, coloured), strict=True):
+        shown = Image.open(io.BytesIO(image.encoded_image_string)).convert("RGB")
+        np.testing.assert_array_equal(shown, wanted)
     assert "note/text_summary" in board.Tags()["tensors"]
 
 
@@ -489,7 +497,7 @@ def test_what_only_watches_does_no_harm(train, monkeypatch, capsys):
 
     @evaluations.evaluation
     def strange(subject):
-        return {"val/tensor": subject, "val/fine": 1.0}
+        return {"val/tensor": subject, "empty": np.zeros((0, 4, 3), np.uint8), "val/fine": 1.0}
 
     def fail(*arguments, **keywords):
         raise RuntimeError("cannot be had")
@@ -510,6 +518,7 @@ def test_what_only_watches_does_no_harm(train, monkeypatch, capsys):
     for reason in (
         "warning: the evaluation broken failed and is left out: ValueError: no such thing",
         "warning: val/tensor: is no number, text or picture",
+        "warning: empty: is no number, text or picture",
         "warning: the evaluation sample failed and is left out: RuntimeError: cannot be had",
         "warning: the evaluation pictures failed",
         "warning: no losses of counting to compare with: RuntimeError: cannot be had",

@@ -47,7 +47,7 @@ SAMPLED = 60  # tokens of the sample in an evaluation
 PICTURED = 16  # tokens that the pictures of attention show
 NAMED = 20  # names of an evaluation that one warning has
 LONGEST_NAME = 200  # characters that are shown of one
-NO_VALUE = "is no number, text or picture (H, W, 3) of uint8"
+NO_VALUE = "is no number, text or picture (H, W, 3) of uint8, with H and W of 1 or more"
 # Groups of names in history.jsonl and metrics.json that somebody's own evaluation may not have.
 LABS_GROUPS = ("train/", "best/", "test/", "reference/", "config/", "resumed/", UPDATE_RATIO)
 IN_TABLE = 30  # tokens that the picture of a bigram shows: the commonest
@@ -343,7 +343,8 @@ def plain(value: Value | np.generic | Tensor) -> Value:
 def is_value(value: object) -> bool:
     """Returns whether a value is of a type that can be written everywhere."""
     if isinstance(value, np.ndarray):
-        return value.dtype == np.uint8 and value.ndim == 3 and value.shape[2] == 3
+        has_pixels = value.ndim == 3 and value.shape[2] == 3 and value.size > 0
+        return value.dtype == np.uint8 and has_pixels
     if isinstance(value, int):
         return abs(value) <= sys.float_info.max
     return isinstance(value, float | str)
