@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -122,8 +123,7 @@ def one_line_errors() -> Iterator[None]:
             raise
         refuse(f"{error.name} is not installed; install it with: pip install {error.name}")
     except (UserError, HydraException) as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            raise
+        end_with_traceback(error)
         if isinstance(error, OwnCodeError) and not CALLED.get():
             error.show_frames()
         cause = error.__cause__ if isinstance(error, OwnCodeError) else None
@@ -131,15 +131,25 @@ def one_line_errors() -> Iterator[None]:
     except BrokenPipeError:  # the reader of the output is gone; `run_command` handles it
         raise
     except OSError as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            raise
+        end_with_traceback(error)
         refuse(system_error(error, "output"))
     except (MemoryError, RuntimeError) as error:
         if str(error) == "can't start new thread":
             refuse(system_error(BlockingIOError(errno.EAGAIN, str(error)), "output"))
-        if os.environ.get("HYDRA_FULL_ERROR") == "1" or not is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
+        end_with_traceback(error)
         refuse(reason_of(error))
+
+
+def end_with_traceback(error: Exception) -> None:
+    """Ends a command with the whole traceback of an error, if HYDRA_FULL_ERROR=1 asks for it."""
+    if os.environ.get("HYDRA_FULL_ERROR") != "1":
+        return
+    if CALLED.get():
+        raise error
+    print(printable("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+    raise Refusal(str(error)) from None
 
 
 def system_error(error: OSError, place: object) -> str:

@@ -198,8 +198,9 @@ def module_source(typed: str, module: str) -> Source:
     It is the one that would be imported now, also if a program has imported another one of its name.
     """
     earlier = taken_out(module)
+    registered: list[Addition] = []
     try:
-        with searching_here():
+        with searching_here(), register.collecting(registered):  # by the package that it is in
             spec = find_spec(module)
     except (ImportError, ValueError, AttributeError):
         spec = None
@@ -220,7 +221,16 @@ def module_source(typed: str, module: str) -> Source:
         raise UserError(f"plugin={typed}: {spec.origin} is no Python file; {NAMING}")
     for folder in spec.submodule_search_locations or ():
         paths = sorted(path for path in Path(folder).rglob("*.py") if path.is_file())
+    own = [f"{path}: " for path in paths]
+    others = [one.place for one in registered if not one.place.startswith(tuple(own))]
+    if others:
+        raise UserError(
+            f"plugin={typed}: the package that it is in registers something, too ({others[0]}); needs "
+            f"the package, plugin={module.partition('.')[0]}"
+        )
     contents = tuple((str(path), path.read_bytes()) for path in paths)
+    if not is_own_file(spec.origin) and not any(b"lmlab" in content for _, content in contents):
+        raise UserError(f"plugin={typed}: is a library, and registers nothing; {NAMING}")
     return Source(typed, module, contents)
 
 

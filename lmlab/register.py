@@ -19,11 +19,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from hydra.core.config_store import ConfigStore
 from omegaconf.errors import OmegaConfBaseException
 
+from lmlab import markers
 from lmlab.catalogue import (
     CALLBACKS,
     CATALOGUE,
@@ -243,11 +254,11 @@ def as_dataclass(config: type, place: str) -> type:
     """Returns a class of keys as a frozen dataclass. Raises UserError for a type without meaning."""
     if not inspect.isclass(config):
         raise UserError(f"{place}: {config!r}: needs a class of keys")
+    check_annotations(config, place)
     for kind in reversed(config.__mro__):  # dataclasses pass over the keys of a base that is none
         has_keys = kind is config or bool(inspect.get_annotations(kind))
         if has_keys and "__dataclass_params__" not in vars(kind):
             dataclass(frozen=True, kw_only=True)(kind)
-    hints = get_type_hints(config, include_extras=True)
     for one in dataclasses.fields(config):  # type: ignore[arg-type]  # it has become one above
         is_function = any(inspect.isfunction(vars(kind).get(one.name)) for kind in config.__mro__)
         if one.name in HYDRAS or is_function:
@@ -255,10 +266,20 @@ def as_dataclass(config: type, place: str) -> type:
                 f"{place}: {config.__name__}.{one.name}: has a meaning of its own in a file of keys, or "
                 "is a function of the class; needs another name"
             )
-        fault = fault_of(hints[one.name])
-        if fault:
-            raise UserError(f"{place}: {config.__name__}.{one.name}: {fault}")
     return config
+
+
+def check_annotations(config: type, place: str) -> None:
+    """Raises UserError if no value of a key can have its annotation, or nobody can type its default."""
+    for name, hint in get_type_hints(config, include_extras=True).items():
+        if hint is ClassVar or get_origin(hint) is ClassVar:
+            continue
+        fault = fault_of(hint)
+        default = getattr(config, name, None)
+        if not fault and type(default).__hash__ is None:  # dataclass refuses it with other words
+            fault = f"{default!r} is no value of this type"
+        if fault:
+            raise UserError(f"{place}: {config.__name__}.{name}: {fault}")
 
 
 def fault_of(hint: Any) -> str:
@@ -271,7 +292,13 @@ def fault_of(hint: Any) -> str:
     kind = plain_kind(hint)
     if get_origin(kind) is Literal and not get_args(kind):
         return "Literal[()] allows no value; needs at least one, such as Literal['a', 'b']"
-    for range_ in ranges_in(hint):
+    for extra in extras_in(hint):
+        if not isinstance(extra, str) and type(extra).__module__ != markers.__name__:
+            return f"{extra!r} in its annotation has no effect; a range is a text, '[1, 100]'"
+    ranges = [extra for extra in extras_in(hint) if isinstance(extra, str)]
+    if len(ranges) > 1:
+        return f"has the ranges {' and '.join(map(repr, ranges))}; needs one, in which both are met"
+    for range_ in ranges:
         if not re.fullmatch(RANGE, range_):
             return (
                 f"{range_!r} is no range; that is two numbers or inf in brackets, '[0, 1)' without "
@@ -284,11 +311,12 @@ def fault_of(hint: Any) -> str:
     return ""
 
 
-def ranges_in(hint: Any) -> list[str]:
-    """Returns the texts in an annotation, which are ranges."""
+def extras_in(hint: Any) -> list[Any]:
+    """Returns what an annotation says beside the type: ranges, which are texts, and markers."""
     if get_origin(hint) is not Annotated:
-        return [text for one in get_args(hint) for text in ranges_in(one)]
-    return [extra for extra in get_args(hint)[1:] if isinstance(extra, str)]
+        return [extra for one in get_args(hint) for extra in extras_in(one)]
+    kind, *extras = get_args(hint)
+    return [*extras_in(kind), *extras]
 
 
 def is_empty(range_: str, kind: type) -> bool:
@@ -463,8 +491,9 @@ def evaluation(
 def callback(name: str, config: type | None = None) -> Callable[[Thing], Thing]:
     """Registers a class of Lightning's callbacks, which takes part in every run.
 
-    With a class of keys each run has these keys, and the callback is built with their values. A
-    function that returns a callback, or None for none in this run, may stand for the class. What
+    With a class of keys each run has these keys, and the callback is built with an object of that
+    class: in `__init__(self, keys)`, the value of a key `every` is `keys.every`. A function that
+    returns a callback, or None for none in this run, may stand for the class. What
     `state_dict` returns is part of each checkpoint; `load_state_dict` gets it in a resumed run.
     """
     return companion("callback", name, config)
@@ -473,8 +502,8 @@ def callback(name: str, config: type | None = None) -> Callable[[Thing], Thing]:
 def logger(name: str, config: type | None = None) -> Callable[[Thing], Thing]:
     """Registers a function from the folder of a run to one of Lightning's loggers.
 
-    The logger gets every number that TensorBoard gets. With a class of keys, the function also
-    takes their values. If it returns None, the run is without it.
+    The logger gets every number that TensorBoard gets. With a class of keys, the function also takes
+    an object of that class, as in `csv(path, keys)`. If it returns None, the run is without it.
     """
     return companion("logger", name, config)
 

@@ -10,13 +10,16 @@ import logging
 import os
 import resource
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from lmlab import ranks
 from lmlab.errors import UserError, reason_of
+from lmlab.own_code import LIBRARY, is_own_file
 from lmlab.signals import unbroken
 from lmlab.stand_ins import quick_torchmetrics
 from lmlab.terminal import showing
@@ -56,18 +59,28 @@ def importing(shown: bool = True, own_code: bool = False) -> Iterator[None]:
         raise UserError(why) from error
     except ValueError as error:
         backend = os.environ.get("MPLBACKEND")
-        if backend is None or "backend" not in str(error):
+        if backend is not None and "backend" in str(error):
+            raise UserError(
+                f"MPLBACKEND={backend}: matplotlib has no such backend; allowed is agg, for example, or "
+                "no such variable"
+            ) from None
+        *_, last = traceback.extract_tb(error.__traceback__)
+        if is_own_file(last.filename) or Path(last.filename).is_relative_to(LIBRARY):
             raise
-        raise UserError(
-            f"MPLBACKEND={backend}: matplotlib has no such backend; allowed is agg, for example, or no "
-            "such variable"
-        ) from None
+        why = f"a library cannot be imported: {log_settings()}{reason_of(error)}"
+        raise UserError(why) from error
     finally:
         if is_first:
             gc.freeze()
         if was_enabled:
             gc.enable()
         matplotlib.setLevel(level)
+
+
+def log_settings() -> str:
+    """Returns what TORCH_LOGS is, which torch reads when it is imported, or "" if it is not set."""
+    value = os.environ.get("TORCH_LOGS")
+    return f"TORCH_LOGS={value}: " if value else ""
 
 
 def memory_limit() -> str:

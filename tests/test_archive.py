@@ -112,6 +112,7 @@ def test_the_page_says_what_made_the_runs_and_the_command_to_repeat(grid):
     for run in runs:
         assert f"`{run['command']}`" in page and run["torch"] in page and run["machine"] in page
     assert f"{len(runs)} runs of lmlab" in page and "pip install torch==" in page
+    assert "+" not in page.partition("pip install torch")[2].partition("`")[0]  # builds of torch
     assert page.count(runs[0]["command"]) == 1 and "What is not here" not in page
 
 

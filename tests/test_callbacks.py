@@ -460,6 +460,22 @@ def test_a_hook_that_would_never_be_called_is_refused(here, capsys, hook):
     )
 
 
+def test_what_looks_like_a_hook_and_is_none_is_a_warning(here, train, capsys):
+    text = """
+        from pytorch_lightning import Callback
+        class Own(Callback):
+            def on_train_batch_ended(self, *_): raise RuntimeError("never called")
+            def step_of_mine(self): pass
+        lmlab.register.callback("own")(Own)
+    """
+    train(f"{LINE} plugin={plugin(here, text)} max_steps=2")
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "no hook" in line]
+    assert line == (
+        "warning: callback Own: on_train_batch_ended is no hook of Lightning's, which does not call "
+        "it (did you mean on_train_batch_end?)"
+    )
+
+
 def test_the_number_of_threads_is_the_runs_own(here, train):
     """A callback that sets another one is told so, once; what an evaluation sets is set back."""
     code = """

@@ -2,6 +2,7 @@
 behind.
 """
 
+import json
 import shlex
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import lmlab
 from lmlab.commands import continued, sample
 from lmlab.commands import train as cli
 from lmlab.config import composition, grammar, overrides
@@ -307,6 +309,10 @@ def test_a_backend_that_matplotlib_does_not_have_is_one_line(monkeypatch):
         raise ValueError(why)
     with pytest.raises(ValueError, match="another"), importing():
         raise ValueError("another")
+    monkeypatch.setenv("TORCH_LOGS", "nonsense")
+    why = "a library cannot be imported: TORCH_LOGS=nonsense: JSONDecodeError: Expecting value"
+    with pytest.raises(UserError, match=why), importing():
+        json.loads("as a library would fail at its first line")
     with pytest.raises(UserError, match="matplotlibrc"), importing():
         b"\xff".decode()
 
@@ -375,10 +381,15 @@ def test_a_limit_of_memory_that_is_too_small_for_torch_is_named(texts):
     check(texts, done.returncode, done.stderr, words)
 
 
-def test_the_trace_is_there_for_who_asks(here, monkeypatch):
+def test_the_trace_is_there_for_who_asks(here, monkeypatch, capsys):
+    """With the same exit status as the line alone; a program gets the error itself."""
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    with pytest.raises(UserError, match="n_layr=4"):
+    with pytest.raises(SystemExit) as stop:
         cli.main(["n_layr=4"])
+    *_, last = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and "UserError: n_layr=4" in last
+    with pytest.raises(UserError, match="n_layr=4"):
+        lmlab.train(n_layr=4)
 
 
 def test_a_precision_that_the_device_cannot_do(texts, capsys, monkeypatch):

@@ -163,8 +163,11 @@ def test_runs_of_different_code_are_compared_as_two_rows(here, run_by, capsys):
     compare = script("compare").main
     compare(["old", "outputs/sweeps/s"])
     assert board(here) == {"aaaaaaaa": "0", "bbbbbbbb": "0"}
+    assert "called equal" not in capsys.readouterr().out
     compare(["old", "outputs/sweeps/s", "same_code=true"])
     assert board(here) == {"": "0"}
+    said = " ".join(capsys.readouterr().out.split())
+    assert "was called equal by same_code=true: aaaaaaaa, bbbbbbbb." in said
 
 
 def test_a_search_does_not_go_on_with_trials_of_other_code(here, run_by, capsys):

@@ -10,7 +10,9 @@ import pytest
 
 from lmlab.commands import sample
 from lmlab.commands import train as cli
+from lmlab.config import composition
 from lmlab.config.keys import choices_of
+from lmlab.errors import UserError
 from lmlab.sweeps import load_runs
 from tests.conftest import ROOT, config, metrics, refused
 
@@ -139,6 +141,29 @@ def test_a_fault_in_a_file_is_named_with_its_place(mine, capsys):
 
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="completes in bash")
+def test_a_plugin_of_hydras_that_fails_is_named(here):
+    """Hydra imports them wherever it finds them, such as in a folder of PYTHONPATH."""
+    file = here / "hydra_plugins/own.py"
+    file.parent.mkdir()
+    file.write_text("raise RuntimeError('mine')")
+    done = subprocess.run(
+        [sys.executable, ROOT / "train.py", "--cfg", "job"],
+        env=os.environ | {"PYTHONPATH": str(here)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr == f"error: {file}: this plug-in of Hydra's failed: RuntimeError: mine\n"
+
+
+def test_a_plugin_of_hydras_puts_no_files_before_those_of_the_lab():
+    own, main = {"provider": "mine", "path": "/of/mine"}, {"provider": "main", "path": "conf"}
+    hydras = {"provider": "hydra", "path": "pkg://hydra.conf"}
+    composition.check_sources([hydras, main, own])
+    with pytest.raises(UserError, match=r"\(mine\) puts /of/mine before the lab's own files"):
+        composition.check_sources([hydras, own, main])
+
+
 def test_bash_completes_keys_and_choices():
     script = subprocess.run(
         [sys.executable, ROOT / "train.py", "-sc", "install=bash"], capture_output=True, text=True

@@ -152,6 +152,36 @@ MISUSES = {
         "",
         ["KeysConfig.width", "'hello' is no range"],
     ),
+    "two ranges": (
+        model(width='Annotated[int, "[1, 10]", "(0, 3)"]'),
+        "",
+        ["KeysConfig.width", "'[1, 10]' and '(0, 3)'", "needs one"],
+    ),
+    "a range that is no text": (
+        model(width="Annotated[int, range(3)]"),
+        "",
+        ["KeysConfig.width", "range(0, 3) in its annotation has no effect", "'[1, 100]'"],
+    ),
+    "a key that is a list": (
+        model(width="list", default="[4]"),
+        "",
+        ["own.py", "KeysConfig.width", "its type cannot be checked", "allowed are int"],
+    ),
+    "a list for a number": (
+        model(default="[4]"),
+        "",
+        ["own.py", "KeysConfig.width", "[4] is no value of this type"],
+    ),
+    "an evaluation without the data": (
+        "@lmlab.register.evaluation()\ndef own(model): return {}",
+        "",
+        ["evaluation own", "own(model)", "needs own(model, data)"],
+    ),
+    "a logger without the folder": (
+        "@lmlab.register.logger('csv')\ndef own(): return None",
+        "",
+        ["logger csv", "own()", "needs csv(path)"],
+    ),
     "a key that is a function": (
         model().replace("width:", "check:"),
         "",
@@ -956,6 +986,32 @@ def test_an_error_in_a_text_names_the_plugin_whatever_its_kind(here, capsys, fau
     assert not (here / "outputs").exists()
 
 
+@pytest.mark.parametrize("module", ["torch", "numpy.linalg", "PIL"])
+def test_a_library_is_no_plugin(here, capsys, module):
+    """It is not imported a second time, which torch does not survive."""
+    words = [f"plugin={module}: is a library", "registers nothing", "plugin=my_lab.py"]
+    refused(capsys, lambda: cli.main([f"plugin={module}"]), words)
+
+
+def test_a_module_whose_package_imports_it_is_registered_once(here, monkeypatch, capsys):
+    """And what the package registers beside it is part of no hash, so the package is asked for."""
+    folder = here / "pack_of_mine"
+    folder.mkdir()
+    for name in "ab":
+        (folder / f"{name}.py").write_text(
+            f"import lmlab\nlmlab.register.schedule('{name}')(abs)\n"
+        )
+    (folder / "__init__.py").write_text("from . import b\n")
+    for name in ("pack_of_mine.b", "pack_of_mine"):
+        with plugins.active(plugins.sources(name)):
+            assert [one.name for one in plugins.ACTIVE[-1].additions] == ["b"]
+    for name in [name for name in sys.modules if name.startswith("pack_of_mine")]:
+        monkeypatch.delitem(sys.modules, name)
+    (folder / "__init__.py").write_text("from . import a, b\n")
+    words = ["plugin=pack_of_mine.b", "a.py: line 2", "plugin=pack_of_mine"]
+    refused(capsys, lambda: cli.main(["plugin=pack_of_mine.b"]), words)
+
+
 @pytest.mark.parametrize("module", ["os", "sys", "math", "xml.dom", "lmlab", "lmlab.register"])
 def test_a_module_of_python_or_of_the_lab_is_no_plugin(here, capsys, module):
     words = [f"plugin={module}: is a module of ", "registers nothing", "plugin=my_lab.py"]
@@ -1244,6 +1300,25 @@ def test_what_would_end_the_program_is_an_error_of_the_plugin(here, capsys, wher
         cli.main(["-m", *line.split(), f"where={where},nowhere", "hydra/launcher=basic", "name=s"])
     cells = [metrics(path.parent)["status"] for path in here.glob("outputs/sweeps/s/*/config.yaml")]
     assert stop.value.code == 1 and sorted(cells) == ["failed", "finished"]
+
+
+def test_an_evaluation_may_return_nothing_and_else_returns_names(here, train, capsys):
+    """Before the end of a run nothing is also what a function without return gives."""
+    text = """
+        @lmlab.register.evaluation("val/at_the_end")
+        def own(model, data):
+            if data.is_last:
+                return {"val/at_the_end": 1.0}
+
+        @lmlab.register.evaluation()
+        def bare(model, data):
+            return 0.5
+    """
+    run = train(f"{LINE} plugin={plugin(here, text)}")
+    assert metrics(run)["val/at_the_end"] == 1.0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the evaluation own" not in said
+    assert "the evaluation bare failed and is left out: returns float; needs names and" in said
 
 
 def test_an_evaluation_that_calls_sys_exit_is_left_out(here, train, capsys):

@@ -19,6 +19,14 @@ TEXT = " ".join(
 )
 
 
+def test_a_text_of_one_character_has_losses_of_zero_and_not_of_minus_zero(train, here):
+    (here / "my.txt").write_text("a" * 300)
+    run = train("model=bigram data=file path=my.txt block_size=8 max_steps=1 threads=1")
+    found = metrics(run)
+    for name in ("reference/unigram", "reference/bigram", "reference/ngram", "val/loss"):
+        assert math.copysign(1, found[name]) == 1 and found[name] == pytest.approx(0, abs=1e-6)
+
+
 def test_they_are_what_counting_by_hand_gives(train, here, capsys, monkeypatch):
     monkeypatch.setattr("lmlab.inference.references.ORDERS", ORDERS)  # all of them; see conftest.py
     (here / "my.txt").write_text(TEXT)

@@ -277,7 +277,7 @@ def steps(runs: dict[Path, dict[str, Any]], members: list[str]) -> Iterator[str]
         wanted = f"commit {' or '.join(commits)}"
     yield f"Get lmlab, {wanted}; the hash of its code (and of plug-ins) must be the one above."
     packages = [
-        f"{package}=={version}"
+        f"{package}=={version.partition('+')[0]}"  # what stands after + is no version of the index
         for fact, package in PACKAGES.items()
         for version in distinct(run.get(fact) for run in runs.values())[:1]
     ]

@@ -1,8 +1,10 @@
 """Composes the choices of a command with Hydra: its files of conf/, and the values in them."""
 
 import re
+import traceback
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import hydra
@@ -28,10 +30,11 @@ from lmlab.config.keys import (
     keys_taken,
 )
 from lmlab.config.recipes import check_preset, read_recipe
-from lmlab.errors import UserError, about, nearest
+from lmlab.errors import UserError, about, nearest, reason_of
 from lmlab.registry import remembered
 from lmlab.signals import signals_held
 
+HYDRAS_PLUGINS = "hydra_plugins"  # the package in which Hydra looks for them
 LISTED = "list"  # the sweeper that the lab itself chooses, for grids and for sweeps from files
 
 
@@ -88,6 +91,8 @@ def compose(overrides: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str],
                 primary(), [*overrides, *search_path()], return_hydra_config=True
             )
             values: Any = OmegaConf.to_container(composed)
+            settings = values.pop("hydra")
+            check_sources(settings["runtime"]["config_sources"])
     except MissingConfigException as error:
         raise UserError(missing_choice(error, overrides)) from None
     except (HydraException, OmegaConfBaseException, ValueError) as error:
@@ -97,8 +102,27 @@ def compose(overrides: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str],
         if "Could not override 'hydra." in reason:
             hint = "; there is no such key, --help lists those of local and search"
         raise UserError(reason.rstrip(". \n") + hint) from None
-    settings = values.pop("hydra")
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        files = [frame.filename for frame in frames if HYDRAS_PLUGINS in Path(frame.filename).parts]
+        if not files:
+            raise
+        raise UserError(
+            f"{files[-1]}: this plug-in of Hydra's failed: {reason_of(error)}"
+        ) from None
     return values, settings["runtime"]["choices"], settings
+
+
+def check_sources(sources: list[dict[str, str]]) -> None:
+    """Raises UserError if a plug-in of Hydra's has put files of its own before those of the lab."""
+    for source in sources:
+        if source["provider"] == "main":
+            return
+        if source["provider"] != "hydra":
+            raise UserError(
+                f"a plug-in of Hydra's ({source['provider']}) puts {source['path']} before the lab's own "
+                "files; --config-dir= adds a folder of recipes and presets"
+            )
 
 
 def missing_choice(error: MissingConfigException, overrides: tuple[str, ...]) -> str:

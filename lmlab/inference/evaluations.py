@@ -12,17 +12,19 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, wraps
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lmlab import plugins
+from lmlab.calls import check_call
 from lmlab.catalogue import INSTRUMENTS, OWN_EVALUATIONS
 from lmlab.data.documents import Documents
 from lmlab.data.splits import Splits
 from lmlab.data.tokenizers import Tokenizer
+from lmlab.errors import UserError
 from lmlab.inference import generate
 from lmlab.inference.answers import answer_numbers
 from lmlab.inference.excerpt import excerpt
@@ -214,7 +216,8 @@ def evaluate(subject: Subject, warn: Callable[[str], object]) -> dict[str, Value
                 evaluating(subject.model),
                 untouched(subject.model) as changed,
             ):
-                found = {name: plain(x) for name, x in dict(own(subject.model, subject)).items()}
+                returned = named(own(subject.model, subject))
+                found = {name: plain(value) for name, value in returned.items()}
             refused = {name: why for name, x in found.items() if (why := why_not(name, x, values))}
         except Exception as error:
             why = plugins.explained(title, error)
@@ -308,6 +311,24 @@ def same(one: Tensor, two: Tensor) -> bool:
     if (one.dtype, one.device) != (two.dtype, two.device):
         return False
     return torch.equal(one, two) or torch.equal(one.nan_to_num(), two.nan_to_num())
+
+
+def check_evaluations() -> None:
+    """Raises UserError if an evaluation of somebody's own cannot be called as the lab does."""
+    for title, own in OWN_EVALUATIONS.items():
+        check_call(f"evaluation {title}", own, f"{title}(model, data)")
+
+
+def named(returned: object) -> Mapping[str, Any]:
+    """Returns the values that somebody's own evaluation has returned, by name. Raises UserError."""
+    if returned is None:
+        return {}
+    if isinstance(returned, dict):
+        return returned
+    raise UserError(
+        f"returns {type(returned).__name__}; needs names and values, such as "
+        '{"val/accuracy": 0.5}, or nothing'
+    )
 
 
 def why_not(name: object, value: object, values: Mapping[str, Value]) -> str:

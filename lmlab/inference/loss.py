@@ -186,7 +186,7 @@ def loss_metrics(
     if counts is not None:
         log_probs = log_probs[torch.tensor(counts)]
         predicted = predicted[counts]
-    total = -log_probs.sum(dtype=torch.float64)
+    total = 0 - log_probs.sum(dtype=torch.float64)  # which is never -0
     loss = total / len(log_probs)
     n_bytes = 0
     for start in range(0, len(predicted), PIECE):  # a number for each token would fill the memory

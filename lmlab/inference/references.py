@@ -129,7 +129,7 @@ def add_one_bigram_loss(
         np.concatenate([pairs_of(train, vocab_size), wanted]), return_counts=True
     )
     shares = seen[np.searchsorted(pairs, wanted)] / (firsts[wanted // vocab_size] + vocab_size)
-    return -float((times * np.log(shares)).sum()) / len(predicted)
+    return (0 - float((times * np.log(shares)).sum())) / len(predicted)  # which is never -0
 
 
 def pairs_of(text: np.ndarray, vocab_size: int) -> np.ndarray:
@@ -152,4 +152,4 @@ def ngram_loss(
     answers = model.log_probs_at(places.numbers, predicted)
     if counts is not None:
         answers = answers[torch.tensor(counts)]
-    return -answers.double().mean().item()
+    return 0 - answers.double().mean().item()

@@ -301,6 +301,11 @@ def doubts(table: pd.DataFrame, loss: str) -> list[str]:
             f"Different code, the lab's or a plug-in's, made these runs (column code; now {own_code()}); "
             "same_code=true calls all of it equal."
         )
+    if table.attrs.get("called_equal"):
+        sentences.append(
+            "Different code made these runs, and was called equal by same_code=true: "
+            f"{', '.join(table.attrs['called_equal'])}."
+        )
     for name, of in (("torch", "versions of torch"), ("machine", "machines")):
         if name in table and table[name].nunique() > 1:
             values = sorted({str(value) for value in table[name].dropna()})

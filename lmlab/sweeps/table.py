@@ -84,7 +84,8 @@ def load_runs(
     metrics.json, `path`, `group` (equal for runs that differ only in seed), `label` and `code` (a
     hash of the lab's files that made the run). Runs of different code are in different groups,
     unless `same_code` says that the difference does not matter. Runs that cannot be read are left
-    out, and `.attrs["faults"]` holds their errors. `read` is called in the place of `load_run`.
+    out, and `.attrs["faults"]` holds their errors; `.attrs["called_equal"]` holds the names of
+    different code that somebody has called equal. `read` is called in the place of `load_run`.
     Raises UserError if there is no run.
     """
     read = read or load_run
@@ -121,10 +122,13 @@ def load_runs(
     averaged = [name for name in numbers_where("in_leaderboard") if name in table]
     # Without this, a column that has no number would be one of objects.
     table = table.assign(**{name: pd.to_numeric(table[name]) for name in averaged})
+    different = sorted({code for code in table["code"] if "=" in code})
     if same_code:
+        different = sorted({*table["code"]}) if table["code"].nunique() > 1 else different
         table["code"] = ""
     split_groups(table)
     table.attrs["faults"] = faults
+    table.attrs["called_equal"] = different
     return table
 
 

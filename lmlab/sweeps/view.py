@@ -153,7 +153,8 @@ def progress_columns(cell: Cell) -> tuple[str, str, str]:
     time_left = ""
     if step and point.get("train_seconds"):
         time_left = f"{(steps - step) * point['train_seconds'] / step:,.0f} s"
-    return f"{step:,} / {steps:,}", shown_loss, time_left
+    progress = f"{step:,} / {steps:,}" if point else ""
+    return progress, shown_loss, time_left
 
 
 def last_point(cell: Cell) -> dict[str, Any]:

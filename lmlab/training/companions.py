@@ -15,7 +15,7 @@ from pytorch_lightning.loggers import Logger
 from lmlab import plugins
 from lmlab.calls import check_call, own_call
 from lmlab.catalogue import CALLBACKS, LOGGERS, Choice
-from lmlab.errors import UserError
+from lmlab.errors import UserError, nearest
 from lmlab.register import is_own
 from lmlab.registry import load
 from lmlab.training.step import no_early_end
@@ -70,6 +70,23 @@ def called(name: str, row: Choice, keys: Any) -> Any:
     check_call(about, builder, form)
     with own_call(about, form):
         return builder(*arguments(row, keys))
+
+
+def never_called(callbacks: list[Callback]) -> str:
+    """Returns a warning of methods that look like hooks and are none of Lightning's, or ""."""
+    hooks = [name for name in vars(Callback) if name.startswith("on_")]
+    warnings = []
+    for callback in callbacks:
+        for kind in inspect.getmro(type(callback)):
+            if kind.__module__.startswith(LIGHTNING):
+                continue
+            for name, method in vars(kind).items():
+                if name.startswith("on_") and inspect.isfunction(method) and name not in hooks:
+                    warnings.append(
+                        f"callback {type(callback).__name__}: {name} is no hook of Lightning's, which "
+                        f"does not call it{nearest(name, hooks)}"
+                    )
+    return "; ".join(warnings)
 
 
 def check_hooks(name: str, callback: Callback) -> None:
@@ -187,6 +204,13 @@ def loggers(
         if logger is not None:
             boards.append(LoggerBoard(name, logger, warn))
     return boards
+
+
+def check_loggers(keys: Mapping[str, Any]) -> None:
+    """Raises UserError if the function of a logger cannot be called as the lab does."""
+    for name, row in LOGGERS.items():
+        taken = ", ".join(["path", *("keys" for _ in arguments(row, keys[name]))])
+        check_call(f"logger {name}", load(row.builder), f"{name}({taken})")
 
 
 def check_logger(logger: Any) -> None:

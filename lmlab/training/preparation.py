@@ -17,7 +17,7 @@ from lmlab.data.splits import Splits
 from lmlab.data.subwords import from_file
 from lmlab.data.tokenizers import Tokenizer
 from lmlab.errors import UserError
-from lmlab.inference.evaluations import Source, Subject, untouched
+from lmlab.inference.evaluations import Source, Subject, check_evaluations, untouched
 from lmlab.inference.loss import scores_of
 from lmlab.models.base import LanguageModel, build_model
 from lmlab.models.own import check_scores
@@ -25,7 +25,7 @@ from lmlab.register import is_own
 from lmlab.registry import folder_kept
 from lmlab.runs import checkpoints
 from lmlab.runs.folder import AnyDirectory, newest, read_config, text_sha256
-from lmlab.training.companions import callbacks
+from lmlab.training.companions import callbacks, check_loggers, never_called
 from lmlab.training.optimizers import build_optimizer, check_schedule
 
 MOST_SCORES = 2**24  # in a row, with which somebody's own model is checked
@@ -86,16 +86,18 @@ class Prepared:
             check_own_model(self.model, config.choices["model"], self.text.tokenizer.vocab_size)
         self.companions = config.companions  # the keys of callbacks and loggers
         self.callbacks = callbacks(self.companions)
+        check_loggers(self.companions)
+        check_evaluations()
         self.optimizer: Any = config.optimizer  # the optimizer's keys
         self.has_own_optimizer = is_own("optimizer", config.base("optimizer"))
         has_own_callback = not all(map(is_the_labs, self.callbacks))
         self.may_set_optimizer = self.has_own_optimizer or has_own_callback
-        self.warning = ""
+        warnings = [never_called(self.callbacks)]
         if self.has_own_optimizer:
             optimizer = build_optimizer(self.model, self.optimizer, config.device.precision)
             name = config.choices["optimizer"]
-            warnings = untrained(self.model, optimizer, name), own_rates(optimizer, name)
-            self.warning = "; ".join(filter(None, warnings))
+            warnings += [untrained(self.model, optimizer, name), own_rates(optimizer, name)]
+        self.warning = "; ".join(filter(None, warnings))
         check_schedule(config.run)
         self.precision: str = config.device.precision
         self.device: str = config.choices["device"]
