@@ -209,6 +209,10 @@ def test_runs_of_which_none_says_its_code_are_said_so(runs):
 def test_a_best_value_at_the_edge_is_told_and_one_beside_what_diverged_is_not(runs):
     plan = planned.comparisons(runs, "optimizer", "n_embd", "lr")
     assert plan["edge"].tolist() == ["", "the best lr=0.001 is the smallest of 3 tried", "", ""]
+    footnote = planned.footnote_of(plan, "val/loss", "lr")
+    assert f"the best of up to {runs['lr'].nunique()} in lr" in footnote  # with what diverged
+    one = planned.comparisons(runs[runs["lr"] == 0.01].assign(x=1), "optimizer", "n_embd")
+    assert "the best of" not in planned.footnote_of(one, "val/loss", "lr")
     short = runs[runs["lr"] < 1.0]
     edges = planned.comparisons(short, "optimizer", "n_embd", "lr")["edge"].tolist()
     assert edges[2] == "the best lr=0.1 is the largest of 3 tried"

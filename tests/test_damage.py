@@ -744,6 +744,24 @@ def test_a_curve_that_hardly_falls_is_within_the_frame(run):
     assert axes.get_ylim() == (0, pytest.approx(1.05 * 3.5001))
 
 
+def test_what_a_picture_of_curves_cannot_compare_or_show_is_said(trained, run, capsys):
+    other = shutil.copytree(trained / "other", run.parent / "other", symlinks=True)
+    plot.curves([run, other])
+    assert capsys.readouterr().err == ""
+    numbers = metrics(other) | {"data_sha256": "0" * 64}
+    (other / "metrics.json").write_text(json.dumps(numbers))
+    lines = (other / "history.jsonl").read_text().splitlines(keepends=True)
+    first = [line for line in lines if '"train/loss"' in line][:1]
+    (other / "history.jsonl").write_text("".join(first + [x for x in lines if '"val/loss"' in x]))
+    (axes,) = plot.curves([run, other]).axes
+    assert "the same text" in (said := capsys.readouterr().err) and "data_sha256" in said
+    assert all(len(line.get_xdata()) > 1 or line.get_marker() != "None" for line in axes.lines)
+    (other / "history.jsonl").write_text("".join(first))
+    plot.curves([run, other])
+    said = capsys.readouterr().err
+    assert said == f"warning: there is no curve of val/loss for {other}\n"
+
+
 def test_a_key_that_is_there_twice_is_named(run, capsys):
     text = (run / "config.yaml").read_text()
     files.write_sealed(run / "config.yaml", (text + "lr: 0.5\n").encode())

@@ -335,7 +335,7 @@ def test_a_study_keeps_its_text_and_what_is_not_searched(here, sweep, capsys):  
         assert "the study s was started with" in said and said.count("error: ") == 1
     (here / "a.txt").rename(here / "c.txt")
     assert sweep(own.replace("a.txt", "c.txt") + "2") == 0
-    assert "the study has 1 trials; n_trials=2 is for all" in capsys.readouterr().out
+    assert "the study has 1 trial; n_trials=2 is for all" in capsys.readouterr().out
     assert len(study("s").trials) == 2
 
 
@@ -355,10 +355,15 @@ def test_a_key_may_be_searched_for_a_while(here, sweep, capsys):  # noqa: F811
     assert "batch_size" not in capsys.readouterr().out.split("n_trials=4 is for all")[0]
     assert sweep(f"{line}5 batch_size=4,8 block_size=4,6") == 0
     assert "block_size is searched from now on; in earlier trials it was" in capsys.readouterr().out
-    assert sweep(f"{line}6 batch_size=4,8 max_steps=2") == 2
+    other = line.replace("interval(1e-2,1)", "interval(1,2)")
+    for n, told in ((6, True), (7, False)):
+        assert sweep(f"{other}{n} batch_size=4,8") == 0
+        words = "lr is searched in 1 to 2 from now on; earlier trials searched in 0.01 to 1"
+        assert (words in capsys.readouterr().out) == told
+    assert sweep(f"{line}8 batch_size=4,8 max_steps=2") == 2
     assert "was started with max_steps=1" in capsys.readouterr().err
     runs = load_runs("outputs/sweeps/k")
-    assert len(runs) == 5 and {7, 5} < {*runs["batch_size"]}
+    assert len(runs) == 7 and {7, 5} < {*runs["batch_size"]}
 
 
 def test_what_a_search_has_cut_a_grid_finishes(here, sweep):  # noqa: F811

@@ -17,7 +17,7 @@ from scipy import stats
 
 from lmlab.commands import evaluate, plot
 from lmlab.commands import train as cli
-from lmlab.config.keys import markers_of
+from lmlab.config.keys import LEFT_OUT, markers_of
 from lmlab.errors import UserError, one_line_errors
 from lmlab.inference import loss
 from lmlab.markers import CountsBeside
@@ -25,7 +25,7 @@ from lmlab.numbers import COLUMNS, REFERENCES
 from lmlab.sweeps import load_runs, report, scaling, table, words
 from lmlab.sweeps.curves import Curves
 from lmlab.sweeps.labels import common_parts, without
-from lmlab.sweeps.table import LEFT_OUT, SIZES, SOURCES, TEXTS
+from lmlab.sweeps.table import SIZES, SOURCES, TEXTS
 from tests.conftest import NANO, ROOT, config, history, metrics, refused, script, working_in
 
 
@@ -91,6 +91,11 @@ def test_excerpts_that_decide_when_a_run_ends_make_cells_of_their_own(here, trai
     assert len(train(f"{line} eval_tokens=8,null name=two")) == 2
     board = pd.read_csv("outputs/sweeps/two/leaderboard.csv")
     assert {*map(str, board["eval_tokens"])} == {"8.0", "nan"}
+    train(line.replace("-m ", "").replace("patience=1", "eval_tokens=8 name=three"))
+    train(line.replace("-m ", "").replace(" patience=1", "").replace("seed=0", "seed=1 name=three"))
+    board = table.leaderboard(load_runs("outputs"))
+    (row,) = [row for row in table.records(board) if row["seeds"] == "0,1"]
+    assert {*row["eval_tokens"].split(", ")} >= {"8", str(usual)}  # a row has no value of some
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmlab.commands.options import named_folders, parse_script
 from lmlab.commands.picture import check_picture, new_figure, save_picture
-from lmlab.config.keys import token_keys
+from lmlab.config.keys import TEXT_KEYS, token_keys
 from lmlab.errors import UserError, printable
 from lmlab.markers import PathText
 from lmlab.numbers import EXCERPT_TOKENS
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 LONGEST = 50  # characters of a label
 BESIDE = 10  # runs whose names stand within the axes, and that have a color each of matplotlib's
 NAMED = 40  # runs with a name, at most; more would leave no room for the curves
+LISTED = 3  # runs without a curve that are named
 LINE = 0.2  # inches of a name
 ROOM = 1.05  # of the highest loss, up to the upper edge
 
@@ -77,9 +78,16 @@ def curves(runs: list[Path]) -> Figure:
     tokenizers = {tokenizer_of(metrics) for metrics in noted}
     styles = STYLES if len(tokenizers) == 1 else BITS
     unit = "character" if tokenizers == {tokenizer_of({})} else "token"
+    drawn: dict[str, list[int]] = {key: [] for key in styles}  # which runs have such a curve
     for n, (run, label) in enumerate(zip(runs, labels, strict=True)):
         shown = label if len(runs) == 1 else without(label, common)
-        draw(axes, run, shortened(shown), styles, color_of(n, len(runs)))
+        for key in draw(axes, run, shortened(shown), styles, color_of(n, len(runs))):
+            drawn[key].append(n)
+    for line in (
+        *without_curve(runs, drawn),
+        *other_texts([noted[n] for n in [*drawn.values()][-1]]),
+    ):
+        print(f"warning: {line}", file=sys.stderr)
     if not axes.lines:
         raise UserError(f"{runs[0]}/history.jsonl: has no loss, so there is nothing to draw")
     ylabel = "bits per byte" if styles is BITS else f"loss, nats per {unit}"
@@ -91,6 +99,30 @@ def curves(runs: list[Path]) -> Figure:
     else:
         name_below(axes, ", ".join(f"{key}: {WORDS[key]}" for key in styles))
     return figure
+
+
+def without_curve(runs: Sequence[Path], drawn: Mapping[str, Sequence[int]]) -> Iterator[str]:
+    """Yields for each number which runs have no curve of it, if others have one."""
+    for key, numbers in drawn.items():
+        others = [str(run) for n, run in enumerate(runs) if n not in numbers]
+        if numbers and others:
+            more = f" and {len(others) - LISTED} more" if len(others) > LISTED else ""
+            yield f"there is no curve of {key} for {', '.join(others[:LISTED])}{more}"
+
+
+def other_texts(noted: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns a sentence if runs with these metrics were validated on different text, or none."""
+    keys = [
+        key
+        for key in TEXT_KEYS
+        if len({repr(metrics.get(f"config/{key}", metrics.get(key))) for metrics in noted}) > 1
+    ]
+    if not keys:
+        return []
+    return [
+        "not all were validated on the same text, so their losses cannot be compared: the runs differ in "
+        f"{', '.join(keys)}"
+    ]
 
 
 def label_of(run: Path, metrics: Mapping[str, Any]) -> str:
@@ -166,8 +198,14 @@ def tokenizer_of(metrics: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
     return tuple(keys.items())
 
 
-def draw(axes: Axes, run: Path, label: str, styles: dict[str, dict[str, Any]], color: str) -> None:
-    """Draws the curves of one run, one for each number in `styles` that its history has."""
+def draw(
+    axes: Axes, run: Path, label: str, styles: dict[str, dict[str, Any]], color: str
+) -> list[str]:
+    """Draws the curves of one run, one for each number in `styles` that its history has.
+
+    Returns these numbers.
+    """
+    found = []
     lines = read_history(run)
     excerpts = {line[EXCERPT_TOKENS] for line in lines if line.get(EXCERPT_TOKENS)}
     if excerpts:
@@ -179,4 +217,8 @@ def draw(axes: Axes, run: Path, label: str, styles: dict[str, dict[str, Any]], c
         points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
         if points:
             name = f"{label}  {key}"
+            if len(points) == 1:  # a line needs two
+                style = {"marker": ".", **style}
             axes.plot(*zip(*points, strict=True), color=color, label=name, **style)
+            found.append(key)
+    return found

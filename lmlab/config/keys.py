@@ -48,6 +48,9 @@ GROUPS = tuple(CATALOGUE)
 DIVIDING = ("separator", "score_after")  # their texts divide the text, and often end lines
 # What decides, beside the text, which tokens val/loss is a mean of.
 VALIDATED = ("val_fraction", "test_fraction", *DIVIDING)
+LEFT_OUT = "left_out"  # how many characters of the text the vocabulary lacks, or bytes
+# What tells validation texts from each other; losses on different ones cannot be compared.
+TEXT_KEYS = ("data_sha256", "documents", *VALIDATED, LEFT_OUT)
 CHOICES = tuple(GROUP_MARKERS)  # the groups and the experiment
 
 

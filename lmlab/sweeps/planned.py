@@ -107,7 +107,7 @@ def choose(
         if first.losses:
             edges = [edge for key in best if (edge := edge_of(key, first, members))]
         values = {key: first.row[key] for key in levels}
-        n = sum(bool(one.losses) for one in members)
+        n = sum(one.ended for one in members)  # one that diverged was tried, too
         chosen.append(Chosen(values, first, n, edges))
     return chosen
 
@@ -310,7 +310,7 @@ def footnote_of(plan: pd.DataFrame, loss: str, best: str | None) -> str:
     """Returns the explanation of the columns of planned comparisons."""
     sentences = [f"{loss} at the end: mean over n seeds, ± its standard error."]
     sentences += explained(tables.records(plan), these_alone)
-    if best is not None:
+    if best is not None and plan["of"].max() > 1:
         sentences.append(
             f"Each row is the best of up to {plan['of'].max()} in {best}, by these same losses, "
             "which flatters it; fresh seeds at the chosen values would not."

@@ -225,7 +225,8 @@ class SearchSweeper(Sweeper):
                 "cannot be compared"
             )
         if n_trials:
-            print(f"the study has {n_trials} trials; n_trials={self.settings.n_trials} is for all")
+            number = "1 trial" if n_trials == 1 else f"{n_trials} trials"
+            print(f"the study has {number}; n_trials={self.settings.n_trials} is for all")
 
     def counted(self) -> list["optuna.trial.FrozenTrial"]:
         """Returns the trials of the study, of those that were tried again only the last."""
@@ -333,6 +334,11 @@ class SearchSweeper(Sweeper):
         once = {key for trial in trials for key in trial.distributions} - {*self.space}
         for key in sorted(once & values.keys()):
             print(f"{key}={values[key]} in all further trials; earlier ones have searched it")
+        for key, dimension in self.space.items():
+            earlier = [trial.distributions[key] for trial in trials if key in trial.distributions]
+            if earlier and earlier[-1] != dimension.distribution:
+                now, then = map(interval_of, (dimension.distribution, earlier[-1]))
+                print(f"{key} is searched in {now} from now on; earlier trials searched in {then}")
         before = self.study.user_attrs.get("fixed", {})
         for key in sorted(before.keys() & self.space.keys()):
             print(f"{key} is searched from now on; in earlier trials it was {before[key]}")
@@ -485,6 +491,12 @@ def typed(override: Override) -> str:
     """Returns an override as the user typed it."""
     assert override.input_line is not None  # it was parsed from text
     return override.input_line
+
+
+def interval_of(distribution: Any) -> str:
+    """Returns the interval of Optuna's distribution of numbers, as in "0.1 to 1, step 0.1"."""
+    ends = f"{distribution.low:g} to {distribution.high:g}"
+    return ends if distribution.step in (None, 1) else f"{ends}, step {distribution.step:g}"
 
 
 @dataclass(frozen=True)

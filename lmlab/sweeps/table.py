@@ -21,7 +21,7 @@ from lmlab import files
 from lmlab.config.check import derived
 from lmlab.config.keys import (
     GROUPS,
-    VALIDATED,
+    TEXT_KEYS,
     choices_of,
     idle_keys,
     marked,
@@ -69,10 +69,7 @@ SOURCES = ("init_sha256", "tokenizer_sha256", "documents")  # of a run, beside i
 Row = tuple[dict[str, Any], dict[str, Any]]  # the configuration of a run, and its other values
 Reader = Callable[[Path], Row]
 
-LEFT_OUT = "left_out"  # how many characters of the text the vocabulary lacks, or bytes
 DIGITS = 8  # of such a hash in a row
-# What tells validation texts from each other; losses on different ones cannot be compared.
-TEXT_KEYS = ("data_sha256", "documents", *VALIDATED, LEFT_OUT)
 
 
 def load_runs(
@@ -658,7 +655,7 @@ def row_of(
     row = {"group": first["group"]}
     unused = unused_keys(first["model"])
     for key in keys:
-        row[key] = None if key in unused else first[key]
+        row[key] = None if key in unused else shared([member[key] for member in members])
         if key in ("data_sha256", *SOURCES):
             row[key] = str(first[key])[:DIGITS] if pd.notna(first[key]) else None
     row["n"] = len(seeds)
@@ -670,6 +667,17 @@ def row_of(
     counts = Counter(run["status"] for run in members if run["status"] != "finished")
     row["not_finished"] = ", ".join(f"{n} {status}" for status, n in counts.most_common())
     return row
+
+
+def shared(values: Sequence[Any]) -> Any:
+    """Returns the value of a key in the runs of a row, or all as a text if they differ.
+
+    They do in a key that only watches, such as eval_tokens, but makes other rows of the table differ.
+    """
+    different = {repr(value): value for value in values}
+    if len(different) == 1:
+        return values[0]
+    return ", ".join(map(str, different.values()))
 
 
 def objective(table: pd.DataFrame) -> str:
