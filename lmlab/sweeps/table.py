@@ -52,6 +52,7 @@ from lmlab.sweeps.claims import (
     half_width,
 )
 from lmlab.sweeps.labels import common_parts, without
+from lmlab.sweeps.words import plain
 from lmlab.terminal import after_a_second, tell
 
 BITS = "val/bits_per_byte"
@@ -677,7 +678,7 @@ def shared(values: Sequence[Any]) -> Any:
     different = {repr(value): value for value in values}
     if len(different) == 1:
         return values[0]
-    return ", ".join(map(str, different.values()))
+    return ", ".join(plain(value) or "null" for value in different.values())
 
 
 def objective(table: pd.DataFrame) -> str:
