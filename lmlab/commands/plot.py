@@ -38,7 +38,7 @@ LISTED = 3  # runs without a curve that are named
 LINE = 0.2  # inches of a name
 ROOM = 1.05  # of the highest loss, up to the upper edge
 
-STYLES: dict[str, dict[str, Any]] = {
+STYLES: dict[str, dict[str, Any]] = {  # the number of validation stands last
     "train/loss": {"alpha": 0.35, "lw": 1},
     "val/loss": {"marker": "o", "ms": 4},
 }
@@ -83,10 +83,9 @@ def curves(runs: list[Path]) -> Figure:
         shown = label if len(runs) == 1 else without(label, common)
         for key in draw(axes, run, shortened(shown), styles, color_of(n, len(runs))):
             drawn[key].append(n)
-    for line in (
-        *without_curve(runs, drawn),
-        *other_texts([noted[n] for n in [*drawn.values()][-1]]),
-    ):
+    *_, validated = drawn.values()
+    doubts = [*without_curve(runs, drawn), *other_texts([noted[n] for n in validated])]
+    for line in doubts:
         print(f"warning: {line}", file=sys.stderr)
     if not axes.lines:
         raise UserError(f"{runs[0]}/history.jsonl: has no loss, so there is nothing to draw")

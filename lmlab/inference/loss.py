@@ -186,16 +186,17 @@ def loss_metrics(
     if counts is not None:
         log_probs = log_probs[torch.tensor(counts)]
         predicted = predicted[counts]
-    total = 0 - log_probs.sum(dtype=torch.float64)  # which is never -0
+    total = -log_probs.sum(dtype=torch.float64)
     loss = total / len(log_probs)
     n_bytes = 0
     for start in range(0, len(predicted), PIECE):  # a number for each token would fill the memory
         n_bytes += int(tokenizer.byte_lengths[predicted[start : start + PIECE]].sum())
-    return {
+    numbers = {
         f"{split}/loss": loss.item(),
         f"{split}/perplexity": loss.exp().item(),
         f"{split}/bits_per_byte": total.item() / math.log(2) / n_bytes,
     }
+    return {name: number + 0.0 for name, number in numbers.items()}  # of -0 it makes 0
 
 
 def keep_evaluation(path: Path, about: dict[str, str | int], numbers: dict[str, float]) -> None:
