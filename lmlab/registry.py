@@ -67,20 +67,13 @@ def importing(shown: bool = True, own_code: bool = False) -> Iterator[None]:
         *_, last = traceback.extract_tb(error.__traceback__)
         if is_own_file(last.filename) or Path(last.filename).is_relative_to(LIBRARY):
             raise
-        why = f"a library cannot be imported: {log_settings()}{reason_of(error)}"
-        raise UserError(why) from error
+        raise UserError(f"a library cannot be imported: {reason_of(error)}") from error
     finally:
         if is_first:
             gc.freeze()
         if was_enabled:
             gc.enable()
         matplotlib.setLevel(level)
-
-
-def log_settings() -> str:
-    """Returns what TORCH_LOGS is, which torch reads when it is imported, or "" if it is not set."""
-    value = os.environ.get("TORCH_LOGS")
-    return f"TORCH_LOGS={value}: " if value else ""
 
 
 def memory_limit() -> str:

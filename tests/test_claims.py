@@ -287,6 +287,24 @@ def test_a_narrow_terminal_leaves_columns_out_and_says_so(runs, capsys, monkeypa
         assert ("Not shown" in said) == bool(left_out) and left_out in " ".join(said.split())
 
 
+@pytest.mark.parametrize("width", [160, 70, 50])
+@pytest.mark.parametrize("worst", [2.6, 2.1e27])
+def test_no_key_and_no_star_is_cut_whatever_the_width_and_the_losses(
+    capsys, monkeypatch, width, worst
+):
+    runs = grid([2.0, 2.1, worst], lr=[0.5, 0.25, 0.125])
+    monkeypatch.setattr(report, "WIDTH", width)
+    report.show(runs, record=1.9)
+    said = capsys.readouterr().out
+    head, _, _ = said.partition("val/loss at the end")
+    assert max(map(len, said.splitlines())) <= width and "…" not in said
+    assert {"0.5", "0.25", "0.125"} <= {*head.split()}
+    assert head.split().count("*") == 5  # two to the best, three to the record
+    rows = table.records(table.leaderboard(runs, 1.9))
+    cells = [latex.mean_of(row, "val/loss") + latex.difference_of(row) for row in rows]
+    assert max(map(len, re.findall(r"\d+", head + "".join(cells)))) <= 4  # digits in a row
+
+
 def test_on_a_very_narrow_terminal_one_column_has_all_keys_and_the_page_is_named(
     runs, capsys, monkeypatch
 ):

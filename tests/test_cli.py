@@ -309,8 +309,7 @@ def test_a_backend_that_matplotlib_does_not_have_is_one_line(monkeypatch):
         raise ValueError(why)
     with pytest.raises(ValueError, match="another"), importing():
         raise ValueError("another")
-    monkeypatch.setenv("TORCH_LOGS", "nonsense")
-    why = "a library cannot be imported: TORCH_LOGS=nonsense: JSONDecodeError: Expecting value"
+    why = "a library cannot be imported: JSONDecodeError: Expecting value"
     with pytest.raises(UserError, match=why), importing():
         json.loads("as a library would fail at its first line")
     with pytest.raises(UserError, match="matplotlibrc"), importing():
@@ -563,7 +562,10 @@ def test_a_fall_that_would_end_within_the_warm_up_is_told_once(here, capsys, typ
         ("ema=0.75 max_steps=26", ""),
         ("patience=2 eval_interval=5 max_steps=10", "max_steps=10: the first has no effect"),
         ("patience=2 eval_interval=5 max_steps=11", ""),
-        ("patience=1 eval_interval=5 max_steps=3 -m seed=0,1", "the run has 0 evaluations between"),
+        (
+            "patience=1 eval_interval=5 max_steps=3 -m seed=0,1",
+            "the first has no effect; the evaluations between the run's first step and its last are 0",
+        ),
         ("model=ngram,bigram -m skip_spikes=2 max_steps=9", "skip_spikes=2 max_steps=9"),
     ],
 )

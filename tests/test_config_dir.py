@@ -140,7 +140,6 @@ def test_a_fault_in_a_file_is_named_with_its_place(mine, capsys):
     refused(capsys, lambda: cli.main(line), ["mine/experiment/e.yaml: line 10: max_steps", "twice"])
 
 
-@pytest.mark.skipif(not shutil.which("bash"), reason="completes in bash")
 def test_a_plugin_of_hydras_that_fails_is_named(here):
     """Hydra imports them wherever it finds them, such as in a folder of PYTHONPATH."""
     file = here / "hydra_plugins/own.py"
@@ -164,6 +163,7 @@ def test_a_plugin_of_hydras_puts_no_files_before_those_of_the_lab():
         composition.check_sources([hydras, own, main])
 
 
+@pytest.mark.skipif(not shutil.which("bash"), reason="completes in bash")
 def test_bash_completes_keys_and_choices():
     script = subprocess.run(
         [sys.executable, ROOT / "train.py", "-sc", "install=bash"], capture_output=True, text=True

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from lmlab.commands import train as cli
-from lmlab.sweeps import curves, live, load_runs, report, table
+from lmlab.sweeps import curves, live, load_runs, report, table, view
 from lmlab.sweeps.cells import Sweep
 from lmlab.sweeps.curves import POINTS, Curves, curve
 from tests.conftest import working_in
@@ -147,3 +147,13 @@ def test_a_row_is_named_by_the_keys_that_its_model_uses():
     drawn = report.page_row(row, [], [run], ["model", "max_steps", "n_embd", "order"], "loss")
     assert drawn["name"] == "model=ngram, order=3" and drawn["values"]["max_steps"] is None
     assert drawn["id"] == "g" and drawn["runs"] == [[0, "finished", 1.0]]
+
+
+def test_a_cell_has_no_progress_before_its_first_point(monkeypatch):
+    """A model without steps never has one: it learns in one, by counting."""
+    cell = SimpleNamespace(config=SimpleNamespace(run=SimpleNamespace(max_steps=1500)))
+    monkeypatch.setattr(view, "last_point", lambda cell: {})
+    assert view.progress_columns(cell) == ("", "", "")
+    point = {"step": 1000, "train/loss": 2.0, "train_seconds": 10.0}
+    monkeypatch.setattr(view, "last_point", lambda cell: point)
+    assert view.progress_columns(cell) == ("1,000 / 1,500", "2.0000", "5 s")

@@ -172,6 +172,11 @@ MISUSES = {
         "",
         ["own.py", "KeysConfig.width", "[4] is no value of this type"],
     ),
+    "a corpus without its keys": (
+        "@lmlab.register.corpus('own')\ndef own(): return 'text'",
+        "data=own",
+        ["data=own", "own()", "needs own(keys)"],
+    ),
     "an evaluation without the data": (
         "@lmlab.register.evaluation()\ndef own(model): return {}",
         "",
@@ -1313,12 +1318,17 @@ def test_an_evaluation_may_return_nothing_and_else_returns_names(here, train, ca
         @lmlab.register.evaluation()
         def bare(model, data):
             return 0.5
+
+        @lmlab.register.evaluation()
+        def words(model, data):
+            return [("val/words", 2.0)]
     """
     run = train(f"{LINE} plugin={plugin(here, text)}")
     assert metrics(run)["val/at_the_end"] == 1.0
     said = " ".join(capsys.readouterr().err.split())
     assert "the evaluation own" not in said
     assert "the evaluation bare failed and is left out: returns float; needs names and" in said
+    assert metrics(run)["val/words"] == 2.0  # whatever dict takes is names and values
 
 
 def test_an_evaluation_that_calls_sys_exit_is_left_out(here, train, capsys):

@@ -84,9 +84,17 @@ def curves(runs: list[Path]) -> Figure:
         for key in draw(axes, run, shortened(shown), styles, color_of(n, len(runs))):
             drawn[key].append(n)
     *_, validated = drawn.values()
-    doubts = [*without_curve(runs, drawn), *other_texts([noted[n] for n in validated])]
-    for line in doubts:
+    differing = different([noted[n] for n in validated], TEXT_KEYS) or different(
+        noted, TEXT_KEYS[:1]
+    )
+    for line in without_curve(runs, drawn):
         print(f"warning: {line}", file=sys.stderr)
+    if differing:
+        print(
+            "warning: not all are of the same text, so their losses cannot be compared: the runs differ "
+            f"in {', '.join(differing)}",
+            file=sys.stderr,
+        )
     if not axes.lines:
         raise UserError(f"{runs[0]}/history.jsonl: has no loss, so there is nothing to draw")
     ylabel = "bits per byte" if styles is BITS else f"loss, nats per {unit}"
@@ -109,18 +117,12 @@ def without_curve(runs: Sequence[Path], drawn: Mapping[str, Sequence[int]]) -> I
             yield f"there is no curve of {key} for {', '.join(others[:LISTED])}{more}"
 
 
-def other_texts(noted: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Returns a sentence if runs with these metrics were validated on different text, or none."""
-    keys = [
-        key
-        for key in TEXT_KEYS
-        if len({repr(metrics.get(f"config/{key}", metrics.get(key))) for metrics in noted}) > 1
-    ]
-    if not keys:
-        return []
+def different(noted: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[str]:
+    """Returns those of `keys` of which runs with these metrics have several values."""
     return [
-        "not all were validated on the same text, so their losses cannot be compared: the runs differ in "
-        f"{', '.join(keys)}"
+        key
+        for key in keys
+        if len({repr(metrics.get(f"config/{key}", metrics.get(key))) for metrics in noted}) > 1
     ]
 
 

@@ -218,7 +218,7 @@ def patience_too_long(config: Config) -> str:
         return ""
     return (
         f"warning: patience={patience} eval_interval={run.eval_interval} max_steps={run.max_steps}: the "
-        f"first has no effect; the run has {between} evaluations between its first step and its last"
+        f"first has no effect; the evaluations between the run's first step and its last are {between}"
     )
 
 

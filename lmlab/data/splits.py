@@ -11,6 +11,7 @@ from typing import Self
 import numpy as np
 
 from lmlab import files, plugins
+from lmlab.calls import check_call
 from lmlab.catalogue import CORPORA, TOKENIZERS, CorpusConfig
 from lmlab.config.check import Config
 from lmlab.config.keys import RunConfig
@@ -245,6 +246,7 @@ def pieces_of(choice: str, config: CorpusConfig) -> Iterator[str]:
     if not is_own("data", choice):
         yield from corpus(config)
         return
+    check_call(f"data={choice}", corpus, f"{choice}(keys)")
     try:
         with plugins.own_errors():
             pieces = corpus(config)

@@ -319,16 +319,17 @@ def check_evaluations() -> None:
         check_call(f"evaluation {title}", own, f"{title}(model, data)")
 
 
-def named(returned: object) -> Mapping[str, Any]:
+def named(returned: Any) -> Mapping[str, Any]:
     """Returns the values that somebody's own evaluation has returned, by name. Raises UserError."""
     if returned is None:
         return {}
-    if isinstance(returned, dict):
-        return returned
-    raise UserError(
-        f"returns {type(returned).__name__}; needs names and values, such as "
-        '{"val/accuracy": 0.5}, or nothing'
-    )
+    try:
+        return dict(returned)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"returns {type(returned).__name__}; needs names and values, such as "
+            '{"val/accuracy": 0.5}, or nothing'
+        ) from error
 
 
 def why_not(name: object, value: object, values: Mapping[str, Value]) -> str:

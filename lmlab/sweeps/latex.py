@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from lmlab.sweeps import table as tables
-from lmlab.sweeps.words import digits_of, interval, plain, tells
+from lmlab.sweeps.words import digits_of, fixed, interval, plain, tells
 
 ESCAPES = {
     "\\": r"\textbackslash{}",
@@ -66,9 +66,9 @@ def mean_of(row: Mapping[str, Any], loss: str) -> str:
     if math.isnan(row[loss]):
         return "--"
     if math.isnan(row["ci95"]):
-        return f"${row[loss]:.4f}$"
+        return f"${fixed(row[loss], 4)}$"
     digits = digits_of(row["ci95"])
-    return rf"${row[loss]:.{digits}f} \pm {row['ci95']:.{digits}f}$"
+    return rf"${fixed(row[loss], digits)} \pm {fixed(row['ci95'], digits)}$"
 
 
 def difference_of(row: Mapping[str, Any], prefix: str = "") -> str:

@@ -139,7 +139,7 @@ def show_others(console: Console, table: pd.DataFrame) -> None:
 def fitted(console: Console, texts: pd.DataFrame, keys: Sequence[str], caption: str) -> Table:
     """Returns a table of texts for the terminal, without its least columns if it is too wide.
 
-    If that is not enough, one column holds the values of all keys, in several lines.
+    If that is not enough, one column holds the values of all keys, and what is long, in several lines.
     """
     left_out: list[str] = []
     bests = [name for name in texts.columns if name.startswith("best ")]
@@ -188,7 +188,7 @@ def printed_board(texts: pd.DataFrame, keys: Sequence[str], caption: str) -> Tab
         if name not in keys:
             heading = name.replace(" ", "\n")
         if name in (TO_BEST, TO_RECORD):
-            printed.add_column(name, justify="left", no_wrap=True)
+            printed.add_column(name, justify="left", overflow="fold")
         elif name in (*keys, "not finished"):
             printed.add_column(heading, justify="left", overflow="fold")
         else:

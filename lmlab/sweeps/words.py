@@ -55,6 +55,14 @@ def digits_of(half_width: float) -> int:
     return min(4, max(2, 1 - math.floor(math.log10(half_width))))
 
 
+def fixed(x: float, digits: int, sign: str = "") -> str:
+    """Returns a number with `digits` after the point, and a power of ten if it is huge.
+
+    With the `sign` "+", a number above zero has one, too.
+    """
+    return f"{x:{sign}.{digits}{'e' if abs(x) >= numbers.HUGE else 'f'}}"
+
+
 def interval(row: Mapping[str, Any], prefix: str = "") -> str:
     """Returns a difference with its interval, such as "+0.63 [0.43, 0.83] *", or "" without one.
 
@@ -65,10 +73,10 @@ def interval(row: Mapping[str, Any], prefix: str = "") -> str:
     if math.isnan(mean):
         return ""
     digits = digits_of((high - low) / 2)
-    text = f"{mean:+.{digits}f}"
+    text = fixed(mean, digits, "+")
     if row[f"{prefix}test"] == ALONE:
         return text
-    text += f" [{low:.{digits}f}, {high:.{digits}f}]"
+    text += f" [{fixed(low, digits)}, {fixed(high, digits)}]"
     if row[f"{prefix}test"] == WELCH:
         text += " w"
     if tells(row, prefix):
