@@ -89,21 +89,27 @@ def evaluate_slowly(number):
 
 
 def wait_for_signals(batches, signals):
-    """Prints each batch, and lets one of them last until so many signals have come."""
+    """Prints each batch, and lets one of them last until so many signals have come.
+
+    Signals together count as one, whether Python has called the handler once for them or twice.
+    """
     step = LanguageModule.training_step
     receive = StopSignals.receive
     seen = []
-    received = []
+    stops = []  # the objects that have received a signal
+
+    def has_waited():
+        return len(seen) != batches or (stops and stops[-1].n_received >= signals)
 
     def training_step(self, batch, batch_idx):
         print("batch")
         seen.append(batch_idx)
-        while len(seen) == batches and len(received) < signals:
+        while not has_waited():
             time.sleep(0.01)
         return step(self, batch, batch_idx)
 
     def note(self, number, frame):
-        received.append(number)
+        stops.append(self)
         receive(self, number, frame)
 
     LanguageModule.training_step = training_step
