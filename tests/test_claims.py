@@ -248,6 +248,7 @@ def test_words_have_no_edge():
         ({"vary": "optimizer"}, ["vary=optimizer: several", "they differ in", "lr", "best="]),
         ({"vary": "optimiser", "best": "lr"}, ["vary=optimiser", "did you mean optimizer"]),
         ({"vary": "dropout"}, ["do not differ in dropout", "lr, optimizer, n_embd"]),
+        ({"vary": "eval_tokens"}, ["differ in eval_tokens alone", "lr, optimizer, n_embd"]),
         ({"vary": "lr", "within": "lr"}, ["within=lr", "vary="]),
         ({"vary": "lr,lr"}, ["vary=lr,lr", "twice"]),
         ({"vary": ""}, ["vary="]),

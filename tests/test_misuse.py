@@ -666,6 +666,10 @@ HARMLESS = """
     @lmlab.register.evaluation()
     def silent(model, data):
         return {"val/words": "a text of its own"}
+
+    @lmlab.register.evaluation("val/counted")
+    def worded(model, data):
+        return {"val/more_words": "a text in place of the number that it names"}
 """
 
 
@@ -690,6 +694,7 @@ def test_an_evaluation_of_ones_own_changes_nothing_else(here, train, capsys):
         "n_params",
         "val/text",
         "val/promised",
+        "val/counted",
     ):
         assert f"warning: {name}: " in said.err + said.out
     assert "val/text: was declared as a number and is str" in said.err

@@ -233,8 +233,11 @@ def evaluate(subject: Subject, warn: Callable[[str], object]) -> dict[str, Value
         others = [readable(name) for name, x in found.items() if isinstance(x, int | float)]
         if len(others) > NAMED:
             others[NAMED:] = [f"and {len(others) - NAMED:,} more"]
+        is_due = (
+            declared != [f"val/{title}"] or not found
+        )  # whoever names none may return only texts
         for name in [name for name in declared if name not in found]:
-            if others or (subject.is_last and not found):  # before the end it may return nothing
+            if others or (subject.is_last and is_due):  # before the end it may return nothing
                 what = ", ".join(others) or "no number at the end"
                 warn(f"{name}: was declared, but the evaluation {title} returns {what}")
         values |= {name: value for name, value in found.items() if name not in refused}

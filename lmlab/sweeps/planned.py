@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from lmlab.config.keys import marked
 from lmlab.errors import UserError, nearest
+from lmlab.markers import UNTOUCHING
 from lmlab.sweeps import table as tables
 from lmlab.sweeps.claims import Difference, difference, from_number, half_width
 from lmlab.sweeps.table import Entry
@@ -64,6 +66,11 @@ def keys_in(option: str, text: str | None, board: pd.DataFrame) -> list[str]:
         if name in OF_DATA and "data" in known:
             raise UserError(
                 f"{option}={text}: {name} has no column; that of data tells the texts apart"
+            )
+        if name in marked(UNTOUCHING) and name not in known:
+            raise UserError(
+                f"{option}={text}: runs that differ in {name} alone are one row; the rows differ in "
+                f"{', '.join(known) or 'nothing'}"
             )
         if name not in known:
             raise UserError(
