@@ -325,6 +325,7 @@ def test_a_logger_that_fails_is_a_warning(train, here, capsys):
 
         lmlab.register.logger("broken")(lambda path: Broken(path))
         lmlab.register.logger("seven")(lambda path: 7)
+        lmlab.register.logger("made")(lambda path: CSVLogger)
         """,
     )
     run = train(f"{LINE} plugin={name} max_steps=2")
@@ -335,6 +336,7 @@ def test_a_logger_that_fails_is_a_warning(train, here, capsys):
         "warning: the logger seven cannot be made, and is left out: is 7, without log_hyperparams, "
         "log_metrics, save, finalize; needs one of Lightning's loggers, or None"
     ) in said
+    assert "the logger made cannot be made, and is left out: is the class CSVLogger; needs" in said
 
 
 def test_the_labs_own_callbacks_are_no_part_of_other_runs(train):

@@ -218,6 +218,11 @@ def check_logger(logger: Any) -> None:
 
     Not its class is asked for, since Lightning has two packages with the same loggers.
     """
+    if inspect.isclass(logger):
+        raise UserError(
+            f"is the class {logger.__name__}; needs one of Lightning's loggers, such as "
+            f"{logger.__name__}(path), or None"
+        )
     missing = [name for name in LOGGER if not callable(getattr(logger, name, None))]
     if logger is not None and missing:
         raise UserError(
