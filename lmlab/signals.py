@@ -233,7 +233,9 @@ def ending_in_order() -> Iterator[None]:
             show(dropped)
             return
         received_at = -math.inf
-        threading.Timer(MOMENT, signal.raise_signal, [came[-1]]).start()
+        # to the main thread, whose call of the system it breaks off
+        main = threading.main_thread().ident
+        threading.Timer(MOMENT, signal.pthread_kill, [main, came[-1]]).start()
 
     free = (signal.SIG_DFL, signal.default_int_handler)
     numbers = [number for number in stopping_signals() if signal.getsignal(number) in free]

@@ -289,9 +289,11 @@ def test_an_error_that_python_must_drop_comes_again(number, capfd):
         def __del__(self):
             signal.raise_signal(number)
 
+    begun = time.monotonic()
     with pytest.raises((KeyboardInterrupt, SystemExit)), signals.ending_in_order():
         Ending()
         time.sleep(20)
+    assert time.monotonic() - begun < 10  # it broke the sleep off
     assert capfd.readouterr().err == ""
 
 
