@@ -106,10 +106,23 @@ def as_plugin(plugin: str | os.PathLike[str] | None) -> str | None:
     """Returns the name of a plug-in as it is typed."""
     if plugin is None:
         return None
-    name = os.fspath(plugin)
+    return name_of("plugin", plugin)
+
+
+def name_of(option: str, path: str | os.PathLike[str]) -> str:
+    """Returns a path as text. Raises UserError for an object that is none."""
+    name: str | bytes = b""
+    with suppress(TypeError):  # an object that is no path
+        name = os.fspath(path)
     if isinstance(name, bytes):
-        raise UserError(f"plugin={plugin!r}: needs text or a path")
+        raise UserError(f"{option}={path!r}: needs text or a path")
     return name
+
+
+def check_switch(option: str, value: bool) -> None:
+    """Raises UserError if the value is neither True nor False: another one would be taken for one."""
+    if not isinstance(plain(value), bool):
+        raise UserError(f"{option}={value!r}: needs True or False")
 
 
 def load_run(path: str | os.PathLike[str], plugin: str | os.PathLike[str] | None = None) -> Run:
@@ -117,7 +130,8 @@ def load_run(path: str | os.PathLike[str], plugin: str | os.PathLike[str] | None
 
     `plugin` names the plug-ins with which it was made.
     """
-    return Run(newest(folder_of(path), holding=[*WEIGHTS, "metrics.json"]), as_plugin(plugin))
+    made_with = as_plugin(plugin)
+    return Run(newest(folder_of(path), holding=[*WEIGHTS, "metrics.json"]), made_with)
 
 
 def compare(
@@ -138,6 +152,7 @@ def load_runs(
     same_code: bool = False,
 ) -> pd.DataFrame:
     """Returns a table with a row for each run below the folders; `sweeps.table` explains it."""
+    check_switch("same_code", same_code)
     with using(as_plugin(plugin)):
         with importing():
             from lmlab.sweeps import table
@@ -163,6 +178,7 @@ def called(arguments: list[str], verbose: bool) -> Outcome:
     Raises UserError; after Ctrl-C KeyboardInterrupt, and after another signal SystemExit.
     """
     check_working_folder()
+    check_switch("verbose", verbose)
     here = Path.cwd()
     with ONE_BY_ONE, settings_kept(), ExitStack() as stack:
         if not verbose:
@@ -351,7 +367,7 @@ class Run:
         UserError.
         """
         refuse_others(options, ("run", "plugin", "out"))
-        values = {**options, "run": str(self.path), "out": os.fspath(out)}
+        values = {**options, "run": str(self.path), "out": name_of("out", out)}
         chosen = chosen_options(page.Options, values)
         with using(self.plugin):
             page.written(chosen)
