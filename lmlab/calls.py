@@ -19,15 +19,24 @@ def check_call(about: str, function: Any, form: str) -> None:
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # of one that is written in C
+        if inspect.ismethod(function):
+            raise UserError(
+                f"{about}: {title_of(function, form)}(): lacks self; needs {form}"
+            ) from None
         return
     arguments = [*filter(None, form.partition("(")[2].removesuffix(")").split(", "))]
     named = dict(text.split("=") for text in arguments if "=" in text)
     try:
         signature.bind(*(text for text in arguments if "=" not in text), **named)
     except TypeError as error:
-        title = getattr(function, "__qualname__", form.partition("(")[0]).split("<locals>.")[-1]
-        written = f"{title}({', '.join(signature.parameters)})"
+        written = f"{title_of(function, form)}({', '.join(signature.parameters)})"
         raise UserError(f"{about}: {written}: {error}; needs {form}") from None
+
+
+def title_of(function: Any, form: str) -> str:
+    """Returns the name of a function, with that of its class, or else the name in `form`."""
+    name: str = getattr(function, "__qualname__", form.partition("(")[0])
+    return name.split("<locals>.")[-1]
 
 
 @contextmanager

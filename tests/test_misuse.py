@@ -354,6 +354,20 @@ MISUSES = {
         "optimizer=own",
         ["LBFGS", "closure"],
     ),
+    "an optimizer without a step": (
+        optimizer(
+            "type('Lion', (torch.optim.Optimizer,), {})(weights.groups(0), {'lr': config.lr})"
+        ),
+        "optimizer=own",
+        ["Lion: has no step()"],
+    ),
+    "a step that takes more": (
+        optimizer(
+            "type('Lion', (torch.optim.SGD,), {'step': lambda self, loss: 0})(weights.groups(0))"
+        ),
+        "optimizer=own",
+        ["optimizer Lion: ", "missing a required argument: 'loss'; needs step()"],
+    ),
     "a schedule of texts": (
         "@lmlab.register.schedule('own')\ndef own(done): return 'half'",
         "schedule=own",
@@ -505,6 +519,11 @@ MISUSES = {
         callback("def on_train_batch_end(self): pass"),
         "",
         ["callback own: Own.on_train_batch_end(): too many", "(trainer, pl_module, outputs, batch"],
+    ),
+    "a hook without self": (
+        callback("def state_dict(): return {}"),
+        "",
+        ["callback own: Own.state_dict(): lacks self; needs state_dict()"],
     ),
     "a hook that calls its stage otherwise": (
         callback("def setup(self, trainer, module, phase): pass"),

@@ -143,12 +143,16 @@ def built(weights: Weights, config: Any, precision: str) -> torch.optim.Optimize
         raise UserError(
             f"{builder.__name__} returns {optimizer!r}; needs one of torch's optimizers"
         )
-    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    step = inspect.unwrap(type(optimizer).step)  # torch has wrapped it
+    if step is inspect.unwrap(torch.optim.Optimizer.step):
+        raise UserError(f"{type(optimizer).__name__}: has no step(), which changes the weights")
+    closure = inspect.signature(step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
         raise UserError(
             f"{type(optimizer).__name__}: computes the loss several times in a step, which the lab "
             "does not do; allowed are optimizers whose step() needs no closure"
         )
+    check_call(f"optimizer {type(optimizer).__name__}", optimizer.step, "step()")
     known = {id(weight) for weight in (*weights.matrices, *weights.others)}
     for group in optimizer.param_groups:
         foreign = [weight for weight in group["params"] if id(weight) not in known]
