@@ -98,6 +98,19 @@ def test_log_probabilities_of_another_shape_are_refused_in_an_evaluation():
         loss.log_probs(model, np.zeros(99, np.uint8), T)
 
 
+def test_log_probabilities_of_ones_own_are_asked_for_with_ids_as_scores_are():
+    """Texts of few tokens are arrays of single bytes, which no embedding takes."""
+    model = build_model(CONFIGS["bigram"], V)
+    tokens = np.arange(99, dtype=np.uint8) % V
+    plain = loss.log_probs(model, tokens, T)
+
+    def log_probs_of(idx, targets):
+        return model(idx).log_softmax(2).gather(2, targets[:, :, None])[:, :, 0]
+
+    model.log_probs_of = log_probs_of
+    assert torch.allclose(loss.log_probs(model, tokens, T), plain)
+
+
 def test_titles_stand_beside_each_other_and_above_the_labels():
     """Also above squares that are smaller than a title."""
     picture = pictures.attention_picture(torch.zeros(1, 3, 1, 1), ["g"])

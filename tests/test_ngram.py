@@ -93,6 +93,19 @@ def test_without_the_table_the_numbers_are_the_same_to_the_bit(text, order, rows
     assert model.log_probs_of(idx, targets).equal(table.gather(2, targets[..., None])[..., 0])
 
 
+def test_ids_of_any_type_of_number_are_the_same_tokens():
+    """Where nothing was before a token, an unsigned -1 would be one: 255, in another context."""
+    draw = np.random.default_rng(0)
+    model = counted(draw.integers(0, 60, 20_000), 4, vocab_size=60)
+    idx = torch.from_numpy(draw.integers(0, 60, (500, 4)))
+    narrow = idx.to(torch.uint8)
+    assert model(narrow).equal(model(idx))
+    assert model.log_probs_of(narrow, narrow).equal(model.log_probs_of(idx, idx))
+    reference = -model(idx[:1])[0, :3].gather(1, idx[0, 1:, None]).mean()
+    measured = -loss.log_probs(model, idx[0].numpy().astype(np.uint8), 8).mean()
+    assert measured.item() == pytest.approx(reference.item(), rel=1e-6)
+
+
 def test_evaluation_needs_no_number_for_each_token_of_the_vocabulary():
     model = counted([0, 1, 2, 3] * 9, 3, vocab_size=2**40)
     found = loss.log_probs(model, np.array([0, 1, 2, 3] * 3, np.uint8), 3)

@@ -144,6 +144,7 @@ def places_of_windows(documents: Documents, block_size: int, n: int) -> Iterator
 
 def answers(model: LanguageModel, idx: Tensor, targets: Tensor, precision: str) -> Tensor:
     """Returns the log-probabilities of targets (B, S), (B S,), which follow the last of idx (B, T)."""
+    idx, targets = idx.long(), targets.long()  # a text may be of smaller numbers
     found = model.log_probs_of(idx, targets)
     if found is not None:
         if found.shape != targets.shape:
@@ -153,8 +154,8 @@ def answers(model: LanguageModel, idx: Tensor, targets: Tensor, precision: str) 
             )
         return found.flatten()
     with autocast(model.device, precision):
-        logits = model(idx.long())[:, -targets.shape[1] :].float().flatten(0, 1)  # (B S, V)
-    return scores_of(logits, targets.long().flatten(), model.gives_log_probs)
+        logits = model(idx)[:, -targets.shape[1] :].float().flatten(0, 1)  # (B S, V)
+    return scores_of(logits, targets.flatten(), model.gives_log_probs)
 
 
 def aligned(documents: Documents | None, align: str) -> Documents | None:

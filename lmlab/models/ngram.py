@@ -169,8 +169,8 @@ class NGram(LanguageModel):
         """
         B, T = idx.shape
         longest = len(self.levels)
-        # -1: nothing was there.
-        ids = np.pad(idx.cpu().numpy(), ((0, 0), (longest, 0)), constant_values=-1)
+        # -1: nothing was there. An unsigned type would make a token of it.
+        ids = np.pad(idx.long().cpu().numpy(), ((0, 0), (longest, 0)), constant_values=-1)
         numbers = np.zeros(B * T, np.int64)
         for length, level in enumerate(self.levels):
             if length > 0:
