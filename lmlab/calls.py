@@ -33,6 +33,23 @@ def check_call(about: str, function: Any, form: str) -> None:
         raise UserError(f"{about}: {written}: {error}; needs {form}") from None
 
 
+def check_methods(about: str, thing: Any, base: type) -> None:
+    """Raises UserError if a method of `base` that was written anew cannot be called as that one is."""
+    for name, usual in vars(base).items():
+        if not inspect.isfunction(usual) or name.startswith("__"):
+            continue
+        written = getattr(thing, name)
+        if getattr(written, "__func__", None) is usual:
+            continue
+        taken = [one.name for one in parameters_of(usual) if one.default is one.empty]
+        check_call(about, written, f"{name}({', '.join(taken)})")
+
+
+def parameters_of(method: Any) -> list[inspect.Parameter]:
+    """Returns the parameters of a method of a class, without self."""
+    return [*inspect.signature(method).parameters.values()][1:]
+
+
 def title_of(function: Any, form: str) -> str:
     """Returns the name of a function, with that of its class, or else the name in `form`."""
     name: str = getattr(function, "__qualname__", form.partition("(")[0])

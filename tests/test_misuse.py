@@ -278,6 +278,26 @@ MISUSES = {
         "model=own",
         ["model=own", "log_probs_of()"],
     ),
+    "log-probabilities without targets": (
+        model(start="self.log_probs_of = lambda idx: None"),
+        "model=own",
+        ["model=own: ", "too many positional arguments; needs log_probs_of(idx, targets)"],
+    ),
+    "windows without a size": (
+        model(start="type(self).windows = lambda self, ids: []"),
+        "model=own",
+        ["model=own: ", "needs windows(ids, block_size, tokens_at_once)"],
+    ),
+    "operations without self": (
+        model(start="type(self).flops_per_token = lambda: 7"),
+        "model=own",
+        ["model=own: ", "lacks self; needs flops_per_token()"],
+    ),
+    "operations that are no number": (
+        model(start="self.flops_per_token = lambda: 'many'"),
+        "model=own",
+        ["model=own: flops_per_token() returns 'many'; needs a number of 0 or more"],
+    ),
     "a state that is no dictionary": (
         model(start="self.state_dict = lambda *_, **__: [('table.weight', self.table.weight)]"),
         "model=own",

@@ -1,5 +1,6 @@
 """Prepares a run: reads its text, builds its model, cuts its batches. Nothing is trained yet."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,11 @@ def check_own_model(model: LanguageModel, name: str, vocab_size: int) -> None:
     """
     if not any(weight.requires_grad for weight in model.parameters()):
         raise UserError(f"model={name}: has no weights to train")
+    flops: Any = model.flops_per_token()
+    if not isinstance(flops, int | float) or not 0 <= flops < math.inf:
+        raise UserError(
+            f"model={name}: flops_per_token() returns {flops!r}; needs a number of 0 or more"
+        )
     T = min(model.config.block_size, MOST_SCORES // vocab_size)
     if T < 2 or vocab_size < 2:
         return
