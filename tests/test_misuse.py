@@ -288,6 +288,11 @@ MISUSES = {
         "model=own",
         ["model=own: ", "needs windows(ids, block_size, tokens_at_once)"],
     ),
+    "windows that are none": (
+        model(start="self.windows = lambda ids, block_size, tokens_at_once: None"),
+        "model=own",
+        ["model=own: TypeError: 'NoneType' object is not iterable; needs windows(…) that yields"],
+    ),
     "operations without self": (
         model(start="type(self).flops_per_token = lambda: 7"),
         "model=own",
@@ -380,6 +385,11 @@ MISUSES = {
         ),
         "optimizer=own",
         ["Lion: has no step()"],
+    ),
+    "an optimizer that is not made": (
+        optimizer("type('Lion', (torch.optim.SGD,), {'__init__': lambda self: None})()"),
+        "optimizer=own",
+        ["Lion: has no param_groups", "super().__init__"],
     ),
     "a step that takes more": (
         optimizer(

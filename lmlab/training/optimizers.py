@@ -143,6 +143,11 @@ def built(weights: Weights, config: Any, precision: str) -> torch.optim.Optimize
         raise UserError(
             f"{builder.__name__} returns {optimizer!r}; needs one of torch's optimizers"
         )
+    if not hasattr(optimizer, "param_groups"):
+        raise UserError(
+            f"{type(optimizer).__name__}: has no param_groups; its __init__ must call "
+            "super().__init__(groups, defaults)"
+        )
     step = inspect.unwrap(type(optimizer).step)  # torch has wrapped it
     if step is inspect.unwrap(torch.optim.Optimizer.step):
         raise UserError(f"{type(optimizer).__name__}: has no step(), which changes the weights")

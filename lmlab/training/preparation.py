@@ -267,7 +267,9 @@ def check_windows(model: LanguageModel, name: str, vocab_size: int) -> None:
     """Raises UserError unless the model's windows predict each token of a text once, in order."""
     block_size = model.config.block_size
     ids = torch.arange(3 * block_size + 2, device=model.device) % vocab_size
-    targets = [targets.flatten() for _, targets in model.windows(ids, block_size, block_size)]
+    with own_call(f"model={name}", "windows(…) that yields pairs (idx, targets) of tensors"):
+        found = model.windows(ids, block_size, block_size)
+        targets = [targets.flatten() for _, targets in found]
     if not targets or not torch.equal(torch.cat(targets), ids[1:]):
         raise UserError(
             f"model={name}: its windows() must predict each token but the first once, in order"
