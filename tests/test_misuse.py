@@ -587,6 +587,40 @@ def test_a_misuse_is_one_line(here, capsys, name):
     assert not (here / "outputs").exists()
 
 
+EDITED = {  # what somebody makes of a tokenizer after a run, and words of the one line
+    "no decode": (tokenizer(decode=""), ["tokenizer=own: Own has no decode"]),
+    "lengths that are none": (tokenizer(length="3.5"), ["tokenizer=own: byte_lengths must be"]),
+    "values that are none": (
+        tokenizer().replace("return {}", "pass"),
+        ["tokenizer=own: to_values returns None; needs a dict"],
+    ),
+    "no class method": (
+        tokenizer().replace("@classmethod\n        def from", "def from"),
+        ["tokenizer=own: TypeError", "from_values() missing 1"],
+    ),
+    "other parameters": (
+        tokenizer().replace("(self, pieces, drop=False)", "(self)"),
+        ["tokenizer=own: Own.encode_pieces(): too many", "needs encode_pieces(pieces)"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EDITED)
+def test_a_tokenizer_that_was_broken_after_the_run_is_one_line(train, here, capsys, name):
+    text, words = EDITED[name]
+    run = train(f"{LINE} tokenizer=own plugin={plugin(here, tokenizer())}")
+    plugin(here, text)
+    with pytest.raises(UserError) as error:
+        evaluate.main([f"run={run}", "plugin=own.py"])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        cli.main([f"resume={run}", "plugin=own.py", "max_steps=5"])
+    said = [text for text in capsys.readouterr().err.splitlines() if text.startswith("error: ")]
+    assert stop.value.code == 2 and len(said) == 1
+    assert all(word in text for word in words for text in (str(error.value), said[0])), said
+    assert metrics(run)["status"] == "finished"
+
+
 @pytest.mark.parametrize(
     ("when", "words"),
     [

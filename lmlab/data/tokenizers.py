@@ -12,8 +12,10 @@ from typing import Any, ClassVar, Protocol, Self, TypeGuard
 import numpy as np
 
 from lmlab import files, plugins
+from lmlab.calls import check_methods
 from lmlab.catalogue import TOKENIZERS
 from lmlab.errors import UserError, reason_of
+from lmlab.register import is_own
 from lmlab.registry import load
 
 
@@ -272,24 +274,10 @@ def check_tokenizer(tokenizer: Any, sample: str) -> None:
     A mistake of somebody's own tokenizer would else be a wrong number, or be found when a finished
     run cannot be sampled. Its byte_lengths, which are measured with, cannot be written from here on.
     """
+    check_parts(tokenizer)
     kind = tokenizer.kind
-    size = tokenizer.vocab_size
     lengths = tokenizer.byte_lengths
-    if not isinstance(size, int) or size < 1:
-        raise UserError(f"tokenizer={kind}: vocab_size is {size!r}; needs a whole number above 0")
-    is_array = isinstance(lengths, np.ndarray) and lengths.shape == (size,)
-    whole = is_array and np.issubdtype(lengths.dtype, np.integer)
-    if not whole or lengths.min() < 0 or lengths.max() == 0:
-        raise UserError(
-            f"tokenizer={kind}: byte_lengths must be a numpy array of whole numbers, ({size},): how many "
-            "UTF-8 bytes each token has"
-        )
     lengths.flags.writeable = False
-    values = tokenizer.to_values()
-    if not isinstance(values, dict):
-        raise UserError(
-            f"tokenizer={kind}: to_values returns {reprlib.repr(values)}; needs a dict for JSON"
-        )
     ids = checked_ids(tokenizer, tokenizer.encode(sample))
     again = from_json(tokenizer.to_json())
     if again.to_json() != tokenizer.to_json():
@@ -302,6 +290,34 @@ def check_tokenizer(tokenizer: Any, sample: str) -> None:
         raise UserError(
             f"tokenizer={kind}: the byte_lengths of a text's tokens add up to {lengths[ids].sum():,}, but "
             f"it has {n_bytes:,} bytes"
+        )
+
+
+def check_parts(tokenizer: Any) -> None:
+    """Raises UserError if somebody's own tokenizer lacks what a subclass writes, or has it otherwise.
+
+    A run may be opened with other code than that which made it.
+    """
+    kind = tokenizer.kind
+    for name in ("encode_pieces", "decode", "to_values"):
+        if getattr(type(tokenizer), name) is getattr(Tokenizer, name):
+            raise UserError(f"tokenizer={kind}: {type(tokenizer).__name__} has no {name}")
+    check_methods(f"tokenizer={kind}", tokenizer, Tokenizer)
+    size = tokenizer.vocab_size
+    lengths = tokenizer.byte_lengths
+    if not isinstance(size, int) or size < 1:
+        raise UserError(f"tokenizer={kind}: vocab_size is {size!r}; needs a whole number above 0")
+    is_array = isinstance(lengths, np.ndarray) and lengths.shape == (size,)
+    whole = is_array and np.issubdtype(lengths.dtype, np.integer)
+    if not whole or lengths.min() < 0 or lengths.max() == 0:
+        raise UserError(
+            f"tokenizer={kind}: byte_lengths must be a numpy array of whole numbers, ({size},): how many "
+            "UTF-8 bytes each token has"
+        )
+    values = tokenizer.to_values()
+    if not isinstance(values, dict):
+        raise UserError(
+            f"tokenizer={kind}: to_values returns {reprlib.repr(values)}; needs a dict for JSON"
         )
 
 
@@ -369,8 +385,13 @@ def from_json(text: str) -> Tokenizer:
     kind = str(values.pop("type", None)) if isinstance(values, dict) else ""
     if kind not in TOKENIZERS:
         raise UserError(NO_VOCABULARY)
-    tokenizer: Tokenizer = load(TOKENIZERS[kind].builder).from_values(values)
-    check_made(tokenizer, kind, "from_values")
+    builder: type[Tokenizer] = load(TOKENIZERS[kind].builder)
+    if not is_own("tokenizer", kind):
+        return builder.from_values(values)
+    with tokenizer_errors(kind):
+        tokenizer = builder.from_values(values)
+        check_made(tokenizer, kind, "from_values")
+        check_parts(tokenizer)
     return tokenizer
 
 

@@ -33,7 +33,7 @@ from lmlab.config.keys import (
 )
 from lmlab.data import subwords
 from lmlab.data.tokenizers import Tokenizer, from_json
-from lmlab.errors import UserError, printable
+from lmlab.errors import OwnCodeError, UserError, printable
 from lmlab.notebook import plain_console
 from lmlab.numbers import numbers_where
 from lmlab.register import is_own
@@ -501,6 +501,8 @@ def read_tokenizer(path: Path) -> Tokenizer:
     content = files.read_sealed(file, LIMITS["tokenizer.json"])
     try:
         tokenizer = from_json(content.decode())
+    except OwnCodeError:
+        raise
     except (UserError, ValueError, RecursionError) as error:
         raise UserError(f"{file}: {error}") from None
     tokenizer.origin = str(file)

@@ -143,7 +143,7 @@ def built(weights: Weights, config: Any, precision: str) -> torch.optim.Optimize
         raise UserError(
             f"{builder.__name__} returns {optimizer!r}; needs one of torch's optimizers"
         )
-    if not hasattr(optimizer, "param_groups"):
+    if "param_groups" not in vars(optimizer):
         raise UserError(
             f"{type(optimizer).__name__}: has no param_groups; its __init__ must call "
             "super().__init__(groups, defaults)"
