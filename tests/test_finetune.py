@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 
@@ -344,6 +345,15 @@ def test_what_extends_a_run_changes_nothing_before(train, here, capsys):
     assert "finished already, at step 9; max_steps=18 would" in capsys.readouterr().out
     cli.main([f"resume={part}", "eval_interval=2", "log_interval=4"])
     assert "; log_interval=4, eval_interval=2: without effect here" in capsys.readouterr().out
+    for line, advice in (
+        ("max_steps=12 max_minutes=1e-9", r"max_steps=12 max_minutes=\S+ would"),
+        ("max_minutes=1e-9", r"max_steps=18 max_minutes=\S+ would"),
+    ):
+        cli.main([f"resume={part}", *line.split()])
+        shown = capsys.readouterr().out
+        assert re.search(
+            f"at step 9; {advice} continue it; max_minutes=1e-09: without effect", shown
+        )
     assert (part / "history.jsonl").read_bytes() == before
     for line in (
         "max_steps=5",

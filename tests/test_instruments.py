@@ -403,6 +403,22 @@ def test_a_sweep_says_which_keys_come_too_late_for_cells_that_are_done(here, cap
         ]
 
 
+def test_a_sweep_says_which_keys_make_no_cells_and_runs_the_first_value(here, capsys):
+    line = (
+        "-m model=bigram data=sentence val_fraction=0.2 block_size=8 device=cpu max_steps=4 name=s "
+        "seed=0,1 calibration=true,false"
+    )
+    said = "calibration: makes no cells of its own; 2 with several values of it run once, with the first"
+    cli.main([*line.split(), "dry_run=true"])
+    shown = capsys.readouterr().out
+    assert said in shown and "calibration=True" in shown and "calibration=False" not in shown
+    cli.main(line.split())
+    assert said in capsys.readouterr().out.splitlines()
+    cells = [*(here / "outputs/sweeps/s").glob("*/metrics.json")]
+    assert len(cells) == 2
+    assert all("val/calibration_error" in metrics(path.parent) for path in cells)
+
+
 def test_afterwards_they_find_what_they_found_in_the_run(runs, capsys, short_texts):
     before = content(runs / "none")
     evaluate.main([f"run={runs / 'none'}", *ON.split()])

@@ -382,18 +382,32 @@ def test_the_memory_of_a_step_has_what_an_optimizer_keeps_and_grows_with_the_bat
         (400, 0.02, "max_steps=800 max_minutes=0.06"),  # of which 0.03 are over
         (100, 0.02, "max_minutes=0.06"),
         (100, 0.03, "max_minutes=0.06"),
-        (100, None, "patience=, or another callback, ended it; another value of its key"),
+        (100, None, ""),  # it was ended by patience=, or another callback
     ],
 )
 def test_a_finished_run_names_all_that_lets_it_go_on(some_config, step, max_minutes, words):
     run = replace(some_config.run, max_steps=400, max_minutes=max_minutes)
-    assert resumption.what_continues({"step": step, "train_seconds": 1.8}, run) == words
+    before = {"max_steps": 400, "max_minutes": max_minutes}
+    saved = {"step": step, "train_seconds": 1.8, "config": before}
+    assert resumption.what_continues(saved, run) == words.split()
+
+
+def test_a_value_that_was_typed_is_named_if_the_run_does_not_go_on_without_it(some_config):
+    saved = {"step": 400, "train_seconds": 1.8, "config": {"max_steps": 400, "max_minutes": 0.03}}
+    for asked, words in (
+        ({"max_steps": 500, "max_minutes": 0.02}, "max_steps=500 max_minutes=0.06"),
+        ({"max_steps": 400, "max_minutes": 2.0}, "max_steps=800 max_minutes=2.0"),
+        ({"max_steps": 400, "max_minutes": None}, "max_steps=800 max_minutes=null"),
+    ):
+        run = replace(some_config.run, **asked)
+        assert resumption.what_continues(saved, run) == words.split()
 
 
 def test_minutes_that_let_a_run_go_on_are_written_as_one_writes_them(some_config):
     run = replace(some_config.run, max_steps=400, max_minutes=60)
-    saved = {"step": 100, "train_seconds": 3601.2}
-    assert resumption.what_continues(saved, run) == "max_minutes=120"
+    before = {"max_steps": 400, "max_minutes": 60}
+    saved = {"step": 100, "train_seconds": 3601.2, "config": before}
+    assert resumption.what_continues(saved, run) == ["max_minutes=120"]
 
 
 def test_a_folder_that_is_moved_while_the_run_goes_on_is_not_made_again(here, capsys, monkeypatch):

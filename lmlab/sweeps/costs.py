@@ -235,7 +235,10 @@ def table(cells: list[Cell], n_jobs: int, n_trials: int | None = None) -> Table:
     `n_jobs` cells run at the same time. Time and disk are those of all seeds of a line. The cells of
     a search are examples, between which its `n_trials` trials lie.
     """
-    cells = list({cell.hash: cell for cell in cells}.values())
+    by_hash: dict[str, Cell] = {}  # of equal cells the first one is run
+    for cell in cells:
+        by_hash.setdefault(cell.hash, cell)
+    cells = [*by_hash.values()]
     estimates = costs(cells)
     statuses = {cell.hash: cell.status() for cell in cells}
     left = [estimates[cell.hash] for cell in cells if not cell.is_done()]

@@ -121,14 +121,32 @@ class Survey:
         print(f"{self.sweep.folder}: {count}{done}", flush=True)
         self.tell_of_code(list(unique.values()))
         self.tell_of_watching([cell for cell in unique.values() if cell.is_done()])
+        self.tell_of_several()
+
+    def watching(self) -> set[str]:
+        """Returns the typed keys that watch a run as it is made, and do not touch what it computes."""
+        typed = {parse(text).key_or_group for _, overrides in self.asked.runs for text in overrides}
+        return typed & (marked(UNTOUCHING) - marked(OF_THE_RUN) - marked(FILLED) - {*CHOICES})
+
+    def tell_of_several(self) -> None:
+        """Prints which keys have several values in cells that are one, since they touch no result."""
+        values: dict[tuple[str, str], set[str]] = {}
+        for cell in self.cells.values():
+            flat = cell.config.flat()
+            for key in self.watching():
+                values.setdefault((key, cell.hash), set()).add(str(flat.get(key)))
+        several = Counter(key for (key, _), found in values.items() if len(found) > 1)
+        for key, n in sorted(several.items()):
+            print(
+                f"{key}: makes no cells of its own; {n} with several values of it run once, with the first"
+            )
 
     def tell_of_watching(self, done: list[Cell]) -> None:
         """Prints which of the typed keys come too late for the cells that are done.
 
         They watch a run as it is made, such as calibration=true, and do not touch what it computes.
         """
-        typed = {parse(text).key_or_group for _, overrides in self.asked.runs for text in overrides}
-        watching = typed & (marked(UNTOUCHING) - marked(OF_THE_RUN) - marked(FILLED) - {*CHOICES})
+        watching = self.watching()
         late: Counter[str] = Counter()
         for cell in done if watching else ():
             try:
@@ -174,6 +192,7 @@ class Survey:
         table = self.planner.costs_table(list(self.cells.values()), n_jobs, n_trials)
         plain_console(WIDTH).print(table)
         self.tell_of_code(list({cell.hash: cell for cell in self.cells.values()}.values()))
+        self.tell_of_several()
 
     def slots(self, n_jobs: int | None) -> int:
         """Returns how many cells run at a time; one of several processes counts as so many.

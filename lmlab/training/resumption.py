@@ -92,26 +92,37 @@ def finished_already(
     line = f"{path}: finished already"
     if step > 0:
         line += f", at step {step}"
+    needed: list[str] = []
     if can_go_on:
-        line += f"; {what_continues(saved, run)} would continue it"
-    if asked:
-        values = ", ".join(f"{key}={spelled(value)}" for key, value in asked.items())
-        line += f"; {values}: without effect here"
+        needed = what_continues(saved, run)
+        ended = "patience=, or another callback, ended it; another value of its key"
+        line += f"; {' '.join(needed) or ended} would continue it"
+    values = [f"{key}={spelled(value)}" for key, value in asked.items()]
+    idle = [text for text in values if text not in needed]
+    if idle:
+        line += f"; {', '.join(idle)}: without effect here"
     return line
 
 
-def what_continues(saved: dict[str, Any], run: RunConfig) -> str:
-    """Returns the keys with which a finished run goes on, with values that would do."""
-    step = saved["step"]
+def what_continues(saved: dict[str, Any], run: RunConfig) -> list[str]:
+    """Returns the keys with which a finished run goes on, with values that would do, or nothing.
+
+    A key that was typed with such a value is among them: alone the others would not do.
+    """
+    step, before = saved["step"], saved["config"]
+    too_short = step >= run.max_steps
+    is_late = is_out_of_time(saved, run.max_minutes)
     needed = []
-    if step >= run.max_steps:
+    if too_short:
         needed.append(f"max_steps={2 * step}")
-    if run.max_minutes is not None and is_out_of_time(saved, run.max_minutes):
+    elif is_late and step >= before.get("max_steps", 0):
+        needed.append(f"max_steps={run.max_steps}")
+    if is_late:
         made = saved["train_seconds"] / 60
-        needed.append(f"max_minutes={2 * max(made, run.max_minutes):.4g}")
-    if not needed:
-        return "patience=, or another callback, ended it; another value of its key"
-    return " ".join(needed)
+        needed.append(f"max_minutes={2 * max(made, run.max_minutes or 0):.4g}")
+    elif too_short and is_out_of_time(saved, before.get("max_minutes")):
+        needed.append(f"max_minutes={spelled(run.max_minutes)}")
+    return needed
 
 
 def other_values(path: Path, config: Config) -> dict[str, Any]:
