@@ -587,6 +587,12 @@ def test_a_misuse_is_one_line(here, capsys, name):
     assert not (here / "outputs").exists()
 
 
+def test_a_model_may_have_a_method_of_the_name_of_what_the_lab_never_asks_it(train, here):
+    plugin(here, model(start="type(self).count = lambda self: 3"))
+    line = LINE.replace("model=bigram", "model=own")
+    assert metrics(train(f"{line} plugin=own.py"))["status"] == "finished"
+
+
 EDITED = {  # what somebody makes of a tokenizer after a run, and words of the one line
     "no decode": (tokenizer(decode=""), ["tokenizer=own: Own has no decode"]),
     "lengths that are none": (tokenizer(length="3.5"), ["tokenizer=own: byte_lengths must be"]),

@@ -233,9 +233,8 @@ def evaluate(subject: Subject, warn: Callable[[str], object]) -> dict[str, Value
         others = [readable(name) for name, x in found.items() if isinstance(x, int | float)]
         if len(others) > NAMED:
             others[NAMED:] = [f"and {len(others) - NAMED:,} more"]
-        is_due = (
-            declared != [f"val/{title}"] or not found
-        )  # whoever names none may return only texts
+        # An evaluation that names no number of its own may return only texts.
+        is_due = declared != [f"val/{title}"] or not found
         for name in [name for name in declared if name not in found]:
             if others or (subject.is_last and is_due):  # before the end it may return nothing
                 what = ", ".join(others) or "no number at the end"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lmlab.calls import check_call, check_methods
+from lmlab.calls import check_methods
 from lmlab.errors import UserError
 
 UNASKED = ("count",)  # what the lab never asks a model that learns in steps
@@ -26,9 +26,8 @@ def prepare(model: Any, base: type, config: Any, name: str, vocab_size: int) -> 
         raise UserError(
             f"{about}: {kind} has no forward; needs forward(idx), from ids (B, T) to scores (B, T, V)"
         )
-    check_call(about, model.forward, "forward(idx)")
     check_names(model, base, about)
-    check_methods(about, model, base)
+    check_methods(about, model, base, UNASKED)
     for weight_name, weight in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(weight):
             raise UserError(

@@ -123,6 +123,7 @@ class Survey:
         self.tell_of_watching([cell for cell in unique.values() if cell.is_done()])
         self.tell_of_several()
 
+    @cached_property
     def watching(self) -> set[str]:
         """Returns the typed keys that watch a run as it is made, and do not touch what it computes."""
         typed = {parse(text).key_or_group for _, overrides in self.asked.runs for text in overrides}
@@ -130,10 +131,12 @@ class Survey:
 
     def tell_of_several(self) -> None:
         """Prints which keys have several values in cells that are one, since they touch no result."""
+        n_asked = Counter(cell.hash for cell in self.cells.values())
+        equal = [cell for cell in self.cells.values() if n_asked[cell.hash] > 1]
         values: dict[tuple[str, str], set[str]] = {}
-        for cell in self.cells.values():
+        for cell in equal if self.watching else ():
             flat = cell.config.flat()
-            for key in self.watching():
+            for key in self.watching:
                 values.setdefault((key, cell.hash), set()).add(str(flat.get(key)))
         several = Counter(key for (key, _), found in values.items() if len(found) > 1)
         for key, n in sorted(several.items()):
@@ -146,16 +149,15 @@ class Survey:
 
         They watch a run as it is made, such as calibration=true, and do not touch what it computes.
         """
-        watching = self.watching()
         late: Counter[str] = Counter()
-        for cell in done if watching else ():
+        for cell in done if self.watching else ():
             try:
                 saved = read_config(cell.find()).flat()
             except UserError:  # the report names it
                 continue
             asked = cell.config.flat()
             late.update(
-                f"{key}={asked[key]}" for key in watching if saved.get(key) != asked.get(key)
+                f"{key}={asked[key]}" for key in self.watching if saved.get(key) != asked.get(key)
             )
         for key, n in sorted(late.items()):
             print(f"{key}: without effect on {n} of those done, which are not run again")
